@@ -1,0 +1,213 @@
+"""The five graphs: what each computes (as a module) and its contract (as a GraphSpec)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rvos_deploy.model.clip import ImageFeatures, TextFeatures
+from rvos_deploy.model.config import CONTEXT_LENGTH, STRIDE
+from rvos_deploy.model.mask_head import unite_masks
+from rvos_deploy.model.network import RvosNetwork, referred_scores
+from rvos_deploy.runtime.graph_spec import AxisSpec, GraphSpec, TensorSpec
+
+HEIGHT = AxisSpec("H", STRIDE, 4096, STRIDE)
+WIDTH = AxisSpec("W", STRIDE, 4096, STRIDE)
+EXPRESSIONS = AxisSpec("E", 1, 256)
+TOKENS = AxisSpec("L", 2, CONTEXT_LENGTH)
+MEMORY = AxisSpec("M", 1, 65536)
+
+FP32_TOLERANCE = 1e-4
+"""Outputs of one graph on the same inputs differ by the order of summation only: about 1e-6 a
+layer on normalised scales. 1e-4 leaves room for tens of layers and none for a wrong operator."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module to export, and its contract."""
+
+    module: nn.Module
+    spec: GraphSpec
+
+
+class Backbone(nn.Module):
+    """Normalisation and the frozen image trunk."""
+
+    def __init__(self, network: RvosNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, frame: Tensor) -> ImageFeatures:
+        """Frame uint8 [1,H,W,3] -> res2..res5."""
+        return self.network.encode_frames(frame)
+
+
+class TextEncoder(nn.Module):
+    """The frozen text tower and the trained resizers."""
+
+    def __init__(self, network: RvosNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, token_ids: Tensor) -> TextFeatures:
+        """Token ids int64 [E,L] -> tokens, sentence, padding."""
+        return self.network.encode_text(token_ids)
+
+
+class FrameDecoder(nn.Module):
+    """Cross-modal encoder, frame query decoder, and the initializer's share of one frame."""
+
+    def __init__(self, network: RvosNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self,
+        res2: Tensor,
+        res3: Tensor,
+        res4: Tensor,
+        res5: Tensor,
+        text_tokens: Tensor,
+        sentence: Tensor,
+        text_padding: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One frame, E expressions -> mask features, frame queries, slot values, slot logits."""
+        features = ImageFeatures(res2, res3, res4, res5)
+        text = TextFeatures(text_tokens, sentence, text_padding)
+        output = self.network.decode_frames(features, text)
+        values, logits = self.network.initializer.per_frame(output.queries)
+        return output.mask_features, output.queries, values, logits
+
+
+class VideoDecoder(nn.Module):
+    """Video query decoder and heads."""
+
+    def __init__(self, network: RvosNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self,
+        memory: Tensor,
+        memory_ages: Tensor,
+        memory_empty: Tensor,
+        video_queries: Tensor,
+        text_tokens: Tensor,
+        sentence: Tensor,
+        text_padding: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Memory of M frames, E expressions -> scores, mask embeddings."""
+        last = self.network.video_decoder(
+            memory, memory_ages, memory_empty, video_queries, text_tokens, sentence, text_padding
+        )[-1]
+        return referred_scores(last.logits), last.mask_embeddings
+
+
+class MaskHead(nn.Module):
+    """Mask logits of the queries that pass, united."""
+
+    def __init__(self, network: RvosNetwork) -> None:
+        super().__init__()
+        self.mask_head = network.mask_head
+
+    def forward(
+        self, scores: Tensor, threshold: Tensor, mask_embeddings: Tensor, mask_features: Tensor
+    ) -> Tensor:
+        """E expressions on one frame's mask features -> mask logits [E,H/4,W/4]."""
+        return unite_masks(self.mask_head(mask_embeddings, mask_features), scores, threshold)
+
+
+def graphs(network: RvosNetwork) -> tuple[Graph, ...]:
+    """The network's five graphs with their contracts, in the order in which they run."""
+    config = network.config
+    dim, slots = config.dim, config.num_queries
+    real = str(next(network.mask_head.parameters()).dtype).removeprefix("torch.")
+    pyramid = tuple(
+        TensorSpec(f"res{level}", real, (1, channels, f"H/{2**level}", f"W/{2**level}"))
+        for level, channels in zip(range(2, 6), network.clip.image_channels, strict=True)
+    )
+    text = (
+        TensorSpec("text_tokens", real, ("E", "L", dim)),
+        TensorSpec("sentence", real, ("E", dim)),
+        TensorSpec("text_padding", "bool", ("E", "L")),
+    )
+    queries = ("E", slots, dim)
+    mask_features = TensorSpec("mask_features", real, ("E", dim, "H/4", "W/4"))
+    scores = TensorSpec("scores", "float32", ("E", slots))
+    embeddings = TensorSpec("mask_embeddings", real, queries)
+
+    def graph(
+        module: nn.Module,
+        name: str,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *axes: AxisSpec,
+    ) -> Graph:
+        return Graph(module.eval(), GraphSpec(name, inputs, outputs, axes, FP32_TOLERANCE))
+
+    return (
+        graph(
+            Backbone(network),
+            "backbone",
+            (TensorSpec("frame", "uint8", (1, "H", "W", 3)),),
+            pyramid,
+            HEIGHT,
+            WIDTH,
+        ),
+        graph(
+            TextEncoder(network),
+            "text_encoder",
+            (TensorSpec("token_ids", "int64", ("E", "L")),),
+            text,
+            EXPRESSIONS,
+            TOKENS,
+        ),
+        graph(
+            FrameDecoder(network),
+            "frame_decoder",
+            (*pyramid, *text),
+            (
+                mask_features,
+                TensorSpec("frame_queries", real, queries),
+                TensorSpec("slot_values", real, queries),
+                TensorSpec("slot_logits", real, ("E", slots)),
+            ),
+            HEIGHT,
+            WIDTH,
+            EXPRESSIONS,
+            TOKENS,
+        ),
+        graph(
+            VideoDecoder(network),
+            "video_decoder",
+            (
+                TensorSpec("memory", real, ("E", "M", slots, dim)),
+                TensorSpec("memory_ages", "float32", ("E", "M")),
+                TensorSpec("memory_empty", "bool", ("E", "M")),
+                TensorSpec("video_queries", real, queries),
+                *text,
+            ),
+            (scores, embeddings),
+            EXPRESSIONS,
+            TOKENS,
+            MEMORY,
+        ),
+        graph(
+            MaskHead(network),
+            "mask_head",
+            (scores, TensorSpec("threshold", "float32", ("E",)), embeddings, mask_features),
+            (TensorSpec("mask_logits", "float32", ("E", "H/4", "W/4")),),
+            HEIGHT,
+            WIDTH,
+            EXPRESSIONS,
+        ),
+    )
+
+
+def example_inputs(spec: GraphSpec, axes: dict[str, int], seed: int = 0) -> tuple[Tensor, ...]:
+    """Inputs of these sizes to trace with; see ``rvos_deploy.runtime.probe`` for the numbers."""
+    from rvos_deploy.runtime.probe import probe_inputs
+
+    return tuple(torch.from_numpy(x) for x in probe_inputs(spec, axes, seed).values())

@@ -1,0 +1,139 @@
+"""Turn one graph's module into a checked ONNX file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch.export import Dim
+
+from rvos_deploy.errors import ParityError
+from rvos_deploy.export.graphs import Graph, example_inputs
+from rvos_deploy.export.ms_deform_attn import OPSET, attach_function
+from rvos_deploy.runtime.graph_spec import AxisSpec, TensorSpec
+
+EXTERNAL_DATA_BYTES = 256 * 2**20
+"""Weights above this go into a ``.data`` file beside the graph: protobuf ends at 2 GiB, and a
+runtime can map a separate file into memory."""
+
+# Sizes to trace with: no two axes alike, none 0 or 1, so that no accidental equality is baked in.
+_TRACE_AXES = {"H": 128, "W": 192, "E": 3, "L": 7, "M": 5}
+
+
+def export_graph(graph: Graph, folder: Path) -> list[Path]:
+    """Export one graph into ``folder``; returns the files written (the graph first).
+
+    Raises:
+        ParityError: when the exported graph breaks its contract (names, types, dynamic axes).
+    """
+    spec = graph.spec
+    axes = {axis.name: _TRACE_AXES[axis.name] for axis in spec.axes}
+    with _only_real_warnings():
+        program = torch.onnx.export(
+            graph.module,
+            example_inputs(spec, axes),
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            dynamic_shapes=_dynamic_shapes(spec.inputs, spec.axes),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    attach_function(model)
+    _name_axes(model, graph)
+    return _save(model, folder / f"{spec.name}.onnx")
+
+
+def _dynamic_shapes(
+    inputs: tuple[TensorSpec, ...], axes: tuple[AxisSpec, ...]
+) -> tuple[dict[int, Any], ...]:
+    """torch.export dimensions for every input: an axis of multiples is a multiple of its unit."""
+    units = {
+        axis.name: Dim(
+            f"{axis.name}_unit" if axis.multiple > 1 else axis.name,
+            min=max(1, axis.minimum // axis.multiple),
+            max=axis.maximum // axis.multiple,
+        )
+        for axis in axes
+    }
+    multiples = {axis.name: axis.multiple for axis in axes}
+
+    def dimension(expression: str) -> Any:
+        name, _, divisor = expression.partition("/")
+        factor = multiples[name] // int(divisor or 1)
+        return units[name] if factor == 1 else factor * units[name]
+
+    return tuple(
+        {i: dimension(dim) for i, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+        for tensor in inputs
+    )
+
+
+def _name_axes(model: onnx.ModelProto, graph: Graph) -> None:
+    """Check names and types against the contract, and write its axis names into the file."""
+    for found, wanted in (
+        (model.graph.input, graph.spec.inputs),
+        (model.graph.output, graph.spec.outputs),
+    ):
+        names = [value.name for value in found]
+        if names != [tensor.name for tensor in wanted]:
+            raise ParityError(
+                f"{graph.spec.name}: exported tensors are {names}, "
+                f"the contract names {[tensor.name for tensor in wanted]}"
+            )
+        for value, tensor in zip(found, wanted, strict=True):
+            _name_tensor_axes(value, tensor, graph.spec.name)
+
+
+def _name_tensor_axes(value: onnx.ValueInfoProto, tensor: TensorSpec, graph: str) -> None:
+    type_ = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(type_.elem_type).name
+    if dtype != tensor.dtype or len(type_.shape.dim) != len(tensor.shape):
+        raise ParityError(
+            f"{graph}: exported {tensor.name} is {dtype} of rank {len(type_.shape.dim)}, "
+            f"the contract says {tensor.dtype} {list(tensor.shape)}"
+        )
+    for found, wanted in zip(type_.shape.dim, tensor.shape, strict=True):
+        fixed = found.HasField("dim_value")
+        if fixed and found.dim_value != wanted:
+            raise ParityError(
+                f"{graph}: an axis of {tensor.name} is fixed at {found.dim_value}, "
+                f"the contract says {wanted}"
+            )
+        if isinstance(wanted, str):
+            found.dim_param = wanted
+        else:
+            found.dim_value = wanted
+
+
+def _save(model: onnx.ModelProto, path: Path) -> list[Path]:
+    external = model.ByteSize() > EXTERNAL_DATA_BYTES
+    data = path.with_suffix(".onnx.data")
+    onnx.save_model(
+        model,
+        path,
+        save_as_external_data=external,
+        all_tensors_to_one_file=True,
+        location=data.name,
+        size_threshold=1024,
+    )
+    onnx.checker.check_model(str(path), full_check=True)
+    return [path, data] if external else [path]
+
+
+@contextmanager
+def _only_real_warnings() -> Iterator[None]:
+    """Silence what says nothing about the graph, each by its exact text; let all else through."""
+    with warnings.catch_warnings():
+        # The exporter deep-copies its own pytree specs through a deprecated class of its own.
+        warnings.filterwarnings(
+            "ignore", message=r".*isinstance\(treespec, LeafSpec\).* is deprecated"
+        )
+        yield

@@ -1,0 +1,1 @@
+"""Referring video object segmentation, from PyTorch to production."""

@@ -1,0 +1,31 @@
+"""Every error this package raises on purpose: one line that says what was found, needed, and mends it."""
+
+from __future__ import annotations
+
+
+class RvosError(Exception):
+    """Base of all errors of rvos-deploy. ``exit_code`` is what the command line returns for it."""
+
+    exit_code = 2
+
+
+class InputError(RvosError, ValueError):
+    """An argument, file or size that cannot be used as given."""
+
+
+class VideoError(InputError):
+    """A video that cannot be opened, or holds no frame that can be decoded."""
+
+
+class BundleError(RvosError):
+    """A bundle that must not be loaded: missing, damaged, or of another schema."""
+
+
+class BackendError(RvosError):
+    """A back end that is not installed, or cannot run what was asked of it."""
+
+
+class ParityError(RvosError):
+    """A check of numbers or masks that failed: the artefact must not be shipped."""
+
+    exit_code = 1

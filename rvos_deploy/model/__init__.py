@@ -1,0 +1,1 @@
+"""The PyTorch reference network, one file a module."""

@@ -1,0 +1,129 @@
+"""Multi-head attention and the layers around it, written so that every export sees plain operators."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+HIDDEN = -1e4
+"""Added to the logits of hidden keys. Finite, because -inf turns into NaN in fp16; its exponential
+is exactly zero in every type."""
+
+
+def hide(mask: Tensor) -> Tensor:
+    """Turn a bool mask (True: hidden) into float32 logits to be added."""
+    return mask.float() * HIDDEN
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last axis in float32, whatever the type of the logits."""
+    return torch.softmax(logits.float(), dim=-1).to(logits.dtype)
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot-product attention with separate projections (Vaswani et al. 2017)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+        for layer in (self.query, self.key, self.value, self.output):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            query: [B,Q,C].
+            key: [B,K,C].
+            value: [B,K,C].
+            bias: float32, added to the logits; broadcasts to [B,heads,Q,K].
+
+        Returns:
+            [B,Q,C].
+        """
+        q = self._split(self.query(query)) * (1.0 / math.sqrt(self.head_dim))
+        k = self._split(self.key(key))
+        v = self._split(self.value(value))
+        logits = q @ k.transpose(-2, -1)
+        if bias is not None:
+            logits = logits + bias.to(logits.dtype)
+        return self.output((softmax(logits) @ v).transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[B,K,C] -> [B,heads,K,C/heads]."""
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+
+class CrossAttentionLayer(nn.Module):
+    """Post-norm residual cross-attention, positions added to queries and keys."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(dim, num_heads)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        queries: Tensor,
+        memory: Tensor,
+        query_position: Tensor,
+        memory_position: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Queries [B,Q,C] read memory [B,K,C]; positions broadcast to them."""
+        key = memory if memory_position is None else memory + memory_position
+        read = self.attention(queries + query_position, key, memory, bias)
+        return self.norm(queries + read)
+
+
+class SelfAttentionLayer(nn.Module):
+    """Post-norm residual self-attention, position added to queries and keys."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.attention = MultiHeadAttention(dim, num_heads)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self, tokens: Tensor, position: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """[B,K,C] -> [B,K,C]."""
+        placed = tokens if position is None else tokens + position
+        return self.norm(tokens + self.attention(placed, placed, tokens, bias))
+
+
+class FeedForwardLayer(nn.Module):
+    """Post-norm residual two-layer perceptron with ReLU."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, hidden_dim)
+        self.shrink = nn.Linear(hidden_dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        for layer in (self.expand, self.shrink):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[...,C] -> [...,C]."""
+        return self.norm(tokens + self.shrink(torch.relu(self.expand(tokens))))
+
+
+class Mlp(nn.Sequential):
+    """Linear layers with ReLU between them: ``Mlp(in, hidden, ..., out)``."""
+
+    def __init__(self, *dims: int) -> None:
+        layers: list[nn.Module] = []
+        for index, (inner, outer) in enumerate(zip(dims, dims[1:], strict=False)):
+            if index:
+                layers.append(nn.ReLU())
+            layers.append(nn.Linear(inner, outer))
+        super().__init__(*layers)

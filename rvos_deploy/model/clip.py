@@ -1,0 +1,152 @@
+"""The frozen convolutional CLIP: image features at four strides, and text features of every token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.model.attention import hide
+from rvos_deploy.model.config import ModelConfig
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+open_clip.add_model_config(Path(__file__).parent / "clip_configs")
+
+
+class ImageFeatures(NamedTuple):
+    """Raw outputs of the ConvNeXt stages: float [B,channels,H/stride,W/stride]."""
+
+    res2: Tensor
+    res3: Tensor
+    res4: Tensor
+    res5: Tensor
+
+
+class TextFeatures(NamedTuple):
+    """tokens float [E,L,width]; sentence float [E,embed]; padding bool [E,L], True after end of text."""
+
+    tokens: Tensor
+    sentence: Tensor
+    padding: Tensor
+
+
+class FrozenClip(nn.Module):
+    """An open_clip ConvNeXt model that stays in eval mode and never takes a gradient.
+
+    Source: open_clip (Ilharco et al.); feature taps as FC-CLIP (Yu et al. 2023).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255, persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenClip:
+        """Stay in eval mode: drop path and dropout must never disturb frozen features."""
+        return super().train(False)
+
+    @property
+    def image_channels(self) -> list[int]:
+        """Channels of res2..res5."""
+        return [info["num_chs"] for info in self.model.visual.trunk.feature_info]
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text tower's tokens."""
+        return int(self.model.positional_embedding.shape[1])
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the projected sentence feature."""
+        return int(self.model.text_projection.shape[1])
+
+    def image_features(self, frames: Tensor) -> ImageFeatures:
+        """Run the trunk once, whatever the number of expressions.
+
+        Args:
+            frames: uint8 [B,H,W,3] RGB; H and W multiples of 32.
+        """
+        trunk = self.model.visual.trunk
+        x = (frames.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        x = trunk.stem(x)
+        taps = []
+        for stage in trunk.stages:
+            x = stage(x)
+            taps.append(x)
+        return ImageFeatures(*taps)
+
+    def text_features(self, token_ids: Tensor) -> TextFeatures:
+        """States of every token after the final norm, and the projected end-of-text state.
+
+        Args:
+            token_ids: int64 [E,L], L at most 77: start of text, tokens, end of text, zeros.
+        """
+        model = self.model
+        length = token_ids.shape[1]
+        position = torch.arange(length, device=token_ids.device)
+        causal = hide(position[None, :] > position[:, None])
+        x = model.token_embedding(token_ids) + model.positional_embedding[:length]
+        x = model.ln_final(model.transformer(x, attn_mask=causal.to(x.dtype)))
+        # End of text is the largest id, so argmax finds its first occurrence.
+        end = token_ids.argmax(dim=-1)
+        padding = position[None, :] > end[:, None]
+        last = x.gather(1, end[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
+        return TextFeatures(x, last @ model.text_projection, padding)
+
+
+def build_clip(config: ModelConfig, weights: str | None = None) -> FrozenClip:
+    """Create the CLIP part through open_clip.
+
+    Args:
+        config: names the open_clip architecture.
+        weights: an open_clip pretrained tag (fetched from its hub), a file, or None for random
+            weights.
+
+    Raises:
+        InputError: when the weights cannot be had; names the tag and the ways out.
+    """
+    try:
+        with _quiet_random_initialisation(weights is None):
+            model = open_clip.create_model(config.clip, pretrained=weights)
+    except Exception as error:
+        if weights is None:
+            raise
+        raise InputError(_weights_message(config, weights, error)) from error
+    return FrozenClip(model)
+
+
+def _weights_message(config: ModelConfig, weights: str, error: Exception) -> str:
+    cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"CLIP weights '{weights}' for {config.clip} could not be loaded ({cause}); "
+        f"connect to the network, or pass a file of open_clip weights with --clip-weights FILE, "
+        f"or use --random-weights"
+    )
+
+
+@contextmanager
+def _quiet_random_initialisation(active: bool) -> Iterator[None]:
+    """open_clip warns when no weights are given; here that was asked for."""
+    import logging
+
+    logger = logging.getLogger()
+    if not active:
+        yield
+        return
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,141 @@
+"""One flat configuration of the network, and its named presets. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from rvos_deploy.errors import InputError
+
+Initializer = Literal["aligned", "weighted", "sentence"]
+
+STRIDE = 32
+"""Heights and widths are multiples of this: the coarsest feature map's stride."""
+
+CONTEXT_LENGTH = 77
+"""The most tokens that a CLIP text tower takes, start and end of text included."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides the network's shape and arithmetic.
+
+    Widths of the CLIP part follow from ``clip``, an open_clip model name.
+    """
+
+    name: str
+    clip: str
+    clip_pretrained: str | None = None
+    dim: int = 256
+    num_queries: int = 20
+    num_heads: int = 8
+    encoder_layers: int = 6
+    encoder_ffn: int = 1024
+    num_points: int = 4
+    fusion_heads: int = 4
+    fusion_dim: int = 256
+    fusion_layer_scale: float = 1e-4
+    frame_decoder_layers: int = 9
+    video_decoder_layers: int = 6
+    decoder_ffn: int = 2048
+    norm_groups: int = 32
+    position_cycles: float = 1.0
+    initializer: Initializer = "aligned"
+    text_fusion: bool = True
+    mask_position: bool = True
+    input_size: tuple[int, int] = (448, 800)
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        for divisor in ("num_heads", "norm_groups"):
+            if self.dim % getattr(self, divisor):
+                raise InputError(
+                    f"dim {self.dim} is not a multiple of {divisor} {getattr(self, divisor)}; "
+                    f"change one of them in the model configuration"
+                )
+        if self.dim % 4:
+            raise InputError(f"dim must be a multiple of 4 for sine positions, found {self.dim}")
+        if self.fusion_dim % self.fusion_heads:
+            raise InputError(
+                f"fusion_dim {self.fusion_dim} is not a multiple of "
+                f"fusion_heads {self.fusion_heads}"
+            )
+        if self.initializer not in get_args(Initializer):
+            raise InputError(
+                f"unknown initializer '{self.initializer}'; known: {', '.join(get_args(Initializer))}"
+            )
+        check_size(*self.input_size)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**asdict(self), "input_size": list(self.input_size)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> ModelConfig:
+        """Inverse of :meth:`as_dict`.
+
+        Raises:
+            InputError: for a key that this version does not know, or a missing one.
+        """
+        known = {field.name for field in fields(ModelConfig)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise InputError(f"unknown model configuration keys: {', '.join(unknown)}")
+        try:
+            return ModelConfig(**{**values, "input_size": tuple(values["input_size"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"model configuration is incomplete: {error}") from None
+
+
+def check_size(height: int, width: int) -> None:
+    """Raise InputError unless both are positive multiples of 32."""
+    if height < STRIDE or width < STRIDE or height % STRIDE or width % STRIDE:
+
+        def nearest(side: int) -> int:
+            return max(STRIDE, round(side / STRIDE) * STRIDE)
+
+        raise InputError(
+            f"size {height}x{width} is not a multiple of {STRIDE}; "
+            f"the nearest that is: {nearest(height)}x{nearest(width)}"
+        )
+
+
+_PRESETS = (
+    ModelConfig(
+        name="large",
+        clip="convnext_large_d_320",
+        clip_pretrained="laion2b_s29b_b131k_ft_soup",
+    ),
+    ModelConfig(
+        name="base",
+        clip="convnext_base_w_320",
+        clip_pretrained="laion_aesthetic_s13b_b82k_augreg",
+    ),
+    ModelConfig(
+        name="tiny",
+        clip="rvos_tiny",
+        dim=128,
+        encoder_layers=3,
+        encoder_ffn=512,
+        fusion_dim=128,
+        fusion_layer_scale=0.1,
+        frame_decoder_layers=3,
+        video_decoder_layers=3,
+        decoder_ffn=512,
+        position_cycles=4.0,
+        input_size=(256, 448),
+    ),
+)
+PRESETS: Mapping[str, ModelConfig] = {config.name: config for config in _PRESETS}
+
+
+def preset(name: str) -> ModelConfig:
+    """Return the preset of that name.
+
+    Raises:
+        InputError: when there is none; lists those that there are.
+    """
+    if name not in PRESETS:
+        raise InputError(f"unknown preset '{name}'; known: {', '.join(PRESETS)}")
+    return PRESETS[name]

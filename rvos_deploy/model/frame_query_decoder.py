@@ -1,0 +1,168 @@
+"""The frame query decoder: per frame, N queries find the objects that the sentence may mean."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rvos_deploy.model.attention import (
+    CrossAttentionLayer,
+    FeedForwardLayer,
+    Mlp,
+    SelfAttentionLayer,
+    hide,
+)
+from rvos_deploy.model.config import ModelConfig
+from rvos_deploy.model.cross_modal_encoder import EncodedFrame
+from rvos_deploy.model.position import pixel_centres, sine_position_2d
+
+
+class FramePrediction(NamedTuple):
+    """One prediction of the frame decoder: logits [B,N,2] (object, no object), embeddings [B,N,C]."""
+
+    logits: Tensor
+    mask_embeddings: Tensor
+
+
+class DecodedFrame(NamedTuple):
+    """queries [B,N,C]; every prediction, the initial one first (for the losses)."""
+
+    queries: Tensor
+    predictions: list[FramePrediction]
+
+
+class FrameQueryLayer(nn.Module):
+    """Masked cross-attention to one level, text cross-attention, self-attention, feed-forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.image_attention = CrossAttentionLayer(config.dim, config.num_heads)
+        self.text_attention = (
+            CrossAttentionLayer(config.dim, config.num_heads) if config.text_fusion else None
+        )
+        self.self_attention = SelfAttentionLayer(config.dim, config.num_heads)
+        self.ffn = FeedForwardLayer(config.dim, config.decoder_ffn)
+
+    def forward(
+        self,
+        queries: Tensor,
+        query_position: Tensor,
+        level: Tensor,
+        level_position: Tensor,
+        attention_bias: Tensor,
+        text: Tensor,
+        text_bias: Tensor,
+    ) -> Tensor:
+        """Queries [B,N,C] -> [B,N,C]."""
+        queries = self.image_attention(
+            queries, level, query_position, level_position, attention_bias
+        )
+        if self.text_attention is not None:
+            queries = self.text_attention(queries, text, query_position, bias=text_bias)
+        return self.ffn(self.self_attention(queries, query_position))
+
+
+class FrameQueryDecoder(nn.Module):
+    """Masked attention decoder (Mask2Former) with text attention, queries started from the sentence.
+
+    Sources: Mask2Former (Cheng et al. 2022), LMPM (Ding et al. 2023), DsHmp (He and Ding 2024).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.dim, self.num_queries = dim, config.num_queries
+        self.position_cycles = config.position_cycles
+        self.query_position = nn.Parameter(torch.randn(config.num_queries, dim))
+        self.level_embedding = nn.Parameter(torch.randn(3, dim) * 0.02)
+        self.layers = nn.ModuleList(
+            FrameQueryLayer(config) for _ in range(config.frame_decoder_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.object_head = nn.Linear(dim, 2)
+        self.mask_embedding = Mlp(dim, dim, dim, dim)
+        self.mask_position = Mlp(5, dim, dim) if config.mask_position else None
+
+    def forward(self, frame: EncodedFrame, sentence: Tensor, padding: Tensor) -> DecodedFrame:
+        """Decode B frames, each with its sentence.
+
+        Args:
+            frame: of B frame-sentence pairs.
+            sentence: [B,C].
+            padding: bool [B,L] of the text.
+        """
+        # Coarse to fine: strides 32, 16, 8 in turn.
+        levels, shapes = frame.levels[::-1], frame.shapes[::-1]
+        memories = [level + self.level_embedding[i] for i, level in enumerate(levels)]
+        positions = [
+            sine_position_2d(h, w, self.dim, self.position_cycles, sentence.device).to(
+                sentence.dtype
+            )
+            for h, w in shapes
+        ]
+        masks = [resize_mask_features(frame.mask_features, shape) for shape in shapes]
+        text_bias = hide(padding)[:, None, None]
+        queries = sentence[:, None].expand(-1, self.num_queries, -1)
+        predictions = [self._predict(queries)]
+        for index, layer in enumerate(self.layers):
+            level = index % 3
+            logits = predictions[-1].mask_embeddings @ masks[level]
+            queries = layer(
+                queries,
+                self.query_position,
+                memories[level],
+                positions[level],
+                hide(attention_mask(logits))[:, None],
+                frame.text,
+                text_bias,
+            )
+            predictions.append(self._predict(queries))
+        tokens = self.norm(queries)
+        if self.mask_position is not None:
+            where = mask_position(predictions[-1].mask_embeddings @ masks[1], shapes[1])
+            tokens = tokens + self.mask_position(where.to(tokens.dtype))
+        return DecodedFrame(tokens, predictions)
+
+    def _predict(self, queries: Tensor) -> FramePrediction:
+        normed = self.norm(queries)
+        return FramePrediction(self.object_head(normed), self.mask_embedding(normed))
+
+
+def resize_mask_features(mask_features: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Mask features at a level's size: [B,C,H/4,W/4] -> [B,C,S].
+
+    Dot product and bilinear resizing are both linear, so resizing the features once a level gives
+    what resizing every query's mask at every layer would.
+    """
+    resized = F.interpolate(mask_features, size=shape, mode="bilinear", align_corners=False)
+    return resized.flatten(2)
+
+
+def attention_mask(logits: Tensor) -> Tensor:
+    """True where a query must not look: bool [B,N,S] from its mask logits [B,N,S].
+
+    Hidden is what the previous prediction gives a probability under one half; a query that would
+    see nothing sees everything (Mask2Former).
+    """
+    hidden = logits.detach() < 0
+    return hidden & ~hidden.all(dim=-1, keepdim=True)
+
+
+def mask_position(logits: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Where each query's mask lies: float32 [B,N,5] from its logits [B,N,S] on a map of ``shape``.
+
+    Soft centroid (x, y) in -1..1, extent (standard deviation, x and y) in units of half an image,
+    and the square root of the area's share of the image.
+    """
+    centres = 2 * pixel_centres(*shape, logits.device) - 1
+    probability = logits.float().sigmoid()
+    total = probability.sum(-1, keepdim=True)
+    mass = probability / (total + 1e-6)
+    centroid = mass @ centres
+    variance = mass @ centres.square() - centroid.square()
+    extent = (variance.clamp(min=0) + 1e-6).sqrt()
+    area = (total / logits.shape[-1] + 1e-6).sqrt()
+    return torch.cat((centroid, extent, area), dim=-1)

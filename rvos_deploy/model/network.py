@@ -1,0 +1,140 @@
+"""The whole network: stages that run apart when exported, and the clip-wise forward pass."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rvos_deploy.model.clip import FrozenClip, ImageFeatures, TextFeatures, build_clip
+from rvos_deploy.model.config import ModelConfig
+from rvos_deploy.model.cross_modal_encoder import CrossModalEncoder
+from rvos_deploy.model.frame_query_decoder import FramePrediction, FrameQueryDecoder
+from rvos_deploy.model.mask_head import MaskHead, unite_masks
+from rvos_deploy.model.slot_alignment import align_slots, gather_slots
+from rvos_deploy.model.text_resizer import TextResizer
+from rvos_deploy.model.video_query_decoder import VideoPrediction, VideoQueryDecoder
+from rvos_deploy.model.video_query_initializer import VideoQueryInitializer
+
+
+class FrameOutput(NamedTuple):
+    """mask_features [B,C,H/4,W/4]; queries [B,N,C]; predictions of every layer, for the losses."""
+
+    mask_features: Tensor
+    queries: Tensor
+    predictions: list[FramePrediction]
+
+
+class VideoOutput(NamedTuple):
+    """aligned frame queries [B,T,N,C] and their order [B,T,N]; predictions of every layer."""
+
+    aligned_queries: Tensor
+    order: Tensor
+    predictions: list[VideoPrediction]
+
+
+class NetworkOutput(NamedTuple):
+    """frames (batch and time flattened: B*T) and video."""
+
+    frames: FrameOutput
+    video: VideoOutput
+
+
+class RvosNetwork(nn.Module):
+    """Referring video object segmentation after Pan, Fang and Lu (2024, arXiv 2406.04842)."""
+
+    def __init__(self, config: ModelConfig, clip: FrozenClip) -> None:
+        super().__init__()
+        self.config = config
+        self.clip = clip
+        self.text_resizer = TextResizer(clip.text_width, clip.embed_dim, config.dim)
+        self.encoder = CrossModalEncoder(config, clip.image_channels)
+        self.frame_decoder = FrameQueryDecoder(config)
+        self.initializer = VideoQueryInitializer(config)
+        self.video_decoder = VideoQueryDecoder(config)
+        self.mask_head = MaskHead(config.dim)
+
+    def encode_frames(self, frames: Tensor) -> ImageFeatures:
+        """Image features of uint8 frames [B,H,W,3], H and W multiples of 32."""
+        return self.clip.image_features(frames)
+
+    def encode_text(self, token_ids: Tensor) -> TextFeatures:
+        """Resized text features of int64 token ids [E,L]."""
+        return self.text_resizer(self.clip.text_features(token_ids))
+
+    def decode_frames(self, features: ImageFeatures, text: TextFeatures) -> FrameOutput:
+        """Mask features and frame queries for B texts, on B frames or on one that they share."""
+        encoded = self.encoder(features, text.tokens, text.padding)
+        decoded = self.frame_decoder(encoded, text.sentence, text.padding)
+        return FrameOutput(encoded.mask_features, decoded.queries, decoded.predictions)
+
+    def decode_video(self, frame_queries: Tensor, text: TextFeatures) -> VideoOutput:
+        """Align the frame queries [B,T,N,C] of whole clips, and decode video queries from them."""
+        batch, length, slots, _ = frame_queries.shape
+        values, logits = self.initializer.per_frame(frame_queries)
+        order = self._slot_order(frame_queries)
+        aligned = gather_slots(frame_queries, order)
+        queries = self.initializer(
+            gather_slots(values, order), gather_slots(logits, order), text.sentence
+        )
+        ages = torch.arange(length - 1, -1, -1, device=frame_queries.device).expand(batch, -1)
+        empty = torch.zeros((batch, length), dtype=torch.bool, device=frame_queries.device)
+        predictions = self.video_decoder(
+            aligned, ages, empty, queries, text.tokens, text.sentence, text.padding
+        )
+        return VideoOutput(aligned, order, predictions)
+
+    def _slot_order(self, frame_queries: Tensor) -> Tensor:
+        if self.config.initializer == "aligned":
+            return align_slots(frame_queries)
+        batch, length, slots, _ = frame_queries.shape
+        return torch.arange(slots, device=frame_queries.device).expand(batch, length, slots)
+
+    def forward(self, frames: Tensor, token_ids: Tensor) -> NetworkOutput:
+        """Run whole clips, each with one sentence.
+
+        Args:
+            frames: uint8 [B,T,H,W,3] RGB; H and W multiples of 32.
+            token_ids: int64 [B,L].
+        """
+        batch, length = frames.shape[:2]
+        text = self.encode_text(token_ids)
+        per_frame = TextFeatures(*(x.repeat_interleave(length, dim=0) for x in text))
+        frame_output = self.decode_frames(self.encode_frames(frames.flatten(0, 1)), per_frame)
+        queries = frame_output.queries.unflatten(0, (batch, length))
+        return NetworkOutput(frame_output, self.decode_video(queries, text))
+
+
+class ClipMasks(NamedTuple):
+    """scores float32 [B,N]; mask logits float32 [B,T,H/4,W/4], united over the queries that pass."""
+
+    scores: Tensor
+    mask_logits: Tensor
+
+
+@torch.inference_mode()
+def segment_clip(
+    network: RvosNetwork, frames: Tensor, token_ids: Tensor, threshold: Tensor
+) -> ClipMasks:
+    """Offline inference on whole clips: frames uint8 [B,T,H,W,3], ids [B,L], threshold [B]."""
+    batch, length = frames.shape[:2]
+    output = network(frames, token_ids)
+    last = output.video.predictions[-1]
+    scores = referred_scores(last.logits)
+    features = output.frames.mask_features.unflatten(0, (batch, length))
+    maps = [
+        unite_masks(network.mask_head(last.mask_embeddings, features[:, t]), scores, threshold)
+        for t in range(length)
+    ]
+    return ClipMasks(scores, torch.stack(maps, dim=1))
+
+
+def referred_scores(logits: Tensor) -> Tensor:
+    """Probability that a query is referred to: float32 [B,N] from logits [B,N,2]."""
+    return torch.softmax(logits.float(), dim=-1)[..., 0]
+
+
+def build_network(config: ModelConfig, clip_weights: str | None = None) -> RvosNetwork:
+    """Build the network; ``clip_weights`` as :func:`rvos_deploy.model.clip.build_clip` takes it."""
+    return RvosNetwork(config, build_clip(config, clip_weights))

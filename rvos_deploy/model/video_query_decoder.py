@@ -1,0 +1,126 @@
+"""The video query decoder: video queries read all frames' queries and decide what is referred to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rvos_deploy.model.attention import (
+    CrossAttentionLayer,
+    FeedForwardLayer,
+    Mlp,
+    SelfAttentionLayer,
+    hide,
+)
+from rvos_deploy.model.config import ModelConfig
+from rvos_deploy.model.position import temporal_position
+
+
+class VideoPrediction(NamedTuple):
+    """queries [B,N,C]; logits [B,N,2] (referred, no object); mask_embeddings [B,N,C]."""
+
+    queries: Tensor
+    logits: Tensor
+    mask_embeddings: Tensor
+
+
+class VideoQueryLayer(nn.Module):
+    """Cross-attention to frame queries, text cross-attention, self-attention, feed-forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.frame_attention = CrossAttentionLayer(config.dim, config.num_heads)
+        self.text_attention = (
+            CrossAttentionLayer(config.dim, config.num_heads) if config.text_fusion else None
+        )
+        self.self_attention = SelfAttentionLayer(config.dim, config.num_heads)
+        self.ffn = FeedForwardLayer(config.dim, config.decoder_ffn)
+
+    def forward(
+        self,
+        queries: Tensor,
+        slot_position: Tensor,
+        memory: Tensor,
+        memory_position: Tensor,
+        memory_bias: Tensor,
+        text: Tensor,
+        text_bias: Tensor,
+    ) -> Tensor:
+        """Queries [B,N,C] -> [B,N,C]; memory [B,M*N,C]."""
+        queries = self.frame_attention(
+            queries, memory, slot_position, memory_position, memory_bias
+        )
+        if self.text_attention is not None:
+            queries = self.text_attention(queries, text, slot_position, bias=text_bias)
+        return self.ffn(self.self_attention(queries, slot_position))
+
+
+class VideoQueryDecoder(nn.Module):
+    """Decoder over the memory of aligned frame queries, with temporal and slot positions.
+
+    After LBVQ (Fang et al. 2024) and DsHmp (He and Ding 2024); heads after LMPM (Ding et al. 2023).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.dim = dim
+        self.slot_position = nn.Parameter(torch.randn(config.num_queries, dim))
+        self.layers = nn.ModuleList(
+            VideoQueryLayer(config) for _ in range(config.video_decoder_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.referred_head = nn.Linear(2 * dim, 2)
+        self.mask_embedding = Mlp(dim, dim, dim, dim)
+
+    def forward(
+        self,
+        memory: Tensor,
+        ages: Tensor,
+        empty: Tensor,
+        video_queries: Tensor,
+        text: Tensor,
+        sentence: Tensor,
+        padding: Tensor,
+    ) -> list[VideoPrediction]:
+        """One prediction a layer, the last one last.
+
+        Args:
+            memory: [B,M,N,C] aligned frame queries, frames in any order.
+            ages: float32 [B,M]: how many frames each is older than the newest.
+            empty: bool [B,M], True where the memory holds no frame.
+            video_queries: [B,N,C] initial ones.
+            text: [B,L,C] resized text tokens.
+            sentence: [B,C].
+            padding: bool [B,L] of the text.
+        """
+        num_queries = memory.shape[2]
+        time = temporal_position(ages, self.dim).to(memory.dtype)
+        # Time goes into what is read as well as into where it is looked for: motion is the
+        # difference between what a slot said early and what it says late.
+        tokens = (memory + time[:, :, None]).flatten(1, 2)
+        memory_position = self.slot_position.repeat(memory.shape[1], 1)
+        memory_bias = hide(empty)[:, :, None].expand(-1, -1, num_queries).flatten(1)
+        text_bias = hide(padding)[:, None, None]
+        queries, predictions = video_queries, []
+        for layer in self.layers:
+            queries = layer(
+                queries,
+                self.slot_position,
+                tokens,
+                memory_position,
+                memory_bias[:, None, None],
+                text,
+                text_bias,
+            )
+            predictions.append(self._predict(queries, sentence))
+        return predictions
+
+    def _predict(self, queries: Tensor, sentence: Tensor) -> VideoPrediction:
+        normed = self.norm(queries)
+        with_sentence = torch.cat((normed, sentence[:, None].expand_as(normed)), dim=-1)
+        return VideoPrediction(
+            normed, self.referred_head(with_sentence), self.mask_embedding(normed)
+        )

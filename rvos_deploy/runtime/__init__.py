@@ -1,0 +1,1 @@
+"""Run a bundle without PyTorch: graphs in, masks out."""

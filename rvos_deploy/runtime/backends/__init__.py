@@ -1,0 +1,1 @@
+"""One runner per inference library, all behind the same interface."""

@@ -1,0 +1,91 @@
+"""Seeded inputs for the graphs, the same on every machine and with every NumPy.
+
+``RandomState`` is NumPy's frozen generator: its streams never change, so an artefact's recorded
+outputs can be checked years later without shipping the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.runtime.graph_spec import GraphSpec, TensorSpec
+
+START_OF_TEXT, END_OF_TEXT = 49406, 49407
+
+Probe = NDArray[Any]
+
+
+def probe_inputs(spec: GraphSpec, axes: Mapping[str, int], seed: int) -> dict[str, Probe]:
+    """One array for every input of the graph, of the sizes that ``axes`` gives.
+
+    Numbers are standard normal; what has a meaning is made to fit it: token ids form sentences of
+    different lengths, padding covers their ends, memories hold empty frames.
+    """
+    random = np.random.RandomState(seed)
+    return {tensor.name: _make(tensor, tensor.sizes(axes), random) for tensor in spec.inputs}
+
+
+def _make(tensor: TensorSpec, shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    make = _MAKERS.get(tensor.name, _normal)
+    return make(shape, random).astype(tensor.dtype)
+
+
+def _normal(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    return random.standard_normal(shape)
+
+
+def _frame(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    return random.randint(0, 256, shape)
+
+
+def _token_ids(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    ids = random.randint(1, START_OF_TEXT, shape)
+    ids[:, 0] = START_OF_TEXT
+    for row, end in zip(ids, _ends(shape, random), strict=True):
+        row[end] = END_OF_TEXT
+        row[end + 1 :] = 0
+    return ids
+
+
+def _padding(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    return np.arange(shape[1])[None, :] > np.array(_ends(shape, random))[:, None]
+
+
+def _ends(shape: tuple[int, ...], random: np.random.RandomState) -> list[int]:
+    """Where each sentence ends; the first is as long as the axis."""
+    count, length = shape
+    shorter = random.randint(1, length, count - 1).tolist() if count > 1 else []
+    return [length - 1, *shorter]
+
+
+def _ages(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    return np.tile(np.arange(shape[1])[::-1], (shape[0], 1))
+
+
+def _empty(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    """The oldest frames of some expressions are missing; the newest never is."""
+    missing = random.randint(0, shape[1], shape[0])
+    return np.arange(shape[1])[None, :] < missing[:, None]
+
+
+def _scores(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    return random.uniform(0.0, 1.0, shape)
+
+
+def _threshold(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    return np.full(shape, 0.5)
+
+
+_MAKERS: Mapping[str, Callable[[tuple[int, ...], np.random.RandomState], Probe]] = {
+    "frame": _frame,
+    "token_ids": _token_ids,
+    "text_padding": _padding,
+    "memory_ages": _ages,
+    "memory_empty": _empty,
+    "scores": _scores,
+    "threshold": _threshold,
+}
