@@ -11,7 +11,7 @@ from rvos_deploy.model.clip import FrozenClip, ImageFeatures, TextFeatures, buil
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.cross_modal_encoder import CrossModalEncoder
 from rvos_deploy.model.frame_query_decoder import FramePrediction, FrameQueryDecoder
-from rvos_deploy.model.mask_head import MaskHead, unite_masks
+from rvos_deploy.model.mask_head import MaskHead
 from rvos_deploy.model.slot_alignment import align_slots, gather_slots
 from rvos_deploy.model.text_resizer import TextResizer
 from rvos_deploy.model.video_query_decoder import VideoPrediction, VideoQueryDecoder
@@ -104,30 +104,6 @@ class RvosNetwork(nn.Module):
         frame_output = self.decode_frames(self.encode_frames(frames.flatten(0, 1)), per_frame)
         queries = frame_output.queries.unflatten(0, (batch, length))
         return NetworkOutput(frame_output, self.decode_video(queries, text))
-
-
-class ClipMasks(NamedTuple):
-    """scores float32 [B,N]; mask logits float32 [B,T,H/4,W/4], united over the queries that pass."""
-
-    scores: Tensor
-    mask_logits: Tensor
-
-
-@torch.inference_mode()
-def segment_clip(
-    network: RvosNetwork, frames: Tensor, token_ids: Tensor, threshold: Tensor
-) -> ClipMasks:
-    """Offline inference on whole clips: frames uint8 [B,T,H,W,3], ids [B,L], threshold [B]."""
-    batch, length = frames.shape[:2]
-    output = network(frames, token_ids)
-    last = output.video.predictions[-1]
-    scores = referred_scores(last.logits)
-    features = output.frames.mask_features.unflatten(0, (batch, length))
-    maps = [
-        unite_masks(network.mask_head(last.mask_embeddings, features[:, t]), scores, threshold)
-        for t in range(length)
-    ]
-    return ClipMasks(scores, torch.stack(maps, dim=1))
 
 
 def referred_scores(logits: Tensor) -> Tensor:

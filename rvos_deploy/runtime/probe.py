@@ -89,3 +89,26 @@ _MAKERS: Mapping[str, Callable[[tuple[int, ...], np.random.RandomState], Probe]]
     "scores": _scores,
     "threshold": _threshold,
 }
+
+
+PROBE_EXPRESSIONS = ("the square moving to the right", "the disc")
+PROBE_BOX = (96, 160)
+
+
+def probe_clip(frames: int = 6) -> NDArray[np.uint8]:
+    """A small moving scene for end-to-end checks: uint8 [T,90,157,3].
+
+    A bright square crosses a textured ground to the right, a disc sinks. Its sides are odd, so
+    that resizing and padding take part.
+    """
+    height, width = 90, 157
+    random = np.random.RandomState(7)
+    ground = random.randint(40, 120, (height // 6 + 1, width // 6 + 1, 3))
+    ground = np.repeat(np.repeat(ground, 6, axis=0), 6, axis=1)[:height, :width]
+    y, x = np.mgrid[:height, :width]
+    clip = np.repeat(ground[None].astype(np.uint8), frames, axis=0)
+    for t in range(frames):
+        left = 10 + 18 * t
+        clip[t, 20:48, left : left + 28] = (230, 60, 40)
+        clip[t, (y - 30 - 7 * t) ** 2 + (x - 118) ** 2 < 15**2] = (60, 90, 240)
+    return clip

@@ -1,0 +1,235 @@
+"""Network in, proven bundle out: the whole of ``rvos-deploy export``."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.export.checkpoint import load_checkpoint
+from rvos_deploy.export.graphs import graphs
+from rvos_deploy.export.onnx_graph import export_graph
+from rvos_deploy.export.parity import Reference, check_graph, clip_mask_logits
+from rvos_deploy.export.tokenizer import write_tokenizer
+from rvos_deploy.model.config import ModelConfig
+from rvos_deploy.model.network import RvosNetwork, build_network
+from rvos_deploy.runtime.backends.base import Backend
+from rvos_deploy.runtime.backends.registry import make_backend
+from rvos_deploy.runtime.bundle import (
+    MANIFEST,
+    PARITY,
+    TOKENIZER,
+    open_bundle,
+    sha256_file,
+    write_manifest,
+)
+from rvos_deploy.runtime.tokenizer import Tokenizer
+from rvos_deploy.runtime.verification import Verdict, check_masks
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights come from.
+
+    Args:
+        checkpoint: safetensors of the trained part, with or without the CLIP part.
+        clip: open_clip tag or file; None takes the preset's tag, unless the checkpoint has it.
+        random: no weights at all, seeded: to try the pipeline.
+        seed: of the random weights.
+    """
+
+    checkpoint: Path | None = None
+    clip: str | None = None
+    random: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export did: ``seconds`` and ``peak_memory_bytes`` of the whole process."""
+
+    path: Path
+    verdicts: tuple[Verdict, ...]
+    seconds: float
+    peak_memory_bytes: int
+
+
+def export_bundle(
+    config: ModelConfig,
+    out: Path,
+    weights: Weights,
+    *,
+    size: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Export all graphs, check them against PyTorch, and put the bundle in place if all holds.
+
+    It is built in a temporary folder beside ``out``, which appears only when every check passed.
+
+    Raises:
+        InputError: unusable weights or output folder.
+        ParityError: a check failed; names every one that did.
+    """
+    started = time.perf_counter()
+    say = progress or (lambda text: None)
+    _check_target(out, overwrite)
+    if size is not None:
+        config = replace(config, input_size=size)
+    say("network")
+    network = load_network(config, weights)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        verdicts = _fill(staging, network, weights, say)
+        _require_all(verdicts)
+        _move_into_place(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return ExportReport(out, verdicts, time.perf_counter() - started, peak_memory_bytes())
+
+
+def load_network(config: ModelConfig, weights: Weights) -> RvosNetwork:
+    """Build the network with these weights, in eval mode.
+
+    Raises:
+        InputError: no weights were named, or they cannot be had.
+    """
+    torch.manual_seed(weights.seed)
+    if weights.random:
+        if weights.checkpoint is not None:
+            raise InputError("--random-weights and --checkpoint exclude each other; leave one out")
+        return build_network(config, weights.clip).eval()
+    if weights.checkpoint is None:
+        tag = weights.clip or config.clip_pretrained
+        raise InputError(
+            f"export '{config.name}' needs trained weights: pass --checkpoint FILE.safetensors"
+            + (f" (its CLIP part comes from open_clip's '{tag}'" if tag else " (")
+            + (", or from --clip-weights FILE)" if tag else "with or without the CLIP part)")
+            + ", or --random-weights to try the pipeline without"
+        )
+    network = build_network(config, None).eval()
+    if not load_checkpoint(network, weights.checkpoint):
+        network = build_network(config, weights.clip or config.clip_pretrained).eval()
+        load_checkpoint(network, weights.checkpoint)
+    return network
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        if not overwrite:
+            raise InputError(f"{out} exists and is not empty; pass --overwrite, or another --out")
+        if not (out / MANIFEST).is_file():
+            raise InputError(f"{out} is not a bundle, so it is not overwritten; choose another --out")
+    elif out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; choose another --out")
+
+
+def _fill(
+    folder: Path, network: RvosNetwork, weights: Weights, say: Progress
+) -> tuple[Verdict, ...]:
+    """Write everything that a bundle holds; returns every check's verdict."""
+    backend = make_backend()
+    verdicts: list[Verdict] = []
+    reference: Reference = {}
+    files: list[Path] = []
+    all_graphs = graphs(network)
+    for graph in all_graphs:
+        say(f"export {graph.spec.name}")
+        written = export_graph(graph, folder)
+        files += written
+        say(f"parity {graph.spec.name}")
+        verdicts += check_graph(graph, network, written[0], backend, reference)
+    write_tokenizer(folder / TOKENIZER)
+    say("parity of the masks of a clip")
+    reference["clip mask_logits"] = clip_mask_logits(network, Tokenizer(folder / TOKENIZER))
+    np.savez_compressed(folder / PARITY, **reference)  # type: ignore[arg-type]
+    names = [file.name for file in files] + [TOKENIZER, PARITY]
+    manifest = _manifest(network, weights, backend)
+    manifest["graphs"] = {graph.spec.name: graph.spec.as_dict() for graph in all_graphs}
+
+    def write(results: list[Verdict]) -> None:
+        manifest["parity"] = {
+            "reference": f"PyTorch {torch.__version__}",
+            "checks": [verdict.as_dict() for verdict in results],
+        }
+        write_manifest(folder, manifest, names)
+
+    # The masks are checked through the runtime, which opens only what has a manifest.
+    write(verdicts)
+    verdicts.append(check_masks(open_bundle(folder), backend, reference["clip mask_logits"]))
+    write(verdicts)
+    return tuple(verdicts)
+
+
+def _manifest(network: RvosNetwork, weights: Weights, backend: Backend) -> dict[str, Any]:
+    config = network.config
+    checkpoint = weights.checkpoint
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "model": config.as_dict(),
+        "precision": "fp32",
+        "threshold": config.threshold,
+        "input_size": list(config.input_size),
+        "weights": {
+            "random": weights.random,
+            "seed": weights.seed if weights.random else None,
+            "checkpoint": checkpoint.name if checkpoint else None,
+            "checkpoint_sha256": sha256_file(checkpoint) if checkpoint else None,
+            "clip": weights.clip or (None if weights.random else config.clip_pretrained),
+        },
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "versions": {**_versions(), "backend": backend.describe()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("rvos-deploy", "torch", "open_clip_torch", "timm", "onnx", "onnxscript"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _require_all(verdicts: tuple[Verdict, ...]) -> None:
+    failed = [verdict.name for verdict in verdicts if not verdict.passed]
+    if failed:
+        raise ParityError(
+            f"{len(failed)} of {len(verdicts)} parity checks failed, no bundle was written: "
+            + "; ".join(failed[:8])
+            + (" ..." if len(failed) > 8 else "")
+        )
+
+
+def _move_into_place(staging: Path, out: Path) -> None:
+    """Rename; what stood there is kept until the new bundle is in place."""
+    staging.chmod(0o755)
+    if not out.exists():
+        staging.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
+    out.rename(old / out.name)
+    staging.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def peak_memory_bytes() -> int:
+    """The process's largest resident size so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,48 @@
+"""CLIP's tokenizer, written for the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import tokenizers
+from open_clip.tokenizer import bytes_to_unicode, default_bpe
+from tokenizers import Regex, decoders, models, pre_tokenizers
+
+from rvos_deploy.runtime.probe import END_OF_TEXT
+
+START, END = "<start_of_text>", "<end_of_text>"
+_MERGES = END_OF_TEXT - 1 - 2 * 256
+# Words, as CLIP splits them; cleaned text is lower-case already. U+0345 belongs to no word: CLIP's
+# case-insensitive classes fold it into a letter on one side only.
+_WORDS = (
+    r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{0345}]+"
+)
+
+
+def write_tokenizer(file: Path) -> None:
+    """Write CLIP's byte-pair tokenizer as open_clip ships it (49,408 tokens)."""
+    lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode("utf-8").split("\n")
+    merges = [_pair(line) for line in lines[1 : _MERGES + 1]]
+    alphabet = list(bytes_to_unicode().values())
+    words = [*alphabet, *(letter + "</w>" for letter in alphabet), *map("".join, merges)]
+    vocabulary = {word: index for index, word in enumerate([*words, START, END])}
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocabulary, merges, end_of_word_suffix="</w>", fuse_unk=False)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    # open_clip takes these words in a sentence for the tokens themselves.
+    tokenizer.add_special_tokens([START, END])
+    tokenizer.save(str(file), pretty=False)
+
+
+def _pair(line: str) -> tuple[str, str]:
+    left, right = line.split()
+    return left, right

@@ -1,0 +1,113 @@
+"""What every inference library must offer: runners of graphs behind one template method."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.graph_spec import GraphSpec
+
+HostArray = NDArray[Any]
+
+Value = Any
+"""A tensor where the back end keeps it: a NumPy array, or one on a device. Has ``shape``, ``dtype``
+(NumPy's name of it) and ``nbytes``. Pass it on to another graph, or ask :meth:`Runner.to_host`."""
+
+
+class Runner(ABC):
+    """One graph, ready to run. A back end overrides only the ``*_impl`` methods.
+
+    Use as a context manager, or call :meth:`activate` and :meth:`deactivate`.
+    """
+
+    def __init__(self, spec: GraphSpec) -> None:
+        self.spec = spec
+        self.last_seconds = 0.0
+        self._active = False
+
+    def activate(self) -> None:
+        """Load the graph; needed once before :meth:`infer`.
+
+        Raises:
+            BackendError: when the library cannot take the graph.
+        """
+        if not self._active:
+            self.activate_impl()
+            self._active = True
+
+    def infer(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Run the graph once.
+
+        Args:
+            inputs: values by name, as the graph's contract says; host arrays are taken too.
+
+        Returns:
+            Values by name, where the back end keeps them.
+
+        Raises:
+            InputError: inputs that break the contract.
+            BackendError: the runner is not active, or the library failed.
+        """
+        if not self._active:
+            raise BackendError(f"runner of {self.spec.name} is not active; call activate() first")
+        self.spec.bind(inputs)
+        started = time.perf_counter()
+        outputs = self.infer_impl(inputs)
+        self.last_seconds = time.perf_counter() - started
+        return outputs
+
+    def deactivate(self) -> None:
+        """Free what :meth:`activate` took; harmless when not active."""
+        if self._active:
+            self._active = False
+            self.deactivate_impl()
+
+    def to_host(self, value: Value) -> HostArray:
+        """A NumPy array of the value (itself, where it is one)."""
+        return np.asarray(value)
+
+    @abstractmethod
+    def activate_impl(self) -> None:
+        """Load the graph."""
+
+    @abstractmethod
+    def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Run the graph on inputs that fit its contract."""
+
+    @abstractmethod
+    def deactivate_impl(self) -> None:
+        """Free the graph."""
+
+    def __enter__(self) -> Runner:
+        self.activate()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.deactivate()
+
+
+class Backend(ABC):
+    """An inference library on a device: makes runners, and says what it is."""
+
+    name: str
+
+    @abstractmethod
+    def runner(self, spec: GraphSpec, path: Path) -> Runner:
+        """A runner, not yet active, of the graph in this file."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, str]:
+        """Library, version and device, for results that people keep."""

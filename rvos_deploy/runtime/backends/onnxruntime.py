@@ -1,0 +1,114 @@
+"""ONNX Runtime, on the CPU or through its CUDA provider. Never a provider that was not asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends.base import Backend, Runner, Value
+from rvos_deploy.runtime.graph_spec import GraphSpec
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeBackend(Backend):
+    """ONNX Runtime with one execution provider.
+
+    The CUDA provider was not run on the machine that this was written on (it has no GPU).
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        threads: for one graph's arithmetic; None takes every core that the process may use.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+    name = "onnxruntime"
+
+    def __post_init__(self) -> None:
+        if self.device not in PROVIDERS:
+            raise BackendError(
+                f"onnxruntime has no device '{self.device}'; known: {', '.join(PROVIDERS)}"
+            )
+        available = _import().get_available_providers()
+        if PROVIDERS[self.device] not in available:
+            raise BackendError(
+                f"this onnxruntime offers {', '.join(available)}, not {PROVIDERS[self.device]}; "
+                "pip uninstall -y onnxruntime && pip install 'rvos-deploy[gpu]' "
+                "(the two packages shadow each other)"
+            )
+
+    def runner(self, spec: GraphSpec, path: Path) -> OnnxRuntimeRunner:
+        """A runner, not yet active, of the graph in this file."""
+        threads = self.threads or len(os.sched_getaffinity(0))
+        return OnnxRuntimeRunner(spec, path, PROVIDERS[self.device], threads)
+
+    def describe(self) -> dict[str, str]:
+        """Library, version and device."""
+        return {"name": self.name, "version": _import().__version__, "device": self.device}
+
+
+class OnnxRuntimeRunner(Runner):
+    """One graph in an ONNX Runtime session."""
+
+    def __init__(self, spec: GraphSpec, path: Path, provider: str, threads: int) -> None:
+        super().__init__(spec)
+        self._path, self._provider, self._threads = path, provider, threads
+        self._session: Any = None
+        self._outputs = [tensor.name for tensor in spec.outputs]
+
+    def activate_impl(self) -> None:
+        """Open the session, and make sure that it runs where it was asked to."""
+        ort = _import()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        try:
+            session = ort.InferenceSession(self._path, options, providers=[self._provider])
+        except Exception as error:
+            raise BackendError(
+                f"onnxruntime {ort.__version__} cannot load {self._path.name}: {_first_line(error)}"
+            ) from error
+        # ONNX Runtime logs a failed provider and goes on without it.
+        if session.get_providers()[0] != self._provider:
+            raise BackendError(
+                f"onnxruntime could not start {self._provider} and fell back to "
+                f"{session.get_providers()[0]}; check the driver and CUDA version, or use "
+                "--device cpu"
+            )
+        session.disable_fallback()
+        self._session = session
+
+    def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Run the session."""
+        try:
+            outputs = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:
+            raise BackendError(
+                f"onnxruntime failed in {self.spec.name}: {_first_line(error)}"
+            ) from error
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def deactivate_impl(self) -> None:
+        """Drop the session."""
+        self._session = None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BackendError(
+            "onnxruntime is not installed; pip install 'rvos-deploy[cpu]' "
+            "(or 'rvos-deploy[gpu]' for CUDA, never both)"
+        ) from None
+    return onnxruntime

@@ -1,0 +1,81 @@
+"""What a stream remembers of one expression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.model.config import Initializer
+from rvos_deploy.runtime.slots import OnlineSoftmax, assign_slots
+from rvos_deploy.runtime.token_memory import TokenMemory
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A sentence after the text encoder: tokens [L,C], sentence [C]; L is as long as it needs."""
+
+    text: str
+    tokens: Array
+    sentence: Array
+
+
+@dataclass
+class ExpressionState:
+    """One expression's slots through time; its size does not depend on the video's length."""
+
+    number: int
+    text: EncodedText
+    initializer: Initializer
+    memory: TokenMemory
+    _previous: Array | None = field(default=None, init=False)
+    _mean: OnlineSoftmax = field(default_factory=OnlineSoftmax, init=False)
+
+    def advance(self, queries: Array, values: Array, logits: Array) -> None:
+        """Take one frame: its queries [N,C], slot values [N,C] and slot logits [N]."""
+        if self.initializer == "aligned" and self._previous is not None:
+            order = assign_slots(self._previous, queries)
+            queries, values, logits = queries[order], values[order], logits[order]
+        self._previous = queries
+        self.memory.append(queries)
+        if self.initializer != "sentence":
+            self._mean.update(values, logits)
+
+    def initial_video_queries(self) -> Array:
+        """Initial video queries from all frames so far: [N,C]."""
+        if self.initializer == "sentence":
+            assert self._previous is not None
+            return np.tile(self.text.sentence, (len(self._previous), 1))
+        return self._mean.mean()
+
+
+def stack_text(texts: list[EncodedText]) -> dict[str, NDArray[np.generic]]:
+    """Inputs of the decoders for E expressions, padded to the longest: by input name."""
+    length = max(len(text.tokens) for text in texts)
+    dim = texts[0].tokens.shape[1]
+    tokens = np.zeros((len(texts), length, dim), dtype=texts[0].tokens.dtype)
+    padding = np.ones((len(texts), length), dtype=np.bool_)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text.tokens)] = text.tokens
+        padding[row, : len(text.tokens)] = False
+    return {
+        "text_tokens": tokens,
+        "sentence": np.stack([text.sentence for text in texts]),
+        "text_padding": padding,
+    }
+
+
+def stack_memory(states: list[ExpressionState]) -> dict[str, NDArray[np.generic]]:
+    """The video decoder's memory inputs for E expressions, shorter ones padded with empty frames."""
+    parts = [state.memory.read() for state in states]
+    frames = max(len(ages) for _, ages in parts)
+    tokens = np.zeros((len(parts), frames, *parts[0][0].shape[1:]), dtype=parts[0][0].dtype)
+    ages = np.zeros((len(parts), frames), dtype=np.float32)
+    empty = np.ones((len(parts), frames), dtype=np.bool_)
+    for row, (part, part_ages) in enumerate(parts):
+        tokens[row, : len(part)], ages[row, : len(part)] = part, part_ages
+        empty[row, : len(part)] = False
+    return {"memory": tokens, "memory_ages": ages, "memory_empty": empty}

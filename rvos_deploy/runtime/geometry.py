@@ -1,0 +1,70 @@
+"""From the displayed frame to the network's input, and from its mask logits back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.model.config import STRIDE
+
+MASK_STRIDE = 4
+PADDING = (122, 116, 104)
+"""CLIP's mean colour: what is padded is close to zero after normalisation."""
+
+
+@dataclass(frozen=True)
+class FrameGeometry:
+    """Sizes (height, width) of a frame as displayed, as the network sees it, and with padding."""
+
+    display: tuple[int, int]
+    content: tuple[int, int]
+    padded: tuple[int, int]
+
+
+def fit_frame(display: tuple[int, int], box: tuple[int, int]) -> FrameGeometry:
+    """Scale a frame to fit the box, keeping its aspect; pad right and bottom to multiples of 32.
+
+    The box is turned for portrait frames, so that ``256x448`` means short side 256, long side 448.
+    """
+    height, width = display
+    if height < 1 or width < 1:
+        raise InputError(f"a frame of {width}x{height} pixels cannot be segmented")
+    short, long = sorted(box)
+    box_height, box_width = (long, short) if height > width else (short, long)
+    scale = min(box_height / height, box_width / width)
+    content = (max(1, round(height * scale)), max(1, round(width * scale)))
+    padded = tuple(-(-side // STRIDE) * STRIDE for side in content)
+    return FrameGeometry(display, content, (padded[0], padded[1]))
+
+
+def resize_frame(image: NDArray[np.uint8], geometry: FrameGeometry) -> NDArray[np.uint8]:
+    """Network input of a displayed RGB image [H,W,3]: uint8 [1,padded height,padded width,3]."""
+    height, width = geometry.content
+    content = image
+    if image.shape[:2] != geometry.content:
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        content = np.asarray(resized)
+    if geometry.padded == geometry.content:
+        return np.ascontiguousarray(content)[None]
+    frame = np.empty((1, *geometry.padded, 3), dtype=np.uint8)
+    frame[:] = PADDING
+    frame[0, :height, :width] = content
+    return frame
+
+
+def display_mask(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.bool_]:
+    """Mask at the displayed size from logits [padded height/4, padded width/4]: bool [H,W].
+
+    One bilinear step from stride 4 to the displayed size, padding left out; above 0 is foreground.
+    """
+    if logits.max() <= 0:
+        return np.zeros(geometry.display, dtype=np.bool_)
+    height, width = geometry.display
+    box = (0.0, 0.0, geometry.content[1] / MASK_STRIDE, geometry.content[0] / MASK_STRIDE)
+    resized = Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR, box=box)
+    mask: NDArray[np.bool_] = np.asarray(resized) > 0
+    return mask

@@ -1,0 +1,281 @@
+"""One video, many expressions: frames are pushed, masks come out."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.model.config import ModelConfig
+from rvos_deploy.runtime.backends.base import Runner, Value
+from rvos_deploy.runtime.expression import (
+    EncodedText,
+    ExpressionState,
+    stack_memory,
+    stack_text,
+)
+from rvos_deploy.runtime.geometry import (
+    FrameGeometry,
+    display_mask,
+    fit_frame,
+    resize_frame,
+)
+from rvos_deploy.runtime.mask_feature_store import MaskFeatureStore
+from rvos_deploy.runtime.selection import thresholds
+from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.runtime.token_memory import TokenMemory
+from rvos_deploy.video.frames import Frame
+
+StageCallback = Callable[[str, float], None]
+"""Called with a stage's name and its seconds, for benchmarks."""
+
+_FRAME_FEATURES = ("res2", "res3", "res4", "res5")
+
+
+@dataclass(frozen=True)
+class FrameMasks:
+    """What a stream says of one frame.
+
+    Args:
+        index: the frame's number, from 0.
+        pts: its presentation time in seconds.
+        masks: bool [E,H,W] at the displayed size.
+        scores: float32 [E]: the best query's probability of being referred to.
+        expressions: [E] numbers of the expressions, as ``Stream.add_expression`` gave them.
+    """
+
+    index: int
+    pts: float
+    masks: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+    expressions: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return (
+            f"FrameMasks(index={self.index}, pts={self.pts:.3f}, "
+            f"masks=bool{list(self.masks.shape)}, expressions={list(self.expressions)})"
+        )
+
+
+@dataclass(frozen=True)
+class _PendingFrame:
+    """A frame whose masks are not decided yet; ``features`` is a number in the store."""
+
+    index: int
+    pts: float
+    geometry: FrameGeometry
+    expressions: tuple[int, ...]
+    features: int | None
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """The video decoder's answer for the expressions present now."""
+
+    rows: Mapping[int, int]
+    scores: NDArray[np.float32]
+    thresholds: NDArray[np.float32]
+    mask_embeddings: NDArray[Any]
+
+
+class Stream:
+    """The network as a stream (see ``StreamSettings`` for what can be chosen).
+
+    Made by :meth:`rvos_deploy.runtime.segmenter.Segmenter.stream`. Belongs to one thread. Memory
+    depends on the settings and the number of expressions, never on the length of the video.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        runners: Mapping[str, Runner],
+        encode_text: Callable[[str], EncodedText],
+        settings: StreamSettings,
+        on_stage: StageCallback | None = None,
+    ) -> None:
+        self.settings = settings
+        self._config = config
+        self._runners = runners
+        self._encode_text = encode_text
+        self._on_stage = on_stage
+        self._box = settings.size or config.input_size
+        self._threshold = config.threshold if settings.threshold is None else settings.threshold
+        self._expressions: dict[int, ExpressionState] = {}
+        self._text_inputs: dict[str, NDArray[Any]] = {}
+        self._next_number = 0
+        self._frame_count = 0
+        self._pending: deque[_PendingFrame] = deque()
+        self._store = MaskFeatureStore(settings.mask_budget)
+        self._closed = False
+
+    @property
+    def expressions(self) -> dict[int, str]:
+        """Texts of the expressions present, by number."""
+        return {number: state.text.text for number, state in self._expressions.items()}
+
+    def add_expression(self, text: str) -> int:
+        """Follow one more expression, from the next frame on; returns its number.
+
+        Raises InputError when it is empty; warns when it is cut to 77 tokens.
+        """
+        number, self._next_number = self._next_number, self._next_number + 1
+        memory = TokenMemory(self.settings.window, self.settings.anchors)
+        self._expressions[number] = ExpressionState(
+            number, self._encode_text(text), self._config.initializer, memory
+        )
+        self._restack_text()
+        return number
+
+    def remove_expression(self, number: int) -> None:
+        """Stop following an expression; frames not yet given leave it out too."""
+        if number not in self._expressions:
+            raise InputError(
+                f"no expression {number} in this stream; "
+                f"there are {', '.join(map(str, self._expressions)) or 'none'}"
+            )
+        del self._expressions[number]
+        self._restack_text()
+
+    def _restack_text(self) -> None:
+        texts = [state.text for state in self._expressions.values()]
+        self._text_inputs = stack_text(texts) if texts else {}
+
+    def push(self, frame: Frame | NDArray[np.uint8]) -> list[FrameMasks]:
+        """Take the next frame; returns the frames that are decided now, oldest first.
+
+        Args:
+            frame: a Frame, or RGB uint8 [H,W,3] (its time is then its number).
+        """
+        if self._closed:
+            raise InputError("this stream is closed; open another with segmenter.stream(...)")
+        if not isinstance(frame, Frame):
+            frame = Frame(index=self._frame_count, pts=float(self._frame_count), image=frame)
+        self._frame_count += 1
+        self._pending.append(self._decode_frame(frame))
+        if self.settings.mode == "offline" or len(self._pending) <= self.settings.lookahead:
+            return []
+        return [self._emit(self._pending.popleft(), self._decode_video())]
+
+    def flush(self) -> Iterator[FrameMasks]:
+        """Give the frames still held, one at a time; the stream can go on afterwards."""
+        if not self._pending:
+            return
+        decision = self._decode_video()
+        while self._pending:
+            yield self._emit(self._pending.popleft(), decision)
+
+    def close(self) -> None:
+        """Free what the stream holds; frames not yet given are dropped."""
+        self._closed = True
+        self._pending.clear()
+        self._store.close()
+
+    def _decode_frame(self, frame: Frame) -> _PendingFrame:
+        """Backbone once, frame decoder for all expressions, every expression's slots advanced."""
+        height, width = frame.image.shape[:2]
+        geometry = fit_frame((height, width), self._box)
+        numbers = tuple(self._expressions)
+        if not numbers:
+            return _PendingFrame(frame.index, frame.pts, geometry, (), None)
+        with self._stage("resize"):
+            image = resize_frame(frame.image, geometry)
+        pyramid = self._run("backbone", {"frame": image})
+        features = {name: pyramid[name] for name in _FRAME_FEATURES}
+        decoded = self._run("frame_decoder", {**features, **self._text_inputs})
+        with self._stage("alignment"):
+            self._advance_slots(decoded)
+        stored = self._store.put(decoded["mask_features"])
+        return _PendingFrame(frame.index, frame.pts, geometry, numbers, stored)
+
+    def _advance_slots(self, decoded: Mapping[str, Value]) -> None:
+        to_host = self._runners["frame_decoder"].to_host
+        queries = to_host(decoded["frame_queries"]).astype(np.float32, copy=False)
+        values = to_host(decoded["slot_values"]).astype(np.float32, copy=False)
+        logits = to_host(decoded["slot_logits"]).astype(np.float32, copy=False)
+        for row, state in enumerate(self._expressions.values()):
+            state.advance(queries[row], values[row], logits[row])
+
+    def _decode_video(self) -> _Decision | None:
+        """Decide for every expression that has seen a frame."""
+        states = [state for state in self._expressions.values() if len(state.memory)]
+        if not states:
+            return None
+        runner = self._runners["video_decoder"]
+        with self._stage("memory"):
+            inputs = {
+                **stack_memory(states),
+                "video_queries": np.stack([state.initial_video_queries() for state in states]),
+                **stack_text([state.text for state in states]),
+            }
+        outputs = self._run("video_decoder", inputs)
+        scores = runner.to_host(outputs["scores"])
+        return _Decision(
+            rows={state.number: row for row, state in enumerate(states)},
+            scores=scores,
+            thresholds=thresholds(scores, self._threshold, self.settings.fallback),
+            mask_embeddings=runner.to_host(outputs["mask_embeddings"]),
+        )
+
+    def _emit(self, frame: _PendingFrame, decision: _Decision | None) -> FrameMasks:
+        """Masks of one frame for the expressions that it knows and that are still present."""
+        features = None if frame.features is None else self._store.take(frame.features)
+        rows_then = {number: row for row, number in enumerate(frame.expressions)}
+        numbers = tuple(n for n in frame.expressions if n in self._expressions)
+        if features is None or decision is None or not numbers:
+            masks = np.zeros((0, *frame.geometry.display), dtype=np.bool_)
+            return FrameMasks(frame.index, frame.pts, masks, np.zeros(0, np.float32), ())
+        if len(numbers) < len(frame.expressions):
+            features = features[[rows_then[number] for number in numbers]]
+        rows = [decision.rows[number] for number in numbers]
+        outputs = self._run(
+            "mask_head",
+            {
+                "scores": decision.scores[rows],
+                "threshold": decision.thresholds[rows],
+                "mask_embeddings": decision.mask_embeddings[rows],
+                "mask_features": features,
+            },
+        )
+        logits = self._runners["mask_head"].to_host(outputs["mask_logits"])
+        with self._stage("post-processing"):
+            masks = np.stack([display_mask(one, frame.geometry) for one in logits])
+        best = decision.scores[rows].max(axis=1)
+        return FrameMasks(frame.index, frame.pts, masks, best, numbers)
+
+    def _run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        with self._stage(graph):
+            return self._runners[graph].infer(inputs)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self._on_stage is not None:
+            self._on_stage(name, time.perf_counter() - started)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def add_expressions(stream: Stream, expressions: Sequence[str]) -> None:
+    """Add several expressions; a single string is refused, since it would be read by letters."""
+    if isinstance(expressions, str):
+        raise InputError(f"expressions must be a list of sentences; write [{expressions!r}]")
+    for text in expressions:
+        stream.add_expression(text)

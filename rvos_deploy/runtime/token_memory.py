@@ -1,0 +1,52 @@
+"""The memory of aligned frame queries that the video decoder reads: a ring, and anchors behind it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+class TokenMemory:
+    """Frame queries [N,C] of the last ``window`` frames, and up to ``anchors`` older ones.
+
+    Anchors are spread evenly over what has left the window: every s-th frame, s doubling whenever
+    they become too many. With ``window`` None everything is kept (offline).
+    """
+
+    def __init__(self, window: int | None, anchors: int = 0) -> None:
+        self._window, self._anchors = window, anchors
+        self._anchor_stride = 1
+        self._tokens: dict[int, Array] = {}
+        self._count = 0
+
+    def append(self, tokens: Array) -> None:
+        """Take the newest frame's aligned queries [N,C]."""
+        self._tokens[self._count] = tokens
+        self._count += 1
+        if self._window is not None:
+            self._retire(self._count - 1 - self._window)
+
+    def _retire(self, index: int) -> None:
+        """A frame leaves the window: it becomes an anchor or is forgotten."""
+        if index < 0:
+            return
+        if not self._anchors or index % self._anchor_stride:
+            del self._tokens[index]
+            return
+        older = [i for i in self._tokens if i <= index]
+        while len(older) > self._anchors:
+            self._anchor_stride *= 2
+            for i in [i for i in older if i % self._anchor_stride]:
+                del self._tokens[i]
+            older = [i for i in older if not i % self._anchor_stride]
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def read(self) -> tuple[Array, Array]:
+        """Tokens [M,N,C], oldest first, and their ages in frames [M] (0: the newest)."""
+        newest = self._count - 1
+        ages = np.array([newest - index for index in self._tokens], dtype=np.float32)
+        return np.stack(list(self._tokens.values())), ages

@@ -1,0 +1,62 @@
+"""CLIP's tokenizer without PyTorch: the same ids as open_clip's, cut to what a sentence needs."""
+
+from __future__ import annotations
+
+import html
+import warnings
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from rvos_deploy.errors import BundleError, InputError
+from rvos_deploy.model.config import CONTEXT_LENGTH
+
+
+class Tokenizer:
+    """Byte-pair tokenizer of CLIP, read from a bundle's ``tokenizer.json``."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:
+            raise BundleError(f"{file} is not a tokenizer: {error}; export again") from error
+        self._start = self._special("<start_of_text>")
+        self._end = self._special("<end_of_text>")
+
+    def _special(self, token: str) -> int:
+        index = self._tokenizer.token_to_id(token)
+        if index is None:
+            raise BundleError(f"the bundle's tokenizer has no {token}; export again")
+        return int(index)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text between start and end, neither added nor cut."""
+        return list(self._tokenizer.encode(clean_text(text), add_special_tokens=False).ids)
+
+    def __call__(self, text: str) -> NDArray[np.int64]:
+        """Ids from start to end of text, as long as the sentence needs: int64 [L], L at most 77.
+
+        Warns when the sentence is cut. Raises InputError when it is empty.
+        """
+        ids = self.encode(text)
+        if not ids:
+            raise InputError(
+                f"expression {text!r} is empty; say what to segment, for example 'the brown dog'"
+            )
+        kept = ids[: CONTEXT_LENGTH - 2]
+        if len(kept) < len(ids):
+            warnings.warn(
+                f"expression has {len(ids) + 2} tokens, the text encoder reads {CONTEXT_LENGTH}: "
+                f"the end of '{text[:40]}...' is cut; use a shorter sentence",
+                stacklevel=2,
+            )
+        return np.array([self._start, *kept, self._end], dtype=np.int64)
+
+
+def clean_text(text: str) -> str:
+    """As open_clip cleans it: mend mojibake, undo HTML entities, collapse white space, lower-case."""
+    unescaped = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(unescaped.split()).lower()

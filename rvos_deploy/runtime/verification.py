@@ -1,0 +1,174 @@
+"""Does a bundle, on this machine and back end, give what PyTorch gave when it was exported?
+
+The exporter records samples of every graph's outputs on seeded inputs (:mod:`probe`), and the mask
+logits of a small clip. Nothing but NumPy and the back end is needed to check against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.errors import BundleError
+from rvos_deploy.evaluation.metrics import frame_scores
+from rvos_deploy.model.config import ModelConfig
+from rvos_deploy.runtime.backends.base import Backend, HostArray
+from rvos_deploy.runtime.bundle import Bundle
+from rvos_deploy.runtime.comparison import Comparison, compare, sample
+from rvos_deploy.runtime.geometry import display_mask, fit_frame
+from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.runtime.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip, probe_inputs
+from rvos_deploy.runtime.segmenter import Segmenter
+from rvos_deploy.runtime.settings import StreamSettings
+
+MINIMUM_J_AND_F = 0.999
+"""Masks of the clip against PyTorch's: a mask of 1,000 pixels may differ in one at its edge."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison with its verdict."""
+
+    name: str
+    passed: bool
+    tolerance: float
+    comparison: Comparison
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        verdict = {"name": self.name, "passed": self.passed, "tolerance": self.tolerance}
+        return {**verdict, **self.comparison.as_dict()}
+
+
+@dataclass(frozen=True)
+class MaskCheck:
+    """J and F of the clip's masks against PyTorch's, and the share of foreground pixels."""
+
+    name: str
+    passed: bool
+    tolerance: float
+    j: float
+    f: float
+    foreground: float
+
+    @property
+    def j_and_f(self) -> float:
+        """Mean of J and F, 0 to 1."""
+        return (self.j + self.f) / 2
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "tolerance": self.tolerance,
+            "j": self.j,
+            "f": self.f,
+            "j_and_f": self.j_and_f,
+            "foreground": self.foreground,
+        }
+
+
+Verdict = Check | MaskCheck
+Progress = Callable[[str], None]
+
+
+def probe_cases(config: ModelConfig) -> list[dict[str, int]]:
+    """Sizes at which every graph is checked: the smallest, odd ones, and the bundle's own."""
+    height, width = config.input_size
+    return [
+        {"H": 32, "W": 32, "E": 1, "L": 2, "M": 1},
+        {"H": 64, "W": 96, "E": 3, "L": 9, "M": 4},
+        {"H": 160, "W": 64, "E": 2, "L": 77, "M": 17},
+        {"H": height, "W": width, "E": 1, "L": 12, "M": 64},
+    ]
+
+
+def case_axes(spec: GraphSpec, case: Mapping[str, int]) -> dict[str, int]:
+    """The case's sizes of those axes that the graph has."""
+    return {axis.name: case[axis.name] for axis in spec.axes}
+
+
+def case_name(graph: str, axes: Mapping[str, int]) -> str:
+    """Name of a check, for example ``frame_decoder H64 W96 E3 L9``."""
+    return " ".join([graph, *(f"{name}{size}" for name, size in axes.items())])
+
+
+def judge(name: str, tolerance: float, reference: HostArray, measured: HostArray) -> Check:
+    """Compare and decide."""
+    comparison = compare(reference, measured)
+    return Check(name, comparison.max_abs <= tolerance, tolerance, comparison)
+
+
+def verify(bundle: Bundle, backend: Backend, progress: Progress | None = None) -> list[Verdict]:
+    """Run every recorded check on this back end; all run, whatever fails.
+
+    Raises:
+        BundleError: the bundle records no reference.
+    """
+    recorded = _read_reference(bundle)
+    verdicts: list[Verdict] = []
+    for spec in bundle.graphs.values():
+        if progress is not None:
+            progress(spec.name)
+        with backend.runner(spec, bundle.graph_file(spec.name)) as runner:
+            for seed, case in enumerate(probe_cases(bundle.config)):
+                axes = case_axes(spec, case)
+                outputs = runner.infer(probe_inputs(spec, axes, seed))
+                name = case_name(spec.name, axes)
+                for tensor in spec.outputs:
+                    key = f"{name} {tensor.name}"
+                    measured = sample(runner.to_host(outputs[tensor.name]))
+                    verdicts.append(judge(key, spec.tolerance, recorded[key], measured))
+    if progress is not None:
+        progress("masks of a clip")
+    verdicts.append(check_masks(bundle, backend, recorded["clip mask_logits"]))
+    return verdicts
+
+
+def _read_reference(bundle: Bundle) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(bundle.parity_file, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{bundle.parity_file} cannot be read ({error}); export the bundle again"
+        ) from error
+
+
+def check_masks(
+    bundle: Bundle, backend: Backend, reference_logits: NDArray[np.float32]
+) -> MaskCheck:
+    """Masks of the probe clip by this back end, offline, against those of PyTorch's mask logits.
+
+    Args:
+        bundle: the bundle.
+        backend: where to run it.
+        reference_logits: float32 [E,T,h,w] at stride 4.
+    """
+    clip = probe_clip()
+    geometry = fit_frame((clip.shape[1], clip.shape[2]), PROBE_BOX)
+    truth = np.stack([[display_mask(m, geometry) for m in maps] for maps in reference_logits])
+    settings = StreamSettings(mode="offline", fallback="top1", size=PROBE_BOX)
+    with (
+        Segmenter(bundle, backend) as segmenter,
+        segmenter.stream(PROBE_EXPRESSIONS, settings) as stream,
+    ):
+        for frame in clip:
+            stream.push(frame)
+        masks = np.stack([result.masks for result in stream.flush()], axis=1)
+    scores = [frame_scores(mask, true) for mask, true in zip(masks, truth, strict=True)]
+    j = float(np.mean([score.j_mean for score in scores]))
+    f = float(np.mean([score.f_mean for score in scores]))
+    return MaskCheck(
+        name=f"masks of a clip, {masks.shape[1]} frames, {len(masks)} expressions",
+        passed=(j + f) / 2 >= MINIMUM_J_AND_F,
+        tolerance=MINIMUM_J_AND_F,
+        j=j,
+        f=f,
+        foreground=float(truth.mean()),
+    )
