@@ -7,13 +7,9 @@ Both run in this process, in turn, on one thread.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 
+from rvos_deploy.benchmarks.timing import summarise
 from rvos_deploy.errors import InputError, ParityError, RvosError
 from rvos_deploy.evaluation.metrics import DAVIS_BOUND, FrameScores, frame_scores
+from rvos_deploy.json_file import write_json
+from rvos_deploy.runtime.environment import machine, versions
 
 SIZE = (480, 854)
 RADII = (12.0, 30.0, 60.0, 110.0, 180.0)
@@ -51,16 +50,16 @@ def benchmark_metrics(frames: int = 60, seed: int = 0) -> dict[str, Any]:
     return {
         "schema": "rvos-deploy/benchmark/metrics/1",
         "command": f"python -m rvos_deploy.benchmarks.metrics --frames {frames} --seed {seed}",
-        "versions": _versions(),
-        "machine": _machine(),
+        "versions": versions("scipy"),
+        "machine": machine(),
         "masks": {"frames": frames, "height": SIZE[0], "width": SIZE[1], "seed": seed},
         "equal": True,
         "j": packed.j_mean,
         "f": packed.f_mean,
         "j_and_f": packed.j_and_f,
         "cores_used": round(cores, 2),
-        "plain": _summary(seconds[0]),
-        "packed": _summary(seconds[1]),
+        "plain": summarise(seconds[0]),
+        "packed": summarise(seconds[1]),
         "ratio": float(seconds[0].sum() / seconds[1].sum()),
     }
 
@@ -161,25 +160,6 @@ def _require_equal(plain: FrameScores, packed: FrameScores) -> None:
         )
 
 
-def _summary(seconds: NDArray[np.float64]) -> dict[str, Any]:
-    percentiles = {f"p{p:02}": float(np.percentile(seconds, p) * 1e3) for p in (50, 90, 95, 99)}
-    return {"frames_per_second": float(len(seconds) / seconds.sum()), "milliseconds": percentiles}
-
-
-def _versions() -> dict[str, str]:
-    packages = ("rvos-deploy", "numpy", "scipy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-def _machine() -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = models[0].partition(":")[2].strip() if models else cpu
-    return {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform()}
-
-
 def _table(record: dict[str, Any]) -> Table:
     masks = record["masks"]
     title = f"J and F of {masks['frames']} frames of {masks['width']}x{masks['height']}, one core"
@@ -208,7 +188,7 @@ def main(
         raise typer.Exit(error.exit_code) from error
     Console().print(_table(record))
     if json_file is not None:
-        json_file.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(json_file, record)
 
 
 if __name__ == "__main__":

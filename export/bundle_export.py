@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +31,7 @@ from rvos_deploy.runtime.bundle import (
     sha256_file,
     write_manifest,
 )
+from rvos_deploy.runtime.environment import peak_memory_bytes, versions
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.runtime.verification import Verdict, check_masks
 
@@ -134,7 +131,7 @@ def _check_target(out: Path, overwrite: bool) -> None:
         if not overwrite:
             raise InputError(f"{out} exists and is not empty; pass --overwrite, or another --out")
         if not (out / MANIFEST).is_file():
-            raise InputError(f"{out} is not a bundle, so it is not overwritten; choose another --out")
+            raise InputError(f"{out} is no bundle, so it is not replaced; choose another --out")
     elif out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose another --out")
 
@@ -193,18 +190,11 @@ def _manifest(network: RvosNetwork, weights: Weights, backend: Backend) -> dict[
             "clip": weights.clip or (None if weights.random else config.clip_pretrained),
         },
         "parameters": sum(p.numel() for p in network.parameters()),
-        "versions": {**_versions(), "backend": backend.describe()},
+        "versions": {
+            **versions("torch", "open_clip_torch", "timm", "onnx", "onnxscript"),
+            "backend": backend.describe(),
+        },
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("rvos-deploy", "torch", "open_clip_torch", "timm", "onnx", "onnxscript"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _require_all(verdicts: tuple[Verdict, ...]) -> None:
@@ -227,9 +217,3 @@ def _move_into_place(staging: Path, out: Path) -> None:
     out.rename(old / out.name)
     staging.rename(out)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def peak_memory_bytes() -> int:
-    """The process's largest resident size so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

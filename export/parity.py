@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from rvos_deploy.export.graphs import Graph
-from rvos_deploy.model.network import RvosNetwork, referred_scores
 from rvos_deploy.model.mask_head import unite_masks
+from rvos_deploy.model.network import RvosNetwork, referred_scores
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.comparison import sample
 from rvos_deploy.runtime.geometry import fit_frame, resize_frame
@@ -27,7 +27,7 @@ Reference = dict[str, NDArray[Any]]
 def check_graph(
     graph: Graph, network: RvosNetwork, file: Path, backend: Backend, reference: Reference
 ) -> list[Check]:
-    """Compare whole outputs of one graph at every size; samples of PyTorch's go to ``reference``."""
+    """Compare one graph's whole outputs at every size; samples go to ``reference``."""
     checks = []
     with backend.runner(graph.spec, file) as runner:
         for seed, case in enumerate(probe_cases(network.config)):

@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose: one line that says what was found, needed, and mends it."""
+"""The errors raised on purpose: one line that says what was found, what was needed, and the fix."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Multi-head attention and the layers around it, written so that every export sees plain operators."""
+"""Multi-head attention and the layers around it, written in operators that every export has."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,9 @@ class MultiHeadAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
         """Attend.
 
         Args:
@@ -122,7 +125,7 @@ class Mlp(nn.Sequential):
 
     def __init__(self, *dims: int) -> None:
         layers: list[nn.Module] = []
-        for index, (inner, outer) in enumerate(zip(dims, dims[1:], strict=False)):
+        for index, (inner, outer) in enumerate(pairwise(dims)):
             if index:
                 layers.append(nn.ReLU())
             layers.append(nn.Linear(inner, outer))

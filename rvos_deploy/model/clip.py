@@ -1,4 +1,4 @@
-"""The frozen convolutional CLIP: image features at four strides, and text features of every token."""
+"""The frozen convolutional CLIP: image features at four strides, text features of every token."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ImageFeatures(NamedTuple):
 
 
 class TextFeatures(NamedTuple):
-    """tokens float [E,L,width]; sentence float [E,embed]; padding bool [E,L], True after end of text."""
+    """tokens float [E,L,width]; sentence float [E,embed]; padding bool [E,L], True past the end."""
 
     tokens: Tensor
     sentence: Tensor

@@ -63,7 +63,8 @@ class ModelConfig:
             )
         if self.initializer not in get_args(Initializer):
             raise InputError(
-                f"unknown initializer '{self.initializer}'; known: {', '.join(get_args(Initializer))}"
+                f"unknown initializer '{self.initializer}'; "
+                f"known: {', '.join(get_args(Initializer))}"
             )
         check_size(*self.input_size)
 

@@ -104,7 +104,8 @@ class CrossModalLayer(nn.Module):
 class CrossModalEncoder(nn.Module):
     """Six (by default) cross-modal layers over strides 8..32, then an FPN step to stride 4.
 
-    Pixel decoder after Mask2Former (Cheng et al. 2022), fusion after GroundingDINO (Liu et al. 2023).
+    Pixel decoder after Mask2Former (Cheng et al. 2022), fusion after GroundingDINO (Liu et al.
+    2023).
     """
 
     def __init__(self, config: ModelConfig, image_channels: list[int]) -> None:
@@ -164,9 +165,7 @@ class CrossModalEncoder(nn.Module):
     def _to_stride_4(self, res2: Tensor, level: Tensor, shape: tuple[int, int]) -> Tensor:
         """Mask features [B,C,H/4,W/4] from res2 and the stride-8 level [B,S,C]."""
         stride_8 = level.transpose(1, 2).unflatten(2, shape)
-        upsampled = F.interpolate(
-            stride_8, scale_factor=2.0, mode="bilinear", align_corners=False
-        )
+        upsampled = F.interpolate(stride_8, scale_factor=2.0, mode="bilinear", align_corners=False)
         return self.mask_features(self.fpn(self.lateral(res2) + upsampled))
 
 

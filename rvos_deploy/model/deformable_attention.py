@@ -1,7 +1,8 @@
 """Multi-scale deformable attention (Zhu et al. 2021), as one operator and the layer around it.
 
-The operator takes what the network's linear layers give (raw offsets and logits), so that softmax and
-location arithmetic can be fused into it: see ``rvos_deploy.export.ms_deform_attn`` for its ONNX form.
+The operator takes what the network's linear layers give (raw offsets and logits), so that softmax
+and location arithmetic can be fused into it: see ``rvos_deploy.export.ms_deform_attn`` for its ONNX
+form.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def ms_deform_attn(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """Sample every level around each query's reference point and sum the samples with softmax weights.
+    """Sum samples of every level around each query's reference point, with softmax weights.
 
     Coordinates are those of ``grid_sample`` with ``align_corners=False`` and zero padding: the
     centre of pixel i of W lies at (i + 0.5) / W, and what lies outside the map is 0.
@@ -39,9 +40,7 @@ def ms_deform_attn(
         float64 where ``value`` is).
     """
     if torch.onnx.is_in_onnx_export():
-        return _onnx_node(
-            value, level_shapes, reference_points, sampling_offsets, attention_logits
-        )
+        return _onnx_node(value, level_shapes, reference_points, sampling_offsets, attention_logits)
     batch, _, heads, head_dim = value.shape
     queries, levels = sampling_offsets.shape[1], sampling_offsets.shape[3]
     shapes: list[list[int]] = level_shapes.tolist()

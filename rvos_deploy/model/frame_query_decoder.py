@@ -21,7 +21,7 @@ from rvos_deploy.model.position import pixel_centres, sine_position_2d
 
 
 class FramePrediction(NamedTuple):
-    """One prediction of the frame decoder: logits [B,N,2] (object, no object), embeddings [B,N,C]."""
+    """One prediction: logits [B,N,2] (object, no object) and mask embeddings [B,N,C]."""
 
     logits: Tensor
     mask_embeddings: Tensor
@@ -66,7 +66,7 @@ class FrameQueryLayer(nn.Module):
 
 
 class FrameQueryDecoder(nn.Module):
-    """Masked attention decoder (Mask2Former) with text attention, queries started from the sentence.
+    """Masked attention decoder with text attention; queries start from the sentence.
 
     Sources: Mask2Former (Cheng et al. 2022), LMPM (Ding et al. 2023), DsHmp (He and Ding 2024).
     """
@@ -115,7 +115,7 @@ class FrameQueryDecoder(nn.Module):
                 self.query_position,
                 memories[level],
                 positions[level],
-                hide(attention_mask(logits))[:, None],
+                attention_bias(logits)[:, None],
                 frame.text,
                 text_bias,
             )
@@ -141,14 +141,24 @@ def resize_mask_features(mask_features: Tensor, shape: tuple[int, int]) -> Tenso
     return resized.flatten(2)
 
 
-def attention_mask(logits: Tensor) -> Tensor:
-    """True where a query must not look: bool [B,N,S] from its mask logits [B,N,S].
+HIDING_SLOPE = 20.0
+HIDING_FLOOR = 30.0
 
-    Hidden is what the previous prediction gives a probability under one half; a query that would
-    see nothing sees everything (Mask2Former).
+
+def attention_bias(logits: Tensor) -> Tensor:
+    """How much each query must not look at each pixel: float32 [B,N,S] from mask logits [B,N,S].
+
+    Mask2Former hides every pixel that the previous prediction gives a probability under one half,
+    unless that is all of them. Those two thresholds are jumps: a difference of 1e-6 between two
+    libraries can decide whether a query sees one pixel or all, and moved queries by 0.2 in an
+    export of ``large``. Here hiding sets in within a twentieth of a logit, and is lifted as a
+    query's best pixel falls from 0 to -1, so that close inputs give close outputs. Hidden means a
+    weight of e^-30; no gradient flows.
     """
-    hidden = logits.detach() < 0
-    return hidden & ~hidden.all(dim=-1, keepdim=True)
+    wide = logits.detach().float()
+    hidden = (-HIDING_SLOPE * wide).clamp(0.0, HIDING_FLOOR)
+    sees_something = (1.0 + wide.amax(dim=-1, keepdim=True)).clamp(0.0, 1.0)
+    return -hidden * sees_something
 
 
 def mask_position(logits: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -71,7 +71,7 @@ class RvosNetwork(nn.Module):
 
     def decode_video(self, frame_queries: Tensor, text: TextFeatures) -> VideoOutput:
         """Align the frame queries [B,T,N,C] of whole clips, and decode video queries from them."""
-        batch, length, slots, _ = frame_queries.shape
+        batch, length = frame_queries.shape[:2]
         values, logits = self.initializer.per_frame(frame_queries)
         order = self._slot_order(frame_queries)
         aligned = gather_slots(frame_queries, order)

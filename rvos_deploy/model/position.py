@@ -21,7 +21,9 @@ def _frequencies(dim: int, device: torch.device) -> Tensor:
     return TEMPERATURE ** (-2 * torch.div(index, 2, rounding_mode="floor") / dim)
 
 
-def sine_position_2d(height: int, width: int, dim: int, cycles: float, device: torch.device) -> Tensor:
+def sine_position_2d(
+    height: int, width: int, dim: int, cycles: float, device: torch.device
+) -> Tensor:
     """Position of every pixel centre: float32 [height * width, dim], first half y, second half x.
 
     The quickest sine makes ``cycles`` turns across the map (Mask2Former: 1; more tells
@@ -35,7 +37,7 @@ def sine_position_2d(height: int, width: int, dim: int, cycles: float, device: t
 
 
 def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """Normalised (x, y) of every pixel centre, row by row: float32 [height * width, 2] in (0, 1)."""
+    """Normalised (x, y) of every pixel centre, row by row: float32 [height * width, 2]."""
     y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
     x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
     x_map = x[None, :].expand(height, width)

@@ -1,4 +1,4 @@
-"""The video query decoder: video queries read all frames' queries and decide what is referred to."""
+"""The video query decoder: video queries read all frames and decide what is referred to."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ class VideoQueryLayer(nn.Module):
         text_bias: Tensor,
     ) -> Tensor:
         """Queries [B,N,C] -> [B,N,C]; memory [B,M*N,C]."""
-        queries = self.frame_attention(
-            queries, memory, slot_position, memory_position, memory_bias
-        )
+        queries = self.frame_attention(queries, memory, slot_position, memory_position, memory_bias)
         if self.text_attention is not None:
             queries = self.text_attention(queries, text, slot_position, bias=text_bias)
         return self.ffn(self.self_attention(queries, slot_position))

@@ -69,7 +69,7 @@ def stack_text(texts: list[EncodedText]) -> dict[str, NDArray[np.generic]]:
 
 
 def stack_memory(states: list[ExpressionState]) -> dict[str, NDArray[np.generic]]:
-    """The video decoder's memory inputs for E expressions, shorter ones padded with empty frames."""
+    """Memory inputs of the video decoder for E expressions, short ones padded with empty frames."""
     parts = [state.memory.read() for state in states]
     frames = max(len(ages) for _, ages in parts)
     tokens = np.zeros((len(parts), frames, *parts[0][0].shape[1:]), dtype=parts[0][0].dtype)

@@ -19,4 +19,6 @@ def thresholds(
     per_expression = np.full(len(scores), threshold, dtype=np.float32)
     if fallback == "none":
         return per_expression
-    return np.minimum(per_expression, np.nextafter(scores.max(axis=1), np.float32(-1)))
+    below_best = np.nextafter(scores.max(axis=1), np.float32(-1))
+    lowered: NDArray[np.float32] = np.minimum(per_expression, below_best)
+    return lowered

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.model.config import check_size
-from rvos_deploy.runtime.mask_feature_store import DEFAULT_BUDGET
+from rvos_deploy.runtime.spill_store import DEFAULT_BUDGET
 
 Mode = Literal["online", "offline"]
 Fallback = Literal["none", "top1"]

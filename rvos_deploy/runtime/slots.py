@@ -1,4 +1,4 @@
-"""Slot alignment and the running weighted mean over frames: the network's arithmetic between graphs."""
+"""Slot alignment and the running weighted mean: the network's arithmetic between graphs."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ from rvos_deploy.runtime.geometry import (
     fit_frame,
     resize_frame,
 )
-from rvos_deploy.runtime.mask_feature_store import MaskFeatureStore
 from rvos_deploy.runtime.selection import thresholds
 from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.runtime.spill_store import SpillStore
 from rvos_deploy.runtime.token_memory import TokenMemory
 from rvos_deploy.video.frames import Frame
 
@@ -106,14 +106,14 @@ class Stream:
         self._runners = runners
         self._encode_text = encode_text
         self._on_stage = on_stage
-        self._box = settings.size or config.input_size
-        self._threshold = config.threshold if settings.threshold is None else settings.threshold
+        self.box = settings.size or config.input_size
+        self.threshold = config.threshold if settings.threshold is None else settings.threshold
         self._expressions: dict[int, ExpressionState] = {}
         self._text_inputs: dict[str, NDArray[Any]] = {}
         self._next_number = 0
         self._frame_count = 0
         self._pending: deque[_PendingFrame] = deque()
-        self._store = MaskFeatureStore(settings.mask_budget)
+        self._store = SpillStore(settings.mask_budget)
         self._closed = False
 
     @property
@@ -181,7 +181,7 @@ class Stream:
     def _decode_frame(self, frame: Frame) -> _PendingFrame:
         """Backbone once, frame decoder for all expressions, every expression's slots advanced."""
         height, width = frame.image.shape[:2]
-        geometry = fit_frame((height, width), self._box)
+        geometry = fit_frame((height, width), self.box)
         numbers = tuple(self._expressions)
         if not numbers:
             return _PendingFrame(frame.index, frame.pts, geometry, (), None)
@@ -220,7 +220,7 @@ class Stream:
         return _Decision(
             rows={state.number: row for row, state in enumerate(states)},
             scores=scores,
-            thresholds=thresholds(scores, self._threshold, self.settings.fallback),
+            thresholds=thresholds(scores, self.threshold, self.settings.fallback),
             mask_embeddings=runner.to_host(outputs["mask_embeddings"]),
         )
 

@@ -1,4 +1,4 @@
-"""The memory of aligned frame queries that the video decoder reads: a ring, and anchors behind it."""
+"""The memory of aligned frame queries that the video decoder reads: a window, and anchors."""
 
 from __future__ import annotations
 

@@ -57,6 +57,6 @@ class Tokenizer:
 
 
 def clean_text(text: str) -> str:
-    """As open_clip cleans it: mend mojibake, undo HTML entities, collapse white space, lower-case."""
+    """As open_clip does: mend mojibake, undo HTML entities, collapse white space, lower-case."""
     unescaped = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(unescaped.split()).lower()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rvos_deploy.benchmarks import metrics
 
+from rvos_deploy.benchmarks import metrics
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.metrics import FrameScores
 

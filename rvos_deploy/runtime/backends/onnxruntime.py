@@ -1,8 +1,7 @@
-"""ONNX Runtime, on the CPU or through its CUDA provider. Never a provider that was not asked for."""
+"""ONNX Runtime, on the CPU or through CUDA; never on a provider that was not asked for."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.base import Backend, Runner, Value
+from rvos_deploy.runtime.environment import usable_cores
 from rvos_deploy.runtime.graph_spec import GraphSpec
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -45,7 +45,7 @@ class OnnxRuntimeBackend(Backend):
 
     def runner(self, spec: GraphSpec, path: Path) -> OnnxRuntimeRunner:
         """A runner, not yet active, of the graph in this file."""
-        threads = self.threads or len(os.sched_getaffinity(0))
+        threads = self.threads or usable_cores()
         return OnnxRuntimeRunner(spec, path, PROVIDERS[self.device], threads)
 
     def describe(self) -> dict[str, str]:

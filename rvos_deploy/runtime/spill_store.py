@@ -1,4 +1,4 @@
-"""Mask features that wait for the end of the clip: in memory up to a budget, then on disk."""
+"""Arrays that wait for the end of the clip: in memory up to a budget, then on disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,9 @@ from rvos_deploy.errors import InputError
 
 Array = NDArray[Any]
 DEFAULT_BUDGET = 2**30
-"""Bytes of mask features kept in memory."""
+"""Bytes kept in memory."""
+
+_SPARE_DISK = 2**26
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,14 @@ class _Spilled:
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    nbytes: int
 
 
-class MaskFeatureStore:
+class SpillStore:
     """Arrays by number, in memory up to ``budget`` bytes, beyond it memory-mapped from a file.
 
     The file is a nameless temporary one (``tempfile.TemporaryFile``): the system removes it when
-    it is closed or the process ends, however that happens.
+    it is closed or the process ends, however that happens. Its room is used again.
     """
 
     def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
@@ -37,13 +40,12 @@ class MaskFeatureStore:
         self._held: dict[int, Array | _Spilled] = {}
         self._next = 0
         self._file: IO[bytes] | None = None
-        self._end = 0
+        self._free: dict[int, list[int]] = {}
         self.bytes_in_memory = 0
+        self.bytes_on_disk = 0
 
-    @property
-    def bytes_on_disk(self) -> int:
-        """Size of the spill file."""
-        return self._end
+    def __len__(self) -> int:
+        return len(self._held)
 
     def put(self, array: Array) -> int:
         """Keep an array; returns its number.
@@ -63,6 +65,7 @@ class MaskFeatureStore:
         """Return an array and forget it."""
         held = self._held.pop(number)
         if isinstance(held, _Spilled):
+            self._free.setdefault(held.nbytes, []).append(held.offset)
             return np.array(self._map(held, "r"))
         self.bytes_in_memory -= held.nbytes
         return held
@@ -70,36 +73,46 @@ class MaskFeatureStore:
     def close(self) -> None:
         """Forget everything and remove the file."""
         self._held.clear()
-        self.bytes_in_memory = 0
+        self._free.clear()
+        self.bytes_in_memory = self.bytes_on_disk = 0
         if self._file is not None:
             self._file.close()
             self._file = None
-            self._end = 0
 
     def _spill(self, array: Array) -> _Spilled:
-        folder = tempfile.gettempdir()
-        free = shutil.disk_usage(folder).free
-        if free < array.nbytes + 2**26:
-            raise InputError(
-                f"offline mode needs {array.nbytes / 2**20:.0f} MiB a frame for mask features and "
-                f"{folder} has {free / 2**20:.0f} MiB left; set TMPDIR to a larger disk, use "
-                "--mode online (with --lookahead), or fewer frames (--max-frames)"
-            )
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="rvos-deploy-")  # noqa: SIM115
-        record = _Spilled(self._end, array.shape, array.dtype)
-        self._end += array.nbytes
-        self._file.truncate(self._end)
+        record = _Spilled(self._room(array.nbytes), array.shape, array.dtype, array.nbytes)
         mapped = self._map(record, "r+")
         mapped[...] = array
         mapped.flush()
         return record
 
-    def _map(self, record: _Spilled, mode: Any) -> np.memmap[Any, Any]:
+    def _room(self, nbytes: int) -> int:
+        """Offset of a piece of the file: one that was given back, or a new one at the end."""
+        assert self._file is not None
+        if self._free.get(nbytes):
+            return self._free[nbytes].pop()
+        self._require_disk(nbytes)
+        offset, self.bytes_on_disk = self.bytes_on_disk, self.bytes_on_disk + nbytes
+        self._file.truncate(self.bytes_on_disk)
+        return offset
+
+    def _require_disk(self, nbytes: int) -> None:
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free
+        if free < nbytes + _SPARE_DISK:
+            raise InputError(
+                f"waiting for the end of the clip takes {nbytes / 2**20:.1f} MiB a frame, and "
+                f"{folder} has {free / 2**20:.0f} MiB left; set TMPDIR to a larger disk, use "
+                "--mode online, or fewer frames (--max-frames)"
+            )
+
+    def _map(self, record: _Spilled, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
         assert self._file is not None
         return np.memmap(self._file, record.dtype, mode, record.offset, record.shape)
 
-    def __enter__(self) -> MaskFeatureStore:
+    def __enter__(self) -> SpillStore:
         return self
 
     def __exit__(

@@ -1,0 +1,210 @@
+"""Where a frame's time goes: every stage, end to end, overlapped, and against eager PyTorch."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rvos_deploy.benchmarks.timing import summarise
+from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.evaluation.metrics import frame_scores
+from rvos_deploy.runtime.backends.base import Backend
+from rvos_deploy.runtime.environment import machine, peak_memory_bytes, versions
+from rvos_deploy.runtime.segment_video import segment_video
+from rvos_deploy.runtime.segmenter import Segmenter
+from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.runtime.stream import FrameMasks
+from rvos_deploy.sprites import sample_video
+from rvos_deploy.video import Frame, open_video
+
+WARM_UP = 3
+"""Frames run before anything is counted."""
+
+MINIMUM_AGREEMENT = 0.999
+"""J&F between our masks and PyTorch's below which a comparison of speed means nothing."""
+
+EXPRESSIONS = (
+    "the red star moving to the left",
+    "the small circle",
+    "the dog next to the blue square",
+    "everything that moves up",
+    "the object that turns back",
+    "the largest object",
+    "the two green triangles",
+    "the one that stands still",
+)
+
+Progress = Callable[[str], None]
+
+
+def benchmark_latency(
+    segmenter: Segmenter,
+    *,
+    video: str | None = None,
+    expressions: int = 1,
+    frames: int = 30,
+    settings: StreamSettings | None = None,
+    reference: Backend | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a loaded bundle on a video; a Moving Sprites clip of 854x480 is rendered by default.
+
+    Args:
+        segmenter: the bundle on a back end.
+        video: what to read.
+        expressions: how many to follow at once.
+        frames: how many to measure after the warm-up.
+        settings: of the stream; online by default.
+        reference: another back end to run in turn on the same frames.
+        progress: told what is measured.
+
+    Raises:
+        ParityError: the reference's masks differ from ours, so the ratio would mean nothing.
+    """
+    say = progress or (lambda text: None)
+    settings = settings or StreamSettings()
+    texts = [EXPRESSIONS[i % len(EXPRESSIONS)] for i in range(expressions)]
+    with tempfile.TemporaryDirectory(prefix="rvos-deploy-") as folder:
+        source = video or _render(Path(folder) / "sprites.mp4", frames + WARM_UP)
+        say("decoding")
+        images, decode = _decode(source, frames + WARM_UP)
+        say("stages")
+        stages, end_to_end = _measure_stages(segmenter, images, texts, settings)
+        say("overlapped")
+        overlapped = _measure_overlapped(segmenter, source, texts, settings, len(images), folder)
+    result: dict[str, Any] = {
+        "schema": "rvos-deploy/benchmark/latency/1",
+        "command": "benchmark",
+        "versions": {**versions("av"), "backend": segmenter.backend.describe()},
+        "machine": machine(),
+        "bundle": str(segmenter.bundle.path),
+        "model": segmenter.bundle.config.name,
+        "input_size": list(settings.size or segmenter.bundle.config.input_size),
+        "video": video or "Moving Sprites, 854x480",
+        "expressions": expressions,
+        "mode": settings.mode,
+        "warm_up_frames": WARM_UP,
+        "stages": {"decode": summarise(decode[WARM_UP:]), **stages},
+        "end_to_end": summarise(end_to_end),
+        "overlapped": overlapped,
+        "memory": {"peak_bytes": peak_memory_bytes()},
+    }
+    if reference is not None:
+        say(f"against {reference.name}")
+        result["comparison"] = _compare(segmenter, reference, images, texts, settings)
+    return result
+
+
+def _render(path: Path, frames: int) -> str:
+    sample_video(path, seed=0, size=(480, 854), frames=frames)
+    return str(path)
+
+
+def _decode(source: str, count: int) -> tuple[list[Frame], list[float]]:
+    """Frames, and the seconds that each took to decode (the first is opened with the video)."""
+    images, seconds = [], []
+    with open_video(source, max_frames=count) as reader:
+        started = time.perf_counter()
+        for frame in reader:
+            seconds.append(time.perf_counter() - started)
+            images.append(frame)
+            started = time.perf_counter()
+    if len(images) <= WARM_UP:
+        raise InputError(
+            f"{source} has {len(images)} frames; a benchmark needs more than the {WARM_UP} that "
+            "warm up"
+        )
+    return images, seconds
+
+
+def _measure_stages(
+    segmenter: Segmenter, frames: Sequence[Frame], texts: list[str], settings: StreamSettings
+) -> tuple[dict[str, Any], list[float]]:
+    """One stage after the other, nothing overlapped: summaries by stage, seconds a frame."""
+    times: dict[str, list[float]] = defaultdict(list)
+    end_to_end: list[float] = []
+    with segmenter.stream(texts, settings, on_stage=lambda s, t: times[s].append(t)) as stream:
+        for frame in islice(frames, WARM_UP):
+            stream.push(frame)
+        times.clear()
+        for frame in frames[WARM_UP:]:
+            started = time.perf_counter()
+            stream.push(frame)
+            end_to_end.append(time.perf_counter() - started)
+        for _ in stream.flush():
+            pass
+    return {stage: summarise(seconds) for stage, seconds in times.items()}, end_to_end
+
+
+def _measure_overlapped(
+    segmenter: Segmenter,
+    source: str,
+    texts: list[str],
+    settings: StreamSettings,
+    count: int,
+    folder: str,
+) -> dict[str, Any]:
+    """Frames per second of the whole job as ``run`` does it, writing included."""
+    report = segment_video(
+        segmenter, source, texts, Path(folder) / "out", settings, max_frames=count
+    )
+    return {
+        "frames": report.frames,
+        "seconds": report.seconds,
+        "frames_per_second": report.frames_per_second,
+    }
+
+
+def _compare(
+    segmenter: Segmenter,
+    reference: Backend,
+    frames: Sequence[Frame],
+    texts: list[str],
+    settings: StreamSettings,
+) -> dict[str, Any]:
+    """Both on the same frames, in turn, in this process; masks first, then the ratio."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    results: tuple[list[FrameMasks], list[FrameMasks]] = ([], [])
+    with (
+        Segmenter(segmenter.bundle, reference) as other,
+        segmenter.stream(texts, settings) as ours,
+        other.stream(texts, settings) as theirs,
+    ):
+        for number, frame in enumerate(frames):
+            for side, stream in enumerate((ours, theirs)):
+                started = time.perf_counter()
+                results[side].extend(stream.push(frame))
+                if number >= WARM_UP:
+                    seconds[side].append(time.perf_counter() - started)
+        for side, stream in enumerate((ours, theirs)):
+            results[side].extend(stream.flush())
+    agreement = _agreement(*results)
+    if agreement < MINIMUM_AGREEMENT:
+        raise ParityError(
+            f"masks of {segmenter.backend.name} and {reference.name} agree to J&F {agreement:.4f} "
+            f"only (needed: {MINIMUM_AGREEMENT}), so their speeds cannot be compared; run "
+            "'rvos-deploy verify'"
+        )
+    return {
+        "reference": reference.describe(),
+        "j_and_f": agreement,
+        "ours": summarise(seconds[0]),
+        "theirs": summarise(seconds[1]),
+        "ratio": float(np.sum(seconds[1]) / np.sum(seconds[0])),
+    }
+
+
+def _agreement(ours: list[FrameMasks], theirs: list[FrameMasks]) -> float:
+    """J&F of our masks against theirs, over all frames and expressions."""
+    pairs = [
+        frame_scores(mine.masks, other.masks).j_and_f
+        for mine, other in zip(ours, theirs, strict=True)
+    ]
+    return float(np.mean(pairs))

@@ -1,0 +1,66 @@
+"""Flat memory: the resident size after thousands of frames against that after 200.
+
+``python -m rvos_deploy.benchmarks.memory BUNDLE [--frames 3000]``
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rvos_deploy.errors import InputError, RvosError
+from rvos_deploy.json_file import write_json
+from rvos_deploy.runtime.environment import machine, resident_memory_bytes, versions
+from rvos_deploy.runtime.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
+from rvos_deploy.runtime.segmenter import Segmenter, load
+from rvos_deploy.runtime.settings import StreamSettings
+
+SETTLED = 200
+"""Frames after which the ring of 64 frames is full and allocators have what they need."""
+
+
+def benchmark_memory(segmenter: Segmenter, frames: int = 3000) -> dict[str, Any]:
+    """Push a repeating clip through an online stream; resident bytes every 200 frames."""
+    if frames <= SETTLED:
+        raise InputError(f"frames must exceed {SETTLED}, found {frames}")
+    clip = probe_clip()
+    resident: dict[int, int] = {}
+    settings = StreamSettings(size=PROBE_BOX, lookahead=2, anchors=8)
+    with segmenter.stream(PROBE_EXPRESSIONS, settings) as stream:
+        for number in range(1, frames + 1):
+            stream.push(clip[number % len(clip)])
+            if number % SETTLED == 0 or number == frames:
+                resident[number] = resident_memory_bytes()
+    return {
+        "schema": "rvos-deploy/benchmark/memory/1",
+        "command": f"python -m rvos_deploy.benchmarks.memory BUNDLE --frames {frames}",
+        "versions": {**versions(), "backend": segmenter.backend.describe()},
+        "machine": machine(),
+        "resident_bytes": {str(number): size for number, size in resident.items()},
+        "growth": resident[frames] / resident[SETTLED] - 1,
+    }
+
+
+def main(
+    bundle: Annotated[Path, typer.Argument(help="Bundle made by 'export'.")],
+    frames: Annotated[int, typer.Option(help="How many frames to push.")] = 3000,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.")] = None,
+) -> None:
+    """Measure the resident memory of a long online stream."""
+    try:
+        with load(bundle) as segmenter:
+            record = benchmark_memory(segmenter, frames)
+    except RvosError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    for number, size in record["resident_bytes"].items():
+        typer.echo(f"{int(number):>8} frames {size / 2**20:8.1f} MiB")
+    typer.echo(f"growth after {SETTLED} frames: {record['growth']:+.2%}")
+    if json_file is not None:
+        write_json(json_file, record)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,21 @@
+"""Percentiles of measured times, under the keys that every result shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PERCENTILES = (50, 90, 95, 99)
+
+
+def summarise(seconds: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:
+    """Calls a second, and ``milliseconds`` p50, p90, p95 and p99 of single calls."""
+    times = np.asarray(seconds, dtype=np.float64)
+    return {
+        "count": len(times),
+        "frames_per_second": float(len(times) / times.sum()),
+        "milliseconds": {f"p{p}": float(np.percentile(times, p) * 1e3) for p in PERCENTILES},
+    }

@@ -1,0 +1,79 @@
+"""The eager PyTorch reference behind the runtime's interface, so that one stream drives both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.export.bundle_export import Weights, load_network
+from rvos_deploy.export.graphs import Graph, graphs
+from rvos_deploy.runtime.backends.base import Backend, Runner, Value
+from rvos_deploy.runtime.bundle import Bundle, sha256_file
+from rvos_deploy.runtime.graph_spec import GraphSpec
+
+
+class TorchBackend(Backend):
+    """Eager PyTorch on the CPU, with the weights that a bundle was exported from."""
+
+    name = "pytorch"
+
+    def __init__(self, bundle: Bundle, checkpoint: Path | None, threads: int) -> None:
+        torch.set_num_threads(threads)
+        network = load_network(bundle.config, _weights(bundle, checkpoint))
+        self._graphs = {graph.spec.name: graph for graph in graphs(network)}
+
+    def runner(self, spec: GraphSpec, path: Path) -> TorchRunner:
+        """A runner of the module that this graph was exported from."""
+        return TorchRunner(self._graphs[spec.name])
+
+    def describe(self) -> dict[str, str]:
+        """Library, version and device."""
+        return {"name": self.name, "version": torch.__version__, "device": "cpu"}
+
+
+class TorchRunner(Runner):
+    """One graph's module, run eagerly."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph.spec)
+        self._module = graph.module
+
+    def activate_impl(self) -> None:
+        """Nothing to load."""
+
+    def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Run the module without gradients."""
+        arrays = [np.ascontiguousarray(inputs[tensor.name]) for tensor in self.spec.inputs]
+        with torch.inference_mode():
+            outputs = self._module(*map(torch.from_numpy, arrays))
+        tensors = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        return {
+            spec.name: tensor.numpy()
+            for spec, tensor in zip(self.spec.outputs, tensors, strict=True)
+        }
+
+    def deactivate_impl(self) -> None:
+        """Nothing to free."""
+
+
+def _weights(bundle: Bundle, checkpoint: Path | None) -> Weights:
+    """The bundle's weights again: its random seed, or the checkpoint whose hash it records."""
+    recorded = bundle.manifest["weights"]
+    if recorded["random"]:
+        return Weights(random=True, seed=recorded["seed"], clip=recorded["clip"])
+    if checkpoint is None:
+        raise InputError(
+            f"--compare pytorch needs the weights that {bundle.path} was exported from; pass "
+            f"--checkpoint (it was {recorded['checkpoint']})"
+        )
+    found = sha256_file(checkpoint)
+    if found != recorded["checkpoint_sha256"]:
+        raise InputError(
+            f"checkpoint {checkpoint} (sha256 {found[:12]}...) is not the one that {bundle.path} "
+            f"was exported from ({recorded['checkpoint_sha256'][:12]}...); pass that one"
+        )
+    return Weights(checkpoint=checkpoint, clip=recorded["clip"])

@@ -1,0 +1,136 @@
+"""``rvos-deploy benchmark``: how fast, stage by stage."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rvos_deploy.cli.options import (
+    BackendName,
+    BackendOption,
+    Device,
+    DeviceOption,
+    JsonOption,
+    SizeOption,
+    ThreadsOption,
+    parse_size,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rvos_deploy.runtime.backends.base import Backend
+    from rvos_deploy.runtime.bundle import Bundle
+
+
+class Reference(str, Enum):
+    """What to compare with."""
+
+    pytorch = "pytorch"
+
+
+def benchmark(
+    bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Bundle made by 'export'.")],
+    video: Annotated[
+        str | None, typer.Option("--video", help="Default: a rendered clip of 854x480.")
+    ] = None,
+    expressions: Annotated[int, typer.Option("--expressions", min=1, help="At once.")] = 1,
+    frames: Annotated[int, typer.Option("--frames", min=1, help="After 3 to warm up.")] = 30,
+    size: SizeOption = None,
+    backend: BackendOption = BackendName.auto,
+    device: DeviceOption = Device.cpu,
+    threads: ThreadsOption = None,
+    compare: Annotated[
+        Reference | None,
+        typer.Option("--compare", help="Run it in turn on the same frames and threads."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="For --compare: what the bundle was exported from."),
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Measure latency by stage, throughput with stages overlapped, and peak memory."""
+    from rich.console import Console
+
+    from rvos_deploy.benchmarks.latency import benchmark_latency
+    from rvos_deploy.cli.output import mebibytes, step_progress
+    from rvos_deploy.json_file import write_json
+    from rvos_deploy.runtime.environment import usable_cores
+    from rvos_deploy.runtime.segmenter import load
+    from rvos_deploy.runtime.settings import StreamSettings
+
+    settings = StreamSettings(size=parse_size(size))
+    cores = threads or usable_cores()
+    with (
+        load(bundle, backend=backend.value, device=device.value, threads=cores) as segmenter,
+        step_progress() as progress,
+    ):
+        reference = _pytorch(segmenter.bundle, checkpoint, cores) if compare else None
+        result = benchmark_latency(
+            segmenter,
+            video=video,
+            expressions=expressions,
+            frames=frames,
+            settings=settings,
+            reference=reference,
+            progress=progress,
+        )
+    result["threads"] = cores
+    console = Console()
+    console.print(_stage_table(result))
+    overlapped = result["overlapped"]["frames_per_second"]
+    typer.echo(
+        f"whole job, stages overlapped, files written: {overlapped:.2f} fps; "
+        f"peak memory {mebibytes(result['memory']['peak_bytes'])}"
+    )
+    if "comparison" in result:
+        found = result["comparison"]
+        ours, theirs = (found[side]["milliseconds"]["p50"] for side in ("ours", "theirs"))
+        typer.echo(
+            f"{found['ratio']:.2f} times the speed of eager PyTorch "
+            f"{found['reference']['version']} on the same frames and threads "
+            f"({ours:.1f} against {theirs:.1f} ms, masks agree: J&F {found['j_and_f']:.4f})"
+        )
+    if json is not None:
+        write_json(json, result)
+
+
+def _pytorch(bundle: Bundle, checkpoint: Path | None, threads: int) -> Backend:
+    from rvos_deploy.errors import InputError
+
+    try:
+        from rvos_deploy.benchmarks.torch_backend import TorchBackend
+    except ImportError as error:
+        raise InputError(
+            f"--compare pytorch needs '{error.name}'; pip install 'rvos-deploy[cpu,export]'"
+        ) from error
+    return TorchBackend(bundle, checkpoint, threads)
+
+
+def _stage_table(result: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    height, width = result["input_size"]
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        title=f"{result['model']} in {height}x{width}, {result['expressions']} expressions, "
+        f"{result['versions']['backend']['name']} on {result['versions']['backend']['device']}, "
+        f"{result['threads']} threads (milliseconds)",
+        title_justify="left",
+    )
+    table.add_column("stage")
+    for title in ("p50", "p90", "p99", "count"):
+        table.add_column(title, justify="right")
+    rows = [*result["stages"].items(), ("end to end, without decoding", result["end_to_end"])]
+    for stage, summary in rows:
+        times = summary["milliseconds"]
+        table.add_row(
+            stage, *(f"{times[p]:.2f}" for p in ("p50", "p90", "p99")), str(summary["count"])
+        )
+    return table

@@ -1,0 +1,82 @@
+"""``rvos-deploy export``: PyTorch network in, proven bundle out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rvos_deploy.cli.options import JsonOption, SizeOption, parse_size
+
+
+def export(
+    config: Annotated[str, typer.Argument(help="Preset: large, base or tiny.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the bundle goes.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="Trained weights, .safetensors.")
+    ] = None,
+    clip_weights: Annotated[
+        str | None,
+        typer.Option("--clip-weights", help="open_clip tag or file for the frozen CLIP part."),
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="No weights at all: to try the pipeline.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random weights.")] = 0,
+    size: SizeOption = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a bundle that is there.")
+    ] = False,
+    json: JsonOption = None,
+) -> None:
+    """Export a network to ONNX, check it against PyTorch, and write the bundle if all holds."""
+    from rvos_deploy.cli.output import mebibytes, step_progress
+    from rvos_deploy.json_file import write_json
+    from rvos_deploy.model.config import preset
+    from rvos_deploy.runtime.environment import machine, versions
+
+    chosen, box = preset(config), parse_size(size)
+    bundle_export = _import_exporter()
+    weights = bundle_export.Weights(checkpoint, clip_weights, random_weights, seed)
+    with step_progress() as progress:
+        report = bundle_export.export_bundle(
+            chosen, out, weights, size=box, overwrite=overwrite, progress=progress
+        )
+    worst = max(v.comparison.max_abs for v in report.verdicts if hasattr(v, "comparison"))
+    masks = next(v for v in report.verdicts if hasattr(v, "j_and_f"))
+    stored = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
+    typer.echo(
+        f"{out}: {mebibytes(stored)}, 5 graphs; {len(report.verdicts)} parity checks passed "
+        f"(largest difference {worst:.1e}, J&F of the masks {masks.j_and_f:.4f})"
+    )
+    typer.echo(f"{report.seconds:.1f} s, peak memory {mebibytes(report.peak_memory_bytes)}")
+    if json is not None:
+        write_json(
+            json,
+            {
+                "schema": "rvos-deploy/export/1",
+                "command": "export",
+                "bundle": str(out),
+                "bytes": stored,
+                "seconds": report.seconds,
+                "peak_memory_bytes": report.peak_memory_bytes,
+                "checks": [verdict.as_dict() for verdict in report.verdicts],
+                "versions": versions("torch", "onnx", "onnxruntime"),
+                "machine": machine(),
+            },
+        )
+
+
+def _import_exporter():  # type: ignore[no-untyped-def]
+    """The exporter's module; says what is missing where the extra is not installed."""
+    from rvos_deploy.errors import InputError
+
+    try:
+        from rvos_deploy.export import bundle_export
+    except ImportError as error:
+        raise InputError(
+            f"export needs PyTorch and friends, '{error.name}' is missing; "
+            "pip install 'rvos-deploy[cpu,export]'"
+        ) from error
+    return bundle_export

@@ -1,0 +1,62 @@
+"""Options that several commands share, and how they are read."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.model.config import check_size
+
+
+class BackendName(str, Enum):
+    """Back ends by name."""
+
+    auto = "auto"
+    onnxruntime = "onnxruntime"
+
+
+class Device(str, Enum):
+    """Where a back end runs."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+BackendOption = Annotated[BackendName, typer.Option("--backend", help="Inference library.")]
+DeviceOption = Annotated[
+    Device, typer.Option("--device", help="Where it runs; never another than the one named.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="CPU threads of a graph. Default: all cores.")
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="HxW",
+        help="Box that frames are fitted into, multiples of 32, for example 256x448.",
+    ),
+]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")
+]
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of ``HxW``.
+
+    Raises:
+        InputError: another form, or no multiples of 32.
+    """
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise InputError(f"size '{text}' is not of the form HxW, for example 256x448")
+    height, width = int(parts[0]), int(parts[1])
+    check_size(height, width)
+    return height, width

@@ -1,0 +1,124 @@
+"""``rvos-deploy run``: masks for a video."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rvos_deploy.cli.options import (
+    BackendName,
+    BackendOption,
+    Device,
+    DeviceOption,
+    SizeOption,
+    ThreadsOption,
+    parse_size,
+)
+
+
+class ModeName(str, Enum):
+    """Modes by name."""
+
+    online = "online"
+    offline = "offline"
+
+
+class FallbackName(str, Enum):
+    """What to give when no query passes."""
+
+    none = "none"
+    top1 = "top1"
+
+
+def run(
+    video: Annotated[
+        str,
+        typer.Argument(help="File, folder of frames, URL or device that FFmpeg opens, or -."),
+    ],
+    expressions: Annotated[list[str], typer.Argument(help="What to segment; one or more.")],
+    bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Bundle made by 'export'.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for masks/, overlay.mp4, result.json.")
+    ] = Path("out"),
+    backend: BackendOption = BackendName.auto,
+    device: DeviceOption = Device.cpu,
+    threads: ThreadsOption = None,
+    mode: Annotated[
+        ModeName | None,
+        typer.Option(
+            "--mode",
+            help="online: each frame from what was seen so far; offline: from the whole clip. "
+            "Default: offline for files and folders, online for streams.",
+        ),
+    ] = None,
+    lookahead: Annotated[
+        int, typer.Option("--lookahead", min=0, help="Online: frames to wait before deciding.")
+    ] = 0,
+    memory: Annotated[
+        int | None,
+        typer.Option("--memory", min=1, help="Frames remembered. Default: 64 online, all offline."),
+    ] = None,
+    anchors: Annotated[
+        int, typer.Option("--anchors", min=0, help="Older frames remembered, spread evenly.")
+    ] = 0,
+    size: SizeOption = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Score a query must pass, 0 to 1.")
+    ] = None,
+    fallback: Annotated[
+        FallbackName, typer.Option("--fallback", help="When no query passes: empty, or the best.")
+    ] = FallbackName.none,
+    max_frames: Annotated[int | None, typer.Option("--max-frames", min=1)] = None,
+    mask_budget: Annotated[
+        int,
+        typer.Option("--mask-budget", min=0, help="MiB kept in memory; more goes to disk."),
+    ] = 1024,
+) -> None:
+    """Segment a video: one mask for every frame and expression."""
+    from rvos_deploy.cli.output import frame_progress
+    from rvos_deploy.runtime.segment_video import has_end, segment_video
+    from rvos_deploy.runtime.segmenter import load
+    from rvos_deploy.runtime.settings import StreamSettings
+
+    settings = StreamSettings(
+        mode=mode.value if mode else "offline" if has_end(video) else "online",
+        lookahead=lookahead,
+        memory=memory,
+        anchors=anchors,
+        threshold=threshold,
+        fallback=fallback.value,
+        size=parse_size(size),
+        mask_budget=mask_budget * 2**20,
+    )
+    with (
+        load(bundle, backend=backend.value, device=device.value, threads=threads) as segmenter,
+        frame_progress() as progress,
+    ):
+        report = segment_video(
+            segmenter,
+            video,
+            expressions,
+            out,
+            settings,
+            max_frames=max_frames,
+            command=" ".join(sys.argv),
+            progress=progress,
+        )
+    typer.echo(
+        f"{report.frames} frames, {len(expressions)} expressions, {settings.mode}: "
+        f"{report.seconds:.1f} s, {report.frames_per_second:.1f} fps -> {out}"
+    )
+    if report.stopped:
+        typer.echo(f"warning: interrupted; {report.frames} frames are complete in {out}", err=True)
+        raise typer.Exit(130)
+    if report.damage:
+        typer.echo(
+            f"warning: {video} is damaged ({report.damage}); the {report.frames} frames before "
+            f"that are complete in {out}",
+            err=True,
+        )
+        raise typer.Exit(1)

@@ -1,0 +1,69 @@
+"""``rvos-deploy verify``: does a bundle still give what PyTorch gave?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rvos_deploy.cli.options import (
+    BackendName,
+    BackendOption,
+    Device,
+    DeviceOption,
+    JsonOption,
+    ThreadsOption,
+)
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Bundle made by 'export'.")],
+    backend: BackendOption = BackendName.auto,
+    device: DeviceOption = Device.cpu,
+    threads: ThreadsOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Check a bundle's hashes, graphs and masks on this machine; exit 1 when one fails.
+
+    The reference is what PyTorch gave at export: it is in the bundle, PyTorch is not needed.
+    """
+    from rich.console import Console
+
+    from rvos_deploy.cli.output import step_progress
+    from rvos_deploy.cli.parity_table import parity_table
+    from rvos_deploy.json_file import write_json
+    from rvos_deploy.runtime import verification
+    from rvos_deploy.runtime.backends.registry import make_backend
+    from rvos_deploy.runtime.bundle import open_bundle
+    from rvos_deploy.runtime.environment import machine, versions
+
+    opened = open_bundle(bundle)
+    engine = make_backend(backend.value, device.value, threads)
+    with step_progress() as progress:
+        verdicts = verification.verify(opened, engine, progress)
+    checks = [verdict.as_dict() for verdict in verdicts]
+    passed = all(verdict.passed for verdict in verdicts)
+    Console().print(parity_table(checks))
+    failed = sum(not verdict.passed for verdict in verdicts)
+    name = f"{engine.describe()['name']} {engine.describe()['version']} on {device.value}"
+    typer.echo(
+        f"{bundle}: {len(verdicts)} checks passed with {name}"
+        if passed
+        else f"{bundle}: {failed} of {len(verdicts)} checks FAILED with {name}"
+    )
+    if json is not None:
+        write_json(
+            json,
+            {
+                "schema": "rvos-deploy/verify/1",
+                "command": "verify",
+                "bundle": str(bundle),
+                "passed": passed,
+                "checks": checks,
+                "versions": {**versions(), "backend": engine.describe()},
+                "machine": machine(),
+            },
+        )
+    if not passed:
+        raise typer.Exit(1)

@@ -1,0 +1,61 @@
+"""``result.json``: written frame by frame, so that a long video takes no memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.runtime.stream import FrameMasks
+
+SCHEMA = "rvos-deploy/run/1"
+
+
+class ResultFile:
+    """Collects frames; :meth:`close` completes the file and puts it in place under its name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._file: IO[str] = self._temporary.open("w", encoding="utf-8")
+        self._file.write(f'{{"schema": {json.dumps(SCHEMA)},\n"frames": [')
+        self._frames = 0
+
+    def add(self, result: FrameMasks) -> None:
+        """Append one frame."""
+        entry = {
+            "index": result.index,
+            "pts": result.pts,
+            "expressions": [
+                describe_mask(mask, float(score))
+                for mask, score in zip(result.masks, result.scores, strict=True)
+            ],
+        }
+        self._file.write(("," if self._frames else "") + "\n" + json.dumps(entry, allow_nan=False))
+        self._frames += 1
+
+    def close(self, rest: dict[str, Any]) -> None:
+        """Complete the file with the other keys, and rename it into place."""
+        tail = json.dumps(rest, indent=1, allow_nan=False)
+        self._file.write("\n],\n" + tail.removeprefix("{").lstrip("\n") + "\n")
+        self._file.close()
+        self._temporary.replace(self._path)
+
+    def abort(self) -> None:
+        """Remove the unfinished file; harmless after :meth:`close`."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def describe_mask(mask: NDArray[np.bool_], score: float) -> dict[str, Any]:
+    """Score, area in pixels, and box [left, top, width, height] (null when the mask is empty)."""
+    area = int(np.count_nonzero(mask))
+    if not area:
+        return {"score": round(score, 6), "area": 0, "box": None}
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, left = int(rows[0]), int(columns[0])
+    box = [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+    return {"score": round(score, 6), "area": area, "box": box}

@@ -1,0 +1,99 @@
+"""One sprite world as an ordinary video file, with its expressions and ground truth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.sprites.generate import make_video
+from rvos_deploy.sprites.palette import Split
+from rvos_deploy.sprites.render import iterate
+from rvos_deploy.sprites.world import Expression, Kind, SpriteVideo, WorldConfig
+
+_SEARCHED = 400  # videos tried for the kinds of expression that are asked for
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A video file and what is in it. masks: bool [T, K, H, W], visible masks of video.objects."""
+
+    path: Path
+    video: SpriteVideo
+    masks: npt.NDArray[np.bool_]
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        """The sentences that fit this video."""
+        return self.video.expressions
+
+    def truth(self, expression: Expression) -> npt.NDArray[np.bool_]:
+        """Return what ``expression`` means: bool [T, H, W], the union of its objects' masks."""
+        chosen = self.masks[:, list(expression.targets)]
+        union: npt.NDArray[np.bool_] = np.logical_or.reduce(chosen, axis=1)
+        return union
+
+
+def find_video(
+    seed: int, split: Split, kinds: Collection[Kind], config: WorldConfig | None = None
+) -> SpriteVideo:
+    """Return the first video of a split that has an expression of each of ``kinds``.
+
+    Raises InputError where none of the first 400 has.
+    """
+    for index in range(_SEARCHED):
+        video = make_video(seed, split, index, config)
+        if {e.kind for e in video.expressions}.issuperset(kinds):
+            return video
+    raise InputError(
+        f"none of {_SEARCHED} videos of seed {seed} has expressions of {', '.join(sorted(kinds))}"
+    )
+
+
+def sample_video(
+    path: str | os.PathLike[str],
+    *,
+    seed: int,
+    size: tuple[int, int] = (128, 224),
+    frames: int = 24,
+    split: Split = "valid",
+    kinds: Collection[Kind] = (),
+    emoji: bool | None = None,
+    photos: str | None = None,
+    fps: int = 8,
+    quality: int = 16,
+) -> Sample:
+    """Write one world as an H.264 file and return it with its ground truth.
+
+    size: height and width in pixels, both even. kinds: expressions that it must have. quality:
+    H.264's constant rate factor, less is better. Raises InputError for an odd size and as
+    ``find_video``.
+    """
+    height, width = size
+    if height % 2 or width % 2:
+        raise InputError(f"H.264 needs even sizes, found {height}x{width}")
+    config = WorldConfig(height=height, width=width, frames=frames, emoji=emoji, photos=photos)
+    video = find_video(seed, split, kinds, config)
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.partial")
+    masks = np.empty((frames, len(video.objects), height, width), np.bool_)
+    try:
+        with av.open(str(partial), "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=fps, options={"crf": str(quality)})
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            for t, (frame, mask) in enumerate(iterate(video)):
+                masks[t] = mask
+                for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                    container.mux(packet)
+            for packet in stream.encode():
+                container.mux(packet)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return Sample(target, video, masks)

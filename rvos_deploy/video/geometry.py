@@ -1,0 +1,107 @@
+"""From a decoded picture to what a viewer sees: aspect, colour, transparency, rotation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple, cast
+
+import numpy as np
+from av.sidedata.sidedata import Type
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from rvos_deploy.video.frames import Image
+
+# A ratio beyond this is a damaged header; obeying it would ask for gigabytes a frame.
+_LARGEST_ASPECT = 16
+
+# With several threads swscale (FFmpeg 8.1) now and then gives other pixels for small or 10-bit
+# pictures; masks must be the same at every run.
+SWSCALE_THREADS = 1
+
+
+class Orientation(NamedTuple):
+    """How a coded picture is turned for display: rows and columns swapped first, then mirrored."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    def apply(self, image: Image) -> Image:
+        """Turn ``image`` [H, W, 3]; the result is contiguous, the same array if nothing changes."""
+        if self.transpose:
+            image = image.transpose(1, 0, 2)
+        if self.flip_x:
+            image = image[:, ::-1]
+        if self.flip_y:
+            image = image[::-1]
+        return np.ascontiguousarray(image)
+
+
+def orientation_of(matrix: Sequence[int]) -> Orientation:
+    """Read a display matrix: nine integers, as FFmpeg's libavutil/display.h lays them out.
+
+    A coded point (x, y) is displayed at (a x + c y, b x + d y) with a, b, c, d = matrix[0, 1, 3,
+    4]. An angle between two right angles goes to the nearer one.
+    """
+    a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return Orientation(transpose=True, flip_x=c < 0, flip_y=b < 0)
+    return Orientation(flip_x=a < 0, flip_y=d < 0)
+
+
+def frame_orientation(frame: VideoFrame) -> Orientation:
+    """Orientation that a decoded frame carries as side data; none means upright."""
+    for data in cast("Sequence[object]", frame.side_data):
+        if getattr(data, "type", None) is Type.DISPLAYMATRIX:
+            matrix = np.frombuffer(bytes(data), np.int32)  # type: ignore[call-overload]
+            return orientation_of(matrix.tolist())
+    return Orientation()
+
+
+def over_white(rgba: Image) -> Image:
+    """Compose uint8 [H, W, 4] over white, as a browser's page would show it; gives [H, W, 3]."""
+    colour, alpha = rgba[..., :3], rgba[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(colour)
+    weighted = colour.astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16))
+    return ((weighted + 127) // 255).astype(np.uint8)
+
+
+class Display:
+    """Turns decoded frames into RGB images of one size: the displayed size of the first frame.
+
+    A stream that changes its resolution on the way (adaptive streaming does) is scaled to the first
+    size, in the same swscale call that converts the colours: masks of a video have one size.
+    """
+
+    def __init__(self, sample_aspect_ratio: Fraction | None) -> None:
+        aspect = Fraction(sample_aspect_ratio or 1)
+        believable = Fraction(1, _LARGEST_ASPECT) <= aspect <= _LARGEST_ASPECT
+        self._aspect = aspect if believable else Fraction(1)
+        self._size: tuple[int, int] | None = None  # (width, height), displayed
+        # One for all frames: a reformatter of its own in every frame sets swscale up anew each
+        # time.
+        self._reformatter = VideoReformatter()
+
+    def show(self, frame: VideoFrame) -> Image:
+        """Give uint8 [H, W, 3], RGB. Raises av.FFmpegError for a format swscale cannot read."""
+        orientation = frame_orientation(frame)
+        width, height = self._unturned_size(frame, orientation)
+        transparent = frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
+        pixels = self._reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgba" if transparent else "rgb24",
+            threads=SWSCALE_THREADS,
+        )
+        image = cast(Image, pixels.to_ndarray())
+        return orientation.apply(over_white(image) if transparent else image)
+
+    def _unturned_size(self, frame: VideoFrame, orientation: Orientation) -> tuple[int, int]:
+        if self._size is None:
+            size = max(1, round(frame.width * self._aspect)), frame.height
+            self._size = size[::-1] if orientation.transpose else size
+        return self._size[::-1] if orientation.transpose else self._size

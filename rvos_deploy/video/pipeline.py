@@ -1,0 +1,174 @@
+"""Overlapping decoding, inference and encoding: threads joined by bounded queues."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from queue import Queue, SimpleQueue
+from types import TracebackType
+from typing import Generic, NamedTuple, ParamSpec, TypeVar
+
+from rvos_deploy.errors import InputError
+
+Item = TypeVar("Item")
+Arguments = ParamSpec("Arguments")
+
+# How long to wait for a source that hangs inside a read (a dead camera). Its thread is a daemon: it
+# is left behind, and does not keep the process alive.
+_PATIENCE = 5.0
+
+
+class _End(NamedTuple):
+    error: BaseException | None
+
+
+def prefetch(iterable: Iterable[Item], depth: int = 4) -> Generator[Item, None, None]:
+    """Yield the items of ``iterable``, made up to ``depth`` ahead by a thread of its own.
+
+    What the iterator raises is raised here, with its traceback. The thread starts with the first
+    item asked for. It ends when the items do, or when this generator is closed: by ``close()``, by
+    leaving a loop over it, by an exception such as KeyboardInterrupt. The iterator, if it can be
+    closed, is closed then, by that thread. Raises InputError for a depth below 1.
+    """
+    if depth < 1:
+        raise InputError(f"depth must be at least 1, found {depth}")
+    return _prefetched(iterable, depth)
+
+
+def _prefetched(iterable: Iterable[Item], depth: int) -> Generator[Item, None, None]:
+    # A semaphore bounds the queue, not the queue itself: a producer waiting for room is then woken
+    # by one release, without polling.
+    room, stop = threading.Semaphore(depth), threading.Event()
+    queue: SimpleQueue[Item | _End] = SimpleQueue()
+    thread = threading.Thread(
+        target=_produce, args=(iterable, queue, room, stop), name="prefetch", daemon=True
+    )
+    thread.start()
+    try:
+        while not isinstance(item := queue.get(), _End):
+            room.release()
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        stop.set()
+        room.release()
+        thread.join(_PATIENCE)
+
+
+def _produce(
+    iterable: Iterable[Item],
+    queue: SimpleQueue[Item | _End],
+    room: threading.Semaphore,
+    stop: threading.Event,
+) -> None:
+    error: BaseException | None = None
+    iterator: Iterator[Item] | None = None
+    try:
+        iterator = iter(iterable)
+        while room.acquire() and not stop.is_set():
+            queue.put(next(iterator))
+    except StopIteration:
+        pass
+    except BaseException as caught:
+        error = caught
+    finally:
+        try:
+            # A generator can be closed only where it is not running: here.
+            getattr(iterator, "close", lambda: None)()
+        except BaseException as caught:
+            error = error or caught
+        queue.put(_End(error))
+
+
+class BackgroundSink(Generic[Arguments]):
+    """Calls a function in worker threads, so that the caller goes on.
+
+    ``submit`` waits while ``depth`` calls are queued already. One worker keeps their order; several
+    do not. The first exception of the function is raised by the next ``submit`` or by ``close``;
+    the calls queued behind it are dropped.
+
+    As a context manager it finishes every call submitted, also when the block is left on an
+    exception: there are few, and they may belong to frames that were reported as done. ``abort``
+    drops them instead.
+    """
+
+    def __init__(
+        self, function: Callable[Arguments, object], depth: int = 4, workers: int = 1
+    ) -> None:
+        if depth < 1 or workers < 1:
+            raise InputError(f"depth and workers start at 1, found {depth} and {workers}")
+        self._function = function
+        self._queue: Queue[Callable[[], object] | None] = Queue(depth)
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._raised = False
+        self._dropping = False
+        self._closed = False
+        self._ends_sent = 0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"sink-{i}", daemon=True)
+            for i in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        """Queue one call. Raises what an earlier call raised, or InputError after close."""
+        if self._error is not None:
+            self._raised = True
+            raise self._error
+        if self._closed:
+            raise InputError("the sink is closed; make another one")
+        self._queue.put(lambda: self._function(*args, **kwargs))
+
+    def close(self) -> None:
+        """Finish what is queued and end the threads, then raise what a call raised. Safe twice."""
+        self._end()
+        self._raise_unseen()
+
+    def abort(self) -> None:
+        """Drop what is queued, finish the calls under way, end the threads. Raises nothing."""
+        self._dropping = True
+        self._end()
+
+    def __enter__(self) -> BackgroundSink[Arguments]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+        if error is None:
+            self._raise_unseen()
+
+    def _end(self) -> None:
+        self._closed = True
+        while self._ends_sent < len(self._threads):  # counted: Ctrl-C may come in the middle
+            self._queue.put(None)
+            self._ends_sent += 1
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        # Never returns early: a submit may be waiting for room in the queue.
+        while (call := self._queue.get()) is not None:
+            if self._dropping:
+                continue
+            try:
+                call()
+            except BaseException as error:
+                self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._dropping = True
+            self._error = self._error or error
+
+    def _raise_unseen(self) -> None:
+        if self._error is not None and not self._raised:
+            self._raised = True
+            raise self._error

@@ -1,0 +1,210 @@
+"""Reading a video: a file, a GIF, a folder of images, standard input, a URL or a device."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from fractions import Fraction
+from itertools import chain, islice
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from rvos_deploy.errors import InputError, VideoError
+from rvos_deploy.video.damage import Damage
+from rvos_deploy.video.decoding import decode, promised_end
+from rvos_deploy.video.folder import check_sizes, decode_folder, image_files
+from rvos_deploy.video.frames import Frame, VideoInfo
+from rvos_deploy.video.source import STANDARD_INPUT, mending, name_of, open_container
+
+Source = str | os.PathLike[str]
+
+# FFmpeg gives images this rate too, when none is stated.
+FOLDER_FPS = 25
+
+# av.format.Flags.ts_discont: formats whose clock may start anywhere and jump.
+_TS_DISCONT = 512
+
+
+class VideoReader:
+    """An open video: an iterator over Frame, to be used once, and a context manager.
+
+    ``info`` is known from the start. ``damage`` is None, or one line saying what was wrong so far;
+    read it after the last frame. Made by open_video.
+    """
+
+    def __init__(
+        self,
+        info: VideoInfo,
+        frames: Iterator[Frame],
+        damage: Damage,
+        close: Callable[[], None],
+    ) -> None:
+        self.info = info
+        self._frames = frames
+        self._damage = damage
+        self._close = close
+
+    @property
+    def damage(self) -> str | None:
+        """What was wrong with the video, in one line, or None."""
+        return self._damage.line
+
+    def close(self) -> None:
+        """Release the file and the decoder; no frames come after this. Safe to call twice."""
+        self._frames = iter(())
+        self._close()
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    def __next__(self) -> Frame:
+        return next(self._frames)
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"VideoReader({self.info!r}, damage={self.damage!r})"
+
+
+def open_video(
+    source: Source,
+    *,
+    max_frames: int | None = None,
+    fps: float | Fraction = FOLDER_FPS,
+    format: str | None = None,
+    on_damage: Literal["stop", "skip"] = "stop",
+) -> VideoReader:
+    """Open a video and decode its first frame.
+
+    ``source`` is a file, a folder of images (jpg, jpeg, png, bmp, webp; in natural order, all of
+    one size), ``-`` for standard input, or a URL or device that FFmpeg opens. ``fps`` is the frame
+    rate of a folder; other sources have their own clock. ``format`` names an FFmpeg demuxer where a
+    device needs one (``"v4l2"`` is found by itself). Frames are those a viewer sees: rotated, in
+    square pixels, RGB, all of the first one's size, with their exact pts, strictly increasing.
+
+    A damaged video gives the frames before the damage and ends; ``VideoReader.damage`` tells. With
+    ``on_damage="skip"``, as suits live sources, what cannot be decoded is left out and reading goes
+    on.
+
+    Raises VideoError when the source does not exist, is no video, or not one frame can be decoded,
+    and InputError for a wrong argument.
+    """
+    _check_arguments(max_frames, fps, on_damage)
+    name, damage, skip = os.fspath(source), Damage(), on_damage == "skip"
+    if name != STANDARD_INPUT and Path(name).is_dir():
+        return _open_folder(Path(name), Fraction(fps), max_frames, damage, skip=skip)
+    container, stream = open_container(name, format)
+    frames = decode(container, stream, damage, skip=skip)
+    close = _closer(frames, container.close)
+    shown = f"{name_of(name)} (codec {stream.codec_context.name})"
+    first = _first_frame(frames, close, damage, shown, mending(name))
+    info = _stream_info(container, stream, first, name_of(name), max_frames)
+    return VideoReader(info, islice(chain((first,), frames), max_frames), damage, close)
+
+
+def read_video(
+    source: Source,
+    *,
+    max_frames: int | None = None,
+    fps: float | Fraction = FOLDER_FPS,
+    format: str | None = None,
+    on_damage: Literal["stop", "skip"] = "stop",
+) -> Generator[Frame, None, None]:
+    """Yield the frames of a video; warns (RuntimeWarning) at the end when it is damaged.
+
+    Arguments and errors are those of open_video. The video is closed when the last frame was taken,
+    or the loop is left early.
+    """
+    with open_video(
+        source, max_frames=max_frames, fps=fps, format=format, on_damage=on_damage
+    ) as reader:
+        yield from reader
+        if reader.damage:
+            text = f"{reader.info.name} is damaged: {reader.damage}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+def _check_arguments(max_frames: int | None, fps: float | Fraction, on_damage: str) -> None:
+    if max_frames is not None and max_frames < 1:
+        raise InputError(f"max_frames must be at least 1, found {max_frames}; leave it out for all")
+    if not 0 < fps < float("inf"):
+        raise InputError(f"fps must be above 0, found {fps}; {FOLDER_FPS} is the default")
+    if on_damage not in ("stop", "skip"):
+        raise InputError(f'on_damage must be "stop" or "skip", found {on_damage!r}')
+
+
+def _open_folder(
+    folder: Path, fps: Fraction, max_frames: int | None, damage: Damage, *, skip: bool
+) -> VideoReader:
+    # 29.97 as a float is a fraction with a denominator of 15 digits; no clock ticks like that.
+    fps = fps.limit_denominator(1001)
+    files = image_files(folder)[:max_frames]
+    check_sizes(files)
+    frames = decode_folder(files, fps, damage, skip=skip)
+    close = _closer(frames, lambda: None)
+    first = _first_frame(frames, close, damage, str(folder), "put whole images there")
+    info = VideoInfo(
+        first.width, first.height, float(fps), len(files), folder.resolve().name, 1 / fps
+    )
+    return VideoReader(info, chain((first,), frames), damage, close)
+
+
+def _closer(frames: Iterator[Frame], release: Callable[[], None]) -> Callable[[], None]:
+    def close() -> None:
+        if isinstance(frames, Generator):
+            frames.close()  # before the container: it still holds packets of it
+        release()
+
+    return close
+
+
+def _first_frame(
+    frames: Iterator[Frame], close: Callable[[], None], damage: Damage, shown: str, mend: str
+) -> Frame:
+    try:
+        first = next(frames, None)
+    except BaseException:
+        close()
+        raise
+    if first is None:
+        close()
+        why = damage.line or "it holds none"
+        raise VideoError(f"no frame of {shown} could be decoded: {why}; {mend}")
+    return first
+
+
+def _stream_info(
+    container: InputContainer,
+    stream: VideoStream,
+    first: Frame,
+    name: str,
+    max_frames: int | None,
+) -> VideoInfo:
+    rate = stream.average_rate or stream.guessed_rate
+    seconds = (promised_end(container, stream) or first.pts) - first.pts
+    count = stream.frames or round(seconds * float(rate or 0)) or None
+    # FFmpeg marks transport streams; what has no end (a camera, RTSP) has no beginning either.
+    foreign_clock = not container.duration or bool(container.format.flags & _TS_DISCONT)
+    return VideoInfo(
+        width=first.width,
+        height=first.height,
+        average_fps=float(rate) if rate else None,
+        frame_count=min(count, max_frames) if count and max_frames else count,
+        name=name,
+        time_base=stream.time_base or Fraction(1, 90_000),
+        clock_start=first.pts if foreign_clock else 0.0,
+    )
