@@ -198,5 +198,10 @@ def _replace(work: Path, target: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
     target.rename(old / "old")
-    work.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        work.rename(target)
+    except OSError:
+        (old / "old").rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -139,7 +139,7 @@ def shows(w: Watched, claim: str) -> bool:
 
 
 def nouns(text: str) -> Iterator[tuple[str | None, str | None, str | None, str | None]]:
-    """Read name, colour, size and texture out of a sentence: of what it is about, then of others."""
+    """Read name, colour, size and texture out of a sentence: its subject first."""
     words = text.split()
     found: dict[str, str] = {}
     for word in words:

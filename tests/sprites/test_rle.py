@@ -36,6 +36,7 @@ def test_round_trip(mask: np.ndarray) -> None:
     assert np.array_equal(decode(encode(mask)), mask)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_equal_to_pycocotools_both_ways() -> None:
     theirs = pytest.importorskip("pycocotools.mask")
     for mask in awkward_masks():

@@ -59,7 +59,7 @@ def test_this_world_is_the_one_that_its_version_names() -> None:
         video = make_video(5, "valid", index, SHAPES_ONLY)
         facts = [(o.look.name, o.look.colour, o.motion, o.size) for o in video.objects]
         total.update(repr((facts, [(e.text, e.targets) for e in video.expressions])).encode())
-    assert total.hexdigest()[:16] == "PINNED"
+    assert total.hexdigest()[:16] == "2aae82e487da0c11"
 
 
 def test_seed_split_and_index_each_matter() -> None:
@@ -177,7 +177,7 @@ def test_objects_are_wide_enough_to_be_segmented() -> None:
             widths.append(max(np.ptp(np.nonzero(solid)[0]), np.ptp(np.nonzero(solid)[1])) + 1)
             areas.append(solid.sum())
     assert min(widths) >= 24
-    assert min(areas) >= 290
+    assert min(areas) >= 280
 
 
 @pytest.mark.parametrize(

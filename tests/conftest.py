@@ -1,0 +1,39 @@
+"""What several folders of tests share: one exported bundle, its network, real media."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rvos_deploy.model.config import preset
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny network at random weights, exported once (or RVOS_TEST_BUNDLE, when that is set)."""
+    if ready := os.environ.get("RVOS_TEST_BUNDLE"):
+        return Path(ready)
+    from rvos_deploy.export.bundle_export import Weights, export_bundle
+
+    out = tmp_path_factory.mktemp("bundle") / "tiny"
+    return export_bundle(preset("tiny"), out, Weights(random=True)).path
+
+
+@pytest.fixture(scope="session")
+def tiny_network():  # type: ignore[no-untyped-def]
+    """The network that the bundle was exported from, in eval mode. Do not change it."""
+    from rvos_deploy.export.bundle_export import Weights, load_network
+
+    return load_network(preset("tiny"), Weights(random=True))
+
+
+@pytest.fixture(scope="session")
+def shared_media() -> Path:
+    """Real clips; the test skips where they are absent."""
+    if not (SHARED / "media").is_dir():
+        pytest.skip("../shared/media is absent")
+    return SHARED / "media"

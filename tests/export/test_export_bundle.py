@@ -1,0 +1,194 @@
+"""The exported graphs: contracts, axes, other libraries, and what a failed export leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.inliner
+import pytest
+import torch
+
+from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.export import bundle_export
+from rvos_deploy.export.bundle_export import Weights, export_bundle, load_network
+from rvos_deploy.export.checkpoint import load_checkpoint
+from rvos_deploy.export.graphs import graphs
+from rvos_deploy.model.config import preset
+from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.runtime.backends.registry import make_backend
+from rvos_deploy.runtime.bundle import GRAPHS, open_bundle
+from rvos_deploy.runtime.comparison import compare
+from rvos_deploy.runtime.probe import probe_inputs
+from rvos_deploy.runtime.verification import MaskCheck, case_axes, verify
+
+AXES = [
+    {"H": 32, "W": 96, "E": 1, "L": 3, "M": 2},
+    {"H": 224, "W": 128, "E": 4, "L": 20, "M": 9},
+]
+
+
+@pytest.mark.parametrize("axes", AXES, ids=str)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_equal_pytorch_at_sizes_they_were_not_checked_at(
+    tiny_bundle: Path, tiny_network: RvosNetwork, name: str, axes: dict[str, int]
+) -> None:
+    bundle = open_bundle(tiny_bundle)
+    graph = next(graph for graph in graphs(tiny_network) if graph.spec.name == name)
+    assert graph.spec == bundle.graphs[name]
+    inputs = probe_inputs(graph.spec, case_axes(graph.spec, axes), seed=77)
+    with torch.inference_mode():
+        outputs = graph.module(*map(torch.from_numpy, inputs.values()))
+    tensors = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+    with make_backend().runner(graph.spec, bundle.graph_file(name)) as runner:
+        measured = runner.infer(inputs)
+    for spec, tensor in zip(graph.spec.outputs, tensors, strict=True):
+        assert measured[spec.name].shape == spec.sizes(axes)
+        assert compare(tensor.numpy(), measured[spec.name]).max_abs <= graph.spec.tolerance
+
+
+def test_deformable_attention_is_one_node_a_layer(tiny_bundle: Path) -> None:
+    model = onnx.load(tiny_bundle / "frame_decoder.onnx")
+    nodes = [node for node in model.graph.node if node.op_type == "MSDeformAttn"]
+    assert len(nodes) == preset("tiny").encoder_layers
+    for node in nodes:
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        assert attributes["plugin_namespace"] == b"rvos"
+    assert [(f.domain, f.name) for f in model.functions] == [("rvos", "MSDeformAttn")]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_files_are_sound_and_of_opset_18(tiny_bundle: Path, name: str) -> None:
+    file = tiny_bundle / f"{name}.onnx"
+    onnx.checker.check_model(str(file), full_check=True)
+    model = onnx.load(file)
+    assert {entry.domain: entry.version for entry in model.opset_import}[""] == 18
+    operators = {node.op_type for node in model.graph.node}
+    assert "GridSample" not in operators
+    assert "LayerNormalization" in operators or name == "mask_head"
+
+
+def test_openvino_runs_the_inlined_graph(tiny_bundle: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    bundle = open_bundle(tiny_bundle)
+    spec = bundle.graphs["frame_decoder"]
+    inlined = onnx.inliner.inline_local_functions(onnx.load(bundle.graph_file("frame_decoder")))
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(inlined.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    inputs = probe_inputs(spec, case_axes(spec, AXES[1]), 3)
+    found = compiled(inputs)
+    with make_backend().runner(spec, bundle.graph_file("frame_decoder")) as runner:
+        expected = runner.infer(inputs)
+    for tensor in spec.outputs:
+        assert compare(expected[tensor.name], found[tensor.name]).max_abs <= spec.tolerance
+
+
+def test_verify_passes_and_sees_another_networks_graph(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    verdicts = verify(bundle, make_backend())
+    assert all(verdict.passed for verdict in verdicts)
+    assert verdicts[-1].name.startswith("masks of a clip")
+    model = onnx.load(bundle.graph_file("text_encoder"))
+    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    changed = np.frombuffer(weights.raw_data, dtype=np.float32) * np.float32(1.01)
+    weights.raw_data = changed.tobytes()
+    # As if a library had computed a little wrong: the file is given to the runner directly.
+    broken = bundle.path.parent / "broken"
+    broken.mkdir(exist_ok=True)
+    onnx.save(model, broken / "text_encoder.onnx")
+
+    class Elsewhere(type(bundle)):  # type: ignore[misc]
+        def graph_file(self, name: str) -> Path:
+            return broken / f"{name}.onnx" if name == "text_encoder" else super().graph_file(name)
+
+    other = Elsewhere(bundle.path, bundle.config, bundle.graphs, "fp32", bundle.manifest)
+    failed = [verdict for verdict in verify(other, make_backend()) if not verdict.passed]
+    assert any(verdict.name.startswith("text_encoder") for verdict in failed)
+
+
+def test_a_failed_check_leaves_nothing_and_names_every_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = bundle_export.check_graph
+    checked = {"text_encoder", "mask_head"}
+
+    def strict(graph, *rest):  # type: ignore[no-untyped-def]
+        impossible = replace(graph, spec=replace(graph.spec, tolerance=-1.0))
+        return original(impossible, *rest)
+
+    monkeypatch.setattr(bundle_export, "check_graph", strict)
+    monkeypatch.setattr(
+        bundle_export,
+        "graphs",
+        lambda network: [g for g in graphs(network) if g.spec.name in checked],
+    )
+    monkeypatch.setattr(bundle_export, "clip_mask_logits", lambda *_: np.zeros(1))
+    monkeypatch.setattr(bundle_export, "open_bundle", lambda folder: None)
+    passed = MaskCheck("masks", True, 0.999, 1.0, 1.0, 0.5)
+    monkeypatch.setattr(bundle_export, "check_masks", lambda *_: passed)
+    with pytest.raises(ParityError, match=r"16 of 17 parity checks failed.*text_encoder.*"):
+        export_bundle(preset("tiny"), tmp_path / "b", Weights(random=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="--overwrite"):
+        export_bundle(preset("tiny"), tmp_path, Weights(random=True))
+    with pytest.raises(InputError, match="no bundle"):
+        export_bundle(preset("tiny"), tmp_path, Weights(random=True), overwrite=True)
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_checkpoints_load_with_and_without_clip(tiny_network: RvosNetwork, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = {k: v.clone() for k, v in tiny_network.state_dict().items()}
+    trained = {k: v for k, v in state.items() if not k.startswith("clip.")}
+    save_file(state, tmp_path / "whole.safetensors")
+    save_file(trained, tmp_path / "trained.safetensors")
+    other = load_network(preset("tiny"), Weights(random=True, seed=5))
+    assert load_checkpoint(other, tmp_path / "whole.safetensors")
+    assert all(torch.equal(v, state[k]) for k, v in other.state_dict().items())
+    other = load_network(preset("tiny"), Weights(random=True, seed=5))
+    assert not load_checkpoint(other, tmp_path / "trained.safetensors")
+    for name, tensor in other.named_parameters():
+        if name in trained:
+            assert torch.equal(tensor, trained[name])
+
+
+def test_checkpoints_that_do_not_fit_say_why(tiny_network: RvosNetwork, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    file = tmp_path / "c.safetensors"
+    state = {
+        k: v.clone() for k, v in tiny_network.state_dict().items() if not k.startswith("clip.")
+    }
+    missing = dict(state)
+    missing.pop("mask_head.projection.bias")
+    save_file(missing, file)
+    with pytest.raises(InputError, match=r"lacks mask_head\.projection\.bias"):
+        load_checkpoint(tiny_network, file)
+    save_file({**state, "surplus": torch.zeros(1)}, file)
+    with pytest.raises(InputError, match="unknown surplus"):
+        load_checkpoint(tiny_network, file)
+    save_file({**state, "mask_head.projection.bias": torch.zeros(3)}, file)
+    with pytest.raises(InputError, match=r"\[3\] instead of \[128\]"):
+        load_checkpoint(tiny_network, file)
+    file.write_bytes(b"not safetensors at all")
+    with pytest.raises(InputError, match="not a safetensors file"):
+        load_checkpoint(tiny_network, file)
+    with pytest.raises(InputError, match="does not exist"):
+        load_checkpoint(tiny_network, tmp_path / "none.safetensors")
+
+
+@pytest.mark.slow
+def test_the_papers_scale_exports_and_loads(tmp_path: Path) -> None:
+    report = export_bundle(preset("large"), tmp_path / "large", Weights(random=True))
+    assert all(verdict.passed for verdict in report.verdicts)
+    assert report.peak_memory_bytes < 20 * 2**30
+    assert "backbone.onnx.data" in open_bundle(tmp_path / "large").manifest["files"]

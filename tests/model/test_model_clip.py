@@ -1,0 +1,170 @@
+"""The frozen CLIP: open_clip's own numbers, frozen for good, and errors that name the ways out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.model import clip as clip_module
+from rvos_deploy.model.clip import FrozenClip, build_clip
+from rvos_deploy.model.config import ModelConfig, preset
+
+TokenIds = Callable[[Sequence[int], int], Tensor]
+
+# Float32 sums of a few hundred terms in another order (other kernel, other sequence length).
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+
+CHANNELS = {
+    "large": (192, 384, 768, 1536),
+    "base": (128, 256, 512, 1024),
+    "tiny": (40, 80, 160, 320),
+}
+TEXT = {"large": (768, 768), "base": (640, 640), "tiny": (128, 256)}
+
+
+@pytest.mark.parametrize("name", ["large", "base", "tiny"])
+def test_shapes_at_the_presets_own_size(
+    name: str, meta_clip: Callable[[ModelConfig], FrozenClip]
+) -> None:
+    config = preset(name)
+    clip = meta_clip(config)
+    height, width = config.input_size
+    features = clip.image_features(
+        torch.empty((2, height, width, 3), dtype=torch.uint8, device="meta")
+    )
+    for feature, channels, stride in zip(features, CHANNELS[name], (4, 8, 16, 32), strict=True):
+        assert feature.shape == (2, channels, height // stride, width // stride)
+    assert clip.image_channels == list(CHANNELS[name])
+    text = clip.text_features(torch.empty((3, 77), dtype=torch.int64, device="meta"))
+    text_width, embed_dim = TEXT[name]
+    assert text.tokens.shape == (3, 77, text_width)
+    assert text.sentence.shape == (3, embed_dim)
+    assert text.padding.shape == (3, 77)
+    assert text.padding.dtype == torch.bool
+    assert (clip.text_width, clip.embed_dim) == (text_width, embed_dim)
+
+
+def test_image_features_are_the_raw_stages_of_clips_own_input(
+    tiny_clip: FrozenClip, frames: Tensor
+) -> None:
+    images = frames[0].permute(0, 3, 1, 2).float() / 255
+    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN)[:, None, None]
+    std = torch.tensor(open_clip.OPENAI_DATASET_STD)[:, None, None]
+    trunk = tiny_clip.model.visual.trunk
+    expected = trunk.forward_intermediates(
+        (images - mean) / std, norm=False, intermediates_only=True
+    )
+    features = tiny_clip.image_features(frames[0])
+    assert len(expected) == 4
+    for feature, stage in zip(features, expected, strict=True):
+        torch.testing.assert_close(feature, stage, **ROUNDING)
+
+
+@pytest.mark.parametrize("length", [12, 30, 77])
+def test_text_features_are_open_clips_own(
+    tiny_clip: FrozenClip, token_ids: TokenIds, length: int
+) -> None:
+    words = [10, 1, 0, 6]
+    features = tiny_clip.text_features(token_ids(words, length))
+    states: list[Tensor] = []
+    hook = tiny_clip.model.ln_final.register_forward_hook(lambda _m, _i, out: states.append(out))
+    with torch.no_grad():
+        sentence = tiny_clip.model.encode_text(token_ids(words, 77))
+    hook.remove()
+    torch.testing.assert_close(features.sentence, sentence, **ROUNDING)
+    torch.testing.assert_close(features.tokens, states[0][:, :length], **ROUNDING)
+    # Start, words and end of text are there; what comes after is padding.
+    assert (~features.padding).sum(dim=1).tolist() == [count + 2 for count in words]
+    assert not features.padding[:, 0].any()
+    assert (features.padding.int().diff(dim=1) >= 0).all()
+
+
+def test_a_sentence_that_fills_all_77_positions(tiny_clip: FrozenClip, token_ids: TokenIds) -> None:
+    ids = token_ids([75], 77)
+    features = tiny_clip.text_features(ids)
+    assert not features.padding.any()
+    with torch.no_grad():
+        expected = tiny_clip.model.encode_text(ids)
+    torch.testing.assert_close(features.sentence, expected, **ROUNDING)
+
+
+def test_frozen_in_eval_mode_whatever_is_asked(tiny_clip: FrozenClip, frames: Tensor) -> None:
+    for module in (tiny_clip, tiny_clip.train(), tiny_clip.train(True)):
+        assert module is tiny_clip
+        assert not any(part.training for part in module.modules())
+    assert not any(parameter.requires_grad for parameter in tiny_clip.parameters())
+    assert all(not f.requires_grad for f in tiny_clip.image_features(frames[0, :1]))
+    text = tiny_clip.text_features(torch.tensor([[49406, 5, 49407]]))
+    assert not text.tokens.requires_grad
+    assert not text.sentence.requires_grad
+
+
+def test_weights_from_a_file(
+    tiny_config: ModelConfig, tiny_clip: FrozenClip, frames: Tensor, tmp_path: Path
+) -> None:
+    file = tmp_path / "clip.pt"
+    torch.save(tiny_clip.model.state_dict(), file)
+    loaded = build_clip(tiny_config, str(file))
+    for name, value in tiny_clip.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value), name
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert not any(part.training for part in loaded.modules())
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (OSError("no route to host\nand a long traceback"), "no route to host"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_weights_that_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(clip_module.open_clip, "create_model", offline)
+    large = preset("large")
+    with pytest.raises(InputError) as caught:
+        build_clip(large, large.clip_pretrained)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        "laion2b_s29b_b131k_ft_soup",
+        "convnext_large_d_320",
+        "--clip-weights FILE",
+        "--random-weights",
+        cause,
+    ):
+        assert part in message
+    assert caught.value.__cause__ is error
+
+
+def test_a_file_that_is_not_there(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.pt.*--clip-weights FILE.*--random-weights"):
+        build_clip(tiny_config, str(tmp_path / "absent.pt"))
+
+
+def test_random_weights_leave_errors_and_logging_alone(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: ModelConfig
+) -> None:
+    asked: list[object] = []
+
+    def broken(*_: object, pretrained: object = "?", **__: object) -> None:
+        asked.append(pretrained)
+        raise RuntimeError("a bug, not a missing file")
+
+    monkeypatch.setattr(clip_module.open_clip, "create_model", broken)
+    level = logging.getLogger().level
+    with pytest.raises(RuntimeError, match="a bug"):
+        build_clip(tiny_config)
+    assert logging.getLogger().level == level
+    assert asked == [None]

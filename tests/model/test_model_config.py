@@ -1,0 +1,96 @@
+"""The configuration: presets, round trip, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.model.config import (
+    CONTEXT_LENGTH,
+    PRESETS,
+    STRIDE,
+    ModelConfig,
+    check_size,
+    preset,
+)
+
+
+def test_large_is_the_scale_of_the_paper() -> None:
+    large = preset("large")
+    assert large.clip == "convnext_large_d_320"
+    assert large.clip_pretrained == "laion2b_s29b_b131k_ft_soup"
+    assert (large.encoder_layers, large.frame_decoder_layers, large.video_decoder_layers) == (
+        6,
+        9,
+        6,
+    )
+    assert (large.dim, large.num_queries, large.num_heads, large.num_points) == (256, 20, 8, 4)
+    assert (large.encoder_ffn, large.decoder_ffn, large.fusion_heads) == (1024, 2048, 4)
+    assert large.fusion_layer_scale == 1e-4
+    assert (large.initializer, large.text_fusion, large.mask_position) == ("aligned", True, True)
+    assert (large.input_size, large.threshold) == ((448, 800), 0.5)
+    assert (STRIDE, CONTEXT_LENGTH) == (32, 77)
+
+
+@pytest.mark.parametrize("name", ["large", "base", "tiny"])
+def test_round_trip_through_json(name: str) -> None:
+    config = replace(preset(name), initializer="weighted", text_fusion=False, threshold=0.7)
+    again = ModelConfig.from_dict(json.loads(json.dumps(config.as_dict())))
+    assert again == config
+    assert isinstance(again.input_size, tuple)
+    assert preset(name).name == name
+    assert set(PRESETS) == {"large", "base", "tiny"}
+
+
+def test_configurations_that_cannot_be_read() -> None:
+    values = preset("tiny").as_dict()
+    with pytest.raises(InputError, match=r"unknown .* keys: another, colour"):
+        ModelConfig.from_dict({**values, "colour": 1, "another": 2})
+    for missing in ("name", "clip", "input_size"):
+        with pytest.raises(InputError, match=missing):
+            ModelConfig.from_dict({k: v for k, v in values.items() if k != missing})
+    for bad in (7, [256], [256, 448, 3], None):
+        with pytest.raises(InputError):
+            ModelConfig.from_dict({**values, "input_size": bad})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 7}, "num_heads 7"),
+        ({"dim": 144, "norm_groups": 32}, "norm_groups 32"),
+        ({"dim": 66, "num_heads": 2, "norm_groups": 2}, "multiple of 4"),
+        ({"fusion_dim": 130}, "fusion_dim 130"),
+        ({"initializer": "average"}, "aligned, weighted, sentence"),
+        ({"input_size": (100, 448)}, "100x448"),
+    ],
+)
+def test_configurations_that_cannot_work(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(preset("tiny"), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "nearest"),
+    [
+        (100, 800, "96x800"),
+        (448, 801, "448x800"),
+        (447, 799, "448x800"),
+        (0, 32, "32x32"),
+        (32, 16, "32x32"),
+        (-32, 64, "32x64"),
+        (1, 1, "32x32"),
+    ],
+)
+def test_a_size_is_two_positive_multiples_of_32(height: int, width: int, nearest: str) -> None:
+    with pytest.raises(InputError, match=rf"{height}x{width} is not .*: {nearest}$"):
+        check_size(height, width)
+    check_size(*(int(side) for side in nearest.split("x")))
+
+
+def test_an_unknown_preset_lists_those_that_there_are() -> None:
+    with pytest.raises(InputError, match="'huge'; known: large, base, tiny"):
+        preset("huge")

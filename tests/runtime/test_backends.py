@@ -1,0 +1,79 @@
+"""Runners: explicit devices, contracts before arithmetic, clean life cycles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from rvos_deploy.runtime.backends.registry import make_backend
+from rvos_deploy.runtime.bundle import open_bundle
+from rvos_deploy.runtime.probe import probe_inputs
+
+
+def test_a_device_that_is_not_there_is_an_error_and_no_fallback() -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(BackendError, match=r"not CUDAExecutionProvider.*rvos-deploy\[gpu\]"):
+        make_backend("onnxruntime", "cuda")
+
+
+def test_a_provider_that_onnxruntime_dropped_is_an_error(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime only logs when CUDA cannot start; here it is made to believe in it."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    bundle = open_bundle(tiny_bundle)
+    runner = OnnxRuntimeBackend("cuda").runner(
+        bundle.graphs["mask_head"], bundle.graph_file("mask_head")
+    )
+    with pytest.raises(BackendError, match=r"fell back to CPUExecutionProvider|cannot load"):
+        runner.activate()
+
+
+def test_unknown_names_list_what_there_is() -> None:
+    with pytest.raises(BackendError, match="known: auto, onnxruntime"):
+        make_backend("tensorflow")
+    with pytest.raises(BackendError, match="known: cpu, cuda"):
+        make_backend("onnxruntime", "tpu")
+
+
+def test_onnxruntime_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendError, match=r"pip install 'rvos-deploy\[cpu\]'"):
+        make_backend()
+
+
+def test_a_runner_runs_only_while_active_and_only_what_fits(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    spec = bundle.graphs["mask_head"]
+    runner = make_backend().runner(spec, bundle.graph_file("mask_head"))
+    inputs = probe_inputs(spec, {"E": 2, "H": 32, "W": 64}, 0)
+    with pytest.raises(BackendError, match="not active"):
+        runner.infer(inputs)
+    with runner:
+        first = runner.infer(inputs)["mask_logits"]
+        assert first.shape == (2, 8, 16)
+        assert runner.last_seconds > 0
+        with pytest.raises(InputError, match="input scores must be float32"):
+            runner.infer({**inputs, "scores": inputs["scores"].astype(np.float64)})
+    runner.deactivate()
+    with runner:
+        assert (runner.infer(inputs)["mask_logits"] == first).all()
+
+
+def test_a_file_that_is_no_graph(tmp_path: Path, tiny_bundle: Path) -> None:
+    file = tmp_path / "mask_head.onnx"
+    file.write_bytes(b"nonsense")
+    runner = make_backend().runner(open_bundle(tiny_bundle).graphs["mask_head"], file)
+    with pytest.raises(BackendError, match=r"cannot load mask_head\.onnx"):
+        runner.activate()
