@@ -24,6 +24,9 @@ from rvos_deploy.runtime.stream import FrameMasks
 from rvos_deploy.sprites import sample_video
 from rvos_deploy.video import Frame, open_video
 
+SHORTEST_FILM = 8
+"""Frames that Moving Sprites needs to show a motion."""
+
 WARM_UP = 3
 """Frames run before anything is counted."""
 
@@ -103,7 +106,7 @@ def benchmark_latency(
 
 
 def _render(path: Path, frames: int) -> str:
-    sample_video(path, seed=0, size=(480, 854), frames=frames)
+    sample_video(path, seed=0, size=(480, 854), frames=max(frames, SHORTEST_FILM))
     return str(path)
 
 

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rvos_deploy.cli import benchmark as benchmark_command
 from rvos_deploy.cli import export, inspect, make_data, run, verify
 from rvos_deploy.errors import RvosError
 
 INTERRUPTED = 130
+WRONG_USE = 2
+
+
+class _Commands(TyperGroup):
+    """Says so when it is interrupted: Typer would leave in silence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _say("error", "interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
 
 app = typer.Typer(
     name="rvos-deploy",
     help="Referring video object segmentation, from PyTorch to production.",
-    no_args_is_help=True,
+    cls=_Commands,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,17 +71,35 @@ def main() -> None:
     if debug:
         # Wherever it stands: it belongs to the program, not to one command.
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     warnings.showwarning = _show_warning
     try:
-        app()
-    except RvosError as error:
-        if debug:
+        code = app(prog_name="rvos-deploy", standalone_mode=False)
+    except Exception as error:
+        message, code = _explain(error)
+        if message is None:
             raise
-        _say("error", error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _say("error", "interrupted")
-        sys.exit(INTERRUPTED)
+        if debug:
+            traceback.print_exc()
+        _say("error", message)
+    sys.exit(code)
+
+
+def _explain(error: Exception) -> tuple[str | None, int]:
+    """One line for people, and the exit code; None for what nobody foresaw."""
+    if isinstance(error, RvosError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        named = f"{error.filename}: " if error.filename else ""
+        return f"{named}{error.strerror or error}; check the path and free space", WRONG_USE
+    # Typer's own errors of usage: their base class has moved between its versions.
+    if hasattr(error, "format_message"):
+        text = error.format_message().strip().rstrip(".").replace("Value error, ", "")
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "rvos-deploy"
+        return f"{text[:1].lower()}{text[1:]}; see '{command} --help'", WRONG_USE
+    return None, 1
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

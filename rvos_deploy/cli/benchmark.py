@@ -11,6 +11,7 @@ import typer
 from rvos_deploy.cli.options import (
     BackendName,
     BackendOption,
+    BundleOption,
     Device,
     DeviceOption,
     JsonOption,
@@ -33,12 +34,18 @@ class Reference(str, Enum):
 
 
 def benchmark(
-    bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Bundle made by 'export'.")],
+    bundle: BundleOption,
     video: Annotated[
-        str | None, typer.Option("--video", help="Default: a rendered clip of 854x480.")
+        str | None,
+        typer.Option("--video", metavar="VIDEO", help="Default: a rendered clip of 854x480."),
     ] = None,
-    expressions: Annotated[int, typer.Option("--expressions", min=1, help="At once.")] = 1,
-    frames: Annotated[int, typer.Option("--frames", min=1, help="After 3 to warm up.")] = 30,
+    expressions: Annotated[
+        int, typer.Option("--expressions", metavar="N", min=1, help="How many to follow at once.")
+    ] = 1,
+    frames: Annotated[
+        int,
+        typer.Option("--frames", metavar="N", min=1, help="Frames to measure, after 3 to warm up."),
+    ] = 30,
     size: SizeOption = None,
     backend: BackendOption = BackendName.auto,
     device: DeviceOption = Device.cpu,
@@ -49,15 +56,17 @@ def benchmark(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", help="For --compare: what the bundle was exported from."),
+        typer.Option(
+            "--checkpoint",
+            metavar="FILE",
+            help="For --compare: what the bundle was exported from.",
+        ),
     ] = None,
     json: JsonOption = None,
 ) -> None:
     """Measure latency by stage, throughput with stages overlapped, and peak memory."""
-    from rich.console import Console
-
     from rvos_deploy.benchmarks.latency import benchmark_latency
-    from rvos_deploy.cli.output import mebibytes, step_progress
+    from rvos_deploy.cli.output import mebibytes, result_console, step_progress
     from rvos_deploy.json_file import write_json
     from rvos_deploy.runtime.environment import usable_cores
     from rvos_deploy.runtime.segmenter import load
@@ -80,8 +89,8 @@ def benchmark(
             progress=progress,
         )
     result["threads"] = cores
-    console = Console()
-    console.print(_stage_table(result))
+    typer.echo(_title(result))
+    result_console().print(_stage_table(result))
     overlapped = result["overlapped"]["frames_per_second"]
     typer.echo(
         f"whole job, stages overlapped, files written: {overlapped:.2f} fps; "
@@ -108,22 +117,26 @@ def _pytorch(bundle: Bundle, checkpoint: Path | None, threads: int) -> Backend:
         raise InputError(
             f"--compare pytorch needs '{error.name}'; pip install 'rvos-deploy[cpu,export]'"
         ) from error
-    return TorchBackend(bundle, checkpoint, threads)
+    backend: Backend = TorchBackend(bundle, checkpoint, threads)
+    return backend
+
+
+def _title(result: dict[str, Any]) -> str:
+    from rvos_deploy.cli.output import counted
+
+    height, width = result["input_size"]
+    backend = result["versions"]["backend"]
+    return (
+        f"{result['model']} in {height}x{width}, {counted(result['expressions'], 'expression')}, "
+        f"{backend['name']} on {backend['device']}, {counted(result['threads'], 'thread')}; "
+        "milliseconds"
+    )
 
 
 def _stage_table(result: dict[str, Any]) -> Table:
     from rich.table import Table
 
-    height, width = result["input_size"]
-    table = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        title=f"{result['model']} in {height}x{width}, {result['expressions']} expressions, "
-        f"{result['versions']['backend']['name']} on {result['versions']['backend']['device']}, "
-        f"{result['threads']} threads (milliseconds)",
-        title_justify="left",
-    )
+    table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("stage")
     for title in ("p50", "p90", "p99", "count"):
         table.add_column(title, justify="right")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,19 +11,24 @@ from rvos_deploy.cli.options import JsonOption, SizeOption, parse_size
 
 
 def export(
-    config: Annotated[str, typer.Argument(help="Preset: large, base or tiny.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the bundle goes.")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Preset: large, base or tiny.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the bundle goes.")],
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="Trained weights, .safetensors.")
+        Path | None,
+        typer.Option("--checkpoint", metavar="FILE", help="Trained weights, .safetensors."),
     ] = None,
     clip_weights: Annotated[
         str | None,
-        typer.Option("--clip-weights", help="open_clip tag or file for the frozen CLIP part."),
+        typer.Option(
+            "--clip-weights",
+            metavar="TAG|FILE",
+            help="open_clip tag or file for the frozen CLIP part.",
+        ),
     ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="No weights at all: to try the pipeline.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of random weights.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of random weights.")] = 0,
     size: SizeOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a bundle that is there.")
@@ -68,7 +73,7 @@ def export(
         )
 
 
-def _import_exporter():  # type: ignore[no-untyped-def]
+def _import_exporter() -> Any:
     """The exporter's module; says what is missing where the extra is not installed."""
     from rvos_deploy.errors import InputError
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvos_deploy.cli.options import JsonOption
+from rvos_deploy.cli.options import BundleArgument, JsonOption
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,42 +15,56 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="Bundle made by 'export'.")],
+    bundle: BundleArgument,
     parity: Annotated[
         bool, typer.Option("--parity", help="Also show every parity check of the export.")
     ] = False,
     json: JsonOption = None,
 ) -> None:
     """Check a bundle's hashes and show its graphs, sizes, types, weights, versions and parity."""
-    from rich.console import Console
-
-    from rvos_deploy.cli.output import mebibytes
+    from rvos_deploy.cli.output import result_console
     from rvos_deploy.cli.parity_table import parity_table
     from rvos_deploy.json_file import write_json
     from rvos_deploy.runtime.bundle import open_bundle
+    from rvos_deploy.runtime.environment import machine, versions
 
     opened = open_bundle(bundle)
-    manifest = opened.manifest
-    console = Console()
-    for label, value in _facts(opened):
-        console.print(f"[bold]{label:<12}[/]{value}", highlight=False)
-    console.print(_graph_table(opened, mebibytes))
-    checks = manifest["parity"]["checks"]
-    failed = sum(not check["passed"] for check in checks)
-    console.print(
-        f"[bold]parity      [/]{len(checks)} checks against {manifest['parity']['reference']}, "
-        f"{failed} failed",
-        highlight=False,
-    )
+    console = result_console()
+    console.print(_fact_table(opened), _graph_table(opened))
     if parity:
-        console.print(parity_table(checks))
+        console.print()
+        console.print(parity_table(opened.manifest["parity"]["checks"], console.width))
     if json is not None:
-        write_json(json, {"command": "inspect", "bundle": str(bundle), **manifest})
+        write_json(
+            json,
+            {
+                "schema": "rvos-deploy/inspect/1",
+                "command": "inspect",
+                "bundle": str(bundle),
+                "manifest": opened.manifest,
+                "versions": versions(),
+                "machine": machine(),
+            },
+        )
+
+
+def _fact_table(bundle: Bundle) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for label, value in _facts(bundle):
+        table.add_row(label, escape(value))
+    return table
 
 
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     manifest = bundle.manifest
     height, width = bundle.config.input_size
+    checks = manifest["parity"]["checks"]
+    failed = sum(not check["passed"] for check in checks)
     return [
         ("bundle", str(bundle.path)),
         ("model", f"{bundle.config.name}, {manifest['parameters'] / 1e6:.1f} M parameters"),
@@ -59,9 +72,10 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("precision", bundle.precision),
         ("input", f"{height}x{width} box, threshold {bundle.config.threshold}"),
         ("created", manifest["created"]),
+        ("versions", _versions(manifest["versions"])),
         (
-            "versions",
-            ", ".join(f"{k} {v}" for k, v in manifest["versions"].items() if k != "backend"),
+            "parity",
+            f"{len(checks)} checks against {manifest['parity']['reference']}, {failed} failed",
         ),
     ]
 
@@ -76,20 +90,24 @@ def _weights(weights: dict[str, Any]) -> str:
     return f"{weights['checkpoint']} (sha256 {weights['checkpoint_sha256'][:12]}...)"
 
 
-def _graph_table(bundle: Bundle, size: Any) -> Table:
+def _graph_table(bundle: Bundle) -> Table:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("graph", "size", "inputs", "outputs"):
-        table.add_column(title, justify="right" if title == "size" else "left")
+    from rvos_deploy.cli.output import mebibytes
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("inputs", no_wrap=True)
+    table.add_column("outputs", no_wrap=True)
     for name, spec in bundle.graphs.items():
         files = [f for f in bundle.manifest["files"] if f.startswith(f"{name}.onnx")]
         stored = sum(bundle.manifest["files"][file]["bytes"] for file in files)
-        table.add_row(name, size(stored), _tensors(spec.inputs), _tensors(spec.outputs))
+        table.add_row()
+        table.add_row(f"[bold]{name}[/], {mebibytes(stored)}")
+        table.add_row(_tensors(spec.inputs), _tensors(spec.outputs))
     return table
 
 
 def _tensors(tensors: Any) -> str:
     return "\n".join(
-        f"{tensor.name} {tensor.dtype}\\[{', '.join(map(str, tensor.shape))}]" for tensor in tensors
+        f"{tensor.name} {tensor.dtype}\\[{','.join(map(str, tensor.shape))}]" for tensor in tensors
     )

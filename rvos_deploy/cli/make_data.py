@@ -2,24 +2,169 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+VIDEOS = {"train": 1000, "valid": 100}
+"""Videos of a split when nobody says how many."""
+
+
+class DataKind(str, Enum):
+    """What to make."""
+
+    sample = "sample"
+    sprites = "sprites"
+
+
+class SplitName(str, Enum):
+    """Splits of Moving Sprites: they share no seed, background, or pair of colour and shape."""
+
+    train = "train"
+    valid = "valid"
+
 
 def make_data(
-    kind: Annotated[str, typer.Argument(help="sample: one Moving Sprites video as an MP4.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where it goes.")],
-    seed: Annotated[int, typer.Option("--seed", help="Which video.")] = 0,
+    kind: Annotated[
+        DataKind,
+        typer.Argument(
+            help="sample: one Moving Sprites video as an MP4; sprites: a split of it, in MeViS's "
+            "layout.",
+            show_choices=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="PATH", help="File of the sample, or folder of the split."
+        ),
+    ],
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Which videos.")] = 0,
+    split: Annotated[
+        SplitName | None,
+        typer.Option("--split", help="sprites: written to PATH/SPLIT. Required."),
+    ] = None,
+    videos: Annotated[
+        int | None,
+        typer.Option(
+            "--videos",
+            metavar="N",
+            min=1,
+            help=f"sprites: how many. Default: {VIDEOS['valid']} valid, {VIDEOS['train']} train.",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="HxW", help="sprites: of the frames. Default: 128x224."),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option("--frames", metavar="T", help="sprites: of each video. Default: 24."),
+    ] = None,
+    emoji: Annotated[
+        bool | None,
+        typer.Option(
+            "--emoji/--no-emoji",
+            help="sprites: draw emoji beside shapes. Default: where Noto Color Emoji is installed.",
+            show_default=False,
+        ),
+    ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option("--photos", metavar="DIR", help="sprites: photographs as backgrounds too."),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", metavar="N", min=1, help="Processes. Default: all cores."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="sprites: replace a split that is there.")
+    ] = False,
 ) -> None:
-    """Render a Moving Sprites video and print expressions that fit it."""
+    """Render videos of Moving Sprites, with expressions that fit them."""
     from rvos_deploy.errors import InputError
+
+    options = {
+        "--split": split,
+        "--videos": videos,
+        "--size": size,
+        "--frames": frames,
+        "--emoji/--no-emoji": emoji,
+        "--photos": photos,
+        "--jobs": jobs,
+        "--overwrite": overwrite or None,
+    }
+    if kind is DataKind.sample:
+        if given := [name for name, value in options.items() if value is not None]:
+            raise InputError(f"{given[0]} has no meaning for the sample; leave it out")
+        _make_sample(out, seed)
+        return
+    if split is None:
+        raise InputError("which split of sprites is missing; add --split train or --split valid")
+    world = {"frames": frames, "emoji": emoji, "photos": None if photos is None else str(photos)}
+    world["height"], world["width"] = _frame_size(size)
+    _make_sprites(
+        out / split.value,
+        split,
+        seed,
+        videos or VIDEOS[split.value],
+        {name: value for name, value in world.items() if value is not None},
+        jobs,
+        overwrite,
+    )
+
+
+def _make_sample(out: Path, seed: int) -> None:
     from rvos_deploy.sprites import sample_video
 
-    if kind != "sample":
-        raise InputError(f"unknown kind of data '{kind}'; known: sample")
     sample = sample_video(out, seed=seed)
-    typer.echo(f"{out}: {len(sample.frames)} frames")
+    typer.echo(f"{out}: {len(sample.masks)} frames, {len(sample.video.objects)} objects")
     for expression in sample.video.expressions:
         typer.echo(f'  "{expression.text}" ({expression.kind})')
+
+
+def _make_sprites(
+    folder: Path,
+    split: SplitName,
+    seed: int,
+    videos: int,
+    world: dict[str, Any],
+    jobs: int | None,
+    overwrite: bool,
+) -> None:
+    from rvos_deploy.cli.output import counted, frame_progress
+    from rvos_deploy.runtime.environment import usable_cores
+    from rvos_deploy.sprites import WorldConfig, write_mevis
+
+    config = WorldConfig(**world)
+    with frame_progress() as progress:
+        write_mevis(
+            folder,
+            seed=seed,
+            split=split.value,
+            videos=videos,
+            config=config,
+            jobs=min(jobs or usable_cores(), videos),
+            overwrite=overwrite,
+            progress=lambda done, total: progress(
+                "videos", done * config.frames, total * config.frames
+            ),
+        )
+    emoji = "with" if config.uses_emoji else "without"
+    typer.echo(
+        f"{folder}: {counted(videos, 'video')} of {config.frames} frames, "
+        f"{config.height}x{config.width}, {emoji} emoji, seed {seed}"
+    )
+
+
+def _frame_size(text: str | None) -> tuple[int | None, int | None]:
+    from rvos_deploy.errors import InputError
+
+    if text is None:
+        return None, None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise InputError(f"size '{text}' is not of the form HxW, for example 128x224")
+    return int(parts[0]), int(parts[1])

@@ -26,19 +26,27 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+BundleOption = Annotated[
+    Path, typer.Option("--bundle", "-b", metavar="DIR", help="Bundle made by 'export'.")
+]
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Made by 'export'.")]
 BackendOption = Annotated[BackendName, typer.Option("--backend", help="Inference library.")]
 DeviceOption = Annotated[
     Device, typer.Option("--device", help="Where it runs; never another than the one named.")
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, help="CPU threads of a graph. Default: all cores.")
+    int | None,
+    typer.Option(
+        "--threads", metavar="N", min=1, help="CPU threads of a graph. Default: all cores."
+    ),
 ]
 SizeOption = Annotated[
     str | None,
     typer.Option(
         "--size",
         metavar="HxW",
-        help="Box that frames are fitted into, multiples of 32, for example 256x448.",
+        help="Box that frames are fitted into, multiples of 32, for example 256x448. "
+        "Default: the model's own.",
     ),
 ]
 JsonOption = Annotated[

@@ -7,28 +7,37 @@ from typing import Any
 
 from rich.table import Table
 
+_FULL_WIDTH = 106
+"""Columns that the whole table takes; a narrower one keeps what decides, and the verdict."""
 
-def parity_table(checks: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a graph, size and output, as manifests and ``verify`` record them."""
+
+def parity_table(checks: Sequence[Mapping[str, Any]], width: int) -> Table:
+    """One row a graph, size and output, as manifests and ``verify`` record them.
+
+    Max rel, cosine and the worst index are left out where ``width`` columns do not hold them.
+    """
+    full = width >= _FULL_WIDTH
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("check", no_wrap=True)
-    for title in ("max abs", "tolerance", "max rel", "cosine"):
+    for title in ("max abs", "tolerance", *(("max rel", "cosine", "worst at") if full else ())):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("worst at", no_wrap=True)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for check in checks:
+        details = _details(check) if full else ()
         verdict = "[green]ok[/]" if check["passed"] else "[bold red]FAILED[/]"
-        if "j_and_f" in check:
-            found = f"J&F {check['j_and_f']:.4f}"
-            table.add_row(check["name"], found, f">= {check['tolerance']}", "", "", "", verdict)
-            continue
-        table.add_row(
-            check["name"],
-            f"{check['max_abs']:.1e}",
-            f"{check['tolerance']:.0e}",
-            f"{check['max_rel']:.1e}",
-            f"{check['cosine']:.7f}",
-            ",".join(map(str, check["worst_index"])),
-            verdict,
-        )
+        table.add_row(check["name"], *_decisive(check), *details, verdict)
     return table
+
+
+def _decisive(check: Mapping[str, Any]) -> tuple[str, str]:
+    """What was found, and what was allowed."""
+    if "j_and_f" in check:
+        return f"J&F {check['j_and_f']:.4f}", f">= {check['tolerance']}"
+    return f"{check['max_abs']:.1e}", f"{check['tolerance']:.0e}"
+
+
+def _details(check: Mapping[str, Any]) -> tuple[str, str, str]:
+    if "j_and_f" in check:
+        return "", "", ""
+    worst = ",".join(map(str, check["worst_index"]))
+    return f"{check['max_rel']:.1e}", f"{check['cosine']:.7f}", worst

@@ -12,6 +12,7 @@ import typer
 from rvos_deploy.cli.options import (
     BackendName,
     BackendOption,
+    BundleOption,
     Device,
     DeviceOption,
     SizeOption,
@@ -37,12 +38,21 @@ class FallbackName(str, Enum):
 def run(
     video: Annotated[
         str,
-        typer.Argument(help="File, folder of frames, URL or device that FFmpeg opens, or -."),
+        typer.Argument(
+            metavar="VIDEO",
+            help="File, folder of frames, URL or device that FFmpeg opens, or -.",
+        ),
     ],
-    expressions: Annotated[list[str], typer.Argument(help="What to segment; one or more.")],
-    bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Bundle made by 'export'.")],
+    expressions: Annotated[
+        list[str],
+        typer.Argument(metavar="EXPRESSION", help="What to segment; one or more, each in quotes."),
+    ],
+    bundle: BundleOption,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for masks/, overlay.mp4, result.json.")
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Folder for masks/, overlay.mp4, result.json."
+        ),
     ] = Path("out"),
     backend: BackendOption = BackendName.auto,
     device: DeviceOption = Device.cpu,
@@ -56,30 +66,54 @@ def run(
         ),
     ] = None,
     lookahead: Annotated[
-        int, typer.Option("--lookahead", min=0, help="Online: frames to wait before deciding.")
+        int,
+        typer.Option(
+            "--lookahead", metavar="N", min=0, help="Online: frames to wait before deciding."
+        ),
     ] = 0,
     memory: Annotated[
         int | None,
-        typer.Option("--memory", min=1, help="Frames remembered. Default: 64 online, all offline."),
+        typer.Option(
+            "--memory",
+            metavar="N",
+            min=1,
+            help="Frames remembered. Default: 64 online, all offline.",
+        ),
     ] = None,
     anchors: Annotated[
-        int, typer.Option("--anchors", min=0, help="Older frames remembered, spread evenly.")
+        int,
+        typer.Option(
+            "--anchors", metavar="N", min=0, help="Older frames remembered, spread evenly."
+        ),
     ] = 0,
     size: SizeOption = None,
     threshold: Annotated[
-        float | None, typer.Option("--threshold", help="Score a query must pass, 0 to 1.")
+        float | None,
+        typer.Option(
+            "--threshold",
+            metavar="SCORE",
+            help="Score a query must pass, 0 to 1. Default: the model's own.",
+        ),
     ] = None,
     fallback: Annotated[
         FallbackName, typer.Option("--fallback", help="When no query passes: empty, or the best.")
     ] = FallbackName.none,
-    max_frames: Annotated[int | None, typer.Option("--max-frames", min=1)] = None,
+    max_frames: Annotated[
+        int | None,
+        typer.Option("--max-frames", metavar="N", min=1, help="Stop after so many."),
+    ] = None,
     mask_budget: Annotated[
         int,
-        typer.Option("--mask-budget", min=0, help="MiB kept in memory; more goes to disk."),
+        typer.Option(
+            "--mask-budget",
+            metavar="MIB",
+            min=0,
+            help="Memory for frames that wait for the end; more goes to disk.",
+        ),
     ] = 1024,
 ) -> None:
     """Segment a video: one mask for every frame and expression."""
-    from rvos_deploy.cli.output import frame_progress
+    from rvos_deploy.cli.output import counted, frame_progress
     from rvos_deploy.runtime.segment_video import has_end, segment_video
     from rvos_deploy.runtime.segmenter import load
     from rvos_deploy.runtime.settings import StreamSettings
@@ -109,7 +143,8 @@ def run(
             progress=progress,
         )
     typer.echo(
-        f"{report.frames} frames, {len(expressions)} expressions, {settings.mode}: "
+        f"{counted(report.frames, 'frame')}, {counted(len(expressions), 'expression')}, "
+        f"{settings.mode}: "
         f"{report.seconds:.1f} s, {report.frames_per_second:.1f} fps -> {out}"
     )
     if report.stopped:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from rvos_deploy.cli.options import (
     BackendName,
     BackendOption,
+    BundleArgument,
     Device,
     DeviceOption,
     JsonOption,
@@ -18,7 +16,7 @@ from rvos_deploy.cli.options import (
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="Bundle made by 'export'.")],
+    bundle: BundleArgument,
     backend: BackendOption = BackendName.auto,
     device: DeviceOption = Device.cpu,
     threads: ThreadsOption = None,
@@ -28,9 +26,7 @@ def verify(
 
     The reference is what PyTorch gave at export: it is in the bundle, PyTorch is not needed.
     """
-    from rich.console import Console
-
-    from rvos_deploy.cli.output import step_progress
+    from rvos_deploy.cli.output import result_console, step_progress
     from rvos_deploy.cli.parity_table import parity_table
     from rvos_deploy.json_file import write_json
     from rvos_deploy.runtime import verification
@@ -44,7 +40,8 @@ def verify(
         verdicts = verification.verify(opened, engine, progress)
     checks = [verdict.as_dict() for verdict in verdicts]
     passed = all(verdict.passed for verdict in verdicts)
-    Console().print(parity_table(checks))
+    console = result_console()
+    console.print(parity_table(checks, console.width))
     failed = sum(not verdict.passed for verdict in verdicts)
     name = f"{engine.describe()['name']} {engine.describe()['version']} on {device.value}"
     typer.echo(

@@ -41,6 +41,19 @@ def ms_deform_attn(
     """
     if torch.onnx.is_in_onnx_export():
         return _onnx_node(value, level_shapes, reference_points, sampling_offsets, attention_logits)
+    return eager_ms_deform_attn(
+        value, level_shapes, reference_points, sampling_offsets, attention_logits
+    )
+
+
+def _grid_sample_ms_deform_attn(
+    value: Tensor,
+    level_shapes: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """The plain form: one ``grid_sample`` a level."""
     batch, _, heads, head_dim = value.shape
     queries, levels = sampling_offsets.shape[1], sampling_offsets.shape[3]
     shapes: list[list[int]] = level_shapes.tolist()
@@ -59,6 +72,10 @@ def ms_deform_attn(
         level_weights = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)
         output = output + (samples * level_weights[:, None]).sum(-1)
     return output.view(batch, heads * head_dim, queries).transpose(1, 2).to(value.dtype)
+
+
+eager_ms_deform_attn = _grid_sample_ms_deform_attn
+"""What runs in eager PyTorch; training on a CPU may put a faster one here."""
 
 
 def _onnx_node(value: Tensor, *inputs: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -231,7 +230,9 @@ def _clear_previous(out: Path) -> None:
     """Remove what an earlier run wrote, and nothing else."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose a folder for --out")
-    shutil.rmtree(out / "masks", ignore_errors=True)
+    for file in (out / "masks").glob("*/*.png"):
+        if file.parent.name.isdecimal() and file.stem.isdecimal():
+            file.unlink()
     for name in ("overlay.mp4", "result.json"):
         (out / name).unlink(missing_ok=True)
 

@@ -1,13 +1,13 @@
 """Moving Sprites: videos with exact masks, and expressions that say which object moves how.
-Torch-free.
 
 The synthetic benchmark for motion expressions, and the material that the tiny network is trained
-on. It stands outside ``rvos_deploy.training``, which needs torch, because the demo of an
-installation without torch renders its video with it.
+on. It stands outside ``rvos_deploy.training``, most of which needs torch, because the demo of an
+installation without torch renders its video with it. Torch-free::
 
-video = make_video(seed=1, split="train", index=0) frames, masks = render(video) # uint8 [T, H, W,
-3], bool [T, K, H, W] for e in video.expressions: print(e.kind, e.text, e.targets) # motion "the red
-star that turns back" (2,)
+    video = make_video(seed=1, split="train", index=0)
+    frames, masks = render(video)  # uint8 [T, H, W, 3], bool [T, K, H, W]
+    for e in video.expressions:
+        print(e.kind, e.text, e.targets)  # motion "the red star that turns back" (2,)
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def test_frozen_in_eval_mode_whatever_is_asked(tiny_clip: FrozenClip, frames: Te
 
 
 def test_weights_from_a_file(
-    tiny_config: ModelConfig, tiny_clip: FrozenClip, frames: Tensor, tmp_path: Path
+    tiny_config: ModelConfig, tiny_clip: FrozenClip, tmp_path: Path
 ) -> None:
     file = tmp_path / "clip.pt"
     torch.save(tiny_clip.model.state_dict(), file)

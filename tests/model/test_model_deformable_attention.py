@@ -106,9 +106,7 @@ def test_any_number_of_everything(
 def test_on_borders_corners_pixel_centres_and_between() -> None:
     """Every point of a half-pixel lattice that reaches a pixel and a half beyond the map."""
     height, width = 2, 4
-    lattice = [
-        (x / 2, y / 2) for x, y in itertools.product(range(-3, 2 * width + 4), range(-3, 8))
-    ]
+    lattice = [(x / 2, y / 2) for x, y in itertools.product(range(-3, 2 * width + 4), range(-3, 8))]
     inputs = make_inputs([(height, width)], 1, len(lattice), heads=1, head_dim=3, points=1)
     # Reference points at 0, so that offsets are the coordinates, exact in binary.
     inputs = inputs._replace(

@@ -1,0 +1,88 @@
+"""``benchmark``: stages, percentiles, and the comparison with PyTorch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STAGES = {
+    "decode",
+    "resize",
+    "backbone",
+    "frame_decoder",
+    "alignment",
+    "memory",
+    "video_decoder",
+    "mask_head",
+    "post-processing",
+}
+SMALL = ("--size", "64x96", "--frames", "2")
+
+
+def check_times(summary: dict[str, Any], count: int) -> None:
+    assert summary["count"] == count
+    times = summary["milliseconds"]
+    assert 0 < times["p50"] <= times["p90"] <= times["p95"] <= times["p99"]
+
+
+def test_stages_and_comparison(
+    rvos: Callable, make_video: Callable, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    clip = make_video(tmp_path / "clip.mp4", frames=8)
+    result = rvos(
+        "benchmark",
+        *("--bundle", tiny_bundle, "--video", clip, "--expressions", 2, *SMALL),
+        *("--compare", "pytorch", "--threads", 1, "--json", tmp_path / "benchmark.json"),
+    )
+    assert (result.code, result.stderr) == (0, "")
+    found = json.loads((tmp_path / "benchmark.json").read_text(encoding="utf-8"))
+    assert found["schema"] == "rvos-deploy/benchmark/latency/1"
+    assert found["command"] == "benchmark"
+    assert set(found["stages"]) == STAGES
+    for summary in (*found["stages"].values(), found["end_to_end"]):
+        check_times(summary, count=2)
+    assert found["warm_up_frames"] == 3
+    assert found["expressions"] == 2
+    assert found["input_size"] == [64, 96]
+    assert found["overlapped"]["frames_per_second"] > 0
+    assert found["memory"]["peak_bytes"] > 0
+    assert {"versions", "machine", "threads"} <= set(found)
+    comparison = found["comparison"]
+    assert comparison["reference"]["name"] == "pytorch"
+    assert comparison["j_and_f"] >= 0.999
+    assert comparison["ratio"] > 0
+    for side in ("ours", "theirs"):
+        check_times(comparison[side], count=2)
+
+    title, header, *rows = result.stdout.splitlines()
+    assert title.startswith("tiny in 64x96, 2 expressions, onnxruntime on cpu, 1 thread;")
+    assert header.split() == ["stage", "p50", "p90", "p99", "count"]
+    assert {row.split()[0] for row in rows[: len(STAGES)]} == STAGES
+    assert rows[-2].startswith("whole job, stages overlapped")
+    assert f"{comparison['ratio']:.2f} times the speed of eager PyTorch" in rows[-1]
+    assert "masks agree" in rows[-1]
+
+
+def test_without_a_video_one_is_rendered(rvos: Callable, tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = ("--bundle", tiny_bundle, "--size", "64x96", "--json", tmp_path / "b.json")
+    result = rvos("benchmark", *arguments, "--frames", 5)
+    assert (result.code, result.stderr) == (0, "")
+    found = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
+    assert found["video"] == "Moving Sprites, 854x480"
+    assert found["end_to_end"]["count"] == 5
+    assert "comparison" not in found
+
+
+def test_a_video_too_short_to_measure(
+    rvos: Callable, make_video: Callable, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    clip = make_video(tmp_path / "clip.mp4", frames=3)
+    result = rvos("benchmark", "--bundle", tiny_bundle, "--video", clip, *SMALL)
+    assert result.code == 2
+    assert "has 3 frames; a benchmark needs more than the 3 that warm up" in result.error
+
+
+def test_two_frames_of_the_rendered_video(rvos: Callable, tiny_bundle: Path) -> None:
+    assert rvos("benchmark", "--bundle", tiny_bundle, *SMALL).code == 0

@@ -1,0 +1,123 @@
+"""``export``: its report, its refusals, and that nothing unproven is left behind.
+
+Writing ONNX files and checking them takes most of a minute, so these tests hand out those of
+``tiny_bundle`` with its network, and check them at the smallest size; the rest is the real thing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.runtime.bundle import open_bundle
+from rvos_deploy.runtime.verification import judge, probe_cases
+
+
+@pytest.fixture
+def ready_graphs(
+    tiny_bundle: Path, tiny_network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rvos_deploy.export import bundle_export, parity
+
+    def copied(graph: Any, folder: Path) -> list[Path]:
+        return [Path(shutil.copy(tiny_bundle / f"{graph.spec.name}.onnx", folder))]
+
+    monkeypatch.setattr(bundle_export, "export_graph", copied)
+    monkeypatch.setattr(bundle_export, "load_network", lambda *_: tiny_network)
+    monkeypatch.setattr(parity, "probe_cases", lambda config: probe_cases(config)[:1])
+
+
+@pytest.fixture
+def impossible_tolerance(ready_graphs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rvos_deploy.export import parity
+
+    monkeypatch.setattr(
+        parity,
+        "judge",
+        lambda name, tolerance, *arrays: judge(name, -tolerance, *arrays),
+    )
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_export_reports_what_it_proved(rvos: Callable, tmp_path: Path) -> None:
+    out = tmp_path / "bundles" / "tiny"
+    arguments = ("--random-weights", "--out", out, "--json", tmp_path / "export.json")
+    result = rvos("export", "tiny", *arguments)
+    assert (result.code, result.stderr) == (0, "")
+    assert [path.name for path in out.parent.iterdir()] == ["tiny"]
+    checks = open_bundle(out).manifest["parity"]["checks"]
+    first, second = result.stdout.splitlines()
+    assert first.startswith(f"{out}: ")
+    assert f"{len(checks)} parity checks passed" in first
+    assert "J&F of the masks 1.0000" in first
+    assert "peak memory" in second
+    found = json.loads((tmp_path / "export.json").read_text(encoding="utf-8"))
+    assert found["schema"] == "rvos-deploy/export/1"
+    assert found["checks"] == checks
+    assert found["bytes"] == sum(file.stat().st_size for file in out.iterdir())
+    assert {"command", "versions", "machine", "seconds", "peak_memory_bytes"} <= set(found)
+
+
+@pytest.mark.usefixtures("impossible_tolerance")
+def test_a_failing_check_leaves_nothing(rvos: Callable, tmp_path: Path) -> None:
+    result = rvos("export", "tiny", "--random-weights", "--out", tmp_path / "b" / "t")
+    assert result.code == 1
+    assert "parity checks failed, no bundle was written: backbone H32 W32 res2" in result.error
+    assert not list((tmp_path / "b").iterdir())
+
+
+@pytest.mark.usefixtures("impossible_tolerance")
+def test_a_failing_check_keeps_the_bundle_that_was_there(
+    rvos: Callable, bundle_copy: Callable[..., Path], tmp_path: Path
+) -> None:
+    old = bundle_copy()
+    arguments = ("--random-weights", "--overwrite", "--out", old)
+    assert rvos("export", "tiny", *arguments).code == 1
+    assert list(tmp_path.iterdir()) == [old]
+    open_bundle(old)
+
+
+def test_no_weights_names_the_ways_out(rvos: Callable, tmp_path: Path) -> None:
+    result = rvos("export", "large", "--out", tmp_path / "bundle")
+    assert result.code == 2
+    for part in (
+        "laion2b_s29b_b131k_ft_soup",
+        "--checkpoint",
+        "--clip-weights FILE",
+        "--random-weights",
+    ):
+        assert part in result.error
+    result = rvos("export", "tiny", "--out", tmp_path / "bundle")
+    assert result.code == 2
+    assert "--checkpoint" in result.error
+    assert "--random-weights" in result.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_is_not_there(rvos: Callable, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.safetensors"
+    result = rvos("export", "tiny", "--checkpoint", gone, "--out", tmp_path / "bundle")
+    assert result.code == 2
+    assert str(gone) in result.error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",)], ids=["plain", "overwrite"])
+def test_a_folder_with_other_files_is_left_alone(
+    rvos: Callable, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    out = tmp_path / "thesis"
+    out.mkdir()
+    (out / "chapter1.txt").write_text("mine", encoding="utf-8")
+    result = rvos("export", "tiny", "--random-weights", "--out", out, *options)
+    assert result.code == 2
+    assert str(out) in result.error
+    assert "another --out" in result.error
+    assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter1.txt"]
+    assert (out / "chapter1.txt").read_text(encoding="utf-8") == "mine"

@@ -1,0 +1,205 @@
+"""The video query decoder: it sees the order of frames by their ages, and by nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rvos_deploy.model.clip import TextFeatures
+from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.model.video_query_decoder import VideoPrediction
+
+LENGTH = 6
+
+# Attention sums over memory rows in another order: float32 rounding through three layers.
+ROUNDING = {"rtol": 0, "atol": 2e-5}
+# Far above rounding; a difference in meaning moves normalised queries by this much and more.
+DIFFERENT = 1e-2
+
+
+@pytest.fixture
+def arguments(tiny_network: RvosNetwork, text: TextFeatures) -> dict[str, Tensor]:
+    slots, dim = tiny_network.config.num_queries, tiny_network.config.dim
+    return {
+        "memory": torch.randn(2, LENGTH, slots, dim),
+        "ages": torch.arange(LENGTH - 1.0, -1, -1).repeat(2, 1),
+        "empty": torch.zeros(2, LENGTH, dtype=torch.bool),
+        "video_queries": torch.randn(2, slots, dim),
+        "text": text.tokens,
+        "sentence": text.sentence,
+        "padding": text.padding,
+    }
+
+
+@torch.no_grad()
+def decode(network: RvosNetwork, arguments: dict[str, Tensor], **changes: Any) -> VideoPrediction:
+    predictions: list[VideoPrediction] = network.video_decoder(**{**arguments, **changes})
+    return predictions[-1]
+
+
+def difference(a: VideoPrediction, b: VideoPrediction) -> float:
+    return float((a.queries - b.queries).abs().max())
+
+
+def assert_same(a: VideoPrediction, b: VideoPrediction) -> None:
+    for ours, theirs in zip(a, b, strict=True):
+        torch.testing.assert_close(ours, theirs, **ROUNDING)
+
+
+def test_swapping_two_frames_changes_the_answer(
+    tiny_network: RvosNetwork, arguments: dict[str, Tensor]
+) -> None:
+    swapped = arguments["memory"][:, [1, 0, 2, 3, 4, 5]]
+    reversed_ = arguments["memory"].flip(1)
+    base = decode(tiny_network, arguments)
+    assert difference(base, decode(tiny_network, arguments, memory=swapped)) > DIFFERENT
+    assert difference(base, decode(tiny_network, arguments, memory=reversed_)) > DIFFERENT
+
+
+def test_the_whole_video_part_sees_the_order_of_frames(
+    tiny_network: RvosNetwork, text: TextFeatures
+) -> None:
+    """Slots that keep their places: only time tells a clip from its reverse."""
+    slots, dim = tiny_network.config.num_queries, tiny_network.config.dim
+    start, step = torch.randn(2, 1, slots, dim), 0.1 * torch.randn(2, 1, slots, dim)
+    clip = start + step * torch.arange(5.0)[:, None, None]
+    with torch.no_grad():
+        forward = tiny_network.decode_video(clip, text)
+        backward = tiny_network.decode_video(clip.flip(1), text)
+    identity = torch.arange(slots).expand(2, 5, slots)
+    assert torch.equal(forward.order, identity)
+    assert torch.equal(backward.order, identity)
+    assert difference(forward.predictions[-1], backward.predictions[-1]) > 1e-3
+
+
+def test_a_clips_last_frame_is_the_newest(tiny_network: RvosNetwork, text: TextFeatures) -> None:
+    """What a whole clip is decoded from, as a stream would give it after the last frame."""
+    slots, dim = tiny_network.config.num_queries, tiny_network.config.dim
+    clip = torch.randn(2, 4, slots, dim)
+    caught: list[Tensor] = []
+    hook = tiny_network.initializer.register_forward_hook(lambda _m, _i, out: caught.append(out))
+    with torch.no_grad():
+        output = tiny_network.decode_video(clip, text)
+        hook.remove()
+        expected = tiny_network.video_decoder(
+            memory=output.aligned_queries,
+            ages=torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 2),
+            empty=torch.zeros(2, 4, dtype=torch.bool),
+            video_queries=caught[0],
+            text=text.tokens,
+            sentence=text.sentence,
+            padding=text.padding,
+        )
+    assert torch.equal(output.predictions[-1].queries, expected[-1].queries)
+    assert torch.equal(output.predictions[-1].logits, expected[-1].logits)
+
+
+def test_a_layer_reads_frames_then_text_then_itself(
+    tiny_network: RvosNetwork, arguments: dict[str, Tensor]
+) -> None:
+    layer = tiny_network.video_decoder.layers[0]
+    queries, position = arguments["video_queries"], torch.randn(20, 128)
+    memory, where = torch.randn(2, 40, 128), torch.randn(40, 128)
+    bias, text_bias = torch.randn(2, 1, 1, 40), torch.randn(2, 1, 1, 5)
+    with torch.no_grad():
+        output = layer(queries, position, memory, where, bias, arguments["text"], text_bias)
+        step = layer.frame_attention(queries, memory, position, where, bias)
+        step = layer.text_attention(step, arguments["text"], position, bias=text_bias)
+        expected = layer.ffn(layer.self_attention(step, position))
+    assert torch.equal(output, expected)
+
+
+def test_the_order_in_which_memory_is_stored_does_not_matter(
+    tiny_network: RvosNetwork, arguments: dict[str, Tensor]
+) -> None:
+    """A ring buffer's rows come in any order; their ages move with them."""
+    empty = torch.tensor([[False] * 6, [True, False, False, True, False, False]])
+    base = decode(tiny_network, arguments, empty=empty)
+    for shuffle in (torch.randperm(LENGTH), torch.arange(LENGTH).roll(2)):
+        stored = {name: arguments[name][:, shuffle] for name in ("memory", "ages")}
+        again = decode(tiny_network, arguments, **stored, empty=empty[:, shuffle])
+        assert_same(again, base)
+
+
+def test_ages_are_what_matters(tiny_network: RvosNetwork, arguments: dict[str, Tensor]) -> None:
+    base = decode(tiny_network, arguments)
+    older = decode(tiny_network, arguments, ages=arguments["ages"] + 3)
+    assert difference(base, older) > DIFFERENT
+    whole = decode(tiny_network, arguments, ages=arguments["ages"].long())
+    assert torch.equal(whole.queries, base.queries)
+
+
+def test_empty_frames_have_no_influence(
+    tiny_network: RvosNetwork, arguments: dict[str, Tensor]
+) -> None:
+    empty = torch.tensor([[True, True, False, False, False, False], [False] * 4 + [True, False]])
+    base = decode(tiny_network, arguments, empty=empty)
+    garbage = arguments["memory"].masked_fill(empty[:, :, None, None], 1e3)
+    # The weight of what is hidden is exactly zero.
+    again = decode(
+        tiny_network,
+        arguments,
+        memory=garbage,
+        empty=empty,
+        ages=arguments["ages"].masked_fill(empty, 500),
+    )
+    assert torch.equal(again.queries, base.queries)
+    # As if they were not there.
+    for clip in range(2):
+        kept = ~empty[clip]
+        alone = {name: value[clip : clip + 1] for name, value in arguments.items()}
+        for name in ("memory", "ages", "empty"):
+            alone[name] = alone[name][:, kept]
+        only = decode(tiny_network, alone)
+        torch.testing.assert_close(only.queries[0], base.queries[clip], **ROUNDING)
+    assert difference(base, decode(tiny_network, arguments)) > DIFFERENT
+
+
+def test_a_slot_of_the_memory_has_its_place(
+    tiny_network: RvosNetwork, arguments: dict[str, Tensor]
+) -> None:
+    base = decode(tiny_network, arguments)
+    rolled = decode(tiny_network, arguments, memory=arguments["memory"].roll(1, dims=2))
+    assert difference(base, rolled) > DIFFERENT
+
+
+def test_a_bigger_batch_of_expressions_is_the_same_as_each_alone(
+    tiny_network: RvosNetwork, arguments: dict[str, Tensor]
+) -> None:
+    base = decode(tiny_network, arguments)
+    for clip in range(2):
+        alone = decode(
+            tiny_network, {name: value[clip : clip + 1] for name, value in arguments.items()}
+        )
+        torch.testing.assert_close(alone.queries[0], base.queries[clip], **ROUNDING)
+        torch.testing.assert_close(alone.logits[0], base.logits[clip], **ROUNDING)
+
+
+def test_text_and_sentence_matter_and_padding_does_not(
+    tiny_network: RvosNetwork, arguments: dict[str, Tensor]
+) -> None:
+    base = decode(tiny_network, arguments)
+    padding = arguments["padding"]
+    assert padding[1].sum() == 2
+    hidden = arguments["text"].masked_fill(padding[..., None], 1e3)
+    assert torch.equal(decode(tiny_network, arguments, text=hidden).queries, base.queries)
+    visible = arguments["text"].masked_fill(~padding[..., None], 0.3)
+    assert difference(base, decode(tiny_network, arguments, text=visible)) > DIFFERENT
+    # The score reads the sentence; the mask does not.
+    other = decode(tiny_network, arguments, sentence=-arguments["sentence"])
+    assert torch.equal(other.mask_embeddings, base.mask_embeddings)
+    assert (other.logits - base.logits).abs().max() > DIFFERENT
+
+
+def test_one_prediction_a_layer(tiny_network: RvosNetwork, arguments: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        predictions = tiny_network.video_decoder(**arguments)
+    assert len(predictions) == 3
+    for prediction in predictions:
+        assert prediction.queries.shape == (2, 20, 128)
+        assert prediction.logits.shape == (2, 20, 2)
+        assert prediction.mask_embeddings.shape == (2, 20, 128)
+    assert difference(predictions[0], predictions[1]) > DIFFERENT
