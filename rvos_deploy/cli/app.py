@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from rvos_deploy.cli import benchmark as benchmark_command
-from rvos_deploy.cli import export, inspect, make_data, run, verify
+from rvos_deploy.cli import evaluate, export, inspect, make_data, run, verify
 from rvos_deploy.errors import RvosError
 
 INTERRUPTED = 130
@@ -61,6 +61,7 @@ app.command("run")(run.run)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
+app.command("evaluate")(evaluate.evaluate)
 app.command("benchmark")(benchmark_command.benchmark)
 app.command("make-data")(make_data.make_data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,6 +112,9 @@ def benchmark(
 def _pytorch(bundle: Bundle, checkpoint: Path | None, threads: int) -> Backend:
     from rvos_deploy.errors import InputError
 
+    # OpenMP threads that spin while they wait make PyTorch five times slower as soon as anything
+    # else uses a core; it is to be compared at its best. Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from rvos_deploy.benchmarks.torch_backend import TorchBackend
     except ImportError as error:

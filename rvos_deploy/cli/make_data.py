@@ -30,9 +30,9 @@ def make_data(
     kind: Annotated[
         DataKind,
         typer.Argument(
+            metavar="KIND",
             help="sample: one Moving Sprites video as an MP4; sprites: a split of it, in MeViS's "
             "layout.",
-            show_choices=False,
         ),
     ],
     out: Annotated[

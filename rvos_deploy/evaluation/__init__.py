@@ -1,1 +1,1 @@
-"""J and F as the DAVIS and MeViS protocols define them. NumPy only."""
+"""J and F as the DAVIS and MeViS protocols define them, and their benchmarks. Torch-free."""

@@ -116,6 +116,11 @@ def build_clip(config: ModelConfig, weights: str | None = None) -> FrozenClip:
     Raises:
         InputError: when the weights cannot be had; names the tag and the ways out.
     """
+    if config.clip not in open_clip.list_models():
+        raise InputError(
+            f"open_clip {open_clip.__version__} knows no model '{config.clip}'; see "
+            "open_clip.list_models()"
+        )
     try:
         with _quiet_random_initialisation(weights is None):
             model = open_clip.create_model(config.clip, pretrained=weights)

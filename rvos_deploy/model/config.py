@@ -17,6 +17,22 @@ CONTEXT_LENGTH = 77
 """The most tokens that a CLIP text tower takes, start and end of text included."""
 
 
+_COUNTS = (
+    "dim",
+    "num_queries",
+    "num_heads",
+    "encoder_layers",
+    "encoder_ffn",
+    "num_points",
+    "fusion_heads",
+    "fusion_dim",
+    "frame_decoder_layers",
+    "video_decoder_layers",
+    "decoder_ffn",
+    "norm_groups",
+)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything that decides the network's shape and arithmetic.
@@ -48,6 +64,7 @@ class ModelConfig:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         for divisor in ("num_heads", "norm_groups"):
             if self.dim % getattr(self, divisor):
                 raise InputError(
@@ -67,6 +84,16 @@ class ModelConfig:
                 f"known: {', '.join(get_args(Initializer))}"
             )
         check_size(*self.input_size)
+
+    def _check_numbers(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a whole number of at least 1, found {value!r}")
+        if not isinstance(self.threshold, (int, float)) or not 0 <= self.threshold <= 1:
+            raise InputError(f"threshold must lie in 0..1, found {self.threshold!r}")
+        if not all(isinstance(side, int) for side in self.input_size):
+            raise InputError(f"input_size must be two whole numbers, found {self.input_size!r}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

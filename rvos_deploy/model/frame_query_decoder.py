@@ -171,8 +171,10 @@ def mask_position(logits: Tensor, shape: tuple[int, int]) -> Tensor:
     probability = logits.float().sigmoid()
     total = probability.sum(-1, keepdim=True)
     mass = probability / (total + 1e-6)
-    centroid = mass @ centres
-    variance = mass @ centres.square() - centroid.square()
-    extent = (variance.clamp(min=0) + 1e-6).sqrt()
+    # Sums and not matrix products, which autocast would run in bf16; and the variance about the
+    # centroid, since the difference of two squares has no digits left for small masks.
+    centroid = (mass[..., None] * centres).sum(-2)
+    variance = (mass[..., None] * (centres - centroid[..., None, :]).square()).sum(-2)
+    extent = (variance + 1e-6).sqrt()
     area = (total / logits.shape[-1] + 1e-6).sqrt()
     return torch.cat((centroid, extent, area), dim=-1)

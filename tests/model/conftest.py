@@ -6,7 +6,7 @@ return functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,15 @@ START_OF_TEXT, END_OF_TEXT = 49406, 49407
 
 MakeNetwork = Callable[..., RvosNetwork]
 TokenIds = Callable[[Sequence[int], int], Tensor]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These tensors are small, and threads that wait for each other stall on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

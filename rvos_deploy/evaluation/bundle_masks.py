@@ -1,0 +1,96 @@
+"""A bundle as a predictor: one stream a video, all its expressions on one backbone pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.evaluation.evaluate import Evaluation, Progress, evaluate
+from rvos_deploy.evaluation.predictions import Predict
+from rvos_deploy.evaluation.protocols import protocol_named
+from rvos_deploy.runtime.segmenter import Segmenter
+from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.training.data import DataSplit, VideoRecord
+from rvos_deploy.video.pipeline import prefetch
+
+FRAMES_AHEAD = 4
+"""Frames decoded while the graphs run."""
+
+
+def bundle_masks(
+    segmenter: Segmenter, settings: StreamSettings, on_frame: Callable[[], None] | None = None
+) -> Predict:
+    """Make a predictor of a loaded bundle.
+
+    Args:
+        segmenter: what ``rvos_deploy.load`` gives.
+        settings: mode, threshold, fallback, size and memory, as for any stream.
+        on_frame: called after each frame that went in, for a progress bar.
+    """
+
+    def predict(video: VideoRecord) -> Iterator[NDArray[np.bool_]]:
+        texts = [expression.text for expression in video.expressions]
+        images = (video.image(index) for index in range(len(video.frames)))
+        with segmenter.stream(texts, settings) as stream:
+
+            def pushed() -> Iterator[NDArray[np.bool_]]:
+                for image in prefetch(images, FRAMES_AHEAD):
+                    decided = stream.push(image)
+                    if on_frame is not None:
+                        on_frame()
+                    yield from (result.masks for result in decided)
+
+            yield from chain(pushed(), (result.masks for result in stream.flush()))
+
+    return predict
+
+
+def evaluate_bundle(
+    segmenter: Segmenter,
+    data: str | Path | DataSplit,
+    protocol: str = "mevis",
+    settings: StreamSettings | None = None,
+    *,
+    jobs: int = 1,
+    submission: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run a loaded bundle over a split and score it; no mask is written to disk.
+
+    ``settings``: offline by default, with the protocol's fallback. The rest as
+    :func:`rvos_deploy.evaluation.evaluate.evaluate`; ``progress`` also hears of the phase "frames".
+    """
+    rules = protocol_named(protocol)
+    split = data if isinstance(data, DataSplit) else rules.read(Path(data))
+    settings = settings or StreamSettings(mode="offline", fallback=rules.fallback)
+    total = sum(len(video.frames) for video in split.videos if video.expressions)
+    done = 0
+
+    def on_frame() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress("frames", done, total)
+
+    predict = bundle_masks(segmenter, settings, on_frame)
+    return evaluate(predict, split, protocol, jobs=jobs, submission=submission, progress=progress)
+
+
+def bundle_settings(segmenter: Segmenter, settings: StreamSettings) -> dict[str, Any]:
+    """Which bundle ran and how, for a report; defaults are resolved."""
+    config = segmenter.bundle.config
+    return {
+        "bundle": str(segmenter.bundle.path),
+        "model": config.name,
+        "precision": segmenter.bundle.precision,
+        **asdict(settings),
+        "memory": settings.window,
+        "threshold": config.threshold if settings.threshold is None else settings.threshold,
+        "size": list(settings.size or config.input_size),
+    }

@@ -1,0 +1,140 @@
+"""Predicted masks, wherever they come from: a folder in the submission layout, or a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.training.data import VideoRecord
+
+Mask = NDArray[np.bool_]
+
+Predict = Callable[[VideoRecord], Iterable[Mask]]
+"""Gives, for each frame of a video in turn, one mask an expression: bool [E, H, W]."""
+
+CHUNK = 16
+"""Frames that one worker scores at a time: bounds the memory, and is enough work to send."""
+
+
+class PredictedMasks(Protocol):
+    """Masks of some frames of a video, which a worker process can load."""
+
+    def load(self, video: VideoRecord) -> list[list[Mask | None]]:
+        """By expression, then by frame; None where the prediction is missing."""
+
+
+class Predictions(Protocol):
+    """Where predicted masks come from."""
+
+    def chunks(self, video: VideoRecord) -> Iterator[tuple[int, int, PredictedMasks]]:
+        """First frame, frame after the last, and their masks; in order, without gaps."""
+
+
+@dataclass(frozen=True)
+class PredictionFolder:
+    """Masks in the submission layout: ``<video>/<expression>/<frame>.png``, not zero is inside."""
+
+    root: Path
+
+    def check(self, videos: Sequence[VideoRecord]) -> None:
+        """Raise InputError when the folder holds none of the videos: it is another folder then."""
+        if not self.root.is_dir():
+            raise InputError(f"{self.root} is no folder; pass a bundle, or a folder of predictions")
+        if not any((self.root / video.name).is_dir() for video in videos):
+            inside = sorted(path.name for path in self.root.iterdir())[:3]
+            raise InputError(
+                f"{self.root} holds predictions for none of the {len(videos)} videos (found "
+                f"{', '.join(inside) or 'nothing'}); masks are looked for in "
+                f"{self.root / videos[0].name}/<expression>/<frame>.png"
+            )
+
+    def chunks(self, video: VideoRecord) -> Iterator[tuple[int, int, PredictedMasks]]:
+        """Ranges of frames; the files are opened by who loads them."""
+        for start in range(0, len(video.frames), CHUNK):
+            yield start, min(start + CHUNK, len(video.frames)), _StoredMasks(self.root)
+
+
+@dataclass(frozen=True)
+class _StoredMasks:
+    root: Path
+
+    def load(self, video: VideoRecord) -> list[list[Mask | None]]:
+        return [
+            [
+                _read_mask(self.root / prediction_name(video, e, t), video.size)
+                for t in range(len(video.frames))
+            ]
+            for e in range(len(video.expressions))
+        ]
+
+
+def prediction_name(video: VideoRecord, expression: int, frame: int) -> str:
+    """Name of a mask in the submission layout."""
+    return f"{video.name}/{video.expressions[expression].id}/{video.frames[frame].stem}.png"
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> Mask | None:
+    """A mask, bool [H, W], or None when there is no such file. InputError for any other size."""
+    try:
+        with Image.open(path) as image:
+            has_alpha, values = "A" in image.mode, np.asarray(image)
+    except FileNotFoundError:
+        return None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error}; write it again") from error
+    if values.shape[:2] != size:
+        raise InputError(
+            f"{path} is {values.shape[0]}x{values.shape[1]}, the video is {size[0]}x{size[1]} "
+            "(height x width); bring predictions to the video's size, with nearest neighbour"
+        )
+    if values.ndim == 3:
+        values = values[..., : values.shape[2] - has_alpha].max(axis=2)
+    mask: Mask = values != 0
+    return mask
+
+
+@dataclass(frozen=True)
+class NetworkPredictions:
+    """Masks that a function computes, all expressions of a video at once."""
+
+    predict: Predict
+
+    def chunks(self, video: VideoRecord) -> Iterator[tuple[int, int, PredictedMasks]]:
+        """The function's masks, packed to bits, ``CHUNK`` frames at a time."""
+        start, waiting = 0, []
+        for masks in self.predict(video):
+            wanted = (len(video.expressions), *video.size)
+            if masks.shape != wanted:
+                raise InputError(
+                    f"video {video.name}: masks of shape {list(masks.shape)} were predicted, "
+                    f"{list(wanted)} are needed (expressions, height, width)"
+                )
+            waiting.append(np.packbits(masks, axis=-1))
+            if len(waiting) == CHUNK:
+                yield start, start + CHUNK, _PackedMasks(np.stack(waiting))
+                start, waiting = start + CHUNK, []
+        stop = start + len(waiting)
+        if stop != len(video.frames):
+            raise InputError(
+                f"video {video.name} has {len(video.frames)} frames, masks came for {stop}"
+            )
+        if waiting:
+            yield start, stop, _PackedMasks(np.stack(waiting))
+
+
+@dataclass(frozen=True, eq=False)
+class _PackedMasks:
+    """Bits: uint8 [T, E, H, ceil(W / 8)]."""
+
+    bits: NDArray[np.uint8]
+
+    def load(self, video: VideoRecord) -> list[list[Mask | None]]:
+        masks = np.unpackbits(self.bits, axis=-1, count=video.size[1]).view(np.bool_)
+        return [list(masks[:, e]) for e in range(masks.shape[1])]

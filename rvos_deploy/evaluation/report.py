@@ -1,0 +1,136 @@
+"""An evaluation in the shared keys: means by kind, video and annotator; JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.evaluation.evaluate import Evaluation
+from rvos_deploy.evaluation.protocols import ExpressionScore, protocol_named
+from rvos_deploy.runtime.environment import machine, versions
+
+SCHEMA = "rvos-deploy/evaluate/1"
+
+Row = dict[str, Any]
+
+_COLUMNS = (
+    "level",
+    "video",
+    "expression",
+    "annotator",
+    "object_id",
+    "kind",
+    "text",
+    "j",
+    "f",
+    "j_and_f",
+    "count",
+    "frames",
+    "missing_frames",
+    "no_target",
+    "predicted_empty",
+)
+
+
+def report(
+    evaluation: Evaluation, settings: Mapping[str, Any], backend: Mapping[str, str] | None = None
+) -> Row:
+    """Everything there is to say of an evaluation, ready for JSON; J, F and J&F in 0..1.
+
+    ``settings``: where the predictions come from. ``backend``: what computed them, if known here.
+
+    ``n_acc`` is the share of expressions without a target that were predicted empty in every frame,
+    by area (F of a full mask against an empty one is 1, so J&F would not tell); ``t_acc`` the share
+    of expressions with a target that were not. A missing prediction is wrong in both. The
+    definitions are those of GRES (Liu et al., CVPR 2023; ReLA, refer_evaluation.py), which MeViS v2
+    takes over. They are None where the data set, or the split, has no such expressions.
+    ``with_target`` repeats the means without the expressions that mean nothing.
+    """
+    scores = evaluation.scores
+    accuracies = protocol_named(evaluation.protocol).accuracies
+    kinds = [s for s in scores if s.kind is not None]
+    videos = [video for video in evaluation.split.videos if video.expressions]
+    return {
+        "schema": SCHEMA,
+        "command": "evaluate",
+        "protocol": evaluation.protocol,
+        "data": str(evaluation.split.meta),
+        "settings": dict(settings),
+        **_means(scores),
+        "videos": len(videos),
+        "frames": sum(len(video.frames) for video in videos),
+        "n_acc": n_acc(scores) if accuracies else None,
+        "t_acc": t_acc(scores) if accuracies else None,
+        "with_target": _means([s for s in scores if not s.no_target]),
+        "by_kind": _grouped(kinds, lambda s: s.kind),
+        "by_annotator": _grouped(
+            [s for s in scores if s.annotator is not None], lambda s: s.annotator
+        ),
+        "by_video": _grouped(scores, lambda s: s.video),
+        "by_expression": [{**asdict(s), "j_and_f": s.j_and_f} for s in scores],
+        "missing": list(evaluation.missing),
+        "seconds": evaluation.seconds,
+        "versions": {**versions("pillow", "scipy"), **({"backend": backend} if backend else {})},
+        "machine": machine(),
+    }
+
+
+def n_acc(scores: Iterable[ExpressionScore]) -> float | None:
+    """Share of expressions without a target that were predicted empty in every frame."""
+    right = [s.predicted_empty and not s.missing_frames for s in scores if s.no_target]
+    return sum(right) / len(right) if right else None
+
+
+def t_acc(scores: Iterable[ExpressionScore]) -> float | None:
+    """Share of expressions with a target that were not predicted empty."""
+    right = [not s.predicted_empty for s in scores if not s.no_target]
+    return sum(right) / len(right) if right else None
+
+
+def _means(scores: Sequence[ExpressionScore]) -> Row:
+    if not scores:
+        return {"j": None, "f": None, "j_and_f": None, "count": 0}
+    j = sum(s.j for s in scores) / len(scores)
+    f = sum(s.f for s in scores) / len(scores)
+    return {"j": j, "f": f, "j_and_f": (j + f) / 2, "count": len(scores)}
+
+
+def _grouped(
+    scores: Sequence[ExpressionScore], key: Callable[[ExpressionScore], object]
+) -> dict[str, Row]:
+    groups: dict[str, list[ExpressionScore]] = {}
+    for score in scores:
+        groups.setdefault(str(key(score)), []).append(score)
+    return {name: _means(groups[name]) for name in sorted(groups)}
+
+
+def write_csv(path: Path, result: Row) -> None:
+    """Write a report as one table; ``level`` says of what each line is the mean.
+
+    Levels: overall, kind, annotator, video, expression. Complete or not at all.
+
+    Raises:
+        InputError: when the file cannot be written there.
+    """
+    file = io.StringIO(newline="")
+    table = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerow({"level": "overall", **{k: result[k] for k in ("j", "f", "j_and_f", "count")}})
+    for level in ("kind", "annotator", "video"):
+        for name, means in result[f"by_{level}"].items():
+            table.writerow({"level": level, level: name, **means})
+    for row in result["by_expression"]:
+        table.writerow({"level": "expression", "count": 1, **row})
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(file.getvalue(), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error

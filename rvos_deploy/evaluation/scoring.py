@@ -1,0 +1,172 @@
+"""J and F of many masks: the work that is spread over processes."""
+
+from __future__ import annotations
+
+import io
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rvos_deploy.evaluation.metrics import frame_scores
+from rvos_deploy.evaluation.predictions import Mask, PredictedMasks, prediction_name
+from rvos_deploy.training.data import VideoRecord
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some frames of a video to score.
+
+    Args:
+        video: cut to these frames.
+        masks: what was predicted.
+        objects: None compares each expression with the union of what it means; keys of objects
+            compare each expression, and after the last one an empty mask, with each object.
+        png: whether the masks are wanted as files too.
+    """
+
+    video: VideoRecord
+    masks: PredictedMasks
+    objects: tuple[int, ...] | None = None
+    png: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkScores:
+    """What came of a chunk of T frames and E expressions.
+
+    Args:
+        video: the video's name.
+        frames: T.
+        j: 0 where the prediction is missing: [E, T], or [E + 1, K, T] against K objects; None
+            where there is no ground truth.
+        f: the same.
+        empty: [E] whether no pixel was predicted.
+        missing: [E] names of the files that are not there.
+        png: names in the submission layout, and files.
+    """
+
+    video: str
+    frames: int
+    j: Scores | None
+    f: Scores | None
+    empty: NDArray[np.bool_]
+    missing: tuple[tuple[str, ...], ...]
+    png: tuple[tuple[str, bytes], ...]
+
+
+def score_chunk(chunk: Chunk) -> ChunkScores:
+    """Load masks and ground truth, and compare them. InputError as the two readers."""
+    video, masks = chunk.video, chunk.masks.load(chunk.video)
+    j, f = None, None
+    if video.annotation is not None:
+        compare = _against_union if chunk.objects is None else _against_objects
+        j, f = compare(chunk, masks)
+    names = [
+        [prediction_name(video, e, t) for t in range(len(video.frames))] for e in range(len(masks))
+    ]
+    stored = [
+        (name, mask)
+        for row, line in zip(names, masks, strict=True)
+        for name, mask in zip(row, line, strict=True)
+    ]
+    return ChunkScores(
+        video.name,
+        len(video.frames),
+        j,
+        f,
+        np.array([not any(m is not None and m.any() for m in line) for line in masks], np.bool_),
+        tuple(
+            tuple(name for name, mask in zip(row, line, strict=True) if mask is None)
+            for row, line in zip(names, masks, strict=True)
+        ),
+        tuple((name, encode_png(m)) for name, m in stored if m is not None) if chunk.png else (),
+    )
+
+
+def encode_png(mask: Mask) -> bytes:
+    """A mask as the challenge servers take it: 8-bit, 0 or 255."""
+    file = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(file, "PNG")
+    return file.getvalue()
+
+
+def _against_union(chunk: Chunk, masks: list[list[Mask | None]]) -> tuple[Scores, Scores]:
+    video = chunk.video
+    rows = [
+        _compare(line, video.union_masks(expression))
+        for expression, line in zip(video.expressions, masks, strict=True)
+    ]
+    j, f = np.array(rows).reshape(len(rows), 2, len(video.frames)).swapaxes(0, 1)
+    return j, f
+
+
+def _against_objects(chunk: Chunk, masks: list[list[Mask | None]]) -> tuple[Scores, Scores]:
+    video, objects = chunk.video, chunk.objects or ()
+    assert video.annotation is not None
+    truths = video.annotation.masks(objects, range(len(video.frames)), video.size)
+    nothing: list[Mask | None] = [np.zeros(video.size, np.bool_)] * len(video.frames)
+    rows = [[_compare(line, truth) for truth in truths] for line in [*masks, nothing]]
+    shape = (len(rows), len(objects), 2, len(video.frames))
+    j, f = np.moveaxis(np.array(rows).reshape(shape), 2, 0)
+    return j, f
+
+
+def _compare(line: list[Mask | None], truth: NDArray[np.bool_]) -> Scores:
+    """J and F of the frames of one prediction, 0 where it is missing: [2, T]."""
+    nothing = np.zeros(truth.shape[1:], np.bool_)
+    scores = frame_scores(np.stack([nothing if m is None else m for m in line]), truth)
+    found = np.array([mask is not None for mask in line])
+    both: Scores = np.stack([scores.j, scores.f]) * found
+    return both
+
+
+def score_all(chunks: Iterable[Chunk], jobs: int) -> Iterator[ChunkScores]:
+    """Score chunks in ``jobs`` processes; results come in the order of the chunks.
+
+    At most a few chunks wait, so a slow consumer or producer costs no memory. With more than one
+    job a script must guard its main code by ``if __name__ == "__main__"``.
+    """
+    if jobs <= 1:
+        yield from map(score_chunk, chunks)
+        return
+    # Spawned, not forked: the caller holds threads (ONNX Runtime), which do not survive a fork.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        waiting: deque[Future[ChunkScores]] = deque()
+        try:
+            for chunk in chunks:
+                with _interrupts_held():  # submitting may start a process
+                    waiting.append(pool.submit(score_chunk, chunk))
+                while len(waiting) > 2 * jobs or (waiting and waiting[0].done()):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold back Ctrl-C: processes started meanwhile never see it, this one sees it at the end.
+
+    It reaches every process of a terminal, and only the first one should answer.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

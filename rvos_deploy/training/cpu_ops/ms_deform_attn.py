@@ -1,0 +1,101 @@
+"""Deformable attention in C++ for training on a CPU: several times the speed of ``grid_sample``.
+
+Built on first use by ``torch.utils.cpp_extension`` (needs a C++ compiler and ninja). Exporting and
+running never use it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rvos_deploy.errors import BackendError
+from rvos_deploy.model import deformable_attention
+
+_FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only"]
+
+
+@functools.cache
+def _extension() -> Any:
+    from torch.utils import cpp_extension
+
+    try:
+        return cpp_extension.load(
+            name="rvos_deploy_ms_deform_attn",
+            sources=[str(Path(__file__).with_name("ms_deform_attn.cpp"))],
+            extra_cflags=_FLAGS,
+        )
+    except (RuntimeError, OSError) as error:
+        raise BackendError(
+            "the C++ deformable attention could not be built "
+            f"({str(error).strip().splitlines()[0]}); install a C++ compiler and 'ninja', or train "
+            "with --no-cpp-ops"
+        ) from error
+
+
+class _DeformableAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        level_shapes: Tensor,
+        reference: Tensor,
+        offsets: Tensor,
+        weights: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(value, level_shapes, reference, offsets, weights)
+        result: Tensor = _extension().forward(value, level_shapes, reference, offsets, weights)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        to_value, to_offsets, to_weights = _extension().backward(*inputs, grad.contiguous())
+        return to_value, None, None, to_offsets, to_weights
+
+
+def ms_deform_attn_cpu(
+    value: Tensor,
+    level_shapes: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """Same inputs and result as :func:`rvos_deploy.model.deformable_attention.ms_deform_attn`.
+
+    Computes in float32 (float64 where ``value`` is); low-precision inputs are converted.
+
+    Raises:
+        BackendError: the operator cannot be built here.
+    """
+    kind = torch.promote_types(value.dtype, torch.float32)
+    levels = sampling_offsets.shape[3]
+    weights = torch.softmax(attention_logits.to(kind), dim=-1).unflatten(-1, (levels, -1))
+    output = _DeformableAttention.apply(
+        value.to(kind).contiguous(),
+        level_shapes,
+        reference_points.to(kind).contiguous(),
+        sampling_offsets.to(kind).contiguous(),
+        weights.contiguous(),
+    )
+    return output.to(value.dtype)
+
+
+@contextmanager
+def cpp_ops() -> Iterator[None]:
+    """Let the network use the C++ operator within this block."""
+    _extension()
+    plain = deformable_attention.eager_ms_deform_attn
+    deformable_attention.eager_ms_deform_attn = ms_deform_attn_cpu
+    try:
+        yield
+    finally:
+        deformable_attention.eager_ms_deform_attn = plain

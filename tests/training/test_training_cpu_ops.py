@@ -1,0 +1,73 @@
+"""The C++ deformable attention against the plain form, and its gradients by finite differences."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from torch import Tensor
+
+from rvos_deploy.model import deformable_attention
+from rvos_deploy.model.deformable_attention import eager_ms_deform_attn, ms_deform_attn
+from rvos_deploy.training.cpu_ops.ms_deform_attn import cpp_ops, ms_deform_attn_cpu
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler"
+)
+
+
+def make_inputs(
+    shapes: list[tuple[int, int]], dtype: torch.dtype, *, spread: float = 2.0
+) -> list[Tensor]:
+    torch.manual_seed(len(shapes))
+    pixels = sum(h * w for h, w in shapes)
+    return [
+        torch.randn(2, pixels, 2, 3, dtype=dtype),
+        torch.tensor(shapes, dtype=torch.int32),
+        torch.rand(5, 2, dtype=torch.float32),
+        torch.randn(2, 5, 2, len(shapes), 2, 2, dtype=dtype) * spread,
+        torch.randn(2, 5, 2, len(shapes) * 2, dtype=dtype),
+    ]
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0, 1e6])
+@pytest.mark.parametrize("shapes", [[(5, 7), (3, 4), (1, 1)], [(1, 9)], [(2, 2), (8, 3)]], ids=str)
+def test_it_equals_the_plain_form(shapes: list[tuple[int, int]], spread: float) -> None:
+    inputs = make_inputs(shapes, torch.float64, spread=spread)
+    # Both in float64; positions are computed in another order.
+    torch.testing.assert_close(
+        ms_deform_attn_cpu(*inputs), eager_ms_deform_attn(*inputs), atol=1e-9, rtol=0
+    )
+
+
+def test_gradients_by_finite_differences() -> None:
+    inputs = make_inputs([(5, 7), (3, 4), (1, 1)], torch.float64)
+    inputs[2] = inputs[2].double()
+    for index in (0, 3, 4):
+        inputs[index].requires_grad_()
+    assert torch.autograd.gradcheck(ms_deform_attn_cpu, inputs)
+
+
+def test_float32_gradients_equal_the_plain_forms() -> None:
+    found, expected = (make_inputs([(6, 5), (3, 3)], torch.float32) for _ in range(2))
+    for inputs, operator in ((found, ms_deform_attn_cpu), (expected, eager_ms_deform_attn)):
+        for index in (0, 3, 4):
+            inputs[index].requires_grad_()
+        operator(*inputs).square().sum().backward()
+    for index in (0, 3, 4):
+        torch.testing.assert_close(
+            found[index].grad, expected[index].grad, atol=2e-5, rtol=1e-4
+        )  # float32 sums over all queries, in another order
+
+
+def test_it_is_used_within_the_block_only() -> None:
+    inputs = make_inputs([(4, 4)], torch.float32)
+    with cpp_ops():
+        assert deformable_attention.eager_ms_deform_attn is ms_deform_attn_cpu
+        ms_deform_attn(*inputs)
+    assert deformable_attention.eager_ms_deform_attn is not ms_deform_attn_cpu
+
+
+def test_half_precision_comes_back_as_it_went() -> None:
+    assert ms_deform_attn_cpu(*make_inputs([(4, 4)], torch.bfloat16)).dtype == torch.bfloat16
