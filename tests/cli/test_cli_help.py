@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("run", "export", "verify", "inspect", "benchmark")
+COMMANDS = (
+    "run",
+    "export",
+    "verify",
+    "inspect",
+    "evaluate",
+    "benchmark",
+    "make-data",
+    "pretrain-clip",
+)
 HEAVY = ("torch", "onnxruntime", "onnx", "open_clip", "av", "scipy")
 
 

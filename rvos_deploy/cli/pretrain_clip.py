@@ -1,0 +1,89 @@
+"""``rvos-deploy pretrain-clip``: the frozen part of the tiny network, from the sprite world."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rvos_deploy.cli.options import JsonOption
+
+
+def pretrain_clip(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; resumed if there.")],
+    config: Annotated[str, typer.Argument(metavar="[CONFIG]", help="Preset.")] = "tiny",
+    steps: Annotated[int, typer.Option("--steps", min=1, metavar="N")] = 4000,
+    batch: Annotated[int, typer.Option("--batch", min=2, metavar="N", help="Pictures.")] = 192,
+    image_size: Annotated[int, typer.Option("--image-size", min=32, metavar="N")] = 96,
+    seed: Annotated[int, typer.Option("--seed", metavar="N")] = 0,
+    emoji: Annotated[
+        bool, typer.Option("--emoji/--no-emoji", help="Also emoji; needs Noto Color Emoji.")
+    ] = False,
+    workers: Annotated[int, typer.Option("--workers", min=0, metavar="N")] = 1,
+    json: JsonOption = None,
+) -> None:
+    """Pre-train CLIP on sprite pictures and captions; report retrieval and motion words.
+
+    OUT/clip.safetensors is what --clip-weights takes. Exit code 1 when the text tower does not tell
+    opposite motion words apart: no later stage could learn motion from it.
+    """
+    from rvos_deploy.errors import InputError
+
+    # Spinning OpenMP threads stall training as soon as data workers need a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        from rvos_deploy.export.tokenizer import write_tokenizer
+        from rvos_deploy.training import clip_pretraining, motion_words
+    except ImportError as error:
+        raise InputError(
+            f"training needs '{error.name}'; pip install 'rvos-deploy[train]'"
+        ) from error
+    from rvos_deploy.json_file import write_json
+    from rvos_deploy.model.clip import build_clip
+    from rvos_deploy.model.config import preset
+    from rvos_deploy.runtime.environment import machine, versions
+    from rvos_deploy.runtime.tokenizer import Tokenizer
+
+    chosen = preset(config)
+    recipe = clip_pretraining.PretrainRecipe(
+        steps=steps, batch=batch - batch % 2, size=image_size, seed=seed, emoji=emoji
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokenizer.json"
+        write_tokenizer(file)
+        tokenizer = Tokenizer(file)
+    retrieval = clip_pretraining.pretrain_clip(
+        chosen, out, recipe, tokenizer, workers=workers, progress=typer.echo
+    )
+    trained = build_clip(chosen, str(out / clip_pretraining.WEIGHTS))
+    words = motion_words.motion_word_distances(trained, tokenizer)
+    typer.echo(
+        f"held-out captions, best of {retrieval['candidates']}: "
+        f"image to text {retrieval['image_to_text']:.3f}, "
+        f"text to image {retrieval['text_to_image']:.3f}; "
+        f"against a false caption {retrieval['against_negative']:.3f}"
+    )
+    typer.echo(
+        f"opposite motion words: {words.ratio:.2f} of the distance between nouns "
+        f"(needed: {motion_words.MINIMUM_RATIO})"
+    )
+    passed = words.ratio >= motion_words.MINIMUM_RATIO
+    if json is not None:
+        write_json(
+            json,
+            {
+                "schema": "rvos-deploy/pretrain-clip/1",
+                "command": "pretrain-clip",
+                "steps": steps,
+                "retrieval": retrieval,
+                "motion_words": {"ratio": words.ratio, "by_pair": words.by_pair},
+                "passed": passed,
+                "versions": versions("torch", "open_clip_torch"),
+                "machine": machine(),
+            },
+        )
+    if not passed:
+        raise typer.Exit(1)

@@ -1,0 +1,296 @@
+"""Contrastive pre-training of the tiny CLIP on pictures and captions of the sprite world.
+
+The network's CLIP part is frozen afterwards, as in the paper. open_clip's own model and loss; what
+is ours is the data: half of the batch are pairs that show the same pictures in reverse order, with
+opposite motion words, and every picture also meets a caption that is like its own and false.
+Without them a text tower merges "left" and "right", and no later stage can tell motions apart.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.json_file import write_json
+from rvos_deploy.model.clip import FrozenClip, build_clip
+from rvos_deploy.model.config import ModelConfig
+from rvos_deploy.runtime.tokenizer import Tokenizer
+from rvos_deploy.sprites import caption_record, contrast_pair
+
+WEIGHTS, OPTIMIZER, STATE = "clip.safetensors", "optimizer.safetensors", "state.json"
+REPORT_EVERY = 20
+TRAIN_STREAM, VALID_STREAM = 0, 1
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """How to pre-train: a batch has ``batch`` pictures of ``size`` x ``size`` pixels."""
+
+    steps: int = 4000
+    batch: int = 192
+    size: int = 96
+    rate: float = 1e-3
+    weight_decay: float = 0.1
+    warm_up: int = 200
+    seed: int = 0
+    emoji: bool = False
+    checkpoint_seconds: float = 180.0
+
+
+class Captions(Dataset[tuple[Tensor, list[str], list[str]]]):
+    """Item i is two examples, a pure function of (stream, seed, i): a pair of opposites or not."""
+
+    def __init__(self, recipe: PretrainRecipe, start: int, count: int, stream: int) -> None:
+        self._recipe, self._start, self._count = recipe, start, count
+        self._stream = stream
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, list[str], list[str]]:
+        recipe = self._recipe
+        rng = np.random.default_rng((self._stream, recipe.seed, self._start + index))
+        split = "train" if self._stream == TRAIN_STREAM else "valid"
+        make = {"split": split, "emoji": recipe.emoji}
+        if rng.random() < 0.5:
+            examples = contrast_pair(rng, recipe.size, **make)
+        else:
+            examples = tuple(caption_record(rng, recipe.size, **make) for _ in range(2))
+        images = torch.from_numpy(np.stack([example.image for example in examples]))
+        return images, [e.caption for e in examples], [e.negative for e in examples]
+
+
+@dataclass(frozen=True)
+class CaptionBatch:
+    """images uint8 [B,S,S,3]; token ids int64 [B,L] of the captions and of the false ones."""
+
+    images: Tensor
+    captions: Tensor
+    negatives: Tensor
+    texts: tuple[str, ...]
+
+
+def caption_batches(
+    recipe: PretrainRecipe, tokenizer: Tokenizer, start: int, steps: int, stream: int, workers: int
+) -> Iterator[CaptionBatch]:
+    """Batches ``start``..``start + steps``; the same ones whenever they are asked for."""
+    per_batch = recipe.batch // 2
+
+    def collate(items: list[tuple[Tensor, list[str], list[str]]]) -> CaptionBatch:
+        captions = [text for _, texts, _ in items for text in texts]
+        negatives = [text for _, _, texts in items for text in texts]
+        ids = pad_ids([tokenizer(text) for text in captions + negatives])
+        return CaptionBatch(
+            torch.cat([images for images, _, _ in items]),
+            ids[: len(captions)],
+            ids[len(captions) :],
+            tuple(captions),
+        )
+
+    data = Captions(recipe, start * per_batch, steps * per_batch, stream)
+    return iter(DataLoader(data, per_batch, num_workers=workers, collate_fn=collate))
+
+
+def pad_ids(sentences: list[Any]) -> Tensor:
+    """Token ids of different lengths as one int64 [B,L], padded with zeros."""
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(ids) for ids in sentences], batch_first=True
+    )
+
+
+def encode_images(clip: FrozenClip, images: Tensor) -> Tensor:
+    """Unit image embeddings [B,embed] of uint8 pictures, as open_clip's visual tower gives them."""
+    visual = clip.model.visual
+    pooled = visual.trunk.forward_head(clip.image_features(images).res5)
+    return F.normalize(visual.head(pooled).float(), dim=-1)
+
+
+def encode_texts(clip: FrozenClip, ids: Tensor) -> Tensor:
+    """Unit sentence embeddings [B,embed]."""
+    return F.normalize(clip.text_features(ids).sentence.float(), dim=-1)
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, negatives: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's symmetric loss, with one more false caption for every picture.
+
+    Pictures choose among all captions and their own false one; captions choose among pictures.
+    """
+    logits = scale * images @ texts.T
+    own_negative = scale * (images * negatives).sum(-1, keepdim=True)
+    target = torch.arange(len(images), device=images.device)
+    to_text = F.cross_entropy(torch.cat((logits, own_negative), dim=1), target)
+    return (to_text + F.cross_entropy(logits.T, target)) / 2
+
+
+def pretrain_clip(
+    config: ModelConfig,
+    out: Path,
+    recipe: PretrainRecipe,
+    tokenizer: Tokenizer,
+    *,
+    workers: int = 1,
+    progress: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train until ``recipe.steps``, going on from the last checkpoint in ``out`` if there is one.
+
+    Returns the retrieval accuracy on held-out captions. ``out/clip.safetensors`` is what
+    ``--clip-weights`` takes.
+
+    Raises:
+        InputError: ``out`` holds a run with another recipe.
+    """
+    torch.manual_seed(recipe.seed)
+    clip = build_clip(config)
+    clip.requires_grad_(True)
+    optimizer = _optimizer(clip, recipe)
+    step = _restore(out, clip, optimizer, recipe)
+    out.mkdir(parents=True, exist_ok=True)
+    saved, losses, started = time.monotonic(), [], time.monotonic()
+    batches = caption_batches(recipe, tokenizer, step, recipe.steps - step, TRAIN_STREAM, workers)
+    for batch in batches:
+        losses.append(_train_step(clip, optimizer, batch, _rate(recipe, step)))
+        step += 1
+        if step % REPORT_EVERY == 0:
+            pace = (time.monotonic() - started) / len(losses)
+            recent = float(np.mean(losses[-REPORT_EVERY:]))
+            progress(f"step {step}/{recipe.steps} loss {recent:.3f} {pace:.2f} s a step")
+        if time.monotonic() - saved > recipe.checkpoint_seconds or step == recipe.steps:
+            _save(out, clip, optimizer, recipe, step)
+            saved = time.monotonic()
+    return retrieval_accuracy(clip, recipe, tokenizer)
+
+
+def _train_step(
+    clip: FrozenClip, optimizer: torch.optim.AdamW, batch: CaptionBatch, rate: float
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        images = encode_images(clip, batch.images)
+        texts = encode_texts(clip, torch.cat((batch.captions, batch.negatives)))
+    captions, negatives = texts.chunk(2)
+    scale = clip.model.logit_scale.exp().clamp(max=100)
+    loss = contrastive_loss(images, captions, negatives, scale)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _optimizer(clip: FrozenClip, recipe: PretrainRecipe) -> torch.optim.AdamW:
+    """No weight decay for vectors and embeddings."""
+    named = list(clip.model.named_parameters())
+    plain = [p for name, p in named if p.ndim < 2 or "embedding" in name]
+    decayed = [p for name, p in named if not (p.ndim < 2 or "embedding" in name)]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98))
+
+
+def _rate(recipe: PretrainRecipe, step: int) -> float:
+    """Linear warm-up, then half a cosine to a hundredth."""
+    if step < recipe.warm_up:
+        return recipe.rate * (step + 1) / recipe.warm_up
+    done = (step - recipe.warm_up) / max(1, recipe.steps - recipe.warm_up)
+    return recipe.rate * (0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * done))))
+
+
+def _save(
+    out: Path,
+    clip: FrozenClip,
+    optimizer: torch.optim.AdamW,
+    recipe: PretrainRecipe,
+    step: int,
+) -> None:
+    """Weights and optimizer under names of this step, then the state that points to them."""
+    weights, moments = f"step-{step}-{WEIGHTS}", f"step-{step}-{OPTIMIZER}"
+    save_file(_contiguous(clip.model.state_dict()), out / weights)
+    save_file(_moments(optimizer), out / moments)
+    write_json(
+        out / STATE,
+        {"step": step, "weights": weights, "optimizer": moments, "recipe": asdict(recipe)},
+    )
+    for old in out.glob("step-*.safetensors"):
+        if old.name not in (weights, moments):
+            old.unlink()
+    link = out / f".{WEIGHTS}.tmp"
+    link.unlink(missing_ok=True)
+    link.hardlink_to(out / weights)
+    link.replace(out / WEIGHTS)
+
+
+def _restore(
+    out: Path, clip: FrozenClip, optimizer: torch.optim.AdamW, recipe: PretrainRecipe
+) -> int:
+    if not (out / STATE).is_file():
+        return 0
+    state = json.loads((out / STATE).read_text(encoding="utf-8"))
+    if state["recipe"] != asdict(recipe):
+        raise InputError(
+            f"{out} holds a run with another recipe; choose another --out, or the same options"
+        )
+    clip.model.load_state_dict(load_file(out / state["weights"]))
+    moments = load_file(out / state["optimizer"])
+    own = optimizer.state_dict()
+    own["state"] = {
+        index: {key: moments[f"{index}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        for index in range(sum(len(group["params"]) for group in own["param_groups"]))
+        if f"{index}.step" in moments
+    }
+    optimizer.load_state_dict(own)
+    return int(state["step"])
+
+
+def _moments(optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    return {
+        f"{index}.{key}": tensor.contiguous()
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, tensor in entry.items()
+    }
+
+
+def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+@torch.inference_mode()
+def retrieval_accuracy(
+    clip: FrozenClip, recipe: PretrainRecipe, tokenizer: Tokenizer, batches: int = 4
+) -> dict[str, Any]:
+    """Zero-shot retrieval on held-out combinations of colour and shape.
+
+    ``image_to_text`` and ``text_to_image``: share of a batch whose own partner (or one with the
+    very same caption) is the most similar; ``against_negative``: share of pictures closer to their
+    caption than to the false one that is like it.
+    """
+    hits: dict[str, list[float]] = {
+        "image_to_text": [],
+        "text_to_image": [],
+        "against_negative": [],
+    }
+    for batch in caption_batches(recipe, tokenizer, 0, batches, VALID_STREAM, 0):
+        images = encode_images(clip, batch.images)
+        texts, negatives = encode_texts(clip, batch.captions), encode_texts(clip, batch.negatives)
+        similarity = images @ texts.T
+        same = torch.tensor([[a == b for b in batch.texts] for a in batch.texts])
+        rows = torch.arange(len(images))
+        hits["image_to_text"] += same[rows, similarity.argmax(1)].float().tolist()
+        hits["text_to_image"] += same[similarity.argmax(0), rows].float().tolist()
+        own = (images * texts).sum(-1)
+        hits["against_negative"] += (own > (images * negatives).sum(-1)).float().tolist()
+    return {"candidates": recipe.batch, **{k: float(np.mean(v)) for k, v in hits.items()}}

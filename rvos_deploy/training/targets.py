@@ -1,0 +1,105 @@
+"""What a batch of clips should come out as: the objects' masks, and which of them are meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rvos_deploy.errors import InputError
+
+
+@dataclass(frozen=True)
+class ClipTargets:
+    """Ground truth of B clips of one length and size; the number of objects K varies by clip.
+
+    Attributes:
+        masks: for each clip, bool [K,T,H,W]: one mask an object and frame, empty where the object
+            is out of sight. An object is visible in the frames where its mask is not empty.
+        referred: for each clip, bool [K]: whether the expression means the object. None of them
+            for a no-target expression.
+
+    Raises:
+        InputError: when the tensors do not fit each other.
+    """
+
+    masks: tuple[Tensor, ...]
+    referred: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        if not self.masks or len(self.masks) != len(self.referred):
+            raise InputError(
+                f"targets need masks and referred flags for the same clips, at least one; "
+                f"found {len(self.masks)} and {len(self.referred)}"
+            )
+        for clip, (masks, referred) in enumerate(zip(self.masks, self.referred, strict=True)):
+            _check_clip(clip, masks, referred, self.masks[0])
+
+    @property
+    def batch(self) -> int:
+        """Number of clips B."""
+        return len(self.masks)
+
+    @property
+    def length(self) -> int:
+        """Frames in each clip T."""
+        return self.masks[0].shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.masks[0].device
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ClipTargets:
+        """Return the same targets on another device."""
+        return ClipTargets(
+            tuple(x.to(device, non_blocking=non_blocking) for x in self.masks),
+            tuple(x.to(device, non_blocking=non_blocking) for x in self.referred),
+        )
+
+    def padded_masks(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Masks of all clips: 0 or 1, [B,T,K,H,W], K the most objects of any clip, at least 1."""
+        height, width = self.masks[0].shape[2:]
+        shape = (self.batch, self.length, self._most_objects, height, width)
+        padded = torch.zeros(shape, dtype=dtype, device=self.device)
+        for clip, masks in enumerate(self.masks):
+            padded[clip, :, : masks.shape[0]] = masks.transpose(0, 1)
+        return padded
+
+    def visible(self) -> Tensor:
+        """Whether each object is seen in each frame: bool [B,T,K], K as in padded_masks."""
+        shape = (self.batch, self.length, self._most_objects)
+        visible = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        for clip, masks in enumerate(self.masks):
+            visible[clip, :, : masks.shape[0]] = masks.flatten(2).any(dim=-1).T
+        return visible
+
+    def padded_referred(self) -> Tensor:
+        """Whether each object is meant: bool [B,K], K as in padded_masks."""
+        shape = (self.batch, self._most_objects)
+        padded = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        for clip, referred in enumerate(self.referred):
+            padded[clip, : referred.shape[0]] = referred
+        return padded
+
+    @property
+    def _most_objects(self) -> int:
+        return max(1, *(masks.shape[0] for masks in self.masks))
+
+
+def _check_clip(clip: int, masks: Tensor, referred: Tensor, first: Tensor) -> None:
+    if masks.dim() != 4 or masks.dtype != torch.bool or referred.dtype != torch.bool:
+        raise InputError(
+            f"clip {clip}: masks must be bool [K,T,H,W] and referred bool [K]; found "
+            f"{masks.dtype} {list(masks.shape)} and {referred.dtype} {list(referred.shape)}"
+        )
+    if masks.shape[1:] != first.shape[1:] or min(masks.shape[1:]) < 1:
+        raise InputError(
+            f"clip {clip}: masks of T,H,W {list(masks.shape[1:])}, those of clip 0 have "
+            f"{list(first.shape[1:])}; clips of a batch share one length and one size, none of it 0"
+        )
+    if referred.shape != masks.shape[:1]:
+        raise InputError(
+            f"clip {clip}: {masks.shape[0]} objects, but referred has shape {list(referred.shape)}"
+        )
