@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from rvos_deploy.cli import benchmark as benchmark_command
-from rvos_deploy.cli import evaluate, export, inspect, make_data, pretrain_clip, run, verify
+from rvos_deploy.cli import evaluate, export, inspect, make_data, pretrain_clip, run, train, verify
 from rvos_deploy.errors import RvosError
 
 INTERRUPTED = 130
@@ -65,6 +65,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("benchmark")(benchmark_command.benchmark)
 app.command("make-data")(make_data.make_data)
 app.command("pretrain-clip")(pretrain_clip.pretrain_clip)
+app.command("train")(train.train)
 
 
 def main() -> None:

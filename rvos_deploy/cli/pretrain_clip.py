@@ -15,8 +15,8 @@ from rvos_deploy.cli.options import JsonOption
 def pretrain_clip(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; resumed if there.")],
     config: Annotated[str, typer.Argument(metavar="[CONFIG]", help="Preset.")] = "tiny",
-    steps: Annotated[int, typer.Option("--steps", min=1, metavar="N")] = 4000,
-    batch: Annotated[int, typer.Option("--batch", min=2, metavar="N", help="Pictures.")] = 192,
+    steps: Annotated[int, typer.Option("--steps", min=1, metavar="N")] = 3000,
+    batch: Annotated[int, typer.Option("--batch", min=2, metavar="N", help="Pictures.")] = 128,
     image_size: Annotated[int, typer.Option("--image-size", min=32, metavar="N")] = 96,
     seed: Annotated[int, typer.Option("--seed", metavar="N")] = 0,
     emoji: Annotated[
