@@ -1,0 +1,70 @@
+"""Read a published checkpoint file without ever unpickling it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from rvos_deploy.errors import InputError
+
+_ZIP, _LEGACY, _PICKLE = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80"
+"""How files begin that ``torch.save`` writes, wrote before 1.6, and that plain pickle writes."""
+
+CONVERT = (
+    "import sys, pickle, torch, safetensors.torch as s; f = sys.argv[1]; "
+    "d = {load}; d = d.get('model', d); "
+    "s.save_file({{k: torch.as_tensor(v).clone() for k, v in d.items()}}, sys.argv[2])"
+)
+"""Program that turns a pickle into safetensors; ``load`` is how it is read. Runs what is in it."""
+LOAD_PICKLE = "pickle.load(open(f, 'rb'), encoding='latin1')"
+LOAD_TORCH = "torch.load(f, 'cpu', weights_only=False)"
+
+
+def read_published(file: Path) -> dict[str, Any]:
+    """The weights in a file, told by its content; nothing in it is ever run."""
+    if not file.is_file():
+        raise InputError(f"{file} does not exist; --init-from takes a .safetensors or .pth file")
+    with file.open("rb") as stream:
+        head = stream.read(len(_LEGACY))
+    if head.startswith((_ZIP, _LEGACY)):
+        return _read_torch(file, zipped=head.startswith(_ZIP))
+    if head.startswith(_PICKLE):
+        raise InputError(_convert(file, "is a pickle, as in Mask2Former's model zoo,", LOAD_PICKLE))
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise InputError(
+            f"{file} is neither a safetensors nor a torch.save file, or is damaged ({error}); "
+            "get it again"
+        ) from error
+
+
+def _read_torch(file: Path, *, zipped: bool) -> dict[str, Any]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise InputError(_convert(file, "holds more than tensors,", LOAD_TORCH)) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{file} cannot be read, it may be damaged ({cause}); get it again"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
+    if not isinstance(state, dict):
+        raise InputError(f"{file} holds a {type(state).__name__}, not a dictionary of weights")
+    return state
+
+
+def _convert(file: Path, what: str, load: str) -> str:
+    return (
+        f"{file} {what} and loading it could run code; if you trust where it is from, convert it: "
+        f'python -c "{CONVERT.format(load=load)}" '
+        f"{quote(str(file))} {quote(str(file.with_suffix('.safetensors')))}"
+    )
