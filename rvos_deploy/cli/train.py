@@ -1,0 +1,127 @@
+"""``rvos-deploy train``: from a recipe and a data set to weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def train(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="Recipe: sprites_tiny, mevis_large, or a file.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="RUN", help="Folder for checkpoints and logs.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", help="Folder of the train split; sprites are rendered."
+        ),
+    ] = None,
+    valid: Annotated[
+        Path | None,
+        typer.Option("--valid", metavar="DIR", help="Folder of a valid split, for J&F on the way."),
+    ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option("--init-from", metavar="FILE", help="Weights to start from, .safetensors."),
+    ] = None,
+    clip_weights: Annotated[
+        str | None,
+        typer.Option(
+            "--clip-weights",
+            metavar="TAG|FILE",
+            help="open_clip tag or file for the frozen CLIP part.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the latest checkpoint in RUN.")
+    ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", metavar="N", min=1, help="Stop after N steps in all."),
+    ] = None,
+    cpp_ops: Annotated[
+        bool,
+        typer.Option(
+            "--cpp-ops/--no-cpp-ops", help="On a CPU, compute deformable attention in C++."
+        ),
+    ] = True,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", min=0, help="Instead of the recipe's.")
+    ] = None,
+) -> None:
+    """Train a network; under torchrun on several GPUs, by the same command."""
+    from dataclasses import replace
+
+    trainer, recipes = _import_trainer()
+    recipe = recipes.read_recipe(config)
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
+    with _training_progress() as progress:
+        result = trainer.train(
+            recipe,
+            out,
+            data=data,
+            valid=valid,
+            init_from=init_from,
+            clip_weights=clip_weights,
+            resume=resume,
+            steps=steps,
+            cpp_ops=cpp_ops,
+            progress=progress,
+        )
+    if int(os.environ.get("RANK", "0")):
+        return
+    typer.echo(
+        f"{result.checkpoint}: step {result.steps} of {recipe.steps}, {result.seconds:.1f} s"
+    )
+    if result.best_checkpoint is not None:
+        typer.echo(f"best: {result.best_checkpoint}, J&F {result.best:.4f}")
+    chosen = result.best_checkpoint or result.checkpoint
+    typer.echo(f"export it with --checkpoint {chosen / 'weights.safetensors'}")
+
+
+def _import_trainer() -> tuple[Any, Any]:
+    import logging
+
+    from rvos_deploy.errors import InputError
+
+    # OpenMP threads that spin while they wait make PyTorch several times slower as soon as
+    # anything else uses a core. Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        from rvos_deploy.training import recipe_file, trainer
+    except ImportError as error:
+        raise InputError(
+            f"training needs PyTorch and friends, '{error.name}' is missing; "
+            "pip install 'rvos-deploy[train]'"
+        ) from error
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    return trainer, recipe_file
+
+
+@contextmanager
+def _training_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each stage, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done)
+
+        yield update

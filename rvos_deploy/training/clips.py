@@ -1,0 +1,247 @@
+"""Training clips: each a pure function of (seed, number), so that a run can go on exactly.
+
+Moving Sprites are rendered on the way; other data sets are read through ``training.data``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.export.tokenizer import write_tokenizer
+from rvos_deploy.model.config import STRIDE
+from rvos_deploy.runtime.geometry import PADDING
+from rvos_deploy.runtime.tokenizer import Tokenizer
+from rvos_deploy.sprites import SpriteVideo, WorldConfig, make_video, render
+from rvos_deploy.training.augmentation import Pictures, augment
+from rvos_deploy.training.data import DataSplit
+from rvos_deploy.training.recipe import Recipe, Stage
+from rvos_deploy.training.targets import ClipTargets
+
+_CLIPS = 1  # tells the random stream of clips from others of the same seed
+
+
+class Clip(NamedTuple):
+    """frames uint8 [T,H,W,3]; masks bool [K,T,H,W]; referred bool [K]; token ids int64 [L]."""
+
+    frames: Tensor
+    masks: Tensor
+    referred: Tensor
+    token_ids: Tensor
+    text: str
+
+
+class Batch(NamedTuple):
+    """Clips of one size: frames uint8 [B,T,H,W,3], token ids int64 [B,L], masks and referred flags
+    of each clip as :class:`ClipTargets` takes them.
+    """
+
+    frames: Tensor
+    token_ids: Tensor
+    masks: tuple[Tensor, ...]
+    referred: tuple[Tensor, ...]
+
+    @property
+    def targets(self) -> ClipTargets:
+        """The same masks and flags for the losses."""
+        return ClipTargets(self.masks, self.referred)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the same batch on another device."""
+        frames, ids = (x.to(device, non_blocking=True) for x in self[:2])
+        masks, referred = (tuple(x.to(device, non_blocking=True) for x in g) for g in self[2:])
+        return Batch(frames, ids, masks, referred)
+
+    def single_frames(self) -> Batch:
+        """Every frame as a clip of its own: [B*T,1,...]."""
+        length = self.frames.shape[1]
+        return Batch(
+            self.frames.flatten(0, 1)[:, None],
+            self.token_ids.repeat_interleave(length, dim=0),
+            tuple(masks[:, t : t + 1] for masks in self.masks for t in range(length)),
+            tuple(flags for flags in self.referred for _ in range(length)),
+        )
+
+
+@lru_cache(maxsize=1)
+def training_tokenizer() -> Tokenizer:
+    """CLIP's tokenizer, as bundles have it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tokenizer.json"
+        write_tokenizer(file)
+        return Tokenizer(file)
+
+
+def frame_indices(total: int, stage: Stage, rng: np.random.Generator) -> list[int]:
+    """Which frames a clip takes of a video of ``total``: ascending, repeated only if too few."""
+    length = stage.length
+    if length == 1:
+        return [int(rng.integers(total))]
+    if stage.window is None:
+        return [int(i) for i in np.linspace(0, total - 1, length).round()]
+    middle = int(rng.integers(total))
+    near = np.arange(max(0, middle - stage.window), min(total, middle + stage.window + 1))
+    return sorted(int(i) for i in rng.choice(near, length, replace=len(near) < length))
+
+
+class _Drawn(NamedTuple):
+    pictures: Pictures
+    text: str
+    referred: NDArray[np.bool_]
+
+
+class Clips(Dataset[Clip]):
+    """Clip ``i`` of a run; the first of a stage is ``first``."""
+
+    def __init__(self, recipe: Recipe, stage: Stage, split: DataSplit | None = None) -> None:
+        self.recipe, self.stage, self.split = recipe, stage, split
+        self.tokenizer = training_tokenizer()
+        self.entries = () if split is None else _entries(split, stage)
+
+    def __getitem__(self, index: int) -> Clip:
+        rng = np.random.default_rng([self.recipe.seed, _CLIPS, index])
+        drawn = self._from_sprites(index, rng) if self.split is None else self._read(index, rng)
+        frames, masks = (torch.from_numpy(np.ascontiguousarray(x)) for x in drawn.pictures)
+        ids = torch.from_numpy(self.tokenizer(drawn.text))
+        return Clip(frames, masks, torch.from_numpy(drawn.referred), ids, drawn.text)
+
+    def _from_sprites(self, index: int, rng: np.random.Generator) -> _Drawn:
+        stage, number = self.stage, index // self.stage.per_video
+        video = _sprite_video(self.recipe.seed, number, self.recipe.sprites)
+        fitting = [e for e in video.expressions if not stage.kinds or e.kind in stage.kinds]
+        # A video without the kinds asked for gives what it has: to search on would bias it.
+        wanted = fitting or video.expressions
+        # Clips of one video take its expressions in turn, so that they differ.
+        start = int(np.random.default_rng([self.recipe.seed, _CLIPS, number, 2]).integers(64))
+        expression = wanted[(start + index) % len(wanted)]
+        frames, masks = render(video, frame_indices(video.config.frames, stage, rng))
+        referred = np.isin(np.arange(len(video.objects)), expression.targets)
+        return _Drawn(Pictures(frames, masks.swapaxes(0, 1)), expression.text, referred)
+
+    def _read(self, index: int, rng: np.random.Generator) -> _Drawn:
+        assert self.split is not None
+        count = len(self.entries)
+        order = permutation(self.recipe.seed, index // count, count)
+        video_number, row = self.entries[order[index % count]]
+        video = self.split.videos[video_number]
+        expression = video.expressions[row]
+        indices = frame_indices(len(video.frames), self.stage, rng)
+        frames = np.stack([video.image(i) for i in indices])
+        referred = video.referred(expression)
+        pictures, text = augment(
+            Pictures(frames, video.object_masks(indices)),
+            expression.text,
+            referred,
+            self.recipe.augment,
+            rng,
+        )
+        return _Drawn(pictures, text, referred)
+
+
+@lru_cache(maxsize=8)
+def _sprite_video(seed: int, number: int, world: WorldConfig) -> SpriteVideo:
+    return make_video(seed, "train", number, world)
+
+
+@lru_cache(maxsize=2)
+def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Order of one epoch over ``count`` things."""
+    return np.random.default_rng([seed, _CLIPS, epoch, 1]).permutation(count)
+
+
+def _entries(split: DataSplit, stage: Stage) -> tuple[tuple[int, int], ...]:
+    """(video, expression) of everything that the stage draws from."""
+    if not split.has_truth:
+        raise InputError(f"{split.meta} has no ground truth; train on a split that has masks")
+    entries = tuple(
+        (number, row)
+        for number, video in enumerate(split.videos)
+        for row, expression in enumerate(video.expressions)
+        if not stage.kinds or expression.kind in stage.kinds
+    )
+    if not entries:
+        raise InputError(f"{split.meta} lists no expression for stage '{stage.name}'")
+    return entries
+
+
+def collate(clips: Sequence[Clip]) -> Batch:
+    """Put clips of one length in a batch: frames padded to one size, multiples of 32; ids by 0."""
+    sides = zip(*(clip.frames.shape[1:3] for clip in clips), strict=True)
+    height, width = (-(-max(side) // STRIDE) * STRIDE for side in sides)
+    longest = max(len(clip.token_ids) for clip in clips)
+    frames = torch.empty((len(clips), len(clips[0].frames), height, width, 3), dtype=torch.uint8)
+    frames[:] = torch.tensor(PADDING, dtype=torch.uint8)
+    ids = torch.zeros((len(clips), longest), dtype=torch.int64)
+    masks = []
+    for row, clip in enumerate(clips):
+        tall, wide = clip.frames.shape[1:3]
+        frames[row, :, :tall, :wide] = clip.frames
+        ids[row, : len(clip.token_ids)] = clip.token_ids
+        masks.append(
+            torch.nn.functional.pad(clip.masks, (0, width - wide, 0, height - tall), value=False)
+        )
+    return Batch(frames, ids, tuple(masks), tuple(clip.referred for clip in clips))
+
+
+def part_of_step(
+    first: int, stage: Stage, step: int, part: int, rank: int, processes: int
+) -> range:
+    """Numbers of the clips that a process computes in one part of a step of a stage.
+
+    Raises:
+        InputError: the batch cannot be shared evenly.
+    """
+    shares = stage.accumulate * processes
+    if stage.batch % shares:
+        raise InputError(
+            f"stage '{stage.name}': batch {stage.batch} is not a multiple of {processes} processes "
+            f"times {stage.accumulate} parts; change batch or accumulate"
+        )
+    size = stage.batch // shares
+    start = first + step * stage.batch + (part * processes + rank) * size
+    return range(start, start + size)
+
+
+def batches(
+    clips: Clips, first: int, steps: range, rank: int = 0, processes: int = 1
+) -> Iterator[Batch]:
+    """Give a process's batches of ``steps`` of a stage, the accumulated parts one by one.
+
+    Args:
+        clips: of the stage.
+        first: number of the stage's first clip.
+        steps: of the stage.
+        rank: of the process.
+        processes: how many train together.
+    """
+    parts = [
+        part_of_step(first, clips.stage, step, part, rank, processes)
+        for step in steps
+        for part in range(clips.stage.accumulate)
+    ]
+    workers = clips.recipe.workers
+    loader = DataLoader(
+        clips,
+        batch_sampler=parts,
+        collate_fn=collate,
+        num_workers=workers,
+        # Of its own, so that the loader leaves the global stream alone.
+        generator=torch.Generator(),
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread if workers else None,
+    )
+    yield from loader
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

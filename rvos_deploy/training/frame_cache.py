@@ -1,0 +1,269 @@
+"""What a frozen frame part makes of clips, kept on disk, so that the video part trains fast.
+
+::
+
+    RUN/cache/<stage>/shard-00000.safetensors    64 clips, float16
+                      key.json                   what they were made with
+
+A shard is there whole or not at all, so a run that was killed while caching goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from rvos_deploy.json_file import write_json
+from rvos_deploy.model.clip import TextFeatures
+from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.runtime.geometry import MASK_STRIDE
+from rvos_deploy.training.clips import Batch, Clips, collate, part_of_step, permutation
+from rvos_deploy.training.losses import LossConfig, tube_losses
+from rvos_deploy.training.matching import MatchingWeights, pack_tubes
+from rvos_deploy.training.points import look_at
+from rvos_deploy.training.recipe import CACHEABLE, Recipe, Stage
+from rvos_deploy.training.targets import ClipTargets
+from rvos_deploy.video.atomic import replacing
+
+SHARD = 64
+_PARTS = ("queries", "features", "masks", "referred", "tokens", "sentence")
+
+
+class CachedBatch(NamedTuple):
+    """B clips of T frames behind the frame decoder.
+
+    queries [B,T,N,C]; mask features [B*T,C,h,w] at the stride of the cache; text of B sentences;
+    masks and referred flags as :class:`ClipTargets` takes them, masks at stride 4.
+    """
+
+    queries: Tensor
+    features: Tensor
+    tokens: Tensor
+    sentence: Tensor
+    padding: Tensor
+    masks: tuple[Tensor, ...]
+    referred: tuple[Tensor, ...]
+
+    def to(self, device: torch.device) -> CachedBatch:
+        """Return the same batch on another device, in float32."""
+        tensors = (x if x.dtype == torch.bool else x.float() for x in self[:5])
+        masks, referred = (tuple(x.to(device) for x in group) for group in self[5:])
+        return CachedBatch(*(x.to(device) for x in tensors), masks, referred)
+
+
+class VideoObjective(nn.Module):
+    """The video part and its losses: those of frames are constant when the frame part is frozen."""
+
+    def __init__(
+        self, network: RvosNetwork, losses: LossConfig, mean: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.network, self.losses, self.mean = network, losses, mean
+
+    def forward(
+        self,
+        queries: Tensor,
+        features: Tensor,
+        tokens: Tensor,
+        sentence: Tensor,
+        padding: Tensor,
+        masks: tuple[Tensor, ...],
+        referred: tuple[Tensor, ...],
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """video_class, video_mask, video_dice and their weighted sum, total (see CachedBatch)."""
+        text, weights = TextFeatures(tokens, sentence, padding), self.losses.weights
+        predictions = self.network.decode_video(queries, text).predictions
+        targets = ClipTargets(masks, referred)
+        scene = look_at(features, targets, self.losses.points, generator)
+        tubes = pack_tubes(targets.padded_referred() & targets.visible().any(dim=1))
+        costs = MatchingWeights(weights.video_class, weights.mask, weights.dice)
+        found = tube_losses(
+            predictions, scene, tubes, self.network.mask_head, costs, self.losses, self.mean
+        )
+        total = weights.video_class * found.classification
+        total = total + weights.mask * found.mask + weights.dice * found.dice
+        return {
+            "video_class": found.classification,
+            "video_mask": found.mask,
+            "video_dice": found.dice,
+            "total": total,
+        }
+
+
+class CachedClips(Dataset[dict[str, Tensor]]):
+    """Clips of a cache, by position in it."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        stored = _open(self.folder / _shard_name(index // SHARD))
+        return {part: stored.get_tensor(f"{index % SHARD}/{part}") for part in _PARTS}
+
+
+def cached_batches(
+    clips: CachedClips, recipe: Recipe, stage: Stage, steps: range, rank: int, processes: int
+) -> Iterator[CachedBatch]:
+    """Give a process's batches of ``steps``; each epoch shows the cache in another order."""
+
+    def shuffled(position: int) -> int:
+        epoch, place = divmod(position, clips.count)
+        return int(permutation(recipe.seed, epoch, clips.count)[place])
+
+    parts = [
+        [shuffled(i) for i in part_of_step(0, stage, step, part, rank, processes)]
+        for step in steps
+        for part in range(stage.accumulate)
+    ]
+    yield from DataLoader(
+        clips, batch_sampler=parts, collate_fn=_collate, generator=torch.Generator()
+    )
+
+
+def fill_cache(
+    fabric: Fabric, network: RvosNetwork, clips: Clips, first: int, folder: Path
+) -> CachedClips:
+    """Run the frame part over ``stage.cached`` clips; what is there already is kept.
+
+    Args:
+        fabric: its processes share the shards between them.
+        network: its frame part is as it will stay.
+        clips: of the stage.
+        first: number of the stage's first clip.
+        folder: of the cache.
+    """
+    stage = clips.stage
+    key = _key(network, clips, first)
+    if fabric.global_rank == 0:
+        _claim(folder, key)
+    fabric.barrier()
+    was_training = network.training
+    network.eval()
+    shards = range(-(-stage.cached // SHARD))
+    for shard in shards[fabric.global_rank :: fabric.world_size]:
+        file = folder / _shard_name(shard)
+        if not file.exists():
+            start = shard * SHARD
+            rows = _frame_part(
+                fabric, network, clips, range(start, min(start + SHARD, stage.cached)), first
+            )
+            with replacing(file) as temporary:
+                save_file(rows, temporary)
+    network.train(was_training)
+    fabric.barrier()
+    return CachedClips(folder, stage.cached)
+
+
+@torch.no_grad()
+def _frame_part(
+    fabric: Fabric, network: RvosNetwork, clips: Clips, positions: range, first: int
+) -> dict[str, Tensor]:
+    rows: dict[str, Tensor] = {}
+    stage = clips.stage
+    size = max(1, min(stage.batch, 48 // stage.length))
+    parts = [positions[i : i + size] for i in range(0, len(positions), size)]
+    workers = clips.recipe.workers
+    loader = DataLoader(
+        clips,
+        batch_sampler=[[first + i for i in part] for part in parts],
+        collate_fn=collate,
+        num_workers=workers,
+        generator=torch.Generator(),
+    )
+    for part, batch in zip(parts, loader, strict=True):
+        with fabric.autocast():
+            encoded = _encode(network, batch.to(fabric.device), stage)
+        for row, position in enumerate(part):
+            for name, values in encoded.items():
+                value = values[row].cpu().contiguous()
+                rows[f"{position % SHARD}/{name}"] = (
+                    value if value.dtype == torch.bool else value.half()
+                )
+    return rows
+
+
+def _encode(network: RvosNetwork, batch: Batch, stage: Stage) -> dict[str, Sequence[Tensor]]:
+    """The parts of each clip of a batch."""
+    length = stage.length
+    text = network.encode_text(batch.token_ids)
+    per_frame = TextFeatures(*(x.repeat_interleave(length, dim=0) for x in text))
+    frames = network.decode_frames(network.encode_frames(batch.frames.flatten(0, 1)), per_frame)
+    pooled = F.avg_pool2d(frames.mask_features.float(), stage.cache_stride // MASK_STRIDE)
+    counts = (~text.padding).sum(dim=1).tolist()
+    return {
+        "queries": frames.queries.unflatten(0, (-1, length)),
+        "features": pooled.unflatten(0, (-1, length)),
+        "masks": [F.avg_pool2d(masks.float(), MASK_STRIDE) >= 0.5 for masks in batch.masks],
+        "referred": batch.referred,
+        "tokens": [row[:count] for row, count in zip(text.tokens, counts, strict=True)],
+        "sentence": text.sentence,
+    }
+
+
+def _collate(rows: Sequence[dict[str, Tensor]]) -> CachedBatch:
+    tokens = nn.utils.rnn.pad_sequence([row["tokens"] for row in rows], batch_first=True)
+    counts = torch.tensor([len(row["tokens"]) for row in rows])
+    return CachedBatch(
+        torch.stack([row["queries"] for row in rows]),
+        torch.cat([row["features"] for row in rows]),
+        tokens,
+        torch.stack([row["sentence"] for row in rows]),
+        torch.arange(tokens.shape[1]) >= counts[:, None],
+        tuple(row["masks"] for row in rows),
+        tuple(row["referred"] for row in rows),
+    )
+
+
+def _key(network: RvosNetwork, clips: Clips, first: int) -> dict[str, Any]:
+    """What a cache depends on: frozen weights, clips, and how they are kept."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if not name.startswith(CACHEABLE):
+            digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+    recipe, stage = clips.recipe, clips.stage
+    drawn = ("length", "window", "per_video", "kinds", "cached", "cache_stride")
+    return {
+        "weights": digest.hexdigest(),
+        "seed": recipe.seed,
+        "first": first,
+        "precision": recipe.precision,
+        "sprites": asdict(recipe.sprites),
+        "stage": {name: getattr(stage, name) for name in drawn},
+    }
+
+
+def _claim(folder: Path, key: dict[str, Any]) -> None:
+    """Empty the folder unless it was made with the same key."""
+    file = folder / "key.json"
+    try:
+        same = json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(key))
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(file, key)
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+@lru_cache(maxsize=4096)
+def _open(file: Path) -> Any:
+    return safe_open(file, "pt")

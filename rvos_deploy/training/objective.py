@@ -1,0 +1,117 @@
+"""What a step needs: the losses as a module, the optimizer and its rate, the random points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.export.checkpoint import CLIP_PREFIX
+from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.training.losses import LossConfig, LossWeights, training_losses
+from rvos_deploy.training.points import PointSampling
+from rvos_deploy.training.recipe import LossSettings, Stage
+from rvos_deploy.training.targets import ClipTargets
+
+_POINTS = 2  # tells the random stream of points from that of clips
+_UNDECAYED = ("query_position", "slot_position", "level_embedding")
+
+
+class Objective(nn.Module):
+    """The network and its losses as one module.
+
+    Distributed training and autocast act on ``forward``; the losses use the mask head, so they must
+    be computed inside of it.
+    """
+
+    def __init__(
+        self,
+        network: RvosNetwork,
+        losses: LossConfig,
+        mean_over_processes: Callable[[Tensor], Tensor] = lambda count: count,
+    ) -> None:
+        super().__init__()
+        self.network, self.losses, self.mean = network, losses, mean_over_processes
+
+    def forward(
+        self,
+        frames: Tensor,
+        token_ids: Tensor,
+        masks: tuple[Tensor, ...],
+        referred: tuple[Tensor, ...],
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Losses by name, "total" among them, of one batch (see ``Batch``)."""
+        return training_losses(
+            self.network(frames, token_ids),
+            ClipTargets(masks, referred),
+            self.network.mask_head,
+            generator=generator,
+            config=self.losses,
+            mean_over_processes=self.mean,
+        )
+
+
+def loss_config(settings: LossSettings, stage: Stage | None = None) -> LossConfig:
+    """Sort a recipe's loss settings, with a stage's changes, into the losses' configuration."""
+    values = asdict(settings)
+    if stage is not None and stage.num_points:
+        values["num_points"] = stage.num_points
+    points = {name: values.pop(name) for name in ("num_points", "oversample", "importance")}
+    objects = values.pop("frame_objects")
+    return LossConfig(LossWeights(**values), PointSampling(**points), objects)
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Rate of step ``step`` (from 0) of a stage: linear warm-up, then the schedule."""
+    if step < stage.warmup:
+        return stage.learning_rate * (step + 1) / (stage.warmup + 1)
+    done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    factor = stage.final_rate + (1 - stage.final_rate) * left[stage.schedule]
+    return stage.learning_rate * (1.0 if stage.schedule == "constant" else factor)
+
+
+def select_trained(network: RvosNetwork, stage: Stage) -> dict[str, nn.Parameter]:
+    """Let a stage's parameters take gradients, and freeze all others; returns the former.
+
+    Raises:
+        InputError: a prefix that no parameter has.
+    """
+    named = {n: p for n, p in network.named_parameters() if not n.startswith(CLIP_PREFIX)}
+    for prefix in stage.trained:
+        if not any(name.startswith(prefix) for name in named):
+            raise InputError(f"stage '{stage.name}': no trainable parameter begins with '{prefix}'")
+    chosen = {
+        name: parameter
+        for name, parameter in named.items()
+        if not stage.trained or name.startswith(stage.trained)
+    }
+    for name, parameter in named.items():
+        parameter.requires_grad_(name in chosen)
+    return chosen
+
+
+def make_optimizer(named: dict[str, nn.Parameter], stage: Stage) -> torch.optim.AdamW:
+    """AdamW; biases, norms and learned positions do not decay."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in named.items():
+        groups[parameter.ndim > 1 and not name.endswith(_UNDECAYED)].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": stage.weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=stage.learning_rate,
+    )
+
+
+def step_generator(seed: int, step: int, part: int, rank: int) -> torch.Generator:
+    """Random stream of the points of one part of one step in one process."""
+    words = np.random.SeedSequence([seed, _POINTS, step, part, rank]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0]) >> 1)

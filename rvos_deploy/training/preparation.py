@@ -1,0 +1,112 @@
+"""What is settled before the first step: data, network, and whether a run may go on."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from safetensors import SafetensorError, safe_open
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.export.checkpoint import load_checkpoint
+from rvos_deploy.model.network import RvosNetwork, build_network
+from rvos_deploy.training import checkpoints
+from rvos_deploy.training.checkpoints import TrainingState
+from rvos_deploy.training.data import DataSplit, read_mevis, read_ref_youtube_vos
+from rvos_deploy.training.init_from import InitReport
+from rvos_deploy.training.init_from import init_from as load_published
+from rvos_deploy.training.recipe import OPERATIONAL, Recipe
+from rvos_deploy.training.validation import sprite_validation
+
+RECIPE = "recipe.json"
+
+
+def make_fabric(recipe: Recipe, accelerator: str) -> Fabric:
+    """Launch Fabric on one device, or as one of the processes that torchrun started."""
+    local, world = (int(os.environ.get(n, 1)) for n in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp" if world > 1 else "auto",
+        precision=recipe.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def read_training_data(recipe: Recipe, data: str | os.PathLike[str] | None) -> DataSplit | None:
+    """Read the train split of a recipe; None for clips that are rendered."""
+    if recipe.data == "sprites":
+        if data is not None:
+            raise InputError('--data is not used by data = "sprites"; set data = "mevis" for it')
+        return None
+    if data is None:
+        raise InputError(f"data = '{recipe.data}' needs --data DIR, the folder of its train split")
+    return (read_mevis if recipe.data == "mevis" else read_ref_youtube_vos)(data)
+
+
+def make_network(
+    recipe: Recipe, clip_weights: str | None, init_from: str | os.PathLike[str] | None
+) -> tuple[RvosNetwork, InitReport | None]:
+    """Build the network with its CLIP part, seeded; with a report of foreign weights loaded."""
+    torch.manual_seed(recipe.seed)
+    network = build_network(recipe.model, clip_weights or recipe.model.clip_pretrained)
+    if init_from is not None:
+        return network, _initialise(network, Path(init_from))
+    return network, None
+
+
+def resumed_state(folder: Path, fresh: TrainingState, recipe: Recipe) -> TrainingState:
+    """The state to go on from, once it is sure that the run is the same."""
+    state = checkpoints.read_state(folder)
+    before, now = _decisive(state.recipe, state.stage), _decisive(fresh.recipe, state.stage)
+    if changed := [name for name in now if now[name] != before.get(name)]:
+        raise InputError(
+            f"{folder} was trained with another {changed[0]}; resume with the recipe in "
+            f"{folder.parent.parent / RECIPE}, or start in another folder with --init-from"
+        )
+    if state.clip != fresh.clip:
+        raise InputError(
+            f"{folder} was trained with other CLIP weights; pass the same --clip-weights"
+        )
+    return replace(state, recipe=fresh.recipe, versions=fresh.versions)
+
+
+def _decisive(recipe: dict[str, Any], stage: int) -> dict[str, Any]:
+    """What of a recipe a resumed run must not change: later stages it may."""
+    plain: dict[str, Any] = json.loads(json.dumps(recipe))
+    kept = {name: value for name, value in plain.items() if name not in OPERATIONAL}
+    return {**kept, "stages": plain["stages"][: stage + 1]}
+
+
+def read_validation_data(
+    recipe: Recipe, run: Path, valid: str | os.PathLike[str] | None
+) -> DataSplit | None:
+    """Read or render the valid split; None where a recipe has none."""
+    if not recipe.validate_every:
+        return None
+    if valid is not None:
+        return (read_ref_youtube_vos if recipe.data == "ref-youtube-vos" else read_mevis)(valid)
+    return sprite_validation(recipe, run / "valid") if recipe.data == "sprites" else None
+
+
+def _initialise(network: RvosNetwork, file: Path) -> InitReport | None:
+    """Load our own checkpoint whole, or what fits of one published by others."""
+    if not file.is_file():
+        raise InputError(f"--init-from {file} does not exist; give a file of weights")
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt") as stored:
+                ours = any(name.startswith("frame_decoder.") for name in stored.keys())  # noqa: SIM118
+        except SafetensorError:
+            ours = True  # load_checkpoint says what is wrong with it
+        if ours:
+            load_checkpoint(network, file)
+            return None
+    return load_published(network, file)

@@ -1,0 +1,194 @@
+"""J&F of the PyTorch network on valid videos, and overlays for a person to look at."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from rvos_deploy.evaluation.evaluate import Evaluation, evaluate
+from rvos_deploy.evaluation.predictions import Predict
+from rvos_deploy.model.clip import TextFeatures
+from rvos_deploy.model.mask_head import unite_masks
+from rvos_deploy.model.network import RvosNetwork, referred_scores
+from rvos_deploy.runtime.geometry import display_mask, fit_frame, resize_frame
+from rvos_deploy.runtime.tokenizer import Tokenizer
+from rvos_deploy.sprites import write_mevis
+from rvos_deploy.training.data import DataSplit, VideoRecord, read_mevis
+from rvos_deploy.training.recipe import Recipe
+from rvos_deploy.video.atomic import replacing
+from rvos_deploy.video.overlay import draw_overlay
+
+MASK_BUDGET = 2**30
+"""Bytes of mask features held at once; decides how many expressions are decoded together."""
+PICTURED_VIDEOS = 3
+_PICTURED_FRAMES = 6
+_BAR = 32  # pixels
+
+
+def sprite_validation(recipe: Recipe, folder: Path) -> DataSplit:
+    """Render the valid videos of a recipe, once a run, and read them."""
+    if not folder.is_dir():
+        write_mevis(
+            folder,
+            seed=recipe.validation_seed,
+            split="valid",
+            videos=recipe.validation_videos,
+            config=recipe.sprites,
+        )
+    return read_mevis(folder)
+
+
+@torch.inference_mode()
+def clip_masks(
+    network: RvosNetwork,
+    tokenizer: Tokenizer,
+    images: list[NDArray[np.uint8]],
+    texts: list[str],
+) -> NDArray[np.bool_]:
+    """Segment a whole clip offline, as the reference network does.
+
+    Args:
+        network: in eval mode; its config gives input size and threshold.
+        tokenizer: CLIP's.
+        images: T frames, RGB uint8 [H,W,3] of one size.
+        texts: E expressions.
+
+    Returns:
+        bool [T,E,H,W].
+    """
+    device = next(network.parameters()).device
+    height, width = images[0].shape[:2]
+    geometry = fit_frame((height, width), network.config.input_size)
+    frames = [torch.from_numpy(resize_frame(image, geometry)) for image in images]
+    per_expression = len(images) * network.config.dim * 4 * np.prod(geometry.padded) // 16
+    together = max(1, int(MASK_BUDGET // per_expression))
+    masks = np.zeros((len(images), len(texts), height, width), np.bool_)
+    for start in range(0, len(texts), together):
+        part = texts[start : start + together]
+        text = _encode(network, tokenizer, part, device)
+        for t, logits in enumerate(_logits(network, [f.to(device) for f in frames], text)):
+            for row, one in enumerate(logits.float().cpu().numpy()):
+                masks[t, start + row] = display_mask(one, geometry)
+    return masks
+
+
+def _encode(
+    network: RvosNetwork, tokenizer: Tokenizer, texts: list[str], device: torch.device
+) -> TextFeatures:
+    sentences = [torch.from_numpy(tokenizer(text)) for text in texts]
+    ids = torch.nn.utils.rnn.pad_sequence(sentences, batch_first=True)
+    return network.encode_text(ids.to(device))
+
+
+def _logits(network: RvosNetwork, frames: list[Tensor], text: TextFeatures) -> Iterator[Tensor]:
+    """United mask logits of each frame: [E,h,w]."""
+    decoded = [network.decode_frames(network.encode_frames(frame), text) for frame in frames]
+    queries = torch.stack([frame.queries for frame in decoded], dim=1)
+    last = network.decode_video(queries, text).predictions[-1]
+    scores = referred_scores(last.logits)
+    threshold = torch.full_like(scores[:, 0], network.config.threshold)
+    for frame in decoded:
+        logits = network.mask_head(last.mask_embeddings, frame.mask_features)
+        yield unite_masks(logits, scores, threshold)
+
+
+def network_predictor(
+    network: RvosNetwork, tokenizer: Tokenizer, pictures: Path | None = None
+) -> Predict:
+    """Make a predictor for ``evaluate``; overlays of the first videos go to ``pictures``."""
+    drawn = 0
+
+    def predict(video: VideoRecord) -> NDArray[np.bool_]:
+        nonlocal drawn
+        images = [video.image(i) for i in range(len(video.frames))]
+        texts = [expression.text for expression in video.expressions]
+        masks = clip_masks(network, tokenizer, images, texts)
+        if pictures is not None and drawn < PICTURED_VIDEOS:
+            truth = np.stack([video.union_masks(e) for e in video.expressions], axis=1)
+            write_strips(pictures / f"{video.name}.png", images, masks, truth, texts)
+            drawn += 1
+        return masks
+
+    return predict
+
+
+def write_strips(
+    file: Path,
+    images: list[NDArray[np.uint8]],
+    masks: NDArray[np.bool_],
+    truth: NDArray[np.bool_],
+    texts: list[str],
+) -> None:
+    """Write a PNG: for each expression a row of frames as predicted, and under it the truth.
+
+    Masks are bool [T,E,H,W].
+    """
+    shown = np.unique(np.linspace(0, len(images) - 1, _PICTURED_FRAMES).round().astype(int))
+    rows = [
+        _strip([images[t] for t in shown], found[shown, e], f"{name}: {text}")
+        for e, text in enumerate(texts)
+        for name, found in (("found", masks), ("truth", truth))
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")
+
+
+def _strip(
+    images: list[NDArray[np.uint8]], masks: NDArray[np.bool_], label: str
+) -> NDArray[np.uint8]:
+    """Frames side by side under a bar for the label, which would hide what it names."""
+    picture = np.concatenate(images, axis=1)
+    bar = max(_BAR, picture.shape[0] // 10)
+    drawn: NDArray[np.uint8] = draw_overlay(
+        np.pad(picture, ((bar, 0), (0, 0), (0, 0))),
+        np.pad(np.concatenate(list(masks), axis=1), ((bar, 0), (0, 0)))[None],
+        [label],
+    )
+    return drawn
+
+
+def validate(
+    network: RvosNetwork,
+    tokenizer: Tokenizer,
+    split: DataSplit,
+    *,
+    videos: int | None = None,
+    pictures: Path | None = None,
+) -> dict[str, float]:
+    """J&F over the first ``videos`` of a split, overall and by kind; N-acc and T-acc.
+
+    The network is left in the mode in which it was.
+    """
+    part = DataSplit(split.meta, split.videos[:videos])
+    was_training = network.training
+    network.eval()
+    try:
+        evaluation = evaluate(network_predictor(network, tokenizer, pictures), part, "mevis")
+    finally:
+        network.train(was_training)
+    return summary(evaluation)
+
+
+def summary(evaluation: Evaluation) -> dict[str, float]:
+    """Means over expressions: j_and_f, j, f; n_acc, t_acc; j_and_f of each kind."""
+    rows = evaluation.scores
+    values = {
+        "j_and_f": float(np.mean([row.j_and_f for row in rows])),
+        "j": float(np.mean([row.j for row in rows])),
+        "f": float(np.mean([row.f for row in rows])),
+    }
+    for name, wanted in (("n_acc", True), ("t_acc", False)):
+        right = [row.predicted_empty == wanted for row in rows if row.no_target == wanted]
+        values[name] = float(np.mean(right)) if right else 1.0
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        kinds[row.kind or "none"].append(row.j_and_f)
+    return {**values, **{f"j_and_f_{k}": float(np.mean(kinds[k])) for k in sorted(kinds)}}

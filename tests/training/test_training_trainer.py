@@ -1,0 +1,416 @@
+"""The loop: exact resumption, what stays frozen, falling losses, and errors of one line."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from safetensors.torch import load_file
+
+from rvos_deploy.cli.train import train as command
+from rvos_deploy.errors import InputError, RvosError
+from rvos_deploy.model import network as network_module
+from rvos_deploy.model.clip import build_clip
+from rvos_deploy.model.config import preset
+from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.sprites import write_mevis
+from rvos_deploy.training import preparation, trainer
+from rvos_deploy.training.clips import Clips, collate
+from rvos_deploy.training.frame_cache import fill_cache
+from rvos_deploy.training.objective import (
+    Objective,
+    learning_rate,
+    loss_config,
+    make_optimizer,
+    select_trained,
+    step_generator,
+)
+from rvos_deploy.training.recipe import Augmentation, Recipe, Stage
+from rvos_deploy.training.recipe_file import packaged_recipes, parse_recipe, read_recipe
+from rvos_deploy.training.trainer import TrainingResult, train
+
+MINIATURE: dict[str, Any] = {
+    "data": "sprites",
+    "seed": 7,
+    "checkpoint_every": 2,
+    "model": {
+        "preset": "tiny",
+        "dim": 32,
+        "num_queries": 6,
+        "num_heads": 4,
+        "norm_groups": 8,
+        "encoder_layers": 1,
+        "encoder_ffn": 32,
+        "fusion_dim": 32,
+        "frame_decoder_layers": 1,
+        "video_decoder_layers": 1,
+        "decoder_ffn": 32,
+        "input_size": [64, 96],
+    },
+    "sprites": {
+        "height": 64,
+        "width": 96,
+        "frames": 8,
+        "objects": [2, 4],
+        "expressions": [1, 4],
+        "emoji": False,
+    },
+    "loss": {"num_points": 48},
+    "stage": [
+        {
+            "name": "frames",
+            "steps": 3,
+            "batch": 2,
+            "length": 1,
+            "learning_rate": 1e-3,
+            "clip_gradient": 5.0,
+        },
+        {
+            "name": "joint",
+            "steps": 3,
+            "batch": 2,
+            "length": 2,
+            "learning_rate": 1e-3,
+            "clip_gradient": 5.0,
+            "accumulate": 2,
+            "single_every": 2,
+        },
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def clip() -> torch.nn.Module:
+    torch.manual_seed(1)
+    return build_clip(preset("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread(clip: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Sums have one order on one thread; and all networks share one CLIP."""
+    monkeypatch.setattr(network_module, "build_clip", lambda *_: clip)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(out: Path, recipe: Recipe | None = None, **options: Any) -> TrainingResult:
+    recipe = recipe or parse_recipe(MINIATURE)
+    return train(recipe, out, cpp_ops=False, accelerator="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, clip: torch.nn.Module) -> Path:
+    """A run that nobody interrupted, on one thread."""
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network_module, "build_clip", lambda *_: clip)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        run(out)
+        torch.set_num_threads(threads)
+    return out
+
+
+def curve(out: Path) -> list[dict[str, str]]:
+    with (out / "training.csv").open(newline="") as stream:
+        return [
+            {key: value for key, value in row.items() if key != "seconds"}
+            for row in csv.DictReader(stream)
+        ]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "checkpoints" / "step-00000006" / "weights.safetensors")
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_a_resumed_run_equals_the_uninterrupted_one(whole: Path, tmp_path: Path, stop: int) -> None:
+    assert run(tmp_path, steps=stop).steps == stop
+    torch.manual_seed(99)  # whatever else the process drew
+    assert run(tmp_path, resume=True).steps == 6
+    assert curve(tmp_path) == curve(whole)
+    assert len(curve(whole)) == 6
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(tmp_path)[name], value), name
+
+
+def test_a_killed_run_repeats_the_steps_after_its_checkpoint(whole: Path, tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("joint", 2):  # step 5; the last checkpoint is of step 4
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        run(tmp_path, progress=kill)
+    assert len(curve(tmp_path)) == 5
+    assert run(tmp_path, resume=True).steps == 6
+    assert curve(tmp_path) == curve(whole)
+
+
+def test_frozen_parameters_stay_as_they_are(
+    whole: Path, tmp_path: Path, clip: torch.nn.Module
+) -> None:
+    before = {name: value.clone() for name, value in clip.state_dict().items()}
+    recipe = parse_recipe(MINIATURE)
+    part = replace(recipe.stages[0], trained=("video_decoder", "mask_head"))
+    recipe = replace(recipe, stages=(part,))
+    start = whole / "checkpoints" / "step-00000006" / "weights.safetensors"
+    result = run(tmp_path, recipe, init_from=start)
+    old, new = load_file(start), load_file(result.checkpoint / "weights.safetensors")
+    changed = {name.split(".")[0] for name in old if not torch.equal(old[name], new[name])}
+    assert changed == {"video_decoder", "mask_head"}
+    assert old.keys() == new.keys()
+    moments = load_file(result.checkpoint / "optimizer.safetensors")
+    assert {name.split(".")[0] for name in moments} == {"video_decoder", "mask_head"}
+    assert all(torch.equal(value, before[name]) for name, value in clip.state_dict().items())
+
+
+def test_every_trained_parameter_gets_a_gradient(clip: torch.nn.Module) -> None:
+    """Else several processes, which wait for the gradients of all, would stop."""
+    recipe = parse_recipe(MINIATURE)
+    network = RvosNetwork(recipe.model, clip)  # type: ignore[arg-type]
+    named = select_trained(network, recipe.stages[1])
+    batch = collate([Clips(recipe, recipe.stages[1])[i] for i in range(2)])
+    objective = Objective(network, loss_config(recipe.loss))
+    objective(*batch, step_generator(0, 0, 0, 0))["total"].backward()
+    assert [name for name, parameter in named.items() if parameter.grad is None] == []
+
+
+def test_the_loss_falls_on_one_repeated_clip(clip: torch.nn.Module) -> None:
+    torch.manual_seed(0)
+    recipe = parse_recipe(MINIATURE)
+    stage = replace(recipe.stages[1], learning_rate=3e-3)
+    network = RvosNetwork(recipe.model, clip)  # type: ignore[arg-type]
+    optimizer = make_optimizer(select_trained(network, stage), stage)
+    batch = collate([Clips(recipe, stage)[0]])
+    objective, totals = Objective(network, loss_config(recipe.loss)), []
+    for step in range(25):
+        loss = objective(*batch, step_generator(0, step, 0, 0))["total"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        totals.append(loss.item())
+    assert sum(totals[-3:]) < 0.75 * sum(totals[:3])
+
+
+def cached_recipe() -> Recipe:
+    recipe = parse_recipe(MINIATURE)
+    video = replace(
+        recipe.stages[1],
+        name="video",
+        steps=3,
+        accumulate=1,
+        single_every=0,
+        trained=("initializer", "video_decoder", "mask_head"),
+        cached=3,
+        cache_stride=8,
+        num_points=16,
+    )
+    return replace(recipe, stages=(recipe.stages[0], video))
+
+
+def test_a_cached_stage_trains_the_video_part_and_resumes(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole, cached_recipe())
+    run(parts, cached_recipe(), steps=4)
+    made = {file: file.stat().st_mtime_ns for file in parts.glob("cache/video/shard-*")}
+    run(parts, cached_recipe(), resume=True)
+    assert curve(parts)[3:] == curve(whole)[3:]
+    # Its shards were used again, not made again.
+    assert made == {file: file.stat().st_mtime_ns for file in made}
+    assert len(made) == 1
+    before = load_file(whole / "checkpoints" / "step-00000004" / "weights.safetensors")
+    changed = {n.split(".")[0] for n in before if not torch.equal(before[n], weights(whole)[n])}
+    assert changed == {"initializer", "video_decoder", "mask_head"}
+
+
+def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.nn.Module) -> None:
+    recipe = cached_recipe()
+    stage = recipe.stages[1]
+    network = RvosNetwork(recipe.model, clip)  # type: ignore[arg-type]
+    clips = Clips(recipe, stage)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    cached = fill_cache(fabric, network, clips, 10, tmp_path / "cache")
+    raw, kept = collate([clips[12]]), cached[2]
+    with torch.no_grad():
+        output = network.eval()(raw.frames, raw.token_ids)
+    torch.testing.assert_close(kept["queries"].float(), output.frames.queries, atol=4e-3, rtol=1e-3)
+    assert kept["features"].shape == (2, 32, 8, 12)
+    assert torch.equal(kept["referred"], raw.referred[0])
+    assert torch.equal(kept["masks"], F.avg_pool2d(raw.masks[0].float(), 4) >= 0.5)
+    assert len(kept["tokens"]) == len(clips[12].token_ids)
+
+
+def test_validation_keeps_the_best_and_draws(whole: Path, tmp_path: Path) -> None:
+    recipe = replace(parse_recipe(MINIATURE), validate_every=2, validation_videos=1)
+    recipe = replace(recipe, stages=recipe.stages[:1])
+    result = run(tmp_path, recipe)
+    with (tmp_path / "validation.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["step"] for row in rows] == ["2", "3"]
+    assert result.best == max(float(row["j_and_f"]) for row in rows)
+    assert result.best_checkpoint is not None
+    assert list(tmp_path.glob("overlays/step-00000003/*.png"))
+    assert list(tmp_path.glob("tensorboard/events*"))
+    # Looking on changes nothing.
+    assert curve(tmp_path) == curve(whole)[:3]
+
+
+def test_a_data_set_in_a_folder_trains_and_validates(tmp_path: Path) -> None:
+    recipe = parse_recipe(MINIATURE)
+    for name in ("train", "valid"):
+        write_mevis(tmp_path / name, seed=1, split=name, videos=1, config=recipe.sprites)
+    recipe = replace(
+        recipe,
+        data="mevis",
+        validate_every=2,
+        augment=Augmentation(short_sides=(64, 80), long_side=128),
+        stages=(replace(recipe.stages[1], steps=2, single_every=0),),
+    )
+    result = run(tmp_path / "run", recipe, data=tmp_path / "train", valid=tmp_path / "valid")
+    assert result.steps == 2
+    assert result.best is not None
+
+
+def test_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+
+    def spy(recipe: Recipe, *places: Any, **options: Any) -> TrainingResult:
+        seeds.append(recipe.seed)
+        return train(recipe, *places, **options)
+
+    monkeypatch.setattr(trainer, "train", spy)
+    file = tmp_path / "recipe.toml"
+    file.write_text(
+        'model = "tiny"\ndata = "sprites"\nprecision = "bf16-mixed"\n'
+        "[sprites]\nheight = 64\nwidth = 96\nemoji = false\nobjects = [2, 4]\n"
+        "expressions = [1, 4]\n[loss]\nnum_points = 32\n"
+        '[[stage]]\nname = "frames"\nsteps = 2\nbatch = 1\nlength = 1\nlearning_rate = 1e-3\n'
+    )
+    command(str(file), tmp_path / "run", steps=1, cpp_ops=False, seed=4)
+    command(str(file), tmp_path / "run", resume=True, cpp_ops=False, seed=4)
+    shown = capsys.readouterr().out
+    folder = tmp_path / "run" / "checkpoints" / "step-00000002"
+    assert f"{folder}: step 2 of 2" in shown
+    assert f"--checkpoint {folder / 'weights.safetensors'}" in shown
+    assert seeds == [4, 4]
+
+
+def test_rate_warms_up_and_falls() -> None:
+    stage = Stage("a", steps=110, batch=1, length=1, learning_rate=1.0, warmup=10, final_rate=0.1)
+    rates = [learning_rate(stage, step) for step in range(110)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert max(rates) == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+    assert learning_rate(replace(stage, schedule="constant"), 100) == 1.0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Objective.forward
+
+    def broken(*arguments: Any) -> dict[str, torch.Tensor]:
+        return {k: v * float("nan") for k, v in original(*arguments).items()}
+
+    monkeypatch.setattr(Objective, "forward", broken)
+    with pytest.raises(RvosError, match=r"loss of step 1 is nan.*lower learning_rate"):
+        run(tmp_path)
+    assert not list(tmp_path.glob("checkpoints/step-*"))
+
+
+def test_packaged_recipes_are_valid() -> None:
+    assert {"sprites_tiny", "mevis_large"} <= set(packaged_recipes())
+    for name in packaged_recipes():
+        assert read_recipe(name).steps > 0
+        assert loss_config(read_recipe(name).loss).points.num_points > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense =", "Invalid value"),
+        ('data = "sprites"', "needs 'model' and 'data'"),
+        ('model = "tiny"\ndata = "sprites"', r"at least one \[\[stage\]\]"),
+        ('model = "tiny"\ndata = "mevi"\n[[stage]]\nname = "a"', "stage lacks"),
+        ('model = "huge"\ndata = "mevis"', "unknown preset 'huge'"),
+        ('model = "tiny"\ndata = "sprites"\n[stage]\nname = "a"', r"written as \[\[stage\]\]"),
+        ('model = "tiny"\ndata = "sprites"\n[loss]\nmusk = 1.0', "loss has unknown 'musk'"),
+        ('model = "tiny"\ndata = "sprites"\nseed = "1"', "seed must be of type int"),
+        ('model = "tiny"\ndata = "sprites"\nworkers = true', "workers must be of type int"),
+        ('model = "tiny"\ndata = "sprites"\n[augment]\nshort_sides = 3', "must be a list"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_recipe(file)
+    assert str(caught.value).startswith(f"recipe {file}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schedule": "step"},
+        {"steps": 0},
+        {"learning_rate": 0.0},
+        {"batch": 3, "accumulate": 2},
+        {"kinds": ["movement"]},
+        {"cached": 10},
+        {"cached": 10, "trained": ["encoder"]},
+    ],
+    ids=str,
+)
+def test_a_wrong_stage_is_named(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="stage 'frames'"):
+        parse_recipe({**MINIATURE, "stage": [{**MINIATURE["stage"][0], **change}]})
+
+
+def test_what_cannot_be_started_is_one_line(whole: Path, tmp_path: Path) -> None:
+    recipe = parse_recipe(MINIATURE)
+    folder = replace(recipe, data="mevis")
+    cases: list[tuple[str, Callable[[], Any]]] = [
+        ("nothing.toml does not exist", lambda: read_recipe(tmp_path / "nothing.toml")),
+        ("needs --data DIR", lambda: run(tmp_path, folder)),
+        (str(tmp_path / "none"), lambda: run(tmp_path, folder, data=tmp_path / "none")),
+        ("--data is not used", lambda: run(tmp_path, data=tmp_path)),
+        ("holds a run; go on with --resume", lambda: run(whole)),
+        ("another seed", lambda: run(whole, replace(recipe, seed=8), resume=True)),
+        ("frame_objects", lambda: run(tmp_path, wrong_objects(recipe))),
+        ("does not exist", lambda: run(tmp_path, init_from=tmp_path / "w.safetensors")),
+    ]
+    for message, call in cases:
+        with pytest.raises(InputError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+def wrong_objects(recipe: Recipe) -> Recipe:
+    return replace(recipe, loss=replace(recipe.loss, frame_objects="some"))
+
+
+def test_other_clip_weights_are_refused(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation.checkpoints, "clip_fingerprint", lambda _: "another")
+    with pytest.raises(InputError, match="other CLIP weights"):
+        run(whole, resume=True)
+    assert trainer.RECIPE == "recipe.json"
