@@ -17,6 +17,7 @@ COMMANDS = (
     "benchmark",
     "make-data",
     "pretrain-clip",
+    "train",
 )
 HEAVY = ("torch", "onnxruntime", "onnx", "open_clip", "av", "scipy")
 
