@@ -5,7 +5,8 @@ The network exports one node ``rvos::MSDeformAttn`` with attribute ``plugin_name
 plugin of that name. Everyone else runs this model-local function, made of plain operators.
 
 No GridSample: TensorRT 10 and 11 compile deformable attention written with it wrongly
-(NVIDIA/TensorRT#4813), and on a CPU gathering whole rows of channels is twice as fast.
+(NVIDIA/TensorRT#4813). On a CPU, gathering rows of channels took 25 ms where GridSample took 18 at
+a head width of 16, and 24 where it took 32 at a width of 32 (2,352 queries, two cores).
 """
 
 from __future__ import annotations
