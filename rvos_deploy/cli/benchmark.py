@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -110,17 +109,11 @@ def benchmark(
 
 
 def _pytorch(bundle: Bundle, checkpoint: Path | None, threads: int) -> Backend:
-    from rvos_deploy.errors import InputError
+    from rvos_deploy.cli.extras import let_threads_sleep, needs_extra
 
-    # OpenMP threads that spin while they wait make PyTorch five times slower as soon as anything
-    # else uses a core; it is to be compared at its best. Read when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
+    let_threads_sleep()  # PyTorch is to be compared at its best
+    with needs_extra("--compare pytorch", "cpu,export"):
         from rvos_deploy.benchmarks.torch_backend import TorchBackend
-    except ImportError as error:
-        raise InputError(
-            f"--compare pytorch needs '{error.name}'; pip install 'rvos-deploy[cpu,export]'"
-        ) from error
     backend: Backend = TorchBackend(bundle, checkpoint, threads)
     return backend
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -36,13 +36,15 @@ def export(
     json: JsonOption = None,
 ) -> None:
     """Export a network to ONNX, check it against PyTorch, and write the bundle if all holds."""
+    from rvos_deploy.cli.extras import needs_extra
     from rvos_deploy.cli.output import mebibytes, step_progress
     from rvos_deploy.json_file import write_json
     from rvos_deploy.model.config import preset
     from rvos_deploy.runtime.environment import machine, versions
 
     chosen, box = preset(config), parse_size(size)
-    bundle_export = _import_exporter()
+    with needs_extra("export", "cpu,export"):
+        from rvos_deploy.export import bundle_export
     weights = bundle_export.Weights(checkpoint, clip_weights, random_weights, seed)
     with step_progress() as progress:
         report = bundle_export.export_bundle(
@@ -71,17 +73,3 @@ def export(
                 "machine": machine(),
             },
         )
-
-
-def _import_exporter() -> Any:
-    """The exporter's module; says what is missing where the extra is not installed."""
-    from rvos_deploy.errors import InputError
-
-    try:
-        from rvos_deploy.export import bundle_export
-    except ImportError as error:
-        raise InputError(
-            f"export needs PyTorch and friends, '{error.name}' is missing; "
-            "pip install 'rvos-deploy[cpu,export]'"
-        ) from error
-    return bundle_export

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rvos_deploy.cli.options import read_sides
+
 VIDEOS = {"train": 1000, "valid": 100}
 """Videos of a split when nobody says how many."""
 
@@ -104,7 +106,7 @@ def make_data(
     if split is None:
         raise InputError("which split of sprites is missing; add --split train or --split valid")
     world = {"frames": frames, "emoji": emoji, "photos": None if photos is None else str(photos)}
-    world["height"], world["width"] = _frame_size(size)
+    world["height"], world["width"] = (None, None) if size is None else read_sides(size, "128x224")
     _make_sprites(
         out / split.value,
         split,
@@ -157,14 +159,3 @@ def _make_sprites(
         f"{folder}: {counted(videos, 'video')} of {config.frames} frames, "
         f"{config.height}x{config.width}, {emoji} emoji, seed {seed}"
     )
-
-
-def _frame_size(text: str | None) -> tuple[int | None, int | None]:
-    from rvos_deploy.errors import InputError
-
-    if text is None:
-        return None, None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise InputError(f"size '{text}' is not of the form HxW, for example 128x224")
-    return int(parts[0]), int(parts[1])

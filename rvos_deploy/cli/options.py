@@ -55,16 +55,21 @@ JsonOption = Annotated[
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of ``HxW``.
+    """(height, width) of the network's ``HxW``.
 
     Raises:
         InputError: another form, or no multiples of 32.
     """
     if text is None:
         return None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise InputError(f"size '{text}' is not of the form HxW, for example 256x448")
-    height, width = int(parts[0]), int(parts[1])
+    height, width = read_sides(text, "256x448")
     check_size(height, width)
     return height, width
+
+
+def read_sides(text: str, example: str) -> tuple[int, int]:
+    """(height, width) of any ``HxW``; InputError names ``example`` for another form."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise InputError(f"size '{text}' is not of the form HxW, for example {example}")
+    return int(parts[0]), int(parts[1])

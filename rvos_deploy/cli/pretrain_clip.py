@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -30,31 +28,22 @@ def pretrain_clip(
     OUT/clip.safetensors is what --clip-weights takes. Exit code 1 when the text tower does not tell
     opposite motion words apart: no later stage could learn motion from it.
     """
-    from rvos_deploy.errors import InputError
+    from rvos_deploy.cli.extras import let_threads_sleep, needs_extra
 
-    # Spinning OpenMP threads stall training as soon as data workers need a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        from rvos_deploy.export.tokenizer import write_tokenizer
+    let_threads_sleep()
+    with needs_extra("training", "train"):
+        from rvos_deploy.model.clip import build_clip
         from rvos_deploy.training import clip_pretraining, motion_words
-    except ImportError as error:
-        raise InputError(
-            f"training needs '{error.name}'; pip install 'rvos-deploy[train]'"
-        ) from error
+        from rvos_deploy.training.clips import training_tokenizer
     from rvos_deploy.json_file import write_json
-    from rvos_deploy.model.clip import build_clip
     from rvos_deploy.model.config import preset
     from rvos_deploy.runtime.environment import machine, versions
-    from rvos_deploy.runtime.tokenizer import Tokenizer
 
     chosen = preset(config)
     recipe = clip_pretraining.PretrainRecipe(
         steps=steps, batch=batch - batch % 2, size=image_size, seed=seed, emoji=emoji
     )
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "tokenizer.json"
-        write_tokenizer(file)
-        tokenizer = Tokenizer(file)
+    tokenizer = training_tokenizer()
     retrieval = clip_pretraining.pretrain_clip(
         chosen, out, recipe, tokenizer, workers=workers, progress=typer.echo
     )

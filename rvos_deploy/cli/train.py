@@ -58,10 +58,16 @@ def train(
     ] = None,
 ) -> None:
     """Train a network; under torchrun on several GPUs, by the same command."""
+    import logging
     from dataclasses import replace
 
-    trainer, recipes = _import_trainer()
-    recipe = recipes.read_recipe(config)
+    from rvos_deploy.cli.extras import let_threads_sleep, needs_extra
+
+    let_threads_sleep()
+    with needs_extra("training", "train"):
+        from rvos_deploy.training import recipe_file, trainer
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    recipe = recipe_file.read_recipe(config)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
     with _training_progress() as progress:
@@ -86,25 +92,6 @@ def train(
         typer.echo(f"best: {result.best_checkpoint}, J&F {result.best:.4f}")
     chosen = result.best_checkpoint or result.checkpoint
     typer.echo(f"export it with --checkpoint {chosen / 'weights.safetensors'}")
-
-
-def _import_trainer() -> tuple[Any, Any]:
-    import logging
-
-    from rvos_deploy.errors import InputError
-
-    # OpenMP threads that spin while they wait make PyTorch several times slower as soon as
-    # anything else uses a core. Read when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        from rvos_deploy.training import recipe_file, trainer
-    except ImportError as error:
-        raise InputError(
-            f"training needs PyTorch and friends, '{error.name}' is missing; "
-            "pip install 'rvos-deploy[train]'"
-        ) from error
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    return trainer, recipe_file
 
 
 @contextmanager

@@ -1,0 +1,29 @@
+"""What a command needs beyond the base install, and what must be settled before torch is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rvos_deploy.errors import InputError
+
+
+@contextmanager
+def needs_extra(what: str, extras: str) -> Iterator[None]:
+    """Import inside this block; what is missing becomes one line with the pip command."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"{what} needs PyTorch and friends, '{error.name}' is missing; "
+            f"pip install 'rvos-deploy[{extras}]'"
+        ) from error
+
+
+def let_threads_sleep() -> None:
+    """Keep OpenMP's threads from spinning while they wait; call before torch is first imported.
+
+    Spinning threads make PyTorch several times slower as soon as anything else uses a core.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
