@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from rvos_deploy.model.clip import ImageFeatures, TextFeatures
@@ -204,10 +203,3 @@ def graphs(network: RvosNetwork) -> tuple[Graph, ...]:
             EXPRESSIONS,
         ),
     )
-
-
-def example_inputs(spec: GraphSpec, axes: dict[str, int], seed: int = 0) -> tuple[Tensor, ...]:
-    """Inputs of these sizes to trace with; see ``rvos_deploy.runtime.probe`` for the numbers."""
-    from rvos_deploy.runtime.probe import probe_inputs
-
-    return tuple(torch.from_numpy(x) for x in probe_inputs(spec, axes, seed).values())

@@ -13,9 +13,10 @@ import torch
 from torch.export import Dim
 
 from rvos_deploy.errors import ParityError
-from rvos_deploy.export.graphs import Graph, example_inputs
+from rvos_deploy.export.graphs import Graph
 from rvos_deploy.export.ms_deform_attn import OPSET, attach_function
 from rvos_deploy.runtime.graph_spec import AxisSpec, TensorSpec
+from rvos_deploy.runtime.probe import probe_inputs
 
 EXTERNAL_DATA_BYTES = 256 * 2**20
 """Weights above this go into a ``.data`` file beside the graph: protobuf ends at 2 GiB, and a
@@ -36,7 +37,7 @@ def export_graph(graph: Graph, folder: Path) -> list[Path]:
     with _only_real_warnings():
         program = torch.onnx.export(
             graph.module,
-            example_inputs(spec, axes),
+            tuple(map(torch.from_numpy, probe_inputs(spec, axes, seed=0).values())),
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             dynamic_shapes=_dynamic_shapes(spec.inputs, spec.axes),

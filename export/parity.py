@@ -15,10 +15,10 @@ from rvos_deploy.model.network import RvosNetwork, referred_scores
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.comparison import sample
 from rvos_deploy.runtime.geometry import fit_frame, resize_frame
-from rvos_deploy.runtime.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip, probe_inputs
+from rvos_deploy.runtime.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
 from rvos_deploy.runtime.selection import thresholds
 from rvos_deploy.runtime.tokenizer import Tokenizer
-from rvos_deploy.runtime.verification import Check, case_axes, case_name, judge, probe_cases
+from rvos_deploy.runtime.verification import Check, judge, run_cases
 
 Reference = dict[str, NDArray[Any]]
 
@@ -30,14 +30,11 @@ def check_graph(
     """Compare one graph's whole outputs at every size; samples go to ``reference``."""
     checks = []
     with backend.runner(graph.spec, file) as runner:
-        for seed, case in enumerate(probe_cases(network.config)):
-            axes = case_axes(graph.spec, case)
-            inputs = probe_inputs(graph.spec, axes, seed)
+        for case, inputs, outputs in run_cases(runner, network.config):
             expected = graph.module(*(torch.from_numpy(array) for array in inputs.values()))
             tensors = (expected,) if isinstance(expected, torch.Tensor) else expected
-            outputs = runner.infer(inputs)
             for spec, tensor in zip(graph.spec.outputs, tensors, strict=True):
-                name = f"{case_name(graph.spec.name, axes)} {spec.name}"
+                name = f"{case} {spec.name}"
                 measured = runner.to_host(outputs[spec.name])
                 checks.append(judge(name, graph.spec.tolerance, tensor.numpy(), measured))
                 reference[name] = sample(tensor.numpy()).copy()

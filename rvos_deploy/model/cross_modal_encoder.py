@@ -135,7 +135,7 @@ class CrossModalEncoder(nn.Module):
             projection(feature)
             for projection, feature in zip(self.projections, features[1:], strict=True)
         ]
-        shapes = [(int(m.shape[2]), int(m.shape[3])) if _eager() else m.shape[2:] for m in maps]
+        shapes = [(m.shape[2], m.shape[3]) for m in maps]
         tokens, position, centres = self._tokens(maps, shapes, text.shape[0])
         level_shapes = _level_shapes(shapes, text.device)
         text_bias = hide(padding)[:, None, None]
@@ -167,10 +167,6 @@ class CrossModalEncoder(nn.Module):
         stride_8 = level.transpose(1, 2).unflatten(2, shape)
         upsampled = F.interpolate(stride_8, scale_factor=2.0, mode="bilinear", align_corners=False)
         return self.mask_features(self.fpn(self.lateral(res2) + upsampled))
-
-
-def _eager() -> bool:
-    return not torch.compiler.is_exporting()
 
 
 def _level_shapes(shapes: list[tuple[int, int]], device: torch.device) -> Tensor:

@@ -8,16 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rvos_deploy.model.attention import (
-    CrossAttentionLayer,
-    FeedForwardLayer,
-    Mlp,
-    SelfAttentionLayer,
-    hide,
-)
+from rvos_deploy.model.attention import Mlp, hide
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.cross_modal_encoder import EncodedFrame
 from rvos_deploy.model.position import pixel_centres, sine_position_2d
+from rvos_deploy.model.query_layer import QueryLayer
 
 
 class FramePrediction(NamedTuple):
@@ -34,37 +29,6 @@ class DecodedFrame(NamedTuple):
     predictions: list[FramePrediction]
 
 
-class FrameQueryLayer(nn.Module):
-    """Masked cross-attention to one level, text cross-attention, self-attention, feed-forward."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.image_attention = CrossAttentionLayer(config.dim, config.num_heads)
-        self.text_attention = (
-            CrossAttentionLayer(config.dim, config.num_heads) if config.text_fusion else None
-        )
-        self.self_attention = SelfAttentionLayer(config.dim, config.num_heads)
-        self.ffn = FeedForwardLayer(config.dim, config.decoder_ffn)
-
-    def forward(
-        self,
-        queries: Tensor,
-        query_position: Tensor,
-        level: Tensor,
-        level_position: Tensor,
-        attention_bias: Tensor,
-        text: Tensor,
-        text_bias: Tensor,
-    ) -> Tensor:
-        """Queries [B,N,C] -> [B,N,C]."""
-        queries = self.image_attention(
-            queries, level, query_position, level_position, attention_bias
-        )
-        if self.text_attention is not None:
-            queries = self.text_attention(queries, text, query_position, bias=text_bias)
-        return self.ffn(self.self_attention(queries, query_position))
-
-
 class FrameQueryDecoder(nn.Module):
     """Masked attention decoder with text attention; queries start from the sentence.
 
@@ -78,9 +42,7 @@ class FrameQueryDecoder(nn.Module):
         self.position_cycles = config.position_cycles
         self.query_position = nn.Parameter(torch.randn(config.num_queries, dim))
         self.level_embedding = nn.Parameter(torch.randn(3, dim) * 0.02)
-        self.layers = nn.ModuleList(
-            FrameQueryLayer(config) for _ in range(config.frame_decoder_layers)
-        )
+        self.layers = nn.ModuleList(QueryLayer(config) for _ in range(config.frame_decoder_layers))
         self.norm = nn.LayerNorm(dim)
         self.object_head = nn.Linear(dim, 2)
         self.mask_embedding = Mlp(dim, dim, dim, dim)

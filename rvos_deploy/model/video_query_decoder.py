@@ -7,15 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rvos_deploy.model.attention import (
-    CrossAttentionLayer,
-    FeedForwardLayer,
-    Mlp,
-    SelfAttentionLayer,
-    hide,
-)
+from rvos_deploy.model.attention import Mlp, hide
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.position import temporal_position
+from rvos_deploy.model.query_layer import QueryLayer
 
 
 class VideoPrediction(NamedTuple):
@@ -24,35 +19,6 @@ class VideoPrediction(NamedTuple):
     queries: Tensor
     logits: Tensor
     mask_embeddings: Tensor
-
-
-class VideoQueryLayer(nn.Module):
-    """Cross-attention to frame queries, text cross-attention, self-attention, feed-forward."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.frame_attention = CrossAttentionLayer(config.dim, config.num_heads)
-        self.text_attention = (
-            CrossAttentionLayer(config.dim, config.num_heads) if config.text_fusion else None
-        )
-        self.self_attention = SelfAttentionLayer(config.dim, config.num_heads)
-        self.ffn = FeedForwardLayer(config.dim, config.decoder_ffn)
-
-    def forward(
-        self,
-        queries: Tensor,
-        slot_position: Tensor,
-        memory: Tensor,
-        memory_position: Tensor,
-        memory_bias: Tensor,
-        text: Tensor,
-        text_bias: Tensor,
-    ) -> Tensor:
-        """Queries [B,N,C] -> [B,N,C]; memory [B,M*N,C]."""
-        queries = self.frame_attention(queries, memory, slot_position, memory_position, memory_bias)
-        if self.text_attention is not None:
-            queries = self.text_attention(queries, text, slot_position, bias=text_bias)
-        return self.ffn(self.self_attention(queries, slot_position))
 
 
 class VideoQueryDecoder(nn.Module):
@@ -66,9 +32,7 @@ class VideoQueryDecoder(nn.Module):
         dim = config.dim
         self.dim = dim
         self.slot_position = nn.Parameter(torch.randn(config.num_queries, dim))
-        self.layers = nn.ModuleList(
-            VideoQueryLayer(config) for _ in range(config.video_decoder_layers)
-        )
+        self.layers = nn.ModuleList(QueryLayer(config) for _ in range(config.video_decoder_layers))
         self.norm = nn.LayerNorm(dim)
         self.referred_head = nn.Linear(2 * dim, 2)
         self.mask_embedding = Mlp(dim, dim, dim, dim)

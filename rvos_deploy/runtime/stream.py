@@ -109,7 +109,6 @@ class Stream:
         self.box = settings.size or config.input_size
         self.threshold = config.threshold if settings.threshold is None else settings.threshold
         self._expressions: dict[int, ExpressionState] = {}
-        self._text_inputs: dict[str, NDArray[Any]] = {}
         self._next_number = 0
         self._frame_count = 0
         self._pending: deque[_PendingFrame] = deque()
@@ -131,7 +130,6 @@ class Stream:
         self._expressions[number] = ExpressionState(
             number, self._encode_text(text), self._config.initializer, memory
         )
-        self._restack_text()
         return number
 
     def remove_expression(self, number: int) -> None:
@@ -142,11 +140,6 @@ class Stream:
                 f"there are {', '.join(map(str, self._expressions)) or 'none'}"
             )
         del self._expressions[number]
-        self._restack_text()
-
-    def _restack_text(self) -> None:
-        texts = [state.text for state in self._expressions.values()]
-        self._text_inputs = stack_text(texts) if texts else {}
 
     def push(self, frame: Frame | NDArray[np.uint8]) -> list[FrameMasks]:
         """Take the next frame; returns the frames that are decided now, oldest first.
@@ -189,7 +182,8 @@ class Stream:
             image = resize_frame(frame.image, geometry)
         pyramid = self._run("backbone", {"frame": image})
         features = {name: pyramid[name] for name in _FRAME_FEATURES}
-        decoded = self._run("frame_decoder", {**features, **self._text_inputs})
+        text = stack_text([state.text for state in self._expressions.values()])
+        decoded = self._run("frame_decoder", {**features, **text})
         with self._stage("alignment"):
             self._advance_slots(decoded)
         stored = self._store.put(decoded["mask_features"])

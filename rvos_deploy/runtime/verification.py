@@ -6,7 +6,7 @@ logits of a small clip. Nothing but NumPy and the back end is needed to check ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,18 @@ from numpy.typing import NDArray
 from rvos_deploy.errors import BundleError
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.runtime.backends.base import Backend, HostArray
+from rvos_deploy.runtime.backends.base import Backend, HostArray, Runner, Value
 from rvos_deploy.runtime.bundle import Bundle
 from rvos_deploy.runtime.comparison import Comparison, compare, sample
 from rvos_deploy.runtime.geometry import display_mask, fit_frame
 from rvos_deploy.runtime.graph_spec import GraphSpec
-from rvos_deploy.runtime.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip, probe_inputs
+from rvos_deploy.runtime.probe import (
+    PROBE_BOX,
+    PROBE_EXPRESSIONS,
+    Probe,
+    probe_clip,
+    probe_inputs,
+)
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.runtime.settings import StreamSettings
 
@@ -88,6 +94,16 @@ def probe_cases(config: ModelConfig) -> list[dict[str, int]]:
     ]
 
 
+def run_cases(
+    runner: Runner, config: ModelConfig
+) -> Iterator[tuple[str, dict[str, Probe], dict[str, Value]]]:
+    """Run a graph at every size: the case's name, its inputs and its outputs."""
+    for seed, case in enumerate(probe_cases(config)):
+        axes = case_axes(runner.spec, case)
+        inputs = probe_inputs(runner.spec, axes, seed)
+        yield case_name(runner.spec.name, axes), inputs, runner.infer(inputs)
+
+
 def case_axes(spec: GraphSpec, case: Mapping[str, int]) -> dict[str, int]:
     """The case's sizes of those axes that the graph has."""
     return {axis.name: case[axis.name] for axis in spec.axes}
@@ -116,10 +132,7 @@ def verify(bundle: Bundle, backend: Backend, progress: Progress | None = None) -
         if progress is not None:
             progress(spec.name)
         with backend.runner(spec, bundle.graph_file(spec.name)) as runner:
-            for seed, case in enumerate(probe_cases(bundle.config)):
-                axes = case_axes(spec, case)
-                outputs = runner.infer(probe_inputs(spec, axes, seed))
-                name = case_name(spec.name, axes)
+            for name, _, outputs in run_cases(runner, bundle.config):
                 for tensor in spec.outputs:
                     key = f"{name} {tensor.name}"
                     measured = sample(runner.to_host(outputs[tensor.name]))

@@ -91,8 +91,8 @@ _CROSS = "transformer_cross_attention_layers.{}."
 _SELF = "transformer_self_attention_layers.{}."
 _FFN = "transformer_ffn_layers.{}."
 _DECODER_LAYER = (
-    ("image_attention.attention.output", _CROSS + "multihead_attn.out_proj"),
-    ("image_attention.norm", _CROSS + "norm"),
+    ("memory_attention.attention.output", _CROSS + "multihead_attn.out_proj"),
+    ("memory_attention.norm", _CROSS + "norm"),
     ("self_attention.attention.output", _SELF + "self_attn.out_proj"),
     ("self_attention.norm", _SELF + "norm"),
     ("ffn.expand", _FFN + "linear1"),
@@ -101,7 +101,7 @@ _DECODER_LAYER = (
 )
 # Published as one in_proj_weight and one in_proj_bias; query, key and value in ours.
 _DECODER_ATTENTION = (
-    ("image_attention.attention", _CROSS + "multihead_attn"),
+    ("memory_attention.attention", _CROSS + "multihead_attn"),
     ("self_attention.attention", _SELF + "self_attn"),
 )
 _DECODER = (

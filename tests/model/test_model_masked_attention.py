@@ -65,7 +65,7 @@ def plain_decode(
         position = sine_position_2d(*shape, decoder.dim, decoder.position_cycles, logits.device)
         memory = frame.levels[level] + decoder.level_embedding[index % 3]
         where = decoder.query_position
-        queries = layer.image_attention(
+        queries = layer.memory_attention(
             queries, memory, where, position.to(queries.dtype), bias(logits)[:, None]
         )
         text_bias = hide(text.padding)[:, None, None]

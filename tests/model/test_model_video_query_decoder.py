@@ -106,7 +106,7 @@ def test_a_layer_reads_frames_then_text_then_itself(
     bias, text_bias = torch.randn(2, 1, 1, 40), torch.randn(2, 1, 1, 5)
     with torch.no_grad():
         output = layer(queries, position, memory, where, bias, arguments["text"], text_bias)
-        step = layer.frame_attention(queries, memory, position, where, bias)
+        step = layer.memory_attention(queries, memory, position, where, bias)
         step = layer.text_attention(step, arguments["text"], position, bias=text_bias)
         expected = layer.ffn(layer.self_attention(step, position))
     assert torch.equal(output, expected)

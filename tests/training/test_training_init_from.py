@@ -268,7 +268,7 @@ FINE_TO_COARSE = [(8, 12), (4, 6), (2, 3)]
 @torch.no_grad()
 def test_attention_equals_multihead_attention(plain: Loaded, stack: str, module: str) -> None:
     for i, layer in enumerate(plain.network.frame_decoder.layers):
-        ours = layer.self_attention if stack == "self" else layer.image_attention
+        ours = layer.self_attention if stack == "self" else layer.memory_attention
         prefix = f"{PREDICTOR}transformer_{stack}_attention_layers.{i}.{module}."
         reference = multihead_attention(under(plain.state, prefix))
         query, key, value = torch.randn(2, 5, DIM), torch.randn(2, 7, DIM), torch.randn(2, 7, DIM)
@@ -297,7 +297,7 @@ def test_feed_forward_and_norms_equal_the_published(plain: Loaded) -> None:
     for i, layer in enumerate(plain.network.frame_decoder.layers):
         state = under(plain.state, f"{PREDICTOR}transformer_ffn_layers.{i}.")
         torch.testing.assert_close(layer.ffn(x), feed_forward(state, "norm", x), **CLOSE)
-        for ours, stack in ((layer.self_attention, "self"), (layer.image_attention, "cross")):
+        for ours, stack in ((layer.self_attention, "self"), (layer.memory_attention, "cross")):
             prefix = f"{PREDICTOR}transformer_{stack}_attention_layers.{i}."
             expected = norm(under(plain.state, prefix), "norm", x)
             torch.testing.assert_close(ours.norm(x), expected, **CLOSE)
@@ -433,7 +433,7 @@ def test_the_full_large_configuration_takes_every_published_layer() -> None:
         own = {n: tuple(p.shape) for n, p in make_network(preset("large")).state_dict().items()}
     sources = name_map(preset("large"))
     assert set(sources) <= set(own)
-    for group in ("deformable", "projections", "lateral", "fpn", "image_attention", "ffn"):
+    for group in ("deformable", "projections", "lateral", "fpn", "memory_attention", "ffn"):
         lacking = [name for name in own if f".{group}." in name and name not in sources]
         assert all(name.startswith("video_decoder.") or "text" in name for name in lacking), group
     published_names = set(published_shapes(6, 9, 250, CONVNEXT_LARGE))
