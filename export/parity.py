@@ -10,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from rvos_deploy.export.graphs import Graph
-from rvos_deploy.model.mask_head import unite_masks
-from rvos_deploy.model.network import RvosNetwork, referred_scores
+from rvos_deploy.model.inference import segment_clip, tokenize
+from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.comparison import sample
 from rvos_deploy.runtime.geometry import fit_frame, resize_frame
 from rvos_deploy.runtime.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
-from rvos_deploy.runtime.selection import thresholds
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.runtime.verification import Check, judge, run_cases
 
@@ -41,40 +40,11 @@ def check_graph(
     return checks
 
 
-@torch.inference_mode()
 def clip_mask_logits(network: RvosNetwork, tokenizer: Tokenizer) -> NDArray[np.float32]:
     """PyTorch's united mask logits of the probe clip, offline: float32 [E,T,h,w] at stride 4."""
     clip = probe_clip()
     geometry = fit_frame((clip.shape[1], clip.shape[2]), PROBE_BOX)
-    frames = torch.from_numpy(np.stack([resize_frame(frame, geometry) for frame in clip], axis=1))
-    return np.stack(
-        [
-            segment_clip(network, frames, torch.from_numpy(tokenizer(text))[None])
-            for text in PROBE_EXPRESSIONS
-        ]
-    )
-
-
-@torch.inference_mode()
-def segment_clip(
-    network: RvosNetwork, frames: torch.Tensor, token_ids: torch.Tensor
-) -> NDArray[np.float32]:
-    """The reference network on one clip and sentence, best query at least.
-
-    Args:
-        network: in eval mode.
-        frames: uint8 [1,T,H,W,3].
-        token_ids: int64 [1,L].
-
-    Returns:
-        Mask logits float32 [T,H/4,W/4].
-    """
-    output = network(frames, token_ids)
-    last = output.video.predictions[-1]
-    scores = referred_scores(last.logits)
-    threshold = torch.from_numpy(thresholds(scores.numpy(), network.config.threshold, "top1"))
-    maps = [
-        unite_masks(network.mask_head(last.mask_embeddings, features[None]), scores, threshold)
-        for features in output.frames.mask_features
-    ]
-    return torch.cat(maps).float().numpy()
+    frames = [torch.from_numpy(resize_frame(frame, geometry)) for frame in clip]
+    ids = tokenize(tokenizer, PROBE_EXPRESSIONS)
+    logits: NDArray[np.float32] = segment_clip(network, frames, ids, "top1").mask_logits.numpy()
+    return logits

@@ -6,8 +6,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
+from rvos_deploy.closing import Closing
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.bundle import Bundle, open_bundle
@@ -19,7 +19,7 @@ from rvos_deploy.runtime.tokenizer import Tokenizer
 _CACHED_TEXTS = 1024
 
 
-class Segmenter:
+class Segmenter(Closing):
     """The graphs of one bundle on one back end. May be shared by threads, each with its streams."""
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
@@ -85,17 +85,6 @@ class Segmenter:
         """Free the graphs."""
         for runner in self._runners.values():
             runner.deactivate()
-
-    def __enter__(self) -> Segmenter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def load(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 from dataclasses import dataclass
-from types import TracebackType
 from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.closing import Closing
 from rvos_deploy.errors import InputError
 
 Array = NDArray[Any]
@@ -28,7 +28,7 @@ class _Spilled:
     nbytes: int
 
 
-class SpillStore:
+class SpillStore(Closing):
     """Arrays by number, in memory up to ``budget`` bytes, beyond it memory-mapped from a file.
 
     The file is a nameless temporary one (``tempfile.TemporaryFile``): the system removes it when
@@ -111,14 +111,3 @@ class SpillStore:
     def _map(self, record: _Spilled, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
         assert self._file is not None
         return np.memmap(self._file, record.dtype, mode, record.offset, record.shape)
-
-    def __enter__(self) -> SpillStore:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

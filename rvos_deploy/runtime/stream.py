@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.closing import Closing
 from rvos_deploy.errors import InputError
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.runtime.backends.base import Runner, Value
@@ -86,7 +86,7 @@ class _Decision:
     mask_embeddings: NDArray[Any]
 
 
-class Stream:
+class Stream(Closing):
     """The network as a stream (see ``StreamSettings`` for what can be chosen).
 
     Made by :meth:`rvos_deploy.runtime.segmenter.Segmenter.stream`. Belongs to one thread. Memory
@@ -254,17 +254,6 @@ class Stream:
         yield
         if self._on_stage is not None:
             self._on_stage(name, time.perf_counter() - started)
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def add_expressions(stream: Stream, expressions: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.clip import FrozenClip, build_clip
 from rvos_deploy.model.config import ModelConfig
+from rvos_deploy.model.inference import tokenize
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.sprites import caption_record, contrast_pair
 
@@ -91,7 +92,7 @@ def caption_batches(
     def collate(items: list[tuple[Tensor, list[str], list[str]]]) -> CaptionBatch:
         captions = [text for _, texts, _ in items for text in texts]
         negatives = [text for _, _, texts in items for text in texts]
-        ids = pad_ids([tokenizer(text) for text in captions + negatives])
+        ids = tokenize(tokenizer, captions + negatives)
         return CaptionBatch(
             torch.cat([images for images, _, _ in items]),
             ids[: len(captions)],
@@ -101,13 +102,6 @@ def caption_batches(
 
     data = Captions(recipe, start * per_batch, steps * per_batch, stream)
     return iter(DataLoader(data, per_batch, num_workers=workers, collate_fn=collate))
-
-
-def pad_ids(sentences: list[Any]) -> Tensor:
-    """Token ids of different lengths as one int64 [B,L], padded with zeros."""
-    return torch.nn.utils.rnn.pad_sequence(
-        [torch.from_numpy(ids) for ids in sentences], batch_first=True
-    )
 
 
 def encode_images(clip: FrozenClip, images: Tensor) -> Tensor:

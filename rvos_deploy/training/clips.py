@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from rvos_deploy.errors import InputError
@@ -178,15 +179,13 @@ def collate(clips: Sequence[Clip]) -> Batch:
     """Put clips of one length in a batch: frames padded to one size, multiples of 32; ids by 0."""
     sides = zip(*(clip.frames.shape[1:3] for clip in clips), strict=True)
     height, width = (-(-max(side) // STRIDE) * STRIDE for side in sides)
-    longest = max(len(clip.token_ids) for clip in clips)
     frames = torch.empty((len(clips), len(clips[0].frames), height, width, 3), dtype=torch.uint8)
     frames[:] = torch.tensor(PADDING, dtype=torch.uint8)
-    ids = torch.zeros((len(clips), longest), dtype=torch.int64)
+    ids = pad_sequence([clip.token_ids for clip in clips], batch_first=True)
     masks = []
     for row, clip in enumerate(clips):
         tall, wide = clip.frames.shape[1:3]
         frames[row, :, :tall, :wide] = clip.frames
-        ids[row, : len(clip.token_ids)] = clip.token_ids
         masks.append(
             torch.nn.functional.pad(clip.masks, (0, width - wide, 0, height - tall), value=False)
         )

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from rvos_deploy.evaluation.evaluate import Evaluation, evaluate
 from rvos_deploy.evaluation.predictions import Predict
-from rvos_deploy.model.clip import TextFeatures
-from rvos_deploy.model.mask_head import unite_masks
-from rvos_deploy.model.network import RvosNetwork, referred_scores
+from rvos_deploy.model.inference import segment_clip, tokenize
+from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.geometry import display_mask, fit_frame, resize_frame
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.sprites import write_mevis
@@ -45,7 +42,6 @@ def sprite_validation(recipe: Recipe, folder: Path) -> DataSplit:
     return read_mevis(folder)
 
 
-@torch.inference_mode()
 def clip_masks(
     network: RvosNetwork,
     tokenizer: Tokenizer,
@@ -66,37 +62,16 @@ def clip_masks(
     device = next(network.parameters()).device
     height, width = images[0].shape[:2]
     geometry = fit_frame((height, width), network.config.input_size)
-    frames = [torch.from_numpy(resize_frame(image, geometry)) for image in images]
+    frames = [torch.from_numpy(resize_frame(image, geometry)).to(device) for image in images]
     per_expression = len(images) * network.config.dim * 4 * np.prod(geometry.padded) // 16
     together = max(1, int(MASK_BUDGET // per_expression))
     masks = np.zeros((len(images), len(texts), height, width), np.bool_)
     for start in range(0, len(texts), together):
-        part = texts[start : start + together]
-        text = _encode(network, tokenizer, part, device)
-        for t, logits in enumerate(_logits(network, [f.to(device) for f in frames], text)):
-            for row, one in enumerate(logits.float().cpu().numpy()):
-                masks[t, start + row] = display_mask(one, geometry)
+        ids = tokenize(tokenizer, texts[start : start + together]).to(device)
+        logits = segment_clip(network, frames, ids).mask_logits.cpu().numpy()
+        for row, t in np.ndindex(*logits.shape[:2]):
+            masks[t, start + row] = display_mask(logits[row, t], geometry)
     return masks
-
-
-def _encode(
-    network: RvosNetwork, tokenizer: Tokenizer, texts: list[str], device: torch.device
-) -> TextFeatures:
-    sentences = [torch.from_numpy(tokenizer(text)) for text in texts]
-    ids = torch.nn.utils.rnn.pad_sequence(sentences, batch_first=True)
-    return network.encode_text(ids.to(device))
-
-
-def _logits(network: RvosNetwork, frames: list[Tensor], text: TextFeatures) -> Iterator[Tensor]:
-    """United mask logits of each frame: [E,h,w]."""
-    decoded = [network.decode_frames(network.encode_frames(frame), text) for frame in frames]
-    queries = torch.stack([frame.queries for frame in decoded], dim=1)
-    last = network.decode_video(queries, text).predictions[-1]
-    scores = referred_scores(last.logits)
-    threshold = torch.full_like(scores[:, 0], network.config.threshold)
-    for frame in decoded:
-        logits = network.mask_head(last.mask_embeddings, frame.mask_features)
-        yield unite_masks(logits, scores, threshold)
 
 
 def network_predictor(

@@ -8,12 +8,12 @@ from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from rvos_deploy.closing import Closing
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.video.damage import Damage
 from rvos_deploy.video.decoding import decode, promised_end
@@ -30,7 +30,7 @@ FOLDER_FPS = 25
 _TS_DISCONT = 512
 
 
-class VideoReader:
+class VideoReader(Closing):
     """An open video: an iterator over Frame, to be used once, and a context manager.
 
     ``info`` is known from the start. ``damage`` is None, or one line saying what was wrong so far;
@@ -64,17 +64,6 @@ class VideoReader:
 
     def __next__(self) -> Frame:
         return next(self._frames)
-
-    def __enter__(self) -> VideoReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"VideoReader({self.info!r}, damage={self.damage!r})"

@@ -1,0 +1,55 @@
+"""The reference network on a whole clip, for parity and for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rvos_deploy.model.mask_head import unite_masks
+from rvos_deploy.model.network import RvosNetwork, referred_scores
+from rvos_deploy.runtime.selection import thresholds
+from rvos_deploy.runtime.settings import Fallback
+
+
+class ClipAnswer(NamedTuple):
+    """scores float32 [E,N]; mask logits float32 [E,T,h,w] at stride 4, of the queries that pass."""
+
+    scores: Tensor
+    mask_logits: Tensor
+
+
+def tokenize(tokenizer: Callable[[str], NDArray[np.int64]], texts: Sequence[str]) -> Tensor:
+    """Token ids of E sentences, padded with zeros: int64 [E,L]."""
+    sentences = [torch.from_numpy(tokenizer(text)) for text in texts]
+    return torch.nn.utils.rnn.pad_sequence(sentences, batch_first=True)
+
+
+@torch.inference_mode()
+def segment_clip(
+    network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tensor, fallback: Fallback = "none"
+) -> ClipAnswer:
+    """Segment one clip offline for E sentences, the backbone once a frame.
+
+    Args:
+        network: in eval mode; its config gives the threshold.
+        frames: T of uint8 [1,H,W,3], on the network's device.
+        token_ids: int64 [E,L], there too.
+        fallback: when no query passes, as ``StreamSettings`` has it.
+    """
+    text = network.encode_text(token_ids)
+    decoded = [network.decode_frames(network.encode_frames(frame), text) for frame in frames]
+    queries = torch.stack([frame.queries for frame in decoded], dim=1)
+    last = network.decode_video(queries, text).predictions[-1]
+    scores = referred_scores(last.logits)
+    passing = thresholds(scores.cpu().numpy(), network.config.threshold, fallback)
+    threshold = torch.from_numpy(passing).to(scores.device)
+    maps = [
+        unite_masks(network.mask_head(last.mask_embeddings, frame.mask_features), scores, threshold)
+        for frame in decoded
+    ]
+    return ClipAnswer(scores, torch.stack(maps, dim=1))
