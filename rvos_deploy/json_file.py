@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rvos_deploy.atomic import replacing
 from rvos_deploy.errors import InputError
 
 
@@ -16,14 +16,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     Raises:
         InputError: when the file cannot be written there.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(
-            json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error

@@ -24,11 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rvos_deploy.atomic import replacing
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.checkpoint import CLIP_PREFIX, load_checkpoint
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.video.atomic import replacing
 
 FOLDER = "checkpoints"
 LATEST, BEST = "latest", "best"
@@ -45,7 +45,7 @@ class TrainingState:
         stage: number of the stage under way.
         stage_step: steps done of it.
         recipe: the resolved recipe, as plain values.
-        clip: fingerprint of the frozen CLIP part.
+        clip: fingerprint of the frozen CLIP part; empty where CLIP itself is trained.
         best: best J&F so far, None before the first validation.
         scaler: state of the gradient scaler (16-mixed).
         versions: of what it was trained with.
@@ -61,7 +61,7 @@ class TrainingState:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def trained_weights(network: RvosNetwork) -> dict[str, Tensor]:
+def trained_weights(network: nn.Module) -> dict[str, Tensor]:
     """All parameters but those of the frozen CLIP part, on the CPU, by their names."""
     return {
         name: tensor.detach().cpu().contiguous()
@@ -73,7 +73,7 @@ def trained_weights(network: RvosNetwork) -> dict[str, Tensor]:
 def save_checkpoint(
     run: Path,
     state: TrainingState,
-    network: RvosNetwork,
+    network: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
     keep: int = 2,

@@ -8,7 +8,7 @@ Without them a text tower merges "left" and "right", and no later stage can tell
 
 from __future__ import annotations
 
-import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,19 +18,28 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rvos_deploy.atomic import replacing
 from rvos_deploy.errors import InputError
-from rvos_deploy.json_file import write_json
 from rvos_deploy.model.clip import FrozenClip, build_clip
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.inference import tokenize
+from rvos_deploy.runtime.environment import versions
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.sprites import caption_record, contrast_pair
+from rvos_deploy.training import checkpoints
+from rvos_deploy.training.checkpoints import (
+    TrainingState,
+    find_checkpoint,
+    load_optimizer,
+    read_state,
+    save_checkpoint,
+)
 
-WEIGHTS, OPTIMIZER, STATE = "clip.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS = "clip.safetensors"
 REPORT_EVERY = 20
 TRAIN_STREAM, VALID_STREAM = 0, 1
 
@@ -211,55 +220,27 @@ def _save(
     recipe: PretrainRecipe,
     step: int,
 ) -> None:
-    """Weights and optimizer under names of this step, then the state that points to them."""
-    weights, moments = f"step-{step}-{WEIGHTS}", f"step-{step}-{OPTIMIZER}"
-    save_file(_contiguous(clip.model.state_dict()), out / weights)
-    save_file(_moments(optimizer), out / moments)
-    write_json(
-        out / STATE,
-        {"step": step, "weights": weights, "optimizer": moments, "recipe": asdict(recipe)},
-    )
-    for old in out.glob("step-*.safetensors"):
-        if old.name not in (weights, moments):
-            old.unlink()
-    link = out / f".{WEIGHTS}.tmp"
-    link.unlink(missing_ok=True)
-    link.hardlink_to(out / weights)
-    link.replace(out / WEIGHTS)
+    """Write a checkpoint, and its weights under the name that ``--clip-weights`` is given."""
+    state = TrainingState(step, 0, step, asdict(recipe), clip="", versions=versions("torch"))
+    folder = save_checkpoint(out, state, clip.model, optimizer, keep=1)
+    with replacing(out / WEIGHTS) as temporary:
+        shutil.copyfile(folder / checkpoints.WEIGHTS, temporary)
 
 
 def _restore(
     out: Path, clip: FrozenClip, optimizer: torch.optim.AdamW, recipe: PretrainRecipe
 ) -> int:
-    if not (out / STATE).is_file():
+    folder = find_checkpoint(out)
+    if folder is None:
         return 0
-    state = json.loads((out / STATE).read_text(encoding="utf-8"))
-    if state["recipe"] != asdict(recipe):
+    state = read_state(folder)
+    if state.recipe != asdict(recipe):
         raise InputError(
             f"{out} holds a run with another recipe; choose another --out, or the same options"
         )
-    clip.model.load_state_dict(load_file(out / state["weights"]))
-    moments = load_file(out / state["optimizer"])
-    own = optimizer.state_dict()
-    own["state"] = {
-        index: {key: moments[f"{index}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        for index in range(sum(len(group["params"]) for group in own["param_groups"]))
-        if f"{index}.step" in moments
-    }
-    optimizer.load_state_dict(own)
-    return int(state["step"])
-
-
-def _moments(optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    return {
-        f"{index}.{key}": tensor.contiguous()
-        for index, entry in optimizer.state_dict()["state"].items()
-        for key, tensor in entry.items()
-    }
-
-
-def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in state.items()}
+    clip.model.load_state_dict(load_file(folder / checkpoints.WEIGHTS))
+    load_optimizer(folder, clip.model, optimizer)
+    return state.step
 
 
 @torch.inference_mode()

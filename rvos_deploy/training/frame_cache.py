@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from rvos_deploy.atomic import replacing
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.clip import TextFeatures
 from rvos_deploy.model.network import RvosNetwork
@@ -37,7 +38,6 @@ from rvos_deploy.training.matching import MatchingWeights, pack_tubes
 from rvos_deploy.training.points import look_at
 from rvos_deploy.training.recipe import CACHEABLE, Recipe, Stage
 from rvos_deploy.training.targets import ClipTargets
-from rvos_deploy.video.atomic import replacing
 
 SHARD = 64
 _PARTS = ("queries", "features", "masks", "referred", "tokens", "sentence")

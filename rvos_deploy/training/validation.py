@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from rvos_deploy.atomic import replacing
 from rvos_deploy.evaluation.evaluate import Evaluation, evaluate
 from rvos_deploy.evaluation.predictions import Predict
 from rvos_deploy.model.inference import segment_clip, tokenize
@@ -19,7 +20,6 @@ from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.sprites import write_mevis
 from rvos_deploy.training.data import DataSplit, VideoRecord, read_mevis
 from rvos_deploy.training.recipe import Recipe
-from rvos_deploy.video.atomic import replacing
 from rvos_deploy.video.overlay import draw_overlay
 
 MASK_BUDGET = 2**30

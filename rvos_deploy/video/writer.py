@@ -20,8 +20,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
+from rvos_deploy.atomic import replacing, temporary_name
 from rvos_deploy.errors import InputError, VideoError
-from rvos_deploy.video.atomic import replacing, temporary_name
 from rvos_deploy.video.decoding import READ_ERRORS, reason, usable_threads
 from rvos_deploy.video.frames import Image, VideoInfo, check_image
 from rvos_deploy.video.geometry import SWSCALE_THREADS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from rvos_deploy.export.tokenizer import write_tokenizer
 from rvos_deploy.model.clip import build_clip
 from rvos_deploy.model.config import preset
 from rvos_deploy.runtime.tokenizer import Tokenizer
+from rvos_deploy.training.checkpoints import find_checkpoint, read_state
 from rvos_deploy.training.clip_pretraining import (
     VALID_STREAM,
     PretrainRecipe,
@@ -111,7 +111,7 @@ def test_an_interrupted_run_goes_on_exactly(tokenizer: Tokenizer, tmp_path: Path
         patch.setattr("rvos_deploy.training.clip_pretraining.caption_batches", interrupted_batches)
         with pytest.raises(StopHereError):
             pretrain_clip(config, tmp_path / "cut", RECIPE, tokenizer, workers=0, progress=quiet)
-    assert json.loads((tmp_path / "cut" / "state.json").read_text())["step"] == 2
+    assert read_state(find_checkpoint(tmp_path / "cut")).step == 2
     pretrain_clip(config, tmp_path / "cut", RECIPE, tokenizer, workers=0, progress=quiet)
     whole, cut = (load_file(tmp_path / run / "clip.safetensors") for run in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
