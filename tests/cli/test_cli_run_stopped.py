@@ -68,18 +68,29 @@ def test_a_clip_that_was_cut_short(
     out.check(frames=frames, expressions=1, size=(48, 80))
 
 
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where commands put their temporary files; must be empty after them."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def long(make_video: Callable, tmp_path: Path) -> Path:
+    """A video that nobody waits for the end of."""
+    return make_video(tmp_path / "long.mp4", frames=600)
+
+
 def test_ctrl_c_keeps_every_frame_that_is_reported(
     start: Callable,
     output: Callable,
-    make_video: Callable,
+    long: Path,
+    temporary: Path,
     tiny_bundle: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    long = make_video(tmp_path / "long.mp4", frames=600)
     out = output(tmp_path / "out")
     online = ("--mode", "online", "--memory", 4)
     child = start("run", long, "a", "b", "-b", tiny_bundle, "-o", out.folder, *SMALL, *online)
@@ -100,15 +111,11 @@ def test_ctrl_c_keeps_every_frame_that_is_reported(
 def test_ctrl_c_offline_before_anything_is_decided(
     start: Callable,
     output: Callable,
-    make_video: Callable,
+    long: Path,
+    temporary: Path,
     tiny_bundle: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    long = make_video(tmp_path / "long.mp4", frames=600)
     out = output(tmp_path / "out")
     spill = ("--mask-budget", 0)
     child = start("run", long, "a", "-b", tiny_bundle, "-o", out.folder, *SMALL, *spill)
