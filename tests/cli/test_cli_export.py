@@ -23,14 +23,15 @@ from rvos_deploy.runtime.verification import judge, probe_cases
 def ready_graphs(
     tiny_bundle: Path, tiny_network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rvos_deploy.export import bundle_export, parity
+    from rvos_deploy.export import bundle_export
+    from rvos_deploy.runtime import verification
 
     def copied(graph: Any, folder: Path) -> list[Path]:
         return [Path(shutil.copy(tiny_bundle / f"{graph.spec.name}.onnx", folder))]
 
     monkeypatch.setattr(bundle_export, "export_graph", copied)
     monkeypatch.setattr(bundle_export, "load_network", lambda *_: tiny_network)
-    monkeypatch.setattr(parity, "probe_cases", lambda config: probe_cases(config)[:1])
+    monkeypatch.setattr(verification, "probe_cases", lambda config: probe_cases(config)[:1])
 
 
 @pytest.fixture
