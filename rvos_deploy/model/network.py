@@ -69,8 +69,13 @@ class RvosNetwork(nn.Module):
         decoded = self.frame_decoder(encoded, text.sentence, text.padding)
         return FrameOutput(encoded.mask_features, decoded.queries, decoded.predictions)
 
-    def decode_video(self, frame_queries: Tensor, text: TextFeatures) -> VideoOutput:
-        """Align the frame queries [B,T,N,C] of whole clips, and decode video queries from them."""
+    def decode_video(
+        self, frame_queries: Tensor, text: TextFeatures, ages: Tensor | None = None
+    ) -> VideoOutput:
+        """Align the frame queries [B,T,N,C] of whole clips, and decode video queries from them.
+
+        ages: [B,T], frames by which each is older than the newest; None: none is left out.
+        """
         batch, length = frame_queries.shape[:2]
         values, logits = self.initializer.per_frame(frame_queries)
         order = self._slot_order(frame_queries)
@@ -78,7 +83,8 @@ class RvosNetwork(nn.Module):
         queries = self.initializer(
             gather_slots(values, order), gather_slots(logits, order), text.sentence
         )
-        ages = torch.arange(length - 1, -1, -1, device=frame_queries.device).expand(batch, -1)
+        if ages is None:
+            ages = torch.arange(length - 1, -1, -1, device=frame_queries.device).expand(batch, -1)
         empty = torch.zeros((batch, length), dtype=torch.bool, device=frame_queries.device)
         predictions = self.video_decoder(
             aligned, ages, empty, queries, text.tokens, text.sentence, text.padding
@@ -91,19 +97,22 @@ class RvosNetwork(nn.Module):
         batch, length, slots, _ = frame_queries.shape
         return torch.arange(slots, device=frame_queries.device).expand(batch, length, slots)
 
-    def forward(self, frames: Tensor, token_ids: Tensor) -> NetworkOutput:
+    def forward(
+        self, frames: Tensor, token_ids: Tensor, ages: Tensor | None = None
+    ) -> NetworkOutput:
         """Run whole clips, each with one sentence.
 
         Args:
             frames: uint8 [B,T,H,W,3] RGB; H and W multiples of 32.
             token_ids: int64 [B,L].
+            ages: as :meth:`decode_video` takes it.
         """
         batch, length = frames.shape[:2]
         text = self.encode_text(token_ids)
         per_frame = TextFeatures(*(x.repeat_interleave(length, dim=0) for x in text))
         frame_output = self.decode_frames(self.encode_frames(frames.flatten(0, 1)), per_frame)
         queries = frame_output.queries.unflatten(0, (batch, length))
-        return NetworkOutput(frame_output, self.decode_video(queries, text))
+        return NetworkOutput(frame_output, self.decode_video(queries, text, ages))
 
 
 def referred_scores(logits: Tensor) -> Tensor:

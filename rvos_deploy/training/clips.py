@@ -33,9 +33,12 @@ _CLIPS = 1  # tells the random stream of clips from others of the same seed
 
 
 class Clip(NamedTuple):
-    """frames uint8 [T,H,W,3]; masks bool [K,T,H,W]; referred bool [K]; token ids int64 [L]."""
+    """frames uint8 [T,H,W,3]; ages int64 [T], how many frames of the video each is older than the
+    last one; masks bool [K,T,H,W]; referred bool [K]; token ids int64 [L].
+    """
 
     frames: Tensor
+    ages: Tensor
     masks: Tensor
     referred: Tensor
     token_ids: Tensor
@@ -43,12 +46,13 @@ class Clip(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Clips of one size: frames uint8 [B,T,H,W,3], token ids int64 [B,L], masks and referred flags
-    of each clip as :class:`ClipTargets` takes them.
+    """Clips of one size: frames uint8 [B,T,H,W,3], token ids int64 [B,L], ages int64 [B,T], masks
+    and referred flags of each clip as :class:`ClipTargets` takes them.
     """
 
     frames: Tensor
     token_ids: Tensor
+    ages: Tensor
     masks: tuple[Tensor, ...]
     referred: tuple[Tensor, ...]
 
@@ -59,9 +63,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on another device."""
-        frames, ids = (x.to(device, non_blocking=True) for x in self[:2])
-        masks, referred = (tuple(x.to(device, non_blocking=True) for x in g) for g in self[2:])
-        return Batch(frames, ids, masks, referred)
+        frames, ids, ages = (x.to(device, non_blocking=True) for x in self[:3])
+        masks, referred = (tuple(x.to(device, non_blocking=True) for x in g) for g in self[3:])
+        return Batch(frames, ids, ages, masks, referred)
 
     def single_frames(self) -> Batch:
         """Every frame as a clip of its own: [B*T,1,...]."""
@@ -69,6 +73,7 @@ class Batch(NamedTuple):
         return Batch(
             self.frames.flatten(0, 1)[:, None],
             self.token_ids.repeat_interleave(length, dim=0),
+            torch.zeros_like(self.ages).flatten()[:, None],
             tuple(masks[:, t : t + 1] for masks in self.masks for t in range(length)),
             tuple(flags for flags in self.referred for _ in range(length)),
         )
@@ -89,7 +94,8 @@ def frame_indices(total: int, stage: Stage, rng: np.random.Generator) -> list[in
     if length == 1:
         return [int(rng.integers(total))]
     if stage.window is None:
-        return [int(i) for i in np.linspace(0, total - 1, length).round()]
+        bounds = np.linspace(0, total, length + 1)
+        return [int(i) for i in np.minimum(rng.uniform(bounds[:-1], bounds[1:]), total - 1)]
     middle = int(rng.integers(total))
     near = np.arange(max(0, middle - stage.window), min(total, middle + stage.window + 1))
     return sorted(int(i) for i in rng.choice(near, length, replace=len(near) < length))
@@ -97,6 +103,7 @@ def frame_indices(total: int, stage: Stage, rng: np.random.Generator) -> list[in
 
 class _Drawn(NamedTuple):
     pictures: Pictures
+    indices: list[int]
     text: str
     referred: NDArray[np.bool_]
 
@@ -114,7 +121,8 @@ class Clips(Dataset[Clip]):
         drawn = self._from_sprites(index, rng) if self.split is None else self._read(index, rng)
         frames, masks = (torch.from_numpy(np.ascontiguousarray(x)) for x in drawn.pictures)
         ids = torch.from_numpy(self.tokenizer(drawn.text))
-        return Clip(frames, masks, torch.from_numpy(drawn.referred), ids, drawn.text)
+        ages = drawn.indices[-1] - torch.tensor(drawn.indices)
+        return Clip(frames, ages, masks, torch.from_numpy(drawn.referred), ids, drawn.text)
 
     def _from_sprites(self, index: int, rng: np.random.Generator) -> _Drawn:
         stage, number = self.stage, index // self.stage.per_video
@@ -125,9 +133,11 @@ class Clips(Dataset[Clip]):
         # Clips of one video take its expressions in turn, so that they differ.
         start = int(np.random.default_rng([self.recipe.seed, _CLIPS, number, 2]).integers(64))
         expression = wanted[(start + index) % len(wanted)]
-        frames, masks = render(video, frame_indices(video.config.frames, stage, rng))
+        indices = frame_indices(video.config.frames, stage, rng)
+        frames, masks = render(video, indices)
         referred = np.isin(np.arange(len(video.objects)), expression.targets)
-        return _Drawn(Pictures(frames, masks.swapaxes(0, 1)), expression.text, referred)
+        pictures = Pictures(frames, masks.swapaxes(0, 1))
+        return _Drawn(pictures, indices, expression.text, referred)
 
     def _read(self, index: int, rng: np.random.Generator) -> _Drawn:
         assert self.split is not None
@@ -146,7 +156,7 @@ class Clips(Dataset[Clip]):
             self.recipe.augment,
             rng,
         )
-        return _Drawn(pictures, text, referred)
+        return _Drawn(pictures, indices, text, referred)
 
 
 @lru_cache(maxsize=8)
@@ -189,7 +199,8 @@ def collate(clips: Sequence[Clip]) -> Batch:
         masks.append(
             torch.nn.functional.pad(clip.masks, (0, width - wide, 0, height - tall), value=False)
         )
-    return Batch(frames, ids, tuple(masks), tuple(clip.referred for clip in clips))
+    ages = torch.stack([clip.ages for clip in clips])
+    return Batch(frames, ids, ages, tuple(masks), tuple(clip.referred for clip in clips))
 
 
 def part_of_step(

@@ -40,17 +40,19 @@ from rvos_deploy.training.recipe import CACHEABLE, Recipe, Stage
 from rvos_deploy.training.targets import ClipTargets
 
 SHARD = 64
-_PARTS = ("queries", "features", "masks", "referred", "tokens", "sentence")
+_PARTS = ("queries", "ages", "features", "masks", "referred", "tokens", "sentence")
 
 
 class CachedBatch(NamedTuple):
     """B clips of T frames behind the frame decoder.
 
-    queries [B,T,N,C]; mask features [B*T,C,h,w] at the stride of the cache; text of B sentences;
-    masks and referred flags as :class:`ClipTargets` takes them, masks at stride 4.
+    queries [B,T,N,C]; ages [B,T], as in :class:`Batch`; mask features [B*T,C,h,w] at the
+    stride of the cache; text of B sentences; masks and referred flags as :class:`ClipTargets` takes
+    them, masks at stride 4.
     """
 
     queries: Tensor
+    ages: Tensor
     features: Tensor
     tokens: Tensor
     sentence: Tensor
@@ -60,8 +62,8 @@ class CachedBatch(NamedTuple):
 
     def to(self, device: torch.device) -> CachedBatch:
         """Return the same batch on another device, in float32."""
-        tensors = (x if x.dtype == torch.bool else x.float() for x in self[:5])
-        masks, referred = (tuple(x.to(device) for x in group) for group in self[5:])
+        tensors = (x if x.dtype == torch.bool else x.float() for x in self[:6])
+        masks, referred = (tuple(x.to(device) for x in group) for group in self[6:])
         return CachedBatch(*(x.to(device) for x in tensors), masks, referred)
 
 
@@ -77,6 +79,7 @@ class VideoObjective(nn.Module):
     def forward(
         self,
         queries: Tensor,
+        ages: Tensor,
         features: Tensor,
         tokens: Tensor,
         sentence: Tensor,
@@ -87,7 +90,7 @@ class VideoObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """video_class, video_mask, video_dice and their weighted sum, total (see CachedBatch)."""
         text, weights = TextFeatures(tokens, sentence, padding), self.losses.weights
-        predictions = self.network.decode_video(queries, text).predictions
+        predictions = self.network.decode_video(queries, text, ages).predictions
         targets = ClipTargets(masks, referred)
         scene = look_at(features, targets, self.losses.points, generator)
         tubes = pack_tubes(targets.padded_referred() & targets.visible().any(dim=1))
@@ -207,6 +210,7 @@ def _encode(network: RvosNetwork, batch: Batch, stage: Stage) -> dict[str, Seque
     counts = (~text.padding).sum(dim=1).tolist()
     return {
         "queries": frames.queries.unflatten(0, (-1, length)),
+        "ages": batch.ages,
         "features": pooled.unflatten(0, (-1, length)),
         "masks": [F.avg_pool2d(masks.float(), MASK_STRIDE) >= 0.5 for masks in batch.masks],
         "referred": batch.referred,
@@ -220,6 +224,7 @@ def _collate(rows: Sequence[dict[str, Tensor]]) -> CachedBatch:
     counts = torch.tensor([len(row["tokens"]) for row in rows])
     return CachedBatch(
         torch.stack([row["queries"] for row in rows]),
+        torch.stack([row["ages"] for row in rows]),
         torch.cat([row["features"] for row in rows]),
         tokens,
         torch.stack([row["sentence"] for row in rows]),

@@ -42,13 +42,14 @@ class Objective(nn.Module):
         self,
         frames: Tensor,
         token_ids: Tensor,
+        ages: Tensor,
         masks: tuple[Tensor, ...],
         referred: tuple[Tensor, ...],
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """Losses by name, "total" among them, of one batch (see ``Batch``)."""
         return training_losses(
-            self.network(frames, token_ids),
+            self.network(frames, token_ids, ages),
             ClipTargets(masks, referred),
             self.network.mask_head,
             generator=generator,

@@ -27,8 +27,8 @@ class Stage:
         steps: optimizer steps.
         batch: clips a step, over all processes and accumulated parts.
         length: frames of a clip.
-        window: frames lie within so many of one drawn at random; None: spread over the whole video,
-            the first and the last included.
+        window: frames lie within so many of one drawn at random; None: one is drawn from each of
+            ``length`` equal parts of the whole video.
         per_video: clips drawn in turn from one rendered video (Moving Sprites).
         kinds: kinds of expressions to draw; all by default (data sets without kinds: leave empty).
         single_every: at every so many steps, the frames of a batch count as clips of one frame.

@@ -97,6 +97,22 @@ def test_a_clips_last_frame_is_the_newest(tiny_network: RvosNetwork, text: TextF
     assert torch.equal(output.predictions[-1].logits, expected[-1].logits)
 
 
+def test_frames_left_out_between_are_told_by_their_ages(
+    tiny_network: RvosNetwork, text: TextFeatures
+) -> None:
+    """Training takes a few frames of a video, inference all: the ages say which."""
+    slots, dim = tiny_network.config.num_queries, tiny_network.config.dim
+    clip = torch.randn(2, 3, slots, dim)
+    dense, sparse = torch.tensor([[2, 1, 0]] * 2), torch.tensor([[9, 4, 0]] * 2)
+    with torch.no_grad():
+        default, given, apart = (
+            tiny_network.decode_video(clip, text, ages).predictions[-1]
+            for ages in (None, dense, sparse)
+        )
+    assert_same(default, given)
+    assert difference(default, apart) > DIFFERENT
+
+
 def test_a_layer_reads_frames_then_text_then_itself(
     tiny_network: RvosNetwork, arguments: dict[str, Tensor]
 ) -> None:

@@ -13,7 +13,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.model.config import preset
 from rvos_deploy.sprites import WorldConfig, make_video, render, write_mevis
 from rvos_deploy.training.augmentation import Pictures, crop, mirror, mirror_text, resize
-from rvos_deploy.training.clips import Clips, batches, collate, frame_indices, part_of_step
+from rvos_deploy.training.clips import Clip, Clips, batches, collate, frame_indices, part_of_step
 from rvos_deploy.training.data import DataSplit, read_mevis
 from rvos_deploy.training.recipe import Augmentation, Recipe, Stage
 
@@ -41,6 +41,12 @@ def same(one: object, other: object) -> bool:
     )
 
 
+def frames_by_age(clip: Clip) -> list[list[int]]:
+    """All frames of the video that the ages of a clip leave possible."""
+    starts = range(int(clip.ages[0]), WORLD.frames)
+    return [(newest - clip.ages).tolist() for newest in starts]
+
+
 def test_a_sprite_clip_is_what_its_number_says() -> None:
     clips = Clips(RECIPE, STAGE)
     first = [clips[i] for i in (3, 7)]
@@ -54,10 +60,10 @@ def test_a_sprite_clip_is_what_its_number_says() -> None:
 def test_a_sprite_clip_has_the_masks_of_its_expression(number: int) -> None:
     clip = Clips(RECIPE, STAGE)[number]
     video = make_video(RECIPE.seed, "train", number // STAGE.per_video, WORLD)
-    frames, masks = render(video, [0, 4, 7])
+    rendered = (render(video, indices) for indices in frames_by_age(clip))
+    masks = next(masks for frames, masks in rendered if np.array_equal(frames, clip.frames))
     meant = {e.targets for e in video.expressions if e.text == clip.text}
     assert tuple(clip.referred.nonzero().flatten().tolist()) in meant
-    np.testing.assert_array_equal(clip.frames, frames)
     np.testing.assert_array_equal(clip.masks, masks.swapaxes(0, 1))
     ids = clip.token_ids
     assert (ids[0], ids[-1]) == (49406, 49407)
@@ -83,7 +89,8 @@ def test_a_clip_of_a_folder_has_the_masks_of_its_expression(split: DataSplit, nu
     clip = Clips(folder_recipe(), STAGE, split)[number]
     united = clip.masks[clip.referred].any(dim=0).numpy()
     truths = [
-        video.union_masks(e, [0, 4, 7])
+        video.union_masks(e, shown)
+        for shown in frames_by_age(clip)
         for video in split.videos
         for e in video.expressions
         if e.text == clip.text
@@ -142,7 +149,10 @@ def test_crop_and_resize_keep_frames_and_masks_together() -> None:
 
 def test_frames_of_a_clip() -> None:
     rng = np.random.default_rng(0)
-    assert frame_indices(24, replace(STAGE, length=4), rng) == [0, 8, 15, 23]
+    drawn = np.array([frame_indices(24, replace(STAGE, length=4), rng) for _ in range(300)])
+    for part, first in zip(drawn.T, (0, 6, 12, 18), strict=True):
+        assert set(part) == set(range(first, first + 6))
+    assert frame_indices(3, replace(STAGE, length=5), rng)[-1] == 2
     near = frame_indices(100, replace(STAGE, length=5, window=10), rng)
     assert near == sorted(set(near))
     assert near[-1] - near[0] <= 20
@@ -162,6 +172,16 @@ def test_a_batch_pads_to_one_size_and_splits_into_frames(split: DataSplit) -> No
     assert torch.equal(single.frames[4, 0], clip.frames[1])
     assert torch.equal(single.masks[4][:, 0], clip.masks[:, 1])
     assert (single.targets.batch, single.targets.length) == (6, 1)
+    assert batch.ages.shape == (2, 3)
+    assert torch.equal(single.ages, torch.zeros(6, 1, dtype=torch.int64))
+
+
+def test_ages_count_frames_of_the_video() -> None:
+    clip = Clips(RECIPE, replace(STAGE, length=4))[0]
+    assert clip.ages[-1] == 0
+    steps = -clip.ages.diff()
+    assert (steps >= 1).all()
+    assert steps.sum() > 4
 
 
 def test_processes_and_parts_share_a_step() -> None:
