@@ -23,7 +23,7 @@ from rvos_deploy.export.tokenizer import write_tokenizer
 from rvos_deploy.model.config import STRIDE
 from rvos_deploy.runtime.geometry import PADDING
 from rvos_deploy.runtime.tokenizer import Tokenizer
-from rvos_deploy.sprites import SpriteVideo, WorldConfig, make_video, render
+from rvos_deploy.sprites import Expression, SpriteVideo, WorldConfig, make_video, render
 from rvos_deploy.training.augmentation import Pictures, augment
 from rvos_deploy.training.data import DataSplit
 from rvos_deploy.training.recipe import Recipe, Stage
@@ -101,6 +101,13 @@ def frame_indices(total: int, stage: Stage, rng: np.random.Generator) -> list[in
     return sorted(int(i) for i in rng.choice(near, length, replace=len(near) < length))
 
 
+class Sentence(NamedTuple):
+    """An expression of a video: token ids int64 [L]; which objects it means, bool [K]."""
+
+    token_ids: Tensor
+    referred: Tensor
+
+
 class _Drawn(NamedTuple):
     pictures: Pictures
     indices: list[int]
@@ -124,15 +131,33 @@ class Clips(Dataset[Clip]):
         ages = drawn.indices[-1] - torch.tensor(drawn.indices)
         return Clip(frames, ages, masks, torch.from_numpy(drawn.referred), ids, drawn.text)
 
-    def _from_sprites(self, index: int, rng: np.random.Generator) -> _Drawn:
+    def sentences(self, index: int) -> list[Sentence]:
+        """Return what fits the video of clip ``index`` of Moving Sprites: first its own."""
+        video, expressions = self._sprites(index)
+        objects = np.arange(len(video.objects))
+        return [
+            Sentence(
+                torch.from_numpy(self.tokenizer(expression.text)),
+                torch.from_numpy(np.isin(objects, expression.targets)),
+            )
+            for expression in expressions
+        ]
+
+    def _sprites(self, index: int) -> tuple[SpriteVideo, list[Expression]]:
+        """The video of a clip, and its expressions, beginning with that of the clip."""
         stage, number = self.stage, index // self.stage.per_video
         video = _sprite_video(self.recipe.seed, number, self.recipe.sprites)
         fitting = [e for e in video.expressions if not stage.kinds or e.kind in stage.kinds]
         # A video without the kinds asked for gives what it has: to search on would bias it.
-        wanted = fitting or video.expressions
+        wanted = fitting or list(video.expressions)
         # Clips of one video take its expressions in turn, so that they differ.
-        start = int(np.random.default_rng([self.recipe.seed, _CLIPS, number, 2]).integers(64))
-        expression = wanted[(start + index) % len(wanted)]
+        turn = int(np.random.default_rng([self.recipe.seed, _CLIPS, number, 2]).integers(64))
+        first = (turn + index) % len(wanted)
+        return video, wanted[first:] + wanted[:first]
+
+    def _from_sprites(self, index: int, rng: np.random.Generator) -> _Drawn:
+        stage = self.stage
+        video, (expression, *_) = self._sprites(index)
         indices = frame_indices(video.config.frames, stage, rng)
         frames, masks = render(video, indices)
         referred = np.isin(np.arange(len(video.objects)), expression.targets)

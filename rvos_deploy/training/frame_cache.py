@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -32,7 +33,15 @@ from rvos_deploy.json_file import write_json
 from rvos_deploy.model.clip import TextFeatures
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.geometry import MASK_STRIDE
-from rvos_deploy.training.clips import Batch, Clips, collate, part_of_step, permutation
+from rvos_deploy.training.clips import (
+    Batch,
+    Clip,
+    Clips,
+    Sentence,
+    collate,
+    part_of_step,
+    permutation,
+)
 from rvos_deploy.training.losses import LossConfig, tube_losses
 from rvos_deploy.training.matching import MatchingWeights, pack_tubes
 from rvos_deploy.training.points import look_at
@@ -40,7 +49,9 @@ from rvos_deploy.training.recipe import CACHEABLE, Recipe, Stage
 from rvos_deploy.training.targets import ClipTargets
 
 SHARD = 64
-_PARTS = ("queries", "ages", "features", "masks", "referred", "tokens", "sentence")
+_PARTS = ("queries", "ages", "features", "masks")
+_SENTENCE_PARTS = ("tokens", "sentence", "referred")
+_CROSSED = 3  # tells the random stream of sentences from those of clips and points
 
 
 class CachedBatch(NamedTuple):
@@ -109,14 +120,35 @@ class VideoObjective(nn.Module):
 
 
 class CachedClips(Dataset[dict[str, Tensor]]):
-    """Clips of a cache, by position in it."""
+    """Clips of a cache, by position in it and a number in 0..1 that chooses the sentence: below
+    ``crossed``, one of the others of the video.
+    """
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = folder, count
+    def __init__(self, folder: Path, count: int, crossed: float) -> None:
+        self.folder, self.count, self.crossed = folder, count, crossed
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        stored = _open(self.folder / _shard_name(index // SHARD))
-        return {part: stored.get_tensor(f"{index % SHARD}/{part}") for part in _PARTS}
+    def __getitem__(self, item: tuple[int, float]) -> dict[str, Tensor]:
+        index, chance = item
+        stored, row = _open(self.folder / _shard_name(index // SHARD)), index % SHARD
+        parts = {part: stored.get_tensor(f"{row}/{part}") for part in _PARTS}
+        others = int(stored.get_tensor(f"{row}/sentences")) - 1
+        sentence = 0
+        if chance < self.crossed and others:
+            sentence = 1 + int(others * chance / self.crossed)
+        for part in _SENTENCE_PARTS:
+            parts[part] = stored.get_tensor(f"{row}/{part}/{sentence}")
+        return parts
+
+
+class _WithSentences(Dataset[tuple[Clip, list[Sentence]]]):
+    """Clips, each with all sentences that fit its video."""
+
+    def __init__(self, clips: Clips) -> None:
+        self.clips = clips
+
+    def __getitem__(self, index: int) -> tuple[Clip, list[Sentence]]:
+        sentences = self.clips.sentences(index)
+        return self.clips[index], sentences if self.clips.stage.crossed else sentences[:1]
 
 
 def cached_batches(
@@ -124,9 +156,10 @@ def cached_batches(
 ) -> Iterator[CachedBatch]:
     """Give a process's batches of ``steps``; each epoch shows the cache in another order."""
 
-    def shuffled(position: int) -> int:
+    def shuffled(position: int) -> tuple[int, float]:
         epoch, place = divmod(position, clips.count)
-        return int(permutation(recipe.seed, epoch, clips.count)[place])
+        chance = np.random.default_rng([recipe.seed, _CROSSED, position]).random()
+        return int(permutation(recipe.seed, epoch, clips.count)[place]), chance
 
     parts = [
         [shuffled(i) for i in part_of_step(0, stage, step, part, rank, processes)]
@@ -169,7 +202,7 @@ def fill_cache(
                 save_file(rows, temporary)
     network.train(was_training)
     fabric.barrier()
-    return CachedClips(folder, stage.cached)
+    return CachedClips(folder, stage.cached, stage.crossed)
 
 
 @torch.no_grad()
@@ -182,40 +215,52 @@ def _frame_part(
     parts = [positions[i : i + size] for i in range(0, len(positions), size)]
     workers = clips.recipe.workers
     loader = DataLoader(
-        clips,
+        _WithSentences(clips),
         batch_sampler=[[first + i for i in part] for part in parts],
-        collate_fn=collate,
+        collate_fn=list,
         num_workers=workers,
         generator=torch.Generator(),
     )
-    for part, batch in zip(parts, loader, strict=True):
+    for part, drawn in zip(parts, loader, strict=True):
         with fabric.autocast():
-            encoded = _encode(network, batch.to(fabric.device), stage)
+            encoded = _encode(
+                network, collate([clip for clip, _ in drawn]).to(fabric.device), stage
+            )
+            spoken = [_speak(network, sentences, fabric.device) for _, sentences in drawn]
         for row, position in enumerate(part):
-            for name, values in encoded.items():
-                value = values[row].cpu().contiguous()
-                rows[f"{position % SHARD}/{name}"] = (
-                    value if value.dtype == torch.bool else value.half()
-                )
+            values = {name: value[row] for name, value in encoded.items()} | spoken[row]
+            for name, value in values.items():
+                kept = value if value.dtype in (torch.bool, torch.int64) else value.half()
+                rows[f"{position % SHARD}/{name}"] = kept.cpu().contiguous()
     return rows
 
 
+def _speak(
+    network: RvosNetwork, sentences: Sequence[Sentence], device: torch.device
+) -> dict[str, Tensor]:
+    """What the text part makes of the sentences of one clip, numbered."""
+    ids = nn.utils.rnn.pad_sequence([row.token_ids for row in sentences], batch_first=True)
+    text = network.encode_text(ids.to(device))
+    parts = {"sentences": torch.tensor(len(sentences))}
+    for number, sentence in enumerate(sentences):
+        parts[f"tokens/{number}"] = text.tokens[number, : len(sentence.token_ids)]
+        parts[f"sentence/{number}"] = text.sentence[number]
+        parts[f"referred/{number}"] = sentence.referred
+    return parts
+
+
 def _encode(network: RvosNetwork, batch: Batch, stage: Stage) -> dict[str, Sequence[Tensor]]:
-    """The parts of each clip of a batch."""
+    """What the frame part makes of each clip of a batch, and its masks at stride 4."""
     length = stage.length
     text = network.encode_text(batch.token_ids)
     per_frame = TextFeatures(*(x.repeat_interleave(length, dim=0) for x in text))
     frames = network.decode_frames(network.encode_frames(batch.frames.flatten(0, 1)), per_frame)
     pooled = F.avg_pool2d(frames.mask_features.float(), stage.cache_stride // MASK_STRIDE)
-    counts = (~text.padding).sum(dim=1).tolist()
     return {
         "queries": frames.queries.unflatten(0, (-1, length)),
         "ages": batch.ages,
         "features": pooled.unflatten(0, (-1, length)),
         "masks": [F.avg_pool2d(masks.float(), MASK_STRIDE) >= 0.5 for masks in batch.masks],
-        "referred": batch.referred,
-        "tokens": [row[:count] for row, count in zip(text.tokens, counts, strict=True)],
-        "sentence": text.sentence,
     }
 
 
@@ -242,13 +287,14 @@ def _key(network: RvosNetwork, clips: Clips, first: int) -> dict[str, Any]:
             digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
     recipe, stage = clips.recipe, clips.stage
     drawn = ("length", "window", "per_video", "kinds", "cached", "cache_stride")
+    kept = {name: getattr(stage, name) for name in drawn} | {"crossed": stage.crossed > 0}
     return {
         "weights": digest.hexdigest(),
         "seed": recipe.seed,
         "first": first,
         "precision": recipe.precision,
         "sprites": asdict(recipe.sprites),
-        "stage": {name: getattr(stage, name) for name in drawn},
+        "stage": kept,
     }
 
 

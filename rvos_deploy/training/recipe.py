@@ -42,6 +42,8 @@ class Stage:
         cached: so many clips are run through the frame part once, and the stage trains on what came
             of them, epoch after epoch (Moving Sprites; ``trained`` within the video part); 0: none.
         cache_stride: stride at which mask features are kept for that.
+        crossed: how often a cached clip is shown with another sentence of its video, one that the
+            frozen frame part has not read: cached clips are dear, and sentences are not.
         num_points: of this stage's losses; 0: the recipe's.
     """
 
@@ -63,6 +65,7 @@ class Stage:
     accumulate: int = 1
     cached: int = 0
     cache_stride: int = 16
+    crossed: float = 0.0
     num_points: int = 0
 
     def __post_init__(self) -> None:
@@ -81,6 +84,8 @@ class Stage:
             _at_least(where, name, getattr(self, name), 0)
         if self.cached:
             self._check_cache(where)
+        elif self.crossed:
+            raise InputError(f"{where}: crossed is for cached stages; leave it out, or set cached")
         if self.batch % self.accumulate:
             raise InputError(
                 f"{where}: batch {self.batch} is not a multiple of accumulate {self.accumulate}"
@@ -94,6 +99,8 @@ class Stage:
                 f"{where}: a cached stage trains the video part alone; set trained to some of "
                 f"{', '.join(CACHEABLE)}"
             )
+        if not 0 <= self.crossed <= 1:
+            raise InputError(f"{where}: crossed must lie in 0..1, found {self.crossed}")
         if self.single_every:
             raise InputError(f"{where}: single_every does not go with cached; leave one out")
 

@@ -216,6 +216,7 @@ def cached_recipe() -> Recipe:
         trained=("initializer", "video_decoder", "mask_head"),
         cached=3,
         cache_stride=8,
+        crossed=0.5,
         num_points=16,
     )
     return replace(recipe, stages=(recipe.stages[0], video))
@@ -243,7 +244,7 @@ def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.
     clips = Clips(recipe, stage)
     fabric = Fabric(accelerator="cpu", devices=1)
     cached = fill_cache(fabric, network, clips, 10, tmp_path / "cache")
-    raw, kept = collate([clips[12]]), cached[2]
+    raw, kept = collate([clips[12]]), cached[2, 0.9]
     with torch.no_grad():
         output = network.eval()(raw.frames, raw.token_ids)
     torch.testing.assert_close(kept["queries"].float(), output.frames.queries, atol=4e-3, rtol=1e-3)
@@ -251,6 +252,19 @@ def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.
     assert torch.equal(kept["referred"], raw.referred[0])
     assert torch.equal(kept["masks"], F.avg_pool2d(raw.masks[0].float(), 4) >= 0.5)
     assert len(kept["tokens"]) == len(clips[12].token_ids)
+    own, *others = clips.sentences(12)
+    assert torch.equal(own.token_ids, clips[12].token_ids)
+    assert others
+    for number, other in enumerate(others):
+        crossed = cached[2, 0.5 * (number + 0.5) / len(others)]
+        assert torch.equal(crossed["queries"], kept["queries"])
+        assert torch.equal(crossed["referred"], other.referred)
+        with torch.no_grad():
+            text = network.encode_text(other.token_ids[None])
+        torch.testing.assert_close(crossed["tokens"].float(), text.tokens[0], atol=4e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            crossed["sentence"].float(), text.sentence[0], atol=4e-3, rtol=1e-3
+        )
 
 
 def test_validation_keeps_the_best_and_draws(whole: Path, tmp_path: Path) -> None:
@@ -374,6 +388,8 @@ def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, message: str) -> 
         {"batch": 3, "accumulate": 2},
         {"kinds": ["movement"]},
         {"cached": 10},
+        {"crossed": 0.5},
+        {"cached": 10, "trained": ["initializer"], "crossed": 2.0},
         {"cached": 10, "trained": ["encoder"]},
     ],
     ids=str,
