@@ -53,6 +53,13 @@ def train(
             "--cpp-ops/--no-cpp-ops", help="On a CPU, compute deformable attention in C++."
         ),
     ] = True,
+    gates: Annotated[
+        bool,
+        typer.Option(
+            "--gates/--no-gates",
+            help="Refuse to begin long stages where motion cannot be learned (see gates.json).",
+        ),
+    ] = True,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", min=0, help="Instead of the recipe's.")
     ] = None,
@@ -68,6 +75,7 @@ def train(
         from rvos_deploy.training import recipe_file, trainer
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     recipe = recipe_file.read_recipe(config)
+    recipe = replace(recipe, gates=recipe.gates and gates)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
     with _training_progress() as progress:

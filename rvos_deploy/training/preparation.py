@@ -55,6 +55,11 @@ def make_network(
     recipe: Recipe, clip_weights: str | None, init_from: str | os.PathLike[str] | None
 ) -> tuple[RvosNetwork, InitReport | None]:
     """Build the network with its CLIP part, seeded; with a report of foreign weights loaded."""
+    if recipe.gates and not (clip_weights or recipe.model.clip_pretrained):
+        raise InputError(
+            f"the CLIP part of '{recipe.model.name}' has no published weights; train some with "
+            "'rvos-deploy pretrain-clip --out CLIP' and pass --clip-weights CLIP/clip.safetensors"
+        )
     torch.manual_seed(recipe.seed)
     network = build_network(recipe.model, clip_weights or recipe.model.clip_pretrained)
     if init_from is not None:

@@ -14,7 +14,14 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SCHEDULES = ("constant", "cosine", "linear")
 CACHEABLE = ("initializer", "video_decoder", "mask_head")
 """First parts of the names of the parameters that come after the frame queries."""
-OPERATIONAL = ("workers", "checkpoint_every", "keep", "validate_every", "validation_videos")
+OPERATIONAL = (
+    "workers",
+    "checkpoint_every",
+    "keep",
+    "validate_every",
+    "validation_videos",
+    "gates",
+)
 """Fields that a resumed run may change: they do not touch the numbers."""
 
 
@@ -167,6 +174,8 @@ class Recipe:
         validate_every: steps; 0: never.
         validation_videos: how many; of Moving Sprites, rendered with ``validation_seed``.
         validation_seed: see there.
+        gates: whether to check, before long stages, that motion can be learned (gates.py), and
+            refuse a CLIP part with random weights.
     """
 
     model: ModelConfig
@@ -180,6 +189,7 @@ class Recipe:
     validate_every: int = 0
     validation_videos: int = 20
     validation_seed: int = 1
+    gates: bool = True
     sprites: WorldConfig = field(default_factory=WorldConfig)
     augment: Augmentation = field(default_factory=Augmentation)
     loss: LossSettings = field(default_factory=LossSettings)

@@ -40,6 +40,7 @@ from rvos_deploy.training.frame_cache import (
     cached_batches,
     fill_cache,
 )
+from rvos_deploy.training.gates import check_slots, check_text, trains_video_part_alone
 from rvos_deploy.training.logs import RunLog
 from rvos_deploy.training.objective import (
     Objective,
@@ -102,7 +103,8 @@ def train(
         valid: folder of a valid split; Moving Sprites render their own.
         init_from: weights to start from: our own safetensors, or a checkpoint of FC-CLIP or
             Mask2Former; what of that was loaded is written to ``init_from.txt``.
-        clip_weights: open_clip tag or file; None: the preset's tag, or random ones by the seed.
+        clip_weights: open_clip tag or file; None: the preset's tag, or without gates random ones
+            by the seed.
         resume: go on from the latest checkpoint in ``out``; from the start if there is none.
         steps: stop after so many in all; the schedule stays that of the recipe.
         cpp_ops: compute deformable attention in C++ on a CPU.
@@ -111,7 +113,7 @@ def train(
 
     Raises:
         InputError: a folder, file or recipe that cannot be used, or ``out`` holds another run.
-        RvosError: the loss is not finite.
+        RvosError: the loss is not finite, or a gate is not passed.
     """
     run = Path(out)
     folder = checkpoints.find_checkpoint(run)
@@ -189,6 +191,7 @@ class _Job:
         steps = range(state.stage_step, stop)
         if not steps:
             return state, folder
+        self._check_gates(stage, state)
         named = select_trained(self.network, stage)
         optimizer = make_optimizer(named, stage)
         first = sum(earlier.clips for earlier in self.recipe.stages[: state.stage])
@@ -212,6 +215,15 @@ class _Job:
                 self.progress(stage.name, state.stage_step, stage.steps)
             state, folder = self._after_step(state, optimizer, step + 1 == stop, folder)
         return state, folder
+
+    def _check_gates(self, stage: Stage, state: TrainingState) -> None:
+        """Each process checks for itself, so that all stop."""
+        if not self.recipe.gates or state.stage_step:
+            return
+        if state.stage == 0:
+            check_text(self.network, self.run)
+        elif self.recipe.data == "sprites" and trains_video_part_alone(stage):
+            check_slots(self.network, self.recipe, self.run)
 
     def _batches(self, stage: Stage, first: int, steps: range) -> Iterator[AnyBatch]:
         clips = Clips(self.recipe, stage, self.split)

@@ -41,6 +41,7 @@ MINIATURE: dict[str, Any] = {
     "data": "sprites",
     "seed": 7,
     "checkpoint_every": 2,
+    "gates": False,
     "model": {
         "preset": "tiny",
         "dim": 32,
@@ -315,13 +316,16 @@ def test_the_command(
         "expressions = [1, 4]\n[loss]\nnum_points = 32\n"
         '[[stage]]\nname = "frames"\nsteps = 2\nbatch = 1\nlength = 1\nlearning_rate = 1e-3\n'
     )
-    command(str(file), tmp_path / "run", steps=1, cpp_ops=False, seed=4)
-    command(str(file), tmp_path / "run", resume=True, cpp_ops=False, seed=4)
+    options: dict[str, Any] = {"cpp_ops": False, "seed": 4}
+    with pytest.raises(InputError, match="has no published weights; train some with 'rvos-deploy"):
+        command(str(file), tmp_path / "run", **options)
+    command(str(file), tmp_path / "run", steps=1, gates=False, **options)
+    command(str(file), tmp_path / "run", resume=True, gates=False, **options)
     shown = capsys.readouterr().out
     folder = tmp_path / "run" / "checkpoints" / "step-00000002"
     assert f"{folder}: step 2 of 2" in shown
     assert f"--checkpoint {folder / 'weights.safetensors'}" in shown
-    assert seeds == [4, 4]
+    assert seeds == [4, 4, 4]
 
 
 def test_rate_warms_up_and_falls() -> None:

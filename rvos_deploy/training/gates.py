@@ -1,0 +1,60 @@
+"""What must hold before hours are spent: motion that the frozen parts lose is never learned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rvos_deploy.errors import RvosError
+from rvos_deploy.json_file import write_json
+from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.training import motion_words, slot_probe
+from rvos_deploy.training.clips import training_tokenizer
+from rvos_deploy.training.recipe import CACHEABLE, Recipe, Stage
+
+REPORT = "gates.json"
+
+
+def check_text(network: RvosNetwork, run: Path) -> None:
+    """Refuse a text tower that merges opposite motion words; the finding goes to ``gates.json``.
+
+    Raises:
+        RvosError: it does.
+    """
+    words = motion_words.motion_word_distances(network.clip, training_tokenizer())
+    _record(run, "motion_words", {"ratio": words.ratio, "by_pair": words.by_pair})
+    if words.ratio < motion_words.MINIMUM_RATIO:
+        raise RvosError(
+            f"the frozen text tower merges opposite motion words: {words.ratio:.2f} of the "
+            f"distance between nouns, {motion_words.MINIMUM_RATIO} needed; pass other "
+            "--clip-weights, or go on with --no-gates"
+        )
+
+
+def check_slots(network: RvosNetwork, recipe: Recipe, run: Path) -> None:
+    """Refuse a frame part whose slots do not tell motion; the finding goes to ``gates.json``.
+
+    Raises:
+        RvosError: they do not.
+    """
+    probe = slot_probe.probe_slots(network, recipe)
+    found = {"accuracy": probe.accuracy, "held_out": probe.held_out, "found": probe.found}
+    _record(run, "slots", found)
+    if probe.accuracy < slot_probe.MINIMUM_ACCURACY:
+        raise RvosError(
+            f"aligned slots tell the direction of {probe.accuracy:.2f} of the held-out objects "
+            f"(found: {probe.found:.2f} of the moving ones), {slot_probe.MINIMUM_ACCURACY} needed; "
+            "train the frame part longer, or go on with --no-gates"
+        )
+
+
+def trains_video_part_alone(stage: Stage) -> bool:
+    """Whether the frame part stays as it is in a stage."""
+    return bool(stage.trained) and all(name.startswith(CACHEABLE) for name in stage.trained)
+
+
+def _record(run: Path, name: str, values: dict[str, Any]) -> None:
+    file = run / REPORT
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    write_json(file, {**before, name: values})

@@ -1,0 +1,163 @@
+"""A gate before the video part is trained: do aligned slots tell where their objects move?
+
+The video part sees nothing but the tokens of the slots. Where a small network cannot read motion
+from them, no video decoder will: in a trial they told it in 36 of 100 cases without the position of
+their masks, and in 93 with it. Ground truth is exact in Moving Sprites, so there it is asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.model.slot_alignment import gather_slots
+from rvos_deploy.runtime.geometry import MASK_STRIDE
+from rvos_deploy.training.clips import Batch, Clips, collate
+from rvos_deploy.training.recipe import Recipe, Stage
+
+MINIMUM_ACCURACY = 0.6
+"""Of four directions, so 0.25 is chance."""
+
+DIRECTIONS = ("left", "right", "up", "down")
+LENGTH = 6
+TRAIN_CLIPS, HELD_OUT_CLIPS = 240, 80
+_NUMBERS_FROM = 10**9  # of clips that no stage draws
+_FAR = 0.15  # parts of the long side; less is not called a motion
+_FOUND = 0.3  # tube IoU from which a slot is said to be on an object
+_EPOCHS = 150
+
+
+class SlotExamples(NamedTuple):
+    """tokens [G,T,C] of slots that are on an object; its direction, int64 [G]."""
+
+    tokens: Tensor
+    directions: Tensor
+
+
+@dataclass(frozen=True)
+class SlotProbe:
+    """accuracy on held-out videos, of ``held_out`` objects; ``found``: share of the moving objects
+    that a slot was on throughout.
+    """
+
+    accuracy: float
+    held_out: int
+    found: float
+
+
+def probe_slots(network: RvosNetwork, recipe: Recipe) -> SlotProbe:
+    """Ask a small network for the direction of the objects of a few hundred rendered clips.
+
+    Args:
+        network: left in the mode in which it was; its frame part is trained.
+        recipe: of Moving Sprites; its seed decides the clips.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        train, held_out = (
+            slot_examples(network, recipe, first, count)
+            for first, count in ((0, TRAIN_CLIPS), (TRAIN_CLIPS, HELD_OUT_CLIPS))
+        )
+    finally:
+        network.train(was_training)
+    (examples, moving), (others, others_moving) = train, held_out
+    found = (len(examples.tokens) + len(others.tokens)) / max(1, moving + others_moving)
+    accuracy = direction_accuracy(examples, others, recipe.seed)
+    return SlotProbe(accuracy, len(others.tokens), found)
+
+
+@torch.no_grad()
+def slot_examples(
+    network: RvosNetwork, recipe: Recipe, first: int, count: int
+) -> tuple[SlotExamples, int]:
+    """Tokens of the slots that follow a moving object in ``count`` clips, and how many moved."""
+    stage = Stage("probe", steps=1, batch=1, length=LENGTH, learning_rate=1.0)
+    clips = Clips(replace(recipe, workers=0), stage)
+    device = next(network.parameters()).device
+    tokens, directions, moving = [], [], 0
+    for number in range(first, first + count):
+        batch = collate([clips[_NUMBERS_FROM + number]]).to(device)
+        aligned, masks = _slots(network, batch)
+        truth = F.avg_pool2d(batch.masks[0].float(), MASK_STRIDE) >= 0.5
+        overlap = tube_overlaps(masks, truth)
+        for k, direction in enumerate(directions_of(truth)):
+            if direction is None:
+                continue
+            moving += 1
+            best = int(overlap[:, k].argmax())
+            if overlap[best, k] >= _FOUND:
+                tokens.append(aligned[:, best].float())
+                directions.append(direction)
+    width = network.config.dim
+    stacked = torch.stack(tokens) if tokens else torch.zeros(0, LENGTH, width, device=device)
+    return SlotExamples(stacked, torch.tensor(directions, dtype=torch.int64, device=device)), moving
+
+
+def _slots(network: RvosNetwork, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Aligned tokens [T,N,C] and masks bool [T,N,h,w] of the one clip of a batch."""
+    output = network(batch.frames, batch.token_ids, batch.ages)
+    embeddings = output.frames.predictions[-1].mask_embeddings
+    masks = torch.einsum("tnc,tchw->tnhw", embeddings, output.frames.mask_features) > 0
+    return output.video.aligned_queries[0], gather_slots(masks[None], output.video.order)[0]
+
+
+def tube_overlaps(masks: Tensor, truth: Tensor) -> Tensor:
+    """IoU over whole clips of bool [T,N,h,w] with bool [K,T,h,w]: float32 [N,K]."""
+    ours, theirs = masks.transpose(0, 1).flatten(1).float(), truth.flatten(1).float()
+    both = ours @ theirs.T
+    either = ours.sum(dim=1)[:, None] + theirs.sum(dim=1) - both
+    return both / either.clamp(min=1)
+
+
+def directions_of(truth: Tensor) -> list[int | None]:
+    """Main direction (index into DIRECTIONS) of each object of masks bool [K,T,h,w]; None for one
+    that hardly moves between the first and the last frame in which it is seen.
+    """
+    found: list[int | None] = []
+    for tube in truth.cpu().numpy():
+        seen = np.flatnonzero(tube.any(axis=(1, 2)))
+        if len(seen) < 2:
+            found.append(None)
+            continue
+        start, end = (np.argwhere(tube[t]).mean(axis=0) for t in (seen[0], seen[-1]))
+        down, right = end - start
+        main = right if abs(right) > abs(down) else down
+        if abs(main) < _FAR * max(tube.shape[1:]):
+            found.append(None)
+        else:
+            found.append(int(main > 0) + (2 if main is down else 0))
+    return found
+
+
+def direction_accuracy(train: SlotExamples, held_out: SlotExamples, seed: int) -> float:
+    """Train a network of one hidden layer on slots' tokens; its accuracy on others.
+
+    0 where there is nothing to learn from.
+    """
+    if not len(train.tokens) or not len(held_out.tokens):
+        return 0.0
+    device = train.tokens.device
+    mean, spread = train.tokens.mean(dim=0), train.tokens.std(dim=0) + 1e-3
+    inputs, tests = (((x.tokens - mean) / spread).flatten(1) for x in (train, held_out))
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(seed)
+        probe = nn.Sequential(
+            nn.Dropout(0.2), nn.Linear(inputs.shape[1], 128), nn.ReLU(), nn.Linear(128, 4)
+        ).to(device)
+        optimizer = torch.optim.AdamW(probe.parameters(), 1e-3, weight_decay=0.1)
+        for _ in range(_EPOCHS):
+            for part in torch.randperm(len(inputs), device=device).split(64):
+                loss = F.cross_entropy(probe(inputs[part]), train.directions[part])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    with torch.no_grad():
+        answers = probe.eval()(tests).argmax(dim=1)
+    return float((answers == held_out.directions).float().mean())
