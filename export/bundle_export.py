@@ -16,6 +16,7 @@ import torch
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.export.checkpoint import load_checkpoint
 from rvos_deploy.export.graphs import graphs
+from rvos_deploy.export.half_storage import Store, round_to_half
 from rvos_deploy.export.onnx_graph import export_graph
 from rvos_deploy.export.parity import Reference, check_graph, clip_mask_logits
 from rvos_deploy.export.tokenizer import write_tokenizer
@@ -47,12 +48,14 @@ class Weights:
         clip: open_clip tag or file; None takes the preset's tag, unless the checkpoint has it.
         random: no weights at all, seeded: to try the pipeline.
         seed: of the random weights.
+        store: "fp16" rounds the weights and stores them so; the graphs compute in float32 still.
     """
 
     checkpoint: Path | None = None
     clip: str | None = None
     random: bool = False
     seed: int = 0
+    store: Store = "fp32"
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ def export_bundle(
         config = replace(config, input_size=size)
     say("network")
     network = load_network(config, weights)
+    if weights.store == "fp16":
+        round_to_half(network)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -147,7 +152,7 @@ def _fill(
     all_graphs = graphs(network)
     for graph in all_graphs:
         say(f"export {graph.spec.name}")
-        written = export_graph(graph, folder)
+        written = export_graph(graph, folder, weights.store)
         files += written
         say(f"parity {graph.spec.name}")
         verdicts += check_graph(graph, network, written[0], backend, reference)
@@ -187,6 +192,7 @@ def _manifest(network: RvosNetwork, weights: Weights, backend: Backend) -> dict[
             "seed": weights.seed if weights.random else None,
             "checkpoint": checkpoint.name if checkpoint else None,
             "checkpoint_sha256": sha256_file(checkpoint) if checkpoint else None,
+            "stored": weights.store,
             "clip": weights.clip or (None if weights.random else config.clip_pretrained),
         },
         "parameters": sum(p.numel() for p in network.parameters()),

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rvos_deploy.cli.options import JsonOption, SizeOption, parse_size
+
+
+class StoreName(str, Enum):
+    """Dtypes that weights are stored in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
 
 
 def export(
@@ -29,6 +37,12 @@ def export(
         bool, typer.Option("--random-weights", help="No weights at all: to try the pipeline.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of random weights.")] = 0,
+    store: Annotated[
+        StoreName,
+        typer.Option(
+            "--store", help="Dtype of weights in the files; fp16 halves them, computes in fp32."
+        ),
+    ] = StoreName.fp32,
     size: SizeOption = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a bundle that is there.")
@@ -45,7 +59,7 @@ def export(
     chosen, box = preset(config), parse_size(size)
     with needs_extra("export", "cpu,export"):
         from rvos_deploy.export import bundle_export
-    weights = bundle_export.Weights(checkpoint, clip_weights, random_weights, seed)
+    weights = bundle_export.Weights(checkpoint, clip_weights, random_weights, seed, store.value)
     with step_progress() as progress:
         report = bundle_export.export_bundle(
             chosen, out, weights, size=box, overwrite=overwrite, progress=progress

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SAMPLES = 4096
+SAMPLES = 1536
 """Values of an output that a bundle records for later verification."""
 
 

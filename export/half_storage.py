@@ -1,0 +1,68 @@
+"""Weights stored as float16 and computed in float32: half the size, the same graphs otherwise.
+
+The network's weights are rounded first, so PyTorch and the exported files still hold the same
+numbers, and parity means what it always does. What the rounding costs shows in J&F alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.model.network import RvosNetwork
+
+Store = Literal["fp32", "fp16"]
+"""How weights are stored."""
+
+_WORTH_STORING = 1024  # numbers; a cast costs about as many bytes as fewer would save
+_SUFFIX = ".fp16"
+
+
+@torch.no_grad()
+def round_to_half(network: RvosNetwork) -> None:
+    """Round every weight to a number that float16 has, in place; the dtype stays float32.
+
+    Raises:
+        InputError: a weight that is beyond float16's range.
+    """
+    for name, weight in network.state_dict().items():
+        if not weight.is_floating_point():
+            continue
+        rounded = weight.half().float()
+        if not bool(torch.isfinite(rounded).all()):
+            raise InputError(
+                f"{name} holds {weight.abs().max():.3g}, which float16 cannot; export with "
+                "--store fp32"
+            )
+        weight.copy_(rounded)
+
+
+def store_as_half(model: onnx.ModelProto) -> None:
+    """Store float32 initializers as float16 and cast them back, where that changes no bit.
+
+    What the exporter computed from weights (a product, say) need not be a float16 number; it stays.
+    """
+    graph, casts = model.graph, []
+    for initializer in graph.initializer:
+        if initializer.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(initializer)
+        if values.size < _WORTH_STORING:
+            continue
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            continue
+        name = initializer.name
+        initializer.CopyFrom(numpy_helper.from_array(half, name + _SUFFIX))
+        casts.append(
+            helper.make_node("Cast", [name + _SUFFIX], [name], to=TensorProto.FLOAT, name=name)
+        )
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
