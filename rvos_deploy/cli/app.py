@@ -11,7 +11,17 @@ import typer
 from typer.core import TyperGroup
 
 from rvos_deploy.cli import benchmark as benchmark_command
-from rvos_deploy.cli import evaluate, export, inspect, make_data, pretrain_clip, run, train, verify
+from rvos_deploy.cli import (
+    demo,
+    evaluate,
+    export,
+    inspect,
+    make_data,
+    pretrain_clip,
+    run,
+    train,
+    verify,
+)
 from rvos_deploy.errors import RvosError
 
 INTERRUPTED = 130
@@ -57,6 +67,7 @@ def _options(
     pass
 
 
+app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("export")(export.export)
 app.command("verify")(verify.verify)

@@ -29,6 +29,15 @@ class Device(str, Enum):
 BundleOption = Annotated[
     Path, typer.Option("--bundle", "-b", metavar="DIR", help="Bundle made by 'export'.")
 ]
+OptionalBundleOption = Annotated[
+    Path,
+    typer.Option(
+        "--bundle",
+        "-b",
+        metavar="DIR",
+        help="Bundle made by 'export', or tiny: the packaged one, of Moving Sprites.",
+    ),
+]
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Made by 'export'.")]
 BackendOption = Annotated[BackendName, typer.Option("--backend", help="Inference library.")]
 DeviceOption = Annotated[

@@ -53,7 +53,6 @@ def report(
     """
     scores = evaluation.scores
     accuracies = protocol_named(evaluation.protocol).accuracies
-    kinds = [s for s in scores if s.kind is not None]
     videos = [video for video in evaluation.split.videos if video.expressions]
     return {
         "schema": SCHEMA,
@@ -61,13 +60,9 @@ def report(
         "protocol": evaluation.protocol,
         "data": str(evaluation.split.meta),
         "settings": dict(settings),
-        **_means(scores),
+        **accuracies_and_means(scores, accuracies=accuracies),
         "videos": len(videos),
         "frames": sum(len(video.frames) for video in videos),
-        "n_acc": n_acc(scores) if accuracies else None,
-        "t_acc": t_acc(scores) if accuracies else None,
-        "with_target": _means([s for s in scores if not s.no_target]),
-        "by_kind": _grouped(kinds, lambda s: s.kind),
         "by_annotator": _grouped(
             [s for s in scores if s.annotator is not None], lambda s: s.annotator
         ),
@@ -77,6 +72,17 @@ def report(
         "seconds": evaluation.seconds,
         "versions": {**versions("pillow", "scipy"), **({"backend": backend} if backend else {})},
         "machine": machine(),
+    }
+
+
+def accuracies_and_means(scores: Sequence[ExpressionScore], *, accuracies: bool = True) -> Row:
+    """The means over all expressions, over those with a target, and by kind; N-acc and T-acc."""
+    return {
+        **_means(scores),
+        "n_acc": n_acc(scores) if accuracies else None,
+        "t_acc": t_acc(scores) if accuracies else None,
+        "with_target": _means([s for s in scores if not s.no_target]),
+        "by_kind": _grouped([s for s in scores if s.kind is not None], lambda s: s.kind),
     }
 
 

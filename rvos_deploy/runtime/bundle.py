@@ -48,13 +48,27 @@ class Bundle:
         return self.path / PARITY
 
 
+def packaged_bundles() -> dict[str, Path]:
+    """Bundles that come with the package, by name: ``tiny``, trained on Moving Sprites."""
+    folder = Path(__file__).parents[1] / "bundles"
+    return {path.name: path for path in sorted(folder.glob("*")) if (path / MANIFEST).is_file()}
+
+
+def find_bundle(path: str | Path) -> Path:
+    """The folder at ``path``, or else the packaged bundle of that name."""
+    folder = Path(path)
+    return folder if folder.exists() else packaged_bundles().get(str(path), folder)
+
+
 def open_bundle(path: str | Path) -> Bundle:
     """Check every hash, then read the manifest.
+
+    ``path``: a folder, or the name of a packaged bundle (see :func:`packaged_bundles`).
 
     Raises:
         BundleError: not a bundle, damaged, incomplete, or of another schema; says what to do.
     """
-    folder = Path(path)
+    folder = find_bundle(path)
     manifest = read_manifest(folder)
     for name, entry in manifest["files"].items():
         _check_file(folder, name, entry)

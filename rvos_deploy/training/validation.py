@@ -20,13 +20,11 @@ from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.sprites import write_mevis
 from rvos_deploy.training.data import DataSplit, VideoRecord, read_mevis
 from rvos_deploy.training.recipe import Recipe
-from rvos_deploy.video.overlay import draw_overlay
+from rvos_deploy.video import draw_strips
 
 MASK_BUDGET = 2**30
 """Bytes of mask features held at once; decides how many expressions are decoded together."""
 PICTURED_VIDEOS = 3
-_PICTURED_FRAMES = 6
-_BAR = 32  # pixels
 
 
 def sprite_validation(recipe: Recipe, folder: Path) -> DataSplit:
@@ -87,47 +85,14 @@ def network_predictor(
         masks = clip_masks(network, tokenizer, images, texts)
         if pictures is not None and drawn < PICTURED_VIDEOS:
             truth = np.stack([video.union_masks(e) for e in video.expressions], axis=1)
-            write_strips(pictures / f"{video.name}.png", images, masks, truth, texts)
+            pictures.mkdir(parents=True, exist_ok=True)
+            with replacing(pictures / f"{video.name}.png") as temporary:
+                strips = draw_strips(images, masks, truth, texts)
+                Image.fromarray(strips).save(temporary, format="PNG")
             drawn += 1
         return masks
 
     return predict
-
-
-def write_strips(
-    file: Path,
-    images: list[NDArray[np.uint8]],
-    masks: NDArray[np.bool_],
-    truth: NDArray[np.bool_],
-    texts: list[str],
-) -> None:
-    """Write a PNG: for each expression a row of frames as predicted, and under it the truth.
-
-    Masks are bool [T,E,H,W].
-    """
-    shown = np.unique(np.linspace(0, len(images) - 1, _PICTURED_FRAMES).round().astype(int))
-    rows = [
-        _strip([images[t] for t in shown], found[shown, e], f"{name}: {text}")
-        for e, text in enumerate(texts)
-        for name, found in (("found", masks), ("truth", truth))
-    ]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")
-
-
-def _strip(
-    images: list[NDArray[np.uint8]], masks: NDArray[np.bool_], label: str
-) -> NDArray[np.uint8]:
-    """Frames side by side under a bar for the label, which would hide what it names."""
-    picture = np.concatenate(images, axis=1)
-    bar = max(_BAR, picture.shape[0] // 10)
-    drawn: NDArray[np.uint8] = draw_overlay(
-        np.pad(picture, ((bar, 0), (0, 0), (0, 0))),
-        np.pad(np.concatenate(list(masks), axis=1), ((bar, 0), (0, 0)))[None],
-        [label],
-    )
-    return drawn
 
 
 def validate(

@@ -1,0 +1,62 @@
+"""``rvos-deploy demo``: the packaged network on a video that it never saw."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rvos_deploy.cli.options import (
+    BackendName,
+    BackendOption,
+    Device,
+    DeviceOption,
+    OptionalBundleOption,
+    ThreadsOption,
+)
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for all that is written.")
+    ] = Path("demo"),
+    bundle: OptionalBundleOption = Path("tiny"),
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", min=0, help="Another video.")
+    ] = None,
+    backend: BackendOption = BackendName.auto,
+    device: DeviceOption = Device.cpu,
+    threads: ThreadsOption = None,
+) -> None:
+    """Segment a rendered video by the packaged network, and score it against ground truth."""
+    from rich.table import Table
+
+    from rvos_deploy.cli.output import frame_progress, result_console
+    from rvos_deploy.demo import SEED, run_demo
+    from rvos_deploy.runtime.segmenter import load
+
+    with (
+        load(bundle, backend=backend.value, device=device.value, threads=threads) as segmenter,
+        frame_progress() as progress,
+    ):
+        report = run_demo(
+            segmenter,
+            out,
+            seed=SEED if seed is None else seed,
+            command=" ".join(sys.argv),
+            progress=progress,
+        )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("expression", overflow="fold")
+    table.add_column("kind")
+    for name in ("J", "F", "J&F"):
+        table.add_column(name, justify="right")
+    for row in report.scores:
+        table.add_row(row.text, row.kind, f"{row.j:.3f}", f"{row.f:.3f}", f"{row.j_and_f:.3f}")
+    result_console().print(table)
+    typer.echo(
+        f"\n{report.scores[0].frames} frames at {report.frames_per_second:.1f} fps; in {out}: "
+        "picture.png, overlay.mp4, masks/, result.json, metrics.json, video.mp4"
+    )

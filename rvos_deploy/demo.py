@@ -1,0 +1,162 @@
+"""The demo: a video that was not in training, segmented by the packaged network, and scored.
+
+Everything is what any user has: the video is an ordinary MP4, the masks are those that ``run``
+writes. Only the ground truth is special: Moving Sprites know it exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rvos_deploy.atomic import replacing
+from rvos_deploy.evaluation.metrics import frame_scores
+from rvos_deploy.evaluation.protocols import ExpressionScore
+from rvos_deploy.evaluation.report import accuracies_and_means
+from rvos_deploy.json_file import write_json
+from rvos_deploy.runtime.environment import machine, versions
+from rvos_deploy.runtime.segment_video import Progress, segment_video
+from rvos_deploy.runtime.segmenter import Segmenter
+from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.sprites import Expression, Kind, Sample, sample_video
+from rvos_deploy.video import draw_strips, read_video
+
+SCHEMA = "rvos-deploy/demo/1"
+KINDS: tuple[Kind, ...] = ("motion", "appearance", "plural", "no_target")
+"""What the video must have an expression of; motions are shown twice where there are two."""
+MOTIONS = 2
+SIZE = (256, 448)
+SEED = 2024
+"""Of the valid split, which shares no seed, background or pair of colour and shape with training.
+The video is the first one that has every kind; it was not chosen by what the network makes of it.
+"""
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """Scores of the expressions, in their order, and the frames a second of the run."""
+
+    out: Path
+    scores: tuple[ExpressionScore, ...]
+    frames_per_second: float
+
+
+def run_demo(
+    segmenter: Segmenter,
+    out: Path,
+    *,
+    seed: int = SEED,
+    command: str = "",
+    progress: Progress | None = None,
+) -> DemoReport:
+    """Render a video, segment it, and compare the masks with the truth.
+
+    Writes into ``out``: ``video.mp4``, ``masks/``, ``overlay.mp4`` and ``result.json`` as ``run``
+    does, ``picture.png`` (found: tinted; truth: outlined) and ``metrics.json``.
+
+    Args:
+        segmenter: what ``rvos_deploy.load`` gives.
+        out: folder; what an earlier demo left there is replaced.
+        seed: of Moving Sprites' valid split.
+        command: recorded in the results.
+        progress: as of ``segment_video``.
+
+    Raises:
+        InputError: ``out`` cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    # Emoji would make the video another one where their font is missing.
+    sample = sample_video(out / "video.mp4", seed=seed, size=SIZE, kinds=KINDS, emoji=False)
+    shown = chosen_expressions(sample.expressions)
+    texts = [expression.text for expression in shown]
+    settings = StreamSettings(mode="offline")
+    report = segment_video(
+        segmenter, sample.path, texts, out, settings, command=command, progress=progress
+    )
+    masks = _written_masks(out / "masks", len(shown), len(sample.masks))
+    scores = tuple(
+        _score(sample, expression, number, masks[:, number])
+        for number, expression in enumerate(shown)
+    )
+    _draw(out / "picture.png", sample, shown, masks, scores)
+    write_json(out / "metrics.json", _metrics(segmenter, sample, scores, command, report.seconds))
+    return DemoReport(out, scores, report.frames_per_second)
+
+
+def chosen_expressions(expressions: Sequence[Expression]) -> list[Expression]:
+    """Two motions, and one of each other kind, in the order of KINDS."""
+    return [
+        expression
+        for kind in KINDS
+        for expression in [e for e in expressions if e.kind == kind][
+            : MOTIONS if kind == "motion" else 1
+        ]
+    ]
+
+
+def _written_masks(folder: Path, expressions: int, frames: int) -> NDArray[np.bool_]:
+    """What lies on the disk, bool [T,E,H,W]: the files are what a user gets."""
+    rows = []
+    for t in range(frames):
+        files = [folder / str(e) / f"{t:05d}.png" for e in range(expressions)]
+        rows.append([np.asarray(Image.open(file)) > 0 for file in files])
+    return np.array(rows)
+
+
+def _score(
+    sample: Sample, expression: Expression, number: int, masks: NDArray[np.bool_]
+) -> ExpressionScore:
+    found = frame_scores(masks, sample.truth(expression))
+    return ExpressionScore(
+        video=sample.video.name,
+        expression=str(number),
+        text=expression.text,
+        kind=expression.kind,
+        j=found.j_mean,
+        f=found.f_mean,
+        frames=len(masks),
+        missing_frames=0,
+        no_target=not expression.targets,
+        predicted_empty=not masks.any(),
+    )
+
+
+def _draw(
+    file: Path,
+    sample: Sample,
+    shown: Sequence[Expression],
+    masks: NDArray[np.bool_],
+    scores: Sequence[ExpressionScore],
+) -> None:
+    images = [frame.image for frame in read_video(sample.path)]
+    truth = np.stack([sample.truth(expression) for expression in shown], axis=1)
+    labels = [f"{row.text}   J&F {row.j_and_f:.2f}" for row in scores]
+    with replacing(file) as temporary:
+        picture = Image.fromarray(draw_strips(images, masks, truth, labels))
+        picture.save(temporary, format="PNG", optimize=True)
+
+
+def _metrics(
+    segmenter: Segmenter,
+    sample: Sample,
+    scores: Sequence[ExpressionScore],
+    command: str,
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "bundle": str(segmenter.bundle.path),
+        "video": {"name": sample.video.name, "seed": sample.video.seed, "size": list(SIZE)},
+        **accuracies_and_means(scores),
+        "by_expression": [{**asdict(row), "j_and_f": row.j_and_f} for row in scores],
+        "seconds": seconds,
+        "versions": versions("av", "pillow") | {"backend": segmenter.backend.describe()},
+        "machine": machine(),
+    }

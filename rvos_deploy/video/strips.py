@@ -1,0 +1,55 @@
+"""A picture of what was found in a clip: one row an expression, moments side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.video.frames import Image
+from rvos_deploy.video.overlay import draw_overlay
+
+MOMENTS = 5
+_BAR = 32  # pixels; a label inside a small frame would hide what it names
+_TRUTH = (255, 255, 255)
+_DARK = 32
+
+
+def draw_strips(
+    images: Sequence[Image],
+    masks: NDArray[np.bool_],
+    truth: NDArray[np.bool_],
+    labels: Sequence[str],
+) -> Image:
+    """Tint what was found, and outline the truth in white.
+
+    Args:
+        images: T frames, uint8 [H,W,3] RGB.
+        masks: bool [T,E,H,W], found.
+        truth: bool [T,E,H,W].
+        labels: E texts.
+
+    Returns:
+        uint8 [E*(H+bar),moments*W,3], of up to five moments from the first frame to the last.
+    """
+    shown = np.unique(np.linspace(0, len(images) - 1, MOMENTS).round().astype(int))
+    picture = np.concatenate([images[t] for t in shown], axis=1)
+    bar = max(_BAR, picture.shape[0] // 8)
+    rows = []
+    for e, label in enumerate(labels):
+        found, true = (np.concatenate(list(m[shown, e]), axis=1) for m in (masks, truth))
+        above = ((bar, 0), (0, 0))
+        canvas = np.pad(picture, (*above, (0, 0)), constant_values=_DARK)
+        row = draw_overlay(canvas, np.pad(found, above)[None], [label])
+        row[bar:][_outline(true)] = _TRUTH
+        rows.append(row)
+    return np.concatenate(rows)
+
+
+def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels of a mask that touch what is not in it."""
+    padded = np.pad(mask, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    edge: NDArray[np.bool_] = mask & ~inside
+    return edge
