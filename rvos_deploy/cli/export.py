@@ -44,12 +44,20 @@ def export(
         ),
     ] = StoreName.fp32,
     size: SizeOption = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold", metavar="SCORE", help="Score a query must pass. Default: the preset's."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a bundle that is there.")
     ] = False,
     json: JsonOption = None,
 ) -> None:
     """Export a network to ONNX, check it against PyTorch, and write the bundle if all holds."""
+    from dataclasses import replace
+
     from rvos_deploy.cli.extras import needs_extra
     from rvos_deploy.cli.output import mebibytes, step_progress
     from rvos_deploy.json_file import write_json
@@ -57,6 +65,8 @@ def export(
     from rvos_deploy.runtime.environment import machine, versions
 
     chosen, box = preset(config), parse_size(size)
+    if threshold is not None:
+        chosen = replace(chosen, threshold=threshold)
     with needs_extra("export", "cpu,export"):
         from rvos_deploy.export import bundle_export
     weights = bundle_export.Weights(checkpoint, clip_weights, random_weights, seed, store.value)

@@ -152,7 +152,7 @@ _PRESETS = (
         video_decoder_layers=3,
         decoder_ffn=512,
         position_cycles=4.0,
-        input_size=(256, 448),
+        input_size=(128, 224),
     ),
 )
 PRESETS: Mapping[str, ModelConfig] = {config.name: config for config in _PRESETS}

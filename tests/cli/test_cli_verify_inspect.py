@@ -90,7 +90,7 @@ def test_inspect_shows_what_is_in_the_bundle(rvos: Callable, tiny_bundle: Path) 
     assert (result.code, result.stderr) == (0, "")
     shown, manifest = result.stdout, read(tiny_bundle / MANIFEST)
     assert "random, seed 0" in shown
-    assert "256x448" in shown
+    assert "128x224" in shown
     assert "fp32" in shown
     assert f"torch {manifest['versions']['torch']}" in shown
     checks = manifest["parity"]["checks"]

@@ -71,7 +71,7 @@ def test_from_nothing_to_a_score(rvos: Callable, tmp_path: Path) -> None:
     assert "step 6 of 6" in shown
     checkpoint = Path(shown.split("--checkpoint ")[1].strip())
     done("export", "tiny", "--checkpoint", checkpoint, *weights, "--out", bundle,
-         "--store", "fp16", "--size", "64x96")  # fmt: skip
+         "--store", "fp16", "--size", "64x96", "--threshold", 0.4)  # fmt: skip
     done("verify", bundle)
     report = tmp_path / "report.json"
     done("evaluate", bundle, "--data", tmp_path / "valid", "--protocol", "mevis", "--json", report)
@@ -82,3 +82,4 @@ def test_from_nothing_to_a_score(rvos: Callable, tmp_path: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["weights"]["stored"] == "fp16"
     assert manifest["input_size"] == [64, 96]
+    assert manifest["threshold"] == manifest["model"]["threshold"] == 0.4

@@ -1,0 +1,190 @@
+"""What limits J&F: the masks, or the choice among them; and which threshold serves best.
+
+``python -m rvos_deploy.benchmarks.selection CONFIG --checkpoint F --clip-weights F --data DIR``
+
+An oracle that may look at the truth takes, for every object that is meant, the query that fits it
+best. What it misses is the masks' fault; what lies between it and the network is the selection's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from torch import Tensor
+
+from rvos_deploy.errors import RvosError
+from rvos_deploy.json_file import write_json
+from rvos_deploy.model.config import preset
+from rvos_deploy.model.inference import tokenize
+from rvos_deploy.model.mask_head import unite_masks
+from rvos_deploy.model.network import RvosNetwork, referred_scores
+from rvos_deploy.runtime.environment import machine, versions
+from rvos_deploy.runtime.geometry import fit_frame, resize_frame
+from rvos_deploy.runtime.tokenizer import Tokenizer
+from rvos_deploy.training.data import VideoRecord, read_mevis
+
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 20))
+ON_OBJECT = 0.5
+"""IoU over the whole clip from which a query is said to be on an object."""
+
+
+@dataclass(frozen=True)
+class ExpressionDiagnosis:
+    """One expression.
+
+    oracle_j: J of the best query of each meant object, united (1 where none is meant). selected:
+    for every threshold, whether the queries that pass are on what is meant and on nothing else.
+    j: for every threshold, J of what the network gives.
+    """
+
+    kind: str
+    oracle_j: float
+    selected: tuple[bool, ...]
+    j: tuple[float, ...]
+
+
+@torch.inference_mode()
+def diagnose(
+    network: RvosNetwork, tokenizer: Tokenizer, video: VideoRecord
+) -> list[ExpressionDiagnosis]:
+    """Decode a whole video offline, and compare every query's masks with every object's."""
+    truth = torch.from_numpy(video.object_masks())
+    images = [video.image(index) for index in range(len(video.frames))]
+    geometry = fit_frame(video.size, network.config.input_size)
+    frames = [torch.from_numpy(resize_frame(image, geometry)) for image in images]
+    text = network.encode_text(tokenize(tokenizer, [e.text for e in video.expressions]))
+    decoded = [network.decode_frames(network.encode_frames(frame), text) for frame in frames]
+    last = network.decode_video(
+        torch.stack([frame.queries for frame in decoded], dim=1), text
+    ).predictions[-1]
+    scores = referred_scores(last.logits)
+    results = []
+    for row, expression in enumerate(video.expressions):
+        features = torch.cat([frame.mask_features[row : row + 1] for frame in decoded])
+        logits = network.mask_head(last.mask_embeddings[row], features)
+        meant = np.flatnonzero(video.referred(expression)).tolist()
+        shown = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+        height, width = geometry.content
+        full = F.interpolate(shown[..., :height, :width], size=video.size, mode="bilinear")
+        found = diagnose_expression(full, scores[row], truth, meant)
+        results.append(ExpressionDiagnosis(expression.kind or "none", *found))
+    return results
+
+
+def diagnose_expression(
+    logits: Tensor, scores: Tensor, truth: Tensor, meant: list[int]
+) -> tuple[float, tuple[bool, ...], tuple[float, ...]]:
+    """oracle_j, selected and j of one expression.
+
+    Args:
+        logits: [T,N,H,W] mask logits of all queries.
+        scores: [N].
+        truth: bool [K,T,H,W] of all objects.
+        meant: which of them the expression means.
+    """
+    masks = (logits > 0).transpose(0, 1)
+    union = truth[meant].any(dim=0)
+    both = masks.flatten(1).float() @ truth.flatten(1).float().T
+    areas = masks.flatten(1).sum(dim=1)[:, None] + truth.flatten(1).sum(dim=1)
+    overlap = both / (areas - both).clamp(min=1)
+    best, on = overlap.max(dim=1)
+    oracle = masks[overlap[:, meant].argmax(dim=0)].any(dim=0) if meant else union
+    selected, values = [], []
+    for threshold in THRESHOLDS:
+        passing = (scores > threshold) & masks.flatten(1).any(dim=1)
+        chosen = [int(on[n]) if best[n] >= ON_OBJECT else -1 for n in passing.nonzero().flatten()]
+        selected.append(set(chosen) == set(meant))
+        limit = torch.tensor([threshold])
+        united = unite_masks(logits, scores.expand(len(logits), -1), limit.expand(len(logits))) > 0
+        values.append(mean_j(united, union))
+    return mean_j(oracle, union), tuple(selected), tuple(values)
+
+
+def mean_j(masks: Tensor, truth: Tensor) -> float:
+    """J over frames of bool [T,H,W]; 1 where both are empty."""
+    both, either = ((op).flatten(1).sum(dim=1).double() for op in (masks & truth, masks | truth))
+    return float(torch.where(either > 0, both / either.clamp(min=1), 1.0).mean())
+
+
+def summarise(rows: list[ExpressionDiagnosis], threshold: float | None = None) -> dict[str, Any]:
+    """Means by kind at ``threshold``; None takes the one of the best mean J."""
+    curve = np.mean([row.j for row in rows], axis=0)
+    best = int(curve.argmax())
+    if threshold is not None:
+        best = int(np.abs(np.array(THRESHOLDS) - threshold).argmin())
+    kinds: dict[str, list[ExpressionDiagnosis]] = defaultdict(list)
+    for row in rows:
+        kinds[row.kind].append(row)
+
+    def means(group: list[ExpressionDiagnosis]) -> dict[str, Any]:
+        return {
+            "j": float(np.mean([row.j[best] for row in group])),
+            "oracle_j": float(np.mean([row.oracle_j for row in group])),
+            "selection_accuracy": float(np.mean([row.selected[best] for row in group])),
+            "count": len(group),
+        }
+
+    return {
+        "threshold": THRESHOLDS[best],
+        "all": means(rows),
+        "by_kind": {kind: means(kinds[kind]) for kind in sorted(kinds)},
+        "j_by_threshold": dict(zip(map(str, THRESHOLDS), curve.tolist(), strict=True)),
+    }
+
+
+def main(
+    config: Annotated[str, typer.Argument(help="Preset.")],
+    checkpoint: Annotated[Path, typer.Option(help="Trained weights, .safetensors.")],
+    data: Annotated[Path, typer.Option(help="Folder of a split in MeViS's layout.")],
+    clip_weights: Annotated[str | None, typer.Option(help="Of the frozen CLIP part.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Default: the one of the best mean J.")
+    ] = None,
+    videos: Annotated[int | None, typer.Option(help="Only the first so many.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.")] = None,
+) -> None:
+    """Tell masks from selection, by kind of expression, over a split."""
+    from rvos_deploy.export.bundle_export import Weights, load_network
+    from rvos_deploy.training.clips import training_tokenizer
+
+    try:
+        network = load_network(preset(config), Weights(checkpoint, clip_weights))
+        split = read_mevis(data)
+        rows = [
+            row
+            for video in split.videos[:videos]
+            for row in diagnose(network, training_tokenizer(), video)
+        ]
+    except RvosError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    record = summarise(rows, threshold)
+    typer.echo(f"threshold {record['threshold']}")
+    for kind, row in {**record["by_kind"], "all": record["all"]}.items():
+        typer.echo(
+            f"{kind:>12} {row['count']:>5}  J {row['j']:.3f}  oracle {row['oracle_j']:.3f}  "
+            f"selected {row['selection_accuracy']:.3f}"
+        )
+    if json_file is not None:
+        write_json(
+            json_file,
+            {
+                "schema": "rvos-deploy/benchmark/selection/1",
+                "command": f"python -m rvos_deploy.benchmarks.selection {config} "
+                f"--checkpoint {checkpoint} --clip-weights {clip_weights} --data {data}",
+                **record,
+                "versions": versions("torch"),
+                "machine": machine(),
+            },
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
