@@ -1,0 +1,227 @@
+"""The paper's claims, and one of ours, measured on Moving Sprites.
+
+``python -m rvos_deploy.benchmarks.ablations OUT --clip-weights F --weights F [--other-clip F]``
+
+Each variant differs from ``full`` in one thing, and shares its data, steps and seeds:
+
+(a) ``foreign_text``: text features from a tower that was not trained with the image trunk;
+(b) ``no_text_fusion``: text starts the queries and nothing else, as in LMPM;
+(c) ``weighted``, ``sentence``: the video query initializer without alignment, or from the sentence;
+(d) ``no_mask_position``: frame tokens without the position of their mask.
+
+(c) and (d) change what comes after the frame queries, so there the frame part of ``--weights`` is
+kept and the video part is trained anew on its cached tokens. (a) and (b) change what comes before,
+so there all is trained anew. Results are added to ``OUT/ablations.json`` one by one; a run that was
+stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+
+from rvos_deploy.errors import InputError, RvosError
+from rvos_deploy.export.bundle_export import Weights, load_network
+from rvos_deploy.json_file import write_json
+from rvos_deploy.model.config import ModelConfig
+from rvos_deploy.model.network import build_network
+from rvos_deploy.runtime.environment import machine, versions
+from rvos_deploy.sprites import WorldConfig, write_mevis
+from rvos_deploy.training.checkpoints import trained_weights
+from rvos_deploy.training.clips import training_tokenizer
+from rvos_deploy.training.data import DataSplit, read_mevis
+from rvos_deploy.training.recipe import CACHEABLE, Recipe
+from rvos_deploy.training.recipe_file import read_recipe
+from rvos_deploy.training.trainer import train
+from rvos_deploy.training.validation import validate
+
+RESULT = "ablations.json"
+_TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_proj")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    from_frames: whether the frame part is trained anew; else that of ``--weights`` is kept.
+    """
+
+    name: str
+    from_frames: bool
+    model: tuple[tuple[str, Any], ...] = ()
+    foreign_text: bool = False
+
+
+VARIANTS = (
+    Variant("full", True),
+    Variant("foreign_text", True, foreign_text=True),
+    Variant("no_text_fusion", True, (("text_fusion", False),)),
+    Variant("aligned", False),
+    Variant("weighted", False, (("initializer", "weighted"),)),
+    Variant("sentence", False, (("initializer", "sentence"),)),
+    Variant("no_mask_position", False, (("mask_position", False),)),
+)
+"""``full`` is what (a) and (b) are compared with, ``aligned`` what (c) and (d) are."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Steps of single frames and of the video part, clips in the cache, videos to validate on."""
+
+    frame_steps: int = 400
+    video_steps: int = 1000
+    cached: int = 2000
+    videos: int = 30
+
+
+def variant_recipe(recipe: Recipe, variant: Variant, budget: Budget, seed: int) -> Recipe:
+    """The recipe of one row: stages of the base recipe, fewer steps, one change of the model."""
+    frames, video, *_ = recipe.stages
+    video = replace(video, steps=budget.video_steps, cached=budget.cached)
+    stages = (replace(frames, steps=budget.frame_steps), video) if variant.from_frames else (video,)
+    model = replace(recipe.model, **dict(variant.model))
+    return replace(recipe, model=model, stages=stages, seed=seed, validate_every=0, gates=False)
+
+
+def foreign_text_clip(trunk: Path, tower: Path, out: Path) -> Path:
+    """Write a CLIP with the image trunk of one file and the text tower of another."""
+    kept, taken = load_file(trunk), load_file(tower)
+    mixed = {n: taken[n] if n.startswith(_TEXT_TOWER) else tensor for n, tensor in kept.items()}
+    save_file(mixed, out)
+    return out
+
+
+def fresh_video_part(config: ModelConfig, weights: Path, seed: int, out: Path) -> Path:
+    """Write weights with the frame part of a file, and a video part at random."""
+    torch.manual_seed(seed)
+    fresh, stored = trained_weights(build_network(config)), load_file(weights)
+    mixed = {n: tensor if n.startswith(CACHEABLE) else stored[n] for n, tensor in fresh.items()}
+    save_file(mixed, out)
+    return out
+
+
+def run_variant(
+    variant: Variant,
+    recipe: Recipe,
+    clip: Path,
+    weights: Path | None,
+    valid: DataSplit,
+    run: Path,
+) -> dict[str, float]:
+    """Train one row, or go on with it, and validate it."""
+    run.mkdir(parents=True, exist_ok=True)
+    start = None
+    if not variant.from_frames:
+        if weights is None:
+            raise InputError(f"variant {variant.name} keeps a trained frame part; pass --weights")
+        start = fresh_video_part(recipe.model, weights, recipe.seed, run / "start.safetensors")
+    result = train(recipe, run, clip_weights=str(clip), init_from=start, resume=True)
+    checkpoint = result.checkpoint / "weights.safetensors"
+    network = load_network(recipe.model, Weights(checkpoint, str(clip)))
+    return validate(network, training_tokenizer(), valid, pictures=run / "overlays")
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder of the runs and of ablations.json.")],
+    clip_weights: Annotated[Path, typer.Option(help="Of 'pretrain-clip'.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Trained network, whose frame part (c) and (d) keep.")
+    ] = None,
+    other_clip: Annotated[
+        Path | None, typer.Option(help="Of 'pretrain-clip' with another seed, for (a).")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="These variants; all by default.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="Two by default: 1 and 2.")] = None,
+    frame_steps: int = Budget.frame_steps,
+    video_steps: int = Budget.video_steps,
+    cached: int = Budget.cached,
+    videos: int = Budget.videos,
+) -> None:
+    """Train and validate every variant with every seed."""
+    budget = Budget(frame_steps, video_steps, cached, videos)
+    base = read_recipe("sprites_tiny")
+    try:
+        valid = _validation(out / "valid", base.sprites, budget)
+        for seed in seeds or [1, 2]:
+            for variant in VARIANTS:
+                if only and variant.name not in only:
+                    continue
+                if _known(out, variant.name, seed):
+                    continue
+                clip = clip_weights
+                if variant.foreign_text:
+                    if other_clip is None:
+                        raise InputError("variant foreign_text needs --other-clip")
+                    clip = foreign_text_clip(clip_weights, other_clip, out / "foreign.safetensors")
+                recipe = variant_recipe(base, variant, budget, seed)
+                run = out / f"{variant.name}-{seed}"
+                _lend_cache(out, run, variant, seed)
+                values = run_variant(variant, recipe, clip, weights, valid, run)
+                _add(out, {"variant": variant.name, "seed": seed, **values}, budget)
+                typer.echo(
+                    f"{variant.name:>17} seed {seed}: "
+                    + "  ".join(f"{k.removeprefix('j_and_f_')} {v:.3f}" for k, v in values.items())
+                )
+    except RvosError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+
+
+def _validation(folder: Path, world: WorldConfig, budget: Budget) -> DataSplit:
+    if not folder.is_dir():
+        write_mevis(folder, seed=4242, split="valid", videos=budget.videos, config=world)
+    return read_mevis(folder)
+
+
+def _lend_cache(out: Path, run: Path, variant: Variant, seed: int) -> None:
+    """Hand on the tokens of the variant before, which are the same where the frame part is: the
+    trainer makes them anew where they are not.
+    """
+    if variant.from_frames or (run / "cache").exists():
+        return
+    for other in VARIANTS:
+        lent = out / f"{other.name}-{seed}" / "cache"
+        if not other.from_frames and lent.exists():
+            run.mkdir(parents=True, exist_ok=True)
+            shutil.move(lent, run / "cache")
+            return
+
+
+def _known(out: Path, variant: str, seed: int) -> bool:
+    return any(
+        row["variant"] == variant and row["seed"] == seed for row in _record(out).get("rows", [])
+    )
+
+
+def _record(out: Path) -> dict[str, Any]:
+    file = out / RESULT
+    if not file.is_file():
+        return {}
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return record
+
+
+def _add(out: Path, row: dict[str, Any], budget: Budget) -> None:
+    rows = [*_record(out).get("rows", []), row]
+    write_json(
+        out / RESULT,
+        {
+            "schema": "rvos-deploy/benchmark/ablations/1",
+            "command": "python -m rvos_deploy.benchmarks.ablations",
+            "budget": budget.__dict__,
+            "rows": rows,
+            "versions": versions("torch"),
+            "machine": machine(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,97 @@
+"""Ablations differ in what they say, and in nothing else; finished rows are not run again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from rvos_deploy.benchmarks import ablations
+from rvos_deploy.benchmarks.ablations import VARIANTS, Budget, fresh_video_part, variant_recipe
+from rvos_deploy.model.clip import build_clip
+from rvos_deploy.model.config import preset
+from rvos_deploy.model.network import build_network
+from rvos_deploy.training.checkpoints import trained_weights
+from rvos_deploy.training.recipe import CACHEABLE
+from rvos_deploy.training.recipe_file import read_recipe
+
+
+def test_a_variant_changes_one_thing() -> None:
+    recipes = {
+        v.name: variant_recipe(read_recipe("sprites_tiny"), v, Budget(), 1) for v in VARIANTS
+    }
+    for variant in VARIANTS:
+        base = asdict(recipes["full" if variant.from_frames else "aligned"])
+        own = asdict(recipes[variant.name])
+        model, base_model = own.pop("model"), base.pop("model")
+        assert own == base
+        changed = {name for name in model if model[name] != base_model[name]}
+        assert changed == {name for name, _ in variant.model}
+        assert len(changed) + variant.foreign_text <= 1
+
+
+def test_only_the_video_part_is_fresh(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained = trained_weights(build_network(preset("tiny")))
+    save_file(trained, tmp_path / "weights.safetensors")
+    for variant in VARIANTS:
+        if variant.from_frames:
+            continue
+        recipe = variant_recipe(read_recipe("sprites_tiny"), variant, Budget(), 5)
+        file = fresh_video_part(
+            recipe.model, tmp_path / "weights.safetensors", 5, tmp_path / "mixed.safetensors"
+        )
+        mixed = load_file(file)
+        build_network(recipe.model).load_state_dict(mixed, strict=False)
+        lacking = {name.split(".")[1] for name in set(trained) - set(mixed)}
+        assert lacking == ({"mask_position"} if variant.name == "no_mask_position" else set())
+        for name, tensor in mixed.items():
+            # Norms and some biases begin with constants, whatever the seed.
+            if not name.startswith(CACHEABLE) or tensor.std() > 0:
+                fresh = name.startswith(CACHEABLE)
+                assert torch.equal(tensor, trained[name]) != fresh, name
+
+
+def test_a_foreign_tower_leaves_the_trunk_alone(tmp_path: Path) -> None:
+    files = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        files.append(tmp_path / f"{seed}.safetensors")
+        save_file(dict(build_clip(preset("tiny")).model.state_dict()), files[-1])
+    mixed = load_file(ablations.foreign_text_clip(*files, tmp_path / "mixed.safetensors"))
+    one, other = map(load_file, files)
+    assert set(mixed) == set(one)
+    for name, tensor in mixed.items():
+        assert torch.equal(tensor, (one if name.startswith(("visual.", "logit")) else other)[name])
+    build_clip(preset("tiny"), str(tmp_path / "mixed.safetensors"))
+
+
+def test_rows_are_added_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def fake(variant: ablations.Variant, recipe: Any, *rest: Any) -> dict[str, float]:
+        ran.append(f"{variant.name} {recipe.seed}")
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return {"j_and_f": 0.5}
+
+    monkeypatch.setattr(ablations, "run_variant", fake)
+    monkeypatch.setattr(ablations, "_validation", lambda *_: None)
+    app = typer.Typer()
+    app.command()(ablations.main)
+    given = [str(tmp_path), "--clip-weights", "c", "--only", "aligned", "--only", "sentence"]
+    CliRunner().invoke(app, given)
+    assert CliRunner().invoke(app, given).exit_code == 0
+    assert ran == ["aligned 1", "sentence 1", "aligned 2", "aligned 2", "sentence 2"]
+    rows = json.loads((tmp_path / "ablations.json").read_text())["rows"]
+    assert [f"{row['variant']} {row['seed']}" for row in rows] == [*ran[:2], *ran[3:]]
+    refused = CliRunner().invoke(app, [*given, "--only", "foreign_text"])
+    assert refused.exit_code == 2
+    assert "needs --other-clip" in refused.output
