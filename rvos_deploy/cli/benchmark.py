@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rvos_deploy.cli.options import (
+    PACKAGED,
     BackendName,
     BackendOption,
     BundleOption,
@@ -34,7 +35,7 @@ class Reference(str, Enum):
 
 
 def benchmark(
-    bundle: BundleOption,
+    bundle: BundleOption = PACKAGED,
     video: Annotated[
         str | None,
         typer.Option("--video", metavar="VIDEO", help="Default: a rendered clip of 854x480."),

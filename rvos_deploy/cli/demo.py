@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from rvos_deploy.cli.options import (
+    PACKAGED,
     BackendName,
     BackendOption,
+    BundleOption,
     Device,
     DeviceOption,
-    OptionalBundleOption,
     ThreadsOption,
 )
 
@@ -22,7 +23,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for all that is written.")
     ] = Path("demo"),
-    bundle: OptionalBundleOption = Path("tiny"),
+    bundle: BundleOption = PACKAGED,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", min=0, help="Another video.")
     ] = None,

@@ -43,7 +43,8 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="BUNDLE|PREDICTIONS",
-            help="A bundle, or a folder of masks: <video>/<expression>/<frame>.png.",
+            help="A bundle (tiny: the packaged one), or a folder of masks: "
+            "<video>/<expression>/<frame>.png.",
         ),
     ],
     data: Annotated[
@@ -107,12 +108,13 @@ def evaluate(
     from rvos_deploy.evaluation.evaluate import evaluate as evaluate_folder
     from rvos_deploy.evaluation.report import report, write_csv
     from rvos_deploy.json_file import write_json
+    from rvos_deploy.runtime.bundle import find_bundle
     from rvos_deploy.runtime.environment import usable_cores
 
     _check_outputs(json, csv, submission)
     options = {"mode": mode, "threshold": threshold, "fallback": fallback, "size": size}
     workers = jobs or usable_cores()
-    if (predictions / "manifest.json").is_file():
+    if (find_bundle(predictions) / "manifest.json").is_file():
         evaluation, settings, ran_on = _run_bundle(
             predictions, data, protocol, options, (backend, device, threads), workers, submission
         )

@@ -26,19 +26,21 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+PACKAGED = Path("tiny")
+"""The bundle that comes with the package."""
+
 BundleOption = Annotated[
-    Path, typer.Option("--bundle", "-b", metavar="DIR", help="Bundle made by 'export'.")
-]
-OptionalBundleOption = Annotated[
     Path,
     typer.Option(
         "--bundle",
         "-b",
         metavar="DIR",
-        help="Bundle made by 'export', or tiny: the packaged one, of Moving Sprites.",
+        help="Bundle made by 'export'; or tiny, the packaged one, which knows Moving Sprites.",
     ),
 ]
-BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Made by 'export'.")]
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Made by 'export'; or tiny, the packaged one.")
+]
 BackendOption = Annotated[BackendName, typer.Option("--backend", help="Inference library.")]
 DeviceOption = Annotated[
     Device, typer.Option("--device", help="Where it runs; never another than the one named.")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from rvos_deploy.cli.options import (
+    PACKAGED,
     BackendName,
     BackendOption,
     BundleOption,
@@ -47,7 +48,7 @@ def run(
         list[str],
         typer.Argument(metavar="EXPRESSION", help="What to segment; one or more, each in quotes."),
     ],
-    bundle: BundleOption,
+    bundle: BundleOption = PACKAGED,
     out: Annotated[
         Path,
         typer.Option(
@@ -118,6 +119,12 @@ def run(
     from rvos_deploy.runtime.segmenter import load
     from rvos_deploy.runtime.settings import StreamSettings
 
+    if bundle == PACKAGED and not bundle.exists():
+        typer.echo(
+            "note: the packaged bundle knows the world of Moving Sprites only; for other videos "
+            "pass your own --bundle",
+            err=True,
+        )
     settings = StreamSettings(
         mode=mode.value if mode else "offline" if has_end(video) else "online",
         lookahead=lookahead,

@@ -67,7 +67,6 @@ def test_version(rvos: Callable) -> None:
     [
         (("frobnicate",), "frobnicate"),
         (("run", "a.mp4"), "EXPRESSION"),
-        (("run", "a.mp4", "the dog"), "--bundle"),
         (("run", "a.mp4", "the dog", "--bundle", "b", "--colour", "red"), "--colour"),
         (("run", "a.mp4", "the dog", "--bundle", "b", "--mode", "sometimes"), "--mode"),
         (("run", "a.mp4", "the dog", "--bundle", "b", "--max-frames", "0"), "--max-frames"),
