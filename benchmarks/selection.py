@@ -17,16 +17,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_deploy.errors import RvosError
+from rvos_deploy.evaluation.metrics import region_similarity
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.config import preset
 from rvos_deploy.model.inference import tokenize
 from rvos_deploy.model.mask_head import unite_masks
 from rvos_deploy.model.network import RvosNetwork, referred_scores
 from rvos_deploy.runtime.environment import machine, versions
-from rvos_deploy.runtime.geometry import fit_frame, resize_frame
+from rvos_deploy.runtime.geometry import (
+    MASK_STRIDE,
+    FrameGeometry,
+    display_mask,
+    fit_frame,
+    resize_frame,
+)
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.training.data import VideoRecord, read_mevis
 
@@ -65,52 +73,72 @@ def diagnose(
         torch.stack([frame.queries for frame in decoded], dim=1), text
     ).predictions[-1]
     scores = referred_scores(last.logits)
+    small = network_truth(truth, geometry)
     results = []
     for row, expression in enumerate(video.expressions):
         features = torch.cat([frame.mask_features[row : row + 1] for frame in decoded])
         logits = network.mask_head(last.mask_embeddings[row], features)
         meant = np.flatnonzero(video.referred(expression)).tolist()
-        shown = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
-        height, width = geometry.content
-        full = F.interpolate(shown[..., :height, :width], size=video.size, mode="bilinear")
-        found = diagnose_expression(full, scores[row], truth, meant)
+        union = truth[meant].any(dim=0).numpy()
+        found = diagnose_expression(logits, scores[row], small, meant, union, geometry)
         results.append(ExpressionDiagnosis(expression.kind or "none", *found))
     return results
 
 
 def diagnose_expression(
-    logits: Tensor, scores: Tensor, truth: Tensor, meant: list[int]
+    logits: Tensor,
+    scores: Tensor,
+    small: Tensor,
+    meant: list[int],
+    union: NDArray[np.bool_],
+    geometry: FrameGeometry,
 ) -> tuple[float, tuple[bool, ...], tuple[float, ...]]:
     """oracle_j, selected and j of one expression.
 
     Args:
-        logits: [T,N,H,W] mask logits of all queries.
+        logits: [T,N,h,w] mask logits of all queries, at stride 4.
         scores: [N].
-        truth: bool [K,T,H,W] of all objects.
+        small: bool [K,T,h,w] truth of all objects, at stride 4 too.
         meant: which of them the expression means.
+        union: bool [T,H,W] truth of the expression, as displayed.
+        geometry: of the frames.
     """
-    masks = (logits > 0).transpose(0, 1)
-    union = truth[meant].any(dim=0)
-    both = masks.flatten(1).float() @ truth.flatten(1).float().T
-    areas = masks.flatten(1).sum(dim=1)[:, None] + truth.flatten(1).sum(dim=1)
+    masks = (logits > 0).transpose(0, 1).flatten(1)
+    both = masks.float() @ small.flatten(1).float().T
+    areas = masks.sum(dim=1)[:, None] + small.flatten(1).sum(dim=1)
     overlap = both / (areas - both).clamp(min=1)
     best, on = overlap.max(dim=1)
-    oracle = masks[overlap[:, meant].argmax(dim=0)].any(dim=0) if meant else union
+    known: dict[tuple[int, ...], float] = {}
+
+    def j_of(queries: list[int]) -> float:
+        """J of these queries, united; many thresholds let the same ones pass."""
+        key = tuple(queries)
+        if key not in known:
+            chosen = torch.zeros_like(scores)
+            chosen[queries] = 1.0
+            limit = torch.full((len(logits),), 0.5)
+            maps = unite_masks(logits, chosen.expand(len(logits), -1), limit).numpy()
+            shown = np.stack([display_mask(frame, geometry) for frame in maps])
+            known[key] = float(np.mean(list(map(region_similarity, shown, union))))
+        return known[key]
+
+    right = overlap[:, meant].argmax(dim=0).tolist()
     selected, values = [], []
     for threshold in THRESHOLDS:
-        passing = (scores > threshold) & masks.flatten(1).any(dim=1)
-        chosen = [int(on[n]) if best[n] >= ON_OBJECT else -1 for n in passing.nonzero().flatten()]
-        selected.append(set(chosen) == set(meant))
-        limit = torch.tensor([threshold])
-        united = unite_masks(logits, scores.expand(len(logits), -1), limit.expand(len(logits))) > 0
-        values.append(mean_j(united, union))
-    return mean_j(oracle, union), tuple(selected), tuple(values)
+        passing = (scores > threshold).nonzero().flatten().tolist()
+        seen = [n for n in passing if masks[n].any()]
+        selected.append({int(on[n]) if best[n] >= ON_OBJECT else -1 for n in seen} == set(meant))
+        values.append(j_of(passing))
+    return j_of(sorted(set(right))), tuple(selected), tuple(values)
 
 
-def mean_j(masks: Tensor, truth: Tensor) -> float:
-    """J over frames of bool [T,H,W]; 1 where both are empty."""
-    both, either = ((op).flatten(1).sum(dim=1).double() for op in (masks & truth, masks | truth))
-    return float(torch.where(either > 0, both / either.clamp(min=1), 1.0).mean())
+def network_truth(truth: Tensor, geometry: FrameGeometry) -> Tensor:
+    """Masks bool [K,T,H,W] as displayed, where the network sees them: bool [K,T,h,w], stride 4."""
+    scaled = F.interpolate(truth.float(), size=geometry.content, mode="bilinear", antialias=True)
+    missing = [
+        padded - side for padded, side in zip(geometry.padded, geometry.content, strict=True)
+    ]
+    return F.avg_pool2d(F.pad(scaled, (0, missing[1], 0, missing[0])), MASK_STRIDE) >= 0.5
 
 
 def summarise(rows: list[ExpressionDiagnosis], threshold: float | None = None) -> dict[str, Any]:
