@@ -14,6 +14,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.sprites.backgrounds import Background
 from rvos_deploy.sprites.emoji import find_font
 from rvos_deploy.sprites.palette import Look, Split
+from rvos_deploy.sprites.phrases import PLACES, SUPERLATIVES
 
 Kind = Literal["appearance", "motion", "relation", "plural", "no_target"]
 Size = Literal["small", "large"]
@@ -99,6 +100,11 @@ class Expression:
     kind: Kind
     targets: tuple[int, ...]
     claim: str | None = None
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether it claims a motion, which no single frame shows."""
+        return self.claim is not None and self.claim not in (*PLACES, *SUPERLATIVES)
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,7 +147,11 @@ class Clips(Dataset[Clip]):
         """The video of a clip, and its expressions, beginning with that of the clip."""
         stage, number = self.stage, index // self.stage.per_video
         video = _sprite_video(self.recipe.seed, number, self.recipe.sprites)
-        fitting = [e for e in video.expressions if not stage.kinds or e.kind in stage.kinds]
+        fitting = [
+            e
+            for e in video.expressions
+            if (not stage.kinds or e.kind in stage.kinds) and not (stage.timeless and e.needs_time)
+        ]
         # A video without the kinds asked for gives what it has: to search on would bias it.
         wanted = fitting or list(video.expressions)
         # Clips of one video take its expressions in turn, so that they differ.

@@ -286,7 +286,7 @@ def _key(network: RvosNetwork, clips: Clips, first: int) -> dict[str, Any]:
         if not name.startswith(CACHEABLE):
             digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
     recipe, stage = clips.recipe, clips.stage
-    drawn = ("length", "window", "per_video", "kinds", "cached", "cache_stride")
+    drawn = ("length", "window", "per_video", "kinds", "timeless", "cached", "cache_stride")
     kept = {name: getattr(stage, name) for name in drawn} | {"crossed": stage.crossed > 0}
     return {
         "weights": digest.hexdigest(),

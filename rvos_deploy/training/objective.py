@@ -58,11 +58,9 @@ class Objective(nn.Module):
         )
 
 
-def loss_config(settings: LossSettings, stage: Stage | None = None) -> LossConfig:
-    """Sort a recipe's loss settings, with a stage's changes, into the losses' configuration."""
+def loss_config(settings: LossSettings) -> LossConfig:
+    """Sort loss settings into the losses' configuration."""
     values = asdict(settings)
-    if stage is not None and stage.num_points:
-        values["num_points"] = stage.num_points
     points = {name: values.pop(name) for name in ("num_points", "oversample", "importance")}
     objects = values.pop("frame_objects")
     return LossConfig(LossWeights(**values), PointSampling(**points), objects)

@@ -26,6 +26,22 @@ OPERATIONAL = (
 
 
 @dataclass(frozen=True)
+class LossSettings:
+    """The fields of LossWeights, PointSampling and LossConfig of training/losses.py, in one."""
+
+    frame_class: float = 2.0
+    video_class: float = 2.0
+    mask: float = 5.0
+    dice: float = 5.0
+    similarity: float = 0.5
+    no_object: float = 0.1
+    num_points: int = 12544
+    oversample: float = 3.0
+    importance: float = 0.75
+    frame_objects: str = "all"
+
+
+@dataclass(frozen=True)
 class Stage:
     """A part of the training with one learning rate and one set of trained parameters.
 
@@ -38,6 +54,8 @@ class Stage:
             ``length`` equal parts of the whole video.
         per_video: clips drawn in turn from one rendered video (Moving Sprites).
         kinds: kinds of expressions to draw; all by default (data sets without kinds: leave empty).
+        timeless: leave out expressions that claim a motion, which no single frame shows (Moving
+            Sprites).
         single_every: at every so many steps, the frames of a batch count as clips of one frame.
         trained: first parts of the names of the parameters to train; empty: all but the CLIP part.
         learning_rate: after the warm-up.
@@ -51,7 +69,7 @@ class Stage:
         cache_stride: stride at which mask features are kept for that.
         crossed: how often a cached clip is shown with another sentence of its video, one that the
             frozen frame part has not read: cached clips are dear, and sentences are not.
-        num_points: of this stage's losses; 0: the recipe's.
+        loss: of this stage; None: the recipe's. In a file, ``[stage.loss]`` names what differs.
     """
 
     name: str
@@ -62,6 +80,7 @@ class Stage:
     window: int | None = None
     per_video: int = 1
     kinds: tuple[str, ...] = ()
+    timeless: bool = False
     single_every: int = 0
     trained: tuple[str, ...] = ()
     warmup: int = 0
@@ -73,7 +92,7 @@ class Stage:
     cached: int = 0
     cache_stride: int = 16
     crossed: float = 0.0
-    num_points: int = 0
+    loss: LossSettings | None = None
 
     def __post_init__(self) -> None:
         where = f"stage '{self.name}'"
@@ -87,8 +106,7 @@ class Stage:
         _one_of(f"{where}: schedule", self.schedule, SCHEDULES)
         for kind in self.kinds:
             _one_of(f"{where}: kind", kind, KINDS)
-        for name in ("cached", "num_points"):
-            _at_least(where, name, getattr(self, name), 0)
+        _at_least(where, "cached", self.cached, 0)
         if self.cached:
             self._check_cache(where)
         elif self.crossed:
@@ -140,22 +158,6 @@ class Augmentation:
             raise InputError("augment: short_sides and long_side must be at least 32 pixels")
         if not 0 < self.crop_side <= 1:
             raise InputError(f"augment: crop_side must lie in 0..1, found {self.crop_side}")
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """The fields of LossWeights, PointSampling and LossConfig of training/losses.py, in one."""
-
-    frame_class: float = 2.0
-    video_class: float = 2.0
-    mask: float = 5.0
-    dice: float = 5.0
-    similarity: float = 0.5
-    no_object: float = 0.1
-    num_points: int = 12544
-    oversample: float = 3.0
-    importance: float = 0.75
-    frame_objects: str = "all"
 
 
 @dataclass(frozen=True)

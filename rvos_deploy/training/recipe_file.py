@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,14 +58,23 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     stages = values.pop("stage", [])
     if not isinstance(stages, list):
         raise InputError("stages are written as [[stage]], found one table [stage]")
-    values["stages"] = tuple(_make(Stage, stage, "stage") for stage in stages)
     if "model" not in values or "data" not in values:
         raise InputError("a recipe needs 'model' and 'data'")
     values["model"] = _model(values["model"])
     for name, kind in (("sprites", WorldConfig), ("augment", Augmentation), ("loss", LossSettings)):
         if name in values:
             values[name] = _make(kind, values[name], name)
+    values["stages"] = tuple(_stage(stage, values.get("loss", LossSettings())) for stage in stages)
     return _make(Recipe, values, "recipe")
+
+
+def _stage(table: object, loss: LossSettings) -> Stage:
+    """A stage; what its own loss table leaves out is the recipe's."""
+    if isinstance(table, dict) and "loss" in table:
+        changes = table["loss"]
+        merged = {**asdict(loss), **changes} if isinstance(changes, dict) else changes
+        table = {**table, "loss": _make(LossSettings, merged, "stage.loss")}
+    return _make(Stage, table, "stage")
 
 
 def _model(given: object) -> ModelConfig:

@@ -236,7 +236,7 @@ class _Job:
 
     def _set_up(self, stage: Stage, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
         mean = partial(self.fabric.all_reduce, reduce_op="mean")
-        losses = loss_config(self.recipe.loss, stage)
+        losses = loss_config(stage.loss or self.recipe.loss)
         kind = VideoObjective if stage.cached else Objective
         objective = kind(self.network.train(), losses, mean)
         return self.fabric.setup(objective, optimizer)

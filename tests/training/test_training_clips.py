@@ -84,6 +84,22 @@ def test_kinds_of_expressions_can_be_chosen() -> None:
         assert Clips(RECIPE, stage)[number].text in motions
 
 
+def test_what_needs_time_can_be_left_out() -> None:
+    texts = {
+        clip.text
+        for clip in map(Clips(RECIPE, replace(STAGE, timeless=True)).__getitem__, range(24))
+    }
+    videos = [make_video(RECIPE.seed, "train", number, WORLD) for number in range(12)]
+    drawn = [e for video in videos for e in video.expressions if e.text in texts]
+    timeless = [video for video in videos if not all(e.needs_time for e in video.expressions)]
+    assert len(timeless) >= 6
+    for video in timeless:
+        assert not any(e.needs_time for e in drawn if e in video.expressions)
+    kinds = {e.kind for video in videos for e in video.expressions if not e.needs_time}
+    assert "motion" not in kinds
+    assert {"appearance", "relation"} <= kinds
+
+
 @pytest.mark.parametrize("number", range(6))
 def test_a_clip_of_a_folder_has_the_masks_of_its_expression(split: DataSplit, number: int) -> None:
     clip = Clips(folder_recipe(), STAGE, split)[number]

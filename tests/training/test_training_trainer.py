@@ -218,7 +218,7 @@ def cached_recipe() -> Recipe:
         cached=3,
         cache_stride=8,
         crossed=0.5,
-        num_points=16,
+        loss=replace(recipe.loss, num_points=16),
     )
     return replace(recipe, stages=(recipe.stages[0], video))
 
@@ -297,6 +297,19 @@ def test_a_data_set_in_a_folder_trains_and_validates(tmp_path: Path) -> None:
     result = run(tmp_path / "run", recipe, data=tmp_path / "train", valid=tmp_path / "valid")
     assert result.steps == 2
     assert result.best is not None
+
+
+def test_a_stage_changes_the_losses_that_it_names() -> None:
+    content = {**MINIATURE, "loss": {"num_points": 48, "video_class": 6.0}}
+    first, second = content["stage"]
+    recipe = parse_recipe({**content, "stage": [{**first, "loss": {"num_points": 16}}, second]})
+    changed, same = recipe.stages
+    assert same.loss is None
+    assert changed.loss == replace(recipe.loss, num_points=16)
+    assert changed.loss.video_class == 6.0
+    for wrong in ({"colour": 1}, 3):
+        with pytest.raises(InputError, match=r"stage\.loss"):
+            parse_recipe({**content, "stage": [{**first, "loss": wrong}]})
 
 
 def test_the_command(
