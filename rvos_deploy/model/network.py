@@ -100,19 +100,29 @@ class RvosNetwork(nn.Module):
     def forward(
         self, frames: Tensor, token_ids: Tensor, ages: Tensor | None = None
     ) -> NetworkOutput:
-        """Run whole clips, each with one sentence.
+        """Run B whole clips, each with S sentences; one is what the network is made for.
+
+        The frame part reads the first sentence of each clip, the video part all: for training,
+        where sentences are cheap and frames are not.
 
         Args:
             frames: uint8 [B,T,H,W,3] RGB; H and W multiples of 32.
-            token_ids: int64 [B,L].
-            ages: as :meth:`decode_video` takes it.
+            token_ids: int64 [B*S,L], those of a clip together.
+            ages: [B,T], as :meth:`decode_video` takes it.
+
+        Returns:
+            frames: of B*T; video: of B*S.
         """
         batch, length = frames.shape[:2]
+        sentences = token_ids.shape[0] // batch
         text = self.encode_text(token_ids)
-        per_frame = TextFeatures(*(x.repeat_interleave(length, dim=0) for x in text))
+        per_frame = TextFeatures(*(x[::sentences].repeat_interleave(length, 0) for x in text))
         frame_output = self.decode_frames(self.encode_frames(frames.flatten(0, 1)), per_frame)
         queries = frame_output.queries.unflatten(0, (batch, length))
-        return NetworkOutput(frame_output, self.decode_video(queries, text, ages))
+        if ages is not None:
+            ages = ages.repeat_interleave(sentences, 0)
+        video = self.decode_video(queries.repeat_interleave(sentences, 0), text, ages)
+        return NetworkOutput(frame_output, video)
 
 
 def referred_scores(logits: Tensor) -> Tensor:

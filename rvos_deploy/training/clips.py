@@ -32,9 +32,16 @@ from rvos_deploy.training.targets import ClipTargets
 _CLIPS = 1  # tells the random stream of clips from others of the same seed
 
 
+class Sentence(NamedTuple):
+    """An expression of a video: which objects it means, bool [K]; token ids int64 [L]."""
+
+    referred: Tensor
+    token_ids: Tensor
+
+
 class Clip(NamedTuple):
     """frames uint8 [T,H,W,3]; ages int64 [T], how many frames of the video each is older than the
-    last one; masks bool [K,T,H,W]; referred bool [K]; token ids int64 [L].
+    last one; masks bool [K,T,H,W]; referred and token ids of its sentence, and further sentences.
     """
 
     frames: Tensor
@@ -43,11 +50,12 @@ class Clip(NamedTuple):
     referred: Tensor
     token_ids: Tensor
     text: str
+    further: tuple[Sentence, ...] = ()
 
 
 class Batch(NamedTuple):
-    """Clips of one size: frames uint8 [B,T,H,W,3], token ids int64 [B,L], ages int64 [B,T], masks
-    and referred flags of each clip as :class:`ClipTargets` takes them.
+    """Clips of one size: frames uint8 [B,T,H,W,3], token ids int64 [B*S,L] of S sentences a clip,
+    ages int64 [B,T], masks and referred flags as :class:`ClipTargets` takes them.
     """
 
     frames: Tensor
@@ -69,13 +77,20 @@ class Batch(NamedTuple):
 
     def single_frames(self) -> Batch:
         """Every frame as a clip of its own: [B*T,1,...]."""
-        length = self.frames.shape[1]
+        clips, length = self.frames.shape[:2]
+        sentences = len(self.referred) // clips
+        order = [
+            clip * sentences + sentence
+            for clip in range(clips)
+            for _ in range(length)
+            for sentence in range(sentences)
+        ]
         return Batch(
             self.frames.flatten(0, 1)[:, None],
-            self.token_ids.repeat_interleave(length, dim=0),
+            self.token_ids[order],
             torch.zeros_like(self.ages).flatten()[:, None],
             tuple(masks[:, t : t + 1] for masks in self.masks for t in range(length)),
-            tuple(flags for flags in self.referred for _ in range(length)),
+            tuple(self.referred[row] for row in order),
         )
 
 
@@ -101,11 +116,10 @@ def frame_indices(total: int, stage: Stage, rng: np.random.Generator) -> list[in
     return sorted(int(i) for i in rng.choice(near, length, replace=len(near) < length))
 
 
-class Sentence(NamedTuple):
-    """An expression of a video: token ids int64 [L]; which objects it means, bool [K]."""
-
-    token_ids: Tensor
-    referred: Tensor
+def choose_sentences(known: int, count: int, rng: np.random.Generator) -> list[int]:
+    """Numbers of ``count`` of the known sentences: 0 first, then others; again if too few."""
+    order = [0, *(1 + rng.permutation(known - 1))]
+    return [int(order[place % known]) for place in range(count)]
 
 
 class _Drawn(NamedTuple):
@@ -129,7 +143,13 @@ class Clips(Dataset[Clip]):
         frames, masks = (torch.from_numpy(np.ascontiguousarray(x)) for x in drawn.pictures)
         ids = torch.from_numpy(self.tokenizer(drawn.text))
         ages = drawn.indices[-1] - torch.tensor(drawn.indices)
-        return Clip(frames, ages, masks, torch.from_numpy(drawn.referred), ids, drawn.text)
+        referred = torch.from_numpy(drawn.referred)
+        further: list[Sentence] = []
+        if self.stage.sentences > 1:
+            known = self.sentences(index)
+            chosen = choose_sentences(len(known), self.stage.sentences, rng)
+            further = [known[number] for number in chosen[1:]]
+        return Clip(frames, ages, masks, referred, ids, drawn.text, tuple(further))
 
     def sentences(self, index: int) -> list[Sentence]:
         """Return what fits the video of clip ``index`` of Moving Sprites: first its own."""
@@ -137,8 +157,8 @@ class Clips(Dataset[Clip]):
         objects = np.arange(len(video.objects))
         return [
             Sentence(
-                torch.from_numpy(self.tokenizer(expression.text)),
                 torch.from_numpy(np.isin(objects, expression.targets)),
+                torch.from_numpy(self.tokenizer(expression.text)),
             )
             for expression in expressions
         ]
@@ -220,7 +240,8 @@ def collate(clips: Sequence[Clip]) -> Batch:
     height, width = (-(-max(side) // STRIDE) * STRIDE for side in sides)
     frames = torch.empty((len(clips), len(clips[0].frames), height, width, 3), dtype=torch.uint8)
     frames[:] = torch.tensor(PADDING, dtype=torch.uint8)
-    ids = pad_sequence([clip.token_ids for clip in clips], batch_first=True)
+    spoken = [s for clip in clips for s in (Sentence(clip.referred, clip.token_ids), *clip.further)]
+    ids = pad_sequence([sentence.token_ids for sentence in spoken], batch_first=True)
     masks = []
     for row, clip in enumerate(clips):
         tall, wide = clip.frames.shape[1:3]
@@ -229,7 +250,7 @@ def collate(clips: Sequence[Clip]) -> Batch:
             torch.nn.functional.pad(clip.masks, (0, width - wide, 0, height - tall), value=False)
         )
     ages = torch.stack([clip.ages for clip in clips])
-    return Batch(frames, ids, ages, tuple(masks), tuple(clip.referred for clip in clips))
+    return Batch(frames, ids, ages, tuple(masks), tuple(sentence.referred for sentence in spoken))
 
 
 def part_of_step(

@@ -38,12 +38,13 @@ from rvos_deploy.training.clips import (
     Clip,
     Clips,
     Sentence,
+    choose_sentences,
     collate,
     part_of_step,
     permutation,
 )
 from rvos_deploy.training.losses import LossConfig, tube_losses
-from rvos_deploy.training.matching import MatchingWeights, pack_tubes
+from rvos_deploy.training.matching import pack_tubes
 from rvos_deploy.training.points import look_at
 from rvos_deploy.training.recipe import CACHEABLE, Recipe, Stage
 from rvos_deploy.training.targets import ClipTargets
@@ -51,15 +52,15 @@ from rvos_deploy.training.targets import ClipTargets
 SHARD = 64
 _PARTS = ("queries", "ages", "features", "masks")
 _SENTENCE_PARTS = ("tokens", "sentence", "referred")
-_CROSSED = 3  # tells the random stream of sentences from those of clips and points
+_SENTENCES = 3  # tells their random stream from those of clips and points
 
 
 class CachedBatch(NamedTuple):
-    """B clips of T frames behind the frame decoder.
+    """B clips of T frames behind the frame decoder, S sentences a clip.
 
     queries [B,T,N,C]; ages [B,T], as in :class:`Batch`; mask features [B*T,C,h,w] at the
-    stride of the cache; text of B sentences; masks and referred flags as :class:`ClipTargets` takes
-    them, masks at stride 4.
+    stride of the cache; text of B*S sentences; masks and referred flags as :class:`ClipTargets`
+    takes them, masks at stride 4.
     """
 
     queries: Tensor
@@ -101,11 +102,15 @@ class VideoObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """video_class, video_mask, video_dice and their weighted sum, total (see CachedBatch)."""
         text, weights = TextFeatures(tokens, sentence, padding), self.losses.weights
-        predictions = self.network.decode_video(queries, text, ages).predictions
         targets = ClipTargets(masks, referred)
-        scene = look_at(features, targets, self.losses.points, generator)
-        tubes = pack_tubes(targets.padded_referred() & targets.visible().any(dim=1))
-        costs = MatchingWeights(weights.video_class, weights.mask, weights.dice)
+        count = targets.sentences
+        predictions = self.network.decode_video(
+            queries.repeat_interleave(count, 0), text, ages.repeat_interleave(count, 0)
+        ).predictions
+        scene = look_at(features, targets, self.losses.points, generator).repeated(count)
+        seen = targets.visible().any(dim=1).repeat_interleave(count, 0)
+        tubes = pack_tubes(targets.padded_referred() & seen)
+        costs = weights.matching(weights.video_class)
         found = tube_losses(
             predictions, scene, tubes, self.network.mask_head, costs, self.losses, self.mean
         )
@@ -119,25 +124,31 @@ class VideoObjective(nn.Module):
         }
 
 
-class CachedClips(Dataset[dict[str, Tensor]]):
-    """Clips of a cache, by position in it and a number in 0..1 that chooses the sentence: below
-    ``crossed``, one of the others of the video.
-    """
+class CachedRow(NamedTuple):
+    """Parts of one clip of a cache, and of S of its sentences."""
 
-    def __init__(self, folder: Path, count: int, crossed: float) -> None:
-        self.folder, self.count, self.crossed = folder, count, crossed
+    clip: dict[str, Tensor]
+    sentences: list[dict[str, Tensor]]
 
-    def __getitem__(self, item: tuple[int, float]) -> dict[str, Tensor]:
-        index, chance = item
+
+class CachedClips(Dataset[CachedRow]):
+    """Clips of a cache, by position in it and a number that decides on the sentences."""
+
+    def __init__(self, folder: Path, stage: Stage, seed: int) -> None:
+        self.folder, self.stage, self.seed = folder, stage, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> CachedRow:
+        index, draw = item
         stored, row = _open(self.folder / _shard_name(index // SHARD)), index % SHARD
-        parts = {part: stored.get_tensor(f"{row}/{part}") for part in _PARTS}
-        others = int(stored.get_tensor(f"{row}/sentences")) - 1
-        sentence = 0
-        if chance < self.crossed and others:
-            sentence = 1 + int(others * chance / self.crossed)
-        for part in _SENTENCE_PARTS:
-            parts[part] = stored.get_tensor(f"{row}/{part}/{sentence}")
-        return parts
+        rng = np.random.default_rng([self.seed, _SENTENCES, draw])
+        known = int(stored.get_tensor(f"{row}/sentences"))
+        return CachedRow(
+            {part: stored.get_tensor(f"{row}/{part}") for part in _PARTS},
+            [
+                {part: stored.get_tensor(f"{row}/{part}/{number}") for part in _SENTENCE_PARTS}
+                for number in choose_sentences(known, self.stage.sentences, rng)
+            ],
+        )
 
 
 class _WithSentences(Dataset[tuple[Clip, list[Sentence]]]):
@@ -148,7 +159,7 @@ class _WithSentences(Dataset[tuple[Clip, list[Sentence]]]):
 
     def __getitem__(self, index: int) -> tuple[Clip, list[Sentence]]:
         sentences = self.clips.sentences(index)
-        return self.clips[index], sentences if self.clips.stage.crossed else sentences[:1]
+        return self.clips[index], sentences if self.clips.stage.sentences > 1 else sentences[:1]
 
 
 def cached_batches(
@@ -156,10 +167,9 @@ def cached_batches(
 ) -> Iterator[CachedBatch]:
     """Give a process's batches of ``steps``; each epoch shows the cache in another order."""
 
-    def shuffled(position: int) -> tuple[int, float]:
-        epoch, place = divmod(position, clips.count)
-        chance = np.random.default_rng([recipe.seed, _CROSSED, position]).random()
-        return int(permutation(recipe.seed, epoch, clips.count)[place]), chance
+    def shuffled(position: int) -> tuple[int, int]:
+        epoch, place = divmod(position, stage.cached)
+        return int(permutation(recipe.seed, epoch, stage.cached)[place]), position
 
     parts = [
         [shuffled(i) for i in part_of_step(0, stage, step, part, rank, processes)]
@@ -202,7 +212,7 @@ def fill_cache(
                 save_file(rows, temporary)
     network.train(was_training)
     fabric.barrier()
-    return CachedClips(folder, stage.cached, stage.crossed)
+    return CachedClips(folder, stage, clips.recipe.seed)
 
 
 @torch.no_grad()
@@ -252,7 +262,7 @@ def _speak(
 def _encode(network: RvosNetwork, batch: Batch, stage: Stage) -> dict[str, Sequence[Tensor]]:
     """What the frame part makes of each clip of a batch, and its masks at stride 4."""
     length = stage.length
-    text = network.encode_text(batch.token_ids)
+    text = network.encode_text(batch.token_ids[:: batch.targets.sentences])
     per_frame = TextFeatures(*(x.repeat_interleave(length, dim=0) for x in text))
     frames = network.decode_frames(network.encode_frames(batch.frames.flatten(0, 1)), per_frame)
     pooled = F.avg_pool2d(frames.mask_features.float(), stage.cache_stride // MASK_STRIDE)
@@ -264,18 +274,19 @@ def _encode(network: RvosNetwork, batch: Batch, stage: Stage) -> dict[str, Seque
     }
 
 
-def _collate(rows: Sequence[dict[str, Tensor]]) -> CachedBatch:
-    tokens = nn.utils.rnn.pad_sequence([row["tokens"] for row in rows], batch_first=True)
-    counts = torch.tensor([len(row["tokens"]) for row in rows])
+def _collate(rows: Sequence[CachedRow]) -> CachedBatch:
+    spoken = [sentence for row in rows for sentence in row.sentences]
+    tokens = nn.utils.rnn.pad_sequence([s["tokens"] for s in spoken], batch_first=True)
+    counts = torch.tensor([len(s["tokens"]) for s in spoken])
     return CachedBatch(
-        torch.stack([row["queries"] for row in rows]),
-        torch.stack([row["ages"] for row in rows]),
-        torch.cat([row["features"] for row in rows]),
+        torch.stack([row.clip["queries"] for row in rows]),
+        torch.stack([row.clip["ages"] for row in rows]),
+        torch.cat([row.clip["features"] for row in rows]),
         tokens,
-        torch.stack([row["sentence"] for row in rows]),
+        torch.stack([s["sentence"] for s in spoken]),
         torch.arange(tokens.shape[1]) >= counts[:, None],
-        tuple(row["masks"] for row in rows),
-        tuple(row["referred"] for row in rows),
+        tuple(row.clip["masks"] for row in rows),
+        tuple(s["referred"] for s in spoken),
     )
 
 
@@ -287,7 +298,7 @@ def _key(network: RvosNetwork, clips: Clips, first: int) -> dict[str, Any]:
             digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
     recipe, stage = clips.recipe, clips.stage
     drawn = ("length", "window", "per_video", "kinds", "timeless", "cached", "cache_stride")
-    kept = {name: getattr(stage, name) for name in drawn} | {"crossed": stage.crossed > 0}
+    kept = {name: getattr(stage, name) for name in drawn} | {"all_sentences": stage.sentences > 1}
     return {
         "weights": digest.hexdigest(),
         "seed": recipe.seed,

@@ -48,7 +48,11 @@ FrameObjects = Literal["all", "referred"]
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the losses in their sum and, but for the similarity, of the matching costs."""
+    """Weights of the losses in their sum and, but for the similarity, of the matching costs.
+
+    match_class: of the class in the matching, where it should be another than in the sum: a heavy
+    one lets a query that is believed to be meant answer for an object that it does not cover.
+    """
 
     frame_class: float = 2.0
     video_class: float = 2.0
@@ -57,6 +61,12 @@ class LossWeights:
     similarity: float = 0.5
     no_object: float = 0.1
     """Weight of the queries without an object in the classification losses."""
+    match_class: float | None = None
+
+    def matching(self, classification: float) -> MatchingWeights:
+        """The costs that go with a loss whose class has this weight."""
+        chosen = classification if self.match_class is None else self.match_class
+        return MatchingWeights(chosen, self.mask, self.dice)
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ def training_losses(
     config: LossConfig | None = None,
     mean_over_processes: Callable[[Tensor], Tensor] = lambda count: count,
 ) -> dict[str, Tensor]:
-    """Losses of ``RvosNetwork.forward`` on a batch of B clips of T frames.
+    """Losses of ``RvosNetwork.forward`` on a batch of B clips of T frames, S sentences for each.
 
     Call it under the autocast of the forward pass: the mask products follow it, the rest is done
     in float32. With no target at all, mask losses are zeros that still reach every parameter.
@@ -118,23 +128,30 @@ def training_losses(
     """
     config = config or LossConfig()
     scene = look_at(output.frames.mask_features, targets, config.points, generator)
+    sentences = targets.sentences
     visible = targets.visible()
     referred = targets.padded_referred()
-    wanted = visible if config.frame_objects == "all" else visible & referred[:, None]
+    # The frame part has read the first sentence of each clip.
+    wanted = visible if config.frame_objects == "all" else visible & referred[::sentences, None]
     frame_tubes = pack_tubes(wanted.flatten(0, 1))
     # An object that is never seen in the clip has no tube to find.
-    video_tubes = pack_tubes(referred & visible.any(dim=1))
+    video_tubes = pack_tubes(referred & visible.any(dim=1).repeat_interleave(sentences, dim=0))
     weights = config.weights
-    frame_costs = MatchingWeights(weights.frame_class, weights.mask, weights.dice)
-    video_costs = MatchingWeights(weights.video_class, weights.mask, weights.dice)
+    frame_costs = weights.matching(weights.frame_class)
+    video_costs = weights.matching(weights.video_class)
     compare = partial(tube_losses, config=config, mean_over_processes=mean_over_processes)
     frame = compare(
         output.frames.predictions, scene.as_frames(), frame_tubes, dot_product, frame_costs
     )
-    video = compare(output.video.predictions, scene, video_tubes, mask_head, video_costs)
+    video = compare(
+        output.video.predictions, scene.repeated(sentences), video_tubes, mask_head, video_costs
+    )
+    of_video = matched_queries(
+        output.video.predictions[-1].queries, video_tubes, video.queries[:, -1]
+    )
     similarity = similarity_loss(
         matched_queries(output.frames.queries, frame_tubes, frame.queries[:, -1]),
-        matched_queries(output.video.predictions[-1].queries, video_tubes, video.queries[:, -1]),
+        MatchedQueries(*(x[::sentences] for x in of_video)),
     )
     return _named(frame, video, similarity, config.weights)
 

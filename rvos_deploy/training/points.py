@@ -120,6 +120,10 @@ class Scene(NamedTuple):
         """View every frame as a clip of its own: [B*T,1,...]."""
         return Scene(*(x.flatten(0, 1)[:, None] for x in self))
 
+    def repeated(self, sentences: int) -> Scene:
+        """Each clip as many times as it has sentences: [B*S,...]."""
+        return Scene(*(x.repeat_interleave(sentences, 0) for x in self)) if sentences > 1 else self
+
 
 def look_at(
     mask_features: Tensor,

@@ -35,6 +35,7 @@ class LossSettings:
     dice: float = 5.0
     similarity: float = 0.5
     no_object: float = 0.1
+    match_class: float | None = None
     num_points: int = 12544
     oversample: float = 3.0
     importance: float = 0.75
@@ -67,8 +68,8 @@ class Stage:
         cached: so many clips are run through the frame part once, and the stage trains on what came
             of them, epoch after epoch (Moving Sprites; ``trained`` within the video part); 0: none.
         cache_stride: stride at which mask features are kept for that.
-        crossed: how often a cached clip is shown with another sentence of its video, one that the
-            frozen frame part has not read: cached clips are dear, and sentences are not.
+        sentences: with how many sentences of its video a clip is shown (Moving Sprites). The frame
+            part reads the first, the video part all: frames are dear, sentences are not.
         loss: of this stage; None: the recipe's. In a file, ``[stage.loss]`` names what differs.
     """
 
@@ -91,12 +92,12 @@ class Stage:
     accumulate: int = 1
     cached: int = 0
     cache_stride: int = 16
-    crossed: float = 0.0
+    sentences: int = 1
     loss: LossSettings | None = None
 
     def __post_init__(self) -> None:
         where = f"stage '{self.name}'"
-        for name in ("steps", "batch", "length", "per_video", "accumulate"):
+        for name in ("steps", "batch", "length", "per_video", "accumulate", "sentences"):
             _at_least(where, name, getattr(self, name), 1)
         for name in ("warmup", "single_every", "final_rate", "weight_decay"):
             _at_least(where, name, getattr(self, name), 0)
@@ -109,8 +110,6 @@ class Stage:
         _at_least(where, "cached", self.cached, 0)
         if self.cached:
             self._check_cache(where)
-        elif self.crossed:
-            raise InputError(f"{where}: crossed is for cached stages; leave it out, or set cached")
         if self.batch % self.accumulate:
             raise InputError(
                 f"{where}: batch {self.batch} is not a multiple of accumulate {self.accumulate}"
@@ -124,8 +123,6 @@ class Stage:
                 f"{where}: a cached stage trains the video part alone; set trained to some of "
                 f"{', '.join(CACHEABLE)}"
             )
-        if not 0 <= self.crossed <= 1:
-            raise InputError(f"{where}: crossed must lie in 0..1, found {self.crossed}")
         if self.single_every:
             raise InputError(f"{where}: single_every does not go with cached; leave one out")
 
@@ -203,6 +200,8 @@ class Recipe:
             raise InputError("a recipe needs at least one [[stage]]")
         if self.data != "sprites" and any(stage.cached for stage in self.stages):
             raise InputError("cached stages are for data = 'sprites', whose frames have one size")
+        if self.data != "sprites" and any(stage.sentences > 1 for stage in self.stages):
+            raise InputError("sentences above 1 are for data = 'sprites'")
         for name in ("checkpoint_every", "keep", "validation_videos"):
             _at_least("recipe", name, getattr(self, name), 1)
         for name in ("seed", "workers", "validate_every", "validation_seed"):

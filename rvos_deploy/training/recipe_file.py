@@ -101,6 +101,8 @@ def _make(kind: type[_Made], table: object, where: str) -> _Made:
     for key, value in table.items():
         ready[key] = tuple(value) if isinstance(value, list) else value
         allowed = [t for part in known[key].split(" | ") for t in _TYPES.get(part, (None,))]
+        if value is None and known[key].endswith("| None"):
+            continue
         wrong_bool = isinstance(value, bool) and bool not in allowed
         if None not in allowed and (wrong_bool or not isinstance(value, tuple(allowed))):
             raise InputError(f"{where}: {key} must be of type {known[key]}, found {value!r}")

@@ -17,8 +17,8 @@ class ClipTargets:
     Attributes:
         masks: for each clip, bool [K,T,H,W]: one mask an object and frame, empty where the object
             is out of sight. An object is visible in the frames where its mask is not empty.
-        referred: for each clip, bool [K]: whether the expression means the object. None of them
-            for a no-target expression.
+        referred: bool [K], whether a sentence means each object; none of them for a no-target
+            expression. S sentences for each clip, those of a clip together: B*S of them.
 
     Raises:
         InputError: when the tensors do not fit each other.
@@ -28,18 +28,24 @@ class ClipTargets:
     referred: tuple[Tensor, ...]
 
     def __post_init__(self) -> None:
-        if not self.masks or len(self.masks) != len(self.referred):
+        if not self.masks or not self.referred or len(self.referred) % len(self.masks):
             raise InputError(
                 f"targets need masks and referred flags for the same clips, at least one; "
                 f"found {len(self.masks)} and {len(self.referred)}"
             )
-        for clip, (masks, referred) in enumerate(zip(self.masks, self.referred, strict=True)):
-            _check_clip(clip, masks, referred, self.masks[0])
+        for row, referred in enumerate(self.referred):
+            clip = row // self.sentences
+            _check_clip(clip, self.masks[clip], referred, self.masks[0])
 
     @property
     def batch(self) -> int:
         """Number of clips B."""
         return len(self.masks)
+
+    @property
+    def sentences(self) -> int:
+        """Sentences of each clip S."""
+        return len(self.referred) // len(self.masks)
 
     @property
     def length(self) -> int:
@@ -76,11 +82,11 @@ class ClipTargets:
         return visible
 
     def padded_referred(self) -> Tensor:
-        """Whether each object is meant: bool [B,K], K as in padded_masks."""
-        shape = (self.batch, self._most_objects)
+        """Whether each object is meant by each sentence: bool [B*S,K], K as in padded_masks."""
+        shape = (len(self.referred), self._most_objects)
         padded = torch.zeros(shape, dtype=torch.bool, device=self.device)
-        for clip, referred in enumerate(self.referred):
-            padded[clip, : referred.shape[0]] = referred
+        for row, referred in enumerate(self.referred):
+            padded[row, : referred.shape[0]] = referred
         return padded
 
     @property

@@ -37,7 +37,7 @@ batch = 2
 length = 3
 trained = ["initializer", "video_decoder", "mask_head"]
 cached = 4
-crossed = 0.5
+sentences = 2
 learning_rate = 4e-4
 
 [[stage]]

@@ -344,3 +344,20 @@ def test_any_size_in_multiples_of_32(
     output = run(tiny_network, frames, token_ids([4], 6))
     assert output.frames.mask_features.shape == (1, 128, size[0] // 4, size[1] // 4)
     assert output.video.predictions[-1].logits.isfinite().all()
+
+
+def test_further_sentences_reach_the_video_part_alone(
+    tiny_network: RvosNetwork, token_ids: TokenIds
+) -> None:
+    frames = torch.randint(0, 256, (2, 3, 64, 96, 3), dtype=torch.uint8)
+    ids, ages = token_ids([5, 8, 4, 6], 10), torch.tensor([[7, 3, 0], [5, 4, 0]])
+    with torch.inference_mode():
+        both = tiny_network(frames, ids, ages)
+        own = tiny_network(frames, ids[::2], ages)
+        queries = own.frames.queries.unflatten(0, (2, 3))
+        others = tiny_network.decode_video(queries, tiny_network.encode_text(ids[1::2]), ages)
+    torch.testing.assert_close(both.frames.queries, own.frames.queries, **ROUNDING)
+    for rows, alone in ((slice(0, None, 2), own.video), (slice(1, None, 2), others)):
+        torch.testing.assert_close(
+            both.video.predictions[-1].logits[rows], alone.predictions[-1].logits, **ROUNDING
+        )

@@ -18,6 +18,7 @@ from rvos_deploy.model.mask_head import MaskHead
 from rvos_deploy.model.network import FrameOutput, NetworkOutput, VideoOutput, build_network
 from rvos_deploy.model.video_query_decoder import VideoPrediction
 from rvos_deploy.training.losses import LossConfig, LossWeights, training_losses
+from rvos_deploy.training.matching import MatchingWeights
 from rvos_deploy.training.points import PointSampling, draw_points, sample_points
 from rvos_deploy.training.targets import ClipTargets
 
@@ -307,6 +308,53 @@ def test_batched_losses_and_gradients_equal_the_naive_ones(length: int, config: 
     ):  # fmt: skip
         torch.testing.assert_close(gradient, naive, rtol=1e-8, atol=1e-10)
         assert gradient.abs().max() > 0
+
+
+def test_several_sentences_of_a_clip_count_like_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The video losses are those of the same clip given once for each sentence."""
+    single = usual_targets()
+    flags = (single.referred[0], ~single.referred[0], single.referred[1], torch.zeros(2).bool())
+    together = ClipTargets(single.masks, flags)
+    apart = ClipTargets(tuple(m for m in single.masks for _ in range(2)), flags)
+    clips, sentences = random_output(2, 3), random_output(4, 3)
+    output = NetworkOutput(clips.frames, sentences.video)
+    features = clips.frames.mask_features.unflatten(0, (2, 3)).repeat_interleave(2, 0).flatten(0, 1)
+    repeated = NetworkOutput(
+        FrameOutput(features, sentences.frames.queries, sentences.frames.predictions),
+        sentences.video,
+    )
+    drawn = draw_points(6, POINTS, torch.Generator().manual_seed(1), torch.device("cpu"))
+
+    def same_points(frames: int, *_: object) -> Tensor:
+        times = frames // 6
+        return drawn.unflatten(0, (2, 3)).repeat_interleave(times, 0).flatten(0, 1)
+
+    monkeypatch.setattr("rvos_deploy.training.points.draw_points", same_points)
+    found, expected = losses_of(output, together), losses_of(repeated, apart)
+    for name in ("video_class", "video_mask", "video_dice"):
+        assert number(found[name]) == pytest.approx(number(expected[name]), **EXACT), name
+    own = NetworkOutput(
+        clips.frames,
+        VideoOutput(
+            *sentences.video[:2],
+            [VideoPrediction(*(x[::2] for x in p)) for p in sentences.video.predictions],
+        ),
+    )
+    alone = losses_of(own, single)
+    for name in ("frame_class", "frame_mask", "frame_dice", "similarity"):
+        assert number(found[name]) == pytest.approx(number(alone[name]), **EXACT), name
+
+
+def test_a_weight_of_the_class_of_its_own_in_the_matching() -> None:
+    """A query that is believed, on nothing, against one that fits and is not believed."""
+    weights = LossWeights(video_class=20.0)
+    assert weights.matching(20.0) == MatchingWeights(20.0, 5.0, 5.0)
+    apart = dataclasses.replace(weights, match_class=2.0)
+    assert apart.matching(20.0) == MatchingWeights(2.0, 5.0, 5.0)
+    output, targets = random_output(2, 3), usual_targets()
+    heavy, light = (losses_of(output, targets, weights=w) for w in (weights, apart))
+    assert light["video_class"] > heavy["video_class"]
+    assert light["video_mask"] + light["video_dice"] < heavy["video_mask"] + heavy["video_dice"]
 
 
 def test_the_networks_mask_head_gives_the_same_losses() -> None:

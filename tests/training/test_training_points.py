@@ -199,7 +199,7 @@ FLAGS = torch.zeros(2, dtype=torch.bool)
     ("masks", "referred", "message"),
     [
         ((), (), "at least one"),
-        ((MASKS,), (FLAGS, FLAGS), "found 1 and 2"),
+        ((MASKS, MASKS), (FLAGS, FLAGS, FLAGS), "found 2 and 3"),
         ((MASKS.float(),), (FLAGS,), "clip 0: masks must be bool"),
         ((MASKS,), (FLAGS.long(),), "referred bool"),
         ((MASKS[0],), (FLAGS,), r"found torch.bool \[3, 8, 12\]"),

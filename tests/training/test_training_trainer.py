@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -83,6 +84,7 @@ MINIATURE: dict[str, Any] = {
             "clip_gradient": 5.0,
             "accumulate": 2,
             "single_every": 2,
+            "sentences": 2,
         },
     ],
 }
@@ -217,7 +219,7 @@ def cached_recipe() -> Recipe:
         trained=("initializer", "video_decoder", "mask_head"),
         cached=3,
         cache_stride=8,
-        crossed=0.5,
+        sentences=2,
         loss=replace(recipe.loss, num_points=16),
     )
     return replace(recipe, stages=(recipe.stages[0], video))
@@ -245,27 +247,31 @@ def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.
     clips = Clips(recipe, stage)
     fabric = Fabric(accelerator="cpu", devices=1)
     cached = fill_cache(fabric, network, clips, 10, tmp_path / "cache")
-    raw, kept = collate([clips[12]]), cached[2, 0.9]
+    raw, (kept, spoken) = collate([clips[12]]), cached[2, 7]
     with torch.no_grad():
         output = network.eval()(raw.frames, raw.token_ids)
-    torch.testing.assert_close(kept["queries"].float(), output.frames.queries, atol=4e-3, rtol=1e-3)
+    close: dict[str, Any] = {"atol": 4e-3, "rtol": 1e-3}
+    torch.testing.assert_close(kept["queries"].float(), output.frames.queries, **close)
     assert kept["features"].shape == (2, 32, 8, 12)
-    assert torch.equal(kept["referred"], raw.referred[0])
     assert torch.equal(kept["masks"], F.avg_pool2d(raw.masks[0].float(), 4) >= 0.5)
-    assert len(kept["tokens"]) == len(clips[12].token_ids)
-    own, *others = clips.sentences(12)
-    assert torch.equal(own.token_ids, clips[12].token_ids)
-    assert others
-    for number, other in enumerate(others):
-        crossed = cached[2, 0.5 * (number + 0.5) / len(others)]
-        assert torch.equal(crossed["queries"], kept["queries"])
-        assert torch.equal(crossed["referred"], other.referred)
+    assert torch.equal(spoken[0]["referred"], clips[12].referred)
+    known = clips.sentences(12)
+    assert torch.equal(known[0].token_ids, clips[12].token_ids)
+    drawn = set()
+    for draw in range(20):
+        own, other = cached[2, draw].sentences
+        assert torch.equal(own["tokens"], spoken[0]["tokens"])
         with torch.no_grad():
-            text = network.encode_text(other.token_ids[None])
-        torch.testing.assert_close(crossed["tokens"].float(), text.tokens[0], atol=4e-3, rtol=1e-3)
-        torch.testing.assert_close(
-            crossed["sentence"].float(), text.sentence[0], atol=4e-3, rtol=1e-3
-        )
+            texts = [network.encode_text(s.token_ids[None]) for s in known]
+        distances = [
+            float((other["sentence"].float() - text.sentence[0]).abs().max()) for text in texts
+        ]
+        number = int(np.argmin(distances))
+        assert number
+        assert torch.equal(other["referred"], known[number].referred)
+        torch.testing.assert_close(other["tokens"].float(), texts[number].tokens[0], **close)
+        drawn.add(number)
+    assert drawn == set(range(1, len(known)))
 
 
 def test_validation_keeps_the_best_and_draws(whole: Path, tmp_path: Path) -> None:
@@ -292,7 +298,7 @@ def test_a_data_set_in_a_folder_trains_and_validates(tmp_path: Path) -> None:
         data="mevis",
         validate_every=2,
         augment=Augmentation(short_sides=(64, 80), long_side=128),
-        stages=(replace(recipe.stages[1], steps=2, single_every=0),),
+        stages=(replace(recipe.stages[1], steps=2, single_every=0, sentences=1),),
     )
     result = run(tmp_path / "run", recipe, data=tmp_path / "train", valid=tmp_path / "valid")
     assert result.steps == 2
@@ -405,8 +411,7 @@ def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, message: str) -> 
         {"batch": 3, "accumulate": 2},
         {"kinds": ["movement"]},
         {"cached": 10},
-        {"crossed": 0.5},
-        {"cached": 10, "trained": ["initializer"], "crossed": 2.0},
+        {"sentences": 0},
         {"cached": 10, "trained": ["encoder"]},
     ],
     ids=str,
@@ -418,7 +423,7 @@ def test_a_wrong_stage_is_named(change: dict[str, Any]) -> None:
 
 def test_what_cannot_be_started_is_one_line(whole: Path, tmp_path: Path) -> None:
     recipe = parse_recipe(MINIATURE)
-    folder = replace(recipe, data="mevis")
+    folder = replace(recipe, data="mevis", stages=recipe.stages[:1])
     cases: list[tuple[str, Callable[[], Any]]] = [
         ("nothing.toml does not exist", lambda: read_recipe(tmp_path / "nothing.toml")),
         ("needs --data DIR", lambda: run(tmp_path, folder)),
