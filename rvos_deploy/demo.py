@@ -1,4 +1,4 @@
-"""The demo: a video that was not in training, segmented by the packaged network, and scored.
+"""The demo: a video that was not in training, segmented and scored.
 
 Everything is what any user has: the video is an ordinary MP4, the masks are those that ``run``
 writes. Only the ground truth is special: Moving Sprites know it exactly.

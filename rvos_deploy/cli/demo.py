@@ -1,4 +1,4 @@
-"""``rvos-deploy demo``: the packaged network on a video that it never saw."""
+"""``rvos-deploy demo``: a network on a video that it never saw."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def demo(
     device: DeviceOption = Device.cpu,
     threads: ThreadsOption = None,
 ) -> None:
-    """Segment a rendered video by the packaged network, and score it against ground truth."""
+    """Segment a rendered video, and score the masks against ground truth."""
     from rich.table import Table
 
     from rvos_deploy.cli.output import frame_progress, result_console

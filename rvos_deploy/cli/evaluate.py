@@ -43,8 +43,7 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="BUNDLE|PREDICTIONS",
-            help="A bundle (tiny: the packaged one), or a folder of masks: "
-            "<video>/<expression>/<frame>.png.",
+            help="A bundle, or a folder of masks: <video>/<expression>/<frame>.png.",
         ),
     ],
     data: Annotated[

@@ -27,7 +27,7 @@ class Device(str, Enum):
 
 
 PACKAGED = Path("tiny")
-"""The bundle that comes with the package."""
+"""The bundle that is taken where none is named."""
 
 BundleOption = Annotated[
     Path,
@@ -35,11 +35,11 @@ BundleOption = Annotated[
         "--bundle",
         "-b",
         metavar="DIR",
-        help="Bundle made by 'export'; or tiny, the packaged one, which knows Moving Sprites.",
+        help="Bundle made by 'export', or the name of a packaged one.",
     ),
 ]
 BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="Made by 'export'; or tiny, the packaged one.")
+    Path, typer.Argument(metavar="BUNDLE", help="Made by 'export', or the name of a packaged one.")
 ]
 BackendOption = Annotated[BackendName, typer.Option("--backend", help="Inference library.")]
 DeviceOption = Annotated[

@@ -60,6 +60,7 @@ class ModelConfig:
     initializer: Initializer = "aligned"
     text_fusion: bool = True
     mask_position: bool = True
+    mask_content: bool = True
     input_size: tuple[int, int] = (448, 800)
     threshold: float = 0.5
 

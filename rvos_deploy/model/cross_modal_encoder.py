@@ -20,13 +20,14 @@ class EncodedFrame(NamedTuple):
     """What the encoder makes of frames and their text.
 
     mask_features [B,C,H/4,W/4]; levels: three [B,S,C] at strides 8, 16, 32, with ``shapes``
-    (height, width) each; text [B,L,C].
+    (height, width) each; text [B,L,C]; image: the features that were encoded.
     """
 
     mask_features: Tensor
     levels: list[Tensor]
     shapes: list[tuple[int, int]]
     text: Tensor
+    image: ImageFeatures
 
 
 class BidirectionalAttention(nn.Module):
@@ -142,9 +143,8 @@ class CrossModalEncoder(nn.Module):
         for layer in self.layers:
             tokens, text = layer(tokens, text, text_bias, position, centres, level_shapes)
         levels = list(tokens.split([height * width for height, width in shapes], dim=1))
-        return EncodedFrame(
-            self._to_stride_4(features.res2, levels[0], shapes[0]), levels, shapes, text
-        )
+        mask_features = self._to_stride_4(features.res2, levels[0], shapes[0])
+        return EncodedFrame(mask_features, levels, shapes, text, features)
 
     def _tokens(
         self, maps: list[Tensor], shapes: list[tuple[int, int]], batch: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,7 +36,7 @@ class FrameQueryDecoder(nn.Module):
     Sources: Mask2Former (Cheng et al. 2022), LMPM (Ding et al. 2023), DsHmp (He and Ding 2024).
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, image_channels: list[int]) -> None:
         super().__init__()
         dim = config.dim
         self.dim, self.num_queries = dim, config.num_queries
@@ -47,6 +48,7 @@ class FrameQueryDecoder(nn.Module):
         self.object_head = nn.Linear(dim, 2)
         self.mask_embedding = Mlp(dim, dim, dim, dim)
         self.mask_position = Mlp(5, dim, dim) if config.mask_position else None
+        self.mask_content = MaskContent(image_channels[1:], dim) if config.mask_content else None
 
     def forward(self, frame: EncodedFrame, sentence: Tensor, padding: Tensor) -> DecodedFrame:
         """Decode B frames, each with its sentence.
@@ -86,6 +88,9 @@ class FrameQueryDecoder(nn.Module):
         if self.mask_position is not None:
             where = mask_position(predictions[-1].mask_embeddings @ masks[1], shapes[1])
             tokens = tokens + self.mask_position(where.to(tokens.dtype))
+        if self.mask_content is not None:
+            logits = [predictions[-1].mask_embeddings @ mask for mask in reversed(masks)]
+            tokens = tokens + self.mask_content(logits, frame.image[1:])
         return DecodedFrame(tokens, predictions)
 
     def _predict(self, queries: Tensor) -> FramePrediction:
@@ -121,6 +126,41 @@ def attention_bias(logits: Tensor) -> Tensor:
     hidden = (-HIDING_SLOPE * wide).clamp(0.0, HIDING_FLOOR)
     sees_something = (1.0 + wide.amax(dim=-1, keepdim=True)).clamp(0.0, 1.0)
     return -hidden * sees_something
+
+
+class MaskContent(nn.Module):
+    """Tells each query what lies under its mask: the frozen CLIP's features, pooled and projected.
+
+    After FC-CLIP (Yu et al. 2023), which classifies masks by CLIP's features under them. A query
+    that was trained to find masks keeps of an object what tells it from the background and no
+    more: a probe read the colour of 15 in 100 sprites from the queries, and of 96 from CLIP's
+    features at stride 8 under the same masks.
+    """
+
+    def __init__(self, channels: list[int], dim: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim)) for width in channels
+        )
+
+    def forward(self, logits: list[Tensor], features: Sequence[Tensor]) -> Tensor:
+        """Contents [B,N,C] of mask logits [B,N,S] and features [B,K,H,W] (or [1,K,H,W], shared by
+        all B) of each level.
+        """
+        projected = [
+            level(pool_under_masks(mask, feature))
+            for level, mask, feature in zip(self.levels, logits, features, strict=True)
+        ]
+        return torch.stack(projected).sum(dim=0)
+
+
+def pool_under_masks(logits: Tensor, features: Tensor) -> Tensor:
+    """Mean of features [B,K,H,W] weighted by the probabilities of masks, from their logits [B,N,S]
+    with S = H * W: [B,N,K].
+    """
+    probability = logits.float().sigmoid()
+    mass = probability / (probability.sum(-1, keepdim=True) + 1e-6)
+    return mass.to(features.dtype) @ features.flatten(2).transpose(1, 2)
 
 
 def mask_position(logits: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -50,7 +50,7 @@ class RvosNetwork(nn.Module):
         self.clip = clip
         self.text_resizer = TextResizer(clip.text_width, clip.embed_dim, config.dim)
         self.encoder = CrossModalEncoder(config, clip.image_channels)
-        self.frame_decoder = FrameQueryDecoder(config)
+        self.frame_decoder = FrameQueryDecoder(config, clip.image_channels)
         self.initializer = VideoQueryInitializer(config)
         self.video_decoder = VideoQueryDecoder(config)
         self.mask_head = MaskHead(config.dim)

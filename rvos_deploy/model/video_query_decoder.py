@@ -34,7 +34,7 @@ class VideoQueryDecoder(nn.Module):
         self.slot_position = nn.Parameter(torch.randn(config.num_queries, dim))
         self.layers = nn.ModuleList(QueryLayer(config) for _ in range(config.video_decoder_layers))
         self.norm = nn.LayerNorm(dim)
-        self.referred_head = nn.Linear(2 * dim, 2)
+        self.referred_head = nn.Linear(3 * dim, 2)
         self.mask_embedding = Mlp(dim, dim, dim, dim)
 
     def forward(
@@ -82,7 +82,8 @@ class VideoQueryDecoder(nn.Module):
 
     def _predict(self, queries: Tensor, sentence: Tensor) -> VideoPrediction:
         normed = self.norm(queries)
-        with_sentence = torch.cat((normed, sentence[:, None].expand_as(normed)), dim=-1)
-        return VideoPrediction(
-            normed, self.referred_head(with_sentence), self.mask_embedding(normed)
-        )
+        said = sentence[:, None].expand_as(normed)
+        # LMPM's head sees both side by side, and a linear layer cannot compare what lies so. Their
+        # product lets it, where attention would have to find the comparison first.
+        both = torch.cat((normed, said, normed * said), dim=-1)
+        return VideoPrediction(normed, self.referred_head(both), self.mask_embedding(normed))

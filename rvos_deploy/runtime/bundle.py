@@ -49,7 +49,7 @@ class Bundle:
 
 
 def packaged_bundles() -> dict[str, Path]:
-    """Bundles that come with the package, by name: ``tiny``, trained on Moving Sprites."""
+    """Bundles that come with the package, by name."""
     folder = Path(__file__).parents[1] / "bundles"
     return {path.name: path for path in sorted(folder.glob("*")) if (path / MANIFEST).is_file()}
 
@@ -90,8 +90,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     if not file.is_file():
         found = "no such folder" if not folder.is_dir() else f"no {MANIFEST} in it"
+        known = ", ".join(packaged_bundles()) or "none"
         raise BundleError(
-            f"{folder} is not a bundle ({found}); make one with "
+            f"{folder} is not a bundle ({found}; packaged ones: {known}); make one with "
             f"'rvos-deploy export tiny --random-weights --out {folder}'"
         )
     raw = file.read_bytes()

@@ -93,7 +93,7 @@ def load(
     """Check a bundle's hashes and load its graphs.
 
     Args:
-        bundle: the folder, or ``tiny``: the packaged bundle, trained on Moving Sprites.
+        bundle: the folder, or the name of a packaged bundle.
         backend: ``auto`` or a back end's name.
         device: ``cpu`` or ``cuda``; never another than the one named.
         threads: for a graph's arithmetic on the CPU; None takes every core.

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -289,18 +289,20 @@ def batches(
         for step in steps
         for part in range(clips.stage.accumulate)
     ]
-    workers = clips.recipe.workers
-    loader = DataLoader(
-        clips,
-        batch_sampler=parts,
-        collate_fn=collate,
-        num_workers=workers,
-        # Of its own, so that the loader leaves the global stream alone.
-        generator=torch.Generator(),
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread if workers else None,
+    yield from DataLoader(
+        clips, batch_sampler=parts, collate_fn=collate, **loader_options(clips.recipe.workers)
     )
-    yield from loader
+
+
+def loader_options(workers: int) -> dict[str, Any]:
+    """How clips are prepared beside the network."""
+    return {
+        "num_workers": workers,
+        # Of its own, so that the loader leaves the global stream alone.
+        "generator": torch.Generator(),
+        "prefetch_factor": 4 if workers else None,
+        "worker_init_fn": _one_thread if workers else None,
+    }
 
 
 def _one_thread(worker: int) -> None:

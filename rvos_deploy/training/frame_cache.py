@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ from rvos_deploy.training.clips import (
     Sentence,
     choose_sentences,
     collate,
+    loader_options,
     part_of_step,
     permutation,
 )
@@ -50,6 +52,7 @@ from rvos_deploy.training.recipe import CACHEABLE, Recipe, Stage
 from rvos_deploy.training.targets import ClipTargets
 
 SHARD = 64
+FRAMES_TOGETHER = 32
 _PARTS = ("queries", "ages", "features", "masks")
 _SENTENCE_PARTS = ("tokens", "sentence", "referred")
 _SENTENCES = 3  # tells their random stream from those of clips and points
@@ -201,61 +204,75 @@ def fill_cache(
     was_training = network.training
     network.eval()
     shards = range(-(-stage.cached // SHARD))
-    for shard in shards[fabric.global_rank :: fabric.world_size]:
-        file = folder / _shard_name(shard)
-        if not file.exists():
-            start = shard * SHARD
-            rows = _frame_part(
-                fabric, network, clips, range(start, min(start + SHARD, stage.cached)), first
-            )
-            with replacing(file) as temporary:
+    missing = [
+        shard
+        for shard in shards[fabric.global_rank :: fabric.world_size]
+        if not (folder / _shard_name(shard)).exists()
+    ]
+    parts = [part for shard in missing for part in _parts_of_shard(shard, stage)]
+    loader = DataLoader(
+        _WithSentences(clips),
+        batch_sampler=[[first + position for position in part] for part in parts],
+        collate_fn=list,
+        **loader_options(clips.recipe.workers),
+    )
+    rows: dict[str, Tensor] = {}
+    for part, drawn in zip(parts, loader, strict=True):
+        rows |= _frame_part(fabric, network, stage, part, drawn)
+        if part.stop % SHARD == 0 or part.stop == stage.cached:
+            with replacing(folder / _shard_name((part.stop - 1) // SHARD)) as temporary:
                 save_file(rows, temporary)
+            rows = {}
     network.train(was_training)
     fabric.barrier()
     return CachedClips(folder, stage, clips.recipe.seed)
 
 
+def _parts_of_shard(shard: int, stage: Stage) -> list[range]:
+    """Positions of a shard's clips, as many together as go through the frame part at once."""
+    start, stop = shard * SHARD, min((shard + 1) * SHARD, stage.cached)
+    size = max(1, FRAMES_TOGETHER // stage.length)
+    return [range(i, min(i + size, stop)) for i in range(start, stop, size)]
+
+
 @torch.no_grad()
 def _frame_part(
-    fabric: Fabric, network: RvosNetwork, clips: Clips, positions: range, first: int
+    fabric: Fabric,
+    network: RvosNetwork,
+    stage: Stage,
+    part: range,
+    drawn: list[tuple[Clip, list[Sentence]]],
 ) -> dict[str, Tensor]:
+    """What is kept of the clips at these positions, by the names that a shard has for it."""
+    batch = collate([clip for clip, _ in drawn]).to(fabric.device)
+    with fabric.autocast():
+        encoded = _encode(network, batch, stage)
+        spoken = _speak(network, [sentences for _, sentences in drawn], fabric.device)
     rows: dict[str, Tensor] = {}
-    stage = clips.stage
-    size = max(1, min(stage.batch, 48 // stage.length))
-    parts = [positions[i : i + size] for i in range(0, len(positions), size)]
-    workers = clips.recipe.workers
-    loader = DataLoader(
-        _WithSentences(clips),
-        batch_sampler=[[first + i for i in part] for part in parts],
-        collate_fn=list,
-        num_workers=workers,
-        generator=torch.Generator(),
-    )
-    for part, drawn in zip(parts, loader, strict=True):
-        with fabric.autocast():
-            encoded = _encode(
-                network, collate([clip for clip, _ in drawn]).to(fabric.device), stage
-            )
-            spoken = [_speak(network, sentences, fabric.device) for _, sentences in drawn]
-        for row, position in enumerate(part):
-            values = {name: value[row] for name, value in encoded.items()} | spoken[row]
-            for name, value in values.items():
-                kept = value if value.dtype in (torch.bool, torch.int64) else value.half()
-                rows[f"{position % SHARD}/{name}"] = kept.cpu().contiguous()
+    for row, position in enumerate(part):
+        values = {name: value[row] for name, value in encoded.items()} | spoken[row]
+        for name, value in values.items():
+            kept = value if value.dtype in (torch.bool, torch.int64) else value.half()
+            rows[f"{position % SHARD}/{name}"] = kept.cpu().contiguous()
     return rows
 
 
 def _speak(
-    network: RvosNetwork, sentences: Sequence[Sentence], device: torch.device
-) -> dict[str, Tensor]:
-    """What the text part makes of the sentences of one clip, numbered."""
-    ids = nn.utils.rnn.pad_sequence([row.token_ids for row in sentences], batch_first=True)
+    network: RvosNetwork, spoken: Sequence[Sequence[Sentence]], device: torch.device
+) -> list[dict[str, Tensor]]:
+    """What the text part makes of the sentences of each clip, numbered; all in one pass."""
+    every = [sentence for sentences in spoken for sentence in sentences]
+    ids = nn.utils.rnn.pad_sequence([sentence.token_ids for sentence in every], batch_first=True)
     text = network.encode_text(ids.to(device))
-    parts = {"sentences": torch.tensor(len(sentences))}
-    for number, sentence in enumerate(sentences):
-        parts[f"tokens/{number}"] = text.tokens[number, : len(sentence.token_ids)]
-        parts[f"sentence/{number}"] = text.sentence[number]
-        parts[f"referred/{number}"] = sentence.referred
+    rows = zip(every, text.tokens, text.sentence, strict=True)
+    parts = []
+    for sentences in spoken:
+        part = {"sentences": torch.tensor(len(sentences))}
+        for number, (sentence, tokens, whole) in enumerate(islice(rows, len(sentences))):
+            part[f"tokens/{number}"] = tokens[: len(sentence.token_ids)]
+            part[f"sentence/{number}"] = whole
+            part[f"referred/{number}"] = sentence.referred
+        parts.append(part)
     return parts
 
 

@@ -167,7 +167,7 @@ def opens_bundle(
 
 def test_a_bundle_that_is_not_there(opens_bundle: Callable[[Path], str], tmp_path: Path) -> None:
     error = opens_bundle(tmp_path / "none")
-    assert f"{tmp_path / 'none'} is not a bundle (no such folder)" in error
+    assert f"{tmp_path / 'none'} is not a bundle (no such folder; packaged ones: " in error
     assert "rvos-deploy export tiny --random-weights" in error
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rvos_deploy.model.attention import hide
-from rvos_deploy.model.clip import TextFeatures
+from rvos_deploy.model.clip import ImageFeatures, TextFeatures
 from rvos_deploy.model.cross_modal_encoder import EncodedFrame
 from rvos_deploy.model.frame_query_decoder import (
     HIDING_FLOOR,
@@ -22,6 +22,7 @@ from rvos_deploy.model.frame_query_decoder import (
     FrameQueryDecoder,
     attention_bias,
     mask_position,
+    pool_under_masks,
     resize_mask_features,
 )
 from rvos_deploy.model.network import RvosNetwork
@@ -74,8 +75,15 @@ def plain_decode(
         predictions.append(predict(queries))
     last = plain_mask_logits(predictions[-1].mask_embeddings, frame.mask_features, frame.shapes[1])
     assert decoder.mask_position is not None
-    moved = decoder.mask_position(mask_position(last, frame.shapes[1]).to(queries.dtype))
-    return DecodedFrame(decoder.norm(queries) + moved, predictions)
+    tokens = decoder.norm(queries)
+    tokens = tokens + decoder.mask_position(mask_position(last, frame.shapes[1]).to(queries.dtype))
+    assert decoder.mask_content is not None
+    for level, shape, feature in zip(
+        decoder.mask_content.levels, frame.shapes, frame.image[1:], strict=True
+    ):
+        logits = plain_mask_logits(predictions[-1].mask_embeddings, frame.mask_features, shape)
+        tokens = tokens + level(plain_pool(logits.sigmoid(), feature))
+    return DecodedFrame(tokens, predictions)
 
 
 @pytest.fixture
@@ -85,13 +93,20 @@ def decoder(tiny_network: RvosNetwork) -> FrameQueryDecoder:
 
 
 @pytest.fixture
-def frame(text: TextFeatures) -> EncodedFrame:
+def frame(tiny_network: RvosNetwork, text: TextFeatures) -> EncodedFrame:
     dim = text.sentence.shape[1]
     return EncodedFrame(
         torch.randn(2, dim, 16, 24, dtype=torch.float64),
         [torch.randn(2, h * w, dim, dtype=torch.float64) for h, w in SHAPES],
         SHAPES,
         text.tokens.double(),
+        ImageFeatures(
+            torch.empty(0),
+            *(
+                torch.randn(2, width, *shape, dtype=torch.float64)
+                for width, shape in zip(tiny_network.clip.image_channels[1:], SHAPES, strict=True)
+            ),
+        ),
     )
 
 
@@ -272,6 +287,44 @@ def test_position_of_one_corner_pixel_and_every_query_its_own() -> None:
     close = {"rtol": 0, "atol": 5e-4}
     torch.testing.assert_close(where[0], torch.tensor([7 / 8, -3 / 4, *tail]), **close)
     torch.testing.assert_close(where[1], torch.tensor([-7 / 8, 3 / 4, *tail]), **close)
+
+
+def plain_pool(weights: Tensor, features: Tensor) -> Tensor:
+    """Weighted means one by one: [B,N,K] of weights [B,N,S] and features [B,K,H,W]."""
+    pixels = features.flatten(2)
+    return torch.stack(
+        [
+            torch.stack([(pixels[b] * row).sum(dim=1) / row.sum() for row in weights[b]])
+            for b in range(len(weights))
+        ]
+    )
+
+
+def test_content_is_the_mean_under_the_mask() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 5, 4, 6, generator=generator)
+    logits = torch.cat(
+        [box((4, 6), slice(1, 3), slice(2, 5)), box((4, 6), slice(3, 4), slice(5, 6))], dim=1
+    ).expand(2, -1, -1)
+    found = pool_under_masks(logits, features)
+    torch.testing.assert_close(found[:, 0], features[..., 1:3, 2:5].mean(dim=(2, 3)), **POSITION)
+    torch.testing.assert_close(found[:, 1], features[..., 3, 5], **POSITION)
+    # By degrees, and with features that all share.
+    soft = 3 * torch.randn(2, 3, 24, generator=generator, dtype=torch.float64)
+    shared = torch.randn(1, 5, 4, 6, generator=generator, dtype=torch.float64)
+    expected = plain_pool(soft.sigmoid(), shared.expand(2, -1, -1, -1))
+    torch.testing.assert_close(pool_under_masks(soft, shared), expected, rtol=0, atol=1e-5)
+
+
+def test_content_under_no_mask_is_finite_and_small() -> None:
+    features = torch.randn(1, 5, 4, 6, generator=torch.Generator().manual_seed(0))
+    for emptiness in (-50.0, -1e4):
+        logits = torch.full((1, 2, 24), emptiness, requires_grad=True)
+        found = pool_under_masks(logits, features)
+        assert found.abs().max() < 1e-3
+        found.sum().backward()
+        assert logits.grad is not None
+        assert logits.grad.isfinite().all()
 
 
 def test_positions_gradient_is_finite_for_every_mask() -> None:

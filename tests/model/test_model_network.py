@@ -21,7 +21,7 @@ TokenIds = Callable[[Sequence[int], int], Tensor]
 ROUNDING = {"rtol": 0, "atol": 5e-4}
 # Presets: (trained, frozen) in millions of parameters; for the paper's scale model.md estimates
 # about 44 and 350.
-MILLIONS = {"large": (41.5, 351.8), "base": (41.2, 179.4), "tiny": (3.9, 11.0)}
+MILLIONS = {"large": (42.2, 351.8), "base": (41.7, 179.4), "tiny": (4.0, 11.0)}
 
 
 def count(network: RvosNetwork, trained: bool) -> int:
@@ -245,6 +245,7 @@ def test_gradients_reach_every_trained_parameter(
     ("changes", "unused"),
     [
         ({"mask_position": False}, ()),
+        ({"mask_content": False}, ()),
         ({"initializer": "weighted"}, ()),
         # What the ablated network does not use; the fields stay, so that checkpoints fit.
         ({"initializer": "sentence"}, ("initializer.",)),
@@ -267,9 +268,10 @@ def test_ablations_build_run_and_train(
     assert bool(expected) == bool(unused)
     whole = make_network()
     missing = set(dict(whole.named_parameters())) - set(dict(network.named_parameters()))
-    if "mask_position" in changes:
+    (switch,) = changes
+    if str(switch).startswith("mask_"):
         assert missing
-        assert all(name.startswith("frame_decoder.mask_position.") for name in missing)
+        assert all(name.startswith(f"frame_decoder.{switch}.") for name in missing)
     elif "text_fusion" in changes:
         assert missing
         assert all(".fusion." in n or ".text_" in n for n in missing)
@@ -292,10 +294,11 @@ def test_ablations_keep_the_sentence(
     assert difference.abs().max() > 1e-3
 
 
-def test_mask_position_tells_queries_where_their_masks_are(
-    make_network: MakeNetwork, frames: Tensor, token_ids: TokenIds
+@pytest.mark.parametrize("switch", ["mask_position", "mask_content"])
+def test_tokens_tell_where_masks_are_and_what_lies_under_them(
+    make_network: MakeNetwork, frames: Tensor, token_ids: TokenIds, switch: str
 ) -> None:
-    with_it, without = make_network().eval(), make_network(mask_position=False).eval()
+    with_it, without = make_network().eval(), make_network(**{switch: False}).eval()
     without.load_state_dict(with_it.state_dict(), strict=False)
     ids = token_ids([7, 2], 12)
     a, b = run(with_it, frames, ids), run(without, frames, ids)

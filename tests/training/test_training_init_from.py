@@ -39,7 +39,7 @@ CONVNEXT_LARGE = (192, 384, 768, 1536)
 RESNET_50 = (256, 512, 1024, 2048)
 PIXEL, PREDICTOR = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
 SMALL = replace(preset("large"), encoder_layers=2, frame_decoder_layers=3, video_decoder_layers=1)
-PLAIN = replace(SMALL, text_fusion=False, mask_position=False)
+PLAIN = replace(SMALL, text_fusion=False, mask_position=False, mask_content=False)
 # Sums of up to 2304 float32 products, through at most three layers that each end in a norm.
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
@@ -389,7 +389,8 @@ def published_decoder(state: State, frame: EncodedFrame, queries: Tensor) -> Ten
 def test_frame_decoder_equals_the_published_one(plain: Loaded) -> None:
     levels = [torch.randn(2, h * w, DIM) for h, w in FINE_TO_COARSE]
     text = torch.zeros(2, 3, DIM)
-    frame = EncodedFrame(0.1 * torch.randn(2, DIM, 16, 24), levels, FINE_TO_COARSE, text)
+    unused = ImageFeatures(*(torch.empty(0) for _ in range(4)))
+    frame = EncodedFrame(0.1 * torch.randn(2, DIM, 16, 24), levels, FINE_TO_COARSE, text, unused)
     sentence = torch.randn(2, DIM)
     found = plain.network.frame_decoder(frame, sentence, torch.zeros(2, 3).bool())
     queries = sentence[:, None].expand(-1, SMALL.num_queries, -1)
