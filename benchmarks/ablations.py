@@ -73,7 +73,7 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps of single frames and of the video part, clips in the cache, videos to validate on."""
+    """Steps of the masks' stage and of each cached one, clips in a cache, videos to validate on."""
 
     frame_steps: int = 400
     video_steps: int = 1000
@@ -83,11 +83,14 @@ class Budget:
 
 def variant_recipe(recipe: Recipe, variant: Variant, budget: Budget, seed: int) -> Recipe:
     """The recipe of one row: stages of the base recipe, fewer steps, one change of the model."""
-    frames, video, *_ = recipe.stages
-    video = replace(video, steps=budget.video_steps, cached=budget.cached)
-    stages = (replace(frames, steps=budget.frame_steps), video) if variant.from_frames else (video,)
+    masks, *cached = (stage for stage in recipe.stages if stage.name != "joint")
+    stages = [replace(s, steps=budget.video_steps, cached=budget.cached) for s in cached]
+    if variant.from_frames:
+        stages.insert(0, replace(masks, steps=budget.frame_steps))
     model = replace(recipe.model, **dict(variant.model))
-    return replace(recipe, model=model, stages=stages, seed=seed, validate_every=0, gates=False)
+    return replace(
+        recipe, model=model, stages=tuple(stages), seed=seed, validate_every=0, gates=False
+    )
 
 
 def foreign_text_clip(trunk: Path, tower: Path, out: Path) -> Path:

@@ -26,7 +26,7 @@ def ready_graphs(
     from rvos_deploy.export import bundle_export
     from rvos_deploy.runtime import verification
 
-    def copied(graph: Any, folder: Path) -> list[Path]:
+    def copied(graph: Any, folder: Path, store: str) -> list[Path]:
         return [Path(shutil.copy(tiny_bundle / f"{graph.spec.name}.onnx", folder))]
 
     monkeypatch.setattr(bundle_export, "export_graph", copied)
