@@ -49,9 +49,13 @@ def check_slots(network: RvosNetwork, recipe: Recipe, run: Path) -> None:
         )
 
 
-def trains_video_part_alone(stage: Stage) -> bool:
-    """Whether the frame part stays as it is in a stage."""
-    return bool(stage.trained) and all(name.startswith(CACHEABLE) for name in stage.trained)
+def learns_motion_from_frozen_frames(stage: Stage) -> bool:
+    """Whether a stage learns motion from a frame part that stays as it is."""
+    return (
+        stage.length > 1
+        and bool(stage.trained)
+        and all(name.startswith(CACHEABLE) for name in stage.trained)
+    )
 
 
 def _record(run: Path, name: str, values: dict[str, Any]) -> None:
