@@ -24,7 +24,7 @@ from rvos_deploy.errors import RvosError
 from rvos_deploy.evaluation.metrics import region_similarity
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.config import preset
-from rvos_deploy.model.inference import tokenize
+from rvos_deploy.model.inference import decode_clip, tokenize
 from rvos_deploy.model.mask_head import unite_masks
 from rvos_deploy.model.network import RvosNetwork, referred_scores
 from rvos_deploy.runtime.environment import machine, versions
@@ -67,11 +67,8 @@ def diagnose(
     images = [video.image(index) for index in range(len(video.frames))]
     geometry = fit_frame(video.size, network.config.input_size)
     frames = [torch.from_numpy(resize_frame(image, geometry)) for image in images]
-    text = network.encode_text(tokenize(tokenizer, [e.text for e in video.expressions]))
-    decoded = [network.decode_frames(network.encode_frames(frame), text) for frame in frames]
-    last = network.decode_video(
-        torch.stack([frame.queries for frame in decoded], dim=1), text
-    ).predictions[-1]
+    ids = tokenize(tokenizer, [expression.text for expression in video.expressions])
+    decoded, last = decode_clip(network, frames, ids)
     scores = referred_scores(last.logits)
     small = network_truth(truth, geometry)
     results = []

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rvos_deploy.atomic import replacing
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.evaluation.protocols import ExpressionScore
 from rvos_deploy.evaluation.report import accuracies_and_means
@@ -25,7 +24,7 @@ from rvos_deploy.runtime.segment_video import Progress, segment_video
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.runtime.settings import StreamSettings
 from rvos_deploy.sprites import Expression, Kind, Sample, sample_video
-from rvos_deploy.video import draw_strips, read_video
+from rvos_deploy.video import read_video, write_strips
 
 SCHEMA = "rvos-deploy/demo/1"
 KINDS: tuple[Kind, ...] = ("motion", "appearance", "plural", "no_target")
@@ -137,9 +136,7 @@ def _draw(
     images = [frame.image for frame in read_video(sample.path)]
     truth = np.stack([sample.truth(expression) for expression in shown], axis=1)
     labels = [f"{row.text}   J&F {row.j_and_f:.2f}" for row in scores]
-    with replacing(file) as temporary:
-        picture = Image.fromarray(draw_strips(images, masks, truth, labels))
-        picture.save(temporary, format="PNG", optimize=True)
+    write_strips(file, images, masks, truth, labels)
 
 
 def _metrics(

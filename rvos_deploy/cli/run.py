@@ -115,12 +115,12 @@ def run(
 ) -> None:
     """Segment a video: one mask for every frame and expression."""
     from rvos_deploy.cli.output import counted, frame_progress
-    from rvos_deploy.runtime.bundle import packaged_bundles
+    from rvos_deploy.runtime.bundle import find_bundle
     from rvos_deploy.runtime.segment_video import has_end, segment_video
     from rvos_deploy.runtime.segmenter import load
     from rvos_deploy.runtime.settings import StreamSettings
 
-    if bundle == PACKAGED and bundle.name in packaged_bundles() and not bundle.exists():
+    if find_bundle(bundle) != bundle:
         typer.echo(
             "note: the packaged bundle knows the world of Moving Sprites only; for other videos "
             "pass your own --bundle",

@@ -134,7 +134,7 @@ class MaskContent(nn.Module):
     After FC-CLIP (Yu et al. 2023), which classifies masks by CLIP's features under them. A query
     that was trained to find masks keeps of an object what tells it from the background and no
     more: a probe read the colour of 15 in 100 sprites from the queries, and of 96 from CLIP's
-    features at stride 8 under the same masks.
+    features at stride 8 under the true masks.
     """
 
     def __init__(self, channels: list[int], dim: int) -> None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_deploy.model.mask_head import unite_masks
-from rvos_deploy.model.network import RvosNetwork, referred_scores
+from rvos_deploy.model.network import FrameOutput, RvosNetwork, referred_scores
+from rvos_deploy.model.video_query_decoder import VideoPrediction
 from rvos_deploy.runtime.selection import thresholds
 from rvos_deploy.runtime.settings import Fallback
 
@@ -30,21 +31,38 @@ def tokenize(tokenizer: Callable[[str], NDArray[np.int64]], texts: Sequence[str]
 
 
 @torch.inference_mode()
-def segment_clip(
-    network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tensor, fallback: Fallback = "none"
-) -> ClipAnswer:
-    """Segment one clip offline for E sentences, the backbone once a frame.
+def decode_clip(
+    network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tensor
+) -> tuple[list[FrameOutput], VideoPrediction]:
+    """Decode one clip offline for E sentences, the backbone once a frame.
 
     Args:
-        network: in eval mode; its config gives the threshold.
+        network: in eval mode.
         frames: T of uint8 [1,H,W,3], on the network's device.
         token_ids: int64 [E,L], there too.
-        fallback: when no query passes, as ``StreamSettings`` has it.
+
+    Returns:
+        What the frame part makes of each frame, and the last prediction of the video part.
     """
     text = network.encode_text(token_ids)
     decoded = [network.decode_frames(network.encode_frames(frame), text) for frame in frames]
     queries = torch.stack([frame.queries for frame in decoded], dim=1)
-    last = network.decode_video(queries, text).predictions[-1]
+    return decoded, network.decode_video(queries, text).predictions[-1]
+
+
+@torch.inference_mode()
+def segment_clip(
+    network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tensor, fallback: Fallback = "none"
+) -> ClipAnswer:
+    """Segment one clip offline for E sentences.
+
+    Args:
+        network: in eval mode; its config gives the threshold.
+        frames: as :func:`decode_clip` takes them.
+        token_ids: likewise.
+        fallback: when no query passes, as ``StreamSettings`` has it.
+    """
+    decoded, last = decode_clip(network, frames, token_ids)
     scores = referred_scores(last.logits)
     passing = thresholds(scores.cpu().numpy(), network.config.threshold, fallback)
     threshold = torch.from_numpy(passing).to(scores.device)

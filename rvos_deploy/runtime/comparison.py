@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SAMPLES = 1536
+SAMPLES = 4096
 """Values of an output that a bundle records for later verification."""
 
 

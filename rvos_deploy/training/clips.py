@@ -78,7 +78,7 @@ class Batch(NamedTuple):
     def single_frames(self) -> Batch:
         """Every frame as a clip of its own: [B*T,1,...]."""
         clips, length = self.frames.shape[:2]
-        sentences = len(self.referred) // clips
+        sentences = self.targets.sentences
         order = [
             clip * sentences + sentence
             for clip in range(clips)

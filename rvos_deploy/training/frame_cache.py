@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -155,14 +155,16 @@ class CachedClips(Dataset[CachedRow]):
 
 
 class _WithSentences(Dataset[tuple[Clip, list[Sentence]]]):
-    """Clips, each with all sentences that fit its video."""
+    """Clips, each with what its video part will read: its sentence, or all that fit its video."""
 
     def __init__(self, clips: Clips) -> None:
-        self.clips = clips
+        self.several = clips.stage.sentences > 1
+        self.clips = Clips(clips.recipe, replace(clips.stage, sentences=1))
 
     def __getitem__(self, index: int) -> tuple[Clip, list[Sentence]]:
-        sentences = self.clips.sentences(index)
-        return self.clips[index], sentences if self.clips.stage.sentences > 1 else sentences[:1]
+        clip = self.clips[index]
+        own = [Sentence(clip.referred, clip.token_ids)]
+        return clip, self.clips.sentences(index) if self.several else own
 
 
 def cached_batches(
@@ -279,7 +281,7 @@ def _speak(
 def _encode(network: RvosNetwork, batch: Batch, stage: Stage) -> dict[str, Sequence[Tensor]]:
     """What the frame part makes of each clip of a batch, and its masks at stride 4."""
     length = stage.length
-    text = network.encode_text(batch.token_ids[:: batch.targets.sentences])
+    text = network.encode_text(batch.token_ids)
     per_frame = TextFeatures(*(x.repeat_interleave(length, dim=0) for x in text))
     frames = network.decode_frames(network.encode_frames(batch.frames.flatten(0, 1)), per_frame)
     pooled = F.avg_pool2d(frames.mask_features.float(), stage.cache_stride // MASK_STRIDE)

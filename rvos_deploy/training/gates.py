@@ -11,7 +11,7 @@ from rvos_deploy.json_file import write_json
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.training import motion_words, slot_probe
 from rvos_deploy.training.clips import training_tokenizer
-from rvos_deploy.training.recipe import CACHEABLE, Recipe, Stage
+from rvos_deploy.training.recipe import Recipe
 
 REPORT = "gates.json"
 
@@ -47,15 +47,6 @@ def check_slots(network: RvosNetwork, recipe: Recipe, run: Path) -> None:
             f"(found: {probe.found:.2f} of the moving ones), {slot_probe.MINIMUM_ACCURACY} needed; "
             "train the frame part longer, or go on with --no-gates"
         )
-
-
-def learns_motion_from_frozen_frames(stage: Stage) -> bool:
-    """Whether a stage learns motion from a frame part that stays as it is."""
-    return (
-        stage.length > 1
-        and bool(stage.trained)
-        and all(name.startswith(CACHEABLE) for name in stage.trained)
-    )
 
 
 def _record(run: Path, name: str, values: dict[str, Any]) -> None:

@@ -118,13 +118,18 @@ class Stage:
     def _check_cache(self, where: str) -> None:
         if self.cache_stride not in (4, 8, 16, 32):
             raise InputError(f"{where}: cache_stride must be 4, 8, 16 or 32")
-        if not self.trained or not all(name.startswith(CACHEABLE) for name in self.trained):
+        if not self.trains_video_part_alone:
             raise InputError(
                 f"{where}: a cached stage trains the video part alone; set trained to some of "
                 f"{', '.join(CACHEABLE)}"
             )
         if self.single_every:
             raise InputError(f"{where}: single_every does not go with cached; leave one out")
+
+    @property
+    def trains_video_part_alone(self) -> bool:
+        """Whether the frame part stays as it is."""
+        return bool(self.trained) and all(name.startswith(CACHEABLE) for name in self.trained)
 
     @property
     def clips(self) -> int:

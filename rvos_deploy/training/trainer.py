@@ -40,7 +40,7 @@ from rvos_deploy.training.frame_cache import (
     cached_batches,
     fill_cache,
 )
-from rvos_deploy.training.gates import check_slots, check_text, learns_motion_from_frozen_frames
+from rvos_deploy.training.gates import check_slots, check_text
 from rvos_deploy.training.logs import RunLog
 from rvos_deploy.training.objective import (
     Objective,
@@ -222,7 +222,7 @@ class _Job:
             return
         if state.stage == 0:
             check_text(self.network, self.run)
-        elif self.recipe.data == "sprites" and learns_motion_from_frozen_frames(stage):
+        elif self.recipe.data == "sprites" and stage.trains_video_part_alone and stage.length > 1:
             check_slots(self.network, self.recipe, self.run)
 
     def _batches(self, stage: Stage, first: int, steps: range) -> Iterator[AnyBatch]:

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from rvos_deploy.atomic import replacing
 from rvos_deploy.evaluation.evaluate import Evaluation, evaluate
 from rvos_deploy.evaluation.predictions import Predict
 from rvos_deploy.model.inference import segment_clip, tokenize
@@ -20,7 +18,7 @@ from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.sprites import write_mevis
 from rvos_deploy.training.data import DataSplit, VideoRecord, read_mevis
 from rvos_deploy.training.recipe import Recipe
-from rvos_deploy.video import draw_strips
+from rvos_deploy.video import write_strips
 
 MASK_BUDGET = 2**30
 """Bytes of mask features held at once; decides how many expressions are decoded together."""
@@ -85,10 +83,7 @@ def network_predictor(
         masks = clip_masks(network, tokenizer, images, texts)
         if pictures is not None and drawn < PICTURED_VIDEOS:
             truth = np.stack([video.union_masks(e) for e in video.expressions], axis=1)
-            pictures.mkdir(parents=True, exist_ok=True)
-            with replacing(pictures / f"{video.name}.png") as temporary:
-                strips = draw_strips(images, masks, truth, texts)
-                Image.fromarray(strips).save(temporary, format="PNG")
+            write_strips(pictures / f"{video.name}.png", images, masks, truth, texts)
             drawn += 1
         return masks
 

@@ -3,7 +3,7 @@
 from rvos_deploy.video.frames import Frame, VideoInfo
 from rvos_deploy.video.overlay import draw_overlay
 from rvos_deploy.video.reader import VideoReader, open_video, read_video
-from rvos_deploy.video.strips import draw_strips
+from rvos_deploy.video.strips import draw_strips, write_strips
 from rvos_deploy.video.writer import MaskWriter, OverlayWriter
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "draw_strips",
     "open_video",
     "read_video",
+    "write_strips",
 ]

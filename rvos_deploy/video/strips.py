@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import fromarray
 
+from rvos_deploy.atomic import replacing
 from rvos_deploy.video.frames import Image
 from rvos_deploy.video.overlay import draw_overlay
 
@@ -45,6 +48,20 @@ def draw_strips(
         row[bar:][_outline(true)] = _TRUTH
         rows.append(row)
     return np.concatenate(rows)
+
+
+def write_strips(
+    file: Path,
+    images: Sequence[Image],
+    masks: NDArray[np.bool_],
+    truth: NDArray[np.bool_],
+    labels: Sequence[str],
+) -> None:
+    """Write what :func:`draw_strips` draws as a PNG, complete or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        picture = fromarray(draw_strips(images, masks, truth, labels))
+        picture.save(temporary, format="PNG", optimize=True)
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
