@@ -68,13 +68,13 @@ def diagnose(
     geometry = fit_frame(video.size, network.config.input_size)
     frames = [torch.from_numpy(resize_frame(image, geometry)) for image in images]
     ids = tokenize(tokenizer, [expression.text for expression in video.expressions])
-    decoded, last = decode_clip(network, frames, ids)
+    decoded, of_frames, last = decode_clip(network, frames, ids)
     scores = referred_scores(last.logits)
     small = network_truth(truth, geometry)
     results = []
     for row, expression in enumerate(video.expressions):
         features = torch.cat([frame.mask_features[row : row + 1] for frame in decoded])
-        logits = network.mask_head(last.mask_embeddings[row], features)
+        logits = network.mask_head(last.mask_embeddings[row], features, of_frames[row])
         meant = np.flatnonzero(video.referred(expression)).tolist()
         union = truth[meant].any(dim=0).numpy()
         found = diagnose_expression(logits, scores[row], small, meant, union, geometry)

@@ -71,13 +71,15 @@ class FrameDecoder(nn.Module):
         text_tokens: Tensor,
         sentence: Tensor,
         text_padding: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One frame, E expressions -> mask features, frame queries, slot values, slot logits."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """One frame, E expressions -> mask features, frame queries, their mask embeddings, slot
+        values, slot logits.
+        """
         features = ImageFeatures(res2, res3, res4, res5)
         text = TextFeatures(text_tokens, sentence, text_padding)
         output = self.network.decode_frames(features, text)
         values, logits = self.network.initializer.per_frame(output.queries)
-        return output.mask_features, output.queries, values, logits
+        return output.mask_features, output.queries, output.mask_embeddings, values, logits
 
 
 class VideoDecoder(nn.Module):
@@ -112,10 +114,16 @@ class MaskHead(nn.Module):
         self.mask_head = network.mask_head
 
     def forward(
-        self, scores: Tensor, threshold: Tensor, mask_embeddings: Tensor, mask_features: Tensor
+        self,
+        scores: Tensor,
+        threshold: Tensor,
+        mask_embeddings: Tensor,
+        frame_mask_embeddings: Tensor,
+        mask_features: Tensor,
     ) -> Tensor:
         """E expressions on one frame's mask features -> mask logits [E,H/4,W/4]."""
-        return unite_masks(self.mask_head(mask_embeddings, mask_features), scores, threshold)
+        logits = self.mask_head(mask_embeddings, mask_features, frame_mask_embeddings)
+        return unite_masks(logits, scores, threshold)
 
 
 def graphs(network: RvosNetwork) -> tuple[Graph, ...]:
@@ -136,6 +144,7 @@ def graphs(network: RvosNetwork) -> tuple[Graph, ...]:
     mask_features = TensorSpec("mask_features", real, ("E", dim, "H/4", "W/4"))
     scores = TensorSpec("scores", "float32", ("E", slots))
     embeddings = TensorSpec("mask_embeddings", real, queries)
+    frame_embeddings = TensorSpec("frame_mask_embeddings", real, queries)
 
     def graph(
         module: nn.Module,
@@ -170,6 +179,7 @@ def graphs(network: RvosNetwork) -> tuple[Graph, ...]:
             (
                 mask_features,
                 TensorSpec("frame_queries", real, queries),
+                frame_embeddings,
                 TensorSpec("slot_values", real, queries),
                 TensorSpec("slot_logits", real, ("E", slots)),
             ),
@@ -196,7 +206,13 @@ def graphs(network: RvosNetwork) -> tuple[Graph, ...]:
         graph(
             MaskHead(network),
             "mask_head",
-            (scores, TensorSpec("threshold", "float32", ("E",)), embeddings, mask_features),
+            (
+                scores,
+                TensorSpec("threshold", "float32", ("E",)),
+                embeddings,
+                frame_embeddings,
+                mask_features,
+            ),
             (TensorSpec("mask_logits", "float32", ("E", "H/4", "W/4")),),
             HEIGHT,
             WIDTH,

@@ -61,6 +61,8 @@ class ModelConfig:
     text_fusion: bool = True
     mask_position: bool = True
     mask_content: bool = True
+    frame_masks: bool = True
+    displacement: bool = True
     input_size: tuple[int, int] = (448, 800)
     threshold: float = 0.5
 

@@ -12,9 +12,20 @@ from torch import Tensor
 
 from rvos_deploy.model.mask_head import unite_masks
 from rvos_deploy.model.network import FrameOutput, RvosNetwork, referred_scores
+from rvos_deploy.model.slot_alignment import gather_slots
 from rvos_deploy.model.video_query_decoder import VideoPrediction
 from rvos_deploy.runtime.selection import thresholds
 from rvos_deploy.runtime.settings import Fallback
+
+
+class DecodedClip(NamedTuple):
+    """What the frame part makes of each frame, the slots' mask embeddings [E,T,N,C] in their
+    order, and the last prediction of the video part.
+    """
+
+    frames: list[FrameOutput]
+    frame_mask_embeddings: Tensor
+    last: VideoPrediction
 
 
 class ClipAnswer(NamedTuple):
@@ -31,23 +42,21 @@ def tokenize(tokenizer: Callable[[str], NDArray[np.int64]], texts: Sequence[str]
 
 
 @torch.inference_mode()
-def decode_clip(
-    network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tensor
-) -> tuple[list[FrameOutput], VideoPrediction]:
+def decode_clip(network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tensor) -> DecodedClip:
     """Decode one clip offline for E sentences, the backbone once a frame.
 
     Args:
         network: in eval mode.
         frames: T of uint8 [1,H,W,3], on the network's device.
         token_ids: int64 [E,L], there too.
-
-    Returns:
-        What the frame part makes of each frame, and the last prediction of the video part.
     """
     text = network.encode_text(token_ids)
     decoded = [network.decode_frames(network.encode_frames(frame), text) for frame in frames]
     queries = torch.stack([frame.queries for frame in decoded], dim=1)
-    return decoded, network.decode_video(queries, text).predictions[-1]
+    embeddings = torch.stack([frame.mask_embeddings for frame in decoded], dim=1)
+    video = network.decode_video(queries, text)
+    aligned = gather_slots(embeddings, video.order)
+    return DecodedClip(decoded, aligned, video.predictions[-1])
 
 
 @torch.inference_mode()
@@ -62,12 +71,16 @@ def segment_clip(
         token_ids: likewise.
         fallback: when no query passes, as ``StreamSettings`` has it.
     """
-    decoded, last = decode_clip(network, frames, token_ids)
+    decoded, of_frames, last = decode_clip(network, frames, token_ids)
     scores = referred_scores(last.logits)
     passing = thresholds(scores.cpu().numpy(), network.config.threshold, fallback)
     threshold = torch.from_numpy(passing).to(scores.device)
     maps = [
-        unite_masks(network.mask_head(last.mask_embeddings, frame.mask_features), scores, threshold)
-        for frame in decoded
+        unite_masks(
+            network.mask_head(last.mask_embeddings, frame.mask_features, of_frames[:, t]),
+            scores,
+            threshold,
+        )
+        for t, frame in enumerate(decoded)
     ]
     return ClipAnswer(scores, torch.stack(maps, dim=1))

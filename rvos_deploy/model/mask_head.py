@@ -22,9 +22,20 @@ class MaskHead(nn.Module):
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
-    def forward(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
-        """Mask logits [...,N,H,W] of embeddings [...,N,C] on mask features [...,C,H,W]."""
+    def forward(
+        self,
+        mask_embeddings: Tensor,
+        mask_features: Tensor,
+        frame_mask_embeddings: Tensor | None = None,
+    ) -> Tensor:
+        """Mask logits [...,N,H,W] of embeddings [...,N,C] on mask features [...,C,H,W].
+
+        frame_mask_embeddings: [...,N,C], what the slots' frame queries say of this frame; added
+        after the convolution, since they were trained without it.
+        """
         folded = mask_embeddings @ self.projection.weight
+        if frame_mask_embeddings is not None:
+            folded = folded + frame_mask_embeddings
         bias = mask_embeddings @ self.projection.bias
         logits = folded @ mask_features.flatten(-2)
         shape = (mask_features.shape[-2], mask_features.shape[-1])

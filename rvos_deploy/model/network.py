@@ -19,19 +19,25 @@ from rvos_deploy.model.video_query_initializer import VideoQueryInitializer
 
 
 class FrameOutput(NamedTuple):
-    """mask_features [B,C,H/4,W/4]; queries [B,N,C]; predictions of every layer, for the losses."""
+    """mask_features [B,C,H/4,W/4]; queries [B,N,C]; predictions of every layer, for the losses;
+    mask_embeddings [B,N,C], the share of each query in the masks of this frame.
+    """
 
     mask_features: Tensor
     queries: Tensor
     predictions: list[FramePrediction]
+    mask_embeddings: Tensor
 
 
 class VideoOutput(NamedTuple):
-    """aligned frame queries [B,T,N,C] and their order [B,T,N]; predictions of every layer."""
+    """aligned frame queries [B,T,N,C] and their order [B,T,N]; predictions of every layer;
+    mask embeddings of the aligned frame queries [B,T,N,C].
+    """
 
     aligned_queries: Tensor
     order: Tensor
     predictions: list[VideoPrediction]
+    frame_mask_embeddings: Tensor | None = None
 
 
 class NetworkOutput(NamedTuple):
@@ -67,14 +73,22 @@ class RvosNetwork(nn.Module):
         """Mask features and frame queries for B texts, on B frames or on one that they share."""
         encoded = self.encoder(features, text.tokens, text.padding)
         decoded = self.frame_decoder(encoded, text.sentence, text.padding)
-        return FrameOutput(encoded.mask_features, decoded.queries, decoded.predictions)
+        embeddings = decoded.predictions[-1].mask_embeddings
+        if not self.config.frame_masks:
+            embeddings = torch.zeros_like(embeddings)
+        return FrameOutput(encoded.mask_features, decoded.queries, decoded.predictions, embeddings)
 
     def decode_video(
-        self, frame_queries: Tensor, text: TextFeatures, ages: Tensor | None = None
+        self,
+        frame_queries: Tensor,
+        text: TextFeatures,
+        ages: Tensor | None = None,
+        mask_embeddings: Tensor | None = None,
     ) -> VideoOutput:
         """Align the frame queries [B,T,N,C] of whole clips, and decode video queries from them.
 
         ages: [B,T], frames by which each is older than the newest; None: none is left out.
+        mask_embeddings: [B,T,N,C], those of the frame queries, to be aligned with them.
         """
         batch, length = frame_queries.shape[:2]
         values, logits = self.initializer.per_frame(frame_queries)
@@ -89,7 +103,9 @@ class RvosNetwork(nn.Module):
         predictions = self.video_decoder(
             aligned, ages, empty, queries, text.tokens, text.sentence, text.padding
         )
-        return VideoOutput(aligned, order, predictions)
+        if mask_embeddings is not None:
+            mask_embeddings = gather_slots(mask_embeddings, order)
+        return VideoOutput(aligned, order, predictions, mask_embeddings)
 
     def _slot_order(self, frame_queries: Tensor) -> Tensor:
         if self.config.initializer == "aligned":
@@ -118,10 +134,13 @@ class RvosNetwork(nn.Module):
         text = self.encode_text(token_ids)
         per_frame = TextFeatures(*(x[::sentences].repeat_interleave(length, 0) for x in text))
         frame_output = self.decode_frames(self.encode_frames(frames.flatten(0, 1)), per_frame)
-        queries = frame_output.queries.unflatten(0, (batch, length))
+        queries, embeddings = (
+            x.unflatten(0, (batch, length)).repeat_interleave(sentences, 0)
+            for x in (frame_output.queries, frame_output.mask_embeddings)
+        )
         if ages is not None:
             ages = ages.repeat_interleave(sentences, 0)
-        video = self.decode_video(queries.repeat_interleave(sentences, 0), text, ages)
+        video = self.decode_video(queries, text, ages, embeddings)
         return NetworkOutput(frame_output, video)
 
 

@@ -21,8 +21,23 @@ class VideoPrediction(NamedTuple):
     mask_embeddings: Tensor
 
 
+OWN_SLOT = 4.0
+"""What half of the heads add at first to the logits of a query's own slot: about three quarters of
+their weight then stay with one object, whose course they follow through time."""
+
+
+def oldest_frame(memory: Tensor, ages: Tensor, empty: Tensor) -> Tensor:
+    """Of the memory [B,M,N,C], the frame of the greatest age that is not empty: [B,1,N,C]."""
+    oldest = torch.where(empty, torch.full_like(ages, -1.0), ages).argmax(dim=1)
+    index = oldest[:, None, None, None].expand(-1, 1, memory.shape[2], memory.shape[3])
+    return memory.gather(1, index)
+
+
 class VideoQueryDecoder(nn.Module):
     """Decoder over the memory of aligned frame queries, with temporal and slot positions.
+
+    Ours: tokens also say how they differ from those of their slot in the oldest frame, so that
+    motion need not be put together by attention; and heads may prefer a query's own slot.
 
     After LBVQ (Fang et al. 2024) and DsHmp (He and Ding 2024); heads after LMPM (Ding et al. 2023).
     """
@@ -33,6 +48,10 @@ class VideoQueryDecoder(nn.Module):
         self.dim = dim
         self.slot_position = nn.Parameter(torch.randn(config.num_queries, dim))
         self.layers = nn.ModuleList(QueryLayer(config) for _ in range(config.video_decoder_layers))
+        self.displacement = nn.Linear(dim, dim, bias=False) if config.displacement else None
+        own = torch.zeros(config.video_decoder_layers, config.num_heads)
+        own[:, : config.num_heads // 2] = OWN_SLOT
+        self.own_slot = nn.Parameter(own)
         self.norm = nn.LayerNorm(dim)
         self.referred_head = nn.Linear(3 * dim, 2)
         self.mask_embedding = Mlp(dim, dim, dim, dim)
@@ -62,18 +81,22 @@ class VideoQueryDecoder(nn.Module):
         time = temporal_position(ages, self.dim).to(memory.dtype)
         # Time goes into what is read as well as into where it is looked for: motion is the
         # difference between what a slot said early and what it says late.
-        tokens = (memory + time[:, :, None]).flatten(1, 2)
+        tokens = memory + time[:, :, None]
+        if self.displacement is not None:
+            tokens = tokens + self.displacement(memory - oldest_frame(memory, ages, empty))
+        tokens = tokens.flatten(1, 2)
         memory_position = self.slot_position.repeat(memory.shape[1], 1)
         memory_bias = hide(empty)[:, :, None].expand(-1, -1, num_queries).flatten(1)
+        same_slot = torch.eye(num_queries, device=memory.device).repeat(1, memory.shape[1])
         text_bias = hide(padding)[:, None, None]
         queries, predictions = video_queries, []
-        for layer in self.layers:
+        for own_slot, layer in zip(self.own_slot.float(), self.layers, strict=True):
             queries = layer(
                 queries,
                 self.slot_position,
                 tokens,
                 memory_position,
-                memory_bias[:, None, None],
+                memory_bias[:, None, None] + own_slot[:, None, None] * same_slot,
                 text,
                 text_bias,
             )

@@ -34,8 +34,13 @@ class ExpressionState:
     _previous: Array | None = field(default=None, init=False)
     _mean: OnlineSoftmax = field(default_factory=OnlineSoftmax, init=False)
 
-    def advance(self, queries: Array, values: Array, logits: Array) -> None:
-        """Take one frame: its queries [N,C], slot values [N,C] and slot logits [N]."""
+    def advance(self, queries: Array, values: Array, logits: Array) -> NDArray[np.int64]:
+        """Take one frame: its queries [N,C], slot values [N,C] and slot logits [N].
+
+        Returns:
+            The query that takes each slot: [N].
+        """
+        order = np.arange(len(queries))
         if self.initializer == "aligned" and self._previous is not None:
             order = assign_slots(self._previous, queries)
             queries, values, logits = queries[order], values[order], logits[order]
@@ -43,6 +48,7 @@ class ExpressionState:
         self.memory.append(queries)
         if self.initializer != "sentence":
             self._mean.update(values, logits)
+        return order
 
     def initial_video_queries(self) -> Array:
         """Initial video queries from all frames so far: [N,C]."""

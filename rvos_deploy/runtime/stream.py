@@ -67,13 +67,16 @@ class FrameMasks:
 
 @dataclass(frozen=True)
 class _PendingFrame:
-    """A frame whose masks are not decided yet; ``features`` is a number in the store."""
+    """A frame whose masks are not decided yet; ``features`` and ``embeddings`` (mask features, and
+    mask embeddings of the aligned frame queries) are numbers in the store.
+    """
 
     index: int
     pts: float
     geometry: FrameGeometry
     expressions: tuple[int, ...]
-    features: int | None
+    features: int | None = None
+    embeddings: int | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ class Stream(Closing):
         geometry = fit_frame((height, width), self.box)
         numbers = tuple(self._expressions)
         if not numbers:
-            return _PendingFrame(frame.index, frame.pts, geometry, (), None)
+            return _PendingFrame(frame.index, frame.pts, geometry, ())
         with self._stage("resize"):
             image = resize_frame(frame.image, geometry)
         pyramid = self._run("backbone", {"frame": image})
@@ -185,17 +188,23 @@ class Stream(Closing):
         text = stack_text([state.text for state in self._expressions.values()])
         decoded = self._run("frame_decoder", {**features, **text})
         with self._stage("alignment"):
-            self._advance_slots(decoded)
-        stored = self._store.put(decoded["mask_features"])
-        return _PendingFrame(frame.index, frame.pts, geometry, numbers, stored)
+            embeddings = self._store.put(self._advance_slots(decoded))
+        features = self._store.put(decoded["mask_features"])
+        return _PendingFrame(frame.index, frame.pts, geometry, numbers, features, embeddings)
 
-    def _advance_slots(self, decoded: Mapping[str, Value]) -> None:
+    def _advance_slots(self, decoded: Mapping[str, Value]) -> NDArray[Any]:
+        """Advance every expression by a frame; the aligned mask embeddings [E,N,C] of it."""
         to_host = self._runners["frame_decoder"].to_host
+        embeddings = to_host(decoded["frame_mask_embeddings"])
         queries = to_host(decoded["frame_queries"]).astype(np.float32, copy=False)
         values = to_host(decoded["slot_values"]).astype(np.float32, copy=False)
         logits = to_host(decoded["slot_logits"]).astype(np.float32, copy=False)
-        for row, state in enumerate(self._expressions.values()):
-            state.advance(queries[row], values[row], logits[row])
+        return np.stack(
+            [
+                embeddings[row][state.advance(queries[row], values[row], logits[row])]
+                for row, state in enumerate(self._expressions.values())
+            ]
+        )
 
     def _decode_video(self) -> _Decision | None:
         """Decide for every expression that has seen a frame."""
@@ -220,14 +229,18 @@ class Stream(Closing):
 
     def _emit(self, frame: _PendingFrame, decision: _Decision | None) -> FrameMasks:
         """Masks of one frame for the expressions that it knows and that are still present."""
-        features = None if frame.features is None else self._store.take(frame.features)
+        features, embeddings = (
+            None if number is None else self._store.take(number)
+            for number in (frame.features, frame.embeddings)
+        )
         rows_then = {number: row for row, number in enumerate(frame.expressions)}
         numbers = tuple(n for n in frame.expressions if n in self._expressions)
-        if features is None or decision is None or not numbers:
+        if features is None or embeddings is None or decision is None or not numbers:
             masks = np.zeros((0, *frame.geometry.display), dtype=np.bool_)
             return FrameMasks(frame.index, frame.pts, masks, np.zeros(0, np.float32), ())
         if len(numbers) < len(frame.expressions):
-            features = features[[rows_then[number] for number in numbers]]
+            kept = [rows_then[number] for number in numbers]
+            features, embeddings = features[kept], embeddings[kept]
         rows = [decision.rows[number] for number in numbers]
         outputs = self._run(
             "mask_head",
@@ -235,6 +248,7 @@ class Stream(Closing):
                 "scores": decision.scores[rows],
                 "threshold": decision.thresholds[rows],
                 "mask_embeddings": decision.mask_embeddings[rows],
+                "frame_mask_embeddings": embeddings,
                 "mask_features": features,
             },
         )

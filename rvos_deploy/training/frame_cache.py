@@ -53,7 +53,7 @@ from rvos_deploy.training.targets import ClipTargets
 
 SHARD = 64
 FRAMES_TOGETHER = 32
-_PARTS = ("queries", "ages", "features", "masks")
+_PARTS = ("queries", "mask_embeddings", "ages", "features", "masks")
 _SENTENCE_PARTS = ("tokens", "sentence", "referred")
 _SENTENCES = 3  # tells their random stream from those of clips and points
 
@@ -61,12 +61,13 @@ _SENTENCES = 3  # tells their random stream from those of clips and points
 class CachedBatch(NamedTuple):
     """B clips of T frames behind the frame decoder, S sentences a clip.
 
-    queries [B,T,N,C]; ages [B,T], as in :class:`Batch`; mask features [B*T,C,h,w] at the
-    stride of the cache; text of B*S sentences; masks and referred flags as :class:`ClipTargets`
-    takes them, masks at stride 4.
+    queries and their mask embeddings [B,T,N,C]; ages [B,T], as in :class:`Batch`; mask features
+    [B*T,C,h,w] at the stride of the cache; text of B*S sentences; masks and referred flags as
+    :class:`ClipTargets` takes them, masks at stride 4.
     """
 
     queries: Tensor
+    mask_embeddings: Tensor
     ages: Tensor
     features: Tensor
     tokens: Tensor
@@ -77,8 +78,8 @@ class CachedBatch(NamedTuple):
 
     def to(self, device: torch.device) -> CachedBatch:
         """Return the same batch on another device, in float32."""
-        tensors = (x if x.dtype == torch.bool else x.float() for x in self[:6])
-        masks, referred = (tuple(x.to(device) for x in group) for group in self[6:])
+        tensors = (x if x.dtype == torch.bool else x.float() for x in self[:7])
+        masks, referred = (tuple(x.to(device) for x in group) for group in self[7:])
         return CachedBatch(*(x.to(device) for x in tensors), masks, referred)
 
 
@@ -94,6 +95,7 @@ class VideoObjective(nn.Module):
     def forward(
         self,
         queries: Tensor,
+        mask_embeddings: Tensor,
         ages: Tensor,
         features: Tensor,
         tokens: Tensor,
@@ -107,15 +109,25 @@ class VideoObjective(nn.Module):
         text, weights = TextFeatures(tokens, sentence, padding), self.losses.weights
         targets = ClipTargets(masks, referred)
         count = targets.sentences
-        predictions = self.network.decode_video(
-            queries.repeat_interleave(count, 0), text, ages.repeat_interleave(count, 0)
-        ).predictions
+        video = self.network.decode_video(
+            queries.repeat_interleave(count, 0),
+            text,
+            ages.repeat_interleave(count, 0),
+            mask_embeddings.repeat_interleave(count, 0),
+        )
         scene = look_at(features, targets, self.losses.points, generator).repeated(count)
         seen = targets.visible().any(dim=1).repeat_interleave(count, 0)
         tubes = pack_tubes(targets.padded_referred() & seen)
         costs = weights.matching(weights.video_class)
         found = tube_losses(
-            predictions, scene, tubes, self.network.mask_head, costs, self.losses, self.mean
+            video.predictions,
+            scene,
+            tubes,
+            self.network.mask_head,
+            costs,
+            self.losses,
+            self.mean,
+            video.frame_mask_embeddings,
         )
         total = weights.video_class * found.classification
         total = total + weights.mask * found.mask + weights.dice * found.dice
@@ -287,6 +299,7 @@ def _encode(network: RvosNetwork, batch: Batch, stage: Stage) -> dict[str, Seque
     pooled = F.avg_pool2d(frames.mask_features.float(), stage.cache_stride // MASK_STRIDE)
     return {
         "queries": frames.queries.unflatten(0, (-1, length)),
+        "mask_embeddings": frames.mask_embeddings.unflatten(0, (-1, length)),
         "ages": batch.ages,
         "features": pooled.unflatten(0, (-1, length)),
         "masks": [F.avg_pool2d(masks.float(), MASK_STRIDE) >= 0.5 for masks in batch.masks],
@@ -299,6 +312,7 @@ def _collate(rows: Sequence[CachedRow]) -> CachedBatch:
     counts = torch.tensor([len(s["tokens"]) for s in spoken])
     return CachedBatch(
         torch.stack([row.clip["queries"] for row in rows]),
+        torch.stack([row.clip["mask_embeddings"] for row in rows]),
         torch.stack([row.clip["ages"] for row in rows]),
         torch.cat([row.clip["features"] for row in rows]),
         tokens,

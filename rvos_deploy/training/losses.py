@@ -144,7 +144,12 @@ def training_losses(
         output.frames.predictions, scene.as_frames(), frame_tubes, dot_product, frame_costs
     )
     video = compare(
-        output.video.predictions, scene.repeated(sentences), video_tubes, mask_head, video_costs
+        output.video.predictions,
+        scene.repeated(sentences),
+        video_tubes,
+        mask_head,
+        video_costs,
+        frame_mask_embeddings=output.video.frame_mask_embeddings,
     )
     of_video = matched_queries(
         output.video.predictions[-1].queries, video_tubes, video.queries[:, -1]
@@ -164,6 +169,7 @@ def tube_losses(
     costs: MatchingWeights,
     config: LossConfig,
     mean_over_processes: Callable[[Tensor], Tensor] = lambda count: count,
+    frame_mask_embeddings: Tensor | None = None,
 ) -> TubeLosses:
     """Match the queries of every layer with the tubes, and compare them.
 
@@ -175,13 +181,28 @@ def tube_losses(
         costs: weights of the matching.
         config: points, and the weight of queries without an object.
         mean_over_processes: as in :func:`training_losses`.
+        frame_mask_embeddings: [B,T,N,C], those of the slots in every frame; None: the masks come
+            from the predictions alone.
     """
     logits = torch.stack([widen(p.logits) for p in predictions], dim=1)
     embeddings = torch.stack([p.mask_embeddings for p in predictions], dim=1)
     labels = _pick(scene.labels, tubes.index[:, None].expand(-1, scene.labels.shape[1], -1))
-    queries = match_tubes(logits, embeddings, scene, labels, tubes.filled, mask_product, costs)
+    queries = match_tubes(
+        logits,
+        embeddings,
+        scene,
+        labels,
+        tubes.filled,
+        mask_product,
+        costs,
+        frame_mask_embeddings,
+    )
     chosen = _pick(embeddings, queries).flatten(1, 2)
-    masks = mask_product(chosen[:, None], scene.mask_features)
+    of_frames = None
+    if frame_mask_embeddings is not None:
+        slots = queries.flatten(1)[:, None].expand(-1, frame_mask_embeddings.shape[1], -1)
+        of_frames = _pick(frame_mask_embeddings, slots)
+    masks = mask_product(chosen[:, None], scene.mask_features, of_frames)
     cross_entropy, dice = _point_losses(widen(masks), scene, labels, tubes.filled, config.points)
     count = mean_over_processes(tubes.filled.sum().to(dice.dtype)).clamp(min=1)
     classification = classification_loss(logits, queries, tubes.filled, config.weights.no_object)

@@ -58,6 +58,7 @@ def match_tubes(
     filled: Tensor,
     mask_product: MaskProduct,
     weights: MatchingWeights,
+    frame_mask_embeddings: Tensor | None = None,
 ) -> Tensor:
     """Match the queries of every layer with the tubes, at the scene's points for matching.
 
@@ -69,13 +70,20 @@ def match_tubes(
         filled: bool [B,M], which slots hold a tube.
         mask_product: how masks come from embeddings and mask features.
         weights: of the costs.
+        frame_mask_embeddings: [B,T,N,C], those of the slots in every frame.
 
     Returns:
         int64 [B,L,M]: the query of each tube.
     """
     layers = logits.shape[1]
+    if frame_mask_embeddings is not None:
+        frame_mask_embeddings = frame_mask_embeddings.repeat(1, 1, layers, 1)
     # The points are a map of one row. [B,T,L*N,1,P] -> [B,L*N,T*P]: a tube is compared as a whole.
-    sampled = mask_product(embeddings.flatten(1, 2)[:, None], scene.point_features[:, :, :, None])
+    sampled = mask_product(
+        embeddings.flatten(1, 2)[:, None],
+        scene.point_features[:, :, :, None],
+        frame_mask_embeddings,
+    )
     mask_logits = widen(sampled).squeeze(3).transpose(1, 2).flatten(2)
     there = labels[..., : scene.point_features.shape[-1]].transpose(1, 2).flatten(2)
     with torch.autocast(mask_logits.device.type, enabled=False):

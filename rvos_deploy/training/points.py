@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +12,19 @@ from torch import Tensor
 from rvos_deploy.errors import InputError
 from rvos_deploy.training.targets import ClipTargets
 
-MaskProduct = Callable[[Tensor, Tensor], Tensor]
-"""Embeddings [...,N,C] and mask features [...,C,H,W] -> mask logits [...,N,H,W]."""
+
+class MaskProduct(Protocol):
+    """Embeddings [...,N,C] and mask features [...,C,H,W] -> mask logits [...,N,H,W].
+
+    frame_mask_embeddings: [...,N,C], those of the slots' frame queries.
+    """
+
+    def __call__(  # noqa: D102
+        self,
+        mask_embeddings: Tensor,
+        mask_features: Tensor,
+        frame_mask_embeddings: Tensor | None = None,
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -149,9 +159,13 @@ def look_at(
     return Scene(*(part.unflatten(0, shape) for part in parts))
 
 
-def dot_product(embeddings: Tensor, mask_features: Tensor) -> Tensor:
+def dot_product(
+    mask_embeddings: Tensor, mask_features: Tensor, frame_mask_embeddings: Tensor | None = None
+) -> Tensor:
     """Mask logits of frame queries: [...,N,C] and [...,C,H,W] -> [...,N,H,W]."""
-    logits = embeddings @ mask_features.flatten(-2)
+    if frame_mask_embeddings is not None:
+        mask_embeddings = mask_embeddings + frame_mask_embeddings
+    logits = mask_embeddings @ mask_features.flatten(-2)
     return logits.unflatten(-1, mask_features.shape[-2:])
 
 

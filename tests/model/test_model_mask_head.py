@@ -24,6 +24,16 @@ def test_folding_gives_the_convolutions_logits() -> None:
     torch.testing.assert_close(logits.double(), expected, rtol=1e-6, atol=1e-5)
 
 
+def test_what_frame_queries_say_is_added_after_the_convolution() -> None:
+    head = MaskHead(32).double().requires_grad_(False)
+    embeddings, of_frame = torch.randn(2, 2, 5, 32, dtype=torch.float64)
+    features = torch.randn(2, 32, 7, 9, dtype=torch.float64)
+    expected = head(embeddings, features).double()
+    expected = expected + torch.einsum("bnc,bchw->bnhw", of_frame, features)
+    logits = head(embeddings, features, of_frame).double()
+    torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-5)
+
+
 def test_any_axes_in_front_and_one_map_for_all() -> None:
     """[B,T,...] as in training; one frame's features for all expressions as in a stream."""
     head = MaskHead(16).requires_grad_(False)

@@ -21,7 +21,7 @@ TokenIds = Callable[[Sequence[int], int], Tensor]
 ROUNDING = {"rtol": 0, "atol": 5e-4}
 # Presets: (trained, frozen) in millions of parameters; for the paper's scale model.md estimates
 # about 44 and 350.
-MILLIONS = {"large": (42.2, 351.8), "base": (41.7, 179.4), "tiny": (4.0, 11.0)}
+MILLIONS = {"large": (42.3, 351.8), "base": (41.7, 179.4), "tiny": (4.0, 11.0)}
 
 
 def count(network: RvosNetwork, trained: bool) -> int:
@@ -148,6 +148,7 @@ def test_a_batch_of_clips_is_each_clip_alone(
                     type(p)(*(x.unflatten(0, (2, 3))[clip] for x in p))
                     for p in together.frames.predictions
                 ],
+                together.frames.mask_embeddings.unflatten(0, (2, 3))[clip],
             ),
             type(together.video)(
                 together.video.aligned_queries[clip : clip + 1],
@@ -186,7 +187,9 @@ def loss_of_everything(network: RvosNetwork, output: NetworkOutput) -> Tensor:
     batch = output.video.order.shape[0]
     for prediction in output.video.predictions:
         masks = network.mask_head(
-            prediction.mask_embeddings[:, None], features.unflatten(0, (batch, -1))
+            prediction.mask_embeddings[:, None],
+            features.unflatten(0, (batch, -1)),
+            output.video.frame_mask_embeddings,
         )
         total = total + term(prediction.logits) + term(masks)
     similarity = output.video.aligned_queries @ output.video.predictions[-1].queries[

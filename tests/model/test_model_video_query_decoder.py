@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rvos_deploy.model.clip import TextFeatures
 from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.video_query_decoder import VideoPrediction
+from rvos_deploy.model.video_query_decoder import VideoPrediction, oldest_frame
 
 LENGTH = 6
 
@@ -73,6 +73,14 @@ def test_the_whole_video_part_sees_the_order_of_frames(
     assert torch.equal(forward.order, identity)
     assert torch.equal(backward.order, identity)
     assert difference(forward.predictions[-1], backward.predictions[-1]) > 1e-3
+
+
+def test_the_oldest_frame_is_that_of_the_greatest_age_that_is_there() -> None:
+    memory = torch.randn(2, 4, 3, 5)
+    ages = torch.tensor([[1.0, 7.0, 4.0, 0.0], [9.0, 3.0, 5.0, 0.0]])
+    empty = torch.tensor([[False, False, False, False], [True, False, False, False]])
+    found = oldest_frame(memory, ages, empty)
+    assert torch.equal(found, torch.stack((memory[0, 1:2], memory[1, 2:3])))
 
 
 def test_a_clips_last_frame_is_the_newest(tiny_network: RvosNetwork, text: TextFeatures) -> None:

@@ -48,9 +48,15 @@ def reference(tiny_network: RvosNetwork, tiny_bundle: Path) -> Reference:
             threshold = torch.from_numpy(thresholds(scores.numpy(), 0.5, "top1"))
             maps = [
                 unite_masks(
-                    tiny_network.mask_head(last.mask_embeddings, features[None]), scores, threshold
+                    tiny_network.mask_head(last.mask_embeddings, features[None], of_frame),
+                    scores,
+                    threshold,
                 )
-                for features in output.frames.mask_features
+                for features, of_frame in zip(
+                    output.frames.mask_features,
+                    output.video.frame_mask_embeddings.transpose(0, 1),
+                    strict=True,
+                )
             ]
         return torch.cat(maps).numpy(), scores[0].numpy()
 

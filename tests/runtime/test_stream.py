@@ -72,14 +72,14 @@ def test_online_is_prefix_exact(segmenter: Segmenter, clip, reference) -> None:
 def test_lookahead_is_the_network_on_what_was_seen(
     segmenter: Segmenter, clip, reference, lookahead: int
 ) -> None:
-    with segmenter.stream([DISC], settings(lookahead=lookahead)) as stream:
+    with segmenter.stream([MOVING], settings(lookahead=lookahead)) as stream:
         pushed = [stream.push(frame) for frame in clip]
         flushed = list(stream.flush())
     assert [len(results) for results in pushed] == [int(t >= lookahead) for t in range(len(clip))]
     results = [result for results in pushed for result in results] + flushed
     assert [result.index for result in results] == list(range(len(clip)))
     for t, result in enumerate(results):
-        masks, _ = expected_masks(reference, clip[: t + lookahead + 1], DISC)
+        masks, _ = expected_masks(reference, clip[: t + lookahead + 1], MOVING)
         assert_masks(result.masks[0], masks[t])
 
 

@@ -59,7 +59,8 @@ def random_output(batch: int, length: int) -> NetworkOutput:
     features, queries = leaf(frames, DIM, *MAP), leaf(frames, QUERIES, DIM)
     unused = torch.empty(0)
     return NetworkOutput(
-        FrameOutput(features, queries, predictions), VideoOutput(unused, unused, videos)
+        FrameOutput(features, queries, predictions, unused),
+        VideoOutput(unused, unused, videos, leaf(batch, length, QUERIES, DIM)),
     )
 
 
@@ -97,10 +98,13 @@ def exact_head() -> MaskHead:
 def in_float64(head: MaskHead) -> object:
     """The same product without folding and without rounding."""
 
-    def product(embeddings: Tensor, features: Tensor) -> Tensor:
+    def product(embeddings: Tensor, features: Tensor, of_frames: Tensor | None = None) -> Tensor:
         weight, bias = head.projection.weight, head.projection.bias
         projected = torch.einsum("oc,...chw->...ohw", weight, features) + bias[:, None, None]
-        return torch.einsum("...nc,...chw->...nhw", embeddings, projected)
+        logits = torch.einsum("...nc,...chw->...nhw", embeddings, projected)
+        if of_frames is None:
+            return logits
+        return logits + torch.einsum("...nc,...chw->...nhw", of_frames, features)
 
     return product
 
@@ -238,7 +242,9 @@ def naive_losses(
         matches = []
         for b, kept in enumerate(video_objects):
             clip = slice(b * length, (b + 1) * length)
-            masks = product(prediction.mask_embeddings[b], features[clip]).transpose(0, 1)
+            of_frames = output.video.frame_mask_embeddings[b]
+            masks = product(prediction.mask_embeddings[b], features[clip], of_frames)
+            masks = masks.transpose(0, 1)
             bce, dice, queries = naive_layer(
                 prediction.logits[b], masks, [targets.masks[b][k] for k in kept], points[clip],
                 config.points, (weights.video_class, weights.mask, weights.dice),
@@ -320,7 +326,7 @@ def test_several_sentences_of_a_clip_count_like_clips(monkeypatch: pytest.Monkey
     output = NetworkOutput(clips.frames, sentences.video)
     features = clips.frames.mask_features.unflatten(0, (2, 3)).repeat_interleave(2, 0).flatten(0, 1)
     repeated = NetworkOutput(
-        FrameOutput(features, sentences.frames.queries, sentences.frames.predictions),
+        sentences.frames._replace(mask_features=features),
         sentences.video,
     )
     drawn = draw_points(6, POINTS, torch.Generator().manual_seed(1), torch.device("cpu"))
@@ -338,6 +344,7 @@ def test_several_sentences_of_a_clip_count_like_clips(monkeypatch: pytest.Monkey
         VideoOutput(
             *sentences.video[:2],
             [VideoPrediction(*(x[::2] for x in p)) for p in sentences.video.predictions],
+            sentences.video.frame_mask_embeddings[::2],
         ),
     )
     alone = losses_of(own, single)
@@ -536,12 +543,13 @@ def perfect_clip(masks: Tensor) -> NetworkOutput:
     frame = FramePrediction(logits, embeddings.expand(length, -1, -1))
     video = VideoPrediction(tokens[None], meant[None], embeddings[None])
     return NetworkOutput(
-        FrameOutput(features, tokens.expand(length, -1, -1), [frame]),
+        FrameOutput(features, tokens.expand(length, -1, -1), [frame], torch.empty(0)),
         VideoOutput(torch.empty(0), torch.empty(0), [video]),
     )
 
 
-def plain_product(embeddings: Tensor, features: Tensor) -> Tensor:
+def plain_product(embeddings: Tensor, features: Tensor, of_frames: Tensor | None = None) -> Tensor:
+    embeddings = embeddings if of_frames is None else embeddings + of_frames
     return (embeddings @ features.flatten(-2)).unflatten(-1, features.shape[-2:])
 
 
@@ -622,8 +630,13 @@ def narrow(output: NetworkOutput, dtype: torch.dtype) -> NetworkOutput:
             cast(frames.mask_features),
             cast(frames.queries),
             [FramePrediction(*map(cast, p)) for p in frames.predictions],
+            cast(frames.mask_embeddings),
         ),
-        VideoOutput(*video[:2], [VideoPrediction(*map(cast, p)) for p in video.predictions]),
+        VideoOutput(
+            *video[:2],
+            [VideoPrediction(*map(cast, p)) for p in video.predictions],
+            cast(video.frame_mask_embeddings),
+        ),
     )
 
 
