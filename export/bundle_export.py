@@ -22,6 +22,7 @@ from rvos_deploy.export.parity import Reference, check_graph, clip_mask_logits
 from rvos_deploy.export.tokenizer import write_tokenizer
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.network import RvosNetwork, build_network
+from rvos_deploy.model.precision import Precision, set_precision
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.bundle import (
@@ -49,6 +50,7 @@ class Weights:
         random: no weights at all, seeded: to try the pipeline.
         seed: of the random weights.
         store: "fp16" rounds the weights and stores them so; the graphs compute in float32 still.
+        precision: what the graphs compute in; its float32 islands are named in model/precision.py.
     """
 
     checkpoint: Path | None = None
@@ -56,6 +58,7 @@ class Weights:
     random: bool = False
     seed: int = 0
     store: Store = "fp32"
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def export_bundle(
     network = load_network(config, weights)
     if weights.store == "fp16":
         round_to_half(network)
+    set_precision(network, weights.precision)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -184,7 +188,7 @@ def _manifest(network: RvosNetwork, weights: Weights, backend: Backend) -> dict[
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "model": config.as_dict(),
-        "precision": "fp32",
+        "precision": weights.precision,
         "threshold": config.threshold,
         "input_size": list(config.input_size),
         "weights": {

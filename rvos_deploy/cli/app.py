@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from rvos_deploy.cli import benchmark as benchmark_command
 from rvos_deploy.cli import (
+    build_engine,
     demo,
     evaluate,
     export,
@@ -70,6 +71,7 @@ def _options(
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("export")(export.export)
+app.command("build-engine")(build_engine.build_engine)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
 app.command("evaluate")(evaluate.evaluate)

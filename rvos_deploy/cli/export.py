@@ -18,6 +18,13 @@ class StoreName(str, Enum):
     fp16 = "fp16"
 
 
+class PrecisionName(str, Enum):
+    """Types that graphs compute in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
 def export(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="Preset: large, base or tiny.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the bundle goes.")],
@@ -43,6 +50,9 @@ def export(
             "--store", help="Dtype of weights in the files; fp16 halves them, computes in fp32."
         ),
     ] = StoreName.fp32,
+    precision: Annotated[
+        PrecisionName, typer.Option("--precision", help="Type that the graphs compute in.")
+    ] = PrecisionName.fp32,
     size: SizeOption = None,
     threshold: Annotated[
         float | None,
@@ -69,7 +79,9 @@ def export(
         chosen = replace(chosen, threshold=threshold)
     with needs_extra("export", "cpu,export"):
         from rvos_deploy.export import bundle_export
-    weights = bundle_export.Weights(checkpoint, clip_weights, random_weights, seed, store.value)
+    weights = bundle_export.Weights(
+        checkpoint, clip_weights, random_weights, seed, store.value, precision.value
+    )
     with step_progress() as progress:
         report = bundle_export.export_bundle(
             chosen, out, weights, size=box, overwrite=overwrite, progress=progress

@@ -21,16 +21,26 @@ def inspect(
     ] = False,
     json: JsonOption = None,
 ) -> None:
-    """Check a bundle's hashes and show its graphs, sizes, types, weights, versions and parity."""
+    """Check a bundle's hashes and show its graphs, types, weights, versions, parity and engines.
+
+    Engines are hashed like all else, but not loaded: neither TensorRT nor a GPU is needed.
+    """
     from rvos_deploy.cli.output import result_console
     from rvos_deploy.cli.parity_table import parity_table
     from rvos_deploy.json_file import write_json
     from rvos_deploy.runtime.bundle import open_bundle
+    from rvos_deploy.runtime.engine_sidecar import list_engines
     from rvos_deploy.runtime.environment import machine, versions
 
     opened = open_bundle(bundle)
+    engines = list_engines(opened.path)
     console = result_console()
     console.print(_fact_table(opened), _graph_table(opened))
+    if engines:
+        from rvos_deploy.cli.engine_table import engine_table
+
+        console.print()
+        console.print(engine_table(opened, engines))
     if parity:
         console.print()
         console.print(parity_table(opened.manifest["parity"]["checks"], console.width))
@@ -42,6 +52,10 @@ def inspect(
                 "command": "inspect",
                 "bundle": str(bundle),
                 "manifest": opened.manifest,
+                "engines": [
+                    {"error": str(engine)} if isinstance(engine, Exception) else engine.as_dict()
+                    for engine in engines
+                ],
                 "versions": versions(),
                 "machine": machine(),
             },

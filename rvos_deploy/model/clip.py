@@ -78,8 +78,9 @@ class FrozenClip(nn.Module):
             frames: uint8 [B,H,W,3] RGB; H and W multiples of 32.
         """
         trunk = self.model.visual.trunk
+        dtype = self.model.token_embedding.weight.dtype
         x = (frames.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
-        x = trunk.stem(x)
+        x = trunk.stem(x.to(dtype))
         taps = []
         for stage in trunk.stages:
             x = stage(x)

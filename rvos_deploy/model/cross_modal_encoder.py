@@ -175,8 +175,17 @@ def _level_shapes(shapes: list[tuple[int, int]], device: torch.device) -> Tensor
     return torch.stack(sides).view(-1, 2).to(device)
 
 
+class WideGroupNorm(nn.GroupNorm):
+    """Group norm that computes in float32, whatever the type of its input and weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C,...] -> the same shape and type."""
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
 def _conv_norm(inner: int, outer: int, groups: int, kernel: int) -> nn.Sequential:
     conv = nn.Conv2d(inner, outer, kernel, padding=kernel // 2)
     nn.init.xavier_uniform_(conv.weight)
     nn.init.zeros_(conv.bias)
-    return nn.Sequential(conv, nn.GroupNorm(groups, outer))
+    return nn.Sequential(conv, WideGroupNorm(groups, outer))

@@ -37,9 +37,9 @@ class MaskHead(nn.Module):
         if frame_mask_embeddings is not None:
             folded = folded + frame_mask_embeddings
         bias = mask_embeddings @ self.projection.bias
-        logits = folded @ mask_features.flatten(-2)
+        logits = folded.float() @ mask_features.float().flatten(-2)
         shape = (mask_features.shape[-2], mask_features.shape[-1])
-        return (logits.float() + bias.float()[..., None]).unflatten(-1, shape)
+        return (logits + bias.float()[..., None]).unflatten(-1, shape)
 
 
 def unite_masks(logits: Tensor, scores: Tensor, threshold: Tensor) -> Tensor:

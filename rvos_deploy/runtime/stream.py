@@ -188,9 +188,9 @@ class Stream(Closing):
         text = stack_text([state.text for state in self._expressions.values()])
         decoded = self._run("frame_decoder", {**features, **text})
         with self._stage("alignment"):
-            embeddings = self._store.put(self._advance_slots(decoded))
-        features = self._store.put(decoded["mask_features"])
-        return _PendingFrame(frame.index, frame.pts, geometry, numbers, features, embeddings)
+            embeddings = self._advance_slots(decoded)
+        kept = (self._store.put(array) for array in (decoded["mask_features"], embeddings))
+        return _PendingFrame(frame.index, frame.pts, geometry, numbers, *kept)
 
     def _advance_slots(self, decoded: Mapping[str, Value]) -> NDArray[Any]:
         """Advance every expression by a frame; the aligned mask embeddings [E,N,C] of it."""
@@ -218,6 +218,9 @@ class Stream(Closing):
                 "video_queries": np.stack([state.initial_video_queries() for state in states]),
                 **stack_text([state.text for state in states]),
             }
+            # The host works in float32, the graphs in what they were exported in.
+            types = {tensor.name: tensor.dtype for tensor in runner.spec.inputs}
+            inputs = {name: x.astype(types[name], copy=False) for name, x in inputs.items()}
         outputs = self._run("video_decoder", inputs)
         scores = runner.to_host(outputs["scores"])
         return _Decision(

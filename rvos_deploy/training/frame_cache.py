@@ -54,6 +54,7 @@ from rvos_deploy.training.targets import ClipTargets
 SHARD = 64
 FRAMES_TOGETHER = 32
 _PARTS = ("queries", "mask_embeddings", "ages", "features", "masks")
+_BY_QUERY = ("queries", "mask_embeddings")
 _SENTENCE_PARTS = ("tokens", "sentence", "referred")
 _SENTENCES = 3  # tells their random stream from those of clips and points
 
@@ -147,7 +148,11 @@ class CachedRow(NamedTuple):
 
 
 class CachedClips(Dataset[CachedRow]):
-    """Clips of a cache, by position in it and a number that decides on the sentences."""
+    """Clips of a cache, by position in it and a number that decides on what is drawn.
+
+    Drawn are the sentences, and the order of the frame queries: a clip that comes again has its
+    objects in other slots, so that the video part cannot know it by them.
+    """
 
     def __init__(self, folder: Path, stage: Stage, seed: int) -> None:
         self.folder, self.stage, self.seed = folder, stage, seed
@@ -157,8 +162,12 @@ class CachedClips(Dataset[CachedRow]):
         stored, row = _open(self.folder / _shard_name(index // SHARD)), index % SHARD
         rng = np.random.default_rng([self.seed, _SENTENCES, draw])
         known = int(stored.get_tensor(f"{row}/sentences"))
+        clip = {part: stored.get_tensor(f"{row}/{part}") for part in _PARTS}
+        order = torch.from_numpy(rng.permutation(clip["queries"].shape[1]))
+        for part in _BY_QUERY:
+            clip[part] = clip[part][:, order]
         return CachedRow(
-            {part: stored.get_tensor(f"{row}/{part}") for part in _PARTS},
+            clip,
             [
                 {part: stored.get_tensor(f"{row}/{part}/{number}") for part in _SENTENCE_PARTS}
                 for number in choose_sentences(known, self.stage.sentences, rng)

@@ -73,7 +73,12 @@ class OnnxRuntimeRunner(Runner):
         # beside inference: on two cores that halved the frames per second of ``run``.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            session = ort.InferenceSession(self._path, options, providers=[self._provider])
+            session = ort.InferenceSession(
+                self._path,
+                options,
+                providers=[self._provider],
+                disabled_optimizers=self._harmful_optimizers(),
+            )
         except Exception as error:
             raise BackendError(
                 f"onnxruntime {ort.__version__} cannot load {self._path.name}: {_first_line(error)}"
@@ -87,6 +92,13 @@ class OnnxRuntimeRunner(Runner):
             )
         session.disable_fallback()
         self._session = session
+
+    def _harmful_optimizers(self) -> list[str]:
+        """In float16 one pass ends the process (ONNX Runtime 1.32, CPU): the text encoder cannot
+        be opened with it. Without it, the CPU casts float16 weights at every run.
+        """
+        types = {tensor.dtype for tensor in (*self.spec.inputs, *self.spec.outputs)}
+        return ["FuseFp16InitializerToFp32NodeTransformer"] if "float16" in types else []
 
     def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
         """Run the session."""

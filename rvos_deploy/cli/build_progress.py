@@ -1,0 +1,57 @@
+"""The bar of ``build-engine``: on a terminal only, as in :mod:`rvos_deploy.cli.output`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PHASE_WIDTH = 36
+
+
+@contextmanager
+def build_progress(
+    console: Console | None = None,
+) -> Iterator[Callable[[str, str, float, float | None], None]]:
+    """A bar a graph; takes the graph, what is under way, the share done, the seconds that remain.
+
+    ``console``: where it is drawn; None takes standard error. In a pipe nothing is drawn.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    shown = console or Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description:>14}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[phase]}"),
+        console=shown,
+        disable=not shown.is_terminal,
+    ) as bar:
+        tasks: dict[str, int] = {}
+
+        def update(graph: str, phase: str, share: float, remaining: float | None) -> None:
+            if graph not in tasks:
+                tasks[graph] = bar.add_task(graph, total=1.0, phase="", left="")
+            bar.update(
+                bar.task_ids[tasks[graph]],
+                completed=share,
+                left=time_left(remaining),
+                phase=phase[:_PHASE_WIDTH],
+            )
+
+        yield update
+
+
+def time_left(seconds: float | None) -> str:
+    """``about 2 min left``; empty where nothing is known, or nothing remains."""
+    if seconds is None or seconds < 0.5:
+        return ""
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    return f"about {seconds / 60:.0f} min left"

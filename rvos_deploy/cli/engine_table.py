@@ -1,0 +1,65 @@
+"""A bundle's engines as a table, from their sidecars; no plan is deserialised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from rvos_deploy.cli.output import mebibytes
+from rvos_deploy.runtime.bundle import Bundle
+from rvos_deploy.runtime.engine_checks import check_plan
+from rvos_deploy.runtime.engine_sidecar import EngineError, EngineSidecar, format_profile
+
+
+def engine_table(bundle: Bundle, engines: Sequence[EngineSidecar | EngineError]) -> Table:
+    """One engine a block: what it is, the sizes it takes, its proof, or why it is refused."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for engine in engines:
+        if isinstance(engine, EngineError):
+            table.add_row("[bold]engine[/]", _refused(engine))
+            continue
+        table.add_row(f"[bold]{engine.graph}[/]", escape(_what(engine)))
+        for profile in engine.profiles:
+            table.add_row("", format_profile(profile))
+        table.add_row("", _proof(engine))
+        try:
+            check_plan(bundle, engine)
+        except EngineError as error:
+            table.add_row("", _refused(error))
+    return table
+
+
+def _what(engine: EngineSidecar) -> str:
+    notes = [
+        note
+        for note, holds in (
+            ("version-compatible: holds host code", engine.version_compatible),
+            ("hardware-compatible", engine.hardware_compatible),
+            ("without weights", engine.stripped),
+        )
+        if holds
+    ]
+    built = f"{engine.target} {engine.tensorrt_version}, {engine.precision}, "
+    capabilities = f"compute capability {', '.join(engine.compute_capabilities)}"
+    gpu = f" ({engine.gpu})" if engine.gpu else ""
+    return ", ".join([f"{mebibytes(engine.plan_bytes)}, {built}{capabilities}{gpu}", *notes])
+
+
+def _proof(engine: EngineSidecar) -> str:
+    if not engine.parity:
+        reason = escape(engine.parity_reason or "no reason recorded")
+        return f"[bold red]refused when loaded[/]: no parity ({reason})"
+    failed = sum(check.get("passed") is not True for check in engine.parity)
+    if failed:
+        return f"[bold red]refused when loaded[/]: {failed} of {len(engine.parity)} checks failed"
+    masks = [check["j_and_f"] for check in engine.parity if "j_and_f" in check]
+    shown = f", J&F of the masks {min(masks):.4f}" if masks else ""
+    return f"[green]{len(engine.parity)} parity checks passed[/]{shown}"
+
+
+def _refused(error: EngineError) -> str:
+    return f"[bold red]refused when loaded[/]: {escape(str(error))}"
