@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,11 +22,27 @@ class FramePrediction(NamedTuple):
     mask_embeddings: Tensor
 
 
+class SlotFacts(NamedTuple):
+    """What is known of each slot of a frame, before it is put into one token.
+
+    queries [B,N,C], normed; position [B,N,5] of the mask (:func:`mask_position`); content [B,N,K],
+    CLIP's features under the mask, of strides 8, 16 and 32 one after the other. The last axis of
+    position or content is empty where the network is configured without it.
+    """
+
+    queries: Tensor
+    position: Tensor
+    content: Tensor
+
+
 class DecodedFrame(NamedTuple):
-    """queries [B,N,C]; every prediction, the initial one first (for the losses)."""
+    """queries [B,N,C]: the frame tokens; every prediction, the initial one first (for the losses);
+    what the tokens were made from.
+    """
 
     queries: Tensor
     predictions: list[FramePrediction]
+    facts: SlotFacts
 
 
 class FrameQueryDecoder(nn.Module):
@@ -84,14 +99,27 @@ class FrameQueryDecoder(nn.Module):
                 text_bias,
             )
             predictions.append(self._predict(queries))
-        tokens = self.norm(queries)
+        normed = self.norm(queries)
+        facts = SlotFacts(normed, normed[..., :0], normed[..., :0])
         if self.mask_position is not None:
-            where = mask_position(predictions[-1].mask_embeddings @ masks[1], shapes[1])
-            tokens = tokens + self.mask_position(where.to(tokens.dtype))
+            logits = predictions[-1].mask_embeddings @ masks[1]
+            facts = facts._replace(position=mask_position(logits, shapes[1]).to(normed.dtype))
         if self.mask_content is not None:
-            logits = [predictions[-1].mask_embeddings @ mask for mask in reversed(masks)]
-            tokens = tokens + self.mask_content(logits, frame.image[1:])
-        return DecodedFrame(tokens, predictions)
+            pooled = [
+                pool_under_masks(predictions[-1].mask_embeddings @ mask, feature)
+                for mask, feature in zip(reversed(masks), frame.image[1:], strict=True)
+            ]
+            facts = facts._replace(content=torch.cat(pooled, dim=-1))
+        return DecodedFrame(self.tokens(facts), predictions, facts)
+
+    def tokens(self, facts: SlotFacts) -> Tensor:
+        """Frame tokens [B,N,C] from what is known of the slots, for any leading axes."""
+        tokens = facts.queries
+        if self.mask_position is not None:
+            tokens = tokens + self.mask_position(facts.position)
+        if self.mask_content is not None:
+            tokens = tokens + self.mask_content(facts.content)
+        return tokens
 
     def _predict(self, queries: Tensor) -> FramePrediction:
         normed = self.norm(queries)
@@ -139,24 +167,21 @@ class MaskContent(nn.Module):
 
     def __init__(self, channels: list[int], dim: int) -> None:
         super().__init__()
+        self.channels = channels
         self.levels = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim)) for width in channels
         )
 
-    def forward(self, logits: list[Tensor], features: Sequence[Tensor]) -> Tensor:
-        """Contents [B,N,C] of mask logits [B,N,S] and features [B,K,H,W] (or [1,K,H,W], shared by
-        all B) of each level.
-        """
-        projected = [
-            level(pool_under_masks(mask, feature))
-            for level, mask, feature in zip(self.levels, logits, features, strict=True)
-        ]
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Contents [...,C] of features [...,K] under masks, the levels' one after the other."""
+        parts = pooled.split(self.channels, dim=-1)
+        projected = [level(part) for level, part in zip(self.levels, parts, strict=True)]
         return torch.stack(projected).sum(dim=0)
 
 
 def pool_under_masks(logits: Tensor, features: Tensor) -> Tensor:
-    """Mean of features [B,K,H,W] weighted by the probabilities of masks, from their logits [B,N,S]
-    with S = H * W: [B,N,K].
+    """Mean of features [B,K,H,W] (or [1,K,H,W], shared by all B) weighted by the probabilities of
+    masks, from their logits [B,N,S] with S = H * W: [B,N,K].
     """
     probability = logits.float().sigmoid()
     mass = probability / (probability.sum(-1, keepdim=True) + 1e-6)

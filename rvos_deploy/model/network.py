@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from rvos_deploy.model.clip import FrozenClip, ImageFeatures, TextFeatures, build_clip
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.cross_modal_encoder import CrossModalEncoder
-from rvos_deploy.model.frame_query_decoder import FramePrediction, FrameQueryDecoder
+from rvos_deploy.model.frame_query_decoder import (
+    FramePrediction,
+    FrameQueryDecoder,
+    SlotFacts,
+)
 from rvos_deploy.model.mask_head import MaskHead
 from rvos_deploy.model.slot_alignment import align_slots, gather_slots
 from rvos_deploy.model.text_resizer import TextResizer
@@ -20,13 +24,15 @@ from rvos_deploy.model.video_query_initializer import VideoQueryInitializer
 
 class FrameOutput(NamedTuple):
     """mask_features [B,C,H/4,W/4]; queries [B,N,C]; predictions of every layer, for the losses;
-    mask_embeddings [B,N,C], the share of each query in the masks of this frame.
+    mask_embeddings [B,N,C], the share of each query in the masks of this frame; what the queries
+    were put together from.
     """
 
     mask_features: Tensor
     queries: Tensor
     predictions: list[FramePrediction]
     mask_embeddings: Tensor
+    facts: SlotFacts
 
 
 class VideoOutput(NamedTuple):
@@ -76,7 +82,13 @@ class RvosNetwork(nn.Module):
         embeddings = decoded.predictions[-1].mask_embeddings
         if not self.config.frame_masks:
             embeddings = torch.zeros_like(embeddings)
-        return FrameOutput(encoded.mask_features, decoded.queries, decoded.predictions, embeddings)
+        return FrameOutput(
+            encoded.mask_features,
+            decoded.queries,
+            decoded.predictions,
+            embeddings,
+            decoded.facts,
+        )
 
     def decode_video(
         self,

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from rvos_deploy.atomic import replacing
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.clip import TextFeatures
+from rvos_deploy.model.frame_query_decoder import SlotFacts
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.geometry import MASK_STRIDE
 from rvos_deploy.training.clips import (
@@ -53,8 +54,8 @@ from rvos_deploy.training.targets import ClipTargets
 
 SHARD = 64
 FRAMES_TOGETHER = 32
-_PARTS = ("queries", "mask_embeddings", "ages", "features", "masks")
-_BY_QUERY = ("queries", "mask_embeddings")
+_BY_QUERY = (*SlotFacts._fields, "mask_embeddings")
+_PARTS = (*_BY_QUERY, "ages", "features", "masks")
 _SENTENCE_PARTS = ("tokens", "sentence", "referred")
 _SENTENCES = 3  # tells their random stream from those of clips and points
 
@@ -62,12 +63,15 @@ _SENTENCES = 3  # tells their random stream from those of clips and points
 class CachedBatch(NamedTuple):
     """B clips of T frames behind the frame decoder, S sentences a clip.
 
-    queries and their mask embeddings [B,T,N,C]; ages [B,T], as in :class:`Batch`; mask features
+    queries, position and content of the slots (:class:`SlotFacts`) and their mask embeddings, all
+    [B,T,N,...]; ages [B,T], as in :class:`Batch`; mask features
     [B*T,C,h,w] at the stride of the cache; text of B*S sentences; masks and referred flags as
     :class:`ClipTargets` takes them, masks at stride 4.
     """
 
     queries: Tensor
+    position: Tensor
+    content: Tensor
     mask_embeddings: Tensor
     ages: Tensor
     features: Tensor
@@ -79,8 +83,8 @@ class CachedBatch(NamedTuple):
 
     def to(self, device: torch.device) -> CachedBatch:
         """Return the same batch on another device, in float32."""
-        tensors = (x if x.dtype == torch.bool else x.float() for x in self[:7])
-        masks, referred = (tuple(x.to(device) for x in group) for group in self[7:])
+        tensors = (x if x.dtype == torch.bool else x.float() for x in self[:9])
+        masks, referred = (tuple(x.to(device) for x in group) for group in self[9:])
         return CachedBatch(*(x.to(device) for x in tensors), masks, referred)
 
 
@@ -96,6 +100,8 @@ class VideoObjective(nn.Module):
     def forward(
         self,
         queries: Tensor,
+        position: Tensor,
+        content: Tensor,
         mask_embeddings: Tensor,
         ages: Tensor,
         features: Tensor,
@@ -110,8 +116,9 @@ class VideoObjective(nn.Module):
         text, weights = TextFeatures(tokens, sentence, padding), self.losses.weights
         targets = ClipTargets(masks, referred)
         count = targets.sentences
+        told = self.network.frame_decoder.tokens(SlotFacts(queries, position, content))
         video = self.network.decode_video(
-            queries.repeat_interleave(count, 0),
+            told.repeat_interleave(count, 0),
             text,
             ages.repeat_interleave(count, 0),
             mask_embeddings.repeat_interleave(count, 0),
@@ -307,7 +314,7 @@ def _encode(network: RvosNetwork, batch: Batch, stage: Stage) -> dict[str, Seque
     frames = network.decode_frames(network.encode_frames(batch.frames.flatten(0, 1)), per_frame)
     pooled = F.avg_pool2d(frames.mask_features.float(), stage.cache_stride // MASK_STRIDE)
     return {
-        "queries": frames.queries.unflatten(0, (-1, length)),
+        **{part: x.unflatten(0, (-1, length)) for part, x in frames.facts._asdict().items()},
         "mask_embeddings": frames.mask_embeddings.unflatten(0, (-1, length)),
         "ages": batch.ages,
         "features": pooled.unflatten(0, (-1, length)),
@@ -320,8 +327,7 @@ def _collate(rows: Sequence[CachedRow]) -> CachedBatch:
     tokens = nn.utils.rnn.pad_sequence([s["tokens"] for s in spoken], batch_first=True)
     counts = torch.tensor([len(s["tokens"]) for s in spoken])
     return CachedBatch(
-        torch.stack([row.clip["queries"] for row in rows]),
-        torch.stack([row.clip["mask_embeddings"] for row in rows]),
+        *(torch.stack([row.clip[part] for row in rows]) for part in _BY_QUERY),
         torch.stack([row.clip["ages"] for row in rows]),
         torch.cat([row.clip["features"] for row in rows]),
         tokens,

@@ -12,8 +12,14 @@ from rvos_deploy.sprites.world import KINDS, WorldConfig
 DATA = ("sprites", "mevis", "ref-youtube-vos")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 SCHEDULES = ("constant", "cosine", "linear")
-CACHEABLE = ("initializer", "video_decoder", "mask_head")
-"""First parts of the names of the parameters that come after the frame queries."""
+CACHEABLE = (
+    "frame_decoder.mask_position",
+    "frame_decoder.mask_content",
+    "initializer",
+    "video_decoder",
+    "mask_head",
+)
+"""First parts of the names of the parameters that come after the frame queries are decoded."""
 OPERATIONAL = (
     "workers",
     "checkpoint_every",

@@ -34,7 +34,7 @@ _EPOCHS = 150
 
 
 class SlotExamples(NamedTuple):
-    """tokens [G,T,C] of slots that are on an object; its direction, int64 [G]."""
+    """tokens [G,T,K] of slots that are on an object; its direction, int64 [G]."""
 
     tokens: Tensor
     directions: Tensor
@@ -95,17 +95,20 @@ def slot_examples(
             if overlap[best, k] >= _FOUND:
                 tokens.append(aligned[:, best].float())
                 directions.append(direction)
-    width = network.config.dim
-    stacked = torch.stack(tokens) if tokens else torch.zeros(0, LENGTH, width, device=device)
+    stacked = torch.stack(tokens) if tokens else torch.zeros(0, LENGTH, 1, device=device)
     return SlotExamples(stacked, torch.tensor(directions, dtype=torch.int64, device=device)), moving
 
 
 def _slots(network: RvosNetwork, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Aligned tokens [T,N,C] and masks bool [T,N,h,w] of the one clip of a batch."""
+    """What the video part is told of the aligned slots [T,N,K], and their masks bool [T,N,h,w], of
+    the one clip of a batch.
+    """
     output = network(batch.frames, batch.token_ids, batch.ages)
     embeddings = output.frames.predictions[-1].mask_embeddings
     masks = torch.einsum("tnc,tchw->tnhw", embeddings, output.frames.mask_features) > 0
-    return output.video.aligned_queries[0], gather_slots(masks[None], output.video.order)[0]
+    told = torch.cat(output.frames.facts[:2], dim=-1)
+    aligned, masks = (gather_slots(x[None], output.video.order)[0] for x in (told, masks))
+    return aligned, masks
 
 
 def tube_overlaps(masks: Tensor, truth: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from rvos_deploy.model.frame_query_decoder import (
     DecodedFrame,
     FramePrediction,
     FrameQueryDecoder,
+    SlotFacts,
     attention_bias,
     mask_position,
     pool_under_masks,
@@ -75,15 +76,19 @@ def plain_decode(
         predictions.append(predict(queries))
     last = plain_mask_logits(predictions[-1].mask_embeddings, frame.mask_features, frame.shapes[1])
     assert decoder.mask_position is not None
-    tokens = decoder.norm(queries)
-    tokens = tokens + decoder.mask_position(mask_position(last, frame.shapes[1]).to(queries.dtype))
+    normed = decoder.norm(queries)
+    position = mask_position(last, frame.shapes[1]).to(queries.dtype)
+    tokens = normed + decoder.mask_position(position)
     assert decoder.mask_content is not None
+    contents = []
     for level, shape, feature in zip(
         decoder.mask_content.levels, frame.shapes, frame.image[1:], strict=True
     ):
         logits = plain_mask_logits(predictions[-1].mask_embeddings, frame.mask_features, shape)
-        tokens = tokens + level(plain_pool(logits.sigmoid(), feature))
-    return DecodedFrame(tokens, predictions)
+        contents.append(plain_pool(logits.sigmoid(), feature))
+        tokens = tokens + level(contents[-1])
+    facts = SlotFacts(normed, position, torch.cat(contents, dim=-1))
+    return DecodedFrame(tokens, predictions, facts)
 
 
 @pytest.fixture

@@ -149,6 +149,9 @@ def test_a_batch_of_clips_is_each_clip_alone(
                     for p in together.frames.predictions
                 ],
                 together.frames.mask_embeddings.unflatten(0, (2, 3))[clip],
+                type(together.frames.facts)(
+                    *(x.unflatten(0, (2, 3))[clip] for x in together.frames.facts)
+                ),
             ),
             type(together.video)(
                 together.video.aligned_queries[clip : clip + 1],

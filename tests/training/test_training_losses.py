@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.model.config import preset
-from rvos_deploy.model.frame_query_decoder import FramePrediction
+from rvos_deploy.model.frame_query_decoder import FramePrediction, SlotFacts
 from rvos_deploy.model.mask_head import MaskHead
 from rvos_deploy.model.network import FrameOutput, NetworkOutput, VideoOutput, build_network
 from rvos_deploy.model.video_query_decoder import VideoPrediction
@@ -39,6 +39,11 @@ def number(value: Tensor) -> float:
     return float(value.detach())
 
 
+def no_facts() -> SlotFacts:
+    """What the losses do not look at."""
+    return SlotFacts(*(torch.empty(0) for _ in range(3)))
+
+
 def random_output(batch: int, length: int) -> NetworkOutput:
     """Leaves with gradient, float64."""
 
@@ -59,7 +64,7 @@ def random_output(batch: int, length: int) -> NetworkOutput:
     features, queries = leaf(frames, DIM, *MAP), leaf(frames, QUERIES, DIM)
     unused = torch.empty(0)
     return NetworkOutput(
-        FrameOutput(features, queries, predictions, unused),
+        FrameOutput(features, queries, predictions, unused, no_facts()),
         VideoOutput(unused, unused, videos, leaf(batch, length, QUERIES, DIM)),
     )
 
@@ -543,7 +548,7 @@ def perfect_clip(masks: Tensor) -> NetworkOutput:
     frame = FramePrediction(logits, embeddings.expand(length, -1, -1))
     video = VideoPrediction(tokens[None], meant[None], embeddings[None])
     return NetworkOutput(
-        FrameOutput(features, tokens.expand(length, -1, -1), [frame], torch.empty(0)),
+        FrameOutput(features, tokens.expand(length, -1, -1), [frame], torch.empty(0), no_facts()),
         VideoOutput(torch.empty(0), torch.empty(0), [video]),
     )
 
@@ -631,6 +636,7 @@ def narrow(output: NetworkOutput, dtype: torch.dtype) -> NetworkOutput:
             cast(frames.queries),
             [FramePrediction(*map(cast, p)) for p in frames.predictions],
             cast(frames.mask_embeddings),
+            frames.facts,
         ),
         VideoOutput(
             *video[:2],
