@@ -1,0 +1,1 @@
+"""Multi-scale deformable attention as a TensorRT plugin: ``rvos::MSDeformAttn``. See README.md."""

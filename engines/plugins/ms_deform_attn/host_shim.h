@@ -1,0 +1,30 @@
+// What CUDA C++ has and C++ has not, for compiling kernel.cu on the host.
+//
+// cuda_fp16.h and cuda_bf16.h are NVIDIA's own, with their host arithmetic; only the language is
+// replaced: thread and block indices are variables that a loop sets, and keywords vanish.
+#pragma once
+
+#include <cmath>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <vector_types.h>
+
+#undef __device__
+#undef __global__
+#define __device__
+#define __global__
+
+static uint3 threadIdx, blockIdx;
+static dim3 blockDim, gridDim;
+
+static inline int min(int a, int b) { return a < b ? a : b; }
+
+// Runs the kernel for every thread of every block, one after the other: kernel.cu has no barrier.
+template <typename Kernel>
+static void launch(dim3 grid, dim3 block, Kernel kernel) {
+  gridDim = grid, blockDim = block;
+  for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
+    for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x)
+      for (threadIdx.y = 0; threadIdx.y < block.y; ++threadIdx.y)
+        for (threadIdx.x = 0; threadIdx.x < block.x; ++threadIdx.x) kernel();
+}

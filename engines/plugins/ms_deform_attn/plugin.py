@@ -1,0 +1,187 @@
+"""``rvos::MSDeformAttn`` for TensorRT 11: an ahead-of-time, quickly deployable plugin.
+
+TensorRT asks for one PTX per node and tactic while it builds; the engine carries the PTX of the
+quickest, so it needs neither Python nor a shared object to run.
+
+The plugin has no attributes: the node's ``plugin_namespace``, ``plugin_version`` and ``aot`` are
+read by TensorRT's ONNX parser itself, which hands over only the fields that a creator declares.
+Level shapes are a device tensor (quickly deployable plugins know no shape inputs), and head width,
+levels and points follow from the inputs' shapes.
+
+TensorRT reads the annotations of the functions below as classes: this module must not postpone them
+(``from __future__ import annotations``).
+"""
+
+# mypy: disable-error-code="valid-type,attr-defined,untyped-decorator"
+
+from typing import Any, cast
+
+from rvos_deploy.engines.plugins.ms_deform_attn.compile import compile_ptx, device_arch
+from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
+    KERNEL_NAME,
+    PLUGIN_ID,
+    TACTICS,
+    DType,
+    KernelSpec,
+    PluginError,
+    block_shape,
+    check_types,
+    tactics_for,
+)
+
+_INPUT_RANKS = {
+    "value": 4,
+    "level_shapes": 2,
+    "reference_points": 2,
+    "sampling_offsets": 6,
+    "attention_logits": 4,
+}
+_target: dict[str, int | None] = {"arch": None}  # TensorRT calls back without an argument of ours
+
+
+def register_plugin(arch: int | None = None) -> None:
+    """Make ``rvos::MSDeformAttn`` known to TensorRT; call it before parsing the ONNX.
+
+    Registers once per process; calling it again only sets ``arch``, for the builds that follow.
+
+    Args:
+        arch: the virtual architecture of the PTX: 80 for an engine for Ampere and later, say. By
+            default that of the GPU which builds.
+
+    Raises:
+        PluginError: TensorRT is missing, or too old for ahead-of-time plugins.
+    """
+    trtp = _tensorrt_plugin()
+    _target["arch"] = arch
+    if not is_registered():
+        _register(trtp)
+
+
+def is_registered() -> bool:
+    """Whether this process has registered the plugin.
+
+    Raises:
+        PluginError: TensorRT is missing, or too old for ahead-of-time plugins.
+    """
+    namespace, name = PLUGIN_ID.split("::")
+    return hasattr(getattr(_tensorrt_plugin().op, namespace, None), name)
+
+
+def _register(trtp: Any) -> None:
+    """Give TensorRT the three functions; it checks their signatures and raises ValueError."""
+    desc, one = trtp.TensorDesc, tuple[trtp.TensorDesc]
+    kernel = tuple[str, str, trtp.KernelLaunchParams, trtp.SymIntExprs]
+
+    @trtp.register(PLUGIN_ID)
+    def describe(
+        value: desc,
+        level_shapes: desc,
+        reference_points: desc,
+        sampling_offsets: desc,
+        attention_logits: desc,
+    ) -> one:
+        inputs = (value, level_shapes, reference_points, sampling_offsets, attention_logits)
+        _check_ranks(inputs)
+        batch, queries = sampling_offsets.shape_expr[0], sampling_offsets.shape_expr[1]
+        channels = value.shape_expr[2] * value.shape_expr[3]
+        return (trtp.from_shape_expr((batch, queries, channels), value.dtype),)
+
+    @trtp.autotune(PLUGIN_ID)
+    def choose(
+        value: desc,
+        level_shapes: desc,
+        reference_points: desc,
+        sampling_offsets: desc,
+        attention_logits: desc,
+        outputs: one,
+    ) -> list[trtp.AutoTuneCombination]:
+        kinds = _kinds(value, level_shapes, reference_points, sampling_offsets, attention_logits)
+        real, offsets, logits = (kind.upper() for kind in kinds)
+        types = f"{real}, INT32, FP32, {offsets}, {logits}, {real}"
+        tactics = tactics_for(kinds[0], _constant(value, 3))
+        return [trtp.AutoTuneCombination(types, "LINEAR", tactics)]
+
+    @trtp.aot_impl(PLUGIN_ID)
+    def implement(
+        value: desc,
+        level_shapes: desc,
+        reference_points: desc,
+        sampling_offsets: desc,
+        attention_logits: desc,
+        outputs: one,
+        tactic: int,
+    ) -> kernel:
+        kinds = _kinds(value, level_shapes, reference_points, sampling_offsets, attention_logits)
+        # Without a choice of its own TensorRT passes 0; any tactic computes the same.
+        chosen = TACTICS[tactic or tactics_for(kinds[0], _constant(value, 3))[0]]
+        arch = _target["arch"] or device_arch()
+        ptx = compile_ptx(KernelSpec(arch, *kinds, tactic=chosen))
+        batch, queries, heads, levels, points, _ = sampling_offsets.shape_expr
+        block_x, block_y = block_shape(kinds[0], _constant(value, 3), chosen)
+        launch = trtp.KernelLaunchParams(
+            grid_x=trtp.cdiv(queries * heads, block_y),
+            grid_y=batch,
+            block_x=block_x,
+            block_y=block_y,
+        )
+        scalars = (value.shape_expr[1], queries, heads, levels, points)
+        # SymInt32 each: TensorRT passes nothing wider, and refuses a plain expression.
+        extra = trtp.SymIntExprs.from_tuple(tuple(map(trtp.SymInt32, scalars)))
+        return KERNEL_NAME, ptx, launch, extra
+
+
+def _tensorrt_plugin() -> Any:
+    try:
+        import tensorrt as trt
+    except (ImportError, OSError) as error:
+        raise PluginError(
+            f"TensorRT cannot be imported ({error}); pip install 'rvos-deploy[tensorrt]'"
+        ) from error
+    if not hasattr(trt, "QuickPluginCreationRequest"):
+        raise PluginError(
+            f"TensorRT {trt.__version__} knows no ahead-of-time plugins, which need 10.9 at least; "
+            "pip install 'tensorrt>=11,<12'"
+        )
+    import tensorrt.plugin as trtp
+
+    return trtp
+
+
+def _check_ranks(inputs: tuple[Any, ...]) -> None:
+    for (name, rank), tensor in zip(_INPUT_RANKS.items(), inputs, strict=True):
+        if tensor.ndim != rank:
+            raise PluginError(
+                f"{PLUGIN_ID} got {name} of rank {tensor.ndim}; it needs {rank}: export again with "
+                "this version of rvos-deploy"
+            )
+
+
+def _kinds(
+    value: Any, level_shapes: Any, reference_points: Any, sampling_offsets: Any, logits: Any
+) -> tuple[DType, DType, DType]:
+    """Types of values, offsets and logits; the other inputs have one each."""
+    import tensorrt as trt
+
+    if (level_shapes.dtype, reference_points.dtype) != (trt.int32, trt.float32):
+        raise PluginError(
+            f"{PLUGIN_ID} got level shapes in {level_shapes.dtype} and reference points in "
+            f"{reference_points.dtype}; it needs int32 and float32: export again with this version "
+            "of rvos-deploy"
+        )
+    names = {trt.float32: "fp32", trt.float16: "fp16", trt.bfloat16: "bf16"}
+    kinds = [names.get(t.dtype, str(t.dtype)) for t in (value, sampling_offsets, logits)]
+    check_types(*kinds)
+    return cast(tuple[DType, DType, DType], tuple(kinds))
+
+
+def _constant(tensor: Any, axis: int) -> int:
+    """The length of an axis that must be known while building."""
+    length: int = tensor.shape[axis]
+    if length == -1 and tensor.shape.min[axis] == tensor.shape.max[axis]:
+        length = tensor.shape.max[axis]
+    if length == -1:
+        raise PluginError(
+            f"{PLUGIN_ID} got values whose axis {axis} (the head width) is dynamic; it needs a "
+            "constant: export again with this version of rvos-deploy"
+        )
+    return length

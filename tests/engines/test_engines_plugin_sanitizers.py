@@ -1,0 +1,85 @@
+"""The host build under gcc's sanitizers: reads outside a tensor, misaligned vectors, overflows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_CODE = """
+import sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from plugin_reference import SCENARIOS, make_case
+from rvos_deploy.engines.plugins.ms_deform_attn import host
+from rvos_deploy.engines.plugins.ms_deform_attn.spec import TACTICS, TYPES
+
+host._FLAGS += (
+    "-g", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"
+)
+random = np.random.default_rng(13)
+if len(sys.argv) > 2:
+    wrong = make_case(random, TYPES[0])
+    wrong.level_shapes[0] *= 40  # more pixels than there are
+    wrong.sampling_offsets[:] = 0
+    host.host_ms_deform_attn(*wrong.arrays)
+    sys.exit("nothing was found")
+cases = 0
+for types in TYPES:
+    for scenario in SCENARIOS:
+        for tactic in (TACTICS[1], TACTICS[3]):
+            arrays = [array.copy() for array in make_case(random, types, scenario).arrays]
+            if scenario == "plain" and types[1] != "bf16":
+                arrays[3].flat[::7] = np.inf
+                arrays[3].flat[::11] = np.nan
+            host.host_ms_deform_attn(*arrays, tactic=tactic)
+            cases += 1
+print(cases)
+"""
+
+
+def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
+    gcc = shutil.which("gcc")
+    if gcc is None or shutil.which("g++") is None:
+        pytest.skip("gcc is missing")
+    # The sanitizers' runtimes must be there before Python's own allocations.
+    names = ("libasan.so", "libubsan.so", "libstdc++.so")
+    found = [
+        subprocess.run(
+            [gcc, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        )
+        for name in names
+    ]
+    libraries = [Path(done.stdout.strip()) for done in found]
+    if not all(library.is_absolute() for library in libraries):
+        pytest.skip("gcc has no sanitizers")
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(map(str, libraries)),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+        "PYTHONMALLOC": "malloc",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", _CODE, str(Path(__file__).parent), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+
+
+def test_sanitizers_find_nothing() -> None:
+    done = run_sanitized()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "126"
+
+
+def test_sanitizers_would_find_a_read_outside() -> None:
+    done = run_sanitized("with wrong level shapes")
+    assert done.returncode != 0
+    assert "AddressSanitizer" in done.stderr
