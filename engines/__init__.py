@@ -1,1 +1,1 @@
-"""TensorRT engines of a bundle's graphs. Nothing is built here yet: bundles run on ONNX Runtime."""
+"""TensorRT engines of a bundle: builds, profiles, sidecars, and the deformable-attention plugin."""

@@ -24,6 +24,17 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_bundle_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network computing in float16 (or RVOS_TEST_BUNDLE_FP16, when that is set)."""
+    if ready := os.environ.get("RVOS_TEST_BUNDLE_FP16"):
+        return Path(ready)
+    from rvos_deploy.export.bundle_export import Weights, export_bundle
+
+    out = tmp_path_factory.mktemp("bundle") / "tiny-fp16"
+    return export_bundle(preset("tiny"), out, Weights(random=True, precision="fp16")).path
+
+
+@pytest.fixture(scope="session")
 def tiny_network():  # type: ignore[no-untyped-def]
     """The network that the bundle was exported from, in eval mode. Do not change it."""
     from rvos_deploy.export.bundle_export import Weights, load_network

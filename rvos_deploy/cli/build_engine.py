@@ -99,7 +99,7 @@ def build_engine(
     Without a GPU none can: such an engine says so, and is refused when it is loaded.
     """
     from rvos_deploy.cli.build_progress import build_progress
-    from rvos_deploy.cli.output import mebibytes
+    from rvos_deploy.cli.output import counted, mebibytes
     from rvos_deploy.errors import InputError
     from rvos_deploy.json_file import write_json
     from rvos_deploy.runtime.bundle import open_bundle
@@ -133,7 +133,9 @@ def build_engine(
             f"{engine.graph}: {mebibytes(engine.plan_bytes)}, {engine.build_seconds:.1f} s, "
             f"{_types(engine)}{_plugins(engine)}"
         )
-    typer.echo(f"{bundle}: {len(engines)} engines for {target.value} {_verdict(engines)}")
+    typer.echo(
+        f"{bundle}: {counted(len(engines), 'engine')} for {target.value} {_verdict(engines)}"
+    )
     if json is not None:
         write_json(
             json,
@@ -162,7 +164,8 @@ def _plugins(engine: EngineSidecar) -> str:
 
 def _verdict(engines: list[EngineSidecar]) -> str:
     first = engines[0]
-    built = f"{first.tensorrt_version}, compute capability {', '.join(first.compute_capabilities)}"
+    capabilities = ", ".join(first.compute_capabilities)
+    built = f"{first.tensorrt_version}, compute capability {capabilities}"
     if first.parity is None:
         return (
             f"{built}; parity NOT RUN ({first.parity_reason}): they are refused when loaded, until "

@@ -17,7 +17,8 @@ def engine_table(bundle: Bundle, engines: Sequence[EngineSidecar | EngineError])
     """One engine a block: what it is, the sizes it takes, its proof, or why it is refused."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
-    table.add_column()
+    # Long paths and commands are broken, never cut: they are there to be copied.
+    table.add_column(overflow="fold")
     for engine in engines:
         if isinstance(engine, EngineError):
             table.add_row("[bold]engine[/]", _refused(engine))

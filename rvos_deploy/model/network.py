@@ -99,16 +99,23 @@ class RvosNetwork(nn.Module):
     ) -> VideoOutput:
         """Align the frame queries [B,T,N,C] of whole clips, and decode video queries from them.
 
+        text: of B*S sentences, those of a clip together.
         ages: [B,T], frames by which each is older than the newest; None: none is left out.
         mask_embeddings: [B,T,N,C], those of the frame queries, to be aligned with them.
+
+        Returns:
+            Predictions of B*S; all else of B.
         """
         batch, length = frame_queries.shape[:2]
+        sentences = text.sentence.shape[0] // batch
         values, logits = self.initializer.per_frame(frame_queries)
         order = self._slot_order(frame_queries)
         aligned = gather_slots(frame_queries, order)
-        queries = self.initializer(
-            gather_slots(values, order), gather_slots(logits, order), text.sentence
-        )
+        values, logits = gather_slots(values, order), gather_slots(logits, order)
+        if sentences > 1:
+            values = values.repeat_interleave(sentences, 0)
+            logits = logits.repeat_interleave(sentences, 0)
+        queries = self.initializer(values, logits, text.sentence)
         if ages is None:
             ages = torch.arange(length - 1, -1, -1, device=frame_queries.device).expand(batch, -1)
         empty = torch.zeros((batch, length), dtype=torch.bool, device=frame_queries.device)
@@ -139,7 +146,7 @@ class RvosNetwork(nn.Module):
             ages: [B,T], as :meth:`decode_video` takes it.
 
         Returns:
-            frames: of B*T; video: of B*S.
+            frames: of B*T; video: as :meth:`decode_video` gives it.
         """
         batch, length = frames.shape[:2]
         sentences = token_ids.shape[0] // batch
@@ -147,11 +154,9 @@ class RvosNetwork(nn.Module):
         per_frame = TextFeatures(*(x[::sentences].repeat_interleave(length, 0) for x in text))
         frame_output = self.decode_frames(self.encode_frames(frames.flatten(0, 1)), per_frame)
         queries, embeddings = (
-            x.unflatten(0, (batch, length)).repeat_interleave(sentences, 0)
+            x.unflatten(0, (batch, length))
             for x in (frame_output.queries, frame_output.mask_embeddings)
         )
-        if ages is not None:
-            ages = ages.repeat_interleave(sentences, 0)
         video = self.decode_video(queries, text, ages, embeddings)
         return NetworkOutput(frame_output, video)
 

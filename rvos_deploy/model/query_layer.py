@@ -37,11 +37,20 @@ class QueryLayer(nn.Module):
         memory_bias: Tensor,
         text: Tensor,
         text_bias: Tensor,
+        shared: int = 1,
     ) -> Tensor:
-        """Queries [B,N,C] -> [B,N,C]; memory [B,K,C], text [B,L,C], biases as for attention."""
-        queries = self.memory_attention(
-            queries, memory, query_position, memory_position, memory_bias
-        )
+        """Queries [B,N,C] -> [B,N,C]; memory [B,K,C], text [B,L,C], biases as for attention.
+
+        With ``shared`` above 1 each memory and its bias serve so many queries in turn: [B/shared].
+        They are put side by side there, so that keys and values are made once.
+        """
+        if shared > 1:
+            queries = queries.unflatten(0, (-1, shared)).flatten(1, 2)
+            memory_bias = memory_bias.repeat(1, 1, shared, 1)
+        placed = query_position if shared == 1 else query_position.repeat(shared, 1)
+        queries = self.memory_attention(queries, memory, placed, memory_position, memory_bias)
+        if shared > 1:
+            queries = queries.unflatten(1, (shared, -1)).flatten(0, 1)
         if self.text_attention is not None:
             queries = self.text_attention(queries, text, query_position, bias=text_bias)
         return self.ffn(self.self_attention(queries, query_position))

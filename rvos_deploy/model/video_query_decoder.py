@@ -72,12 +72,13 @@ class VideoQueryDecoder(nn.Module):
             memory: [B,M,N,C] aligned frame queries, frames in any order.
             ages: float32 [B,M]: how many frames each is older than the newest.
             empty: bool [B,M], True where the memory holds no frame.
-            video_queries: [B,N,C] initial ones.
-            text: [B,L,C] resized text tokens.
-            sentence: [B,C].
-            padding: bool [B,L] of the text.
+            video_queries: [B*S,N,C] initial ones, of S sentences a clip; in graphs S is 1.
+            text: [B*S,L,C] resized text tokens.
+            sentence: [B*S,C].
+            padding: bool [B*S,L] of the text.
         """
         num_queries = memory.shape[2]
+        sentences = 1 if torch.compiler.is_exporting() else sentence.shape[0] // memory.shape[0]
         time = temporal_position(ages, self.dim).to(memory.dtype)
         # Time goes into what is read as well as into where it is looked for: motion is the
         # difference between what a slot said early and what it says late.
@@ -99,6 +100,7 @@ class VideoQueryDecoder(nn.Module):
                 memory_bias[:, None, None] + own_slot[:, None, None] * same_slot,
                 text,
                 text_bias,
+                sentences,
             )
             predictions.append(self._predict(queries, sentence))
         return predictions

@@ -117,12 +117,7 @@ class VideoObjective(nn.Module):
         targets = ClipTargets(masks, referred)
         count = targets.sentences
         told = self.network.frame_decoder.tokens(SlotFacts(queries, position, content))
-        video = self.network.decode_video(
-            told.repeat_interleave(count, 0),
-            text,
-            ages.repeat_interleave(count, 0),
-            mask_embeddings.repeat_interleave(count, 0),
-        )
+        video = self.network.decode_video(told, text, ages, mask_embeddings)
         scene = look_at(features, targets, self.losses.points, generator).repeated(count)
         seen = targets.visible().any(dim=1).repeat_interleave(count, 0)
         tubes = pack_tubes(targets.padded_referred() & seen)

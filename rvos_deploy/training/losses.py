@@ -36,6 +36,7 @@ from rvos_deploy.training.points import (
     PointSampling,
     Scene,
     choose_points,
+    clip_masks,
     dot_product,
     look_at,
     sample_points,
@@ -200,9 +201,11 @@ def tube_losses(
     chosen = _pick(embeddings, queries).flatten(1, 2)
     of_frames = None
     if frame_mask_embeddings is not None:
-        slots = queries.flatten(1)[:, None].expand(-1, frame_mask_embeddings.shape[1], -1)
-        of_frames = _pick(frame_mask_embeddings, slots)
-    masks = mask_product(chosen[:, None], scene.mask_features, of_frames)
+        length = frame_mask_embeddings.shape[1]
+        sentences = len(queries) // len(frame_mask_embeddings)
+        slots = queries.flatten(1)[:, None].expand(-1, length, -1)
+        of_frames = _pick(frame_mask_embeddings.repeat_interleave(sentences, 0), slots)
+    masks = clip_masks(mask_product, chosen, scene.mask_features, of_frames)
     cross_entropy, dice = _point_losses(widen(masks), scene, labels, tubes.filled, config.points)
     count = mean_over_processes(tubes.filled.sum().to(dice.dtype)).clamp(min=1)
     classification = classification_loss(logits, queries, tubes.filled, config.weights.no_object)

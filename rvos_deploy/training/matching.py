@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.training.points import MaskProduct, Scene, widen
+from rvos_deploy.training.points import MaskProduct, Scene, clip_masks, widen
 
 REFUSED = 1e6
 """Cost that stands for one that is not finite: a query in that state is matched last."""
@@ -77,10 +77,13 @@ def match_tubes(
     """
     layers = logits.shape[1]
     if frame_mask_embeddings is not None:
-        frame_mask_embeddings = frame_mask_embeddings.repeat(1, 1, layers, 1)
+        sentences = logits.shape[0] // frame_mask_embeddings.shape[0]
+        of_frames = frame_mask_embeddings.repeat_interleave(sentences, 0)
+        frame_mask_embeddings = of_frames.repeat(1, 1, layers, 1)
     # The points are a map of one row. [B,T,L*N,1,P] -> [B,L*N,T*P]: a tube is compared as a whole.
-    sampled = mask_product(
-        embeddings.flatten(1, 2)[:, None],
+    sampled = clip_masks(
+        mask_product,
+        embeddings.flatten(1, 2),
         scene.point_features[:, :, :, None],
         frame_mask_embeddings,
     )

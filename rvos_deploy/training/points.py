@@ -118,7 +118,8 @@ class Scene(NamedTuple):
     """B clips of T frames as the losses see them: S points drawn, P of them for the matching.
 
     mask_features [B,T,C,H/4,W/4]; points [B,T,S,2]; point_features [B,T,C,P], without gradient;
-    labels [B,T,K,S], the objects' masks at the points.
+    labels [B,T,K,S], the objects' masks at the points. Where a clip has several sentences, points
+    and labels come once for each.
     """
 
     mask_features: Tensor
@@ -131,8 +132,38 @@ class Scene(NamedTuple):
         return Scene(*(x.flatten(0, 1)[:, None] for x in self))
 
     def repeated(self, sentences: int) -> Scene:
-        """Each clip as many times as it has sentences: [B*S,...]."""
-        return Scene(*(x.repeat_interleave(sentences, 0) for x in self)) if sentences > 1 else self
+        """Points and labels as many times as a clip has sentences: [B*S,...]."""
+        if sentences == 1:
+            return self
+        points, labels = (x.repeat_interleave(sentences, 0) for x in (self.points, self.labels))
+        return self._replace(points=points, labels=labels)
+
+
+def clip_masks(
+    mask_product: MaskProduct,
+    embeddings: Tensor,
+    features: Tensor,
+    frame_mask_embeddings: Tensor | None,
+) -> Tensor:
+    """Mask logits of all sentences of a clip by one product with its features.
+
+    Args:
+        mask_product: how masks come from embeddings and mask features.
+        embeddings: [B*S,K,C], the S sentences of a clip together.
+        features: [B,T,C,H,W].
+        frame_mask_embeddings: [B*S,T,K,C] or None.
+
+    Returns:
+        [B*S,T,K,H,W].
+    """
+    clips = features.shape[0]
+    beside = embeddings.unflatten(0, (clips, -1))
+    sentences = beside.shape[1]
+    if frame_mask_embeddings is not None:
+        of_frames = frame_mask_embeddings.unflatten(0, (clips, -1)).transpose(1, 2)
+        frame_mask_embeddings = of_frames.flatten(2, 3)
+    masks = mask_product(beside.flatten(1, 2)[:, None], features, frame_mask_embeddings)
+    return masks.unflatten(2, (sentences, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def look_at(

@@ -15,6 +15,7 @@ COMMANDS = (
     "inspect",
     "evaluate",
     "benchmark",
+    "build-engine",
     "make-data",
     "pretrain-clip",
     "train",

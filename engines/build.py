@@ -1,0 +1,164 @@
+"""``build-engine``: a bundle's graphs into engines, proven, and only then in place."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rvos_deploy.engines.build_plan import BuiltPlan, build_plan
+from rvos_deploy.engines.gpu import Gpu
+from rvos_deploy.engines.layer_types import check_network, half_share
+from rvos_deploy.engines.profiles import check_streamable, graph_profile, read_profiles
+from rvos_deploy.engines.proof import Proof, Say, prove
+from rvos_deploy.engines.settings import BuildSettings
+from rvos_deploy.engines.targets import open_target
+from rvos_deploy.errors import InputError
+from rvos_deploy.json_file import write_json
+from rvos_deploy.runtime.bundle import Bundle, sha256_file
+from rvos_deploy.runtime.engine_sidecar import (
+    EngineSidecar,
+    engine_folder,
+    onnx_files,
+    plan_file,
+    sidecar_file,
+)
+from rvos_deploy.runtime.environment import versions
+
+AMPERE = 80
+"""The architecture of hardware-compatible engines' PTX (see HARDWARE_COMPATIBLE_FROM)."""
+
+
+def build_engines(
+    bundle: Bundle,
+    settings: BuildSettings,
+    *,
+    graphs: Sequence[str] = (),
+    progress: Say | None = None,
+) -> list[EngineSidecar]:
+    """Build engines and put them into the bundle with their sidecars.
+
+    They are built in a hidden folder beside their place, and renamed only when everything that can
+    be checked here holds: plugin layers, layer types, and, where there is a GPU, every output at
+    every corner of every profile and the masks of a clip, against ONNX Runtime. An engine that
+    could not be run gets a sidecar that says so, and is refused when loaded.
+
+    Args:
+        bundle: opened.
+        settings: see there.
+        graphs: names of those to build; empty: all.
+        progress: told the graph, what is under way, the share of that graph that is done, and
+            the seconds that remain, where they are known.
+
+    Raises:
+        InputError: profiles or options that do not fit.
+        BackendError: TensorRT or the GPU is missing, or TensorRT cannot build.
+        ParityError: an engine that must not be shipped; nothing was put in place.
+    """
+    say = progress or (lambda graph, what, share, remaining: None)
+    profiles = read_profiles(settings.profiles, bundle)
+    check_streamable(profiles)
+    chosen = _choose(bundle, graphs)
+    trt, gpu = open_target(settings.library)
+    if settings.library.plugins:
+        from rvos_deploy.engines.plugins.ms_deform_attn.plugin import register_plugin
+
+        # A hardware-compatible engine carries PTX for the oldest GPU that may load it.
+        register_plugin(AMPERE if settings.hardware_compatible else None)
+    place = engine_folder(bundle.path, settings.target)
+    place.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".build-", dir=place))
+    try:
+        plans = []
+        for name in chosen:
+            own = [graph_profile(bundle.graphs[name], profile) for profile in profiles]
+
+            def report(what: str, share: float, left: float | None, name: str = name) -> None:
+                say(name, what, share, left)
+
+            plans.append(build_plan(trt, gpu, bundle, name, settings, own, staging, report))
+        _check_networks(plans, bundle.precision)
+        proof = prove(trt, gpu, bundle, settings, plans, profiles, say)
+        sidecars = [_sidecar(trt, gpu, bundle, settings, plan, proof) for plan in plans]
+        for plan, sidecar in zip(plans, sidecars, strict=True):
+            _put_in_place(bundle, plan, sidecar)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return sidecars
+
+
+def _choose(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
+    unknown = [name for name in graphs if name not in bundle.graphs]
+    if unknown:
+        raise InputError(f"--graph {unknown[0]}: the bundle has {', '.join(bundle.graphs)}")
+    return [name for name in bundle.graphs if not graphs or name in graphs]
+
+
+def _check_networks(plans: Sequence[BuiltPlan], precision: str) -> None:
+    """Half precision is asked of all graphs together: some hold little but fp32 islands."""
+    together: dict[str, int] = {}
+    for plan in plans:
+        for name, count in plan.types["multiplying"].items():
+            together[name] = together.get(name, 0) + count
+    check_network(together, precision, ", ".join(plan.graph for plan in plans))
+
+
+def _sidecar(
+    trt: Any,
+    gpu: Gpu | None,
+    bundle: Bundle,
+    settings: BuildSettings,
+    plan: BuiltPlan,
+    proof: Proof,
+) -> EngineSidecar:
+    checks = proof.checks.get(plan.graph)
+    engine_types = proof.layers.get(plan.graph)
+    return EngineSidecar(
+        graph=plan.graph,
+        target=settings.target,
+        precision=bundle.precision,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        plan_sha256=sha256_file(plan.path),
+        plan_bytes=plan.path.stat().st_size,
+        onnx_sha256={file.name: sha256_file(file) for file in onnx_files(bundle.path, plan.graph)},
+        tensorrt_version=trt.__version__,
+        compute_capabilities=plan.compute_capabilities,
+        gpu=gpu.name if gpu else None,
+        version_compatible=settings.version_compatible,
+        hardware_compatible=settings.hardware_compatible,
+        stripped=settings.strip_weights,
+        profiles=plan.profiles,
+        options=settings.options(),
+        settings={
+            "workspace_mib": settings.workspace_mib,
+            "optimization_level": settings.optimization_level,
+            "tf32": bundle.precision != "fp32",
+        },
+        layers={
+            "network": plan.types,
+            "half_share": half_share(plan.types["multiplying"], bundle.precision),
+            "engine": engine_types,
+            "engine_reason": None if engine_types is not None else proof.reason,
+        },
+        plugin_layers=plan.plugin_layers,
+        build_seconds=round(plan.seconds, 3),
+        versions=versions(*_PACKAGES[settings.target]),
+        parity=None if checks is None else tuple(check.as_dict() for check in checks),
+        parity_reason=proof.reason,
+    )
+
+
+_PACKAGES = {
+    "tensorrt": ("tensorrt", "onnx", "onnxruntime", "cuda-bindings"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu12", "onnx", "onnxruntime"),
+}
+
+
+def _put_in_place(bundle: Bundle, plan: BuiltPlan, sidecar: EngineSidecar) -> None:
+    """Rename plan and sidecar. Between the two, an older sidecar's hash refuses the newer plan."""
+    place = plan_file(bundle.path, sidecar.target, plan.graph)
+    plan.path.replace(place)
+    write_json(sidecar_file(place), sidecar.as_dict())

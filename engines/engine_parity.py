@@ -1,0 +1,139 @@
+"""Does an engine give what ONNX Runtime gives? At every corner of every profile, then in masks.
+
+The comparison itself is run by the tests with ONNX Runtime in the engine's place. With engines:
+NOT RUN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.engines.profiles import corners
+from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.evaluation.metrics import frame_scores
+from rvos_deploy.runtime.backends.base import Backend, Runner
+from rvos_deploy.runtime.bundle import Bundle
+from rvos_deploy.runtime.engine_sidecar import Profile
+from rvos_deploy.runtime.geometry import fit_frame
+from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.runtime.probe import PROBE_EXPRESSIONS, probe_clip, probe_inputs
+from rvos_deploy.runtime.segmenter import Segmenter
+from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.runtime.verification import (
+    MINIMUM_J_AND_F,
+    Check,
+    MaskCheck,
+    Verdict,
+    case_name,
+    judge,
+)
+
+
+def compare_graph(engine: Runner, reference: Runner, profiles: Sequence[Profile]) -> list[Check]:
+    """Every output of a graph at every corner of every profile, both runners on the same inputs."""
+    spec = engine.spec
+    checks: list[Check] = []
+    for seed, axes in enumerate(corners(spec, profiles)):
+        inputs = probe_inputs(spec, axes, seed)
+        expected, found = reference.infer(inputs), engine.infer(inputs)
+        for tensor in spec.outputs:
+            checks.append(
+                judge(
+                    f"{case_name(spec.name, axes)} {tensor.name}",
+                    spec.tolerance,
+                    reference.to_host(expected[tensor.name]),
+                    engine.to_host(found[tensor.name]),
+                )
+            )
+    return checks
+
+
+def compare_masks(
+    bundle: Bundle, engine: Backend, reference: Backend, profiles: Sequence[Profile]
+) -> MaskCheck:
+    """J&F of the probe clip's masks by the engines, against those by ONNX Runtime.
+
+    Raises:
+        InputError: no profile takes the clip.
+    """
+    clip, box = fitting_clip(profiles)
+    found = _masks(bundle, engine, clip, box)
+    truth = _masks(bundle, reference, clip, box)
+    scores = [frame_scores(mask, true) for mask, true in zip(found, truth, strict=True)]
+    j = float(np.mean([score.j_mean for score in scores]))
+    f = float(np.mean([score.f_mean for score in scores]))
+    return MaskCheck(
+        name=f"masks of a clip, {len(clip)} frames, {len(found)} expressions, in {box[0]}x{box[1]}",
+        passed=(j + f) / 2 >= MINIMUM_J_AND_F,
+        tolerance=MINIMUM_J_AND_F,
+        j=j,
+        f=f,
+        foreground=float(truth.mean()),
+    )
+
+
+def fitting_clip(profiles: Sequence[Profile]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The probe clip and a box for it that some profile takes; turned for portrait profiles."""
+    for profile in profiles:
+        box = (profile["H"][1], profile["W"][1])
+        clip = probe_clip()
+        if box[0] > box[1]:
+            clip = np.ascontiguousarray(clip.transpose(0, 2, 1, 3))
+        padded = fit_frame((clip.shape[1], clip.shape[2]), box).padded
+        if all(_takes(profile, axis, side) for axis, side in zip("HW", padded, strict=True)):
+            return clip, box
+    raise InputError(
+        "no profile takes the probe clip (157x90 pixels, fitted into its best size), so masks "
+        "cannot be compared; begin H and W lower, for example at 32"
+    )
+
+
+def _takes(profile: Profile, axis: str, size: int) -> bool:
+    return profile[axis][0] <= size <= profile[axis][2]
+
+
+def _masks(
+    bundle: Bundle, backend: Backend, clip: NDArray[np.uint8], box: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Masks of the clip, offline: bool [E,T,H,W]."""
+    settings = StreamSettings(mode="offline", fallback="top1", size=box)
+    with (
+        Segmenter(bundle, backend) as segmenter,
+        segmenter.stream(PROBE_EXPRESSIONS, settings) as stream,
+    ):
+        for frame in clip:
+            stream.push(frame)
+        return np.stack([result.masks for result in stream.flush()], axis=1)
+
+
+def require_all(verdicts: Sequence[Verdict], target: str) -> None:
+    """Raise ParityError when a check failed; no engine is put in place then."""
+    failed = [verdict.name for verdict in verdicts if not verdict.passed]
+    if failed:
+        raise ParityError(
+            f"{len(failed)} of {len(verdicts)} parity checks of the {target} engines failed, none "
+            f"was put in place: {'; '.join(failed[:8])}{' ...' if len(failed) > 8 else ''}; try "
+            "--optimization-level 2 or another TensorRT version, and report it with this line"
+        )
+
+
+@dataclass(frozen=True)
+class PartlyEngines(Backend):
+    """Engines for the graphs that have one, ONNX Runtime for the rest of the bundle."""
+
+    engines: Mapping[str, Runner]
+    rest: Backend
+    name = "engines"
+
+    def runner(self, spec: GraphSpec, path: Path) -> Runner:
+        """The graph's engine, or a runner of its ONNX."""
+        return self.engines.get(spec.name) or self.rest.runner(spec, path)
+
+    def describe(self) -> dict[str, str]:
+        """Library and version of the rest; the engines' are in their sidecars."""
+        return self.rest.describe()

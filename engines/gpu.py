@@ -1,0 +1,48 @@
+"""Which NVIDIA GPU this machine has, asked of the driver itself: no CUDA package is needed.
+
+NOT RUN where a driver is present: the machine that this was written on has none. What was run is
+the answer None there, and the calls against a stand-in of the driver.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+# CUdevice_attribute, from the CUDA driver API's header.
+_MAJOR, _MINOR = 75, 76
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: its name, and its compute capability, for example "8.9"."""
+
+    name: str
+    compute_capability: str
+
+
+def find_gpu() -> Gpu | None:
+    """The first GPU that CUDA shows to this process; None without a driver or a GPU."""
+    driver = _driver()
+    if driver is None or driver.cuInit(0) != 0:
+        return None
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    if driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return None
+    driver.cuDeviceGetName(name, len(name), device)
+    numbers = []
+    for attribute in (_MAJOR, _MINOR):
+        number = ctypes.c_int()
+        if driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device) != 0:
+            return None
+        numbers.append(str(number.value))
+    return Gpu(name.value.decode(errors="replace"), ".".join(numbers))
+
+
+def _driver() -> Any | None:
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None

@@ -1,0 +1,142 @@
+"""In which types layers compute: asked of the network that goes in and the engine that comes out.
+
+TensorRT 11 takes types from the ONNX. Whether they arrived is looked at, not assumed: a build that
+silently stays in float32 is right, and several times too slow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rvos_deploy.errors import ParityError
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+HALF = {"fp16": "float16", "bf16": "bfloat16"}
+"""Bundle precision to the type its layers must have; fp32 bundles ask for nothing."""
+
+MINIMUM_SHARE = 0.5
+"""Of multiplying layers in the ONNX that must be half precision, in a half-precision bundle: the
+fp32 islands are small (softmax, LayerNorm, locations, mask logits)."""
+
+MINIMUM_KEPT = 0.5
+"""The engine's share of half layers over the network's. Layers are fused into fewer, so shares
+move; an engine that fell back to float32 keeps none of it. NOT RUN: to be set from real engines."""
+
+_MULTIPLYING = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "PLUGIN_V3"}
+_FLOATS = {"float32", "float16", "bfloat16"}
+# How the inspector spells types: "Half", "FP16", "Row major linear FP16 format", ...
+_SPELLINGS = (
+    ("bfloat16", ("bf16", "bfloat16")),
+    ("float16", ("fp16", "half", "float16")),
+    ("float32", ("fp32", "float32", "float")),
+)
+_TYPE_KEYS = ("datatype", "format/datatype", "format")
+
+
+def network_types(network: trt.INetworkDefinition) -> dict[str, Any]:
+    """Output types of the layers of a parsed network.
+
+    Returns:
+        ``all``: layers by the type of their first output; ``multiplying``: convolutions, matrix
+        products and plugins alone; ``kinds``: layers by kind.
+    """
+    every: Counter[str] = Counter()
+    multiplying: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        kind = _enum_name(layer.type)
+        kinds[kind] += 1
+        if layer.num_outputs == 0:
+            continue
+        dtype = _dtype_name(layer.get_output(0).dtype)
+        every[dtype] += 1
+        if kind in _MULTIPLYING:
+            multiplying[dtype] += 1
+    return {"all": dict(every), "multiplying": dict(multiplying), "kinds": dict(kinds)}
+
+
+def _enum_name(value: Any) -> str:
+    """``LayerType.CONVOLUTION`` -> ``CONVOLUTION``."""
+    return str(value).rsplit(".", 1)[-1]
+
+
+def _dtype_name(value: Any) -> str:
+    """NumPy's name of a TensorRT type: ``DataType.HALF`` -> ``float16``."""
+    name = _enum_name(value).lower()
+    return {"float": "float32", "half": "float16", "bf16": "bfloat16"}.get(name, name)
+
+
+def inspected_types(report: str) -> dict[str, int]:
+    """Layers by the type of their first output, from the engine inspector's JSON.
+
+    Args:
+        report: ``get_engine_information`` of an engine built with detailed verbosity, for a context
+            whose shapes are set. TensorRT 11 names the type ``DataType``, 10 within
+            ``Format/Datatype``. A type that is neither is counted as ``unknown``.
+    """
+    found: Counter[str] = Counter()
+    for layer in json.loads(report).get("Layers", []):
+        outputs = layer.get("Outputs", []) if isinstance(layer, dict) else []
+        found[_inspected(outputs[0]) if outputs else "unknown"] += 1
+    return dict(found)
+
+
+def _inspected(tensor: Mapping[str, Any]) -> str:
+    values = {key.lower(): str(value).lower() for key, value in tensor.items()}
+    text = next((values[key] for key in _TYPE_KEYS if key in values), "")
+    for name, spellings in _SPELLINGS:
+        if any(spelling in text for spelling in spellings):
+            return name
+    return next((name for name in ("int64", "int32", "int8", "bool") if name in text), "unknown")
+
+
+def half_share(counts: Mapping[str, int], precision: str) -> float:
+    """Share of half-precision layers among those that give real numbers; 0 when there are none."""
+    real = sum(count for name, count in counts.items() if name in _FLOATS)
+    return counts.get(HALF.get(precision, ""), 0) / real if real else 0.0
+
+
+def check_network(counts: Mapping[str, int], precision: str, what: str) -> None:
+    """A half-precision bundle's networks multiply in half precision.
+
+    Args:
+        counts: ``multiplying`` of :func:`network_types`.
+        precision: the bundle's.
+        what: for the message.
+
+    Raises:
+        ParityError: they do not.
+    """
+    if precision in HALF and half_share(counts, precision) < MINIMUM_SHARE:
+        raise ParityError(
+            f"{what}: {half_share(counts, precision):.0%} of the multiplying layers are "
+            f"{HALF[precision]}, at least {MINIMUM_SHARE:.0%} are needed of a {precision} bundle; "
+            f"export it again with --precision {precision}"
+        )
+
+
+def check_engine(
+    network: Mapping[str, int], engine: Mapping[str, int], precision: str, what: str
+) -> None:
+    """The engine kept the half precision of its network.
+
+    Raises:
+        ParityError: fewer half layers than expected, or types that could not be read.
+    """
+    if precision not in HALF:
+        return
+    expected = MINIMUM_KEPT * half_share(network, precision)
+    found = half_share(engine, precision)
+    readable = any(name in engine for name in _FLOATS)
+    if not readable or found < expected:
+        raise ParityError(
+            f"{what}: {found:.0%} of the engine's layers are {HALF[precision]}, at least "
+            f"{expected:.0%} are needed (the engine has {dict(engine)}); the engine was not kept: "
+            "update TensorRT, or build from an fp32 bundle"
+        )

@@ -1,0 +1,110 @@
+"""What a build may be asked for, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rvos_deploy.engines.targets import TARGETS, TENSORRT, TENSORRT_RTX, Target
+from rvos_deploy.errors import InputError
+
+DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
+"""Of TensorRT-RTX plans: every card that it knows but Turing, for which it has no fp32 matmul."""
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How engines are built.
+
+    Args:
+        target: ``tensorrt`` or ``tensorrt-rtx``.
+        profiles: as ``--profile`` takes them; none: the default.
+        workspace_mib: scratch memory a layer may take, in MiB; None: all of the GPU's.
+        optimization_level: 0 (quick build) to 5; None: TensorRT's own, 3.
+        compute_capabilities: TensorRT-RTX: architectures to build for; empty: the usual ones.
+        timing_cache: TensorRT: file of kernel timings; None: one in the user's cache folder.
+        use_timing_cache: False times every kernel anew.
+        version_compatible: TensorRT: later versions may load it. It then holds host code.
+        hardware_compatible: TensorRT: it runs on Ampere and later, slower.
+        strip_weights: TensorRT: leave the weights out; they are put in from the ONNX when loaded.
+
+    Raises:
+        InputError: an option that the target does not have.
+    """
+
+    target: str
+    profiles: tuple[str, ...] = ()
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    timing_cache: Path | None = None
+    use_timing_cache: bool = True
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    strip_weights: bool = False
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise InputError(f"unknown target '{self.target}'; known: {', '.join(TARGETS)}")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise InputError(
+                f"--optimization-level must be 0 to 5, found {self.optimization_level}"
+            )
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise InputError(f"--workspace must be at least 1 MiB, found {self.workspace_mib}")
+        given = [name for name, value in self._of_the_other_target().items() if value]
+        if given:
+            other = TENSORRT_RTX if self.target == TENSORRT.name else TENSORRT
+            raise InputError(
+                f"{', '.join(given)} is for --target {other.name} only; leave it out"
+                + (f" ({_WHY_NOT_RTX[given[0]]})" if given[0] in _WHY_NOT_RTX else "")
+            )
+
+    def _of_the_other_target(self) -> dict[str, object]:
+        if self.target == TENSORRT.name:
+            return {"--compute-capability": self.compute_capabilities}
+        return {
+            "--version-compatible": self.version_compatible,
+            "--hardware-compatible": self.hardware_compatible,
+            "--strip-weights": self.strip_weights,
+            "--timing-cache": self.timing_cache,
+        }
+
+    @property
+    def library(self) -> Target:
+        """The TensorRT that builds."""
+        return TARGETS[self.target]
+
+    def options(self) -> tuple[str, ...]:
+        """The command line's options that differ from the defaults, to build the same again.
+
+        The timing cache is left out: it changes how long the build takes, and belongs to a machine.
+        """
+        words: list[str] = []
+        for option, values in (
+            ("--profile", self.profiles),
+            ("--compute-capability", self.compute_capabilities),
+        ):
+            for value in values:
+                words += [option, value]
+        for option, number in (
+            ("--workspace", self.workspace_mib),
+            ("--optimization-level", self.optimization_level),
+        ):
+            if number is not None:
+                words += [option, str(number)]
+        for option, chosen in (
+            ("--version-compatible", self.version_compatible),
+            ("--hardware-compatible", self.hardware_compatible),
+            ("--strip-weights", self.strip_weights),
+        ):
+            words += [option] if chosen else []
+        return tuple(words)
+
+
+_WHY_NOT_RTX = {
+    "--version-compatible": "its packages have no lean runtime",
+    "--hardware-compatible": "it builds for several --compute-capability at once",
+    "--strip-weights": "it compiles stripped plans on a GPU only",
+    "--timing-cache": "it times nothing",
+}

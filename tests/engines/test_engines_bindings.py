@@ -1,0 +1,117 @@
+"""Every name that engines/ and the runtime use of TensorRT 11 is in its real bindings.
+
+The bindings are real, the libraries under them are stand-ins (tests/engines/real_bindings.py):
+names and signatures are checked, nothing is run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from real_bindings import run_with_real_bindings
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SOURCES = sorted(
+    file
+    for folder in ("engines", "rvos_deploy/runtime", "benchmarks")
+    for file in (ROOT / folder).rglob("*.py")
+)
+
+
+def check(folder: Path, *files: Path) -> dict:
+    """Uses and problems of these files, from a process that has the real bindings."""
+    code = f"""
+import json, sys
+sys.path.insert(0, {str(HERE)!r})
+from pathlib import Path
+from bindings_uses import Found, check_source
+roots = {{"trt": trt}}
+try:
+    import tensorrt_rtx
+    roots["rtx"] = tensorrt_rtx
+except ImportError:
+    pass
+found = Found()
+for file in {[str(file) for file in files]!r}:
+    check_source(Path(file), roots, found)
+print(json.dumps({{"version": trt.__version__, "uses": sorted(found.uses),
+                  "problems": found.problems}}))
+"""
+    done = run_with_real_bindings(folder, code)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_tensorrt_11_has_all_that_we_use(real_tensorrt: Path) -> None:
+    result = check(real_tensorrt, *SOURCES)
+    assert result["version"].startswith("11.")
+    assert result["problems"] == []
+    # The check follows values; were it to lose them, it would find nothing and pass.
+    for use in (
+        "trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS",
+        "trt.BuilderFlag.STRIP_PLAN",
+        "config.set_timing_cache(ignore_mismatch=)",
+        "builder.build_serialized_network",
+        "network.get_layer(index).type",
+        "layer.get_output(0).dtype",
+        "error.node_operator",
+        "context.execute_async_v3",
+        "runtime.engine_host_code_allowed",
+        "refitter.get_missing_weights",
+        "inspector.get_engine_information",
+        "IProgressMonitor.step_complete",
+    ):
+        assert use in result["uses"], result["uses"]
+    assert len(result["uses"]) > 60
+
+
+def test_what_tensorrt_11_lacks_is_found(real_tensorrt: Path, tmp_path: Path) -> None:
+    source = tmp_path / "wrong.py"
+    source.write_text(
+        """
+def build(trt, logger, config: trt.IBuilderConfig):
+    config.set_flag(trt.BuilderFlag.FP16)
+    config.max_workspace_size = 1
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    network.mark_everything()
+    network.get_layer(0).precision_of_layer
+    builder.build_engine(network, config)
+    cache = config.create_timing_cache(b"")
+    config.set_timing_cache(cache, forgive=True)
+    config.set_flag(1, 2, 3)
+
+class Monitor(trt.IProgressMonitor):
+    def step_completed(self, name, step): ...
+    def phase_start(self, name): ...
+""",
+        encoding="utf-8",
+    )
+    problems = check(real_tensorrt, source)["problems"]
+    wrong = (
+        "BuilderFlag has no FP16",
+        "IBuilderConfig has no max_workspace_size",
+        "INetworkDefinition has no mark_everything",
+        "ILayer has no precision_of_layer",
+        "Builder has no build_engine",
+        "no keyword forgive",
+        "3 arguments, takes 1",
+        "calls no step_completed",
+        "IProgressMonitor.phase_start takes",
+    )
+    for text in wrong:
+        assert any(text in problem for problem in problems), (text, problems)
+    assert len(problems) == len(wrong)
+
+
+def test_the_cuda_driver_has_all_that_we_call() -> None:
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    text = (ROOT / "engines" / "plan_runner.py").read_text(encoding="utf-8")
+    called = set(re.findall(r'_call\(\s*"(\w+)"', text))
+    assert len(called) > 8
+    assert [name for name in called if not hasattr(driver, name)] == []
+    assert int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING) == 1

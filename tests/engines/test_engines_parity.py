@@ -1,0 +1,125 @@
+"""The gate that engines must pass, run with ONNX Runtime in the engine's place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rvos_deploy.engines.build_plan import BuiltPlan
+from rvos_deploy.engines.engine_parity import (
+    PartlyEngines,
+    compare_graph,
+    compare_masks,
+    fitting_clip,
+    require_all,
+)
+from rvos_deploy.engines.gpu import Gpu
+from rvos_deploy.engines.profiles import graph_profile, read_profiles
+from rvos_deploy.engines.proof import prove, why_not
+from rvos_deploy.engines.settings import BuildSettings
+from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.runtime.backends.base import Runner, Value
+from rvos_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from rvos_deploy.runtime.bundle import Bundle, open_bundle
+
+SMALL = "H=32:64:96,W=32:96:160,E=1:2:3,L=2:5:20,M=1:3:8"
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return open_bundle(tiny_bundle)
+
+
+class Miscompiled(Runner):
+    """Stands in for an engine that is wrong when the batch is above one (NVIDIA/TensorRT#4853)."""
+
+    def __init__(self, inner: Runner) -> None:
+        super().__init__(inner.spec)
+        self.inner = inner
+
+    def activate_impl(self) -> None:
+        self.inner.activate()
+
+    def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        outputs = self.inner.infer(inputs)
+        if self.spec.bind(inputs)["E"] > 1:
+            first = self.spec.outputs[0].name
+            outputs[first] = outputs[first] + np.float32(0.01)
+        return outputs
+
+    def deactivate_impl(self) -> None:
+        self.inner.deactivate()
+
+
+def test_every_output_is_compared_at_every_corner(bundle: Bundle) -> None:
+    backend, spec = OnnxRuntimeBackend(), bundle.graphs["video_decoder"]
+    file = bundle.graph_file(spec.name)
+    profiles = [graph_profile(spec, profile) for profile in read_profiles([SMALL], bundle)]
+    with backend.runner(spec, file) as engine, backend.runner(spec, file) as reference:
+        checks = compare_graph(engine, reference, profiles)
+    corners = 1 + 2**3
+    assert len(checks) == corners * len(spec.outputs)
+    assert len({check.name for check in checks}) == len(checks)
+    assert all(check.passed and check.comparison.max_abs == 0 for check in checks)
+    assert {check.tolerance for check in checks} == {spec.tolerance}
+    require_all(checks, "tensorrt")
+
+
+def test_an_engine_that_is_wrong_at_one_corner_fails(bundle: Bundle) -> None:
+    backend, spec = OnnxRuntimeBackend(), bundle.graphs["mask_head"]
+    file = bundle.graph_file(spec.name)
+    profiles = [graph_profile(spec, profile) for profile in read_profiles([SMALL], bundle)]
+    with (
+        Miscompiled(backend.runner(spec, file)) as engine,
+        backend.runner(spec, file) as reference,
+    ):
+        checks = compare_graph(engine, reference, profiles)
+    failed = [check.name for check in checks if not check.passed]
+    assert failed
+    assert all(" E1 " not in name for name in failed)
+    with pytest.raises(ParityError) as error:
+        require_all(checks, "tensorrt")
+    assert f"{len(failed)} of {len(checks)} parity checks of the tensorrt engines failed" in str(
+        error.value
+    )
+    assert failed[0] in str(error.value)
+    assert error.value.exit_code == 1
+
+
+def test_masks_are_compared_over_a_clip(bundle: Bundle) -> None:
+    backend = OnnxRuntimeBackend()
+    profiles = read_profiles([SMALL], bundle)
+    spec = bundle.graphs["mask_head"]
+    own = backend.runner(spec, bundle.graph_file(spec.name))
+    partly = PartlyEngines({"mask_head": own}, backend)
+    verdict = compare_masks(bundle, partly, backend, profiles)
+    assert verdict.passed
+    assert verdict.j_and_f == 1.0
+    assert "in 64x96" in verdict.name
+    assert partly.describe()["name"] == "onnxruntime"
+
+
+def test_the_clip_is_turned_for_portrait_and_must_fit(bundle: Bundle) -> None:
+    clip, box = fitting_clip(read_profiles(["H=32:224:224,W=32:128:128"], bundle))
+    assert box == (224, 128)
+    assert clip.shape[1:3] == (157, 90)
+    with pytest.raises(InputError, match="no profile takes the probe clip"):
+        fitting_clip(read_profiles(["H=512,W=544"], bundle))
+
+
+def test_what_cannot_be_run_here_is_said(bundle: Bundle, tmp_path: Path) -> None:
+    plan = BuiltPlan("mask_head", tmp_path, (), ("8.9", "12.0"), {}, 0, 0.0)
+    assert why_not(None, [plan]) == "built on a machine without a GPU, where it cannot be run"
+    assert why_not(Gpu("NVIDIA L4", "8.9"), [plan]) is None
+    hopper = Gpu("NVIDIA H100", "9.0")
+    reason = why_not(hopper, [plan])
+    assert reason is not None
+    assert "built for compute capability 8.9, 12.0" in reason
+    assert "NVIDIA H100, has 9.0" in reason
+    said: list[str] = []
+    settings = BuildSettings("tensorrt-rtx")
+    proof = prove(None, hopper, bundle, settings, [plan], [], lambda graph, *_: said.append(graph))
+    assert (proof.reason, proof.checks, proof.layers, said) == (reason, {}, {}, [])

@@ -1,0 +1,117 @@
+"""Profiles: defaults, ``--profile``, its messages, shapes and corners. No TensorRT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rvos_deploy.engines import profiles
+from rvos_deploy.errors import InputError
+from rvos_deploy.runtime.bundle import Bundle, open_bundle
+from rvos_deploy.runtime.graph_spec import AxisSpec, GraphSpec, TensorSpec
+
+AXES = {
+    "H": AxisSpec("H", 32, 4096, 32),
+    "W": AxisSpec("W", 32, 4096, 32),
+    "E": AxisSpec("E", 1, 256),
+    "M": AxisSpec("M", 1, 65536),
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return open_bundle(tiny_bundle)
+
+
+def test_the_default_reaches_to_the_bundles_own_size(bundle: Bundle) -> None:
+    height, width = bundle.config.input_size
+    default = profiles.default_profile(bundle)
+    assert set(default) == {"H", "W", "E", "L", "M"}
+    assert default["H"] == (32, height, height)
+    assert default["W"] == (32, width, width)
+    assert default["E"][0] == default["M"][0] == 1
+    assert default["L"][2] == 77
+    for name, axis in profiles.bundle_axes(bundle).items():
+        for size in default[name]:
+            axis.check(size)
+
+
+def test_what_profile_names_replaces_the_default(bundle: Bundle) -> None:
+    first, second = profiles.read_profiles(["H=64:128:256,E=2", "M=1:2:3"], bundle)
+    default = profiles.default_profile(bundle)
+    assert first == {**default, "H": (64, 128, 256), "E": (2, 2, 2)}
+    assert second == {**default, "M": (1, 2, 3)}
+    assert profiles.read_profiles([], bundle) == (default,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("H=128", None),
+        ("H=128:256:448,W=224:448:800,E=1:2:8,M=1:24:64", None),
+        ("", "'' is not AXIS=MIN:OPT:MAX"),
+        ("H=128:256", "'H=128:256' is not AXIS=MIN:OPT:MAX or AXIS=SIZE; for example H=128:"),
+        ("H=-32:32:64", "is not AXIS=MIN:OPT:MAX"),
+        ("K=1", "K is no axis of this bundle; axes are H 32 to 4096 in multiples of 32, W"),
+        ("H=64,H=96", "H is named twice"),
+        ("H=256:128:448", "H=256:128:448 is not in order, min <= opt <= max"),
+        (
+            "H=100:256:450,W=32:64:5000,E=0:2:8",
+            "H cannot be min 100, max 450; W cannot be max 5000; E cannot be min 0; the graphs "
+            "allow H 32 to 4096 in multiples of 32, W 32 to 4096 in multiples of 32, E 1 to 256, "
+            "M 1 to 65536; nearest: --profile H=96:256:448,W=32:64:4096,E=1:2:8",
+        ),
+    ],
+)
+def test_messages_list_the_corners(text: str, message: str | None) -> None:
+    if message is None:
+        profiles.read_profile(text, AXES)
+        return
+    with pytest.raises(InputError) as error:
+        profiles.read_profile(text, AXES)
+    assert message in str(error.value)
+    assert str(error.value).startswith(f"--profile '{text}': ")
+    assert "\n" not in str(error.value)
+
+
+def test_the_nearest_profile_is_allowed() -> None:
+    with pytest.raises(InputError) as error:
+        profiles.read_profile("H=1:17:9999,M=0", AXES)
+    nearest = str(error.value).rsplit("--profile ", 1)[1]
+    assert profiles.read_profile(nearest, AXES)["H"] == (32, 32, 4096)
+
+
+def test_a_stream_must_be_able_to_start(bundle: Bundle) -> None:
+    for text, axis in (("E=2:4:8", "E"), ("M=8:8:8", "M")):
+        with pytest.raises(InputError, match=f"begin the sizes of {axis} at 1"):
+            profiles.check_streamable(profiles.read_profiles([text], bundle))
+    profiles.check_streamable(profiles.read_profiles(["E=2:4:8", "E=1"], bundle))
+
+
+SPEC = GraphSpec(
+    "g",
+    (TensorSpec("x", "float32", ("E", 3, "H/4", "W/4")), TensorSpec("y", "bool", ("E", 5))),
+    (TensorSpec("z", "float32", ("E",)),),
+    (AXES["H"], AXES["W"], AXES["E"]),
+    1e-4,
+)
+
+
+def test_shapes_follow_from_the_contract() -> None:
+    profile = {"H": (32, 64, 128), "W": (32, 96, 96), "E": (1, 2, 8), "M": (1, 1, 1)}
+    assert profiles.input_shapes(SPEC, profile) == {
+        "x": ((1, 3, 8, 8), (2, 3, 16, 24), (8, 3, 32, 24)),
+        "y": ((1, 5), (2, 5), (8, 5)),
+    }
+    assert profiles.graph_profile(SPEC, profile) == {k: profile[k] for k in "HWE"}
+
+
+def test_corners_are_the_best_sizes_and_every_mix_of_extremes() -> None:
+    profile = {"H": (32, 64, 128), "W": (96, 96, 96), "E": (1, 2, 8)}
+    found = profiles.corners(SPEC, [profile])
+    assert found[0] == {"H": 64, "W": 96, "E": 2}
+    assert found[1:] == [{"H": h, "W": 96, "E": e} for h in (32, 128) for e in (1, 8)]
+    fixed = {"H": (64, 64, 64), "W": (96, 96, 96), "E": (2, 2, 2)}
+    assert profiles.corners(SPEC, [fixed]) == [found[0]]
+    assert profiles.corners(SPEC, [profile, fixed, profile]) == found

@@ -1,0 +1,219 @@
+"""Settings, targets, the GPU's absence, the timing cache, the log: no TensorRT, no GPU."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rvos_deploy.engines import gpu, targets, timing_cache
+from rvos_deploy.engines.gpu import Gpu
+from rvos_deploy.engines.messages import Messages
+from rvos_deploy.engines.settings import BuildSettings
+from rvos_deploy.errors import BackendError, InputError
+
+RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9")
+
+
+@pytest.mark.parametrize(
+    ("target", "option", "message"),
+    [
+        ("tensorrt9", {}, "unknown target 'tensorrt9'; known: tensorrt, tensorrt-rtx"),
+        ("tensorrt", {"optimization_level": 6}, "--optimization-level must be 0 to 5, found 6"),
+        ("tensorrt", {"workspace_mib": 0}, "--workspace must be at least 1 MiB, found 0"),
+        (
+            "tensorrt",
+            {"compute_capabilities": ("8.9",)},
+            "--compute-capability is for --target tensorrt-rtx only",
+        ),
+        (
+            "tensorrt-rtx",
+            {"strip_weights": True},
+            "--strip-weights is for --target tensorrt only; leave it out (it compiles stripped",
+        ),
+        (
+            "tensorrt-rtx",
+            {"version_compatible": True, "hardware_compatible": True},
+            "--version-compatible, --hardware-compatible is for --target tensorrt only",
+        ),
+        ("tensorrt-rtx", {"timing_cache": Path("t")}, "(it times nothing)"),
+    ],
+)
+def test_settings_that_cannot_be(target: str, option: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        BuildSettings(target, **option)
+    assert message in str(error.value)
+
+
+def test_options_build_the_same_again() -> None:
+    assert BuildSettings("tensorrt").options() == ()
+    settings = BuildSettings(
+        "tensorrt",
+        profiles=("H=64", "E=1:2:3"),
+        workspace_mib=512,
+        optimization_level=0,
+        timing_cache=Path("elsewhere"),
+        version_compatible=True,
+        strip_weights=True,
+    )
+    assert " ".join(settings.options()) == (
+        "--profile H=64 --profile E=1:2:3 --workspace 512 --optimization-level 0 "
+        "--version-compatible --strip-weights"
+    )
+
+
+def open_with(
+    monkeypatch: pytest.MonkeyPatch, target: str, version: str | None, found: Gpu | None
+) -> tuple[Any, Gpu | None]:
+    """Open a target with a stand-in library of this version (None: not installed)."""
+
+    def import_module(name: str) -> Any:
+        if version is None:
+            raise ImportError(name)
+        return SimpleNamespace(__name__=name, __version__=version)
+
+    monkeypatch.setattr(targets.importlib, "import_module", import_module)
+    monkeypatch.setattr(targets, "find_gpu", lambda: found)
+    return targets.open_target(targets.TARGETS[target])
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "found", "message"),
+    [
+        (
+            "tensorrt",
+            None,
+            None,
+            "tensorrt is not installed, and there is no NVIDIA GPU with a driver here; "
+            "on the machine with the GPU: pip install 'rvos-deploy[tensorrt]'",
+        ),
+        (
+            "tensorrt",
+            None,
+            RTX4090,
+            "tensorrt is not installed; pip install 'rvos-deploy[tensorrt]'",
+        ),
+        (
+            "tensorrt",
+            "11.4.0.106",
+            None,
+            "tensorrt 11.4.0.106 is installed, but there is no NVIDIA GPU with a driver here",
+        ),
+        ("tensorrt", "10.9.0", RTX4090, "tensorrt 10.9.0 is installed, 11 or newer is needed"),
+        (
+            "tensorrt-rtx",
+            None,
+            None,
+            "tensorrt_rtx is not installed; pip install 'rvos-deploy[tensorrt-rtx]'",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_with_its_command(
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    version: str | None,
+    found: Gpu | None,
+    message: str,
+) -> None:
+    with pytest.raises(BackendError) as error:
+        open_with(monkeypatch, target, version, found)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+    if target == "tensorrt" and found is None:
+        assert "--target tensorrt-rtx" in str(error.value)
+
+
+def test_what_is_there_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    library, found = open_with(monkeypatch, "tensorrt", "11.4.0.106", RTX4090)
+    assert (library.__name__, found) == ("tensorrt", RTX4090)
+    library, found = open_with(monkeypatch, "tensorrt-rtx", "1.7.1.116", None)
+    assert (library.__name__, found) == ("tensorrt_rtx", None)
+
+
+class StandInDriver:
+    """Stands in for the CUDA driver with one GPU."""
+
+    def __init__(self, init: int = 0) -> None:
+        self.init = init
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802
+        return self.init
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:  # noqa: N802
+        ctypes.cast(device, ctypes.POINTER(ctypes.c_int))[0] = 5
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:  # noqa: N802
+        assert device.value == 5
+        assert size == 256
+        name.value = b"NVIDIA GeForce RTX 4090"
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:  # noqa: N802
+        assert device.value == 5
+        ctypes.cast(value, ctypes.POINTER(ctypes.c_int))[0] = {75: 8, 76: 9}[attribute]
+        return 0
+
+
+def test_the_gpu_is_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_driver", StandInDriver)
+    assert gpu.find_gpu() == RTX4090
+    monkeypatch.setattr(gpu, "_driver", lambda: StandInDriver(init=100))
+    assert gpu.find_gpu() is None, "100 is CUDA_ERROR_NO_DEVICE"
+    monkeypatch.setattr(gpu, "_driver", lambda: None)
+    assert gpu.find_gpu() is None
+
+
+def test_the_timing_cache_lies_in_the_users_cache_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(timing_cache.sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = timing_cache.default_cache_file("11.4.0.106", RTX4090.name)
+    name = "timing-tensorrt-11.4.0.106-nvidia-geforce-rtx-4090.cache"
+    assert file == tmp_path / "rvos-deploy" / name
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert timing_cache.cache_folder() == tmp_path / "home" / ".cache" / "rvos-deploy"
+    assert timing_cache.read_cache(file) == b""
+    timing_cache.write_cache(file, b"timings")
+    assert timing_cache.read_cache(file) == b"timings"
+    assert [path.name for path in file.parent.iterdir()] == [name]
+
+
+class StandInConfig:
+    """Stands in for ``IBuilderConfig``: takes an empty timing cache only."""
+
+    def __init__(self) -> None:
+        self.cache: bytes | None = None
+
+    def create_timing_cache(self, content: bytes) -> bytes:
+        return content
+
+    def set_timing_cache(self, cache: bytes, *, ignore_mismatch: bool) -> bool:
+        assert ignore_mismatch is False
+        if cache:
+            return False
+        self.cache = cache
+        return True
+
+
+def test_timings_of_another_gpu_are_not_used(tmp_path: Path) -> None:
+    file, config = tmp_path / "t.cache", StandInConfig()
+    file.write_bytes(b"of another GPU")
+    with pytest.warns(UserWarning, match="is of another TensorRT or GPU: it is begun anew"):
+        timing_cache.attach_cache(config, file)
+    assert config.cache == b""
+
+
+def test_messages_are_kept_once_and_the_telling_error_comes_first() -> None:
+    messages = Messages()
+    assert messages.cause == "TensorRT gave no reason"
+    for text in ("[checkMacros.cpp::catchCudaError::250] no driver", "node x:\n  wrong", "later"):
+        messages.add(text)
+    messages.add("later")
+    assert messages.cause == "node x: wrong"
+    assert len(messages.errors) == 3
