@@ -75,11 +75,16 @@ class LossConfig:
     """What the losses weigh, how they sample, and which objects frame queries should find.
 
     ``frame_objects``: every visible object, or only those that the expression means.
+
+    ``accept_duplicates``: whether a video query on an object that is meant counts as right though
+    another was matched with it. The answer unites masks, so a second one does no harm, and what is
+    asked of a query is then settled by what it lies on, not by which of two equals won.
     """
 
     weights: LossWeights = field(default_factory=LossWeights)
     points: PointSampling = field(default_factory=PointSampling)
     frame_objects: FrameObjects = "all"
+    accept_duplicates: bool = False
 
     def __post_init__(self) -> None:
         if self.frame_objects not in get_args(FrameObjects):
@@ -151,6 +156,7 @@ def training_losses(
         mask_head,
         video_costs,
         frame_mask_embeddings=output.video.frame_mask_embeddings,
+        accept_duplicates=config.accept_duplicates,
     )
     of_video = matched_queries(
         output.video.predictions[-1].queries, video_tubes, video.queries[:, -1]
@@ -171,6 +177,7 @@ def tube_losses(
     config: LossConfig,
     mean_over_processes: Callable[[Tensor], Tensor] = lambda count: count,
     frame_mask_embeddings: Tensor | None = None,
+    accept_duplicates: bool = False,
 ) -> TubeLosses:
     """Match the queries of every layer with the tubes, and compare them.
 
@@ -184,11 +191,12 @@ def tube_losses(
         mean_over_processes: as in :func:`training_losses`.
         frame_mask_embeddings: [B,T,N,C], those of the slots in every frame; None: the masks come
             from the predictions alone.
+        accept_duplicates: as :class:`LossConfig` has it.
     """
     logits = torch.stack([widen(p.logits) for p in predictions], dim=1)
     embeddings = torch.stack([p.mask_embeddings for p in predictions], dim=1)
     labels = _pick(scene.labels, tubes.index[:, None].expand(-1, scene.labels.shape[1], -1))
-    queries = match_tubes(
+    queries, covers = match_tubes(
         logits,
         embeddings,
         scene,
@@ -208,7 +216,10 @@ def tube_losses(
     masks = clip_masks(mask_product, chosen, scene.mask_features, of_frames)
     cross_entropy, dice = _point_losses(widen(masks), scene, labels, tubes.filled, config.points)
     count = mean_over_processes(tubes.filled.sum().to(dice.dtype)).clamp(min=1)
-    classification = classification_loss(logits, queries, tubes.filled, config.weights.no_object)
+    has_object = matched(queries, tubes.filled, logits.shape[2])
+    if accept_duplicates:
+        has_object = has_object | covers
+    classification = classification_loss(logits, has_object, config.weights.no_object)
     return TubeLosses(classification, cross_entropy.sum() / count, dice.sum() / count, queries)
 
 
@@ -250,20 +261,27 @@ def point_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return cross_entropy, dice
 
 
-def classification_loss(
-    logits: Tensor, queries: Tensor, filled: Tensor, no_object: float
-) -> Tensor:
+def matched(queries: Tensor, filled: Tensor, count: int) -> Tensor:
+    """Which of ``count`` queries answer for a tube: bool [B,L,N].
+
+    Args:
+        queries: int64 [B,L,M], the matched ones.
+        filled: bool [B,M]: which of them count.
+        count: N.
+    """
+    times = torch.zeros((*queries.shape[:2], count), dtype=torch.int64, device=queries.device)
+    return times.scatter_add_(2, queries, filled[:, None].expand(queries.shape).long()) > 0
+
+
+def classification_loss(logits: Tensor, is_object: Tensor, no_object: float) -> Tensor:
     """Cross-entropy, its weighted mean over queries and clips in each layer, summed over layers.
 
     Args:
         logits: [B,L,N,2]: class 0 has an object (or a referred one), class 1 has none.
-        queries: int64 [B,L,M], the matched ones.
-        filled: bool [B,M]: which of them count.
+        is_object: bool [B,L,N].
         no_object: weight of class 1.
     """
-    is_object = torch.zeros(logits.shape[:3], dtype=torch.int64, device=logits.device)
-    is_object.scatter_add_(2, queries, filled[:, None].expand(queries.shape).long())
-    nothing = 1 - is_object.clamp(max=1)
+    nothing = (~is_object).long()
     losses = F.cross_entropy(logits.flatten(0, 2), nothing.flatten(), reduction="none")
     weights = 1 - (1 - no_object) * nothing.to(losses.dtype)
     weighted = losses.view_as(weights) * weights

@@ -28,6 +28,19 @@ class MatchingWeights(NamedTuple):
     dice: float
 
 
+COVERS = 0.5
+"""Dice from which a query is said to lie on a tube: an IoU of a third, which no neighbour has."""
+
+
+class Matches(NamedTuple):
+    """queries int64 [B,L,M]: that of each tube; covers bool [B,L,N]: whether a query lies on any
+    tube, be it matched with it or not.
+    """
+
+    queries: Tensor
+    covers: Tensor
+
+
 class PaddedTubes(NamedTuple):
     """The targets of B tubes' worth of frames, packed to the front.
 
@@ -59,7 +72,7 @@ def match_tubes(
     mask_product: MaskProduct,
     weights: MatchingWeights,
     frame_mask_embeddings: Tensor | None = None,
-) -> Tensor:
+) -> Matches:
     """Match the queries of every layer with the tubes, at the scene's points for matching.
 
     Args:
@@ -71,9 +84,6 @@ def match_tubes(
         mask_product: how masks come from embeddings and mask features.
         weights: of the costs.
         frame_mask_embeddings: [B,T,N,C], those of the slots in every frame.
-
-    Returns:
-        int64 [B,L,M]: the query of each tube.
     """
     layers = logits.shape[1]
     if frame_mask_embeddings is not None:
@@ -90,28 +100,28 @@ def match_tubes(
     mask_logits = widen(sampled).squeeze(3).transpose(1, 2).flatten(2)
     there = labels[..., : scene.point_features.shape[-1]].transpose(1, 2).flatten(2)
     with torch.autocast(mask_logits.device.type, enabled=False):
-        costs = matching_costs(logits.flatten(1, 2), mask_logits, there, weights)
-    return match(costs.unflatten(1, (layers, -1)), filled)
+        cross_entropy, dice = mask_costs(mask_logits, there.to(mask_logits.dtype))
+        costs = matching_costs(logits.flatten(1, 2), cross_entropy, dice, weights)
+    covers = ((1 - dice >= COVERS) & filled[:, None]).any(dim=-1)
+    queries = match(costs.unflatten(1, (layers, -1)), filled)
+    return Matches(queries, covers.unflatten(1, (layers, -1)))
 
 
 @torch.no_grad()
 def matching_costs(
-    class_logits: Tensor, mask_logits: Tensor, labels: Tensor, weights: MatchingWeights
+    class_logits: Tensor, cross_entropy: Tensor, dice: Tensor, weights: MatchingWeights
 ) -> Tensor:
     """Cost of matching each query with each target (Mask2Former: the losses' own terms).
 
-    Minus the probability of the class, mean binary cross-entropy, and dice over the points.
-
     Args:
-        class_logits: [B,Q,2] (object or referred, no object).
-        mask_logits: [B,Q,S] at S points.
-        labels: [B,M,S], the targets there, 0 to 1.
+        class_logits: [B,Q,2] (object or referred, no object); minus the probability is a cost.
+        cross_entropy: [B,Q,M], as :func:`mask_costs` gives it.
+        dice: likewise.
 
     Returns:
         [B,Q,M].
     """
-    cross_entropy, dice = mask_costs(mask_logits, labels.to(mask_logits.dtype))
-    probability = torch.softmax(class_logits.to(mask_logits.dtype), dim=-1)[..., :1]
+    probability = torch.softmax(class_logits.to(dice.dtype), dim=-1)[..., :1]
     return weights.mask * cross_entropy + weights.dice * dice - weights.classification * probability
 
 

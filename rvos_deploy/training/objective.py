@@ -62,8 +62,8 @@ def loss_config(settings: LossSettings) -> LossConfig:
     """Sort loss settings into the losses' configuration."""
     values = asdict(settings)
     points = {name: values.pop(name) for name in ("num_points", "oversample", "importance")}
-    objects = values.pop("frame_objects")
-    return LossConfig(LossWeights(**values), PointSampling(**points), objects)
+    others = {name: values.pop(name) for name in ("frame_objects", "accept_duplicates")}
+    return LossConfig(LossWeights(**values), PointSampling(**points), **others)
 
 
 def learning_rate(stage: Stage, step: int) -> float:

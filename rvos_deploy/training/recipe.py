@@ -46,6 +46,7 @@ class LossSettings:
     oversample: float = 3.0
     importance: float = 0.75
     frame_objects: str = "all"
+    accept_duplicates: bool = False
 
 
 @dataclass(frozen=True)

@@ -154,10 +154,11 @@ def naive_layer(
     points: Tensor,
     sampling: PointSampling,
     weights: tuple[float, float, float],
-) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+) -> tuple[Tensor, Tensor, tuple[int, ...], tuple[int, ...]]:
     """One layer of one clip: class_logits [N,2], masks [N,T,h,w], each tube [T,H,W], points [T,S].
 
-    Returns the sums of cross-entropy and dice over the tubes, and the query of each.
+    Returns the sums of cross-entropy and dice over the tubes, the query of each, and the queries
+    whose dice with any tube is at least a half.
     """
 
     def sample(image: Tensor, where: Tensor) -> Tensor:
@@ -169,11 +170,13 @@ def naive_layer(
     def at(tube: Tensor, where: list[Tensor] | Tensor) -> Tensor:
         return torch.cat([sample(tube[t], where[t]) for t in times])
 
-    cost = []
+    cost, covering = [], []
     for tube in tubes:
         row = []
         for q in range(QUERIES):
             pair = naive_pair(at(masks[q], first), at(tube, first))
+            if number(pair[1]) <= 0.5:
+                covering.append(q)
             terms = (-class_logits[q].softmax(0)[0], *pair)
             row.append(sum(w * number(x) for w, x in zip(weights, terms, strict=True)))
         cost.append(row)
@@ -187,7 +190,7 @@ def naive_layer(
             chosen.append(torch.cat((points[t][nearest], points[t][sampling.candidates :])))
         for i, value in enumerate(naive_pair(at(masks[q], chosen), at(tube, chosen))):
             total[i] = total[i] + value
-    return total[0], total[1], queries
+    return total[0], total[1], queries, tuple(covering)
 
 
 def naive_class(logits: list[Tensor], matched: list[tuple[int, ...]], no_object: float) -> Tensor:
@@ -234,7 +237,7 @@ def naive_losses(
             b, t = divmod(f, length)
             masks = torch.einsum("nc,chw->nhw", prediction.mask_embeddings[f], features[f])
             tubes = [targets.masks[b][k, t : t + 1] for k in kept]
-            bce, dice, queries = naive_layer(
+            bce, dice, queries, _ = naive_layer(
                 prediction.logits[f], masks[:, None], tubes, points[f : f + 1], config.points,
                 (weights.frame_class, weights.mask, weights.dice),
             )  # fmt: skip
@@ -244,20 +247,21 @@ def naive_losses(
         frame_class += naive_class(list(prediction.logits), matches, weights.no_object)
     last_frame = matches
     for prediction in output.video.predictions:
-        matches = []
+        matches, right = [], []
         for b, kept in enumerate(video_objects):
             clip = slice(b * length, (b + 1) * length)
             of_frames = output.video.frame_mask_embeddings[b]
             masks = product(prediction.mask_embeddings[b], features[clip], of_frames)
             masks = masks.transpose(0, 1)
-            bce, dice, queries = naive_layer(
+            bce, dice, queries, covering = naive_layer(
                 prediction.logits[b], masks, [targets.masks[b][k] for k in kept], points[clip],
                 config.points, (weights.video_class, weights.mask, weights.dice),
             )  # fmt: skip
             losses["video_mask"] += bce
             losses["video_dice"] += dice
             matches.append(queries)
-        video_class += naive_class(list(prediction.logits), matches, weights.no_object)
+            right.append((*queries, *covering) if config.accept_duplicates else queries)
+        video_class += naive_class(list(prediction.logits), right, weights.no_object)
     pairs = []
     for b in range(targets.batch):
         tokens = []
@@ -291,9 +295,10 @@ def weighted_sum(named: dict[str, Tensor], weights: LossWeights) -> Tensor:
         (3, LossConfig(points=POINTS)),
         (1, LossConfig(points=POINTS)),
         (3, LossConfig(points=POINTS, frame_objects="referred")),
+        (3, LossConfig(points=POINTS, accept_duplicates=True)),
         (2, LossConfig(LossWeights(1, 6, 3, 4, 2, 0.3), PointSampling(17, 2.0, 0.5))),
     ],
-    ids=["clip", "one-frame", "referred", "other-weights"],
+    ids=["clip", "one-frame", "referred", "duplicates", "other-weights"],
 )
 def test_batched_losses_and_gradients_equal_the_naive_ones(length: int, config: LossConfig) -> None:
     torch.manual_seed(length)
@@ -566,6 +571,28 @@ def perfect_losses(
     generator = torch.Generator().manual_seed(0)
     losses = training_losses(output, targets, plain_product, generator=generator, config=config)
     return {name: number(value) for name, value in losses.items()}
+
+
+def test_a_second_query_on_what_is_meant_may_say_so() -> None:
+    """Two queries alike on one object, both believed: right only where duplicates are accepted."""
+    targets = random_targets([2], 3, [[True, True]])
+    output = perfect_clip(targets.masks[0])
+    (video,) = output.video.predictions
+    for part in (video.mask_embeddings, video.logits):
+        part[0, 2] = part[0, 0]
+    refused, accepted = (
+        training_losses(
+            output,
+            targets,
+            plain_product,
+            generator=torch.Generator().manual_seed(0),
+            config=LossConfig(points=PointSampling(200), accept_duplicates=accept),
+        )
+        for accept in (False, True)
+    )
+    assert number(refused["video_class"]) > 0.1
+    assert number(accepted["video_class"]) < 1e-6
+    assert number(accepted["video_mask"]) == number(refused["video_mask"])
 
 
 def test_a_tube_that_is_hidden_in_the_middle() -> None:

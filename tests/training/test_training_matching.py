@@ -42,7 +42,7 @@ def test_costs_equal_those_of_each_pair(scale: float) -> None:
     labels = torch.rand(2, 3, 200, dtype=torch.float64).round(decimals=1)
     class_logits = torch.randn(2, 4, 2, dtype=torch.float64)
     cross_entropy, dice = mask_costs(logits, labels)
-    costs = matching_costs(class_logits, logits, labels, MatchingWeights(2.0, 5.0, 3.0))
+    costs = matching_costs(class_logits, cross_entropy, dice, MatchingWeights(2.0, 5.0, 3.0))
     for b, n, k in itertools.product(range(2), range(4), range(3)):
         bce, overlap = naive_mask_cost(logits[b, n], labels[b, k])
         assert float(cross_entropy[b, n, k]) == pytest.approx(bce, rel=1e-10)
@@ -114,7 +114,8 @@ def test_queries_that_are_not_finite_are_matched_last(bad: float) -> None:
 def test_a_query_that_is_not_a_number_spoils_only_its_own_costs() -> None:
     logits, labels = torch.randn(1, 3, 20), (torch.rand(1, 2, 20) > 0.5).float()
     logits[0, 1] = float("nan")
-    costs = matching_costs(torch.randn(1, 3, 2), logits, labels, MatchingWeights(2, 5, 5))
+    pairs = mask_costs(logits, labels)
+    costs = matching_costs(torch.randn(1, 3, 2), *pairs, MatchingWeights(2, 5, 5))
     assert costs[0, [0, 2]].isfinite().all()
     assert costs[0, 1].isnan().all()
 
@@ -157,7 +158,8 @@ def test_a_batch_is_matched_within_milliseconds() -> None:
         durations = []
         for _ in range(5):
             start = time.process_time()
-            costs = matching_costs(class_logits, logits, labels, MatchingWeights(2, 5, 5))
+            pairs = mask_costs(logits, labels)
+            costs = matching_costs(class_logits, *pairs, MatchingWeights(2, 5, 5))
             match(costs[:, None], filled)
             durations.append(time.process_time() - start)
     finally:

@@ -252,14 +252,8 @@ def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.
         output = network.eval()(raw.frames, raw.token_ids)
     close: dict[str, Any] = {"atol": 4e-3, "rtol": 1e-3}
     parts = {**output.frames.facts._asdict(), "mask_embeddings": output.frames.mask_embeddings}
-    # Slots come in another order at each draw, the same one in all frames and parts.
-    apart = torch.cdist(kept["queries"][0].float(), parts["queries"][0])
-    order = apart.argmin(dim=1)
-    assert sorted(order.tolist()) == list(range(len(order)))
     for name, part in parts.items():
-        torch.testing.assert_close(kept[name].float(), part[:, order], **close)
-    again = torch.cdist(cached[2, 8].clip["queries"][0].float(), parts["queries"][0]).argmin(dim=1)
-    assert not torch.equal(again, order)
+        torch.testing.assert_close(kept[name].float(), part, **close)
     assert kept["features"].shape == (2, 32, 8, 12)
     assert torch.equal(kept["masks"], F.avg_pool2d(raw.masks[0].float(), 4) >= 0.5)
     assert torch.equal(spoken[0]["referred"], clips[12].referred)
