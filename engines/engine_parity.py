@@ -15,22 +15,20 @@ from numpy.typing import NDArray
 
 from rvos_deploy.engines.profiles import corners
 from rvos_deploy.errors import InputError, ParityError
-from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.runtime.backends.base import Backend, Runner
 from rvos_deploy.runtime.bundle import Bundle
-from rvos_deploy.runtime.engine_sidecar import Profile
+from rvos_deploy.runtime.engine_sidecar import Profile, takes
 from rvos_deploy.runtime.geometry import fit_frame
 from rvos_deploy.runtime.graph_spec import GraphSpec
-from rvos_deploy.runtime.probe import PROBE_EXPRESSIONS, probe_clip, probe_inputs
-from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.runtime.probe import probe_clip, probe_inputs
 from rvos_deploy.runtime.verification import (
-    MINIMUM_J_AND_F,
     Check,
     MaskCheck,
     Verdict,
     case_name,
     judge,
+    judge_masks,
+    probe_masks,
 )
 
 
@@ -62,19 +60,10 @@ def compare_masks(
         InputError: no profile takes the clip.
     """
     clip, box = fitting_clip(profiles)
-    found = _masks(bundle, engine, clip, box)
-    truth = _masks(bundle, reference, clip, box)
-    scores = [frame_scores(mask, true) for mask, true in zip(found, truth, strict=True)]
-    j = float(np.mean([score.j_mean for score in scores]))
-    f = float(np.mean([score.f_mean for score in scores]))
-    return MaskCheck(
-        name=f"masks of a clip, {len(clip)} frames, {len(found)} expressions, in {box[0]}x{box[1]}",
-        passed=(j + f) / 2 >= MINIMUM_J_AND_F,
-        tolerance=MINIMUM_J_AND_F,
-        j=j,
-        f=f,
-        foreground=float(truth.mean()),
-    )
+    found = probe_masks(bundle, engine, clip, box)
+    truth = probe_masks(bundle, reference, clip, box)
+    name = f"masks of a clip, {len(clip)} frames, {len(found)} expressions, in {box[0]}x{box[1]}"
+    return judge_masks(name, truth, found)
 
 
 def fitting_clip(profiles: Sequence[Profile]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
@@ -85,30 +74,12 @@ def fitting_clip(profiles: Sequence[Profile]) -> tuple[NDArray[np.uint8], tuple[
         if box[0] > box[1]:
             clip = np.ascontiguousarray(clip.transpose(0, 2, 1, 3))
         padded = fit_frame((clip.shape[1], clip.shape[2]), box).padded
-        if all(_takes(profile, axis, side) for axis, side in zip("HW", padded, strict=True)):
+        if takes(profile, dict(zip("HW", padded, strict=True))):
             return clip, box
     raise InputError(
         "no profile takes the probe clip (157x90 pixels, fitted into its best size), so masks "
         "cannot be compared; begin H and W lower, for example at 32"
     )
-
-
-def _takes(profile: Profile, axis: str, size: int) -> bool:
-    return profile[axis][0] <= size <= profile[axis][2]
-
-
-def _masks(
-    bundle: Bundle, backend: Backend, clip: NDArray[np.uint8], box: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """Masks of the clip, offline: bool [E,T,H,W]."""
-    settings = StreamSettings(mode="offline", fallback="top1", size=box)
-    with (
-        Segmenter(bundle, backend) as segmenter,
-        segmenter.stream(PROBE_EXPRESSIONS, settings) as stream,
-    ):
-        for frame in clip:
-            stream.push(frame)
-        return np.stack([result.masks for result in stream.flush()], axis=1)
 
 
 def require_all(verdicts: Sequence[Verdict], target: str) -> None:

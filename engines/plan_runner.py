@@ -16,7 +16,7 @@ import numpy as np
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.runtime.backends.base import HostArray, Runner, Value
 from rvos_deploy.runtime.engine_loading import deserialize
-from rvos_deploy.runtime.engine_sidecar import Profile
+from rvos_deploy.runtime.engine_sidecar import Profile, takes
 from rvos_deploy.runtime.graph_spec import GraphSpec
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class PlanRunner(Runner):
 
     def _profile(self, axes: Mapping[str, int]) -> int:
         for index, profile in enumerate(self._profiles):
-            if all(profile[name][0] <= size <= profile[name][2] for name, size in axes.items()):
+            if takes(profile, axes):
                 return index
         raise InputError(f"{self.spec.name}: no profile takes {axes}; widen one with --profile")
 

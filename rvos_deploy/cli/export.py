@@ -11,15 +11,8 @@ import typer
 from rvos_deploy.cli.options import JsonOption, SizeOption, parse_size
 
 
-class StoreName(str, Enum):
-    """Dtypes that weights are stored in."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-
-
-class PrecisionName(str, Enum):
-    """Types that graphs compute in."""
+class RealType(str, Enum):
+    """Types that weights are stored in, and that graphs compute in."""
 
     fp32 = "fp32"
     fp16 = "fp16"
@@ -45,14 +38,14 @@ def export(
     ] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of random weights.")] = 0,
     store: Annotated[
-        StoreName,
+        RealType,
         typer.Option(
             "--store", help="Dtype of weights in the files; fp16 halves them, computes in fp32."
         ),
-    ] = StoreName.fp32,
+    ] = RealType.fp32,
     precision: Annotated[
-        PrecisionName, typer.Option("--precision", help="Type that the graphs compute in.")
-    ] = PrecisionName.fp32,
+        RealType, typer.Option("--precision", help="Type that the graphs compute in.")
+    ] = RealType.fp32,
     size: SizeOption = None,
     threshold: Annotated[
         float | None,

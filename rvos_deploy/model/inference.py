@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rvos_deploy.model.mask_head import unite_masks
 from rvos_deploy.model.network import FrameOutput, RvosNetwork, referred_scores
-from rvos_deploy.model.slot_alignment import gather_slots
 from rvos_deploy.model.video_query_decoder import VideoPrediction
 from rvos_deploy.runtime.selection import thresholds
 from rvos_deploy.runtime.settings import Fallback
@@ -54,9 +53,9 @@ def decode_clip(network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tenso
     decoded = [network.decode_frames(network.encode_frames(frame), text) for frame in frames]
     queries = torch.stack([frame.queries for frame in decoded], dim=1)
     embeddings = torch.stack([frame.mask_embeddings for frame in decoded], dim=1)
-    video = network.decode_video(queries, text)
-    aligned = gather_slots(embeddings, video.order)
-    return DecodedClip(decoded, aligned, video.predictions[-1])
+    video = network.decode_video(queries, text, mask_embeddings=embeddings)
+    assert video.frame_mask_embeddings is not None
+    return DecodedClip(decoded, video.frame_mask_embeddings, video.predictions[-1])
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ from rvos_deploy.runtime.engine_sidecar import (
     onnx_files,
     plan_file,
     rebuild_command,
+    takes,
 )
 
 HARDWARE_COMPATIBLE_FROM = "8.0"
@@ -163,7 +164,7 @@ def profile_for(bundle: Path, sidecar: EngineSidecar, axes: Mapping[str, int]) -
         EngineError: none does; the command builds one that would.
     """
     for index, profile in enumerate(sidecar.profiles):
-        if all(profile[name][0] <= size <= profile[name][2] for name, size in axes.items()):
+        if takes(profile, axes):
             return index
     wider = {
         name: (min(low, axes.get(name, low)), best, max(high, axes.get(name, high)))

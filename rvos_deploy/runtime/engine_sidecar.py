@@ -21,6 +21,11 @@ Profile = Mapping[str, tuple[int, int, int]]
 """Axis name to its (min, opt, max) sizes."""
 
 
+def takes(profile: Profile, axes: Mapping[str, int]) -> bool:
+    """Whether these sizes lie within the profile."""
+    return all(profile[name][0] <= size <= profile[name][2] for name, size in axes.items())
+
+
 class EngineError(BundleError):
     """An engine that must not be loaded.
 

@@ -171,19 +171,32 @@ def check_masks(
     clip = probe_clip()
     geometry = fit_frame((clip.shape[1], clip.shape[2]), PROBE_BOX)
     truth = np.stack([[display_mask(m, geometry) for m in maps] for maps in reference_logits])
-    settings = StreamSettings(mode="offline", fallback="top1", size=PROBE_BOX)
+    masks = probe_masks(bundle, backend, clip, PROBE_BOX)
+    name = f"masks of a clip, {masks.shape[1]} frames, {len(masks)} expressions"
+    return judge_masks(name, truth, masks)
+
+
+def probe_masks(
+    bundle: Bundle, backend: Backend, clip: NDArray[np.uint8], box: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Masks of a clip uint8 [T,H,W,3] by this back end, offline, fitted into ``box``: [E,T,H,W]."""
+    settings = StreamSettings(mode="offline", fallback="top1", size=box)
     with (
         Segmenter(bundle, backend) as segmenter,
         segmenter.stream(PROBE_EXPRESSIONS, settings) as stream,
     ):
         for frame in clip:
             stream.push(frame)
-        masks = np.stack([result.masks for result in stream.flush()], axis=1)
+        return np.stack([result.masks for result in stream.flush()], axis=1)
+
+
+def judge_masks(name: str, truth: NDArray[np.bool_], masks: NDArray[np.bool_]) -> MaskCheck:
+    """Compare masks bool [E,T,H,W] with the true ones by J&F, and decide."""
     scores = [frame_scores(mask, true) for mask, true in zip(masks, truth, strict=True)]
     j = float(np.mean([score.j_mean for score in scores]))
     f = float(np.mean([score.f_mean for score in scores]))
     return MaskCheck(
-        name=f"masks of a clip, {masks.shape[1]} frames, {len(masks)} expressions",
+        name=name,
         passed=(j + f) / 2 >= MINIMUM_J_AND_F,
         tolerance=MINIMUM_J_AND_F,
         j=j,
