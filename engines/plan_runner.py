@@ -43,12 +43,15 @@ class PlanRunner(Runner):
         super().__init__(spec)
         self._trt, self._logger, self._plan, self._weights = trt, logger, plan, weights
         self._profiles, self._allow_host_code = profiles, allow_host_code
+        self._primary: Any = None
         self._engine: Any = None
         self._context: Any = None
 
     def activate_impl(self) -> None:
-        """Deserialise on the device's primary context."""
-        _use_primary_context()
+        """Deserialise on the device's primary context, which the process's other users share."""
+        _call("cuInit", 0)
+        self._primary = _call("cuDevicePrimaryCtxRetain", _call("cuDeviceGet", 0))
+        _call("cuCtxSetCurrent", self._primary)
         self._engine = deserialize(
             self._trt,
             self._logger,
@@ -60,7 +63,7 @@ class PlanRunner(Runner):
 
     def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
         """Host arrays in, host arrays out."""
-        _use_primary_context()
+        _call("cuCtxSetCurrent", self._primary)
         axes = self.spec.bind(inputs)
         context: trt.IExecutionContext = self._context
         outputs = {
@@ -98,10 +101,12 @@ class PlanRunner(Runner):
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def deactivate_impl(self) -> None:
-        """Free the context, then the engine."""
-        _use_primary_context()
+        """Free the execution context, then the engine, then this hold on the device's context."""
+        _call("cuCtxSetCurrent", self._primary)
         self._context = None
         self._engine = None
+        self._primary = None
+        _call("cuDevicePrimaryCtxRelease", _call("cuDeviceGet", 0))
 
     def _profile(self, axes: Mapping[str, int]) -> int:
         for index, profile in enumerate(self._profiles):
@@ -118,13 +123,6 @@ def _context(engine: trt.ICudaEngine) -> trt.IExecutionContext:
             "in --profile"
         )
     return context
-
-
-def _use_primary_context() -> None:
-    """The device's primary context, which other CUDA users of the process share."""
-    _call("cuInit", 0)
-    device = _call("cuDeviceGet", 0)
-    _call("cuCtxSetCurrent", _call("cuDevicePrimaryCtxRetain", device))
 
 
 @contextmanager

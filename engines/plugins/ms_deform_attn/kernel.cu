@@ -37,13 +37,16 @@ __device__ inline float to_float(float number) { return number; }
 __device__ inline float to_float(__half number) { return __half2float(number); }
 __device__ inline float to_float(__nv_bfloat16 number) { return __bfloat162float(number); }
 
+__device__ inline float2 widen(__half2 pair) { return __half22float2(pair); }
+__device__ inline float2 widen(__nv_bfloat162 pair) { return __bfloat1622float2(pair); }
+
 // Two neighbours in one load: the x and the y of an offset.
 __device__ inline float2 load_pair(const float* at) { return *reinterpret_cast<const float2*>(at); }
 __device__ inline float2 load_pair(const __half* at) {
-  return __half22float2(*reinterpret_cast<const __half2*>(at));
+  return widen(*reinterpret_cast<const __half2*>(at));
 }
 __device__ inline float2 load_pair(const __nv_bfloat16* at) {
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(at));
+  return widen(*reinterpret_cast<const __nv_bfloat162*>(at));
 }
 
 // 16 bytes of channels, kept in T until they are used.
@@ -60,43 +63,34 @@ struct Channels<float> {
   __device__ static uint4 pack(const float* from) { return *reinterpret_cast<const uint4*>(from); }
 };
 
-template <>
-struct Channels<__half> {
+__device__ inline void narrow(float x, float y, __half2* to) { *to = __floats2half2_rn(x, y); }
+__device__ inline void narrow(float x, float y, __nv_bfloat162* to) {
+  *to = __floats2bfloat162_rn(x, y);
+}
+
+template <typename Pair>
+struct PairedChannels {
   static constexpr int kCount = 8;
   __device__ static void unpack(uint4 raw, float* to) {
-    const __half2* pairs = reinterpret_cast<const __half2*>(&raw);
+    const Pair* pairs = reinterpret_cast<const Pair*>(&raw);
     for (int i = 0; i < kCount / 2; ++i) {
-      const float2 pair = __half22float2(pairs[i]);
+      const float2 pair = widen(pairs[i]);
       to[2 * i] = pair.x, to[2 * i + 1] = pair.y;
     }
   }
   __device__ static uint4 pack(const float* from) {
     uint4 raw;
-    __half2* pairs = reinterpret_cast<__half2*>(&raw);
-    for (int i = 0; i < kCount / 2; ++i) pairs[i] = __floats2half2_rn(from[2 * i], from[2 * i + 1]);
+    Pair* pairs = reinterpret_cast<Pair*>(&raw);
+    for (int i = 0; i < kCount / 2; ++i) narrow(from[2 * i], from[2 * i + 1], &pairs[i]);
     return raw;
   }
 };
 
 template <>
-struct Channels<__nv_bfloat16> {
-  static constexpr int kCount = 8;
-  __device__ static void unpack(uint4 raw, float* to) {
-    const __nv_bfloat162* pairs = reinterpret_cast<const __nv_bfloat162*>(&raw);
-    for (int i = 0; i < kCount / 2; ++i) {
-      const float2 pair = __bfloat1622float2(pairs[i]);
-      to[2 * i] = pair.x, to[2 * i + 1] = pair.y;
-    }
-  }
-  __device__ static uint4 pack(const float* from) {
-    uint4 raw;
-    __nv_bfloat162* pairs = reinterpret_cast<__nv_bfloat162*>(&raw);
-    for (int i = 0; i < kCount / 2; ++i) {
-      pairs[i] = __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
-    }
-    return raw;
-  }
-};
+struct Channels<__half> : PairedChannels<__half2> {};
+
+template <>
+struct Channels<__nv_bfloat16> : PairedChannels<__nv_bfloat162> {};
 
 // A reference point on one axis of one level, in pixels: whole + rest, where pixel centres are
 // whole numbers. Whole pixels are kept apart: reference * size + offset in one fp32 is off by up
