@@ -1,0 +1,83 @@
+"""Published rates of graphics cards: what no kernel on them can exceed.
+
+Dense rates, never those "with sparsity", at the card's boost clock and its own power limit. Typed
+from the documents named; none was measured here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TERA, GIGA = 1e12, 1e9
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a card does in a second; a multiply-add is two floating-point operations.
+
+    Args:
+        bytes_per_second: to and from the card's memory.
+        fp32_flops: float32 outside tensor cores.
+        fp16_flops: float16 on tensor cores, summed in float16 where that is faster: TensorRT may.
+        bf16_flops: bfloat16 (and float16 summed in float32); None: has no bfloat16.
+        tf32_flops: float32 cut to TF32, on tensor cores; None: has no TF32.
+    """
+
+    bytes_per_second: float
+    fp32_flops: float
+    fp16_flops: float
+    bf16_flops: float | None
+    tf32_flops: float | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card's published rates, and the document that they stand in."""
+
+    name: str
+    rates: Rates
+    source: str
+
+
+def _card(
+    name: str,
+    gigabytes: float,
+    fp32: float,
+    fp16: float,
+    bf16: float | None,
+    tf32: float | None,
+    source: str,
+) -> Card:
+    """Gigabytes and teraflops a second."""
+    rates = Rates(
+        gigabytes * GIGA,
+        fp32 * TERA,
+        fp16 * TERA,
+        None if bf16 is None else bf16 * TERA,
+        None if tf32 is None else tf32 * TERA,
+    )
+    return Card(name, rates, source)
+
+
+_TURING = "NVIDIA T4 Tensor Core GPU datasheet"
+_A10 = "NVIDIA A10 Tensor Core GPU datasheet"
+_L4 = "NVIDIA L4 Tensor Core GPU datasheet (rates there are with sparsity: halved)"
+_A100 = "NVIDIA A100 Tensor Core GPU datasheet, SXM4 80 GB"
+_AMPERE = "NVIDIA Ampere GA102 GPU architecture whitepaper, GeForce RTX 3090"
+_ADA = "NVIDIA Ada GPU architecture whitepaper, GeForce RTX 4090"
+_L40S = "NVIDIA L40S GPU datasheet"
+_H100 = "NVIDIA H100 Tensor Core GPU datasheet, SXM5 80 GB (with sparsity there: halved)"
+_BLACKWELL = "NVIDIA RTX Blackwell GPU architecture whitepaper, GeForce RTX 5090"
+
+CARDS = (
+    _card("T4", 320, 8.1, 65, None, None, _TURING),
+    _card("A10", 600, 31.2, 125, 125, 62.5, _A10),
+    _card("L4", 300, 30.3, 121, 121, 60, _L4),
+    _card("A100 80GB", 2039, 19.5, 312, 312, 156, _A100),
+    # GeForce cards sum float16 in float32 at half the rate.
+    _card("RTX 3090", 936, 35.6, 142, 71, 35.6, _AMPERE),
+    _card("RTX 4090", 1008, 82.6, 330.3, 165.2, 82.6, _ADA),
+    _card("L40S", 864, 91.6, 362.05, 362.05, 183, _L40S),
+    _card("H100 SXM", 3350, 66.9, 989.4, 989.4, 494.7, _H100),
+    _card("RTX 5090", 1792, 104.8, 419, 209.5, 104.8, _BLACKWELL),
+)

@@ -1,0 +1,199 @@
+"""Everything that this project wants to know of a GPU, in one command, beside what is possible.
+
+``python -m rvos_deploy.benchmarks.gpu --out DIR [--bundle BUNDLE]``
+
+Checks the machine, measures the card, runs the ``gpu`` tests, builds all engines with their parity,
+then measures kernels, every graph and the whole stream with TensorRT, ONNX Runtime CUDA, eager
+PyTorch and torch.compile. ``DIR/gpu.json`` is written anew after every step, ``DIR/gpu.html`` too.
+A step that lacks something is recorded as not run, with the reason. Engines go into the bundle.
+
+``--dry-run`` prints the plan, and the floors by published rates; it works on any machine.
+
+NOT RUN on a GPU: the machine on which this was written has none. The dry run, the counting, the
+guarding of steps and the report were.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rvos_deploy.errors import BackendError, InputError, RvosError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rvos_deploy.benchmarks.gpu_plan import Request
+
+JSON_FILE, HTML_FILE = "gpu.json", "gpu.html"
+CHECK_FAILED = 1
+
+
+def run_benchmark(
+    request: Request, record: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Take every step, writing the record after each. NOT RUN.
+
+    ``request.out`` is a folder; ``say`` is told each step and its outcome.
+    """
+    from rvos_deploy.benchmarks.gpu_steps import STEPS, Run, compare, guarded, passed
+
+    assert request.out is not None
+    with tempfile.TemporaryDirectory(prefix="rvos-deploy-") as folder:
+        run = Run(request, Path(folder), record)
+        for name, work in STEPS.items():
+            say(name)
+            record["steps"][name] = guarded(work, run)
+            say(f"{name}: {_verdict(record['steps'][name])}")
+            record["comparison"], record["passed"] = compare(run), passed(record)
+            write_results(request.out, record)
+    return record
+
+
+def require_gpu(out: Path | None) -> None:
+    """What measuring needs, asked before anything is read.
+
+    Raises:
+        BackendError: there is no GPU.
+        InputError: no folder to write into.
+    """
+    from rvos_deploy.engines.gpu import find_gpu
+
+    if find_gpu() is None:
+        raise BackendError(
+            "there is no NVIDIA GPU with a driver here, so nothing can be measured; "
+            "--dry-run prints the plan and the floors on any machine"
+        )
+    if out is None:
+        raise InputError("name a folder for the results with --out DIR")
+
+
+def write_results(out: Path, record: dict[str, Any]) -> None:
+    """The JSON, and the HTML made of it."""
+    from rvos_deploy.atomic import replacing
+    from rvos_deploy.benchmarks.gpu_report import render
+    from rvos_deploy.json_file import write_json
+
+    write_json(out / JSON_FILE, record)
+    with replacing(out / HTML_FILE) as temporary:
+        temporary.write_text(render(record), encoding="utf-8")
+
+
+def _verdict(step: dict[str, Any]) -> str:
+    reason = f" ({step['reason']})" if "reason" in step else ""
+    return f"{step['status']}{reason}, {step['seconds']:.0f} s"
+
+
+def print_plan(record: dict[str, Any]) -> None:
+    """Plan, counts and floors, as tables."""
+    from rvos_deploy.cli.output import result_console
+
+    console = result_console()
+    bundle, axes = record["bundle"], record["axes"]
+    console.print(
+        f"{bundle['model']} {bundle['precision']}, axes "
+        + " ".join(f"{name}={size}" for name, size in axes.items())
+    )
+    console.print("\n[bold]plan[/bold] (on a machine with a GPU)")
+    for number, step in enumerate(record["plan"], 1):
+        console.print(f"{number:>3} {step['name']}: {step['does']} \\[{step['needs']}]")
+    console.print("\n[bold]counted from the graphs[/bold]")
+    console.print(_cost_table(record))
+    console.print(
+        "\n[bold]floors[/bold]: least milliseconds by published rates, bound by compute (c) or "
+        "memory (m)"
+    )
+    console.print(_floor_table(record))
+    console.print(
+        "A frame is all graphs but the text encoder, which runs once an expression.\n"
+        "Launching kernels, and copying from and to the host, come on top."
+    )
+
+
+def _cost_table(record: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("graph")
+    for title in ("G multiply-adds", "weights MiB", "inputs MiB", "outputs MiB"):
+        table.add_column(title, justify="right")
+    for name, cost in record["costs"].items():
+        sizes = (cost[f"{kind}_bytes"] / 2**20 for kind in ("weight", "input", "output"))
+        table.add_row(name, f"{cost['total_macs'] / 1e9:.3f}", *(f"{size:.2f}" for size in sizes))
+    return table
+
+
+def _floor_table(record: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("card")
+    for title in (*record["costs"], "frame", "frames/s"):
+        table.add_column(title.replace("_", " "), justify="right")
+    for row in record["floors"]:
+        if "reason" in row:
+            table.add_row(row["card"], row["reason"])
+            continue
+        graphs = (f"{one['milliseconds']:.4f} {one['bound'][0]}" for one in row["graphs"].values())
+        frame = f"{row['frame_milliseconds']:.4f}"
+        table.add_row(row["card"], *graphs, frame, f"{row['frames_per_second']:.0f}")
+    return table
+
+
+def main(
+    bundle: Annotated[
+        Path, typer.Option("--bundle", "-b", help="Made by 'export', or a packaged one's name.")
+    ] = Path("tiny"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for gpu.json and gpu.html.")
+    ] = None,
+    expressions: Annotated[
+        int, typer.Option("--expressions", min=1, max=8, help="How many to follow at once.")
+    ] = 1,
+    frames: Annotated[
+        int, typer.Option("--frames", min=10, help="Of every stream, after the warm-up.")
+    ] = 300,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="What the bundle was exported from.")
+    ] = None,
+    card: Annotated[
+        list[str] | None,
+        typer.Option("--card", help="Floors for this card only; may be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print plan and floors; measure nothing.")
+    ] = False,
+) -> None:
+    """Measure a bundle on this machine's GPU, beside what the card could do at best."""
+    from rvos_deploy.benchmarks.gpu_plan import Request, choose_cards, new_record
+    from rvos_deploy.runtime.bundle import open_bundle
+
+    command = f"python -m rvos_deploy.benchmarks.gpu {shlex.join(sys.argv[1:])}".strip()
+    try:
+        if not dry_run:
+            require_gpu(out)
+        request = Request(open_bundle(bundle), out, expressions, frames, checkpoint)
+        record = new_record(request, choose_cards(card or ()), command)
+        if dry_run:
+            print_plan(record)
+            if out is not None:
+                write_results(out, record)
+            return
+        run_benchmark(request, record, lambda text: typer.echo(text, err=True))
+    except RvosError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from error
+    statuses = [step["status"] for step in record["steps"].values()]
+    typer.echo(f"{out}: {statuses.count('done')} of {len(statuses)} steps done")
+    if not record["passed"]:
+        raise typer.Exit(CHECK_FAILED)
+
+
+if __name__ == "__main__":
+    typer.run(main)

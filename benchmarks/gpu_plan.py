@@ -1,0 +1,182 @@
+"""What the GPU benchmark will do, and the floors that it sets beside its figures; needs no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rvos_deploy.benchmarks.cards import CARDS, Card, Rates
+from rvos_deploy.benchmarks.floors import GraphCost, count_graph, floor
+from rvos_deploy.benchmarks.latency import EXPRESSIONS
+from rvos_deploy.engines.profiles import default_profile
+from rvos_deploy.errors import InputError
+from rvos_deploy.runtime.bundle import Bundle
+from rvos_deploy.runtime.environment import machine, versions
+from rvos_deploy.runtime.geometry import fit_frame
+from rvos_deploy.runtime.settings import DEFAULT_MEMORY
+from rvos_deploy.runtime.tokenizer import Tokenizer
+
+SCHEMA = "rvos-deploy/benchmark/gpu/1"
+EVERY_FRAME = ("backbone", "frame_decoder", "video_decoder", "mask_head")
+"""Graphs that a stream runs once a frame; text is encoded once an expression."""
+
+CLIP_SIZE = (480, 854)
+"""Of the rendered video."""
+
+PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu12")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured.
+
+    Args:
+        bundle: opened.
+        out: folder of the results; None: nothing is written (a dry run only).
+        expressions: followed at once.
+        frames: measured of every stream, after the warm-up.
+        checkpoint: what the bundle was exported from; None where its weights are random.
+    """
+
+    bundle: Bundle
+    out: Path | None
+    expressions: int
+    frames: int
+    checkpoint: Path | None
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One step: its name, what it does, and what it needs beside a GPU."""
+
+    name: str
+    does: str
+    needs: str
+
+
+PLAN = (
+    PlannedStep(
+        "machine", "name the GPU, its driver, clocks, limits and other users", "nvidia-smi"
+    ),
+    PlannedStep(
+        "rates", "measure what the card can do: a device copy, large matrix products", "torch"
+    ),
+    PlannedStep("tests", "run the tests marked gpu", "pytest, a clone"),
+    PlannedStep(
+        "engines tensorrt",
+        "build every graph, compare every output and the masks with ONNX Runtime's",
+        "tensorrt",
+    ),
+    PlannedStep("engines tensorrt-rtx", "the same with TensorRT-RTX", "tensorrt-rtx"),
+    PlannedStep("kernels", "time our deformable-attention kernel and its rivals", "torch, pycuda"),
+    PlannedStep(
+        "tensorrt", "parity, J&F, every graph, the whole stream, memory", "tensorrt, torch"
+    ),
+    PlannedStep("onnxruntime cuda", "the same with ONNX Runtime CUDA", "onnxruntime-gpu, torch"),
+    PlannedStep("pytorch eager", "the same with the PyTorch network, eager", "torch, open_clip"),
+    PlannedStep("torch.compile", "the same, compiled", "torch, open_clip"),
+)
+
+
+def texts_of(request: Request) -> list[str]:
+    """The expressions that streams follow."""
+    return [EXPRESSIONS[i % len(EXPRESSIONS)] for i in range(request.expressions)]
+
+
+def axes_of(request: Request) -> dict[str, int]:
+    """Sizes of every axis in the measured streams, once the memory of past frames is full."""
+    bundle = request.bundle
+    height, width = fit_frame(CLIP_SIZE, bundle.config.input_size).padded
+    tokenizer = Tokenizer(bundle.tokenizer_file)
+    longest = max(len(tokenizer(text)) for text in texts_of(request))
+    best = {name: sizes[1] for name, sizes in default_profile(bundle).items()}
+    known = {"H": height, "W": width, "E": request.expressions, "L": longest, "M": DEFAULT_MEMORY}
+    return {name: known.get(name, size) for name, size in best.items()}
+
+
+def count_graphs(bundle: Bundle, axes: Mapping[str, int]) -> dict[str, GraphCost]:
+    """Costs by graph; the text encoder's of one expression, as a stream runs it."""
+    return {
+        name: count_graph(
+            bundle.graph_file(name), {**axes, "E": 1} if name == "text_encoder" else axes
+        )
+        for name in bundle.graphs
+    }
+
+
+def floors_on(
+    name: str, source: str, rates: Rates, costs: Mapping[str, GraphCost], precision: str
+) -> dict[str, Any]:
+    """Floors of every graph and of a frame, ready for JSON; a reason where there is none."""
+    record: dict[str, Any] = {"card": name, "source": source, "rates": asdict(rates)}
+    tf32 = precision != "fp32"
+    try:
+        floors = {graph: floor(cost, rates, tf32=tf32) for graph, cost in costs.items()}
+    except InputError as error:
+        return {**record, "reason": str(error)}
+    frame = sum(floors[graph].seconds for graph in EVERY_FRAME)
+    return {
+        **record,
+        "graphs": {
+            graph: {
+                "milliseconds": one.seconds * 1e3,
+                "compute_milliseconds": one.compute_seconds * 1e3,
+                "memory_milliseconds": one.memory_seconds * 1e3,
+                "bound": one.bound,
+            }
+            for graph, one in floors.items()
+        },
+        "frame_milliseconds": frame * 1e3,
+        "frames_per_second": 1 / frame,
+    }
+
+
+def choose_cards(names: Iterable[str]) -> tuple[Card, ...]:
+    """Cards of these names, all where there are none.
+
+    Raises:
+        InputError: an unknown name; lists those that there are.
+    """
+    known = {card.name.lower(): card for card in CARDS}
+    for name in names:
+        if name.lower() not in known:
+            raise InputError(
+                f"no rates are known of card '{name}'; known: "
+                + ", ".join(card.name for card in CARDS)
+            )
+    return tuple(known[name.lower()] for name in names) or CARDS
+
+
+def new_record(request: Request, cards: Iterable[Card], command: str) -> dict[str, Any]:
+    """The record as far as it can be written without a GPU: plan, costs and published floors."""
+    bundle, axes = request.bundle, axes_of(request)
+    costs = count_graphs(bundle, axes)
+    weights = bundle.manifest["weights"]
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "versions": versions(*PACKAGES),
+        "machine": machine(),
+        "bundle": {
+            "path": str(bundle.path),
+            "model": bundle.config.name,
+            "precision": bundle.precision,
+            "parameters": bundle.manifest["parameters"],
+            "random_weights": weights["random"],
+            "stored": weights["stored"],
+        },
+        "input_size": [axes["H"], axes["W"]],
+        "expressions": request.expressions,
+        "axes": axes,
+        "costs": {
+            name: {**asdict(cost), "total_macs": cost.total_macs, "total_bytes": cost.total_bytes}
+            for name, cost in costs.items()
+        },
+        "floors": [
+            floors_on(card.name, card.source, card.rates, costs, bundle.precision) for card in cards
+        ],
+        "plan": [asdict(step) for step in PLAN],
+        "steps": {},
+    }

@@ -1,0 +1,137 @@
+"""What this card can do, measured: the rates that floors are taken over.
+
+NOT RUN: it needs a GPU.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rvos_deploy.benchmarks.cards import Rates
+from rvos_deploy.errors import BackendError
+
+WARM_UP, RUNS = 5, 20
+COPIED = 2**30
+"""Bytes of the copy, far beyond any cache."""
+SIDE = 8192
+"""Of the square matrices: large enough that every card is bound by arithmetic."""
+
+_QUERY = (
+    "name,driver_version,memory.total,memory.used,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
+    "temperature.gpu,power.draw,power.limit,pstate,pcie.link.gen.current,pcie.link.width.current"
+)
+
+
+def require_torch_cuda() -> Any:
+    """PyTorch, when it sees a GPU.
+
+    Raises:
+        BackendError: it is not installed, or built without CUDA, or sees none.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise BackendError("torch is not installed; pip install 'rvos-deploy[export]'") from None
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
+        raise BackendError(f"torch {torch.__version__} ({built}) sees no GPU")
+    return torch
+
+
+def measure_rates() -> dict[str, float | None]:
+    """Fields of :class:`Rates`: the best of 20 runs each, by CUDA events. NOT RUN.
+
+    A floor needs the best that the card gives, not what it gives on average.
+    """
+    torch = require_torch_cuda()
+    with torch.inference_mode():
+        bandwidth = _copy_bandwidth(torch)
+        # Turing has neither bfloat16 nor TF32 on its tensor cores, though PyTorch emulates one.
+        modern = torch.cuda.get_device_capability()[0] >= 8
+        with _products(torch, "highest", half=False):
+            fp32 = _matmul_flops(torch, torch.float32)
+            half = _matmul_flops(torch, torch.float16)
+            bf16 = _matmul_flops(torch, torch.bfloat16) if modern else None
+        with _products(torch, "high", half=True):
+            tf32 = _matmul_flops(torch, torch.float32) if modern else None
+            half = max(half, _matmul_flops(torch, torch.float16))
+    torch.cuda.empty_cache()
+    return {
+        "bytes_per_second": bandwidth,
+        "fp32_flops": fp32,
+        "fp16_flops": half,
+        "bf16_flops": bf16,
+        "tf32_flops": tf32,
+    }
+
+
+def as_rates(measured: dict[str, Any]) -> Rates:
+    """The measured rates as those of a card."""
+    return Rates(**measured)
+
+
+@contextmanager
+def _products(torch: Any, float32: str, *, half: bool) -> Iterator[None]:
+    """How matrices are multiplied: float32 by TF32 ("high") or not, float16 summed in half."""
+    matmul = torch.backends.cuda.matmul
+    before = torch.get_float32_matmul_precision(), matmul.allow_fp16_accumulation
+    torch.set_float32_matmul_precision(float32)
+    matmul.allow_fp16_accumulation = half
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        matmul.allow_fp16_accumulation = before[1]
+
+
+def _copy_bandwidth(torch: Any) -> float:
+    """Bytes a second, each read once and written once."""
+    source = torch.empty(COPIED, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * COPIED / _best_seconds(torch, lambda: target.copy_(source))
+
+
+def _matmul_flops(torch: Any, dtype: Any) -> float:
+    left, right = (torch.randn(SIDE, SIDE, device="cuda").to(dtype) for _ in range(2))
+    output = torch.empty(SIDE, SIDE, dtype=dtype, device="cuda")
+    seconds = _best_seconds(torch, lambda: torch.matmul(left, right, out=output))
+    return float(2 * SIDE**3 / seconds)
+
+
+def _best_seconds(torch: Any, run: Callable[[], object]) -> float:
+    for _ in range(WARM_UP):
+        run()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(RUNS)]
+    for start, end in events:
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return float(min(start.elapsed_time(end) for start, end in events)) / 1e3
+
+
+def ask_nvidia_smi() -> dict[str, Any]:
+    """The first GPU's state and the processes on it, as nvidia-smi tells. NOT RUN.
+
+    Raises:
+        BackendError: there is no nvidia-smi, or it failed.
+    """
+    values = _nvidia_smi("--query-gpu=" + _QUERY, "--id=0")
+    names = _QUERY.split(",")
+    state = dict(zip(names, (value.strip() for value in values[0].split(",")), strict=True))
+    others = _nvidia_smi("--query-compute-apps=pid,name,used_memory")
+    return {"state": state, "processes": others}
+
+
+def _nvidia_smi(*arguments: str) -> list[str]:
+    command = ["nvidia-smi", *arguments, "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except FileNotFoundError:
+        raise BackendError("nvidia-smi is not on the PATH") from None
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise BackendError(f"nvidia-smi failed: {error}") from error
+    return [line for line in done.stdout.splitlines() if line.strip()]

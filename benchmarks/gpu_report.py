@@ -1,0 +1,346 @@
+"""The GPU benchmark's record as one HTML page that needs nothing beside it; light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from rvos_deploy.cli.output import counted
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #666; --line: #d8d8d8;
+  --floor: #2f6fab; --rest: #c9d7e4; --bad: #a8321f; --band: #f5f5f5; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181a; --soft: #a0a0a0;
+  --line: #3a3d40; --floor: #6aa9e0; --rest: #33414e; --bad: #ef8d7c; --band: #1e2124; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 68rem; margin: 2rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.5rem; margin-bottom: .25rem; } h2 { font-size: 1.15rem; margin: 2.25rem 0 .5rem; }
+p, li { max-width: 48rem; } .soft { color: var(--soft); } .bad { color: var(--bad); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .3rem .75rem; border-bottom: 1px solid var(--line);
+  white-space: nowrap; } th { font-weight: 600; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th.text, td.text { text-align: left; white-space: normal; max-width: 34rem; }
+.bar { display: inline-block; width: 5rem; height: .7rem; background: var(--rest); }
+.bar i { display: block; height: 100%; background: var(--floor); }
+code { background: var(--band); padding: .1rem .3rem; }
+"""
+
+_WORDS = frozenset(
+    (
+        "status",
+        "what",
+        "needs",
+        "what, or why not",
+        "graph",
+        "kernel",
+        "parity",
+        "G by operator",
+        "floor / p50",
+    )
+)
+"""Columns of words, which stand to the left."""
+
+
+def render(record: Mapping[str, Any]) -> str:
+    """The page: what was measured first, then what was not, then counts and floors."""
+    bundle = record["bundle"]
+    height, width = record["input_size"]
+    title = f"{bundle['model']} {bundle['precision']} on a GPU"
+    weights = ", random weights" if bundle["random_weights"] else ""
+    subtitle = (
+        f"{bundle['parameters'] / 1e6:.1f} million parameters{weights}; frames in "
+        f"{height}x{width}, {counted(record['expressions'], 'expression')} at once; axes: "
+        + ", ".join(f"{name}={size}" for name, size in record["axes"].items())
+    )
+    parts = [
+        f"<h1>{escape(title)}</h1><p class=soft>{escape(subtitle)}</p>",
+        _steps(record),
+        _streams(record),
+        _graphs(record),
+        _kernels(record),
+        _engines(record),
+        _masks(record),
+        _costs(record),
+        _floors(record),
+        _origin(record),
+    ]
+    return (
+        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{escape(title)}</title>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells are HTML already."""
+    kinds = [" class=text" if title in _WORDS else "" for title in titles]
+    head = "".join(f"<th{k}>{escape(t)}</th>" for k, t in zip(kinds, titles, strict=True))
+    # A row may end early: then its last cell says why.
+    body = "".join(
+        "<tr>" + "".join(f"<td{k}>{c}</td>" for k, c in zip(kinds, row, strict=False)) + "</tr>"
+        for row in rows
+    )
+    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
+
+
+def _result(record: Mapping[str, Any], step: str) -> Any:
+    """What a step gave, or None."""
+    return record["steps"].get(step, {}).get("result")
+
+
+def _contenders(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: step["result"]
+        for name, step in record["steps"].items()
+        if isinstance(step.get("result"), dict) and "stream" in step["result"]
+    }
+
+
+def _own_floor(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Floors by the rates that were measured; None where they were not."""
+    if _result(record, "rates") is None:
+        return None
+    first: Mapping[str, Any] = record["floors"][0]
+    return first if "graphs" in first else None
+
+
+def _number(part: Mapping[str, Any], key: str, digits: int) -> str:
+    """A figure of a part that may not have been run."""
+    return f"{part[key]:.{digits}f}" if key in part else "not run"
+
+
+def _steps(record: Mapping[str, Any]) -> str:
+    if not record["steps"]:
+        planned = [
+            (escape(step["name"]), escape(step["does"]), escape(step["needs"]))
+            for step in record["plan"]
+        ]
+        return (
+            "<h2>Plan</h2><p><strong>A dry run: nothing on this page was measured.</strong> On a "
+            "machine with a GPU the same command without <code>--dry-run</code> would take these "
+            "steps.</p>" + _table(("step", "what", "needs"), planned)
+        )
+    rows: list[Sequence[str]] = []
+    for step in record["plan"]:
+        taken = record["steps"].get(step["name"], {"status": "not reached"})
+        kind = "" if taken["status"] == "done" else " class=bad"
+        rows.append(
+            (
+                escape(step["name"]),
+                f"<span{kind}>{escape(taken['status'])}</span>",
+                f"{taken.get('seconds', 0):.0f} s",
+                escape(taken.get("reason", step["does"])),
+            )
+        )
+    return "<h2>Steps</h2>" + _table(("step", "status", "took", "what, or why not"), rows)
+
+
+def _streams(record: Mapping[str, Any]) -> str:
+    contenders = _contenders(record)
+    if not contenders:
+        return ""
+    own = _own_floor(record)
+    least = own["frame_milliseconds"] if own else None
+    ratios = record.get("comparison", {}).get("contenders", {})
+    rows = []
+    for name, figures in contenders.items():
+        times = figures["stream"]["milliseconds"]
+        rows.append(
+            (
+                escape(name),
+                *(f"{times[p]:.2f}" for p in ("p50", "p90", "p99")),
+                f"{figures['stream']['frames_per_second']:.1f}",
+                _number(figures["whole_job"], "frames_per_second", 1),
+                f"{figures['memory']['gpu_bytes'] / 2**20:.0f}",
+                _bar(least, times["p50"]),
+                _ratio(ratios.get(name)),
+            )
+        )
+    floor = "not known" if least is None else f"{least:.3f} ms"
+    return (
+        f"<h2>The whole stream</h2><p>From a frame on the host to its masks on the host, "
+        f"milliseconds; the memory of past frames is full. Floor of the graphs: {floor}. The bar "
+        "shows the floor's share of the p50; with files, decoding and writing are included.</p>"
+        + _table(
+            (
+                "back end",
+                "p50",
+                "p90",
+                "p99",
+                "frames/s",
+                "frames/s with files",
+                "GPU MiB",
+                "floor / p50",
+                "times eager's speed",
+            ),
+            rows,
+        )
+    )
+
+
+def _bar(floor: float | None, measured: float) -> str:
+    if floor is None:
+        return "no floor"
+    share = min(1.0, floor / measured)
+    return f"<span class=bar><i style='width:{share:.0%}'></i></span> {floor / measured:.1%}"
+
+
+def _ratio(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if row["ratio"] is None:
+        return f"<span class=bad>masks differ, J&amp;F {row['j_and_f']:.3f}</span>"
+    return f"{row['ratio']:.2f}x"
+
+
+def _graphs(record: Mapping[str, Any]) -> str:
+    contenders = _contenders(record)
+    if not contenders:
+        return ""
+    own = _own_floor(record)
+    rows = []
+    for graph in record["costs"]:
+        floor = own["graphs"][graph]["milliseconds"] if own else None
+        cells = []
+        for figures in contenders.values():
+            if "reason" in figures["graphs"]:
+                cells.append("not run")
+                continue
+            p50 = figures["graphs"][graph]["milliseconds"]["p50"]
+            cells.append(f"{p50:.3f}" + (f" ({p50 / floor:.1f}x)" if floor else ""))
+        rows.append((escape(graph), "" if floor is None else f"{floor:.4f}", *cells))
+    return (
+        "<h2>Each graph alone</h2><p>Milliseconds, p50, from the call until the GPU is done; text, "
+        "memory and frames come from the host, as in a stream. In brackets: how many times the "
+        "floor.</p>" + _table(("graph", "floor", *contenders), rows)
+    )
+
+
+def _kernels(record: Mapping[str, Any]) -> str:
+    kinds = _result(record, "kernels")
+    if not kinds:
+        return ""
+    rows = [
+        (
+            escape(kind),
+            escape(timing["name"]),
+            f"{timing['milliseconds']:.4f}",
+            f"{timing['gigabytes_per_second']:.0f}",
+            "" if row["floor_milliseconds"] is None else f"{row['floor_milliseconds']:.4f}",
+        )
+        for kind, row in kinds.items()
+        for timing in row["timings"]
+    ]
+    return "<h2>Deformable attention alone</h2>" + _table(
+        ("values", "kernel", "ms", "GB/s", "floor ms"), rows
+    )
+
+
+def _engines(record: Mapping[str, Any]) -> str:
+    rows = []
+    for target in ("tensorrt", "tensorrt-rtx"):
+        for graph, row in (_result(record, f"engines {target}") or {}).items():
+            parity = f"{row['parity_checks']} checks passed" if row["parity_passed"] else "NOT RUN"
+            masks = "" if row["j_and_f"] is None else f"{row['j_and_f']:.4f}"
+            size = f"{row['plan_bytes'] / 2**20:.1f}"
+            rows.append((target, escape(graph), f"{row['build_seconds']:.1f}", size, parity, masks))
+    if not rows:
+        return ""
+    titles = ("target", "graph", "build s", "plan MiB", "parity", "J&F against ONNX Runtime")
+    return "<h2>Engines</h2>" + _table(titles, rows)
+
+
+def _masks(record: Mapping[str, Any]) -> str:
+    rows = []
+    for name, figures in _contenders(record).items():
+        parity = figures["parity"]
+        failed = f"<span class=bad>{len(parity.get('failed', ()))} failed</span>"
+        verdict = "all passed" if parity.get("passed") else failed
+        rows.append(
+            (
+                escape(name),
+                str(parity.get("checks", "")),
+                escape(parity["reason"]) if "reason" in parity else verdict,
+                _number(parity, "j_and_f", 4),
+                _number(figures["demo"], "j_and_f", 4),
+            )
+        )
+    if not rows:
+        return ""
+    titles = ("back end", "checks", "parity", "J&F against PyTorch (CPU)", "J&F against the truth")
+    return (
+        "<h2>Masks</h2><p>Parity with what PyTorch gave at export; J&amp;F of a clip's masks "
+        "against PyTorch's, and of the demo's video against its true masks.</p>"
+        + _table(titles, rows)
+    )
+
+
+def _costs(record: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            escape(name),
+            f"{cost['total_macs'] / 1e9:.3f}",
+            *(f"{cost[f'{kind}_bytes'] / 2**20:.2f}" for kind in ("weight", "input", "output")),
+            escape(", ".join(f"{k} {v / 1e9:.3f}" for k, v in cost["by_operator"].items())),
+        )
+        for name, cost in record["costs"].items()
+    ]
+    return (
+        "<h2>Counted from the graphs</h2><p>Multiply-adds of convolutions, matrix products and "
+        "deformable attention (four pixels a sample), in thousands of millions; bytes in MiB: "
+        "weights once, inputs and outputs.</p>"
+        + _table(("graph", "G", "weights", "inputs", "outputs", "G by operator"), rows)
+    )
+
+
+def _floors(record: Mapping[str, Any]) -> str:
+    rows: list[Sequence[str]] = []
+    for row in record["floors"]:
+        if "reason" in row:
+            rows.append((escape(row["card"]), escape(row["reason"])))
+            continue
+        graphs = (f"{one['milliseconds']:.4f} {one['bound'][0]}" for one in row["graphs"].values())
+        rows.append(
+            (
+                escape(row["card"]),
+                *graphs,
+                f"{row['frame_milliseconds']:.4f}",
+                f"{row['frames_per_second']:.0f}",
+            )
+        )
+    sources = "".join(
+        f"<li>{escape(row['card'])}: {_rates(row['rates'])}. {escape(row['source'])}.</li>"
+        for row in record["floors"]
+    )
+    return (
+        "<h2>Floors</h2><p>The least milliseconds: the larger of multiply-adds over the arithmetic "
+        "rate (c) and bytes over the memory's rate (m). Launching kernels and copying from and to "
+        "the host come on top. A frame runs all graphs but the text encoder, which runs once an "
+        "expression. What a network so "
+        "small keeps in the cache from frame to frame is counted as read again: there, the share "
+        "of the bytes can be beaten.</p>"
+        + _table(("card", *record["costs"], "frame", "frames/s"), rows)
+        + f"<p>Dense rates:</p><ul>{sources}</ul>"
+    )
+
+
+def _rates(rates: Mapping[str, float | None]) -> str:
+    kinds = (("fp16", "fp16_flops"), ("TF32", "tf32_flops"), ("fp32", "fp32_flops"))
+    known = ((name, rates[key]) for name, key in kinds)
+    arithmetic = ", ".join(f"{name} {rate / 1e12:.4g}" for name, rate in known if rate is not None)
+    return f"{(rates['bytes_per_second'] or 0.0) / 1e9:.4g} GB/s; {arithmetic} TFLOPS"
+
+
+def _origin(record: Mapping[str, Any]) -> str:
+    gpu = _result(record, "machine")
+    found = f"{gpu['name']}, compute capability {gpu['compute_capability']}. " if gpu else ""
+    machine = record["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return (
+        f"<h2>Made with</h2><p>{escape(found)}{escape(machine['processor'])}, "
+        f"{machine['cores']} cores. {escape(versions)}.</p>"
+        f"<p><code>{escape(record['command'])}</code></p>"
+    )

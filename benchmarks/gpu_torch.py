@@ -1,0 +1,113 @@
+"""The PyTorch network on a GPU behind the runtime's interface, eager or compiled, to compare with.
+
+NOT RUN: it needs a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rvos_deploy.benchmarks.torch_backend import TorchBackend
+from rvos_deploy.export.graphs import Graph, graphs
+from rvos_deploy.model.precision import set_precision
+from rvos_deploy.runtime.backends.base import HostArray, Runner, Value
+from rvos_deploy.runtime.bundle import Bundle
+from rvos_deploy.runtime.environment import usable_cores
+from rvos_deploy.runtime.graph_spec import GraphSpec
+
+
+class CudaTorchBackend(TorchBackend):
+    """PyTorch on the first GPU, in the bundle's precision, with the weights it was exported from.
+
+    Args:
+        bundle: opened.
+        checkpoint: what it was exported from; None for random weights.
+        compiled: whether ``torch.compile`` compiles each graph's module.
+    """
+
+    def __init__(self, bundle: Bundle, checkpoint: Path | None, *, compiled: bool) -> None:
+        super().__init__(bundle, checkpoint, usable_cores())
+        self.name = "torch.compile" if compiled else "pytorch eager"
+        self._compiled = compiled
+        network: Any = self._graphs["backbone"].module
+        set_precision(network.network, "fp16" if bundle.precision == "fp16" else "fp32")
+        network.network.to("cuda")
+        # Once more: the contracts name the type that the network computes in now.
+        self._graphs = {graph.spec.name: graph for graph in graphs(network.network)}
+
+    def runner(self, spec: GraphSpec, path: Path) -> CudaTorchRunner:  # type: ignore[override]
+        """A runner of the module that this graph was exported from."""
+        return CudaTorchRunner(self._graphs[spec.name], compiled=self._compiled)
+
+    def describe(self) -> dict[str, str]:
+        """Library, version and device."""
+        return {"name": self.name, "version": torch.__version__, "device": "cuda"}
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A tensor on the GPU with what the runtime asks of a value."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> str:
+        """NumPy's name of its type."""
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.tensor.nbytes
+
+
+class CudaTorchRunner(Runner):
+    """One graph's module on the GPU; what it gives stays there."""
+
+    def __init__(self, graph: Graph, *, compiled: bool) -> None:
+        super().__init__(graph.spec)
+        self._module: Any = graph.module
+        if compiled:
+            # Shapes may change: the memory grows, sentences differ.
+            self._module = torch.compile(graph.module)
+
+    def activate_impl(self) -> None:
+        """Nothing to load."""
+
+    def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Queue the module without gradients; nothing is waited for."""
+        with torch.inference_mode():
+            outputs = self._module(*(_on_device(inputs[t.name]) for t in self.spec.inputs))
+        tensors = (outputs,) if isinstance(outputs, Tensor) else outputs
+        return {
+            spec.name: OnDevice(tensor)
+            for spec, tensor in zip(self.spec.outputs, tensors, strict=True)
+        }
+
+    def to_host(self, value: Value) -> HostArray:
+        """A NumPy array of the value; waits for it."""
+        if isinstance(value, OnDevice):
+            return value.tensor.cpu().numpy()
+        return np.asarray(value)
+
+    def deactivate_impl(self) -> None:
+        """Drop the module; the backend still holds its weights."""
+        self._module = nn.Identity()
+
+
+def _on_device(value: Value) -> Tensor:
+    if isinstance(value, OnDevice):
+        return value.tensor
+    return torch.from_numpy(np.ascontiguousarray(value)).to("cuda")

@@ -1,0 +1,320 @@
+"""The GPU benchmark on a machine without one: dry run, refusals, guarded steps, record and page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from rvos_deploy.benchmarks import gpu, gpu_steps
+from rvos_deploy.benchmarks.cards import CARDS
+from rvos_deploy.benchmarks.gpu_contenders import Bench, Measured, agreement, measure_contender
+from rvos_deploy.benchmarks.gpu_plan import PLAN, Request, choose_cards, new_record
+from rvos_deploy.benchmarks.gpu_report import render
+from rvos_deploy.benchmarks.gpu_steps import REFERENCE, STEPS, Run
+from rvos_deploy.engines.gpu import Gpu
+from rvos_deploy.engines.profiles import read_profiles
+from rvos_deploy.errors import BackendError, InputError, ParityError
+from rvos_deploy.runtime.bundle import open_bundle
+from rvos_deploy.runtime.segmenter import load
+from rvos_deploy.runtime.verification import probe_cases
+
+Record = dict[str, Any]
+
+
+def call(*arguments: str) -> Any:
+    app = typer.Typer()
+    app.command()(gpu.main)
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture(scope="module")
+def request_(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Request:
+    out = tmp_path_factory.mktemp("gpu")
+    return Request(open_bundle(tiny_bundle), out, expressions=2, frames=10, checkpoint=None)
+
+
+@pytest.fixture(scope="module")
+def planned(request_: Request) -> str:
+    """A record before any step, as JSON: every test gets its own copy."""
+    return json.dumps(new_record(request_, CARDS, "a <command>"))
+
+
+def test_the_dry_run_prints_plan_and_floors_and_writes_them(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "results"
+    done = call("--dry-run", "--bundle", str(tiny_bundle), "--out", str(out))
+    assert done.exit_code == 0, done.output
+    for word in (*(card.name for card in CARDS), *(step.name for step in PLAN), "frames/s"):
+        assert word in done.output
+    assert max(map(len, done.output.splitlines())) <= 120
+    record = json.loads((out / "gpu.json").read_text(encoding="utf-8"))
+    assert record["schema"] == "rvos-deploy/benchmark/gpu/1"
+    assert record["steps"] == {}
+    assert record["axes"] == {"H": 128, "W": 224, "E": 1, "L": 9, "M": 64}
+    for row in record["floors"]:
+        graphs = row["graphs"]
+        for graph, cost in record["costs"].items():
+            bandwidth = row["rates"]["bytes_per_second"]
+            assert graphs[graph]["memory_milliseconds"] == cost["total_bytes"] / bandwidth * 1e3
+        frame = sum(one["milliseconds"] for name, one in graphs.items() if name != "text_encoder")
+        assert row["frame_milliseconds"] == pytest.approx(frame)
+        assert row["frames_per_second"] == pytest.approx(1e3 / frame)
+    page = (out / "gpu.html").read_text(encoding="utf-8")
+    assert "A dry run: nothing on this page was measured" in page
+    assert "http" not in page  # needs nothing beside it
+
+
+def test_without_a_gpu_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("rvos_deploy.engines.gpu.find_gpu", lambda: None)
+    done = call("--bundle", str(tiny_bundle), "--out", str(tmp_path / "new"))
+    assert done.exit_code == 2
+    assert len(done.output.strip().splitlines()) == 1
+    assert "no NVIDIA GPU" in done.output
+    assert "--dry-run" in done.output
+    assert not (tmp_path / "new").exists()
+
+
+def test_with_a_gpu_a_folder_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rvos_deploy.engines.gpu.find_gpu", lambda: Gpu("A card", "8.9"))
+    done = call()
+    assert done.exit_code == 2
+    assert "--out DIR" in done.output
+
+
+def test_an_unknown_card_is_refused_with_those_that_are_known() -> None:
+    assert [card.name for card in choose_cards(["l4", "T4"])] == ["L4", "T4"]
+    with pytest.raises(InputError, match=r"card 'Voodoo'; known: T4, A10, L4"):
+        choose_cards(["Voodoo"])
+
+
+def test_every_planned_step_has_its_work() -> None:
+    assert [step.name for step in PLAN] == list(STEPS)
+
+
+def test_more_expressions_cost_more_but_share_the_backbone(request_: Request) -> None:
+    record = new_record(request_, CARDS[:1], "")
+    one = new_record(Request(request_.bundle, None, 1, 10, None), CARDS[:1], "")
+
+    def macs(of: Record, graph: str) -> int:
+        return int(of["costs"][graph]["total_macs"])
+
+    assert macs(record, "backbone") == macs(one, "backbone")
+    assert macs(record, "text_encoder") == macs(one, "text_encoder")  # runs once an expression
+    assert macs(record, "video_decoder") == 2 * macs(one, "video_decoder")
+
+
+def test_engines_take_what_verify_asks_for(request_: Request) -> None:
+    (profile,) = read_profiles([gpu_steps.engine_profile(request_)], request_.bundle)
+    assert profile["E"] == (1, 2, 8)
+    for case in probe_cases(request_.bundle.config):
+        for axis, size in case.items():
+            assert profile[axis][0] <= size <= profile[axis][2]
+
+
+def raising(error: Exception) -> Any:
+    def work(run: Run) -> Record:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (ImportError("no", name="tensorrt"), "not run", "tensorrt is not installed"),
+        (BackendError("no such device"), "not run", "no such device"),
+        (ParityError("3 of 4 differ"), "failed", "3 of 4 differ"),
+        (RuntimeError("CUDA error\nat line 3"), "failed", "RuntimeError: CUDA error"),
+        (RuntimeError(), "failed", "RuntimeError: no message"),
+    ],
+)
+def test_a_step_that_fails_is_recorded(
+    request_: Request, tmp_path: Path, error: Exception, status: str, reason: str
+) -> None:
+    outcome = gpu_steps.guarded(raising(error), Run(request_, tmp_path, {}))
+    assert (outcome["status"], outcome["reason"]) == (status, reason)
+    assert outcome["seconds"] >= 0
+
+
+def figures(p50: float, *, passed: bool = True) -> Record:
+    """What a contender gives."""
+    times = {
+        "count": 10,
+        "frames_per_second": 1e3 / p50,
+        "milliseconds": {"p50": p50, "p90": 2 * p50, "p95": 2 * p50, "p99": 3 * p50},
+    }
+    names = ("backbone", "text_encoder", "frame_decoder", "video_decoder", "mask_head")
+    return {
+        "backend": {"name": "x"},
+        "load_seconds": 1.0,
+        "stream": {"warm_up_frames": 72, **times, "stages": {}},
+        "memory": {"gpu_bytes": 2**30, "resident_bytes": 2**30},
+        "graphs": dict.fromkeys(names, times),
+        "whole_job": {"reason": "the disk is full"},
+        "parity": {
+            "passed": passed,
+            "checks": 9,
+            "failed": [] if passed else ["backbone"],
+            **dict.fromkeys(("j", "f", "j_and_f"), 0.9),
+        },
+        "demo": {"j": 0.5, "f": 0.5, "j_and_f": 0.5, "expressions": 3},
+    }
+
+
+def contender(name: str, p50: float, masks: list[int], *, passed: bool = True) -> Any:
+    def work(run: Run) -> Record:
+        packed = np.array([[masks]], np.uint8)
+        run.masks[name] = Measured(figures(p50, passed=passed), (packed,))
+        return run.masks[name].figures
+
+    return work
+
+
+RATES = {
+    "bytes_per_second": 3e11,
+    "fp32_flops": 2e13,
+    "fp16_flops": 1e14,
+    "bf16_flops": None,
+    "tf32_flops": 5e13,
+}
+
+
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch, request_: Request, planned: str) -> Record:
+    """A whole run with made-up figures: one rival agrees, one does not, one is missing."""
+    monkeypatch.setattr(gpu_steps, "measure_rates", lambda: RATES)
+    steps = {
+        "machine": lambda run: {"name": "A card", "compute_capability": "8.9", "nvidia_smi": {}},
+        "rates": gpu_steps.take_rates,
+        "tests": raising(ParityError("1 of 9 gpu tests failed: <b>")),
+        "engines tensorrt": lambda run: {
+            "backbone": {
+                "build_seconds": 3.0,
+                "plan_bytes": 2**20,
+                "parity_passed": True,
+                "parity_checks": 4,
+                "j_and_f": 1.0,
+            }
+        },
+        "engines tensorrt-rtx": raising(ImportError("no", name="tensorrt_rtx")),
+        "kernels": lambda run: {
+            "fp16": {
+                "floor_milliseconds": 0.1,
+                "timings": [{"name": "ours", "milliseconds": 0.2, "gigabytes_per_second": 5.0}],
+            }
+        },
+        "tensorrt": contender("tensorrt", 5.0, [255, 0], passed=False),
+        "onnxruntime cuda": contender("onnxruntime cuda", 10.0, [0, 255]),
+        REFERENCE: contender(REFERENCE, 20.0, [255, 0]),
+        "torch.compile": raising(BackendError("torch sees no GPU")),
+    }
+    monkeypatch.setattr(gpu_steps, "STEPS", steps)
+    said: list[str] = []
+    record = gpu.run_benchmark(request_, json.loads(planned), said.append)
+    assert "torch.compile: not run (torch sees no GPU), 0 s" in said
+    return record
+
+
+def test_a_whole_run_goes_through_whatever_fails(finished: Record, request_: Request) -> None:
+    assert request_.out is not None
+    assert json.loads((request_.out / "gpu.json").read_text(encoding="utf-8")) == finished
+    statuses = [step["status"] for step in finished["steps"].values()]
+    assert (statuses.count("done"), statuses.count("failed"), statuses.count("not run")) == (
+        7,
+        1,
+        2,
+    )
+    assert finished["passed"] is False
+    rates = finished["floors"][0]
+    assert (rates["card"], rates["rates"]) == ("this card, measured", RATES)
+
+
+def test_a_ratio_is_given_only_where_the_masks_agree(finished: Record) -> None:
+    rows = finished["comparison"]["contenders"]
+    assert rows["tensorrt"] == {"j_and_f": 1.0, "ratio": 4.0}
+    assert rows["onnxruntime cuda"]["ratio"] is None
+    assert rows["onnxruntime cuda"]["j_and_f"] < 0.999
+
+
+def test_the_page_shows_every_figure_beside_its_floor(finished: Record) -> None:
+    page = render(finished)
+    frame = finished["floors"][0]["frame_milliseconds"]
+    assert f"Floor of the graphs: {frame:.3f} ms" in page
+    assert f"</i></span> {frame / 5.0:.1%}" in page
+    backbone = finished["floors"][0]["graphs"]["backbone"]["milliseconds"]
+    assert f"<td>{backbone:.4f}</td><td>5.000 ({5 / backbone:.1f}x)</td>" in page
+    assert "4.00x" in page
+    assert "masks differ" in page
+    assert "torch sees no GPU" in page
+    assert "1 failed" in page
+    assert "a &lt;command&gt;" in page
+    assert "gpu tests failed: &lt;b&gt;" in page
+    opened, closed = re.findall(r"<(\w+)[ >]", page), re.findall(r"</(\w+)>", page)
+    for tag in set(closed):
+        assert opened.count(tag) == closed.count(tag), tag
+
+
+def test_failed_tests_are_named(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    good = '<testcase classname="a" name="one"/>'
+    skipped = '<testcase classname="a" name="two"><skipped/></testcase>'
+    bad = '<testcase classname="a" name="three"><failure/></testcase>'
+    report.write_text(f"<testsuites><testsuite>{good}{skipped}</testsuite></testsuites>")
+    assert gpu_steps.read_junit(report) == {"passed": 1, "skipped": 1}
+    report.write_text(f"<testsuites><testsuite>{good}{bad}</testsuite></testsuites>")
+    with pytest.raises(ParityError, match="1 of 2 gpu tests failed: a::three"):
+        gpu_steps.read_junit(report)
+
+
+def test_agreement_of_equal_and_of_empty_masks() -> None:
+    some = (np.packbits(np.eye(16, dtype=np.bool_)[None], axis=-1),)
+    none = (np.zeros_like(some[0]),)
+    assert agreement(some, some) == 1.0
+    assert agreement(some, none) == 0.0
+
+
+@pytest.mark.slow
+def test_a_contender_is_measured(tiny_bundle: Path, tmp_path: Path) -> None:
+    """All that is asked of a back end on a GPU, asked of ONNX Runtime on the CPU."""
+    from rvos_deploy.sprites import sample_video
+    from rvos_deploy.video import read_video
+
+    video = tmp_path / "clip.mp4"
+    sample_video(video, seed=0, size=(90, 158), frames=8, emoji=False)
+    waits: list[int] = []
+    bench = Bench(
+        request=Request(open_bundle(tiny_bundle), tmp_path, 2, frames=20, checkpoint=None),
+        video=video,
+        frames=list(read_video(video)),
+        folder=tmp_path,
+        warm_up=3,
+        graph_warm_up=1,
+        graph_runs=2,
+        synchronise=lambda: waits.append(1),
+        gpu_bytes=lambda: len(waits),
+    )
+    measured = measure_contender(bench, "a name", lambda: load(tiny_bundle))
+    found = measured.figures
+    assert found["stream"]["count"] == 20
+    assert found["stream"]["stages"]["backbone"]["count"] == 20
+    assert {name: row["count"] for name, row in found["graphs"].items()} == dict.fromkeys(
+        ("backbone", "text_encoder", "frame_decoder", "video_decoder", "mask_head"), 2
+    )
+    assert found["whole_job"]["frames"] == 8
+    assert found["parity"]["passed"]
+    assert found["parity"]["j_and_f"] == 1.0
+    assert 0 <= found["demo"]["j_and_f"] <= 1
+    # Of frames 3 to 22 the 10th and the 20th; both expressions, rows packed by eight.
+    assert [mask.shape for mask in measured.masks] == [(2, 90, 20)] * 2
+    assert agreement(measured.masks, measured.masks) == 1.0
+    json.dumps(found, allow_nan=False)
