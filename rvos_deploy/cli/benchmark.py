@@ -49,7 +49,7 @@ def benchmark(
     ] = 30,
     size: SizeOption = None,
     backend: BackendOption = BackendName.auto,
-    device: DeviceOption = Device.cpu,
+    device: DeviceOption = Device.auto,
     threads: ThreadsOption = None,
     compare: Annotated[
         Reference | None,

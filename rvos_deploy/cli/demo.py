@@ -28,7 +28,7 @@ def demo(
         int | None, typer.Option("--seed", metavar="N", min=0, help="Another video.")
     ] = None,
     backend: BackendOption = BackendName.auto,
-    device: DeviceOption = Device.cpu,
+    device: DeviceOption = Device.auto,
     threads: ThreadsOption = None,
 ) -> None:
     """Segment a rendered video, and score the masks against ground truth."""

@@ -83,7 +83,7 @@ def evaluate(
     ] = None,
     size: SizeOption = None,
     backend: BackendOption = BackendName.auto,
-    device: DeviceOption = Device.cpu,
+    device: DeviceOption = Device.auto,
     threads: ThreadsOption = None,
     jobs: Annotated[
         int | None,

@@ -17,11 +17,13 @@ class BackendName(str, Enum):
 
     auto = "auto"
     onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
 
 
 class Device(str, Enum):
-    """Where a back end runs."""
+    """Where a back end runs; ``auto``: on the CPU, but tensorrt on the GPU."""
 
+    auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
 

@@ -56,7 +56,7 @@ def run(
         ),
     ] = Path("out"),
     backend: BackendOption = BackendName.auto,
-    device: DeviceOption = Device.cpu,
+    device: DeviceOption = Device.auto,
     threads: ThreadsOption = None,
     mode: Annotated[
         ModeName | None,

@@ -18,7 +18,7 @@ from rvos_deploy.cli.options import (
 def verify(
     bundle: BundleArgument,
     backend: BackendOption = BackendName.auto,
-    device: DeviceOption = Device.cpu,
+    device: DeviceOption = Device.auto,
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -43,7 +43,8 @@ def verify(
     console = result_console()
     console.print(parity_table(checks, console.width))
     failed = sum(not verdict.passed for verdict in verdicts)
-    name = f"{engine.describe()['name']} {engine.describe()['version']} on {device.value}"
+    what = engine.describe()
+    name = f"{what['name']} {what['version']} on {what['device']}"
     typer.echo(
         f"{bundle}: {len(verdicts)} checks passed with {name}"
         if passed
@@ -58,7 +59,7 @@ def verify(
                 "bundle": str(bundle),
                 "passed": passed,
                 "checks": checks,
-                "versions": {**versions(), "backend": engine.describe()},
+                "versions": {**versions(), "backend": what},
                 "machine": machine(),
             },
         )

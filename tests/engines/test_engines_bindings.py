@@ -63,6 +63,11 @@ def test_tensorrt_11_has_all_that_we_use(real_tensorrt: Path) -> None:
         "runtime.engine_host_code_allowed",
         "refitter.get_missing_weights",
         "inspector.get_engine_information",
+        "trt.ExecutionContextAllocationStrategy.USER_MANAGED",
+        "engine.device_memory_size_v2",
+        "engine.get_tensor_location",
+        "context.set_device_memory",
+        "context.get_tensor_shape",
         "IProgressMonitor.step_complete",
     ):
         assert use in result["uses"], result["uses"]

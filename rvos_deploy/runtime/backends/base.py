@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.errors import BackendError
+from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.runtime.graph_spec import GraphSpec
 
 HostArray = NDArray[Any]
@@ -20,6 +21,23 @@ HostArray = NDArray[Any]
 Value = Any
 """A tensor where the back end keeps it: a NumPy array, or one on a device. Has ``shape``, ``dtype``
 (NumPy's name of it) and ``nbytes``. Pass it on to another graph, or ask :meth:`Runner.to_host`."""
+
+
+class Fetching(Protocol):
+    """Values on their way to the host."""
+
+    def arrays(self) -> list[HostArray]:
+        """NumPy arrays of them, in order; waits. Once only."""
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """Values that are on the host already."""
+
+    values: list[HostArray]
+
+    def arrays(self) -> list[HostArray]:
+        return self.values
 
 
 class Runner(ABC):
@@ -73,6 +91,28 @@ class Runner(ABC):
     def to_host(self, value: Value) -> HostArray:
         """A NumPy array of the value (itself, where it is one)."""
         return np.asarray(value)
+
+    def fetch(self, values: Sequence[Value]) -> Fetching:
+        """Begin to bring values to the host; other work may be queued meanwhile."""
+        return _Fetched([self.to_host(value) for value in values])
+
+    def take(self, value: Any) -> Value:
+        """Another library's array as this back end's, without a copy where both allow it.
+
+        Args:
+            value: has ``__dlpack__`` or ``__cuda_array_interface__``.
+
+        Raises:
+            InputError: it cannot be read from here; says how to pass it instead.
+        """
+        try:
+            return np.from_dlpack(value)
+        except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+            raise InputError(
+                f"a {type(value).__name__} cannot be read on the host, where this back end takes "
+                "its inputs; pass a NumPy array (PyTorch: frame.cpu().numpy(), CuPy: frame.get()), "
+                "or use --backend tensorrt for frames on the GPU"
+            ) from None
 
     @abstractmethod
     def activate_impl(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.base import Backend, Runner, Value
+from rvos_deploy.runtime.backends.onnxruntime_binding import run_bound
 from rvos_deploy.runtime.environment import usable_cores
 from rvos_deploy.runtime.graph_spec import GraphSpec
 
@@ -101,8 +102,10 @@ class OnnxRuntimeRunner(Runner):
         return ["FuseFp16InitializerToFp32NodeTransformer"] if "float16" in types else []
 
     def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
-        """Run the session."""
+        """Run the session; on a GPU its outputs stay there, for the next graph."""
         try:
+            if self._provider == PROVIDERS["cuda"]:
+                return run_bound(self._session, "cuda", inputs, self.spec.outputs)
             outputs = self._session.run(self._outputs, dict(inputs))
         except Exception as error:
             raise BackendError(

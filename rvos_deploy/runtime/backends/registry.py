@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.base import Backend
@@ -14,12 +15,33 @@ def _onnxruntime(device: str, threads: int | None) -> Backend:
     return OnnxRuntimeBackend(device, threads)
 
 
-_BACKENDS: dict[str, Callable[[str, int | None], Backend]] = {"onnxruntime": _onnxruntime}
+def _tensorrt(device: str, threads: int | None) -> Backend:
+    from rvos_deploy.runtime.backends.tensorrt import TensorRtBackend
+
+    if device != "cuda":
+        raise BackendError(
+            f"tensorrt has no device '{device}'; known: cuda (leave --device out, or choose "
+            "--backend onnxruntime)"
+        )
+    return TensorRtBackend()
+
+
+@dataclass(frozen=True)
+class _Known:
+    """How a back end is made, and where it runs when nobody says where."""
+
+    make: Callable[[str, int | None], Backend]
+    device: str
+
+
+_BACKENDS = {"onnxruntime": _Known(_onnxruntime, "cpu"), "tensorrt": _Known(_tensorrt, "cuda")}
 BACKEND_NAMES = ("auto", *_BACKENDS)
 
 
-def make_backend(name: str = "auto", device: str = "cpu", threads: int | None = None) -> Backend:
+def make_backend(name: str = "auto", device: str = "auto", threads: int | None = None) -> Backend:
     """Make the back end of that name; ``auto`` is onnxruntime.
+
+    ``device``: ``cpu``, ``cuda``, or ``auto``: the CPU for onnxruntime, the GPU for tensorrt.
 
     Raises:
         BackendError: unknown name, library not installed, or device not available.
@@ -27,4 +49,5 @@ def make_backend(name: str = "auto", device: str = "cpu", threads: int | None = 
     chosen = "onnxruntime" if name == "auto" else name
     if chosen not in _BACKENDS:
         raise BackendError(f"unknown back end '{name}'; known: {', '.join(BACKEND_NAMES)}")
-    return _BACKENDS[chosen](device, threads)
+    known = _BACKENDS[chosen]
+    return known.make(known.device if device == "auto" else device, threads)

@@ -1,0 +1,130 @@
+"""A tensor on the GPU, between graphs: what a runner gives and the next one takes.
+
+NOT RUN: it needs a GPU (see cuda_device.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from rvos_deploy.runtime.backends.cuda_device import CudaDevice, DeviceEvent
+
+
+class Memory(Protocol):
+    """What keeps a tensor's memory: a buffer of ours, a captured run's, or another library's."""
+
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+
+
+class DeviceTensor:
+    """A contiguous tensor on a GPU.
+
+    Other libraries on the GPU take it through ``__cuda_array_interface__`` (``torch.as_tensor``,
+    ``cupy.asarray``), NumPy through ``numpy.asarray``. It lives as long as its segmenter.
+
+    Args:
+        device: where it lies.
+        shape: its shape.
+        dtype: anything NumPy takes for a type.
+        memory: holds it.
+        ready: when it is there; what is queued on ``device.compute`` need not ask.
+        borrowed: it is another library's, who may use the memory again when we let go of it.
+    """
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        shape: Sequence[int],
+        dtype: DTypeLike,
+        memory: Memory,
+        ready: DeviceEvent,
+        *,
+        borrowed: bool = False,
+    ) -> None:
+        self.device, self.shape, self.dtype = device, tuple(shape), np.dtype(dtype)
+        self.borrowed = borrowed
+        self._memory, self._ready = memory, ready
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def address(self) -> int:
+        """Of its first element. Raises BackendError when the device was closed meanwhile."""
+        return self._memory.address
+
+    @property
+    def ready(self) -> DeviceEvent:
+        """The moment when it is there."""
+        return self._ready
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "version": 3,
+            "strides": None,
+            # The reader waits for what is queued there: so it may read before we have computed.
+            "stream": int(self.device.compute.handle),
+        }
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a tensor on the GPU cannot become a NumPy array without a copy")
+        (array,) = fetch([self])
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def reshape(self, *shape: int) -> DeviceTensor:
+        """The same memory in another shape of as many elements."""
+        assert math.prod(shape) == math.prod(self.shape)
+        return DeviceTensor(
+            self.device, shape, self.dtype, self._memory, self._ready, borrowed=self.borrowed
+        )
+
+    def __repr__(self) -> str:
+        return f"DeviceTensor(shape={self.shape}, dtype={self.dtype}, on={self.device.name})"
+
+
+class Fetch:
+    """Tensors on their way to the host; queued when it is made, waited for in :meth:`arrays`."""
+
+    def __init__(self, tensors: Sequence[DeviceTensor]) -> None:
+        """``tensors``: of one device, at least one."""
+        self._tensors, self._device = list(tensors), tensors[0].device
+        device = self._device
+        with device.lock, device.current():
+            self._pinned = [device.pinned(tensor.nbytes) for tensor in tensors]
+            for tensor, pinned in zip(tensors, self._pinned, strict=True):
+                tensor.ready.hold_up(device.download)
+                room = pinned[: tensor.nbytes]
+                device.driver.memcpy_dtoh_async(room, tensor.address, device.download)
+            self._done = device.event(device.download)
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """The arrays, in order, in memory of their own; once only."""
+        with self._device.current():
+            self._done.wait()
+        arrays = [
+            pinned[: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape).copy()
+            for tensor, pinned in zip(self._tensors, self._pinned, strict=True)
+        ]
+        for pinned in self._pinned:
+            self._device.unpin(pinned)
+        self._pinned, self._tensors = [], []
+        return arrays
+
+
+def fetch(tensors: Sequence[DeviceTensor]) -> list[NDArray[Any]]:
+    """Host copies of tensors on one device, with one wait for all."""
+    return Fetch(tensors).arrays() if tensors else []

@@ -1,0 +1,93 @@
+"""A bundle with engines, and the recording stand-ins of the modules that reach a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rvos_deploy.json_file import write_json
+from rvos_deploy.runtime.bundle import Bundle, open_bundle, sha256_file
+from rvos_deploy.runtime.engine_sidecar import (
+    EngineSidecar,
+    engine_folder,
+    onnx_files,
+    plan_file,
+    sidecar_file,
+)
+
+# pytest's importlib mode leaves this folder off the path; tests here share the stand-ins.
+sys.path.insert(0, str(Path(__file__).parent))
+
+if TYPE_CHECKING:
+    from recording_cuda import Gpu
+    from recording_tensorrt import FakeTensorRt
+
+SIZES = {"H": (32, 96, 256), "W": (32, 160, 256), "E": (1, 2, 4), "L": (2, 16, 77), "M": (1, 8, 64)}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    from recording_cuda import FakeBindings, FakePycuda, Gpu, Machine
+
+    from rvos_deploy.runtime.backends import cuda_device
+
+    machine = Machine()
+    monkeypatch.setattr(cuda_device, "_devices", {})
+    return Gpu(machine, FakePycuda(machine), FakeBindings(machine))
+
+
+@pytest.fixture
+def engines(tiny_bundle: Path, tmp_path: Path) -> Bundle:
+    """A bundle of links with an engine of every graph: a plan is the path of its ONNX file."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    for file in tiny_bundle.iterdir():
+        if file.is_file():
+            (folder / file.name).symlink_to(file)
+    bundle = open_bundle(folder)
+    engine_folder(folder, "tensorrt").mkdir(parents=True)
+    for graph, spec in bundle.graphs.items():
+        plan = plan_file(folder, "tensorrt", graph)
+        plan.write_bytes(str(bundle.graph_file(graph)).encode())
+        sidecar = EngineSidecar(
+            graph=graph,
+            target="tensorrt",
+            precision="fp32",
+            created="2026-11-24T12:00:00Z",
+            plan_sha256=hashlib.sha256(plan.read_bytes()).hexdigest(),
+            plan_bytes=plan.stat().st_size,
+            onnx_sha256={f.name: sha256_file(f) for f in onnx_files(folder, graph)},
+            tensorrt_version="11.4.0.106",
+            compute_capabilities=("8.9",),
+            gpu="stand-in",
+            version_compatible=False,
+            hardware_compatible=False,
+            stripped=False,
+            profiles=({axis.name: SIZES[axis.name] for axis in spec.axes},),
+            options=(),
+            settings={},
+            layers={},
+            plugin_layers=0,
+            build_seconds=1.0,
+            versions={},
+            parity=({"name": "stand-in", "passed": True},),
+            parity_reason=None,
+        )
+        write_json(sidecar_file(plan), sidecar.as_dict())
+    return bundle
+
+
+@pytest.fixture
+def tensorrt(gpu: Gpu, engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+    """The three stand-ins, where Python looks for the real modules."""
+    from recording_tensorrt import FakeTensorRt
+
+    fake = FakeTensorRt(gpu.machine, dict(engines.graphs))
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.pycuda)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.bindings)
+    return fake

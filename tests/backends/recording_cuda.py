@@ -1,0 +1,461 @@
+"""Recording stand-ins of ``pycuda.driver`` and ``cuda.bindings.driver``: no GPU, no CUDA.
+
+What they have of the real modules are the names, the arguments and the rules below; nothing of a
+GPU's behaviour beyond them is claimed.
+
+* Work that is put on a stream runs as late as it may: when the host waits for it, or when other
+  work that must come after it runs. A wait that was forgotten therefore reads old bytes, and a
+  buffer that is used again too early loses its content.
+* A call without a current context, memory that is freed twice or used afterwards, an allocation or
+  a synchronisation while a stream is captured: AssertionError, in the test that did it.
+* Everything is recorded in ``log``, in order.
+"""
+
+from __future__ import annotations
+
+import enum
+import gc
+import itertools
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rvos_deploy.runtime.backends.cuda_libraries import CudaLibraries
+
+Work = Callable[[], None]
+
+
+class Machine:
+    """The GPU that both stand-ins talk to."""
+
+    def __init__(self, memory: int = 2**34, gpus: int = 1) -> None:
+        self.memory, self.gpus = memory, gpus
+        self.log: list[tuple[Any, ...]] = []
+        self.allocations: dict[int, np.ndarray] = {}
+        self.pinned: dict[int, np.ndarray] = {}
+        self.streams: weakref.WeakValueDictionary[int, FakeStream] = weakref.WeakValueDictionary()
+        self.living: set[int] = set()
+        self.graphs: dict[int, list[Work]] = {}
+        self.retained = 0
+        self.failing: dict[str, int] = {}
+        self.copied = {"up": 0, "down": 0}
+        self.running = threading.RLock()
+        self._next = itertools.count(1)
+        self._local = threading.local()
+
+    def number(self) -> int:
+        return next(self._next)
+
+    @property
+    def stack(self) -> list[Any]:
+        """CUDA's stack of contexts, of this thread."""
+        if not hasattr(self._local, "stack"):
+            self._local.stack = []
+        return self._local.stack
+
+    @property
+    def pycuda_stack(self) -> list[Any]:
+        """pycuda keeps one of its own, and never more than its top on CUDA's."""
+        if not hasattr(self._local, "pycuda"):
+            self._local.pycuda = []
+        return self._local.pycuda
+
+    def record(self, *entry: Any) -> None:
+        self.log.append(entry)
+
+    def need_context(self, what: str) -> None:
+        assert self.stack, f"{what}: no current context"
+        assert self.retained > 0, f"{what}: the context was released"
+
+    def need_no_capture(self, what: str) -> None:
+        capturing = [s.number for s in self.streams.values() if s.captured is not None]
+        assert not capturing, f"{what} while stream {capturing} is captured"
+
+    def bytes_at(self, address: int, count: int) -> np.ndarray:
+        """A view of device memory."""
+        for start, block in self.allocations.items():
+            if start <= address and address + count <= start + len(block):
+                return block[address - start : address - start + count]
+        raise AssertionError(f"{count} bytes at {address:#x} are not allocated")
+
+    def leaks(self) -> dict[str, int]:
+        return {
+            "device": len(self.allocations),
+            "pinned": len(self.pinned),
+            "streams": len(self.living),
+            "graphs": len(self.graphs),
+            "contexts": self.retained,
+        }
+
+
+class FakeStream:
+    """A queue of work, and of waits for other streams."""
+
+    def __init__(self, machine: Machine, flags: int) -> None:
+        machine.need_context("Stream")
+        machine.need_no_capture("Stream")
+        self._machine, self.flags = machine, flags
+        self.number = machine.number()
+        self.handle = 0x5000 + self.number
+        self.queue: deque[tuple[int, Work]] = deque()
+        self.queued = self.done = 0
+        self.captured: list[Work] | None = None
+        machine.streams[self.handle] = self
+        machine.living.add(self.handle)
+        machine.record("stream", self.number)
+
+    def put(self, work: Work) -> None:
+        if self.captured is not None:
+            self.captured.append(work)
+            return
+        self.queued += 1
+        self.queue.append((self.queued, work))
+
+    def run_until(self, position: int) -> None:
+        with self._machine.running:
+            while self.queue and self.queue[0][0] <= position:
+                number, work = self.queue.popleft()
+                work()
+                self.done = number
+
+    def synchronize(self) -> None:
+        self._machine.need_context("Stream.synchronize")
+        self._machine.need_no_capture("Stream.synchronize")
+        self.run_until(self.queued)
+
+    def wait_for_event(self, event: FakeEvent) -> None:
+        self._machine.need_context("Stream.wait_for_event")
+        stream, position = event.stream, event.position
+        if stream is not None and stream is not self:
+            assert self.captured is None, "a wait for another stream would be captured"
+            self.put(lambda: stream.run_until(position))
+
+    def __del__(self) -> None:
+        self._machine.living.discard(self.handle)
+        self._machine.record("stream freed", self.number)
+        if not self._machine.stack:
+            self._machine.record("leak", "stream freed without a context")
+
+
+class FakeEvent:
+    """A position in a stream."""
+
+    def __init__(self, machine: Machine, flags: int) -> None:
+        machine.need_context("Event")
+        self._machine, self.flags = machine, flags
+        self.stream: FakeStream | None = None
+        self.position = 0
+
+    def record(self, stream: FakeStream) -> FakeEvent:
+        self._machine.need_context("Event.record")
+        assert stream.captured is None, "an event would be captured"
+        self.stream, self.position = stream, stream.queued
+        return self
+
+    def synchronize(self) -> FakeEvent:
+        self._machine.need_context("Event.synchronize")
+        if self.stream is not None:
+            self.stream.run_until(self.position)
+        return self
+
+    def query(self) -> bool:
+        self._machine.need_context("Event.query")
+        return self.stream is None or self.stream.done >= self.position
+
+    def __del__(self) -> None:
+        if not self._machine.stack:
+            self._machine.record("leak", "event freed without a context")
+
+
+class _DeviceAllocation:
+    def __init__(self, machine: Machine, address: int) -> None:
+        self._machine, self._address = machine, address
+        self._valid = True
+
+    def __int__(self) -> int:
+        return self._address
+
+    def free(self) -> None:
+        self._machine.need_context("DeviceAllocation.free")
+        self._machine.need_no_capture("DeviceAllocation.free")
+        assert self._valid, "freed twice"
+        self._valid = False
+        del self._machine.allocations[self._address]
+        self._machine.record("freed", self._address)
+
+    def __del__(self) -> None:
+        if self._valid:
+            self._machine.record("leak", "device memory was left to the garbage collector")
+
+
+class _Context:
+    """The primary context, with pycuda's own way of keeping stacks (src/cpp/cuda.hpp)."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine, self._valid = machine, True
+
+    def push(self) -> None:
+        assert self._valid, "a detached context"
+        machine = self._machine
+        if machine.pycuda_stack:
+            machine.stack.pop()
+        machine.stack.append(self)
+        machine.pycuda_stack.append(self)
+
+    def detach(self) -> None:
+        machine = self._machine
+        assert self._valid, "detached twice"
+        active = bool(machine.pycuda_stack) and machine.pycuda_stack[-1] is self
+        if not active:
+            # What pycuda does, and what leaves a dead context current.
+            machine.stack.append(self)
+        machine.retained -= 1
+        machine.record("context released")
+        self._valid = False
+        if active:
+            machine.pycuda_stack.pop()
+            if machine.pycuda_stack:
+                machine.stack.append(machine.pycuda_stack[-1])
+
+
+class FakePycuda:
+    """In the place of ``pycuda.driver``."""
+
+    class Error(Exception):
+        pass
+
+    class MemoryError(Error):
+        pass
+
+    class event_flags:  # noqa: N801
+        DISABLE_TIMING = 2
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        outer = self
+
+        class Context:
+            @staticmethod
+            def pop() -> None:
+                assert machine.pycuda_stack, "nothing to pop"
+                machine.stack.pop()
+                machine.pycuda_stack.pop()
+                if machine.pycuda_stack:
+                    machine.stack.append(machine.pycuda_stack[-1])
+
+        class Device:
+            def __init__(self, ordinal: int) -> None:
+                if ordinal >= machine.gpus:
+                    raise outer.Error("cuDeviceGet failed: invalid device ordinal")
+
+            def name(self) -> str:
+                return "stand-in"
+
+            def compute_capability(self) -> tuple[int, int]:
+                return (8, 9)
+
+            def retain_primary_context(self) -> _Context:
+                machine.retained += 1
+                machine.record("context retained")
+                return _Context(machine)
+
+        self.Context, self.Device = Context, Device
+
+    def init(self) -> None:
+        if not self._machine.gpus:
+            raise self.Error("cuInit failed: no CUDA-capable device is detected")
+
+    def Stream(self, flags: int = 0) -> FakeStream:  # noqa: N802
+        self._fail("Stream")
+        return FakeStream(self._machine, flags)
+
+    def Event(self, flags: int = 0) -> FakeEvent:  # noqa: N802
+        return FakeEvent(self._machine, flags)
+
+    def mem_alloc(self, size: int) -> _DeviceAllocation:
+        machine = self._machine
+        machine.need_context("mem_alloc")
+        machine.need_no_capture("mem_alloc")
+        self._fail("mem_alloc")
+        if sum(map(len, machine.allocations.values())) + size > machine.memory:
+            raise self.MemoryError("cuMemAlloc failed: out of memory")
+        address = machine.number() << 32
+        machine.allocations[address] = np.full(size, 0xCD, np.uint8)
+        machine.record("allocated", size)
+        return _DeviceAllocation(machine, address)
+
+    def mem_get_info(self) -> tuple[int, int]:
+        taken = sum(map(len, self._machine.allocations.values()))
+        return self._machine.memory - taken, self._machine.memory
+
+    def pagelocked_empty(self, shape: int, dtype: Any) -> np.ndarray:
+        machine = self._machine
+        machine.need_context("pagelocked_empty")
+        machine.need_no_capture("pagelocked_empty")
+        number = machine.number()
+
+        memory = np.full(shape, 0xEE, dtype)
+
+        class Base:
+            """Stands for the allocation: NumPy keeps it as the array's base."""
+
+            __array_interface__ = memory.__array_interface__
+
+            def free(self) -> None:
+                machine.need_context("pagelocked free")
+                del machine.pinned[number]
+
+        machine.pinned[number] = memory
+        return np.asarray(Base())
+
+    def memcpy_htod_async(self, dest: int, src: np.ndarray, stream: FakeStream) -> None:
+        machine = self._machine
+        machine.need_context("memcpy_htod_async")
+        machine.record("up", src.nbytes, stream.number)
+        machine.copied["up"] += src.nbytes
+
+        def work() -> None:
+            machine.bytes_at(dest, src.nbytes)[:] = src.reshape(-1).view(np.uint8)
+
+        stream.put(work)
+
+    def memcpy_dtoh_async(self, dest: np.ndarray, src: int, stream: FakeStream) -> None:
+        machine = self._machine
+        machine.need_context("memcpy_dtoh_async")
+        machine.record("down", dest.nbytes, stream.number)
+        machine.copied["down"] += dest.nbytes
+
+        def work() -> None:
+            dest.reshape(-1).view(np.uint8)[:] = machine.bytes_at(src, dest.nbytes)
+
+        stream.put(work)
+
+    def _fail(self, what: str) -> None:
+        """Raise when a test asked for it: ``machine.failing[what]`` calls from now."""
+        if what in self._machine.failing:
+            self._machine.failing[what] -= 1
+            if self._machine.failing[what] < 0:
+                raise self.Error(f"{what} failed: because the test says so")
+
+
+class CUresult(enum.IntEnum):
+    CUDA_SUCCESS = 0
+    CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+
+
+class FakeBindings:
+    """In the place of ``cuda.bindings.driver``; functions answer (error, result...)."""
+
+    class CUstreamCaptureMode(enum.IntEnum):
+        CU_STREAM_CAPTURE_MODE_GLOBAL = 0
+        CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
+
+    class CUevent_flags(enum.IntEnum):  # noqa: N801
+        CU_EVENT_DISABLE_TIMING = 2
+
+    class CUpointer_attribute(enum.IntEnum):  # noqa: N801
+        CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL = 9
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.refusing: set[str] = set()
+        self.ordinal_of_pointers = 0
+        self.events = 0
+
+    def CUstream(self, handle: int) -> int:  # noqa: N802
+        return handle
+
+    def cuCtxPopCurrent(self) -> tuple[Any, ...]:  # noqa: N802
+        return CUresult.CUDA_SUCCESS, self._machine.stack.pop()
+
+    def cuPointerGetAttribute(self, attribute: int, pointer: int) -> tuple[Any, ...]:  # noqa: N802
+        assert attribute == self.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        return CUresult.CUDA_SUCCESS, self.ordinal_of_pointers
+
+    def cuEventCreate(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        self.events += 1
+        return CUresult.CUDA_SUCCESS, FakeEvent(self._machine, flags)
+
+    def cuEventRecord(self, event: FakeEvent, stream: int) -> tuple[Any, ...]:  # noqa: N802
+        event.record(self._machine.streams[stream])
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuStreamWaitEvent(  # noqa: N802
+        self, stream: int, event: FakeEvent, flags: int
+    ) -> tuple[Any, ...]:
+        self._machine.streams[stream].wait_for_event(event)
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuEventDestroy(self, event: FakeEvent) -> tuple[Any, ...]:  # noqa: N802
+        self.events -= 1
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.need_context("cuStreamBeginCapture")
+        if "cuStreamBeginCapture" in self.refusing:
+            return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
+        assert mode == self.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._machine.streams[stream].captured = []
+        self._machine.record("capture begins")
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuStreamEndCapture(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
+        fake = self._machine.streams[stream]
+        captured, fake.captured = fake.captured, None
+        assert captured is not None
+        self._machine.record("capture ends")
+        if "cuStreamEndCapture" in self.refusing:
+            return CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, None
+        return CUresult.CUDA_SUCCESS, self._graph(captured)
+
+    def cuGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        if "cuGraphInstantiate" in self.refusing:
+            return CUresult.CUDA_ERROR_INVALID_VALUE, None
+        return CUresult.CUDA_SUCCESS, self._graph(self._machine.graphs[graph])
+
+    def cuGraphLaunch(self, graph: int, stream: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.need_context("cuGraphLaunch")
+        if "cuGraphLaunch" in self.refusing:
+            return (CUresult.CUDA_ERROR_INVALID_VALUE,)
+        for work in self._machine.graphs[graph]:
+            self._machine.streams[stream].put(work)
+        self._machine.record("replayed", graph)
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuGraphDestroy(self, graph: int) -> tuple[Any, ...]:  # noqa: N802
+        del self._machine.graphs[graph]
+        return (CUresult.CUDA_SUCCESS,)
+
+    cuGraphExecDestroy = cuGraphDestroy  # noqa: N815
+
+    def _graph(self, work: list[Work]) -> int:
+        number = self._machine.number()
+        self._machine.graphs[number] = list(work)
+        return number
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The stand-ins, and what they record."""
+
+    machine: Machine
+    pycuda: FakePycuda
+    bindings: FakeBindings
+
+    @property
+    def libraries(self) -> CudaLibraries:
+        return CudaLibraries(self.pycuda, self.bindings)
+
+    def check_clean(self) -> None:
+        """Everything was freed, by hand and with a context."""
+        gc.collect()
+        assert self.machine.leaks() == dict.fromkeys(self.machine.leaks(), 0)
+        assert [entry for entry in self.machine.log if entry[0] == "leak"] == []
+        assert self.machine.stack == []
+        assert self.machine.pycuda_stack == []

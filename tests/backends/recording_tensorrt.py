@@ -1,0 +1,211 @@
+"""A recording stand-in of ``tensorrt``: engines whose arithmetic ONNX Runtime does, on the host.
+
+A plan is the path of an ONNX file. ``execute_async_v3`` puts work on the stand-in stream that reads
+the inputs' bytes at the addresses set, runs the graph, and writes the outputs' bytes: so what a run
+gives depends on the order of the streams, as on a GPU. Everything else only keeps TensorRT's names
+and its rules: sizes and addresses must be set, a workspace given, and refusals are return values.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from recording_cuda import Machine
+
+from rvos_deploy.runtime.graph_spec import GraphSpec
+
+WORKSPACE = 4096
+
+
+class DataType(enum.Enum):
+    FLOAT = "float32"
+    HALF = "float16"
+    INT32 = "int32"
+    INT64 = "int64"
+    BOOL = "bool"
+    UINT8 = "uint8"
+
+
+class TensorIOMode(enum.Enum):
+    INPUT = 1
+    OUTPUT = 2
+
+
+class TensorLocation(enum.Enum):
+    DEVICE = 0
+    HOST = 1
+
+
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC = 0
+    USER_MANAGED = 2
+
+
+class Logger:
+    ERROR = 1
+
+    def __init__(self, severity: int) -> None:
+        self.severity = severity
+
+
+_sessions: dict[Path, onnxruntime.InferenceSession] = {}
+
+
+def open_session(path: str) -> onnxruntime.InferenceSession:
+    """ONNX Runtime's session of a graph, opened once for all tests."""
+    file = Path(path).resolve()
+    if file not in _sessions:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        _sessions[file] = onnxruntime.InferenceSession(
+            file, options, providers=["CPUExecutionProvider"]
+        )
+    return _sessions[file]
+
+
+class FakeTensorRt:
+    """In the place of the module ``tensorrt``."""
+
+    __name__ = "tensorrt"
+    __version__ = "11.4.0.106"
+    DataType, TensorIOMode, TensorLocation = DataType, TensorIOMode, TensorLocation
+    ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
+    Logger = Logger
+
+    def __init__(self, machine: Machine, specs: dict[str, GraphSpec]) -> None:
+        """``specs``: contracts by graph; plans hold the paths of their ONNX files."""
+        self.machine, self.specs = machine, specs
+        self.deserialised: list[str] = []
+        self.contexts = 0
+        self.refusing: set[str] = set()
+
+    def Runtime(self, logger: Logger) -> Runtime:  # noqa: N802
+        return Runtime(self)
+
+
+class Runtime:
+    engine_host_code_allowed = False
+
+    def __init__(self, trt: FakeTensorRt) -> None:
+        self._trt = trt
+
+    def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+        self._trt.machine.need_context("deserialize_cuda_engine")
+        path = plan.decode()
+        self._trt.deserialised.append(path)
+        return None if "deserialize" in self._trt.refusing else Engine(self._trt, path)
+
+
+class Engine:
+    device_memory_size_v2 = WORKSPACE
+
+    def __init__(self, trt: FakeTensorRt, path: str) -> None:
+        self.trt, self.path = trt, path
+        graph = path.rsplit("/", 1)[1].removesuffix(".onnx")
+        self.spec = trt.specs[graph]
+        self.tensors = {t.name: t for t in (*self.spec.inputs, *self.spec.outputs)}
+        self.num_io_tensors = len(self.tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        inputs = [tensor.name for tensor in self.spec.inputs]
+        return TensorIOMode.INPUT if name in inputs else TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        if "types" in self.trt.refusing:
+            return DataType.INT32
+        return DataType(self.tensors[name].dtype)
+
+    def get_tensor_location(self, name: str) -> TensorLocation:
+        return TensorLocation.DEVICE
+
+    def create_execution_context(
+        self, strategy: ExecutionContextAllocationStrategy
+    ) -> Context | None:
+        self.trt.machine.need_context("create_execution_context")
+        if "context" in self.trt.refusing:
+            return None
+        assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        return Context(self)
+
+    def __del__(self) -> None:
+        if not self.trt.machine.stack:
+            self.trt.machine.record("leak", "an engine was freed without a context")
+
+
+class Context:
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._trt = engine, engine.trt
+        self._trt.contexts += 1
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._workspace = 0
+        self._warm: dict[str, tuple[int, ...]] | None = None
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert size >= WORKSPACE
+        self._workspace = memory
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        assert stream in self._trt.machine.streams
+        return "profile" not in self._trt.refusing
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._shapes[name] = tuple(shape)
+        return "shape" not in self._trt.refusing
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        if "output shape" in self._trt.refusing:
+            return (7,)
+        axes: dict[str, int] = {}
+        for tensor in self._engine.spec.inputs:
+            for dim, size in zip(tensor.shape, self._shapes[tensor.name], strict=True):
+                if isinstance(dim, str):
+                    axis, _, divisor = dim.partition("/")
+                    axes[axis] = size * int(divisor or 1)
+        return self._engine.tensors[name].sizes(axes)
+
+    def execute_async_v3(self, stream: int) -> bool:
+        machine, spec = self._trt.machine, self._engine.spec
+        machine.need_context("execute_async_v3")
+        fake = machine.streams[stream]
+        capturing = fake.captured is not None
+        if "enqueue" in self._trt.refusing or (capturing and "capture" in self._trt.refusing):
+            return False
+        if capturing:
+            assert self._warm == self._shapes, "captured without a warm-up at these sizes"
+        self._warm = dict(self._shapes)
+        assert self._workspace, "no workspace was given"
+        assert set(self._addresses) == set(self._engine.tensors), "addresses are missing"
+        addresses, shapes = dict(self._addresses), dict(self._shapes)
+        session = open_session(self._engine.path)
+        machine.record("enqueued", spec.name, fake.number)
+
+        def view(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            dtype = np.dtype(self._engine.tensors[name].dtype)
+            count = math.prod(shape) * dtype.itemsize
+            return machine.bytes_at(addresses[name], count).view(dtype).reshape(shape)
+
+        def work() -> None:
+            machine.bytes_at(self._workspace, WORKSPACE)
+            inputs = {tensor.name: view(tensor.name, shapes[tensor.name]) for tensor in spec.inputs}
+            names = [tensor.name for tensor in spec.outputs]
+            for name, value in zip(names, session.run(names, inputs), strict=True):
+                view(name, value.shape)[...] = value
+
+        fake.put(work)
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"the stand-in context has no {name}")

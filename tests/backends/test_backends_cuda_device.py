@@ -1,0 +1,227 @@
+"""Memory, streams and the context: order, lifetimes, threads, errors. On recording stand-ins."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from recording_cuda import Gpu
+
+from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends.cuda_device import CudaDevice, hold_device
+from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, Fetch, fetch
+
+
+def tensor(device: CudaDevice, array: np.ndarray) -> DeviceTensor:
+    """An array on the device, by way of a staged input and a copy on the compute stream."""
+    with device.lock, device.current():
+        staging = device.staging(array.nbytes)
+        staging.put(array)
+        buffer = device.allocate(array.nbytes)
+        machine, source, target = device.driver._machine, staging.address, buffer.address
+
+        def copy() -> None:
+            machine.bytes_at(target, array.nbytes)[:] = machine.bytes_at(source, array.nbytes)
+
+        device.compute.put(copy)
+        staging.consumed()
+        device.unstage(staging)
+        return DeviceTensor(device, array.shape, array.dtype, buffer, device.event(device.compute))
+
+
+def test_a_round_trip_waits_for_every_stream(gpu: Gpu) -> None:
+    device = hold_device(gpu.libraries)
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    there = tensor(device, array)
+    assert (np.asarray(there) == array).all()
+    assert there.nbytes == array.nbytes
+    assert "float32" in repr(there)
+    del there
+    device.let_go()
+    gpu.check_clean()
+
+
+def test_many_uploads_in_flight_do_not_overwrite_each_other(gpu: Gpu) -> None:
+    """The stand-in's streams run as late as they may: a buffer used too early shows."""
+    device = hold_device(gpu.libraries)
+    arrays = [np.full((5, 7), value, np.int64) for value in range(20)]
+    there = [tensor(device, array) for array in arrays]
+    for array, found in zip(arrays, fetch(there), strict=True):
+        assert (found == array).all()
+    there.clear()
+    device.let_go()
+    gpu.check_clean()
+
+
+def test_memory_is_pooled_and_flat(gpu: Gpu) -> None:
+    device = hold_device(gpu.libraries)
+    taken = []
+    for value in range(50):
+        there = tensor(device, np.full(1000, value, np.float32))
+        (back,) = fetch([there])
+        assert (back == value).all()
+        taken.append(device.bytes_taken())
+        del there
+    assert taken[3:] == [taken[3]] * 47
+    device.let_go()
+    gpu.check_clean()
+
+
+def test_frees_in_order_and_the_context_last(gpu: Gpu) -> None:
+    device = hold_device(gpu.libraries)
+    there = tensor(device, np.ones(9, np.float32))
+    gpu.machine.log.clear()
+    device.let_go()
+    kinds = [entry[0] for entry in gpu.machine.log]
+    order = [kind for kind in kinds if kind in ("freed", "stream freed", "context released")]
+    assert order == sorted(order, key=["freed", "stream freed", "context released"].index)
+    assert order[-1] == "context released"
+    with pytest.raises(BackendError, match="freed with its segmenter"):
+        _ = there.address
+    with pytest.raises(BackendError, match="load the bundle again"):
+        device.allocate(8)
+    gpu.check_clean()
+
+
+def test_holds_are_counted_and_share_one_object(gpu: Gpu) -> None:
+    first, second = hold_device(gpu.libraries), hold_device(gpu.libraries)
+    assert first is second
+    assert gpu.machine.retained == 1
+    first.let_go()
+    assert gpu.machine.retained == 1
+    second.allocate(8)
+    second.let_go()
+    gpu.check_clean()
+    assert hold_device(gpu.libraries) is not first
+
+
+def test_other_users_of_cuda_find_their_context_as_it_was(gpu: Gpu) -> None:
+    """PyTorch sets the runtime's context; an application may have pushed one by pycuda."""
+    other, own = object(), gpu.pycuda.Device(0).retain_primary_context()
+    gpu.machine.stack.append(other)
+    own.push()
+    before = list(gpu.machine.stack), list(gpu.machine.pycuda_stack)
+    device = hold_device(gpu.libraries)
+    with device.current(), device.current():
+        assert gpu.machine.stack[-1] is not own
+    assert (gpu.machine.stack, gpu.machine.pycuda_stack) == before
+    device.let_go()
+    assert (gpu.machine.stack, gpu.machine.pycuda_stack) == before
+
+
+def test_the_last_hold_may_end_in_another_thread(gpu: Gpu) -> None:
+    device = hold_device(gpu.libraries)
+    found = []
+
+    def elsewhere() -> None:
+        there = tensor(device, np.ones(3, np.float32))
+        found.append(np.asarray(there).sum())
+        device.let_go()
+        found.append((gpu.machine.stack, gpu.machine.pycuda_stack))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [3.0, ([], [])]
+    gpu.check_clean()
+
+
+def test_threads_share_the_streams(gpu: Gpu) -> None:
+    device = hold_device(gpu.libraries)
+    wrong: list[int] = []
+
+    def work(value: int) -> None:
+        for step in range(20):
+            array = np.full(100, 100 * value + step, np.int32)
+            there = tensor(device, array)
+            # The stand-in's queues are no more thread-safe than Python's lists.
+            with device.lock:
+                if not (fetch([there])[0] == array).all():
+                    wrong.append(value)
+
+    threads = [threading.Thread(target=work, args=(value,)) for value in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    device.let_go()
+    gpu.check_clean()
+
+
+def test_a_fetch_keeps_what_it_fetches(gpu: Gpu) -> None:
+    device = hold_device(gpu.libraries)
+    under_way = Fetch([tensor(device, np.full(50, 1, np.float32))])
+    other = tensor(device, np.full(50, 2, np.float32))
+    assert (np.asarray(other) == 2).all()
+    assert (under_way.arrays()[0] == 1).all()
+    del other, under_way
+    device.let_go()
+    gpu.check_clean()
+
+
+def test_short_memory_frees_what_is_idle_and_then_says_so(gpu: Gpu) -> None:
+    gpu.machine.memory = 8 * 2**20
+    device = hold_device(gpu.libraries)
+    idle = device.allocate(3 * 2**20)
+    del idle
+    kept = device.allocate(6 * 2**20)
+    assert device.bytes_taken() == 6 * 2**20
+    with pytest.raises(
+        BackendError, match=r"4 MiB are needed, 2 of 8 MiB are free.*--size"
+    ) as told:
+        device.allocate(4 * 2**20)
+    assert "\n" not in str(told.value)
+    del kept
+    device.let_go()
+    gpu.check_clean()
+
+
+def test_no_gpu_is_one_line(gpu: Gpu) -> None:
+    gpu.machine.gpus = 0
+    with pytest.raises(BackendError, match=r"no NVIDIA GPU 0.*no CUDA-capable device.*nvidia-smi"):
+        hold_device(gpu.libraries)
+    gpu.check_clean()
+
+
+def test_a_failure_while_it_is_made_leaves_nothing(gpu: Gpu) -> None:
+    gpu.machine.failing["Stream"] = 1
+    with pytest.raises(BackendError, match=r"CUDA failed on GPU 0 .*because the test says so"):
+        hold_device(gpu.libraries)
+    gpu.check_clean()
+
+
+def test_the_array_interface_tells_the_stream(gpu: Gpu) -> None:
+    device = hold_device(gpu.libraries)
+    there = tensor(device, np.zeros((2, 3), np.float16))
+    interface = there.__cuda_array_interface__
+    assert interface["shape"] == (2, 3)
+    assert interface["typestr"] == "<f2"
+    assert interface["data"] == (there.address, False)
+    assert interface["stream"] == device.compute.handle
+    with pytest.raises(ValueError, match="without a copy"):
+        np.array(there, copy=False)
+    del there, interface
+    device.let_go()
+    gpu.check_clean()
+
+
+def test_another_librarys_memory_is_kept_until_it_was_read(gpu: Gpu) -> None:
+    class Theirs:
+        freed = False
+
+        def __del__(self) -> None:
+            Theirs.freed = True
+
+    device = hold_device(gpu.libraries)
+    with device.current():
+        device.compute.put(lambda: None)
+        device.keep(Theirs())
+        device.keep(object())
+        assert not Theirs.freed
+        device.compute.synchronize()
+        device.keep(object())
+    assert Theirs.freed
+    device.let_go()
+    gpu.check_clean()

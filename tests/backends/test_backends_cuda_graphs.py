@@ -1,0 +1,177 @@
+"""When a run is captured, what is kept, and what a refusal leads to. On a recording stand-in."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+from recording_cuda import Gpu
+
+from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends.cuda_device import CudaDevice, hold_device
+from rvos_deploy.runtime.backends.cuda_graphs import (
+    CapturedRuns,
+    CaptureError,
+    RunKey,
+    capture,
+    free_graph,
+    launch,
+)
+
+
+class Run:
+    def __init__(self) -> None:
+        self.busy = self.closed = False
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
+
+
+def key(size: int, address: int = 0) -> RunKey:
+    return RunKey.of({"W": size, "H": 32}, {"features": address})
+
+
+def test_keys_tell_sizes_and_addresses_apart_and_not_their_order() -> None:
+    assert key(64) == RunKey.of({"H": 32, "W": 64}, {"features": 0})
+    assert key(64) != key(96)
+    assert key(64) != key(64, address=1)
+
+
+def test_a_run_is_captured_when_it_comes_again() -> None:
+    runs: CapturedRuns[Run] = CapturedRuns("backbone")
+    assert runs.find(key(64)) is None
+    assert [runs.wants(key(64)), runs.wants(key(96)), runs.wants(key(64))] == [False, False, True]
+    run = Run()
+    runs.add(key(64), run)
+    assert runs.find(key(64)) is run
+    assert runs.find(key(96)) is None
+
+
+def test_sizes_that_come_once_are_never_captured_and_forgotten() -> None:
+    runs: CapturedRuns[Run] = CapturedRuns("video_decoder")
+    assert not any(runs.wants(key(32 * size)) for size in range(1, 1000))
+    assert len(runs._seen) <= 64
+
+
+def test_the_least_recently_used_run_goes() -> None:
+    runs: CapturedRuns[Run] = CapturedRuns("backbone", capacity=2)
+    first, second, third = Run(), Run(), Run()
+    runs.add(key(1), first)
+    runs.add(key(2), second)
+    assert runs.find(key(1)) is first
+    runs.add(key(3), third)
+    assert (first.closed, second.closed, third.closed) == (False, True, False)
+    assert len(runs) == 2
+    runs.clear()
+    assert first.closed
+    assert third.closed
+    assert len(runs) == 0
+
+
+def test_a_busy_run_is_neither_replayed_nor_dropped() -> None:
+    runs: CapturedRuns[Run] = CapturedRuns("frame_decoder", capacity=2)
+    waiting, other = Run(), Run()
+    runs.wants(key(1))
+    runs.add(key(1), waiting)
+    waiting.busy = True
+    assert runs.find(key(1)) is None
+    assert runs.wants(key(1)), "another one is captured beside it"
+    runs.add(key(1), other)
+    assert runs.find(key(1)) is other
+    other.busy = True
+    assert runs.find(key(1)) is None
+    assert not runs.wants(key(1)), "there is no room while both are busy"
+    other.busy = False
+    runs.wants(key(2))
+    assert runs.wants(key(2))
+    runs.add(key(2), Run())
+    assert (waiting.closed, other.closed) == (False, True)
+
+
+def test_giving_up_says_why_once() -> None:
+    runs: CapturedRuns[Run] = CapturedRuns("mask_head")
+    runs.wants(key(1))
+    with pytest.warns(RuntimeWarning, match=r"mask_head runs without CUDA graphs.*because"):
+        runs.give_up("because")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runs.give_up("again")
+    assert runs.reason == "because"
+    assert not runs.wants(key(1))
+
+
+def test_switched_off() -> None:
+    runs: CapturedRuns[Run] = CapturedRuns("mask_head", enabled=False)
+    assert [runs.wants(key(1)), runs.wants(key(1))] == [False, False]
+    assert runs.reason == "CUDA graphs were switched off"
+
+
+@pytest.fixture
+def device(gpu: Gpu) -> Iterator[CudaDevice]:
+    device = hold_device(gpu.libraries)
+    with device.current():
+        yield device
+    device.let_go()
+    gpu.check_clean()
+
+
+def test_a_capture_runs_nothing_and_a_replay_everything(gpu: Gpu, device: CudaDevice) -> None:
+    ran: list[int] = []
+    stream = int(device.compute.handle)
+
+    def enqueue() -> bool:
+        device.compute.put(lambda: ran.append(1))
+        device.compute.put(lambda: ran.append(2))
+        return True
+
+    graph = capture(gpu.bindings, stream, enqueue)
+    device.compute.synchronize()
+    assert ran == []
+    launch(gpu.bindings, graph, stream)
+    launch(gpu.bindings, graph, stream)
+    device.compute.synchronize()
+    assert ran == [1, 2, 1, 2]
+    free_graph(gpu.bindings, graph)
+
+
+def test_a_refused_enqueue_ends_the_capture_and_keeps_no_graph(
+    gpu: Gpu, device: CudaDevice
+) -> None:
+    with pytest.raises(CaptureError, match="TensorRT refused"):
+        capture(gpu.bindings, int(device.compute.handle), lambda: False)
+    assert device.compute.captured is None
+    assert gpu.machine.graphs == {}
+
+
+def test_an_error_in_the_enqueue_ends_the_capture(gpu: Gpu, device: CudaDevice) -> None:
+    def enqueue() -> bool:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        capture(gpu.bindings, int(device.compute.handle), enqueue)
+    assert device.compute.captured is None
+    assert gpu.machine.graphs == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate"]
+)
+def test_each_refusal_of_cuda_is_told_and_leaves_nothing(
+    gpu: Gpu, device: CudaDevice, name: str
+) -> None:
+    gpu.bindings.refusing.add(name)
+    with pytest.raises(CaptureError, match=f"{name} failed with CUDA_ERROR_"):
+        capture(gpu.bindings, int(device.compute.handle), lambda: True)
+    assert device.compute.captured is None
+    assert gpu.machine.graphs == {}
+
+
+def test_a_refused_replay_is_an_error(gpu: Gpu, device: CudaDevice) -> None:
+    stream = int(device.compute.handle)
+    graph = capture(gpu.bindings, stream, lambda: True)
+    gpu.bindings.refusing.add("cuGraphLaunch")
+    with pytest.raises(BackendError, match="cuGraphLaunch failed with CUDA_ERROR_INVALID_VALUE"):
+        launch(gpu.bindings, graph, stream)
+    free_graph(gpu.bindings, graph)

@@ -1,0 +1,256 @@
+"""Arrays of other libraries: DLPack capsules of NumPy and PyTorch, the rest on stand-ins."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from recording_cuda import Gpu
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.runtime.backends.cuda_device import CudaDevice, hold_device
+from rvos_deploy.runtime.backends.device_array import Capsule, borrow, is_device_array
+from rvos_deploy.runtime.backends.device_tensor import DeviceTensor
+from rvos_deploy.runtime.bundle import Bundle
+from rvos_deploy.runtime.segmenter import load
+from rvos_deploy.runtime.settings import StreamSettings
+
+if TYPE_CHECKING:
+    from recording_cuda import FakeStream
+    from recording_tensorrt import FakeTensorRt
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "int64", "bool"])
+def test_a_capsule_is_read_as_its_library_wrote_it(dtype: str) -> None:
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    for owner in (array, torch.from_numpy(array)):
+        capsule = Capsule(owner.__dlpack__())
+        assert capsule.shape == (2, 3, 4)
+        assert capsule.dtype == array.dtype
+        assert capsule.address == array.ctypes.data
+        assert (capsule.kind, capsule.ordinal) == (1, 0)
+        assert capsule.strides in (None, array.strides)
+
+
+def test_strides_and_offsets_of_views() -> None:
+    array = np.arange(60, dtype=np.int32).reshape(5, 12)
+    view = torch.from_numpy(array)[1:4, 2::3]
+    capsule = Capsule(view.__dlpack__())
+    assert capsule.address == array[1:4, 2::3].ctypes.data
+    assert capsule.strides == array[1:4, 2::3].strides
+
+
+def test_the_owner_is_kept_exactly_as_long_as_the_capsule() -> None:
+    array = np.zeros(100)
+    before = sys.getrefcount(array)
+    capsule = Capsule(array.__dlpack__())
+    assert sys.getrefcount(array) > before
+    del capsule
+    gc.collect()
+    assert sys.getrefcount(array) == before
+
+
+def test_what_is_no_fresh_capsule_is_refused() -> None:
+    capsule = np.zeros(3).__dlpack__()
+    kept = Capsule(capsule)
+    with pytest.raises(InputError, match="no capsule that can be used"):
+        Capsule(capsule)
+    with pytest.raises(InputError, match="no capsule that can be used"):
+        Capsule("capsule")
+    assert kept.shape == (3,)
+
+
+def test_types_that_numpy_has_not() -> None:
+    with pytest.raises(InputError, match=r"type code 4 with 16 bits .* no NumPy type"):
+        Capsule(torch.zeros(3, dtype=torch.bfloat16).__dlpack__())
+
+
+class OnGpu:
+    """An array in stand-in device memory, written by another library's stream when it runs."""
+
+    def __init__(self, gpu: Gpu, array: np.ndarray) -> None:
+        context = gpu.pycuda.Device(0).retain_primary_context()
+        context.push()
+        self.memory = gpu.pycuda.mem_alloc(array.nbytes)
+        self.stream: FakeStream = gpu.pycuda.Stream()
+        gpu.pycuda.Context.pop()
+        self.array, self.context, self.gpu = array, context, gpu
+        target = int(self.memory)
+
+        def compute() -> None:
+            gpu.machine.bytes_at(target, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
+
+        self.stream.put(compute)
+
+    def free(self) -> None:
+        self.context.push()
+        self.stream.synchronize()
+        self.memory.free()
+        del self.stream
+        self.gpu.pycuda.Context.pop()
+        self.gpu.machine.retained -= 1
+
+
+class Interface(OnGpu):
+    version = 3
+    strides: Any = None
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.array.shape,
+            "typestr": self.array.dtype.str,
+            "data": (int(self.memory), False),
+            "strides": self.strides,
+            "version": self.version,
+            "stream": self.stream.handle,
+        }
+
+
+class DlPack(OnGpu):
+    """Its capsule is NumPy's, with device and address put in."""
+
+    device = (2, 0)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device
+
+    def __dlpack__(self, stream: int) -> object:
+        with_context = self.gpu.bindings
+        event = self.gpu.pycuda.Event()
+        event.record(self.stream)
+        with_context.cuStreamWaitEvent(stream, event, 0)
+        capsule = self.array.__dlpack__()
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.argtypes, pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
+        managed = pointer(capsule, b"dltensor")
+        ctypes.c_void_p.from_address(managed).value = int(self.memory)
+        ctypes.c_int32.from_address(managed + 8).value = self.device[0]
+        ctypes.c_int32.from_address(managed + 12).value = self.device[1]
+        return capsule
+
+
+@pytest.fixture
+def device(gpu: Gpu) -> Iterator[CudaDevice]:
+    device = hold_device(gpu.libraries)
+    yield device
+    device.let_go()
+
+
+@pytest.mark.parametrize("kind", [Interface, DlPack])
+def test_computation_waits_for_the_owners_stream(
+    gpu: Gpu, device: CudaDevice, kind: type[OnGpu]
+) -> None:
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    theirs = kind(gpu, array)
+    assert is_device_array(theirs)
+    tensor = borrow(device, theirs)
+    assert (tensor.shape, tensor.dtype, tensor.address) == ((3, 4), array.dtype, int(theirs.memory))
+    # The download waits for the tensor's own event alone: it must come after the owner's work.
+    assert (np.asarray(tensor) == array).all()
+    assert gpu.bindings.events == 0
+    del tensor
+    theirs.free()
+
+
+def test_the_interfaces_owner_is_kept(gpu: Gpu, device: CudaDevice) -> None:
+    theirs = Interface(gpu, np.zeros(3, np.uint8))
+    alive = weakref.ref(theirs)
+    tensor = borrow(device, theirs)
+    del theirs
+    gc.collect()
+    owner = alive()
+    assert owner is not None
+    del tensor
+    owner.free()
+
+
+def test_what_cannot_be_read_is_one_line(gpu: Gpu, device: CudaDevice) -> None:
+    theirs = Interface(gpu, np.zeros((4, 6), np.float32))
+    theirs.strides = (48, 8)
+    with pytest.raises(InputError, match=r"must be contiguous, found strides \[48, 8\]"):
+        borrow(device, theirs)
+    theirs.strides = (24, 4)
+    assert borrow(device, theirs).shape == (4, 6)
+    gpu.bindings.ordinal_of_pointers = 1
+    with pytest.raises(InputError, match=r"not on GPU 0 \(stand-in\)"):
+        borrow(device, theirs)
+    theirs.free()
+    other = DlPack(gpu, np.zeros(3, np.uint8))
+    other.device = (2, 1)
+    with pytest.raises(InputError, match=r"not on GPU 0"):
+        borrow(device, other)
+    other.free()
+
+
+def test_what_is_on_a_gpu() -> None:
+    assert not is_device_array(np.zeros(3))
+    assert not is_device_array(torch.zeros(3))
+    assert not is_device_array([1, 2])
+
+
+@pytest.mark.parametrize("kind", [Interface, DlPack])
+@pytest.mark.parametrize(("size", "read_in_place"), [((96, 160), True), ((60, 110), False)])
+def test_a_stream_takes_frames_on_the_gpu(
+    gpu: Gpu,
+    tensorrt: FakeTensorRt,
+    engines: Bundle,
+    kind: type[OnGpu],
+    size: tuple[int, int],
+    read_in_place: bool,
+) -> None:
+    frame = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
+    settings = StreamSettings(size=(96, 160), fallback="top1")
+    with load(engines.path, backend="tensorrt") as segmenter:
+        with segmenter.stream(["the disc"], settings) as stream:
+            gpu.machine.copied.update(up=0, down=0)
+            (truth,) = stream.push(frame)
+            uploaded = gpu.machine.copied["up"]
+        with segmenter.stream(["the disc"], settings) as stream:
+            theirs = kind(gpu, frame)
+            gpu.machine.copied.update(up=0, down=0)
+            (found,) = stream.push(theirs)
+            saved = uploaded - gpu.machine.copied["up"]
+            with pytest.raises(InputError, match=r"must be uint8 \[H, W, 3\]"):
+                stream.push(Interface(gpu, np.zeros((4, 4), np.uint8)))
+        assert (found.masks == truth.masks).all()
+        assert found.masks.shape == (1, *size)
+        assert saved == (frame.nbytes if read_in_place else 0)
+    theirs.free()
+
+
+def test_a_back_end_on_the_host_takes_host_tensors_and_refuses_others(
+    gpu: Gpu, engines: Bundle
+) -> None:
+    frame = np.random.default_rng(0).integers(0, 255, (96, 160, 3), np.uint8)
+    settings = StreamSettings(size=(96, 160), fallback="top1")
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        with segmenter.stream(["the disc"], settings) as stream:
+            (truth,) = stream.push(frame)
+        with segmenter.stream(["the disc"], settings) as stream:
+            (found,) = stream.push(torch.from_numpy(frame))
+            assert (found.masks == truth.masks).all()
+            with pytest.raises(InputError, match=r"cannot be read on the host.*--backend tensorrt"):
+                stream.push(Interface(gpu, frame))
+            with pytest.raises(InputError, match="must be a uint8 array, found list"):
+                stream.push([1, 2])
+
+
+def test_results_are_tensors_that_others_can_take(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, device: CudaDevice
+) -> None:
+    theirs = Interface(gpu, np.ones((2, 2), np.float32))
+    tensor = borrow(device, theirs)
+    assert isinstance(tensor, DeviceTensor)
+    assert borrow(device, tensor) is tensor
+    assert tensor.reshape(4).shape == (4,)
+    assert tensor.reshape(4).borrowed
+    del tensor
+    theirs.free()

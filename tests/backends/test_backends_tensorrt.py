@@ -1,0 +1,374 @@
+"""The TensorRT back end on recording stand-ins: ONNX Runtime does the engines' arithmetic.
+
+What is shown: order, lifetimes, capture, refusals, and that a whole stream through it gives the
+masks that ONNX Runtime gives alone. Not shown: anything of TensorRT's or a GPU's own behaviour.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from recording_cuda import Gpu
+
+from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.runtime.backends.base import Runner
+from rvos_deploy.runtime.backends.device_tensor import DeviceTensor
+from rvos_deploy.runtime.backends.registry import make_backend
+from rvos_deploy.runtime.backends.tensorrt import TensorRtBackend
+from rvos_deploy.runtime.bundle import Bundle
+from rvos_deploy.runtime.engine_sidecar import EngineError, plan_file, sidecar_file
+from rvos_deploy.runtime.probe import PROBE_BOX, probe_clip, probe_inputs
+from rvos_deploy.runtime.segmenter import Segmenter, load
+from rvos_deploy.runtime.settings import StreamSettings
+
+if TYPE_CHECKING:
+    from recording_tensorrt import FakeTensorRt
+
+SMALL = {"H": 32, "W": 64, "E": 2, "L": 5, "M": 3}
+
+
+def runner_of(bundle: Bundle, graph: str, **options: bool) -> Runner:
+    return TensorRtBackend(**options).runner(bundle.graphs[graph], bundle.graph_file(graph))
+
+
+def inputs_of(bundle: Bundle, graph: str, seed: int = 0, **axes: int) -> dict[str, np.ndarray]:
+    spec = bundle.graphs[graph]
+    sizes = {**SMALL, **axes}
+    return probe_inputs(spec, {axis.name: sizes[axis.name] for axis in spec.axes}, seed)
+
+
+def expected(bundle: Bundle, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    from recording_tensorrt import open_session
+
+    names = [tensor.name for tensor in bundle.graphs[graph].outputs]
+    outputs = open_session(str(bundle.graph_file(graph))).run(names, inputs)
+    return dict(zip(names, outputs, strict=True))
+
+
+def enqueued(gpu: Gpu) -> list[str]:
+    return [entry[1] for entry in gpu.machine.log if entry[0] == "enqueued"]
+
+
+def replays(gpu: Gpu) -> int:
+    return sum(entry[0] == "replayed" for entry in gpu.machine.log)
+
+
+@pytest.mark.parametrize("graph", ["backbone", "text_encoder", "video_decoder", "mask_head"])
+def test_runs_give_what_the_arithmetic_gives_plain_captured_and_replayed(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, graph: str
+) -> None:
+    with runner_of(engines, graph) as runner:
+        for seed in range(5):
+            inputs = inputs_of(engines, graph, seed)
+            found = runner.infer(inputs)
+            for name, array in expected(engines, graph, inputs).items():
+                assert isinstance(found[name], DeviceTensor)
+                assert found[name].shape == array.shape
+                np.testing.assert_array_equal(runner.to_host(found[name]), array)
+            del found
+        # Plain; again, warm and captured (both enqueued); then replays.
+        assert enqueued(gpu) == [graph] * 3
+        assert replays(gpu) == 3
+    gpu.check_clean()
+
+
+def test_results_that_are_held_are_not_overwritten(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    """Captured runs write to fixed addresses: while somebody has them, they are left alone."""
+    with runner_of(engines, "mask_head") as runner:
+        many = [inputs_of(engines, "mask_head", seed) for seed in range(14)]
+        held = [runner.infer(inputs)["mask_logits"] for inputs in many]
+        assert replays(gpu) == 0
+        for inputs, found in zip(many, held, strict=True):
+            truth = expected(engines, "mask_head", inputs)["mask_logits"]
+            np.testing.assert_array_equal(np.asarray(found), truth)
+        del found
+        held.clear()
+        runner.infer(many[0])
+        assert replays(gpu) == 1
+    gpu.check_clean()
+
+
+def test_what_a_graph_gives_the_next_takes_without_a_copy(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    backend = TensorRtBackend()
+    runners = {
+        name: backend.runner(engines.graphs[name], engines.graph_file(name))
+        for name in ("backbone", "frame_decoder")
+    }
+    with runners["backbone"], runners["frame_decoder"]:
+        text = {
+            name: array
+            for name, array in inputs_of(engines, "frame_decoder").items()
+            if not name.startswith("res")
+        }
+        for seed in range(6):
+            frame = inputs_of(engines, "backbone", seed)
+            pyramid = runners["backbone"].infer(frame)
+            gpu.machine.copied.update(up=0, down=0)
+            found = runners["frame_decoder"].infer({**pyramid, **text})
+            assert gpu.machine.copied == {"up": sum(a.nbytes for a in text.values()), "down": 0}
+            truth = expected(
+                engines, "frame_decoder", {**expected(engines, "backbone", frame), **text}
+            )
+            queries = runners["frame_decoder"].to_host(found["frame_queries"])
+            np.testing.assert_array_equal(queries, truth["frame_queries"])
+            assert gpu.machine.copied["down"] == queries.nbytes
+            del found, pyramid
+        assert replays(gpu) > 3
+    gpu.check_clean()
+
+
+SETTINGS = {
+    "online": StreamSettings(size=PROBE_BOX, fallback="top1"),
+    "lookahead": StreamSettings(size=PROBE_BOX, fallback="top1", lookahead=2),
+    "offline": StreamSettings(size=PROBE_BOX, fallback="top1", mode="offline"),
+    "spilled": StreamSettings(size=PROBE_BOX, fallback="top1", mode="offline", mask_budget=0),
+}
+
+
+def masks(segmenter: Segmenter, settings: StreamSettings) -> list[np.ndarray]:
+    texts = ["the square moving to the right", "the disc"]
+    with segmenter.stream(texts, settings) as stream:
+        results = [result for frame in probe_clip(5) for result in stream.push(frame)]
+        results += list(stream.flush())
+    return [result.masks for result in results]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_stream_gives_the_masks_that_onnxruntime_gives(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, name: str
+) -> None:
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        truth = masks(segmenter, SETTINGS[name])
+    with load(engines.path, backend="tensorrt") as segmenter:
+        assert segmenter.backend.describe() == {
+            "name": "tensorrt",
+            "version": "11.4.0.106",
+            "device": "cuda",
+            "gpu": "stand-in (compute capability 8.9)",
+        }
+        found = masks(segmenter, SETTINGS[name])
+    assert len(found) == len(truth) == 5
+    for one, other in zip(found, truth, strict=True):
+        assert (one == other).all()
+    assert replays(gpu) > 0
+    gpu.check_clean()
+
+
+def test_device_memory_is_flat_over_a_stream(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    settings = StreamSettings(size=(32, 64), fallback="top1", memory=4)
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.stream(["the disc"], settings) as stream,
+    ):
+        taken = []
+        for _ in range(10):
+            for frame in probe_clip(6):
+                stream.push(frame)
+            taken.append((sum(map(len, gpu.machine.allocations.values())), len(gpu.machine.pinned)))
+        assert taken[3:] == [taken[3]] * 7
+    gpu.check_clean()
+
+
+def test_threads_share_a_segmenter(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        truth = masks(segmenter, SETTINGS["online"])
+    found: list[list[np.ndarray]] = []
+    with load(engines.path, backend="tensorrt") as segmenter:
+
+        def work() -> None:
+            found.append(masks(segmenter, SETTINGS["online"]))
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(found) == 3
+    for one in found:
+        assert all((a == b).all() for a, b in zip(one, truth, strict=True))
+    gpu.check_clean()
+
+
+def test_sizes_outside_the_profiles_are_one_line_with_the_command(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    with runner_of(engines, "mask_head") as runner:
+        with pytest.raises(EngineError, match=r"E=1:2:4.*E=9.*build-engine .* --profile .*E=1:2:9"):
+            runner.infer(inputs_of(engines, "mask_head", E=9))
+        inputs = inputs_of(engines, "mask_head")
+        wrong = {**inputs, "scores": inputs["scores"].astype(np.float64)}
+        with pytest.raises(InputError, match="input scores must be float32"):
+            runner.infer(wrong)
+        assert enqueued(gpu) == []
+    gpu.check_clean()
+
+
+def test_nothing_is_deserialised_that_was_changed(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    plan_file(engines.path, "tensorrt", "mask_head").write_bytes(b"something else")
+    runner = runner_of(engines, "mask_head")
+    with pytest.raises(EngineError, match="sha256 differs"):
+        runner.activate()
+    sidecar_file(plan_file(engines.path, "tensorrt", "backbone")).unlink()
+    with pytest.raises(EngineError, match=r"no sidecar.*rvos-deploy build-engine"):
+        load(engines.path, backend="tensorrt")
+    assert tensorrt.deserialised == []
+    gpu.check_clean()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("deserialize", "cannot deserialise the plan"),
+        ("types", "does not fit the graph's contract.*build-engine"),
+        ("context", "GPU memory is short"),
+    ],
+)
+def test_a_refused_engine_leaves_nothing(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, what: str, message: str
+) -> None:
+    tensorrt.refusing.add(what)
+    runner = runner_of(engines, "mask_head")
+    with pytest.raises(BackendError, match=message):
+        runner.activate()
+    gpu.check_clean()
+    tensorrt.refusing.clear()
+    with runner:
+        runner.infer(inputs_of(engines, "mask_head"))
+    gpu.check_clean()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("profile", "refuses profile 0 in mask_head at"),
+        ("shape", r"refuses scores of shape \[2, \d+\]"),
+        ("output shape", r"would give mask_logits of shape \[7\]"),
+        ("enqueue", "TensorRT failed in mask_head"),
+    ],
+)
+def test_a_refused_run_is_an_error_and_the_next_one_works(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, what: str, message: str
+) -> None:
+    inputs = inputs_of(engines, "mask_head")
+    truth = expected(engines, "mask_head", inputs)["mask_logits"]
+    with runner_of(engines, "mask_head") as runner:
+        for _ in range(3):
+            tensorrt.refusing.add(what)
+            with pytest.raises(BackendError, match=message):
+                runner.infer(inputs)
+            tensorrt.refusing.clear()
+        found = runner.infer(inputs)
+        np.testing.assert_array_equal(runner.to_host(found["mask_logits"]), truth)
+        del found
+    gpu.check_clean()
+
+
+def test_a_refused_capture_says_why_and_runs_go_on(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    tensorrt.refusing.add("capture")
+    inputs = inputs_of(engines, "mask_head")
+    truth = expected(engines, "mask_head", inputs)["mask_logits"]
+    with runner_of(engines, "mask_head") as runner:
+        runner.infer(inputs)
+        with pytest.warns(RuntimeWarning, match="mask_head runs without CUDA graphs.*refused"):
+            found = runner.infer(inputs)
+        np.testing.assert_array_equal(runner.to_host(found["mask_logits"]), truth)
+        del found
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_array_equal(
+                runner.to_host(runner.infer(inputs)["mask_logits"]), truth
+            )
+        assert runner.why_not_captured == "TensorRT refused to be captured"  # type: ignore[attr-defined]
+    assert replays(gpu) == 0
+    gpu.check_clean()
+
+
+def test_without_cuda_graphs(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
+    with runner_of(engines, "mask_head", cuda_graphs=False) as runner:
+        for _ in range(4):
+            runner.infer(inputs_of(engines, "mask_head"))
+    assert enqueued(gpu) == ["mask_head"] * 4
+    assert replays(gpu) == 0
+    gpu.check_clean()
+
+
+def test_captured_runs_are_few_and_share_one_workspace(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    with runner_of(engines, "mask_head") as runner:
+        for width in range(32, 257, 32):
+            for height in (32, 64):
+                inputs = inputs_of(engines, "mask_head", H=height, W=width)
+                truth = expected(engines, "mask_head", inputs)["mask_logits"]
+                for _ in range(3):
+                    found = runner.infer(inputs)["mask_logits"]
+                    np.testing.assert_array_equal(runner.to_host(found), truth)
+                    del found
+        assert len(gpu.machine.graphs) == 8
+        assert replays(gpu) == 16
+    gpu.check_clean()
+
+
+def test_a_result_outlives_its_captured_run_but_not_the_segmenter(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    inputs = inputs_of(engines, "mask_head")
+    with runner_of(engines, "mask_head") as runner:
+        for _ in range(3):
+            found = runner.infer(inputs)["mask_logits"]
+            kept = np.asarray(found)
+        np.testing.assert_array_equal(kept, expected(engines, "mask_head", inputs)["mask_logits"])
+    with pytest.raises(BackendError, match="freed with its segmenter"):
+        _ = found.address
+    with pytest.raises(BackendError, match=r"load the bundle again|freed with its segmenter"):
+        np.asarray(found)
+    with pytest.raises(BackendError, match="not active"):
+        runner.infer(inputs)
+    del found
+    gpu.check_clean()
+
+
+def test_what_is_missing_is_one_line(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("tensorrt", "pycuda.driver", "cuda.bindings.driver"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        BackendError,
+        match=r"tensorrt, pycuda, cuda-bindings are not installed; pip install 'rvos-deploy\[tens",
+    ):
+        make_backend("tensorrt")
+
+
+def test_only_what_is_missing_is_named(
+    gpu: Gpu, tensorrt: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(BackendError, match=r"pycuda is not installed; .*CUDA's headers"):
+        make_backend("tensorrt")
+    monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.pycuda)
+    gpu.machine.gpus = 0
+    with pytest.raises(BackendError, match=r"no NVIDIA GPU 0.*--backend onnxruntime"):
+        make_backend("tensorrt")
+    gpu.machine.gpus = 1
+    tensorrt.__version__ = "10.9.0.34"  # type: ignore[misc]
+    with pytest.raises(BackendError, match=r"tensorrt 10\.9\.0\.34 is installed, 11 or newer"):
+        make_backend("tensorrt")
+    with pytest.raises(BackendError, match="tensorrt has no device 'cpu'; known: cuda"):
+        make_backend("tensorrt", "cpu")
+    gc.collect()
+    gpu.check_clean()
