@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rvos_deploy.model.clip import ImageFeatures, TextFeatures
 from rvos_deploy.model.config import CONTEXT_LENGTH, STRIDE
+from rvos_deploy.model.frame_query_decoder import POSITION_NUMBERS
 from rvos_deploy.model.mask_head import unite_masks
 from rvos_deploy.model.network import RvosNetwork, referred_scores
 from rvos_deploy.runtime.graph_spec import AxisSpec, GraphSpec, TensorSpec
@@ -73,15 +74,25 @@ class FrameDecoder(nn.Module):
         text_tokens: Tensor,
         sentence: Tensor,
         text_padding: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """One frame, E expressions -> mask features, frame queries, their mask embeddings, slot
-        values, slot logits.
+        values and logits, and the cues that slots are aligned by.
         """
         features = ImageFeatures(res2, res3, res4, res5)
         text = TextFeatures(text_tokens, sentence, text_padding)
         output = self.network.decode_frames(features, text)
         values, logits = self.network.initializer.per_frame(output.queries)
-        return output.mask_features, output.queries, output.mask_embeddings, values, logits
+        _, position, content, score = output.facts
+        return (
+            output.mask_features,
+            output.queries,
+            output.mask_embeddings,
+            values,
+            logits,
+            position,
+            content[..., : self.network.clip.image_channels[1]],
+            score,
+        )
 
 
 class VideoDecoder(nn.Module):
@@ -184,6 +195,9 @@ def graphs(network: RvosNetwork) -> tuple[Graph, ...]:
                 frame_embeddings,
                 TensorSpec("slot_values", real, queries),
                 TensorSpec("slot_logits", real, ("E", slots)),
+                TensorSpec("slot_position", "float32", ("E", slots, POSITION_NUMBERS)),
+                TensorSpec("slot_content", real, ("E", slots, network.clip.image_channels[1])),
+                TensorSpec("slot_score", "float32", ("E", slots)),
             ),
             HEIGHT,
             WIDTH,

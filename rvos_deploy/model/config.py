@@ -62,7 +62,7 @@ class ModelConfig:
     mask_position: bool = True
     mask_content: bool = True
     frame_masks: bool = True
-    displacement: bool = True
+    course: bool = True
     input_size: tuple[int, int] = (448, 800)
     threshold: float = 0.5
 
@@ -152,7 +152,7 @@ _PRESETS = (
         fusion_dim=128,
         fusion_layer_scale=0.1,
         frame_decoder_layers=3,
-        video_decoder_layers=3,
+        video_decoder_layers=2,
         decoder_ffn=512,
         position_cycles=4.0,
         input_size=(128, 224),

@@ -25,14 +25,15 @@ class FramePrediction(NamedTuple):
 class SlotFacts(NamedTuple):
     """What is known of each slot of a frame, before it is put into one token.
 
-    queries [B,N,C], normed; position [B,N,5] of the mask (:func:`mask_position`); content [B,N,K],
-    CLIP's features under the mask, of strides 8, 16 and 32 one after the other. The last axis of
-    position or content is empty where the network is configured without it.
+    queries [B,N,C], normed; position float32 [B,N,5] of the mask (:func:`mask_position`); content
+    [B,N,K], CLIP's features under the mask, of strides 8, 16 and 32 one after the other; score
+    float32 [B,N], the probability of being an object's query.
     """
 
     queries: Tensor
     position: Tensor
     content: Tensor
+    score: Tensor
 
 
 class DecodedFrame(NamedTuple):
@@ -62,8 +63,12 @@ class FrameQueryDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.object_head = nn.Linear(dim, 2)
         self.mask_embedding = Mlp(dim, dim, dim, dim)
-        self.mask_position = Mlp(5, dim, dim) if config.mask_position else None
+        self.mask_position = Mlp(POSITION_NUMBERS + 1, dim, dim) if config.mask_position else None
         self.mask_content = MaskContent(image_channels[1:], dim) if config.mask_content else None
+        # Most of a query is its own embedding, whatever it lies on; a token starts with little of
+        # that where something else says what and where its object is.
+        described = config.mask_position or config.mask_content
+        self.query_share = nn.Parameter(torch.full((dim,), 0.1 if described else 1.0))
 
     def forward(self, frame: EncodedFrame, sentence: Tensor, padding: Tensor) -> DecodedFrame:
         """Decode B frames, each with its sentence.
@@ -100,23 +105,25 @@ class FrameQueryDecoder(nn.Module):
             )
             predictions.append(self._predict(queries))
         normed = self.norm(queries)
-        facts = SlotFacts(normed, normed[..., :0], normed[..., :0])
-        if self.mask_position is not None:
-            logits = predictions[-1].mask_embeddings @ masks[1]
-            facts = facts._replace(position=mask_position(logits, shapes[1]).to(normed.dtype))
-        if self.mask_content is not None:
-            pooled = [
-                pool_under_masks(predictions[-1].mask_embeddings @ mask, feature)
-                for mask, feature in zip(reversed(masks), frame.image[1:], strict=True)
-            ]
-            facts = facts._replace(content=torch.cat(pooled, dim=-1))
+        last = predictions[-1]
+        pooled = [
+            pool_under_masks(last.mask_embeddings @ mask, feature)
+            for mask, feature in zip(reversed(masks), frame.image[1:], strict=True)
+        ]
+        facts = SlotFacts(
+            normed,
+            mask_position(last.mask_embeddings @ masks[1], shapes[1]),
+            torch.cat(pooled, dim=-1),
+            torch.softmax(last.logits.float(), dim=-1)[..., 0],
+        )
         return DecodedFrame(self.tokens(facts), predictions, facts)
 
     def tokens(self, facts: SlotFacts) -> Tensor:
         """Frame tokens [B,N,C] from what is known of the slots, for any leading axes."""
-        tokens = facts.queries
+        tokens = facts.queries * self.query_share
         if self.mask_position is not None:
-            tokens = tokens + self.mask_position(facts.position)
+            placed = torch.cat((scale_free(facts.position), 2 * facts.score[..., None] - 1), dim=-1)
+            tokens = tokens + self.mask_position(placed.to(tokens.dtype))
         if self.mask_content is not None:
             tokens = tokens + self.mask_content(facts.content)
         return tokens
@@ -135,6 +142,8 @@ def resize_mask_features(mask_features: Tensor, shape: tuple[int, int]) -> Tenso
     resized = F.interpolate(mask_features, size=shape, mode="bilinear", align_corners=False)
     return resized.flatten(2)
 
+
+POSITION_NUMBERS = 5
 
 HIDING_SLOPE = 20.0
 HIDING_FLOOR = 30.0
@@ -186,6 +195,15 @@ def pool_under_masks(logits: Tensor, features: Tensor) -> Tensor:
     probability = logits.float().sigmoid()
     mass = probability / (probability.sum(-1, keepdim=True) + 1e-6)
     return mass.to(features.dtype) @ features.flatten(2).transpose(1, 2)
+
+
+def scale_free(position: Tensor) -> Tensor:
+    """Positions [...,5] with centres in -2..2, and sizes as logarithms: twice as large is as far
+    from the same as half as large, for small objects and for large ones. Below a fiftieth all are
+    the same: of an almost empty mask, a logarithm would tell rounding errors apart.
+    """
+    sizes = (10 * position[..., 2:].clamp(min=0.02)).log()
+    return torch.cat((2 * position[..., :2], sizes), dim=-1)
 
 
 def mask_position(logits: Tensor, shape: tuple[int, int]) -> Tensor:

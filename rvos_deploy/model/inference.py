@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rvos_deploy.model.frame_query_decoder import SlotFacts
 from rvos_deploy.model.mask_head import unite_masks
 from rvos_deploy.model.network import FrameOutput, RvosNetwork, referred_scores
 from rvos_deploy.model.video_query_decoder import VideoPrediction
@@ -53,7 +54,11 @@ def decode_clip(network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tenso
     decoded = [network.decode_frames(network.encode_frames(frame), text) for frame in frames]
     queries = torch.stack([frame.queries for frame in decoded], dim=1)
     embeddings = torch.stack([frame.mask_embeddings for frame in decoded], dim=1)
-    video = network.decode_video(queries, text, mask_embeddings=embeddings)
+    facts = SlotFacts(
+        *(torch.stack(parts, dim=1) for parts in zip(*(f.facts for f in decoded), strict=True))
+    )
+    order = network.slot_order(facts)
+    video = network.decode_video(queries, order, text, mask_embeddings=embeddings)
     assert video.frame_mask_embeddings is not None
     return DecodedClip(decoded, video.frame_mask_embeddings, video.predictions[-1])
 

@@ -93,12 +93,15 @@ class RvosNetwork(nn.Module):
     def decode_video(
         self,
         frame_queries: Tensor,
+        order: Tensor,
         text: TextFeatures,
         ages: Tensor | None = None,
         mask_embeddings: Tensor | None = None,
     ) -> VideoOutput:
-        """Align the frame queries [B,T,N,C] of whole clips, and decode video queries from them.
+        """Put the frame queries [B,T,N,C] of whole clips in the order of their slots, and decode
+        video queries from them.
 
+        order: [B,T,N], as :meth:`slot_order` gives it.
         text: of B*S sentences, those of a clip together.
         ages: [B,T], frames by which each is older than the newest; None: none is left out.
         mask_embeddings: [B,T,N,C], those of the frame queries, to be aligned with them.
@@ -109,7 +112,6 @@ class RvosNetwork(nn.Module):
         batch, length = frame_queries.shape[:2]
         sentences = text.sentence.shape[0] // batch
         values, logits = self.initializer.per_frame(frame_queries)
-        order = self._slot_order(frame_queries)
         aligned = gather_slots(frame_queries, order)
         values, logits = gather_slots(values, order), gather_slots(logits, order)
         if sentences > 1:
@@ -126,11 +128,13 @@ class RvosNetwork(nn.Module):
             mask_embeddings = gather_slots(mask_embeddings, order)
         return VideoOutput(aligned, order, predictions, mask_embeddings)
 
-    def _slot_order(self, frame_queries: Tensor) -> Tensor:
+    def slot_order(self, facts: SlotFacts) -> Tensor:
+        """Which query takes each slot, int64 [B,T,N], by what is known of those of whole clips."""
         if self.config.initializer == "aligned":
-            return align_slots(frame_queries)
-        batch, length, slots, _ = frame_queries.shape
-        return torch.arange(slots, device=frame_queries.device).expand(batch, length, slots)
+            content = facts.content[..., : self.clip.image_channels[1]]
+            return align_slots(facts.position, content, facts.score)
+        batch, length, slots = facts.score.shape
+        return torch.arange(slots, device=facts.score.device).repeat(batch, length, 1)
 
     def forward(
         self, frames: Tensor, token_ids: Tensor, ages: Tensor | None = None
@@ -157,7 +161,8 @@ class RvosNetwork(nn.Module):
             x.unflatten(0, (batch, length))
             for x in (frame_output.queries, frame_output.mask_embeddings)
         )
-        video = self.decode_video(queries, text, ages, embeddings)
+        facts = SlotFacts(*(x.unflatten(0, (batch, length)) for x in frame_output.facts))
+        video = self.decode_video(queries, self.slot_order(facts), text, ages, embeddings)
         return NetworkOutput(frame_output, video)
 
 

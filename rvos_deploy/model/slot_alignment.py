@@ -5,26 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rvos_deploy.runtime.slots import assign_slots
+from rvos_deploy.runtime.slots import SlotCues, SlotTracker
 
 
-def align_slots(frame_queries: Tensor) -> Tensor:
-    """Index of the query that takes each slot: int64 [B,T,N] for frame queries [B,T,N,C].
+def align_slots(position: Tensor, content: Tensor, score: Tensor) -> Tensor:
+    """Index of the query that takes each slot: int64 [B,T,N].
 
-    Frame t is assigned to the aligned queries of frame t-1 by optimal assignment on cosine
-    distance (DVIS, MinVIS). The assignment is the runtime's own, so both are one piece of code.
+    The runtime's own :class:`SlotTracker` assigns, so that both are one piece of code.
+
+    Args:
+        position: [B,T,N,5] of masks.
+        content: [B,T,N,K] of masks, at stride 8.
+        score: [B,T,N], of being an object's query.
     """
-    queries = frame_queries.detach().float().cpu().numpy()
-    batch, length, slots, _ = queries.shape
-    order = torch.empty((batch, length, slots), dtype=torch.int64)
-    for clip in range(batch):
-        previous = queries[clip, 0]
-        order[clip, 0] = torch.arange(slots)
-        for t in range(1, length):
-            permutation = assign_slots(previous, queries[clip, t])
-            previous = queries[clip, t][permutation]
-            order[clip, t] = torch.from_numpy(permutation)
-    return order.to(frame_queries.device)
+    cues = [x.detach().float().cpu().numpy() for x in (position, content, score)]
+    order = torch.empty(score.shape, dtype=torch.int64)
+    for clip in range(score.shape[0]):
+        tracker = SlotTracker()
+        for t in range(score.shape[1]):
+            frame = SlotCues(*(x[clip, t] for x in cues))
+            order[clip, t] = torch.from_numpy(tracker.advance(frame))
+    return order.to(score.device)
 
 
 def gather_slots(values: Tensor, order: Tensor) -> Tensor:

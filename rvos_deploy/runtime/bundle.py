@@ -57,7 +57,7 @@ def packaged_bundles() -> dict[str, Path]:
 def find_bundle(path: str | Path) -> Path:
     """The folder at ``path``, or else the packaged bundle of that name."""
     folder = Path(path)
-    return folder if folder.exists() else packaged_bundles().get(str(path), folder)
+    return folder if (folder / MANIFEST).exists() else packaged_bundles().get(str(path), folder)
 
 
 def open_bundle(path: str | Path) -> Bundle:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.model.config import Initializer
-from rvos_deploy.runtime.slots import OnlineSoftmax, assign_slots
+from rvos_deploy.runtime.slots import OnlineSoftmax, SlotCues, SlotTracker
 from rvos_deploy.runtime.token_memory import TokenMemory
 
 Array = NDArray[np.float32]
@@ -31,30 +31,31 @@ class ExpressionState:
     text: EncodedText
     initializer: Initializer
     memory: TokenMemory
-    _previous: Array | None = field(default=None, init=False)
+    _slots: int = field(default=0, init=False)
+    _tracker: SlotTracker = field(default_factory=SlotTracker, init=False)
     _mean: OnlineSoftmax = field(default_factory=OnlineSoftmax, init=False)
 
-    def advance(self, queries: Array, values: Array, logits: Array) -> NDArray[np.int64]:
-        """Take one frame: its queries [N,C], slot values [N,C] and slot logits [N].
+    def advance(
+        self, queries: Array, values: Array, logits: Array, cues: SlotCues
+    ) -> NDArray[np.int64]:
+        """Take one frame: its queries [N,C], slot values [N,C], slot logits [N] and cues.
 
         Returns:
             The query that takes each slot: [N].
         """
-        order = np.arange(len(queries))
-        if self.initializer == "aligned" and self._previous is not None:
-            order = assign_slots(self._previous, queries)
-            queries, values, logits = queries[order], values[order], logits[order]
-        self._previous = queries
-        self.memory.append(queries)
+        self._slots = len(queries)
+        order = np.arange(self._slots)
+        if self.initializer == "aligned":
+            order = self._tracker.advance(cues)
+        self.memory.append(queries[order])
         if self.initializer != "sentence":
-            self._mean.update(values, logits)
+            self._mean.update(values[order], logits[order])
         return order
 
     def initial_video_queries(self) -> Array:
         """Initial video queries from all frames so far: [N,C]."""
         if self.initializer == "sentence":
-            assert self._previous is not None
-            return np.tile(self.text.sentence, (len(self._previous), 1))
+            return np.tile(self.text.sentence, (self._slots, 1))
         return self._mean.mean()
 
 

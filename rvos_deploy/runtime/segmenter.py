@@ -88,14 +88,15 @@ class Segmenter(Closing):
 
 
 def load(
-    bundle: str | Path, *, backend: str = "auto", device: str = "cpu", threads: int | None = None
+    bundle: str | Path, *, backend: str = "auto", device: str = "auto", threads: int | None = None
 ) -> Segmenter:
     """Check a bundle's hashes and load its graphs.
 
     Args:
         bundle: the folder, or the name of a packaged bundle.
         backend: ``auto`` or a back end's name.
-        device: ``cpu`` or ``cuda``; never another than the one named.
+        device: ``cpu`` or ``cuda``; never another than the one named. ``auto``: the back end's
+            own, the CPU for onnxruntime and the GPU for tensorrt.
         threads: for a graph's arithmetic on the CPU; None takes every core.
 
     Raises:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rvos_deploy.closing import Closing
 from rvos_deploy.errors import InputError
 from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.runtime.backends.base import Runner, Value
+from rvos_deploy.runtime.backends.base import Fetching, Runner, Value
 from rvos_deploy.runtime.expression import (
     EncodedText,
     ExpressionState,
@@ -30,14 +30,17 @@ from rvos_deploy.runtime.geometry import (
 )
 from rvos_deploy.runtime.selection import thresholds
 from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.runtime.slots import SlotCues
 from rvos_deploy.runtime.spill_store import SpillStore
 from rvos_deploy.runtime.token_memory import TokenMemory
-from rvos_deploy.video.frames import Frame
+from rvos_deploy.video.frames import Frame, check_image
 
 StageCallback = Callable[[str, float], None]
 """Called with a stage's name and its seconds, for benchmarks."""
 
 _FRAME_FEATURES = ("res2", "res3", "res4", "res5")
+_SLOTS = ("frame_queries", "slot_values", "slot_logits")
+_CUES = ("slot_position", "slot_content", "slot_score")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,20 @@ class FrameMasks:
             f"FrameMasks(index={self.index}, pts={self.pts:.3f}, "
             f"masks=bool{list(self.masks.shape)}, expressions={list(self.expressions)})"
         )
+
+
+@dataclass(frozen=True)
+class _StartedFrame:
+    """A frame that was given to the graphs; its slots are advanced when the next one was, too, or
+    when somebody asks: so the device computes one while the host looks at the other.
+    """
+
+    index: int
+    pts: float
+    geometry: FrameGeometry
+    expressions: tuple[int, ...]
+    features: Value = None
+    cues: Fetching | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +131,7 @@ class Stream(Closing):
         self._expressions: dict[int, ExpressionState] = {}
         self._next_number = 0
         self._frame_count = 0
+        self._started: _StartedFrame | None = None
         self._pending: deque[_PendingFrame] = deque()
         self._store = SpillStore(settings.mask_budget)
         self._closed = False
@@ -128,6 +146,7 @@ class Stream(Closing):
 
         Raises InputError when it is empty; warns when it is cut to 77 tokens.
         """
+        self._settle()
         number, self._next_number = self._next_number, self._next_number + 1
         memory = TokenMemory(self.settings.window, self.settings.anchors)
         self._expressions[number] = ExpressionState(
@@ -142,26 +161,39 @@ class Stream(Closing):
                 f"no expression {number} in this stream; "
                 f"there are {', '.join(map(str, self._expressions)) or 'none'}"
             )
+        self._settle()
         del self._expressions[number]
 
-    def push(self, frame: Frame | NDArray[np.uint8]) -> list[FrameMasks]:
+    def push(self, frame: Frame | NDArray[np.uint8] | Any) -> list[FrameMasks]:
         """Take the next frame; returns the frames that are decided now, oldest first.
 
         Args:
-            frame: a Frame, or RGB uint8 [H,W,3] (its time is then its number).
+            frame: a Frame, or RGB uint8 [H,W,3] (its time is then its number): of NumPy, or of any
+                library that has ``__dlpack__`` or ``__cuda_array_interface__``. One on the GPU is
+                read where it is, by a back end that runs there, when it has the network's own size
+                (``fit_frame``); of another size it goes by the host, which resizes it.
+
+        Raises:
+            InputError: not such a frame, on another device, or the stream is closed.
         """
         if self._closed:
             raise InputError("this stream is closed; open another with segmenter.stream(...)")
-        if not isinstance(frame, Frame):
-            frame = Frame(index=self._frame_count, pts=float(self._frame_count), image=frame)
+        if isinstance(frame, Frame):
+            started = self._start(frame.index, frame.pts, frame.image)
+        else:
+            count = self._frame_count
+            started = self._start(count, float(count), self._take_image(frame))
         self._frame_count += 1
-        self._pending.append(self._decode_frame(frame))
-        if self.settings.mode == "offline" or len(self._pending) <= self.settings.lookahead:
+        self._settle()
+        self._started = started
+        if self.settings.mode == "offline" or len(self._pending) < self.settings.lookahead:
             return []
+        self._settle()
         return [self._emit(self._pending.popleft(), self._decode_video())]
 
     def flush(self) -> Iterator[FrameMasks]:
         """Give the frames still held, one at a time; the stream can go on afterwards."""
+        self._settle()
         if not self._pending:
             return
         decision = self._decode_video()
@@ -171,40 +203,69 @@ class Stream(Closing):
     def close(self) -> None:
         """Free what the stream holds; frames not yet given are dropped."""
         self._closed = True
+        self._started = None
         self._pending.clear()
         self._store.close()
 
-    def _decode_frame(self, frame: Frame) -> _PendingFrame:
-        """Backbone once, frame decoder for all expressions, every expression's slots advanced."""
-        height, width = frame.image.shape[:2]
+    def _start(self, index: int, pts: float, frame: Value) -> _StartedFrame:
+        """Backbone once, frame decoder for all expressions."""
+        height, width = frame.shape[:2]
         geometry = fit_frame((height, width), self.box)
         numbers = tuple(self._expressions)
         if not numbers:
-            return _PendingFrame(frame.index, frame.pts, geometry, ())
+            return _StartedFrame(index, pts, geometry, ())
         with self._stage("resize"):
-            image = resize_frame(frame.image, geometry)
+            image = self._fit(frame, geometry)
         pyramid = self._run("backbone", {"frame": image})
         features = {name: pyramid[name] for name in _FRAME_FEATURES}
         text = stack_text([state.text for state in self._expressions.values()])
         decoded = self._run("frame_decoder", {**features, **text})
-        with self._stage("alignment"):
-            embeddings = self._advance_slots(decoded)
-        kept = (self._store.put(array) for array in (decoded["mask_features"], embeddings))
-        return _PendingFrame(frame.index, frame.pts, geometry, numbers, *kept)
+        names = ("frame_mask_embeddings", *_SLOTS, *_CUES)
+        cues = self._runners["frame_decoder"].fetch([decoded[name] for name in names])
+        return _StartedFrame(index, pts, geometry, numbers, decoded["mask_features"], cues)
 
-    def _advance_slots(self, decoded: Mapping[str, Value]) -> NDArray[Any]:
-        """Advance every expression by a frame; the aligned mask embeddings [E,N,C] of it."""
-        to_host = self._runners["frame_decoder"].to_host
-        embeddings = to_host(decoded["frame_mask_embeddings"])
-        queries = to_host(decoded["frame_queries"]).astype(np.float32, copy=False)
-        values = to_host(decoded["slot_values"]).astype(np.float32, copy=False)
-        logits = to_host(decoded["slot_logits"]).astype(np.float32, copy=False)
-        return np.stack(
-            [
-                embeddings[row][state.advance(queries[row], values[row], logits[row])]
-                for row, state in enumerate(self._expressions.values())
-            ]
+    def _settle(self) -> None:
+        """Advance every expression's slots by the frame that was started last."""
+        frame, self._started = self._started, None
+        if frame is None:
+            return
+        kept: tuple[int, ...] = ()
+        if frame.cues is not None:
+            with self._stage("alignment"):
+                embeddings = self._advance_slots(*frame.cues.arrays())
+            kept = tuple(self._store.put(array) for array in (frame.features, embeddings))
+        self._pending.append(
+            _PendingFrame(frame.index, frame.pts, frame.geometry, frame.expressions, *kept)
         )
+
+    def _take_image(self, image: Any) -> Value:
+        """A frame as the back end takes it: of NumPy, or on the device."""
+        if not isinstance(image, np.ndarray) and _is_foreign(image):
+            image = self._runners["backbone"].take(image)
+        if isinstance(image, np.ndarray) or not _is_foreign(image):
+            check_image(image)
+        elif str(image.dtype) != "uint8" or len(image.shape) != 3 or image.shape[2] != 3:
+            raise InputError(
+                f"a frame must be uint8 [H, W, 3] (RGB), found {image.dtype} {list(image.shape)}"
+            )
+        return image
+
+    def _fit(self, frame: Value, geometry: FrameGeometry) -> Value:
+        """Network input [1,H,W,3] of a frame; one on the device stays there when it fits."""
+        if isinstance(frame, np.ndarray):
+            return resize_frame(frame, geometry)
+        if geometry.content == geometry.padded == tuple(frame.shape[:2]):
+            return frame.reshape(1, *frame.shape)
+        return resize_frame(self._runners["backbone"].to_host(frame), geometry)
+
+    def _advance_slots(self, embeddings: NDArray[Any], *rest: NDArray[Any]) -> NDArray[Any]:
+        """Advance every expression by a frame; the aligned mask embeddings [E,N,C] of it."""
+        queries, values, logits, *cues = (x.astype(np.float32, copy=False) for x in rest)
+        orders = [
+            state.advance(queries[row], values[row], logits[row], SlotCues(*(x[row] for x in cues)))
+            for row, state in enumerate(self._expressions.values())
+        ]
+        return np.stack([embeddings[row][order] for row, order in enumerate(orders)])
 
     def _decode_video(self) -> _Decision | None:
         """Decide for every expression that has seen a frame."""
@@ -222,12 +283,13 @@ class Stream(Closing):
             types = {tensor.name: tensor.dtype for tensor in runner.spec.inputs}
             inputs = {name: x.astype(types[name], copy=False) for name, x in inputs.items()}
         outputs = self._run("video_decoder", inputs)
-        scores = runner.to_host(outputs["scores"])
+        fetching = runner.fetch([outputs["scores"], outputs["mask_embeddings"]])
+        scores, mask_embeddings = fetching.arrays()
         return _Decision(
             rows={state.number: row for row, state in enumerate(states)},
             scores=scores,
             thresholds=thresholds(scores, self.threshold, self.settings.fallback),
-            mask_embeddings=runner.to_host(outputs["mask_embeddings"]),
+            mask_embeddings=mask_embeddings,
         )
 
     def _emit(self, frame: _PendingFrame, decision: _Decision | None) -> FrameMasks:
@@ -243,7 +305,8 @@ class Stream(Closing):
             return FrameMasks(frame.index, frame.pts, masks, np.zeros(0, np.float32), ())
         if len(numbers) < len(frame.expressions):
             kept = [rows_then[number] for number in numbers]
-            features, embeddings = features[kept], embeddings[kept]
+            features = self._runners["frame_decoder"].to_host(features)[kept]
+            embeddings = embeddings[kept]
         rows = [decision.rows[number] for number in numbers]
         outputs = self._run(
             "mask_head",
@@ -271,6 +334,10 @@ class Stream(Closing):
         yield
         if self._on_stage is not None:
             self._on_stage(name, time.perf_counter() - started)
+
+
+def _is_foreign(frame: object) -> bool:
+    return hasattr(frame, "__dlpack__") or hasattr(frame, "__cuda_array_interface__")
 
 
 def add_expressions(stream: Stream, expressions: Sequence[str]) -> None:

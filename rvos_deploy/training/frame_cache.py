@@ -55,24 +55,27 @@ from rvos_deploy.training.targets import ClipTargets
 SHARD = 64
 FRAMES_TOGETHER = 32
 _BY_QUERY = (*SlotFacts._fields, "mask_embeddings")
-_PARTS = (*_BY_QUERY, "ages", "features", "masks")
+_BY_FRAME = (*_BY_QUERY, "order", "ages", "features")
 _SENTENCE_PARTS = ("tokens", "sentence", "referred")
-_SENTENCES = 3  # tells their random stream from those of clips and points
+_DRAWS = 3  # tells the random stream of sentences and frames from those of clips and points
 
 
 class CachedBatch(NamedTuple):
     """B clips of T frames behind the frame decoder, S sentences a clip.
 
-    queries, position and content of the slots (:class:`SlotFacts`) and their mask embeddings, all
-    [B,T,N,...]; ages [B,T], as in :class:`Batch`; mask features
-    [B*T,C,h,w] at the stride of the cache; text of B*S sentences; masks and referred flags as
+    queries, position, content and score of the slots (:class:`SlotFacts`) and their mask
+    embeddings, all [B,T,N,...]; order [B,T,N], in which whole cached clips have aligned them; ages
+    [B,T], as in :class:`Batch`; mask features [B*T,C,h,w] at the stride of the cache; text of B*S
+    sentences; masks and referred flags as
     :class:`ClipTargets` takes them, masks at stride 4.
     """
 
     queries: Tensor
     position: Tensor
     content: Tensor
+    score: Tensor
     mask_embeddings: Tensor
+    order: Tensor
     ages: Tensor
     features: Tensor
     tokens: Tensor
@@ -83,8 +86,8 @@ class CachedBatch(NamedTuple):
 
     def to(self, device: torch.device) -> CachedBatch:
         """Return the same batch on another device, in float32."""
-        tensors = (x if x.dtype == torch.bool else x.float() for x in self[:9])
-        masks, referred = (tuple(x.to(device) for x in group) for group in self[9:])
+        tensors = (x.float() if x.dtype == torch.float16 else x for x in self[:-2])
+        masks, referred = (tuple(x.to(device) for x in group) for group in self[-2:])
         return CachedBatch(*(x.to(device) for x in tensors), masks, referred)
 
 
@@ -102,7 +105,9 @@ class VideoObjective(nn.Module):
         queries: Tensor,
         position: Tensor,
         content: Tensor,
+        score: Tensor,
         mask_embeddings: Tensor,
+        order: Tensor,
         ages: Tensor,
         features: Tensor,
         tokens: Tensor,
@@ -116,8 +121,8 @@ class VideoObjective(nn.Module):
         text, weights = TextFeatures(tokens, sentence, padding), self.losses.weights
         targets = ClipTargets(masks, referred)
         count = targets.sentences
-        told = self.network.frame_decoder.tokens(SlotFacts(queries, position, content))
-        video = self.network.decode_video(told, text, ages, mask_embeddings)
+        told = self.network.frame_decoder.tokens(SlotFacts(queries, position, content, score))
+        video = self.network.decode_video(told, order, text, ages, mask_embeddings)
         scene = look_at(features, targets, self.losses.points, generator).repeated(count)
         seen = targets.visible().any(dim=1).repeat_interleave(count, 0)
         tubes = pack_tubes(targets.padded_referred() & seen)
@@ -151,7 +156,7 @@ class CachedRow(NamedTuple):
 
 
 class CachedClips(Dataset[CachedRow]):
-    """Clips of a cache, by position in it and a number that decides on the sentences.
+    """Clips of a cache, by position in it and a number that decides on frames and sentences.
 
     Slots keep their order: which of several queries on one object counts is known by their slots.
     Shuffled, a trained network's class loss went from 0.73 to 1.01.
@@ -163,9 +168,13 @@ class CachedClips(Dataset[CachedRow]):
     def __getitem__(self, item: tuple[int, int]) -> CachedRow:
         index, draw = item
         stored, row = _open(self.folder / _shard_name(index // SHARD)), index % SHARD
-        rng = np.random.default_rng([self.seed, _SENTENCES, draw])
+        rng = np.random.default_rng([self.seed, _DRAWS, draw])
         known = int(stored.get_tensor(f"{row}/sentences"))
-        clip = {part: stored.get_tensor(f"{row}/{part}") for part in _PARTS}
+        total = self.stage.cached_length or self.stage.length
+        drawn = torch.from_numpy(np.sort(rng.choice(total, self.stage.length, replace=False)))
+        clip = {part: stored.get_tensor(f"{row}/{part}")[drawn] for part in _BY_FRAME}
+        clip["ages"] = clip["ages"] - clip["ages"][-1]
+        clip["masks"] = stored.get_tensor(f"{row}/masks")[:, drawn]
         return CachedRow(
             clip,
             [
@@ -220,6 +229,7 @@ def fill_cache(
         folder: of the cache.
     """
     stage = clips.stage
+    clips = Clips(clips.recipe, replace(stage, length=stage.cached_length or stage.length))
     key = _key(network, clips, first)
     if fabric.global_rank == 0:
         _claim(folder, key)
@@ -232,7 +242,7 @@ def fill_cache(
         for shard in shards[fabric.global_rank :: fabric.world_size]
         if not (folder / _shard_name(shard)).exists()
     ]
-    parts = [part for shard in missing for part in _parts_of_shard(shard, stage)]
+    parts = [part for shard in missing for part in _parts_of_shard(shard, clips.stage)]
     loader = DataLoader(
         _WithSentences(clips),
         batch_sampler=[[first + position for position in part] for part in parts],
@@ -241,7 +251,7 @@ def fill_cache(
     )
     rows: dict[str, Tensor] = {}
     for part, drawn in zip(parts, loader, strict=True):
-        rows |= _frame_part(fabric, network, stage, part, drawn)
+        rows |= _frame_part(fabric, network, clips.stage, part, drawn)
         if part.stop % SHARD == 0 or part.stop == stage.cached:
             with replacing(folder / _shard_name((part.stop - 1) // SHARD)) as temporary:
                 save_file(rows, temporary)
@@ -306,8 +316,10 @@ def _encode(network: RvosNetwork, batch: Batch, stage: Stage) -> dict[str, Seque
     per_frame = TextFeatures(*(x.repeat_interleave(length, dim=0) for x in text))
     frames = network.decode_frames(network.encode_frames(batch.frames.flatten(0, 1)), per_frame)
     pooled = F.avg_pool2d(frames.mask_features.float(), stage.cache_stride // MASK_STRIDE)
+    facts = SlotFacts(*(x.unflatten(0, (-1, length)) for x in frames.facts))
     return {
-        **{part: x.unflatten(0, (-1, length)) for part, x in frames.facts._asdict().items()},
+        **facts._asdict(),
+        "order": network.slot_order(facts),
         "mask_embeddings": frames.mask_embeddings.unflatten(0, (-1, length)),
         "ages": batch.ages,
         "features": pooled.unflatten(0, (-1, length)),
@@ -321,7 +333,7 @@ def _collate(rows: Sequence[CachedRow]) -> CachedBatch:
     counts = torch.tensor([len(s["tokens"]) for s in spoken])
     return CachedBatch(
         *(torch.stack([row.clip[part] for row in rows]) for part in _BY_QUERY),
-        torch.stack([row.clip["ages"] for row in rows]),
+        *(torch.stack([row.clip[part] for row in rows]) for part in ("order", "ages")),
         torch.cat([row.clip["features"] for row in rows]),
         tokens,
         torch.stack([s["sentence"] for s in spoken]),

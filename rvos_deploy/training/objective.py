@@ -19,7 +19,7 @@ from rvos_deploy.training.recipe import LossSettings, Stage
 from rvos_deploy.training.targets import ClipTargets
 
 _POINTS = 2  # tells the random stream of points from that of clips
-_UNDECAYED = ("query_position", "slot_position", "level_embedding")
+_UNDECAYED = ("query_position", "slot_position", "level_embedding", "query_share")
 
 
 class Objective(nn.Module):

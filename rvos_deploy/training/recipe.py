@@ -15,6 +15,7 @@ SCHEDULES = ("constant", "cosine", "linear")
 CACHEABLE = (
     "frame_decoder.mask_position",
     "frame_decoder.mask_content",
+    "frame_decoder.query_share",
     "initializer",
     "video_decoder",
     "mask_head",
@@ -74,6 +75,8 @@ class Stage:
         accumulate: parts in which a step's batch is computed.
         cached: so many clips are run through the frame part once, and the stage trains on what came
             of them, epoch after epoch (Moving Sprites; ``trained`` within the video part); 0: none.
+        cached_length: frames of a cached clip, over which its slots are aligned; each step reads
+            ``length`` of them, drawn anew; 0: just those.
         cache_stride: stride at which mask features are kept for that.
         sentences: with how many sentences of its video a clip is shown (Moving Sprites). The frame
             part reads the first, the video part all: frames are dear, sentences are not.
@@ -98,6 +101,7 @@ class Stage:
     clip_gradient: float = 0.01
     accumulate: int = 1
     cached: int = 0
+    cached_length: int = 0
     cache_stride: int = 16
     sentences: int = 1
     loss: LossSettings | None = None
@@ -125,6 +129,10 @@ class Stage:
     def _check_cache(self, where: str) -> None:
         if self.cache_stride not in (4, 8, 16, 32):
             raise InputError(f"{where}: cache_stride must be 4, 8, 16 or 32")
+        if self.cached_length and self.cached_length < self.length:
+            raise InputError(
+                f"{where}: cached_length {self.cached_length} is less than length {self.length}"
+            )
         if not self.trains_video_part_alone:
             raise InputError(
                 f"{where}: a cached stage trains the video part alone; set trained to some of "

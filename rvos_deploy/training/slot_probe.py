@@ -106,7 +106,8 @@ def _slots(network: RvosNetwork, batch: Batch) -> tuple[Tensor, Tensor]:
     output = network(batch.frames, batch.token_ids, batch.ages)
     embeddings = output.frames.predictions[-1].mask_embeddings
     masks = torch.einsum("tnc,tchw->tnhw", embeddings, output.frames.mask_features) > 0
-    told = torch.cat(output.frames.facts[:2], dim=-1)
+    facts = output.frames.facts
+    told = torch.cat((facts.queries, facts.position), dim=-1)
     aligned, masks = (gather_slots(x[None], output.video.order)[0] for x in (told, masks))
     return aligned, masks
 

@@ -16,6 +16,7 @@ from rvos_deploy.export import bundle_export
 from rvos_deploy.export.bundle_export import Weights, export_bundle, load_network
 from rvos_deploy.export.checkpoint import load_checkpoint
 from rvos_deploy.export.graphs import graphs
+from rvos_deploy.model.clip import ImageFeatures, TextFeatures
 from rvos_deploy.model.config import preset
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.backends.registry import make_backend
@@ -47,6 +48,26 @@ def test_graphs_equal_pytorch_at_sizes_they_were_not_checked_at(
     for spec, tensor in zip(graph.spec.outputs, tensors, strict=True):
         assert measured[spec.name].shape == spec.sizes(axes)
         assert compare(tensor.numpy(), measured[spec.name]).max_abs <= graph.spec.tolerance
+
+
+def test_the_frame_decoder_gives_what_slots_are_aligned_by(tiny_network: RvosNetwork) -> None:
+    """Of contents those at stride 8, as the whole network aligns by; every output by its name."""
+    graph = next(graph for graph in graphs(tiny_network) if graph.spec.name == "frame_decoder")
+    probes = probe_inputs(graph.spec, case_axes(graph.spec, AXES[1]), seed=5)
+    inputs = {name: torch.from_numpy(array) for name, array in probes.items()}
+    features = ImageFeatures(*(inputs[f"res{i}"] for i in (2, 3, 4, 5)))
+    text = TextFeatures(inputs["text_tokens"], inputs["sentence"], inputs["text_padding"])
+    with torch.inference_mode():
+        found = dict(
+            zip((t.name for t in graph.spec.outputs), graph.module(*inputs.values()), strict=True)
+        )
+        frames = tiny_network.decode_frames(features, text)
+    assert torch.equal(found["frame_queries"], frames.queries)
+    assert torch.equal(found["slot_position"], frames.facts.position)
+    assert torch.equal(found["slot_score"], frames.facts.score)
+    width = tiny_network.clip.image_channels[1]
+    assert found["slot_content"].shape == (4, 20, width)
+    assert torch.equal(found["slot_content"], frames.facts.content[..., :width])
 
 
 def test_deformable_attention_is_one_node_a_layer(tiny_bundle: Path) -> None:

@@ -39,14 +39,16 @@ def test_contracts_and_weights_are_half(tiny_bundle_fp16: Path) -> None:
     assert bundle.precision == "fp16"
     dtypes = Counter(t.dtype for g in bundle.graphs.values() for t in (*g.inputs, *g.outputs))
     assert dtypes["float16"] > dtypes["float32"]
-    # Scores, thresholds, ages and mask logits stay wide.
+    # Scores, thresholds, ages, places of masks and mask logits stay wide.
     wide = {
         tensor.name
         for graph in bundle.graphs.values()
         for tensor in (*graph.inputs, *graph.outputs)
         if tensor.dtype == "float32"
     }
-    assert wide == {"scores", "threshold", "memory_ages", "mask_logits"}
+    assert wide == {
+        "scores", "threshold", "memory_ages", "mask_logits", "slot_position", "slot_score",
+    }  # fmt: skip
     for name in GRAPHS:
         weights = onnx.load(bundle.graph_file(name)).graph.initializer
         large = [w.data_type for w in weights if np.prod(w.dims) > 4096]
@@ -101,6 +103,10 @@ def test_the_network_in_half_is_near_the_network(tiny_network: RvosNetwork) -> N
     for name in ("mask_features", "queries", "mask_embeddings"):
         ours, theirs = getattr(narrow.frames[0], name), getattr(wide.frames[0], name)
         assert ours.dtype == torch.float16
+        assert (ours.float() - theirs).abs().max() < 0.02 * theirs.abs().max(), name
+    for name, ours in narrow.frames[0].facts._asdict().items():
+        theirs = getattr(wide.frames[0].facts, name)
+        assert ours.dtype == (torch.float32 if name in ("position", "score") else torch.float16)
         assert (ours.float() - theirs).abs().max() < 0.02 * theirs.abs().max(), name
     assert half.clip.mean.dtype == torch.float32
 

@@ -77,8 +77,12 @@ def plain_decode(
     last = plain_mask_logits(predictions[-1].mask_embeddings, frame.mask_features, frame.shapes[1])
     assert decoder.mask_position is not None
     normed = decoder.norm(queries)
-    position = mask_position(last, frame.shapes[1]).to(queries.dtype)
-    tokens = normed + decoder.mask_position(position)
+    position = mask_position(last, frame.shapes[1])
+    objectness, nothing = predictions[-1].logits.unbind(dim=-1)
+    score = (objectness - nothing).sigmoid()
+    placed = torch.cat((2 * position[..., :2], (10 * position[..., 2:]).log()), dim=-1)
+    placed = torch.cat((placed.to(score.dtype), 2 * score[..., None] - 1), dim=-1)
+    tokens = normed * decoder.query_share + decoder.mask_position(placed)
     assert decoder.mask_content is not None
     contents = []
     for level, shape, feature in zip(
@@ -87,7 +91,7 @@ def plain_decode(
         logits = plain_mask_logits(predictions[-1].mask_embeddings, frame.mask_features, shape)
         contents.append(plain_pool(logits.sigmoid(), feature))
         tokens = tokens + level(contents[-1])
-    facts = SlotFacts(normed, position, torch.cat(contents, dim=-1))
+    facts = SlotFacts(normed, position, torch.cat(contents, dim=-1), score)
     return DecodedFrame(tokens, predictions, facts)
 
 
@@ -143,6 +147,31 @@ def test_the_decoder_equals_its_plain_form(
     for ours, plain in zip(decoded.predictions, expected.predictions, strict=True):
         torch.testing.assert_close(ours.logits, plain.logits, **tolerance)
         torch.testing.assert_close(ours.mask_embeddings, plain.mask_embeddings, **tolerance)
+    for ours, plain in zip(decoded.facts, expected.facts, strict=True):
+        torch.testing.assert_close(ours, plain, check_dtype=False, **tolerance)
+    assert decoded.facts.position.dtype == decoded.facts.score.dtype == torch.float32
+
+
+@pytest.mark.parametrize("fact", SlotFacts._fields)
+def test_tokens_read_every_fact(decoder: FrameQueryDecoder, fact: str) -> None:
+    """Each of its numbers, and of no slot but its own."""
+    assert decoder.mask_content is not None
+    sizes = {"queries": decoder.dim, "position": 5, "content": sum(decoder.mask_content.channels)}
+    facts = SlotFacts(
+        *(0.1 + torch.rand(2, 3, 4, sizes[name], dtype=torch.float64) for name in sizes),
+        torch.rand(2, 3, 4),
+    )
+    told = decoder.tokens(facts)
+    assert told.shape == (2, 3, 4, decoder.dim)
+    assert told.dtype == torch.float64
+    value = getattr(facts, fact)
+    for place in [()] if fact == "score" else [(0,), (value.shape[-1] - 1,)]:
+        other = value.clone()
+        other[(1, 2, 3, *place)] += 0.5
+        moved = (decoder.tokens(facts._replace(**{fact: other})) - told).abs().amax(dim=-1)
+        assert moved[1, 2, 3] > 1e-4
+        moved[1, 2, 3] = 0
+        assert (moved == 0).all()
 
 
 def test_with_decided_masks_the_decoder_is_mask2formers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,12 @@ from torch import Tensor
 
 from rvos_deploy.model.clip import TextFeatures
 from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.video_query_decoder import VideoPrediction, oldest_frame
+from rvos_deploy.model.video_query_decoder import (
+    MOMENTS,
+    Course,
+    ReferredHead,
+    VideoPrediction,
+)
 
 LENGTH = 6
 
@@ -40,6 +46,11 @@ def decode(network: RvosNetwork, arguments: dict[str, Tensor], **changes: Any) -
     return predictions[-1]
 
 
+def as_they_are(clip: Tensor) -> Tensor:
+    """The order of slots that keep their queries: [B,T,N] for [B,T,N,C]."""
+    return torch.arange(clip.shape[2]).expand(clip.shape[:3])
+
+
 def difference(a: VideoPrediction, b: VideoPrediction) -> float:
     return float((a.queries - b.queries).abs().max())
 
@@ -67,20 +78,57 @@ def test_the_whole_video_part_sees_the_order_of_frames(
     start, step = torch.randn(2, 1, slots, dim), 0.1 * torch.randn(2, 1, slots, dim)
     clip = start + step * torch.arange(5.0)[:, None, None]
     with torch.no_grad():
-        forward = tiny_network.decode_video(clip, text)
-        backward = tiny_network.decode_video(clip.flip(1), text)
-    identity = torch.arange(slots).expand(2, 5, slots)
-    assert torch.equal(forward.order, identity)
-    assert torch.equal(backward.order, identity)
+        forward = tiny_network.decode_video(clip, as_they_are(clip), text)
+        backward = tiny_network.decode_video(clip.flip(1), as_they_are(clip), text)
     assert difference(forward.predictions[-1], backward.predictions[-1]) > 1e-3
 
 
-def test_the_oldest_frame_is_that_of_the_greatest_age_that_is_there() -> None:
-    memory = torch.randn(2, 4, 3, 5)
-    ages = torch.tensor([[1.0, 7.0, 4.0, 0.0], [9.0, 3.0, 5.0, 0.0]])
-    empty = torch.tensor([[False, False, False, False], [True, False, False, False]])
-    found = oldest_frame(memory, ages, empty)
-    assert torch.equal(found, torch.stack((memory[0, 1:2], memory[1, 2:3])))
+def course_by_loops(course: Course, memory: Tensor, ages: Tensor, empty: Tensor) -> Tensor:
+    """One moment of one slot at a time, from the frames that are there."""
+    rows = []
+    for clip in range(len(memory)):
+        there = [t for t in range(memory.shape[1]) if not empty[clip, t]]
+        oldest = max(1.0, max(float(ages[clip, t]) for t in there))
+        for slot in range(memory.shape[2]):
+            moments = []
+            for number in range(MOMENTS):
+                moment = number / (MOMENTS - 1)
+                weights = [
+                    math.exp(-1.5 * ((1 - float(ages[clip, t]) / oldest - moment) * 7) ** 2)
+                    for t in there
+                ]
+                steps = [course.project(memory[clip, t, slot]) for t in there]
+                mean = sum(w * x for w, x in zip(weights, steps, strict=True)) / sum(weights)
+                moments.append(mean)
+            rows.append(course.norm(course.read(torch.cat(moments))))
+    return torch.stack(rows).unflatten(0, (memory.shape[0], memory.shape[2]))
+
+
+def test_a_course_is_read_at_fixed_moments_of_the_time_seen_so_far() -> None:
+    course = Course(32).double().requires_grad_(False)
+    memory = torch.randn(3, 5, 4, 32, dtype=torch.float64)
+    ages = torch.tensor([[20.0, 3.0, 11.0, 0.0, 7.0], [9.0, 4.0, 2.0, 1.0, 0.0], [0.0] * 5])
+    empty = torch.tensor([[False] * 5, [True, False, False, True, False], [True] * 4 + [False]])
+    expected = course_by_loops(course, memory, ages, empty)
+    # Weights are float32 by design, also in a float64 network.
+    torch.testing.assert_close(course(memory, ages, empty), expected, rtol=0, atol=1e-5)
+
+
+def test_what_is_said_is_read_from_the_sentence_and_from_its_words() -> None:
+    head = ReferredHead(16).double().requires_grad_(False)
+    text, sentence = torch.randn(2, 5, 16).double(), torch.randn(2, 16).double()
+    padding = torch.arange(5)[None] >= torch.tensor([[5], [3]])
+    said = head.said(text, sentence, padding)
+    for row, words in enumerate((5, 3)):
+        mean = sum(text[row, i] for i in range(words)) / words
+        expected = head.said_norm(sentence[row] + head.words(mean))
+        torch.testing.assert_close(said[row], expected, rtol=0, atol=1e-12)
+    # What is meant depends on both sides: neither alone decides which slot is ahead.
+    queries, course = torch.randn(2, 6, 16).double(), torch.randn(2, 6, 16).double()
+    margins = head(queries, course, said).diff(dim=-1)
+    swapped = head(queries, course, said.flip(0)).diff(dim=-1)
+    assert (margins - swapped).std(dim=1).min() > 1e-3
+    assert (head(queries, course.roll(1, 1), said).diff(dim=-1) - margins).abs().max() > 1e-3
 
 
 def test_a_clips_last_frame_is_the_newest(tiny_network: RvosNetwork, text: TextFeatures) -> None:
@@ -90,7 +138,7 @@ def test_a_clips_last_frame_is_the_newest(tiny_network: RvosNetwork, text: TextF
     caught: list[Tensor] = []
     hook = tiny_network.initializer.register_forward_hook(lambda _m, _i, out: caught.append(out))
     with torch.no_grad():
-        output = tiny_network.decode_video(clip, text)
+        output = tiny_network.decode_video(clip, clip[..., 0].argsort(dim=-1), text)
         hook.remove()
         expected = tiny_network.video_decoder(
             memory=output.aligned_queries,
@@ -114,7 +162,7 @@ def test_frames_left_out_between_are_told_by_their_ages(
     dense, sparse = torch.tensor([[2, 1, 0]] * 2), torch.tensor([[9, 4, 0]] * 2)
     with torch.no_grad():
         default, given, apart = (
-            tiny_network.decode_video(clip, text, ages).predictions[-1]
+            tiny_network.decode_video(clip, as_they_are(clip), text, ages).predictions[-1]
             for ages in (None, dense, sparse)
         )
     assert_same(default, given)
@@ -221,7 +269,7 @@ def test_text_and_sentence_matter_and_padding_does_not(
 def test_one_prediction_a_layer(tiny_network: RvosNetwork, arguments: dict[str, Tensor]) -> None:
     with torch.no_grad():
         predictions = tiny_network.video_decoder(**arguments)
-    assert len(predictions) == 3
+    assert len(predictions) == 2
     for prediction in predictions:
         assert prediction.queries.shape == (2, 20, 128)
         assert prediction.logits.shape == (2, 20, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from rvos_deploy.model.clip import TextFeatures
+from rvos_deploy.model.frame_query_decoder import SlotFacts
 from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.model.slot_alignment import gather_slots
 from rvos_deploy.runtime.slots import OnlineSoftmax
 
 MakeNetwork = Callable[..., RvosNetwork]
@@ -40,21 +43,47 @@ def wide_text(text: TextFeatures) -> TextFeatures:
     return TextFeatures(text.tokens.double(), text.sentence.double(), text.padding)
 
 
-def initial_queries(network: RvosNetwork, frame_queries: Tensor, text: TextFeatures) -> Tensor:
-    """What the whole network's video part starts its decoder from."""
+def make_facts(network: RvosNetwork, length: int) -> SlotFacts:
+    """What is known of the slots of two clips: five objects apart, at first at the query of their
+    number, then each frame in another order. Queries tell nothing of that.
+    """
+    angles = torch.arange(SLOTS) * (2 * math.pi / SLOTS)
+    position = torch.full((2, length, SLOTS, 5), 0.2)
+    position[..., :2] = 0.8 * torch.stack((angles.cos(), angles.sin()), dim=-1)
+    content = torch.randn(2, length, SLOTS, sum(network.clip.image_channels[1:]))
+    facts = SlotFacts(
+        torch.randn(2, length, SLOTS, 128, dtype=torch.float64),
+        position,
+        0.2 * content + content[:, :1],
+        torch.full((2, length, SLOTS), 0.9),
+    )
+    return shuffle_slots(facts, first=1)
+
+
+def shuffle_slots(facts: SlotFacts, first: int) -> SlotFacts:
+    """Every frame from ``first`` on in an order of its own."""
+    order = torch.arange(SLOTS).repeat(*facts.score.shape[:2], 1)
+    for clip, t in itertools.product(range(len(order)), range(first, order.shape[1])):
+        order[clip, t] = torch.randperm(SLOTS)
+    return SlotFacts(*(gather_slots(x, order) for x in facts))
+
+
+def initial_queries(
+    network: RvosNetwork, facts: SlotFacts, text: TextFeatures, order: Tensor | None = None
+) -> Tensor:
+    """What the whole network's video part starts its decoder from; in its own order of the slots,
+    unless one is given."""
     caught: list[Tensor] = []
     hook = network.initializer.register_forward_hook(lambda _m, _i, out: caught.append(out))
-    network.decode_video(frame_queries, text)
+    network.decode_video(facts.queries, network.slot_order(facts) if order is None else order, text)
     hook.remove()
     return caught[0]
 
 
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-
-
-def by_loops(network: RvosNetwork, frame_queries: Tensor, text: TextFeatures) -> np.ndarray:
-    """One slot of one clip at a time; assignments by trying all 120 permutations."""
+def by_loops(
+    network: RvosNetwork, frame_queries: Tensor, order: Tensor, text: TextFeatures
+) -> np.ndarray:
+    """One slot of one clip at a time."""
     value, weight = network.initializer.value, network.initializer.weight
     matrix, shift = value.weight.numpy(), value.bias.numpy()
     row, offset = weight.weight.numpy()[0], float(weight.bias)
@@ -64,16 +93,9 @@ def by_loops(network: RvosNetwork, frame_queries: Tensor, text: TextFeatures) ->
         if network.config.initializer == "sentence":
             output[b] = text.sentence[b].numpy()
             continue
-        tracks = [clip[0]]
-        for frame in clip[1:]:
-            similarity = [[cosine(a, c) for c in frame] for a in tracks[-1]]
-            best: tuple[int, ...] = max(
-                itertools.permutations(range(SLOTS)),
-                key=lambda p, s=similarity: sum(s[i][p[i]] for i in range(SLOTS)),  # type: ignore[misc]
-            )
-            if network.config.initializer == "weighted":
-                best = tuple(range(SLOTS))
-            tracks.append(frame[list(best)])
+        tracks = [
+            frame[list(chosen)] for frame, chosen in zip(clip, order[b].tolist(), strict=True)
+        ]
         for slot in range(SLOTS):
             sources = [matrix @ frame[slot] + shift for frame in tracks]
             logits = np.array([row @ source + offset for source in sources])
@@ -88,15 +110,48 @@ def by_loops(network: RvosNetwork, frame_queries: Tensor, text: TextFeatures) ->
 def test_against_loops(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures, variant: str, length: int
 ) -> None:
-    frame_queries = torch.randn(2, length, SLOTS, 128, dtype=torch.float64)
-    queries = initial_queries(networks[variant], frame_queries, wide_text)
-    expected = torch.from_numpy(by_loops(networks[variant], frame_queries, wide_text))
+    """In any order of the slots; whatever the variant, it is the order that is given."""
+    network = networks[variant]
+    facts = make_facts(network, length)
+    order = torch.stack([torch.randperm(SLOTS) for _ in range(2 * length)]).view(2, length, SLOTS)
+    queries = initial_queries(network, facts, wide_text, order)
+    expected = torch.from_numpy(by_loops(network, facts.queries, order, wide_text))
     torch.testing.assert_close(queries, expected, **FLOAT32_WEIGHTS)
 
 
+def test_only_aligned_moves_queries_between_slots(networks: dict[str, RvosNetwork]) -> None:
+    facts = make_facts(networks["aligned"], 4)
+    stay = torch.arange(SLOTS).expand(2, 4, SLOTS)
+    for variant in ("weighted", "sentence"):
+        assert torch.equal(networks[variant].slot_order(facts), stay)
+    found = networks["aligned"].slot_order(facts)
+    assert found.dtype == torch.int64
+    assert not torch.equal(found, stay)
+    # Where the first frame saw an object, its slot is in every frame.
+    placed = gather_slots(facts.position, found)
+    assert torch.equal(placed, facts.position[:, :1].expand_as(placed))
+
+
+def test_slots_are_told_apart_by_the_contents_at_stride_8(
+    networks: dict[str, RvosNetwork],
+) -> None:
+    """Those of strides 16 and 32 come after them, and do not count."""
+    network = networks["aligned"]
+    width = network.clip.image_channels[1]
+    facts = make_facts(network, 4)
+    facts = facts._replace(position=torch.full_like(facts.position, 0.2))
+    order = network.slot_order(facts)
+    assert not torch.equal(order, torch.arange(SLOTS).expand(2, 4, SLOTS))
+    noise = torch.randn_like(facts.content)
+    fine, coarse = facts.content.clone(), facts.content.clone()
+    fine[..., :width], coarse[..., width:] = noise[..., :width], noise[..., width:]
+    assert torch.equal(network.slot_order(facts._replace(content=coarse)), order)
+    assert not torch.equal(network.slot_order(facts._replace(content=fine)), order)
+
+
 def test_the_variants_differ(networks: dict[str, RvosNetwork], wide_text: TextFeatures) -> None:
-    frame_queries = torch.randn(2, 4, SLOTS, 128, dtype=torch.float64)
-    made = [initial_queries(networks[v], frame_queries, wide_text) for v in VARIANTS]
+    facts = make_facts(networks["aligned"], 4)
+    made = [initial_queries(networks[v], facts, wide_text) for v in VARIANTS]
     for a, b in itertools.combinations(made, 2):
         assert (a - b).abs().max() > 0.1
 
@@ -104,10 +159,10 @@ def test_the_variants_differ(networks: dict[str, RvosNetwork], wide_text: TextFe
 def test_one_frame_has_all_the_weight(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures
 ) -> None:
-    frame_queries = torch.randn(2, 1, SLOTS, 128, dtype=torch.float64)
+    facts = make_facts(networks["aligned"], 1)
     for variant in ("aligned", "weighted"):
-        queries = initial_queries(networks[variant], frame_queries, wide_text)
-        expected = networks[variant].initializer.value(frame_queries[:, 0])
+        queries = initial_queries(networks[variant], facts, wide_text)
+        expected = networks[variant].initializer.value(facts.queries[:, 0])
         torch.testing.assert_close(queries, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -121,43 +176,48 @@ def test_the_sum_over_time_knows_no_order(networks: dict[str, RvosNetwork]) -> N
     torch.testing.assert_close(again, queries, **FLOAT32_WEIGHTS)
 
 
-def with_slots_shuffled(frame_queries: Tensor, first: int) -> Tensor:
-    """Every frame from ``first`` on in an order of its own."""
-    shuffled = frame_queries.clone()
-    for clip in shuffled:
-        for frame in clip[first:]:
-            frame.copy_(frame[torch.randperm(SLOTS)])
-    return shuffled
-
-
 def test_the_order_of_slots_in_later_frames(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures
 ) -> None:
     """Irrelevant to ``aligned`` up to its last output; not to ``weighted``; no matter at all to
     what ``sentence`` starts from."""
-    objects = torch.randn(2, 1, SLOTS, 128, dtype=torch.float64)
-    frame_queries = objects + 0.3 * torch.randn(2, 4, SLOTS, 128, dtype=torch.float64)
-    shuffled = with_slots_shuffled(frame_queries, first=1)
+    facts = make_facts(networks["aligned"], 4)
+    shuffled = shuffle_slots(facts, first=1)
     for variant, same in (("aligned", True), ("weighted", False), ("sentence", True)):
         network = networks[variant]
-        before = initial_queries(network, frame_queries, wide_text)
+        before = initial_queries(network, facts, wide_text)
         after = initial_queries(network, shuffled, wide_text)
         assert torch.equal(after, before) == same, variant
     aligned = networks["aligned"]
-    before, after = (aligned.decode_video(q, wide_text) for q in (frame_queries, shuffled))
+    before, after = (
+        aligned.decode_video(f.queries, aligned.slot_order(f), wide_text) for f in (facts, shuffled)
+    )
+    assert not torch.equal(after.order, before.order)
     assert torch.equal(after.aligned_queries, before.aligned_queries)
     assert torch.equal(after.predictions[-1].logits, before.predictions[-1].logits)
+
+
+def test_mask_embeddings_go_with_their_queries(
+    networks: dict[str, RvosNetwork], wide_text: TextFeatures
+) -> None:
+    network = networks["aligned"]
+    facts = make_facts(network, 4)
+    video = network.decode_video(
+        facts.queries, network.slot_order(facts), wide_text, mask_embeddings=2 * facts.queries
+    )
+    assert not torch.equal(video.aligned_queries, facts.queries)
+    assert torch.equal(video.frame_mask_embeddings, 2 * video.aligned_queries)
 
 
 def test_the_first_frame_names_the_slots(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures
 ) -> None:
-    objects = torch.randn(2, 1, SLOTS, 128, dtype=torch.float64)
-    frame_queries = objects + 0.3 * torch.randn(2, 4, SLOTS, 128, dtype=torch.float64)
+    facts = make_facts(networks["aligned"], 4)
     cycle = [1, 2, 3, 4, 0]
-    renamed = frame_queries.clone()
-    renamed[:, 0] = frame_queries[:, 0, cycle]
-    before = initial_queries(networks["aligned"], frame_queries, wide_text)
+    renamed = SlotFacts(*(x.clone() for x in facts))
+    for new, old in zip(renamed, facts, strict=True):
+        new[:, 0] = old[:, 0, cycle]
+    before = initial_queries(networks["aligned"], facts, wide_text)
     after = initial_queries(networks["aligned"], renamed, wide_text)
     torch.testing.assert_close(after, before[:, cycle], rtol=1e-12, atol=1e-12)
 

@@ -1,4 +1,4 @@
-"""Slot assignment, the online softmax, the token memory and the spill store."""
+"""Slots, the online softmax, the token memory and the spill store."""
 
 from __future__ import annotations
 
@@ -7,29 +7,94 @@ import sys
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.slots import OnlineSoftmax, assign_slots
+from rvos_deploy.model.config import Initializer
+from rvos_deploy.runtime.expression import EncodedText, ExpressionState
+from rvos_deploy.runtime.slots import OnlineSoftmax, SlotCues, SlotTracker
 from rvos_deploy.runtime.spill_store import SpillStore
 from rvos_deploy.runtime.token_memory import TokenMemory
 
 
+def cues(objects: NDArray[np.float32], order: NDArray[np.int64]) -> SlotCues:
+    """N masks on a diagonal, object ``order[n]`` at query n; contents tell them apart as well."""
+    total = len(objects)
+    position = np.full((total, 5), 0.2, dtype=np.float32)
+    position[:, :2] = np.linspace(-0.8, 0.8, total, dtype=np.float32)[:, None]
+    return SlotCues(position[order], objects[order], np.full(total, 0.9, dtype=np.float32))
+
+
+def orders(frames: int, slots: int, seed: int) -> list[NDArray[np.int64]]:
+    """A permutation a frame, the first in place."""
+    random = np.random.RandomState(seed)
+    return [np.arange(slots), *(random.permutation(slots) for _ in range(frames - 1))]
+
+
 def test_a_five_cycle_is_undone_and_not_doubled() -> None:
-    previous = np.eye(5, 8, dtype=np.float32)
-    current = previous[[1, 2, 3, 4, 0]]
-    order = assign_slots(previous, current)
-    assert (current[order] == previous).all()
-    assert (current[np.argsort(order)] != previous).any(), "the inverse must not pass this test"
+    objects, cycle = np.eye(5, 8, dtype=np.float32), np.array([1, 2, 3, 4, 0])
+    tracker = SlotTracker()
+    assert (tracker.advance(cues(objects, np.arange(5))) == np.arange(5)).all()
+    first, second = (tracker.advance(cues(objects, c)) for c in (cycle, cycle[cycle]))
+    assert (cycle[first] == np.arange(5)).all()
+    assert (cycle[cycle][second] == np.arange(5)).all()
+    assert (cycle[np.argsort(first)] != np.arange(5)).any(), "the inverse must not pass this test"
 
 
-def test_vectors_without_direction_cost_one_and_ties_are_stable() -> None:
-    previous = np.array([[0, 0], [1, 0], [np.nan, 1]], dtype=np.float32)
-    current = np.array([[1, 0], [0, 0], [0, np.inf]], dtype=np.float32)
-    order = assign_slots(previous, current)
-    assert sorted(order) == [0, 1, 2]
-    assert order[1] == 0
-    same = np.ones((6, 3), dtype=np.float32)
-    assert (assign_slots(same, same) == assign_slots(same.copy(), same.copy())).all()
+def test_a_tracker_keeps_no_hold_of_what_it_was_given() -> None:
+    """The stream's arrays may be a runner's own buffers, which the next frame overwrites."""
+    objects, tracker = np.eye(5, 8, dtype=np.float32), SlotTracker()
+    for order in orders(4, 5, seed=0):
+        given = cues(objects, order)
+        assert (order[tracker.advance(given)] == np.arange(5)).all()
+        for array in given:
+            array[:] = 7
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_overflow_of_half_precision_passes() -> None:
+    """Looks alone tell: where one query's contents overflow, those of all are remembered."""
+    objects, tracker = np.eye(5, 8, dtype=np.float32), SlotTracker()
+    for t, order in enumerate(orders(4, 5, seed=1)):
+        given = cues(objects, order)
+        given.position[:, :2] = 0
+        if t == 1:
+            given.content[order == 2, :3] = np.inf
+        followed = order[tracker.advance(given)]
+        assert (followed == np.arange(5)).all()
+
+
+def state(initializer: Initializer) -> ExpressionState:
+    text = EncodedText("", np.zeros((1, 3), np.float32), np.array([1, 2, 3], dtype=np.float32))
+    return ExpressionState(0, text, initializer, TokenMemory(window=None))
+
+
+@pytest.mark.parametrize("initializer", ["aligned", "weighted", "sentence"])
+def test_an_expression_keeps_what_belongs_to_a_slot_together(initializer: Initializer) -> None:
+    random, total, length = np.random.RandomState(2), 6, 5
+    objects = np.eye(total, 8, dtype=np.float32)
+    queries, values = (random.standard_normal((length, total, 3)).astype("f4") for _ in range(2))
+    logits = random.standard_normal((length, total)).astype(np.float32)
+    one, other = state(initializer), state(initializer)
+    taken = []
+    for t, order in enumerate(orders(length, total, seed=3)):
+        given = (queries[t], values[t], logits[t])
+        expected = np.argsort(order) if initializer == "aligned" else np.arange(total)
+        assert (one.advance(*given, cues(objects, order)) == expected).all()
+        # Slots are each expression's own.
+        assert (other.advance(*given, cues(objects, np.arange(total))) == np.arange(total)).all()
+        taken.append(expected)
+    tokens, _ = one.memory.read()
+    assert (tokens == np.stack([q[order] for q, order in zip(queries, taken, strict=True)])).all()
+    start = one.initial_video_queries()
+    if initializer == "sentence":
+        assert (start == np.array([1, 2, 3])).all()
+        return
+    of_slots = np.stack([v[order] for v, order in zip(values, taken, strict=True)])
+    weights = np.exp(np.stack([x[order] for x, order in zip(logits, taken, strict=True)]))
+    expected_start = (weights[..., None] * of_slots).sum(axis=0) / weights.sum(axis=0)[:, None]
+    # Float32 exponentials and sums here, float64 there.
+    np.testing.assert_allclose(start, expected_start, atol=1e-6)
 
 
 def test_online_softmax_equals_softmax_even_with_huge_logits() -> None:

@@ -12,9 +12,11 @@ import torch
 
 from rvos_deploy.errors import RvosError
 from rvos_deploy.model.config import preset
+from rvos_deploy.model.frame_query_decoder import SlotFacts
 from rvos_deploy.model.network import RvosNetwork, build_network
 from rvos_deploy.sprites import WorldConfig
 from rvos_deploy.training import gates, motion_words, slot_probe, trainer
+from rvos_deploy.training.clips import Clips, collate
 from rvos_deploy.training.motion_words import MotionWordDistances
 from rvos_deploy.training.recipe import Recipe, Stage
 from rvos_deploy.training.slot_probe import (
@@ -103,6 +105,30 @@ def test_a_slot_on_its_object_is_found(
     assert moving == len(found.tokens) > 4
     assert found.tokens.shape[1:] == (slot_probe.LENGTH, 128)
     assert len(set(found.tokens[:, 0, 0].tolist())) > 1
+
+
+def test_what_the_probe_reads_is_in_the_order_of_slots(
+    network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries and positions, and masks with them; slot n is at query n + t in frame t."""
+    slots = network.config.num_queries
+
+    def rolled(facts: SlotFacts) -> torch.Tensor:
+        row = (torch.arange(slots) + torch.arange(3)[:, None]) % slots
+        return row.expand(facts.score.shape)
+
+    monkeypatch.setattr(network, "slot_order", rolled)
+    batch = collate([Clips(RECIPE, replace(STAGES[1], length=3))[0]])
+    with torch.no_grad():
+        tokens, masks = slot_probe._slots(network, batch)
+        frames = network(batch.frames, batch.token_ids, batch.ages).frames
+    facts, last = frames.facts, frames.predictions[-1]
+    for t in range(3):
+        told = torch.cat((facts.queries[t], facts.position[t]), dim=-1).roll(-t, 0)
+        assert torch.equal(tokens[t], told)
+        drawn = torch.einsum("nc,chw->nhw", last.mask_embeddings[t], frames.mask_features[t])
+        # A pixel whose logit is 0 but for rounding may fall on either side.
+        assert (masks[t] != (drawn.roll(-t, 0) > 0)).float().mean() < 1e-3
 
 
 def test_an_untrained_frame_part_does_not_pass(

@@ -41,7 +41,7 @@ def number(value: Tensor) -> float:
 
 def no_facts() -> SlotFacts:
     """What the losses do not look at."""
-    return SlotFacts(*(torch.empty(0) for _ in range(3)))
+    return SlotFacts(*(torch.empty(0) for _ in SlotFacts._fields))
 
 
 def random_output(batch: int, length: int) -> NetworkOutput:

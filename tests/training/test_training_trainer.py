@@ -21,11 +21,13 @@ from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.model import network as network_module
 from rvos_deploy.model.clip import build_clip
 from rvos_deploy.model.config import preset
-from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.model.frame_query_decoder import SlotFacts
+from rvos_deploy.model.network import RvosNetwork, VideoOutput
+from rvos_deploy.model.slot_alignment import gather_slots
 from rvos_deploy.sprites import write_mevis
 from rvos_deploy.training import preparation, trainer
 from rvos_deploy.training.clips import Clips, collate
-from rvos_deploy.training.frame_cache import fill_cache
+from rvos_deploy.training.frame_cache import VideoObjective, cached_batches, fill_cache
 from rvos_deploy.training.objective import (
     Objective,
     learning_rate,
@@ -208,7 +210,7 @@ def test_the_loss_falls_on_one_repeated_clip(clip: torch.nn.Module) -> None:
     assert sum(totals[-3:]) < 0.75 * sum(totals[:3])
 
 
-def cached_recipe() -> Recipe:
+def cached_recipe(**changes: Any) -> Recipe:
     recipe = parse_recipe(MINIATURE)
     video = replace(
         recipe.stages[1],
@@ -222,15 +224,19 @@ def cached_recipe() -> Recipe:
         sentences=2,
         loss=replace(recipe.loss, num_points=16),
     )
-    return replace(recipe, stages=(recipe.stages[0], video))
+    return replace(recipe, stages=(recipe.stages[0], replace(video, **changes)))
 
 
-def test_a_cached_stage_trains_the_video_part_and_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cached_length", [0, 5])
+def test_a_cached_stage_trains_the_video_part_and_resumes(
+    tmp_path: Path, cached_length: int
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(whole, cached_recipe())
-    run(parts, cached_recipe(), steps=4)
+    recipe = cached_recipe(cached_length=cached_length)
+    run(whole, recipe)
+    run(parts, recipe, steps=4)
     made = {file: file.stat().st_mtime_ns for file in parts.glob("cache/video/shard-*")}
-    run(parts, cached_recipe(), resume=True)
+    run(parts, recipe, resume=True)
     assert curve(parts)[3:] == curve(whole)[3:]
     # Its shards were used again, not made again.
     assert made == {file: file.stat().st_mtime_ns for file in made}
@@ -254,6 +260,8 @@ def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.
     parts = {**output.frames.facts._asdict(), "mask_embeddings": output.frames.mask_embeddings}
     for name, part in parts.items():
         torch.testing.assert_close(kept[name].float(), part, **close)
+    assert torch.equal(kept["order"], output.video.order[0])
+    assert torch.equal(kept["ages"], raw.ages[0])
     assert kept["features"].shape == (2, 32, 8, 12)
     assert torch.equal(kept["masks"], F.avg_pool2d(raw.masks[0].float(), 4) >= 0.5)
     assert torch.equal(spoken[0]["referred"], clips[12].referred)
@@ -274,6 +282,120 @@ def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.
         torch.testing.assert_close(other["tokens"].float(), texts[number].tokens[0], **close)
         drawn.add(number)
     assert drawn == set(range(1, len(known)))
+
+
+def rolled(facts: SlotFacts) -> torch.Tensor:
+    """A stand-in for aligned slots: in frame t of a clip, slot n has query n + t."""
+    batch, length, slots = facts.score.shape
+    return ((torch.arange(slots) + torch.arange(length)[:, None]) % slots).repeat(batch, 1, 1)
+
+
+@pytest.fixture
+def network(clip: torch.nn.Module) -> RvosNetwork:
+    torch.manual_seed(2)
+    return RvosNetwork(cached_recipe().model, clip)  # type: ignore[arg-type]
+
+
+def test_a_step_reads_some_frames_of_a_longer_cached_clip(
+    tmp_path: Path, network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn anew each time, ascending; slots are in the order that the whole clip gave them."""
+    monkeypatch.setattr(network, "slot_order", rolled)
+    recipe = cached_recipe(cached_length=5, window=8)
+    stage = recipe.stages[1]
+    fabric = Fabric(accelerator="cpu", devices=1)
+    cached = fill_cache(fabric, network, Clips(recipe, stage), 10, tmp_path)
+    whole = collate([Clips(recipe, replace(stage, length=5))[12]])
+    with torch.no_grad():
+        output = network.eval()(whole.frames, whole.token_ids, whole.ages)
+    facts = output.frames.facts
+    masks = F.avg_pool2d(whole.masks[0].float(), 4) >= 0.5
+    # No two frames look alike: what was drawn can be told.
+    assert (torch.cdist(facts.queries.flatten(1), facts.queries.flatten(1)) > 0.05).sum() == 20
+    assert len(set(whole.ages[0].tolist())) == 5
+    close: dict[str, Any] = {"atol": 4e-3, "rtol": 1e-3}  # float16
+    pairs = set()
+    for draw in range(60):
+        kept = cached[2, draw].clip
+        drawn = kept["order"][:, 0].tolist()
+        assert len(drawn) == 2
+        assert drawn == sorted(set(drawn))
+        assert torch.equal(kept["order"], output.video.order[0, drawn])
+        for name, fact in facts._asdict().items():
+            torch.testing.assert_close(kept[name].float(), fact[drawn], **close)
+        embeddings = output.frames.mask_embeddings[drawn]
+        torch.testing.assert_close(kept["mask_embeddings"].float(), embeddings, **close)
+        features = F.avg_pool2d(output.frames.mask_features, 2)[drawn]
+        torch.testing.assert_close(kept["features"].float(), features, **close)
+        assert torch.equal(kept["masks"], masks[:, drawn])
+        ages = whole.ages[0, drawn]
+        assert kept["ages"].tolist() == [int(ages[0] - ages[1]), 0]
+        assert torch.equal(kept["ages"], cached[2, draw].clip["ages"])
+        pairs.add(tuple(drawn))
+    # Ten pairs, 60 draws: one of them is missed with a probability of 0.02, and seeds are fixed.
+    assert len(pairs) == 10
+
+
+def test_the_video_part_gets_the_order_of_the_cached_clip(
+    tmp_path: Path, network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "slot_order", rolled)
+    recipe = cached_recipe(cached_length=5)
+    stage = recipe.stages[1]
+    fabric = Fabric(accelerator="cpu", devices=1)
+    cached = fill_cache(fabric, network, Clips(recipe, stage), 10, tmp_path)
+    (batch,) = cached_batches(cached, recipe, stage, range(1, 2), 0, 1)
+    batch = batch.to(torch.device("cpu"))
+    assert batch.queries.shape[:2] == batch.order.shape[:2] == batch.ages.shape == (2, 2)
+    assert batch.order.dtype == batch.ages.dtype == torch.int64
+    assert (batch.order[:, :, 0] > torch.arange(2)).any(), "the premise: not the first frames"
+    assert {x.dtype for x in (*batch[:5], *batch[7:10])} == {torch.float32}
+    made = []
+    decode = network.decode_video
+
+    def spy(*arguments: Any) -> VideoOutput:
+        made.append(decode(*arguments))
+        assert torch.equal(arguments[3], batch.ages)
+        return made[-1]
+
+    monkeypatch.setattr(network, "decode_video", spy)
+    objective = VideoObjective(network, loss_config(recipe.loss), lambda count: count)
+    losses = objective(*batch, step_generator(0, 0, 0, 0))
+    assert losses["total"].isfinite()
+    tokens = network.frame_decoder.tokens(SlotFacts(*batch[:4]))
+    assert torch.equal(made[0].aligned_queries, gather_slots(tokens, batch.order))
+    embeddings = gather_slots(batch.mask_embeddings, batch.order)
+    assert torch.equal(made[0].frame_mask_embeddings, embeddings)
+
+
+def test_single_frames_are_cached_whatever_orders_their_slots(
+    tmp_path: Path, clip: torch.nn.Module
+) -> None:
+    """Then all clips have the same order; a shard must hold it for each of them."""
+    recipe = cached_recipe(cached=2, length=1)
+    model = replace(recipe.model, initializer="weighted")
+    network = RvosNetwork(model, clip)  # type: ignore[arg-type]
+    fabric = Fabric(accelerator="cpu", devices=1)
+    clips = Clips(replace(recipe, model=model), recipe.stages[1])
+    cached = fill_cache(fabric, network, clips, 10, tmp_path)
+    for index in range(2):
+        assert cached[index, 0].clip["order"].tolist() == [list(range(6))]
+
+
+def test_a_cache_is_kept_as_long_as_its_clips_have_as_many_frames(
+    tmp_path: Path, network: RvosNetwork
+) -> None:
+    """How many of them a step reads does not matter to it."""
+    fabric = Fabric(accelerator="cpu", devices=1)
+
+    def fill(**changes: int) -> int:
+        recipe = cached_recipe(cached=1, **changes)
+        fill_cache(fabric, network, Clips(recipe, recipe.stages[1]), 10, tmp_path)
+        return (tmp_path / "shard-00000.safetensors").stat().st_mtime_ns
+
+    first = fill(length=2, cached_length=3)
+    assert fill(length=1, cached_length=3) == fill(length=3) == first
+    assert fill(length=3, cached_length=4) > first
 
 
 def test_validation_keeps_the_best_and_draws(whole: Path, tmp_path: Path) -> None:
@@ -415,12 +537,22 @@ def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, message: str) -> 
         {"cached": 10},
         {"sentences": 0},
         {"cached": 10, "trained": ["encoder"]},
+        {"cached": 10, "trained": ["initializer"], "length": 3, "cached_length": 2},
+        {"cached": 10, "trained": ["initializer"], "cached_length": -1},
     ],
     ids=str,
 )
 def test_a_wrong_stage_is_named(change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="stage 'frames'"):
         parse_recipe({**MINIATURE, "stage": [{**MINIATURE["stage"][0], **change}]})
+
+
+def test_a_cached_clip_has_at_least_the_frames_of_a_clip() -> None:
+    stage = {**MINIATURE["stage"][0], "length": 3, "cached": 10, "trained": ["initializer"]}
+    for enough in (0, 3, 8):
+        parse_recipe({**MINIATURE, "stage": [{**stage, "cached_length": enough}]})
+    with pytest.raises(InputError, match="cached_length 2 is less than length 3"):
+        parse_recipe({**MINIATURE, "stage": [{**stage, "cached_length": 2}]})
 
 
 def test_what_cannot_be_started_is_one_line(whole: Path, tmp_path: Path) -> None:
