@@ -130,6 +130,7 @@ NO_COUNTERPART: Reasons = (
     (r"frame_decoder\.object_head\.", "object head: (object, no object), not their categories"),
     (r"frame_decoder\.mask_position\.", "position of a query's mask: ours alone"),
     (r"frame_decoder\.mask_content\.", "what lies under a query's mask: ours alone"),
+    (r"frame_decoder\.query_share", "share of a query in its token: ours alone"),
     (r"initializer\.", "video query initializer: they see single images"),
     (r"video_decoder\.", "video query decoder: they see single images"),
     (r"mask_head\.", "convolution before the video masks: ours after LMPM"),

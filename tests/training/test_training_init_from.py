@@ -389,8 +389,9 @@ def published_decoder(state: State, frame: EncodedFrame, queries: Tensor) -> Ten
 def test_frame_decoder_equals_the_published_one(plain: Loaded) -> None:
     levels = [torch.randn(2, h * w, DIM) for h, w in FINE_TO_COARSE]
     text = torch.zeros(2, 3, DIM)
-    unused = ImageFeatures(*(torch.empty(0) for _ in range(4)))
-    frame = EncodedFrame(0.1 * torch.randn(2, DIM, 16, 24), levels, FINE_TO_COARSE, text, unused)
+    # What CLIP sees is pooled under the masks, and changes none of them.
+    seen = ImageFeatures(torch.empty(0), *(torch.randn(2, 3, *shape) for shape in FINE_TO_COARSE))
+    frame = EncodedFrame(0.1 * torch.randn(2, DIM, 16, 24), levels, FINE_TO_COARSE, text, seen)
     sentence = torch.randn(2, DIM)
     found = plain.network.frame_decoder(frame, sentence, torch.zeros(2, 3).bool())
     queries = sentence[:, None].expand(-1, SMALL.num_queries, -1)
