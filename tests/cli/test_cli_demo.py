@@ -81,12 +81,14 @@ def test_the_command_twice(rvos: Callable, tiny_bundle: Path, tmp_path: Path) ->
     assert json.loads((out / "metrics.json").read_text())["video"]["seed"] == 3
 
 
-def test_a_folder_goes_before_a_packaged_bundle(
+def test_a_bundle_in_the_folder_goes_before_a_packaged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, folder in packaged_bundles().items():
         assert find_bundle(name) == folder
         (tmp_path / name).mkdir()
+        assert find_bundle(name) == folder, "a folder of that name need not be a bundle"
+        (tmp_path / name / "manifest.json").touch()
         assert find_bundle(name) == Path(name)
     assert find_bundle("none") == Path("none")
