@@ -11,6 +11,7 @@ A shard is there whole or not at all, so a run that was killed while caching goe
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from rvos_deploy.json_file import write_json
 from rvos_deploy.model.clip import TextFeatures
 from rvos_deploy.model.frame_query_decoder import SlotFacts
 from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.runtime import slots
 from rvos_deploy.runtime.geometry import MASK_STRIDE
 from rvos_deploy.training.clips import (
     Batch,
@@ -351,9 +353,13 @@ def _key(network: RvosNetwork, clips: Clips, first: int) -> dict[str, Any]:
             digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
     recipe, stage = clips.recipe, clips.stage
     drawn = ("length", "window", "per_video", "kinds", "timeless", "cached", "cache_stride")
+    # The order of the slots is stored, and no weight decides on it.
+    alignment = {"initializer": network.config.initializer, "tracker": inspect.getsource(slots)}
     kept = {name: getattr(stage, name) for name in drawn} | {"all_sentences": stage.sentences > 1}
     return {
         "weights": digest.hexdigest(),
+        "parts": [*_BY_FRAME, "masks"],
+        "alignment": hashlib.sha256(json.dumps(alignment).encode()).hexdigest(),
         "seed": recipe.seed,
         "first": first,
         "precision": recipe.precision,

@@ -398,6 +398,28 @@ def test_a_cache_is_kept_as_long_as_its_clips_have_as_many_frames(
     assert fill(length=3, cached_length=4) > first
 
 
+def test_a_cache_with_slots_in_another_order_is_made_again(
+    tmp_path: Path, clip: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No weight says how slots were aligned: the variant and the tracker's own text do."""
+    recipe = cached_recipe(cached=1, length=2)
+    fabric = Fabric(accelerator="cpu", devices=1)
+
+    def fill(initializer: str) -> int:
+        torch.manual_seed(0)
+        model = replace(recipe.model, initializer=initializer)  # type: ignore[arg-type]
+        network = RvosNetwork(model, clip)  # type: ignore[arg-type]
+        fill_cache(fabric, network, Clips(recipe, recipe.stages[1]), 10, tmp_path)
+        return (tmp_path / "shard-00000.safetensors").stat().st_mtime_ns
+
+    first = fill("aligned")
+    assert fill("aligned") == first
+    second = fill("weighted")
+    assert second > first
+    monkeypatch.setattr("inspect.getsource", lambda module: "another tracker")
+    assert fill("weighted") > second
+
+
 def test_validation_keeps_the_best_and_draws(whole: Path, tmp_path: Path) -> None:
     recipe = replace(parse_recipe(MINIATURE), validate_every=2, validation_videos=1)
     recipe = replace(recipe, stages=recipe.stages[:1])
