@@ -33,11 +33,11 @@ MOMENTS = 8
 class Course(nn.Module):
     """How each slot went on through time, as one vector.
 
-    Ours. Attention over frames has to find out first that order matters: in trials on cached clips
-    a small perceptron on the sequence of a slot's positions told motions apart within seconds
-    (0.78 of pairs of objects in the right order), where the decoder alone was at 0.58 after
-    minutes. So the sequence is read directly: at fixed moments of the time seen so far, each the
-    mean of the frames around it, which any number of frames can give.
+    Ours. Attention over frames has to find out first that order matters. Here the sequence of a
+    slot's tokens is read directly, at fixed moments of the time seen so far, each the mean of the
+    frames around it, which any number of frames can give. After 300 steps on the same cached clips
+    the meant one of two held-out objects scored higher in 0.73 of the pairs with it and in 0.65
+    without (by motion 0.71 and 0.58; one seed).
     """
 
     def __init__(self, dim: int) -> None:
