@@ -15,6 +15,7 @@ import numpy as np
 
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.runtime.backends.base import HostArray, Runner, Value
+from rvos_deploy.runtime.backends.cuda_libraries import call
 from rvos_deploy.runtime.engine_loading import deserialize
 from rvos_deploy.runtime.engine_sidecar import Profile, takes
 from rvos_deploy.runtime.graph_spec import GraphSpec
@@ -160,8 +161,4 @@ def _driver() -> Any:
 
 
 def _call(name: str, *arguments: Any) -> Any:
-    """Call the CUDA driver; its one result, or BackendError."""
-    error, *results = getattr(_driver(), name)(*arguments)
-    if int(error) != 0:
-        raise BackendError(f"CUDA: {name} failed with {error}; check the GPU with nvidia-smi")
-    return results[0] if results else None
+    return call(_driver(), name, *arguments)

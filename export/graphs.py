@@ -82,16 +82,13 @@ class FrameDecoder(nn.Module):
         text = TextFeatures(text_tokens, sentence, text_padding)
         output = self.network.decode_frames(features, text)
         values, logits = self.network.initializer.per_frame(output.queries)
-        _, position, content, score = output.facts
         return (
             output.mask_features,
             output.queries,
             output.mask_embeddings,
             values,
             logits,
-            position,
-            content[..., : self.network.clip.image_channels[1]],
-            score,
+            *self.network.slot_cues(output.facts),
         )
 
 

@@ -128,11 +128,15 @@ class RvosNetwork(nn.Module):
             mask_embeddings = gather_slots(mask_embeddings, order)
         return VideoOutput(aligned, order, predictions, mask_embeddings)
 
+    def slot_cues(self, facts: SlotFacts) -> tuple[Tensor, Tensor, Tensor]:
+        """What slots are aligned by: position, content at stride 8 alone, and score."""
+        stride_8 = self.clip.image_channels[1]
+        return facts.position, facts.content[..., :stride_8], facts.score
+
     def slot_order(self, facts: SlotFacts) -> Tensor:
         """Which query takes each slot, int64 [B,T,N], by what is known of those of whole clips."""
         if self.config.initializer == "aligned":
-            content = facts.content[..., : self.clip.image_channels[1]]
-            return align_slots(facts.position, content, facts.score)
+            return align_slots(*self.slot_cues(facts))
         batch, length, slots = facts.score.shape
         return torch.arange(slots, device=facts.score.device).repeat(batch, length, 1)
 

@@ -38,7 +38,7 @@ CHANGED = 0.1
 VISIBLE = 0.035
 """A mask whose area has a smaller root (a quarter of 16 x 16 pixels at 128 x 224) has no centre."""
 OBJECT = 0.5
-"""Score from which a slot is said to hold an object."""
+"""Score above which a slot is said to hold an object."""
 KEPT = 0.8
 """Share of the remembered content that stays when an object is seen again."""
 ALIKE = 0.01
@@ -53,7 +53,7 @@ class SlotTracker:
     never moves a query: most of a query is its own embedding. What differs between objects is
     where their masks lie and what CLIP sees there, so slots are assigned by those, against each
     slot's *last sight* of its object: its best slot then has a J of 0.69 over 24 frames instead of
-    0.53, where the best query of each single frame has 0.81 (41 objects of Moving Sprites).
+    0.53, where the best query of each single frame has 0.81 (55 objects of Moving Sprites).
 
     Optimal assignment in float64, deterministic; numbers that are not finite count as lost.
     """

@@ -172,8 +172,8 @@ class CachedClips(Dataset[CachedRow]):
         stored, row = _open(self.folder / _shard_name(index // SHARD)), index % SHARD
         rng = np.random.default_rng([self.seed, _DRAWS, draw])
         known = int(stored.get_tensor(f"{row}/sentences"))
-        total = self.stage.cached_length or self.stage.length
-        drawn = torch.from_numpy(np.sort(rng.choice(total, self.stage.length, replace=False)))
+        chosen = rng.choice(self.stage.frames_cached, self.stage.length, replace=False)
+        drawn = torch.from_numpy(np.sort(chosen))
         clip = {part: stored.get_tensor(f"{row}/{part}")[drawn] for part in _BY_FRAME}
         clip["ages"] = clip["ages"] - clip["ages"][-1]
         clip["masks"] = stored.get_tensor(f"{row}/masks")[:, drawn]
@@ -231,7 +231,7 @@ def fill_cache(
         folder: of the cache.
     """
     stage = clips.stage
-    clips = Clips(clips.recipe, replace(stage, length=stage.cached_length or stage.length))
+    clips = Clips(clips.recipe, replace(stage, length=stage.frames_cached))
     key = _key(network, clips, first)
     if fabric.global_rank == 0:
         _claim(folder, key)

@@ -147,6 +147,11 @@ class Stage:
         return bool(self.trained) and all(name.startswith(CACHEABLE) for name in self.trained)
 
     @property
+    def frames_cached(self) -> int:
+        """Frames of a cached clip."""
+        return self.cached_length or self.length
+
+    @property
     def clips(self) -> int:
         """Clips drawn in the whole stage."""
         return self.cached or self.steps * self.batch
