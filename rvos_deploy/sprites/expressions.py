@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -205,7 +206,7 @@ _DRAWS: dict[Kind, Callable[[np.random.Generator, Judge], Description | None]] =
 
 
 def _draw_one(
-    rng: np.random.Generator, judge: Judge, kind: Kind, used: set[object]
+    rng: np.random.Generator, judge: Judge, kind: Kind, used: Counter[object]
 ) -> Expression | None:
     for _ in range(_TRIES):
         said = _DRAWS[kind](rng, judge)
@@ -214,9 +215,9 @@ def _draw_one(
             continue
         plural = kind == "plural"
         text = _speak(rng, judge, said, plural, len(targets))
-        # One wording of a thought is enough, and one sentence must not come twice.
+        # One sentence must not come twice, and few wordings of a thought are enough.
         thought = (kind, targets, said.claim, said.noun if kind == "no_target" else None)
-        if text is None or text in used or thought in used:
+        if text is None or text in used or used[thought] >= judge.video.config.wordings:
             continue
         used.update((text, thought))
         return Expression(text, kind, targets, said.claim)
@@ -233,7 +234,7 @@ def draw_expressions(
     low, high = video.config.expressions
     wanted = between(rng, low, high)
     left, room = dict(KIND_WEIGHTS), dict.fromkeys(_EASY, 1 + wanted // 6)
-    used: set[object] = set()
+    used: Counter[object] = Counter()
     found: list[Expression] = []
     while len(found) < wanted and left:
         kinds = [kind for kind in KINDS if kind in left]

@@ -30,7 +30,8 @@ class WorldConfig:
 
     emoji: None uses emoji where a font is installed, so equal seeds then differ between machines;
     True and False do not depend on the machine (True raises InputError without the font). photos: a
-    folder of photographs to use as backgrounds.
+    folder of photographs to use as backgrounds. wordings: expressions that may say the same of the
+    same objects in other words; they do not change the video.
     """
 
     height: int = 128
@@ -38,6 +39,7 @@ class WorldConfig:
     frames: int = 24
     objects: tuple[int, int] = (2, 6)
     expressions: tuple[int, int] = (4, 8)
+    wordings: int = 1
     emoji: bool | None = None
     photos: str | None = None
 
@@ -52,8 +54,10 @@ class WorldConfig:
             raise InputError(f"a motion needs at least 8 frames to be seen, found {self.frames}")
         if not 2 <= self.objects[0] <= self.objects[1] <= 6:
             raise InputError(f"objects must be within 2 .. 6, found {self.objects}")
-        if not 1 <= self.expressions[0] <= self.expressions[1] <= 12:
-            raise InputError(f"expressions must be within 1 .. 12, found {self.expressions}")
+        if not 1 <= self.expressions[0] <= self.expressions[1] <= 48:
+            raise InputError(f"expressions must be within 1 .. 48, found {self.expressions}")
+        if self.wordings < 1:
+            raise InputError(f"wordings must be at least 1, found {self.wordings}")
         if self.emoji and find_font() is None:
             raise InputError(
                 "emoji=True needs the font NotoColorEmoji.ttf, which was not found; install it "

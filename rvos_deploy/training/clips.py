@@ -24,7 +24,7 @@ from rvos_deploy.model.config import STRIDE
 from rvos_deploy.runtime.geometry import PADDING
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.sprites import Expression, SpriteVideo, WorldConfig, make_video, render
-from rvos_deploy.training.augmentation import Pictures, augment
+from rvos_deploy.training.augmentation import Pictures, augment, mirror_text
 from rvos_deploy.training.data import DataSplit
 from rvos_deploy.training.recipe import Recipe, Stage
 from rvos_deploy.training.targets import ClipTargets
@@ -33,10 +33,13 @@ _CLIPS = 1  # tells the random stream of clips from others of the same seed
 
 
 class Sentence(NamedTuple):
-    """An expression of a video: which objects it means, bool [K]; token ids int64 [L]."""
+    """An expression of a video: which objects it means, bool [K]; token ids int64 [L], and those
+    for the mirrored video.
+    """
 
     referred: Tensor
     token_ids: Tensor
+    mirrored_ids: Tensor
 
 
 class Clip(NamedTuple):
@@ -158,7 +161,10 @@ class Clips(Dataset[Clip]):
         return [
             Sentence(
                 torch.from_numpy(np.isin(objects, expression.targets)),
-                torch.from_numpy(self.tokenizer(expression.text)),
+                *(
+                    torch.from_numpy(self.tokenizer(text))
+                    for text in (expression.text, mirror_text(expression.text))
+                ),
             )
             for expression in expressions
         ]
@@ -240,8 +246,8 @@ def collate(clips: Sequence[Clip]) -> Batch:
     height, width = (-(-max(side) // STRIDE) * STRIDE for side in sides)
     frames = torch.empty((len(clips), len(clips[0].frames), height, width, 3), dtype=torch.uint8)
     frames[:] = torch.tensor(PADDING, dtype=torch.uint8)
-    spoken = [s for clip in clips for s in (Sentence(clip.referred, clip.token_ids), *clip.further)]
-    ids = pad_sequence([sentence.token_ids for sentence in spoken], batch_first=True)
+    spoken = [s for clip in clips for s in ((clip.referred, clip.token_ids), *clip.further)]
+    ids = pad_sequence([sentence[1] for sentence in spoken], batch_first=True)
     masks = []
     for row, clip in enumerate(clips):
         tall, wide = clip.frames.shape[1:3]
@@ -250,7 +256,7 @@ def collate(clips: Sequence[Clip]) -> Batch:
             torch.nn.functional.pad(clip.masks, (0, width - wide, 0, height - tall), value=False)
         )
     ages = torch.stack([clip.ages for clip in clips])
-    return Batch(frames, ids, ages, tuple(masks), tuple(sentence.referred for sentence in spoken))
+    return Batch(frames, ids, ages, tuple(masks), tuple(sentence[0] for sentence in spoken))
 
 
 def part_of_step(

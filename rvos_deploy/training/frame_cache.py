@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +58,8 @@ FRAMES_TOGETHER = 32
 _BY_QUERY = (*SlotFacts._fields, "mask_embeddings")
 _BY_FRAME = (*_BY_QUERY, "order", "ages", "features")
 _SENTENCE_PARTS = ("tokens", "sentence", "referred")
+_MIRRORED = "mirrored_"
+"""Begins the names of text that fits the mirrored clip."""
 _DRAWS = 3  # tells the random stream of sentences and frames from those of clips and points
 
 
@@ -177,13 +178,29 @@ class CachedClips(Dataset[CachedRow]):
         clip = {part: stored.get_tensor(f"{row}/{part}")[drawn] for part in _BY_FRAME}
         clip["ages"] = clip["ages"] - clip["ages"][-1]
         clip["masks"] = stored.get_tensor(f"{row}/masks")[:, drawn]
+        numbers = choose_sentences(known, self.stage.sentences, rng)
+        told = {part: part for part in _SENTENCE_PARTS}
+        if rng.random() < self.stage.mirror:
+            clip = mirror_cached(clip)
+            told |= {part: f"{_MIRRORED}{part}" for part in ("tokens", "sentence")}
         return CachedRow(
             clip,
             [
-                {part: stored.get_tensor(f"{row}/{part}/{number}") for part in _SENTENCE_PARTS}
-                for number in choose_sentences(known, self.stage.sentences, rng)
+                {part: stored.get_tensor(f"{row}/{name}/{number}") for part, name in told.items()}
+                for number in numbers
             ],
         )
+
+
+def mirror_cached(clip: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A cached clip, mirrored left to right: where its masks lie, and what is seen there.
+
+    Queries and contents stay as they are, so they must not tell left from right by themselves.
+    """
+    position = clip["position"].clone()
+    position[..., 0] = -position[..., 0]
+    turned = {name: clip[name].flip(-1) for name in ("features", "masks")}
+    return {**clip, "position": position, **turned}
 
 
 class _WithSentences(Dataset[tuple[Clip, list[Sentence]]]):
@@ -195,8 +212,8 @@ class _WithSentences(Dataset[tuple[Clip, list[Sentence]]]):
 
     def __getitem__(self, index: int) -> tuple[Clip, list[Sentence]]:
         clip = self.clips[index]
-        own = [Sentence(clip.referred, clip.token_ids)]
-        return clip, self.clips.sentences(index) if self.several else own
+        known = self.clips.sentences(index)
+        return clip, known if self.several else known[:1]
 
 
 def cached_batches(
@@ -282,7 +299,10 @@ def _frame_part(
     batch = collate([clip for clip, _ in drawn]).to(fabric.device)
     with fabric.autocast():
         encoded = _encode(network, batch, stage)
-        spoken = _speak(network, [sentences for _, sentences in drawn], fabric.device)
+        spoken = [{"sentences": torch.tensor(len(sentences))} for _, sentences in drawn]
+        for way in ("", _MIRRORED) if stage.mirror else ("",):
+            for parts, clip in zip(spoken, drawn, strict=True):
+                parts |= _speak(network, clip[1], way, fabric.device)
     rows: dict[str, Tensor] = {}
     for row, position in enumerate(part):
         values = {name: value[row] for name, value in encoded.items()} | spoken[row]
@@ -293,21 +313,18 @@ def _frame_part(
 
 
 def _speak(
-    network: RvosNetwork, spoken: Sequence[Sequence[Sentence]], device: torch.device
-) -> list[dict[str, Tensor]]:
-    """What the text part makes of the sentences of each clip, numbered; all in one pass."""
-    every = [sentence for sentences in spoken for sentence in sentences]
-    ids = nn.utils.rnn.pad_sequence([sentence.token_ids for sentence in every], batch_first=True)
-    text = network.encode_text(ids.to(device))
-    rows = zip(every, text.tokens, text.sentence, strict=True)
-    parts = []
-    for sentences in spoken:
-        part = {"sentences": torch.tensor(len(sentences))}
-        for number, (sentence, tokens, whole) in enumerate(islice(rows, len(sentences))):
-            part[f"tokens/{number}"] = tokens[: len(sentence.token_ids)]
-            part[f"sentence/{number}"] = whole
-            part[f"referred/{number}"] = sentence.referred
-        parts.append(part)
+    network: RvosNetwork, sentences: Sequence[Sentence], way: str, device: torch.device
+) -> dict[str, Tensor]:
+    """What the text part makes of the sentences of a clip, numbered, all in one pass; ``way``
+    begins the names of what depends on whether it is mirrored.
+    """
+    spoken = [s.mirrored_ids if way else s.token_ids for s in sentences]
+    text = network.encode_text(nn.utils.rnn.pad_sequence(spoken, batch_first=True).to(device))
+    parts = {}
+    for number, (sentence, ids) in enumerate(zip(sentences, spoken, strict=True)):
+        parts[f"{way}tokens/{number}"] = text.tokens[number, : len(ids)]
+        parts[f"{way}sentence/{number}"] = text.sentence[number]
+        parts[f"referred/{number}"] = sentence.referred
     return parts
 
 
@@ -355,7 +372,10 @@ def _key(network: RvosNetwork, clips: Clips, first: int) -> dict[str, Any]:
     drawn = ("length", "window", "per_video", "kinds", "timeless", "cached", "cache_stride")
     # The order of the slots is stored, and no weight decides on it.
     alignment = {"initializer": network.config.initializer, "tracker": inspect.getsource(slots)}
-    kept = {name: getattr(stage, name) for name in drawn} | {"all_sentences": stage.sentences > 1}
+    kept = {name: getattr(stage, name) for name in drawn} | {
+        "all_sentences": stage.sentences > 1,
+        "mirrored": stage.mirror > 0,
+    }
     return {
         "weights": digest.hexdigest(),
         "parts": [*_BY_FRAME, "masks"],

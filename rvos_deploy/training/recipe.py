@@ -78,6 +78,7 @@ class Stage:
         cached_length: frames of a cached clip, over which its slots are aligned; each step reads
             ``length`` of them, drawn anew; 0: just those.
         cache_stride: stride at which mask features are kept for that.
+        mirror: how often a cached clip is read mirrored, left to right, with the words for it.
         sentences: with how many sentences of its video a clip is shown (Moving Sprites). The frame
             part reads the first, the video part all: frames are dear, sentences are not.
         loss: of this stage; None: the recipe's. In a file, ``[stage.loss]`` names what differs.
@@ -103,6 +104,7 @@ class Stage:
     cached: int = 0
     cached_length: int = 0
     cache_stride: int = 16
+    mirror: float = 0.0
     sentences: int = 1
     loss: LossSettings | None = None
 
@@ -121,6 +123,8 @@ class Stage:
         _at_least(where, "cached", self.cached, 0)
         if self.cached:
             self._check_cache(where)
+        elif self.mirror:
+            raise InputError(f"{where}: mirror is for cached stages; set cached, or leave it out")
         if self.batch % self.accumulate:
             raise InputError(
                 f"{where}: batch {self.batch} is not a multiple of accumulate {self.accumulate}"
@@ -138,6 +142,8 @@ class Stage:
                 f"{where}: a cached stage trains the video part alone; set trained to some of "
                 f"{', '.join(CACHEABLE)}"
             )
+        if not 0 <= self.mirror <= 1:
+            raise InputError(f"{where}: mirror must lie in 0..1, found {self.mirror}")
         if self.single_every:
             raise InputError(f"{where}: single_every does not go with cached; leave one out")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from rvos_deploy.model.inference import segment_clip, tokenize
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.geometry import display_mask, fit_frame, resize_frame
 from rvos_deploy.runtime.tokenizer import Tokenizer
-from rvos_deploy.sprites import write_mevis
+from rvos_deploy.sprites import WorldConfig, write_mevis
 from rvos_deploy.training.data import DataSplit, VideoRecord, read_mevis
 from rvos_deploy.training.recipe import Recipe
 from rvos_deploy.video import write_strips
@@ -26,14 +27,17 @@ PICTURED_VIDEOS = 3
 
 
 def sprite_validation(recipe: Recipe, folder: Path) -> DataSplit:
-    """Render the valid videos of a recipe, once a run, and read them."""
+    """Render the valid videos of a recipe, once a run, and read them; with as many expressions as
+    the benchmark has, however many the recipe trains on.
+    """
+    usual = WorldConfig()
     if not folder.is_dir():
         write_mevis(
             folder,
             seed=recipe.validation_seed,
             split="valid",
             videos=recipe.validation_videos,
-            config=recipe.sprites,
+            config=replace(recipe.sprites, expressions=usual.expressions, wordings=usual.wordings),
         )
     return read_mevis(folder)
 

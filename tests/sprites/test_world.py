@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -246,7 +247,8 @@ def test_emoji_names_and_shapes_differ() -> None:
         ({"width": 800}, "aspect ratio"),
         ({"frames": 4}, "8 frames"),
         ({"objects": (1, 3)}, "2 .. 6"),
-        ({"expressions": (8, 4)}, "1 .. 12"),
+        ({"expressions": (8, 4)}, "1 .. 48"),
+        ({"wordings": 0}, "wordings must be at least 1, found 0"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> None:
@@ -264,3 +266,27 @@ def test_arguments_that_cannot_be() -> None:
 def test_nothing_here_imports_torch() -> None:
     code = "import sys, rvos_deploy.sprites; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_more_wordings_are_of_the_same_video() -> None:
+    """A thought comes again in other words, never a sentence; what is seen stays as it was."""
+    usual = WorldConfig(emoji=False)
+    wordy = replace(usual, expressions=(4, 48), wordings=4)
+    counts = []
+    for index in range(12):
+        plain, more = (make_video(3, "train", index, config) for config in (usual, wordy))
+        assert all(
+            np.array_equal(a.centres, b.centres) and a.look == b.look
+            for a, b in zip(plain.objects, more.objects, strict=True)
+        )
+        texts = [e.text for e in more.expressions]
+        assert len(set(texts)) == len(texts)
+        thoughts = Counter(
+            (e.kind, e.targets, e.claim) for e in more.expressions if e.kind != "no_target"
+        )
+        counts.append(max(thoughts.values()))
+        once = Counter(
+            (e.kind, e.targets, e.claim) for e in plain.expressions if e.kind != "no_target"
+        )
+        assert set(once.values()) == {1}
+    assert max(counts) == 4

@@ -27,7 +27,12 @@ from rvos_deploy.model.slot_alignment import gather_slots
 from rvos_deploy.sprites import write_mevis
 from rvos_deploy.training import preparation, trainer
 from rvos_deploy.training.clips import Clips, collate
-from rvos_deploy.training.frame_cache import VideoObjective, cached_batches, fill_cache
+from rvos_deploy.training.frame_cache import (
+    CachedClips,
+    VideoObjective,
+    cached_batches,
+    fill_cache,
+)
 from rvos_deploy.training.objective import (
     Objective,
     learning_rate,
@@ -282,6 +287,48 @@ def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.
         torch.testing.assert_close(other["tokens"].float(), texts[number].tokens[0], **close)
         drawn.add(number)
     assert drawn == set(range(1, len(known)))
+
+
+def test_a_cached_clip_is_read_mirrored_with_the_words_for_it(
+    tmp_path: Path, clip: torch.nn.Module
+) -> None:
+    """Where its masks lie is turned round, what they show is not; left and right change places."""
+    plain, always = (cached_recipe(sentences=9, mirror=m).stages[1] for m in (0.001, 1.0))
+    recipe = cached_recipe(sentences=9, mirror=0.001)
+    recipe = replace(recipe, sprites=replace(recipe.sprites, expressions=(6, 9)))
+    network = RvosNetwork(recipe.model, clip)  # type: ignore[arg-type]
+    fabric = Fabric(accelerator="cpu", devices=1)
+    clips = Clips(recipe, plain)
+    seen = fill_cache(fabric, network, clips, 10, tmp_path)
+    turned = CachedClips(tmp_path, always, recipe.seed)
+    told_apart = 0
+    for index in range(3):
+        before, after = seen[index, 5], turned[index, 5]
+        moved = {n for n, part in before.clip.items() if not torch.equal(part, after.clip[n])}
+        assert moved == {"position", "features", "masks"}
+        for name in ("features", "masks"):
+            assert torch.equal(after.clip[name], before.clip[name].flip(-1))
+        signs = torch.tensor([-1.0, 1, 1, 1, 1])
+        assert torch.equal(after.clip["position"].float(), before.clip["position"].float() * signs)
+        known = clips.sentences(10 + index)
+        ids = {tuple(s.token_ids.tolist()): s for s in known}
+        assert len(ids) == len(known) >= 6
+        with torch.no_grad():
+            texts = {i: network.encode_text(torch.tensor(i)[None]).tokens[0] for i in ids}
+            mirrored = {
+                i: network.encode_text(s.mirrored_ids[None]).tokens[0] for i, s in ids.items()
+            }
+        for was, now in zip(before.sentences, after.sentences, strict=True):
+            own = [i for i, text in texts.items() if near(text, was["tokens"])]
+            assert len(own) == 1
+            assert near(mirrored[own[0]], now["tokens"])
+            assert torch.equal(was["referred"], now["referred"])
+            told_apart += not near(was["tokens"].float(), now["tokens"])
+    assert told_apart, "the premise: some sentence says left or right"
+
+
+def near(text: torch.Tensor, kept: torch.Tensor) -> bool:
+    return text.shape == kept.shape and torch.allclose(text, kept.float(), atol=4e-3)
 
 
 def rolled(facts: SlotFacts) -> torch.Tensor:
@@ -561,6 +608,8 @@ def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, message: str) -> 
         {"cached": 10, "trained": ["encoder"]},
         {"cached": 10, "trained": ["initializer"], "length": 3, "cached_length": 2},
         {"cached": 10, "trained": ["initializer"], "cached_length": -1},
+        {"cached": 10, "trained": ["initializer"], "mirror": 1.5},
+        {"mirror": 0.5},
     ],
     ids=str,
 )
