@@ -87,6 +87,10 @@ class FrozenClip(nn.Module):
             taps.append(x)
         return ImageFeatures(*taps)
 
+    def word_embeddings(self, token_ids: Tensor) -> Tensor:
+        """What the text tower is given of each token, before positions: float [E,L,width]."""
+        return self.model.token_embedding(token_ids)
+
     def text_features(self, token_ids: Tensor) -> TextFeatures:
         """States of every token after the final norm, and the projected end-of-text state.
 
@@ -97,7 +101,7 @@ class FrozenClip(nn.Module):
         length = token_ids.shape[1]
         position = torch.arange(length, device=token_ids.device)
         causal = hide(position[None, :] > position[:, None])
-        x = model.token_embedding(token_ids) + model.positional_embedding[:length]
+        x = self.word_embeddings(token_ids) + model.positional_embedding[:length]
         x = model.ln_final(model.transformer(x, attn_mask=causal.to(x.dtype)))
         # End of text is the largest id, so argmax finds its first occurrence.
         end = token_ids.argmax(dim=-1)

@@ -59,6 +59,7 @@ class ModelConfig:
     position_cycles: float = 1.0
     initializer: Initializer = "aligned"
     text_fusion: bool = True
+    text_words: bool = False
     mask_position: bool = True
     mask_content: bool = True
     frame_masks: bool = True
@@ -153,6 +154,7 @@ _PRESETS = (
         fusion_layer_scale=0.1,
         frame_decoder_layers=3,
         video_decoder_layers=2,
+        text_words=True,
         decoder_ffn=512,
         position_cycles=4.0,
         input_size=(128, 224),

@@ -60,7 +60,9 @@ class RvosNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.clip = clip
-        self.text_resizer = TextResizer(clip.text_width, clip.embed_dim, config.dim)
+        self.text_resizer = TextResizer(
+            clip.text_width, clip.embed_dim, config.dim, config.text_words
+        )
         self.encoder = CrossModalEncoder(config, clip.image_channels)
         self.frame_decoder = FrameQueryDecoder(config, clip.image_channels)
         self.initializer = VideoQueryInitializer(config)
@@ -73,7 +75,8 @@ class RvosNetwork(nn.Module):
 
     def encode_text(self, token_ids: Tensor) -> TextFeatures:
         """Resized text features of int64 token ids [E,L]."""
-        return self.text_resizer(self.clip.text_features(token_ids))
+        words = self.clip.word_embeddings(token_ids) if self.config.text_words else None
+        return self.text_resizer(self.clip.text_features(token_ids), words)
 
     def decode_frames(self, features: ImageFeatures, text: TextFeatures) -> FrameOutput:
         """Mask features and frame queries for B texts, on B frames or on one that they share."""
