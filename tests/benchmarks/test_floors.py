@@ -309,3 +309,29 @@ def test_counts_are_those_of_pytorch(name: str, tiny_bundle: Path, tiny_network)
         assert 0.9 * ran_macs < multiplied <= ran_macs
     else:
         assert multiplied == ran_macs
+
+
+def test_what_tokens_cost_by_hand(tiny_bundle: Path, tiny_network) -> None:  # type: ignore[no-untyped-def]
+    """Every token goes through the tower and is resized, as is its word; the referred head reads
+    each of them by a perceptron of its own.
+    """
+    config, clip = tiny_network.config, tiny_network.clip
+    dim, width, slots = config.dim, clip.text_width, config.num_queries
+    expressions, length = 3, 9
+    tokens = expressions * length
+    # A block has four projections, and a perceptron of eight; scores and what they sum.
+    block = tokens * ((4 + 8) * width**2 + 2 * length * width)
+    tower = len(clip.model.transformer.resblocks) * block
+    resized = tokens * (width * dim + width * dim)
+    sentence = expressions * (width * clip.embed_dim + clip.embed_dim * dim)
+    encoder = count_graph(tiny_bundle / "text_encoder.onnx", {"E": expressions, "L": length})
+    assert encoder.total_macs == tower + resized + sentence
+    # The video decoder: one token more, all else the same. A layer makes a key and a value of it,
+    # and slots compare themselves with one and sum the other; the head's perceptron is of two.
+    layer = 2 * dim**2 + 2 * slots * dim
+    one_more = len(tiny_network.video_decoder.layers) * layer + 2 * dim**2
+    short, long = (
+        count_graph(tiny_bundle / "video_decoder.onnx", {"E": 3, "L": tokens, "M": 4}).total_macs
+        for tokens in (length, length + 1)
+    )
+    assert long - short == 3 * one_more

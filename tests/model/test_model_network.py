@@ -56,7 +56,8 @@ def test_shapes_and_sizes_of_all_presets(
         )
         tokens, sentence = torch.randn(2, 77, clip.text_width), torch.randn(2, clip.embed_dim)
         padding = (torch.arange(77) > 9).expand(2, -1)
-        text = network.text_resizer(TextFeatures(tokens, sentence, padding))
+        words = torch.randn(2, 77, clip.text_width) if name == "tiny" else None
+        text = network.text_resizer(TextFeatures(tokens, sentence, padding), words)
         assert text.tokens.shape == (2, 77, dim)
         assert text.sentence.shape == (2, dim)
         per_frame = TextFeatures(*(x.repeat_interleave(2, dim=0) for x in text))
@@ -266,6 +267,7 @@ def test_gradients_reach_every_trained_parameter(
         ({"initializer": "sentence"}, ("initializer.",)),
         # Without fusion the score still reads the words, so that nothing is left unused.
         ({"text_fusion": False}, ()),
+        ({"text_words": False}, ()),
     ],
 )
 def test_ablations_build_run_and_train(
@@ -291,6 +293,8 @@ def test_ablations_build_run_and_train(
     elif "text_fusion" in changes:
         assert missing
         assert all(".fusion." in n or ".text_" in n for n in missing)
+    elif "text_words" in changes:
+        assert missing == {f"text_resizer.words.{n}" for n in ("0.weight", "1.weight", "1.bias")}
     else:
         assert not missing
     output = run(network.eval(), frames, ids)

@@ -114,15 +114,27 @@ def test_a_course_is_read_at_fixed_moments_of_the_time_seen_so_far() -> None:
     torch.testing.assert_close(course(memory, ages, empty), expected, rtol=0, atol=1e-5)
 
 
-def test_what_is_said_is_read_from_the_sentence_and_from_its_words() -> None:
+def test_what_is_said_is_read_from_the_sentence_and_from_each_word() -> None:
     head = ReferredHead(16).double().requires_grad_(False)
     text, sentence = torch.randn(2, 5, 16).double(), torch.randn(2, 16).double()
     padding = torch.arange(5)[None] >= torch.tensor([[5], [3]])
     said = head.said(text, sentence, padding)
     for row, words in enumerate((5, 3)):
-        mean = sum(text[row, i] for i in range(words)) / words
-        expected = head.said_norm(sentence[row] + head.words(mean))
-        torch.testing.assert_close(said[row], expected, rtol=0, atol=1e-12)
+        first, last = head.words[0], head.words[2]
+        read = [
+            last.weight @ torch.relu(first.weight @ text[row, i] + first.bias) + last.bias
+            for i in range(words)
+        ]
+        total = sentence[row] + sum(read) / words
+        centred = total - total.mean()
+        normed = centred / (centred.square().mean() + 1e-5).sqrt()
+        # The norm of a new head scales by 1 and adds 0.
+        torch.testing.assert_close(said[row], normed, rtol=0, atol=1e-12)
+        # The premise: a mean that is read as if it were one word says something else.
+        mean = torch.relu(first.weight @ text[row, :words].mean(0) + first.bias)
+        assert (last.weight @ mean + last.bias - sum(read) / words).abs().max() > 1e-2
+    hidden = text.masked_fill(padding[..., None], 1e3)
+    assert torch.equal(head.said(hidden, sentence, padding), said)
     # What is meant depends on both sides: neither alone decides which slot is ahead.
     queries, course = torch.randn(2, 6, 16).double(), torch.randn(2, 6, 16).double()
     margins = head(queries, course, said).diff(dim=-1)
