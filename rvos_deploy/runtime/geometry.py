@@ -56,15 +56,23 @@ def resize_frame(image: NDArray[np.uint8], geometry: FrameGeometry) -> NDArray[n
     return frame
 
 
-def display_mask(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.bool_]:
-    """Mask at the displayed size from logits [padded height/4, padded width/4]: bool [H,W].
+def display_logits(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.float32]:
+    """Logits at the displayed size from [padded height/4, padded width/4]: float32 [H,W].
 
-    One bilinear step from stride 4 to the displayed size, padding left out; above 0 is foreground.
+    One bilinear step from stride 4 to the displayed size, padding left out.
     """
-    if logits.max() <= 0:
-        return np.zeros(geometry.display, dtype=np.bool_)
     height, width = geometry.display
     box = (0.0, 0.0, geometry.content[1] / MASK_STRIDE, geometry.content[0] / MASK_STRIDE)
     resized = Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR, box=box)
-    mask: NDArray[np.bool_] = np.asarray(resized) > 0
+    return np.asarray(resized)
+
+
+def display_mask(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.bool_]:
+    """Mask at the displayed size from logits [padded height/4, padded width/4]: bool [H,W].
+
+    Where :func:`display_logits` are above 0 is foreground.
+    """
+    if logits.max() <= 0:
+        return np.zeros(geometry.display, dtype=np.bool_)
+    mask: NDArray[np.bool_] = display_logits(logits, geometry) > 0
     return mask
