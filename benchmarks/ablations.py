@@ -7,19 +7,26 @@ Each variant differs from ``full`` in one thing, and shares its data, steps and 
 (a) ``foreign_text``: text features from a tower that was not trained with the image trunk;
 (b) ``no_text_fusion``: text starts the queries and nothing else, as in LMPM;
 (c) ``weighted``, ``sentence``: the video query initializer without alignment, or from the sentence;
-(d) ``no_mask_position``: frame tokens without the position of their mask.
+(d) ``no_mask_position``: frame tokens without the position of their mask; ``no_position``: nor the
+    course of a slot, which our decoder makes of the same positions.
 
-(c) and (d) change what comes after the frame queries, so there the frame part of ``--weights`` is
-kept and the video part is trained anew on its cached tokens. (a) and (b) change what comes before,
-so there all is trained anew. Results are added to ``OUT/ablations.json`` one by one; a run that was
-stopped goes on.
+All begin with the trained network of ``--weights``, less what a variant could gain from:
+
+- (c) and (d) change what comes after the frame queries: the frame part is kept, the video part
+  begins at random and learns from cached tokens. Compared with ``aligned``.
+- (a) and (b) change how text comes in: all that reads text begins at random, and both parts are
+  trained. What sees pictures alone is kept, or no short run would show a thing. Compared with
+  ``full``.
+
+Results are added to ``OUT/ablations.json`` one by one, each with its budget; a run that was stopped
+goes on.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,16 +40,16 @@ from rvos_deploy.json_file import write_json
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.network import build_network
 from rvos_deploy.runtime.environment import machine, versions
-from rvos_deploy.sprites import WorldConfig, write_mevis
 from rvos_deploy.training.checkpoints import trained_weights
 from rvos_deploy.training.clips import training_tokenizer
-from rvos_deploy.training.data import DataSplit, read_mevis
+from rvos_deploy.training.data import DataSplit
 from rvos_deploy.training.recipe import CACHEABLE, Recipe
 from rvos_deploy.training.recipe_file import read_recipe
 from rvos_deploy.training.trainer import train
-from rvos_deploy.training.validation import validate
+from rvos_deploy.training.validation import sprite_validation, validate
 
 RESULT = "ablations.json"
+_READS_TEXT = (".text_resizer.", ".fusion.", ".text_attention.", ".text_ffn.", ".referred_head.")
 _TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_proj")
 
 
@@ -50,11 +57,11 @@ _TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_f
 class Variant:
     """One row of the table.
 
-    from_frames: whether the frame part is trained anew; else that of ``--weights`` is kept.
+    reads_text_anew: (a) and (b): what reads text begins at random; else the video part does.
     """
 
     name: str
-    from_frames: bool
+    reads_text_anew: bool
     model: tuple[tuple[str, Any], ...] = ()
     foreign_text: bool = False
 
@@ -67,26 +74,36 @@ VARIANTS = (
     Variant("weighted", False, (("initializer", "weighted"),)),
     Variant("sentence", False, (("initializer", "sentence"),)),
     Variant("no_mask_position", False, (("mask_position", False),)),
+    Variant("no_position", False, (("mask_position", False), ("course", False))),
 )
 """``full`` is what (a) and (b) are compared with, ``aligned`` what (c) and (d) are."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps of the masks' stage and of each cached one, clips in a cache, videos to validate on."""
+    """Steps of the masks' stage ((a) and (b)) and of the cached one, clips a step and in the cache,
+    videos to validate on.
+    """
 
     frame_steps: int = 400
     video_steps: int = 1000
+    batch: int = 32
     cached: int = 2000
     videos: int = 30
 
 
 def variant_recipe(recipe: Recipe, variant: Variant, budget: Budget, seed: int) -> Recipe:
-    """The recipe of one row: stages of the base recipe, fewer steps, one change of the model."""
+    """The recipe of one row: stages of the base recipe, fewer steps, one change of the model.
+
+    A clip's cached frames are just those that a step reads: shorter runs hardly see a clip twice.
+    """
     masks, *cached = (stage for stage in recipe.stages if stage.name != "joint")
-    stages = [replace(s, steps=budget.video_steps, cached=budget.cached) for s in cached]
-    if variant.from_frames:
+    stages = [
+        replace(s, steps=budget.video_steps, cached=budget.cached, cached_length=0) for s in cached
+    ]
+    if variant.reads_text_anew:
         stages.insert(0, replace(masks, steps=budget.frame_steps))
+    stages = [replace(s, batch=budget.batch, warmup=min(s.warmup, s.steps // 5)) for s in stages]
     model = replace(recipe.model, **dict(variant.model))
     return replace(
         recipe, model=model, stages=tuple(stages), seed=seed, validate_every=0, gates=False
@@ -101,11 +118,23 @@ def foreign_text_clip(trunk: Path, tower: Path, out: Path) -> Path:
     return out
 
 
-def fresh_video_part(config: ModelConfig, weights: Path, seed: int, out: Path) -> Path:
-    """Write weights with the frame part of a file, and a video part at random."""
+def begins_at_random(name: str, variant: Variant) -> bool:
+    """Whether a variant's parameter begins at random; else ``--weights`` gives it."""
+    if variant.reads_text_anew:
+        return any(part in f".{name}" for part in _READS_TEXT)
+    return name.startswith(CACHEABLE)
+
+
+def starting_weights(
+    config: ModelConfig, variant: Variant, weights: Path, seed: int, out: Path
+) -> Path:
+    """Write what a variant begins with."""
     torch.manual_seed(seed)
     fresh, stored = trained_weights(build_network(config)), load_file(weights)
-    mixed = {n: tensor if n.startswith(CACHEABLE) else stored[n] for n, tensor in fresh.items()}
+    mixed = {
+        name: tensor if begins_at_random(name, variant) else stored[name]
+        for name, tensor in fresh.items()
+    }
     save_file(mixed, out)
     return out
 
@@ -114,17 +143,14 @@ def run_variant(
     variant: Variant,
     recipe: Recipe,
     clip: Path,
-    weights: Path | None,
+    weights: Path,
     valid: DataSplit,
     run: Path,
 ) -> dict[str, float]:
     """Train one row, or go on with it, and validate it."""
     run.mkdir(parents=True, exist_ok=True)
-    start = None
-    if not variant.from_frames:
-        if weights is None:
-            raise InputError(f"variant {variant.name} keeps a trained frame part; pass --weights")
-        start = fresh_video_part(recipe.model, weights, recipe.seed, run / "start.safetensors")
+    file = run / "start.safetensors"
+    start = starting_weights(recipe.model, variant, weights, recipe.seed, file)
     result = train(recipe, run, clip_weights=str(clip), init_from=start, resume=True)
     checkpoint = result.checkpoint / "weights.safetensors"
     network = load_network(recipe.model, Weights(checkpoint, str(clip)))
@@ -134,9 +160,7 @@ def run_variant(
 def main(
     out: Annotated[Path, typer.Argument(help="Folder of the runs and of ablations.json.")],
     clip_weights: Annotated[Path, typer.Option(help="Of 'pretrain-clip'.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="Trained network, whose frame part (c) and (d) keep.")
-    ] = None,
+    weights: Annotated[Path, typer.Option(help="Trained network, parts of which all keep.")],
     other_clip: Annotated[
         Path | None, typer.Option(help="Of 'pretrain-clip' with another seed, for (a).")
     ] = None,
@@ -144,14 +168,15 @@ def main(
     seeds: Annotated[list[int] | None, typer.Option(help="Two by default: 1 and 2.")] = None,
     frame_steps: int = Budget.frame_steps,
     video_steps: int = Budget.video_steps,
+    batch: int = Budget.batch,
     cached: int = Budget.cached,
     videos: int = Budget.videos,
 ) -> None:
     """Train and validate every variant with every seed."""
-    budget = Budget(frame_steps, video_steps, cached, videos)
+    budget = Budget(frame_steps, video_steps, batch, cached, videos)
     base = read_recipe("sprites_tiny")
     try:
-        valid = _validation(out / "valid", base.sprites, budget)
+        valid = _validation(out / "valid", base, budget)
         for seed in seeds or [1, 2]:
             for variant in VARIANTS:
                 if only and variant.name not in only:
@@ -167,7 +192,9 @@ def main(
                 run = out / f"{variant.name}-{seed}"
                 _lend_cache(out, run, variant, seed)
                 values = run_variant(variant, recipe, clip, weights, valid, run)
-                _add(out, {"variant": variant.name, "seed": seed, **values}, budget)
+                _add(
+                    out, {"variant": variant.name, "seed": seed, **values, "budget": asdict(budget)}
+                )
                 typer.echo(
                     f"{variant.name:>17} seed {seed}: "
                     + "  ".join(f"{k.removeprefix('j_and_f_')} {v:.3f}" for k, v in values.items())
@@ -177,21 +204,22 @@ def main(
         raise typer.Exit(error.exit_code) from error
 
 
-def _validation(folder: Path, world: WorldConfig, budget: Budget) -> DataSplit:
-    if not folder.is_dir():
-        write_mevis(folder, seed=4242, split="valid", videos=budget.videos, config=world)
-    return read_mevis(folder)
+def _validation(folder: Path, base: Recipe, budget: Budget) -> DataSplit:
+    """Videos of a seed that no recipe names."""
+    return sprite_validation(
+        replace(base, validation_seed=4242, validation_videos=budget.videos), folder
+    )
 
 
 def _lend_cache(out: Path, run: Path, variant: Variant, seed: int) -> None:
     """Hand on the tokens of the variant before, which are the same where the frame part is: the
     trainer makes them anew where they are not.
     """
-    if variant.from_frames or (run / "cache").exists():
+    if variant.reads_text_anew or (run / "cache").exists():
         return
     for other in VARIANTS:
         lent = out / f"{other.name}-{seed}" / "cache"
-        if not other.from_frames and lent.exists():
+        if not other.reads_text_anew and lent.exists():
             run.mkdir(parents=True, exist_ok=True)
             shutil.move(lent, run / "cache")
             return
@@ -211,14 +239,13 @@ def _record(out: Path) -> dict[str, Any]:
     return record
 
 
-def _add(out: Path, row: dict[str, Any], budget: Budget) -> None:
+def _add(out: Path, row: dict[str, Any]) -> None:
     rows = [*_record(out).get("rows", []), row]
     write_json(
         out / RESULT,
         {
             "schema": "rvos-deploy/benchmark/ablations/1",
             "command": "python -m rvos_deploy.benchmarks.ablations",
-            "budget": budget.__dict__,
             "rows": rows,
             "versions": versions("torch"),
             "machine": machine(),

@@ -14,7 +14,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from rvos_deploy.benchmarks import ablations
-from rvos_deploy.benchmarks.ablations import VARIANTS, Budget, fresh_video_part, variant_recipe
+from rvos_deploy.benchmarks.ablations import (
+    VARIANTS,
+    Budget,
+    begins_at_random,
+    starting_weights,
+    variant_recipe,
+)
 from rvos_deploy.model.clip import build_clip
 from rvos_deploy.model.config import preset
 from rvos_deploy.model.network import build_network
@@ -28,35 +34,45 @@ def test_a_variant_changes_one_thing() -> None:
         v.name: variant_recipe(read_recipe("sprites_tiny"), v, Budget(), 1) for v in VARIANTS
     }
     for variant in VARIANTS:
-        base = asdict(recipes["full" if variant.from_frames else "aligned"])
+        base = asdict(recipes["full" if variant.reads_text_anew else "aligned"])
         own = asdict(recipes[variant.name])
         model, base_model = own.pop("model"), base.pop("model")
         assert own == base
         changed = {name for name in model if model[name] != base_model[name]}
         assert changed == {name for name, _ in variant.model}
-        assert len(changed) + variant.foreign_text <= 1
+        # The course of a slot is made of the positions that no_mask_position leaves out of tokens.
+        assert len(changed) + variant.foreign_text <= 1 or variant.name == "no_position"
 
 
-def test_only_the_video_part_is_fresh(tmp_path: Path) -> None:
+READS_TEXT = ("text_resizer", "fusion", "text_attention", "text_ffn", "referred_head")
+
+
+def test_only_what_a_variant_could_gain_from_is_fresh(tmp_path: Path) -> None:
     torch.manual_seed(0)
     trained = trained_weights(build_network(preset("tiny")))
     save_file(trained, tmp_path / "weights.safetensors")
     for variant in VARIANTS:
-        if variant.from_frames:
-            continue
         recipe = variant_recipe(read_recipe("sprites_tiny"), variant, Budget(), 5)
-        file = fresh_video_part(
-            recipe.model, tmp_path / "weights.safetensors", 5, tmp_path / "mixed.safetensors"
+        file = starting_weights(
+            recipe.model, variant, tmp_path / "weights.safetensors", 5, tmp_path / "mixed"
         )
         mixed = load_file(file)
         build_network(recipe.model).load_state_dict(mixed, strict=False)
-        lacking = {name.split(".")[1] for name in set(trained) - set(mixed)}
-        assert lacking == ({"mask_position"} if variant.name == "no_mask_position" else set())
+        lacking = set(trained) - set(mixed)
+        parts = {
+            "no_text_fusion": READS_TEXT,
+            "no_mask_position": ("mask_position",),
+            "no_position": ("mask_position", "course"),
+        }.get(variant.name, ())
+        assert bool(lacking) == bool(parts)
+        assert all(set(name.split(".")) & set(parts) for name in lacking)
         for name, tensor in mixed.items():
+            fresh = begins_at_random(name, variant)
+            expected = READS_TEXT if variant.reads_text_anew else CACHEABLE
+            assert fresh == any(f".{part}." in f".{name}." for part in expected)
             # Norms, some biases and the heads' own slots begin alike, whatever the seed.
             alike = (tensor == tensor.flatten()[0]).all() or name.endswith("own_slot")
-            if not name.startswith(CACHEABLE) or not alike:
-                fresh = name.startswith(CACHEABLE)
+            if not fresh or not alike:
                 assert torch.equal(tensor, trained[name]) != fresh, name
 
 
@@ -87,7 +103,17 @@ def test_rows_are_added_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ablations, "_validation", lambda *_: None)
     app = typer.Typer()
     app.command()(ablations.main)
-    given = [str(tmp_path), "--clip-weights", "c", "--only", "aligned", "--only", "sentence"]
+    given = [
+        str(tmp_path),
+        "--clip-weights",
+        "c",
+        "--weights",
+        "w",
+        "--only",
+        "aligned",
+        "--only",
+        "sentence",
+    ]
     CliRunner().invoke(app, given)
     assert CliRunner().invoke(app, given).exit_code == 0
     assert ran == ["aligned 1", "sentence 1", "aligned 2", "aligned 2", "sentence 2"]
