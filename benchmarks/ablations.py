@@ -71,10 +71,10 @@ VARIANTS = (
     Variant("foreign_text", True, foreign_text=True),
     Variant("no_text_fusion", True, (("text_fusion", False),)),
     Variant("aligned", False),
-    Variant("weighted", False, (("initializer", "weighted"),)),
-    Variant("sentence", False, (("initializer", "sentence"),)),
     Variant("no_mask_position", False, (("mask_position", False),)),
     Variant("no_position", False, (("mask_position", False), ("course", False))),
+    Variant("weighted", False, (("initializer", "weighted"),)),
+    Variant("sentence", False, (("initializer", "sentence"),)),
 )
 """``full`` is what (a) and (b) are compared with, ``aligned`` what (c) and (d) are."""
 

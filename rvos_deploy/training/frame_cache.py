@@ -371,7 +371,8 @@ def _key(network: RvosNetwork, clips: Clips, first: int) -> dict[str, Any]:
     recipe, stage = clips.recipe, clips.stage
     drawn = ("length", "window", "per_video", "kinds", "timeless", "cached", "cache_stride")
     # The order of the slots is stored, and no weight decides on it.
-    alignment = {"initializer": network.config.initializer, "tracker": inspect.getsource(slots)}
+    aligned = "aligned" if network.config.initializer == "aligned" else "as they come"
+    alignment = {"initializer": aligned, "tracker": inspect.getsource(slots)}
     kept = {name: getattr(stage, name) for name in drawn} | {
         "all_sentences": stage.sentences > 1,
         "mirrored": stage.mirror > 0,
