@@ -40,9 +40,11 @@ class CudaTorchBackend(TorchBackend):
         set_precision(network.network, "fp16" if bundle.precision == "fp16" else "fp32")
         network.network.to("cuda")
         # Once more: the contracts name the type that the network computes in now.
-        self._graphs = {graph.spec.name: graph for graph in graphs(network.network)}
+        self._graphs: dict[str, Graph] = {
+            graph.spec.name: graph for graph in graphs(network.network)
+        }
 
-    def runner(self, spec: GraphSpec, path: Path) -> CudaTorchRunner:  # type: ignore[override]
+    def runner(self, spec: GraphSpec, path: Path) -> CudaTorchRunner:
         """A runner of the module that this graph was exported from."""
         return CudaTorchRunner(self._graphs[spec.name], compiled=self._compiled)
 

@@ -33,7 +33,7 @@ def make_logger(trt: Any, messages: Messages) -> trt.ILogger:
     Warnings are dropped: TensorRT-RTX gives a hundred about names within the plugin's body.
     """
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

@@ -88,7 +88,7 @@ class BuildProgress:
 def make_monitor(trt: Any, progress: BuildProgress) -> trt.IProgressMonitor:
     """TensorRT's side of the progress. Keep a reference to it until the build ends."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 

@@ -163,7 +163,7 @@ def _fill(
     write_tokenizer(folder / TOKENIZER)
     say("parity of the masks of a clip")
     reference["clip mask_logits"] = clip_mask_logits(network, Tokenizer(folder / TOKENIZER))
-    np.savez_compressed(folder / PARITY, **reference)  # type: ignore[arg-type]
+    np.savez_compressed(folder / PARITY, **reference)
     names = [file.name for file in files] + [TOKENIZER, PARITY]
     manifest = _manifest(network, weights, backend)
     manifest["graphs"] = {graph.spec.name: graph.spec.as_dict() for graph in all_graphs}

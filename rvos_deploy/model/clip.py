@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
@@ -44,6 +44,11 @@ class FrozenClip(nn.Module):
     Source: open_clip (Ilharco et al.); feature taps as FC-CLIP (Yu et al. 2023).
     """
 
+    # open_clip's classes differ by model, and name their parts without types.
+    model: Any
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -54,7 +59,8 @@ class FrozenClip(nn.Module):
 
     def train(self, mode: bool = True) -> FrozenClip:
         """Stay in eval mode: drop path and dropout must never disturb frozen features."""
-        return super().train(False)
+        super().train(False)
+        return self
 
     @property
     def image_channels(self) -> list[int]:

@@ -120,9 +120,7 @@ class CrossModalEncoder(nn.Module):
         self.layers = nn.ModuleList(CrossModalLayer(config) for _ in range(config.encoder_layers))
         self.lateral = _conv_norm(image_channels[0], dim, groups, kernel=1)
         self.fpn = nn.Sequential(*_conv_norm(dim, dim, groups, kernel=3), nn.ReLU())
-        self.mask_features = nn.Conv2d(dim, dim, kernel_size=1)
-        nn.init.xavier_uniform_(self.mask_features.weight)
-        nn.init.zeros_(self.mask_features.bias)
+        self.mask_features = _xavier(nn.Conv2d(dim, dim, kernel_size=1))
 
     def forward(self, features: ImageFeatures, text: Tensor, padding: Tensor) -> EncodedFrame:
         """Encode.
@@ -185,7 +183,12 @@ class WideGroupNorm(nn.GroupNorm):
 
 
 def _conv_norm(inner: int, outer: int, groups: int, kernel: int) -> nn.Sequential:
-    conv = nn.Conv2d(inner, outer, kernel, padding=kernel // 2)
-    nn.init.xavier_uniform_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    conv = _xavier(nn.Conv2d(inner, outer, kernel, padding=kernel // 2))
     return nn.Sequential(conv, WideGroupNorm(groups, outer))
+
+
+def _xavier(conv: nn.Conv2d) -> nn.Conv2d:
+    nn.init.xavier_uniform_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv

@@ -64,10 +64,10 @@ def crop(
         tall, wide = (round(side * rng.uniform(least, 1)) for side in (height, width))
         top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
         box = (slice(top, top + tall), slice(left, left + wide))
-        masks = pictures.masks[(..., *box)]
+        masks = pictures.masks[:, :, box[0], box[1]]
         before = pictures.masks[referred].any(axis=(1, 2, 3))
         if (masks[referred].any(axis=(1, 2, 3)) == before).all():
-            return Pictures(pictures.frames[(slice(None), *box)], masks)
+            return Pictures(pictures.frames[:, box[0], box[1]], masks)
     return pictures
 
 

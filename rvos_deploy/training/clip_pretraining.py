@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from rvos_deploy.model.inference import tokenize
 from rvos_deploy.runtime.environment import versions
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.sprites import caption_record, contrast_pair
+from rvos_deploy.sprites.palette import Split
 from rvos_deploy.training import checkpoints
 from rvos_deploy.training.checkpoints import (
     TrainingState,
@@ -72,12 +74,12 @@ class Captions(Dataset[tuple[Tensor, list[str], list[str]]]):
     def __getitem__(self, index: int) -> tuple[Tensor, list[str], list[str]]:
         recipe = self._recipe
         rng = np.random.default_rng((self._stream, recipe.seed, self._start + index))
-        split = "train" if self._stream == TRAIN_STREAM else "valid"
-        make = {"split": split, "emoji": recipe.emoji}
+        split: Split = "train" if self._stream == TRAIN_STREAM else "valid"
+        make = partial(caption_record, split=split, emoji=recipe.emoji)
         if rng.random() < 0.5:
-            examples = contrast_pair(rng, recipe.size, **make)
+            examples = contrast_pair(rng, recipe.size, split=split, emoji=recipe.emoji)
         else:
-            examples = tuple(caption_record(rng, recipe.size, **make) for _ in range(2))
+            examples = (make(rng, recipe.size), make(rng, recipe.size))
         images = torch.from_numpy(np.stack([example.image for example in examples]))
         return images, [e.caption for e in examples], [e.negative for e in examples]
 

@@ -296,7 +296,10 @@ def batches(
         for part in range(clips.stage.accumulate)
     ]
     yield from DataLoader(
-        clips, batch_sampler=parts, collate_fn=collate, **loader_options(clips.recipe.workers)
+        clips,
+        batch_sampler=[list(part) for part in parts],
+        collate_fn=collate,
+        **loader_options(clips.recipe.workers),
     )
 
 

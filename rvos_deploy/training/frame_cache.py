@@ -89,9 +89,13 @@ class CachedBatch(NamedTuple):
 
     def to(self, device: torch.device) -> CachedBatch:
         """Return the same batch on another device, in float32."""
-        tensors = (x.float() if x.dtype == torch.float16 else x for x in self[:-2])
-        masks, referred = (tuple(x.to(device) for x in group) for group in self[-2:])
-        return CachedBatch(*(x.to(device) for x in tensors), masks, referred)
+        moved: dict[str, Any] = {}
+        for name, value in self._asdict().items():
+            if isinstance(value, tuple):
+                moved[name] = tuple(x.to(device) for x in value)
+            else:
+                moved[name] = (value.float() if value.dtype == torch.float16 else value).to(device)
+        return CachedBatch(**moved)
 
 
 class VideoObjective(nn.Module):
@@ -350,15 +354,18 @@ def _collate(rows: Sequence[CachedRow]) -> CachedBatch:
     spoken = [sentence for row in rows for sentence in row.sentences]
     tokens = nn.utils.rnn.pad_sequence([s["tokens"] for s in spoken], batch_first=True)
     counts = torch.tensor([len(s["tokens"]) for s in spoken])
+    stacked: dict[str, Any] = {
+        part: torch.stack([row.clip[part] for row in rows])
+        for part in (*_BY_QUERY, "order", "ages")
+    }
     return CachedBatch(
-        *(torch.stack([row.clip[part] for row in rows]) for part in _BY_QUERY),
-        *(torch.stack([row.clip[part] for row in rows]) for part in ("order", "ages")),
-        torch.cat([row.clip["features"] for row in rows]),
-        tokens,
-        torch.stack([s["sentence"] for s in spoken]),
-        torch.arange(tokens.shape[1]) >= counts[:, None],
-        tuple(row.clip["masks"] for row in rows),
-        tuple(s["referred"] for s in spoken),
+        **stacked,
+        features=torch.cat([row.clip["features"] for row in rows]),
+        tokens=tokens,
+        sentence=torch.stack([s["sentence"] for s in spoken]),
+        padding=torch.arange(tokens.shape[1]) >= counts[:, None],
+        masks=tuple(row.clip["masks"] for row in rows),
+        referred=tuple(s["referred"] for s in spoken),
     )
 
 

@@ -195,7 +195,7 @@ def tube_losses(
     """
     logits = torch.stack([widen(p.logits) for p in predictions], dim=1)
     embeddings = torch.stack([p.mask_embeddings for p in predictions], dim=1)
-    labels = _pick(scene.labels, tubes.index[:, None].expand(-1, scene.labels.shape[1], -1))
+    labels = _pick(scene.labels, tubes.objects[:, None].expand(-1, scene.labels.shape[1], -1))
     queries, covers = match_tubes(
         logits,
         embeddings,
@@ -302,7 +302,7 @@ class MatchedQueries(NamedTuple):
 
 def matched_queries(queries: Tensor, tubes: PaddedTubes, matches: Tensor) -> MatchedQueries:
     """Pick from queries [B,N,C] those that ``match`` gave to the tubes: int64 [B,M]."""
-    return MatchedQueries(_pick(widen(queries), matches), tubes.index, tubes.filled)
+    return MatchedQueries(_pick(widen(queries), matches), tubes.objects, tubes.filled)
 
 
 def similarity_loss(frame: MatchedQueries, video: MatchedQueries) -> Tensor:

@@ -44,10 +44,10 @@ class Matches(NamedTuple):
 class PaddedTubes(NamedTuple):
     """The targets of B tubes' worth of frames, packed to the front.
 
-    index int64 [B,M]: which object fills each slot; filled bool [B,M]: whether one does.
+    objects int64 [B,M]: which object fills each slot; filled bool [B,M]: whether one does.
     """
 
-    index: Tensor
+    objects: Tensor
     filled: Tensor
 
 
@@ -172,5 +172,5 @@ def match(costs: Tensor, filled: Tensor) -> Tensor:
 
 
 def _finite(costs: Tensor) -> NDArray[np.float64]:
-    table = costs.detach().double().cpu().numpy()
+    table: NDArray[np.float64] = costs.detach().double().cpu().numpy()
     return np.nan_to_num(table, nan=REFUSED, posinf=REFUSED, neginf=REFUSED)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.sprites.world import KINDS, WorldConfig
 
 DATA = ("sprites", "mevis", "ref-youtube-vos")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+PRECISIONS = get_args(Precision)
 SCHEDULES = ("constant", "cosine", "linear")
 CACHEABLE = (
     "frame_decoder.mask_position",
@@ -212,7 +213,7 @@ class Recipe:
     data: str
     stages: tuple[Stage, ...]
     seed: int = 0
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     workers: int = 0
     checkpoint_every: int = 500
     keep: int = 2

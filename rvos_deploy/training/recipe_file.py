@@ -100,7 +100,9 @@ def _make(kind: type[_Made], table: object, where: str) -> _Made:
     ready = {}
     for key, value in table.items():
         ready[key] = tuple(value) if isinstance(value, list) else value
-        allowed = [t for part in known[key].split(" | ") for t in _TYPES.get(part, (None,))]
+        allowed: list[Any] = [
+            t for part in known[key].split(" | ") for t in _TYPES.get(part, (None,))
+        ]
         if value is None and known[key].endswith("| None"):
             continue
         wrong_bool = isinstance(value, bool) and bool not in allowed

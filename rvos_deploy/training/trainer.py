@@ -17,7 +17,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -235,11 +234,17 @@ class _Job:
         return cached_batches(cached, self.recipe, stage, steps, *place)
 
     def _set_up(self, stage: Stage, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
-        mean = partial(self.fabric.all_reduce, reduce_op="mean")
         losses = loss_config(stage.loss or self.recipe.loss)
         kind = VideoObjective if stage.cached else Objective
-        objective = kind(self.network.train(), losses, mean)
-        return self.fabric.setup(objective, optimizer)
+        objective = kind(self.network.train(), losses, self._mean)
+        model, wrapped = self.fabric.setup(objective, optimizer)
+        return model, wrapped
+
+    def _mean(self, values: Tensor) -> Tensor:
+        """Mean over all processes."""
+        mean = self.fabric.all_reduce(values, reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return mean
 
     def _step(
         self,
@@ -267,9 +272,10 @@ class _Job:
         norm = self.fabric.clip_gradients(
             model, wrapped, max_norm=stage.clip_gradient, error_if_nonfinite=False
         )
+        assert norm is not None
         wrapped.step()
         wrapped.zero_grad()
-        averaged = self.fabric.all_reduce(torch.stack(list(sums.values())), reduce_op="mean")
+        averaged = self._mean(torch.stack(list(sums.values())))
         values = dict(zip(sums, averaged.tolist(), strict=True))
         if not math.isfinite(values["total"]):
             raise RvosError(

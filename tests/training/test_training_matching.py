@@ -128,7 +128,7 @@ def test_the_costs_of_the_caller_are_left_alone() -> None:
 
 def test_no_targets_at_all() -> None:
     tubes = pack_tubes(torch.zeros(3, 4, dtype=torch.bool))
-    assert tubes.index.shape == tubes.filled.shape == (3, 0)
+    assert tubes.objects.shape == tubes.filled.shape == (3, 0)
     assert match(torch.zeros(3, 2, 5, 0), tubes.filled).shape == (3, 2, 0)
 
 
@@ -143,8 +143,8 @@ def test_tubes_are_packed_in_order() -> None:
     wanted = torch.tensor([[0, 1, 0, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
     tubes = pack_tubes(wanted)
     assert tubes.filled.tolist() == [[True] * 3, [True, False, False], [False] * 3]
-    assert tubes.index[0].tolist() == [1, 3, 4]
-    assert int(tubes.index[1, 0]) == 0
+    assert tubes.objects[0].tolist() == [1, 3, 4]
+    assert int(tubes.objects[1, 0]) == 0
 
 
 def test_a_batch_is_matched_within_milliseconds() -> None:
