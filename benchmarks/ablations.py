@@ -18,8 +18,8 @@ All begin with the trained network of ``--weights``, less what a variant could g
   trained. What sees pictures alone is kept, or no short run would show a thing. Compared with
   ``full``.
 
-Results are added to ``OUT/ablations.json`` one by one, each with its budget; a run that was stopped
-goes on.
+Results are added to ``OUT/ablations.json`` one by one, each with its budget, and shown as a table
+in ``OUT/ablations.md``; a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import torch
 import typer
 from safetensors.torch import load_file, save_file
 
+from rvos_deploy.atomic import replacing
 from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.export.bundle_export import Weights, load_network
 from rvos_deploy.json_file import write_json
@@ -48,7 +50,7 @@ from rvos_deploy.training.recipe_file import read_recipe
 from rvos_deploy.training.trainer import train
 from rvos_deploy.training.validation import sprite_validation, validate
 
-RESULT = "ablations.json"
+RESULT, TABLE = "ablations.json", "ablations.md"
 _READS_TEXT = (".text_resizer.", ".fusion.", ".text_attention.", ".text_ffn.", ".referred_head.")
 _TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_proj")
 
@@ -251,6 +253,43 @@ def _add(out: Path, row: dict[str, Any]) -> None:
             "machine": machine(),
         },
     )
+    with replacing(out / TABLE) as temporary:
+        temporary.write_text(table(rows), encoding="utf-8")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: means over seeds, and what each variant differs by from its base on the same seeds.
+
+    Args:
+        rows: of ``ablations.json``.
+    """
+    kinds = sorted({name for row in rows for name in row if name.startswith("j_and_f_")})
+    shown = ("j_and_f", *kinds, "n_acc")
+    titles = ("J&F", *(kind.removeprefix("j_and_f_").replace("_", " ") for kind in kinds), "N-acc")
+    lines = [
+        "| variant | seeds | " + " | ".join(titles) + " | J&F less its base's, by seed |",
+        "|---|---|" + "---|" * (len(titles) + 1),
+    ]
+    for variant in VARIANTS:
+        found = {row["seed"]: row for row in rows if row["variant"] == variant.name}
+        if not found:
+            continue
+        base = "full" if variant.reads_text_anew else "aligned"
+        bases = {row["seed"]: row["j_and_f"] for row in rows if row["variant"] == base}
+        means = [mean(row[name] for row in found.values()) for name in shown]
+        differences = [
+            f"{found[seed]['j_and_f'] - bases[seed]:+.3f}"
+            for seed in sorted(found)
+            if seed in bases
+        ]
+        cells = [
+            f"`{variant.name}`",
+            ", ".join(map(str, sorted(found))),
+            *(f"{value:.3f}" for value in means),
+            "" if variant.name == base else ", ".join(differences),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

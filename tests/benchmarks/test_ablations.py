@@ -97,7 +97,7 @@ def test_rows_are_added_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ran.append(f"{variant.name} {recipe.seed}")
         if len(ran) == 3:
             raise KeyboardInterrupt
-        return {"j_and_f": 0.5}
+        return {"j_and_f": 0.5 + 0.1 * len(ran), "j_and_f_no_target": 0.25, "n_acc": 0.25}
 
     monkeypatch.setattr(ablations, "run_variant", fake)
     monkeypatch.setattr(ablations, "_validation", lambda *_: None)
@@ -119,6 +119,12 @@ def test_rows_are_added_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert ran == ["aligned 1", "sentence 1", "aligned 2", "aligned 2", "sentence 2"]
     rows = json.loads((tmp_path / "ablations.json").read_text())["rows"]
     assert [f"{row['variant']} {row['seed']}" for row in rows] == [*ran[:2], *ran[3:]]
+    assert (tmp_path / "ablations.md").read_text() == (
+        "| variant | seeds | J&F | no target | N-acc | J&F less its base's, by seed |\n"
+        "|---|---|---|---|---|---|\n"
+        "| `aligned` | 1, 2 | 0.750 | 0.250 | 0.250 |  |\n"
+        "| `sentence` | 1, 2 | 0.850 | 0.250 | 0.250 | +0.100, +0.100 |\n"
+    )
     refused = CliRunner().invoke(app, [*given, "--only", "foreign_text"])
     assert refused.exit_code == 2
     assert "needs --other-clip" in refused.output
