@@ -18,6 +18,10 @@ All begin with the trained network of ``--weights``, less what a variant could g
   trained. What sees pictures alone is kept, or no short run would show a thing. Compared with
   ``full``.
 
+Short runs end with scores that are too low for the threshold of the packaged network, each by its
+own amount. So every row is scored at each of ``THRESHOLDS``, and shown at the one that is best for
+it.
+
 Results are added to ``OUT/ablations.json`` one by one, each with its budget, and shown as a table
 in ``OUT/ablations.md``; a run that was stopped goes on.
 """
@@ -31,25 +35,34 @@ from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from rvos_deploy.atomic import replacing
 from rvos_deploy.errors import InputError, RvosError
+from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.export.bundle_export import Weights, load_network
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.model.network import build_network
+from rvos_deploy.model.inference import decode_clip, tokenize
+from rvos_deploy.model.mask_head import unite_masks
+from rvos_deploy.model.network import RvosNetwork, build_network, referred_scores
 from rvos_deploy.runtime.environment import machine, versions
+from rvos_deploy.runtime.geometry import FrameGeometry, display_mask, fit_frame, resize_frame
+from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.training.checkpoints import trained_weights
 from rvos_deploy.training.clips import training_tokenizer
-from rvos_deploy.training.data import DataSplit
+from rvos_deploy.training.data import DataSplit, VideoRecord
 from rvos_deploy.training.recipe import CACHEABLE, Recipe
 from rvos_deploy.training.recipe_file import read_recipe
 from rvos_deploy.training.trainer import train
-from rvos_deploy.training.validation import sprite_validation, validate
+from rvos_deploy.training.validation import sprite_validation, summary
 
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 RESULT, TABLE = "ablations.json", "ablations.md"
 _READS_TEXT = (".text_resizer.", ".fusion.", ".text_attention.", ".text_ffn.", ".referred_head.")
 _TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_proj")
@@ -105,11 +118,25 @@ def variant_recipe(recipe: Recipe, variant: Variant, budget: Budget, seed: int) 
     ]
     if variant.reads_text_anew:
         stages.insert(0, replace(masks, steps=budget.frame_steps))
-    stages = [replace(s, batch=budget.batch, warmup=min(s.warmup, s.steps // 5)) for s in stages]
+    stages = [
+        replace(
+            s,
+            batch=budget.batch,
+            trained=_present(s.trained, variant),
+            warmup=min(s.warmup, s.steps // 5),
+        )
+        for s in stages
+    ]
     model = replace(recipe.model, **dict(variant.model))
     return replace(
         recipe, model=model, stages=tuple(stages), seed=seed, validate_every=0, gates=False
     )
+
+
+def _present(trained: tuple[str, ...], variant: Variant) -> tuple[str, ...]:
+    """Without what the variant does not have."""
+    lacks = dict(variant.model).get("mask_position") is False
+    return tuple(n for n in trained if not (lacks and n == "frame_decoder.mask_position"))
 
 
 def foreign_text_clip(trunk: Path, tower: Path, out: Path) -> Path:
@@ -156,7 +183,60 @@ def run_variant(
     result = train(recipe, run, clip_weights=str(clip), init_from=start, resume=True)
     checkpoint = result.checkpoint / "weights.safetensors"
     network = load_network(recipe.model, Weights(checkpoint, str(clip)))
-    return validate(network, training_tokenizer(), valid, pictures=run / "overlays")
+    return best_threshold(network, training_tokenizer(), valid)
+
+
+def best_threshold(
+    network: RvosNetwork, tokenizer: Tokenizer, valid: DataSplit
+) -> dict[str, float]:
+    """J&F and all that ``summary`` gives at the threshold of the best J&F, which is named too."""
+    queries = {video.name: decode_queries(network, tokenizer, video) for video in valid.videos}
+    found = []
+    for threshold in THRESHOLDS:
+
+        def predict(video: VideoRecord, threshold: float = threshold) -> NDArray[np.bool_]:
+            return queries[video.name].masks(threshold)
+
+        found.append({"threshold": threshold, **summary(evaluate(predict, valid, "mevis"))})
+    return max(found, key=lambda values: values["j_and_f"])
+
+
+@dataclass(frozen=True)
+class VideoQueries:
+    """What a network says of a video, before any query is chosen.
+
+    logits float16 [E,T,N,h,w] of all masks at stride 4; scores float32 [E,N].
+    """
+
+    logits: Tensor
+    scores: Tensor
+    geometry: FrameGeometry
+
+    def masks(self, threshold: float) -> NDArray[np.bool_]:
+        """Bool [T,E,H,W] of the queries that pass."""
+        count, frames = self.logits.shape[:2]
+        masks = np.zeros((frames, count, *self.geometry.display), np.bool_)
+        limit = torch.full((frames,), threshold)
+        for row, scores in enumerate(self.scores):
+            maps = unite_masks(self.logits[row].float(), scores.expand(frames, -1), limit)
+            for t, one in enumerate(maps.numpy()):
+                masks[t, row] = display_mask(one, self.geometry)
+        return masks
+
+
+@torch.inference_mode()
+def decode_queries(network: RvosNetwork, tokenizer: Tokenizer, video: VideoRecord) -> VideoQueries:
+    """Decode a whole video offline."""
+    geometry = fit_frame(video.size, network.config.input_size)
+    images = [video.image(index) for index in range(len(video.frames))]
+    frames = [torch.from_numpy(resize_frame(image, geometry)) for image in images]
+    ids = tokenize(tokenizer, [expression.text for expression in video.expressions])
+    decoded, of_frames, last = decode_clip(network, frames, ids)
+    logits = [
+        network.mask_head(last.mask_embeddings, frame.mask_features, of_frames[:, t]).half()
+        for t, frame in enumerate(decoded)
+    ]
+    return VideoQueries(torch.stack(logits, dim=1), referred_scores(last.logits), geometry)
 
 
 def main(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,26 @@ from typer.testing import CliRunner
 
 from rvos_deploy.benchmarks import ablations
 from rvos_deploy.benchmarks.ablations import (
+    THRESHOLDS,
     VARIANTS,
     Budget,
     begins_at_random,
+    best_threshold,
+    decode_queries,
     starting_weights,
     variant_recipe,
 )
+from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.model.clip import build_clip
 from rvos_deploy.model.config import preset
 from rvos_deploy.model.network import build_network
+from rvos_deploy.sprites import WorldConfig, write_mevis
 from rvos_deploy.training.checkpoints import trained_weights
+from rvos_deploy.training.clips import training_tokenizer
+from rvos_deploy.training.data import read_mevis
 from rvos_deploy.training.recipe import CACHEABLE
 from rvos_deploy.training.recipe_file import read_recipe
+from rvos_deploy.training.validation import clip_masks, summary
 
 
 def test_a_variant_changes_one_thing() -> None:
@@ -37,6 +45,12 @@ def test_a_variant_changes_one_thing() -> None:
         base = asdict(recipes["full" if variant.reads_text_anew else "aligned"])
         own = asdict(recipes[variant.name])
         model, base_model = own.pop("model"), base.pop("model")
+        names = dict(build_network(recipes[variant.name].model).named_parameters())
+        for stage, base_stage in zip(own["stages"], base["stages"], strict=True):
+            trained = stage.pop("trained")
+            assert all(any(n.startswith(part) for n in names) for part in trained)
+            lacking = set(base_stage.pop("trained")) - set(trained)
+            assert lacking <= {"frame_decoder.mask_position"}
         assert own == base
         changed = {name for name in model if model[name] != base_model[name]}
         assert changed == {name for name, _ in variant.model}
@@ -88,6 +102,32 @@ def test_a_foreign_tower_leaves_the_trunk_alone(tmp_path: Path) -> None:
     for name, tensor in mixed.items():
         assert torch.equal(tensor, (one if name.startswith(("visual.", "logit")) else other)[name])
     build_clip(preset("tiny"), str(tmp_path / "mixed.safetensors"))
+
+
+def test_queries_give_the_masks_of_validation(tmp_path: Path) -> None:
+    """At the network's own threshold. Logits are kept in float16, so a pixel at 0 may differ."""
+    torch.manual_seed(0)
+    network = build_network(replace(preset("tiny"), input_size=(96, 160))).eval()
+    world = WorldConfig(height=90, width=157, frames=8)
+    write_mevis(tmp_path / "valid", seed=3, split="valid", videos=1, config=world)
+    split = read_mevis(tmp_path / "valid")
+    video, tokenizer = split.videos[0], training_tokenizer()
+    queries = decode_queries(network, tokenizer, video)
+    threshold = float(queries.scores.median())
+    network.config = replace(network.config, threshold=threshold)
+    images = [video.image(index) for index in range(len(video.frames))]
+    texts = [expression.text for expression in video.expressions]
+    expected = clip_masks(network, tokenizer, images, texts)
+    found = queries.masks(threshold)
+    assert found.shape == expected.shape
+    assert 0 < expected.mean() < 1
+    assert (found != expected).mean() < 1e-3
+    best = best_threshold(network, tokenizer, split)
+    at_best = evaluate(lambda _: queries.masks(best["threshold"]), split, "mevis")
+    assert best["j_and_f"] == summary(at_best)["j_and_f"]
+    for other in THRESHOLDS:
+        scored = summary(evaluate(lambda _, t=other: queries.masks(t), split, "mevis"))
+        assert scored["j_and_f"] <= best["j_and_f"]
 
 
 def test_rows_are_added_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
