@@ -78,7 +78,8 @@ class Machine:
 
     def bytes_at(self, address: int, count: int) -> np.ndarray:
         """A view of device memory."""
-        for start, block in self.allocations.items():
+        # A copy: other threads may take memory meanwhile.
+        for start, block in list(self.allocations.items()):
             if start <= address and address + count <= start + len(block):
                 return block[address - start : address - start + count]
         raise AssertionError(f"{count} bytes at {address:#x} are not allocated")
