@@ -68,7 +68,7 @@ def diagnose(
     geometry = fit_frame(video.size, network.config.input_size)
     frames = [torch.from_numpy(resize_frame(image, geometry)) for image in images]
     ids = tokenize(tokenizer, [expression.text for expression in video.expressions])
-    decoded, of_frames, last = decode_clip(network, frames, ids)
+    decoded, of_frames, last, _ = decode_clip(network, frames, ids)
     scores = referred_scores(last.logits)
     small = network_truth(truth, geometry)
     results = []

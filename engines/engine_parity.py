@@ -60,8 +60,8 @@ def compare_masks(
         InputError: no profile takes the clip.
     """
     clip, box = fitting_clip(profiles)
-    found = probe_masks(bundle, engine, clip, box)
-    truth = probe_masks(bundle, reference, clip, box)
+    found, _ = probe_masks(bundle, engine, clip, box)
+    truth, _ = probe_masks(bundle, reference, clip, box)
     name = f"masks of a clip, {len(clip)} frames, {len(found)} expressions, in {box[0]}x{box[1]}"
     return judge_masks(name, truth, found)
 

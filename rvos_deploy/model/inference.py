@@ -20,19 +20,23 @@ from rvos_deploy.runtime.settings import Fallback
 
 class DecodedClip(NamedTuple):
     """What the frame part makes of each frame, the slots' mask embeddings [E,T,N,C] in their
-    order, and the last prediction of the video part.
+    order, the last prediction of the video part, and which query takes each slot, int64 [E,T,N].
     """
 
     frames: list[FrameOutput]
     frame_mask_embeddings: Tensor
     last: VideoPrediction
+    order: Tensor
 
 
 class ClipAnswer(NamedTuple):
-    """scores float32 [E,N]; mask logits float32 [E,T,h,w] at stride 4, of the queries that pass."""
+    """scores float32 [E,N]; mask logits float32 [E,T,h,w] at stride 4, of the queries that pass;
+    order int64 [E,T,N]: the query that takes each slot.
+    """
 
     scores: Tensor
     mask_logits: Tensor
+    order: Tensor
 
 
 def tokenize(tokenizer: Callable[[str], NDArray[np.int64]], texts: Sequence[str]) -> Tensor:
@@ -60,7 +64,7 @@ def decode_clip(network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tenso
     order = network.slot_order(facts)
     video = network.decode_video(queries, order, text, mask_embeddings=embeddings)
     assert video.frame_mask_embeddings is not None
-    return DecodedClip(decoded, video.frame_mask_embeddings, video.predictions[-1])
+    return DecodedClip(decoded, video.frame_mask_embeddings, video.predictions[-1], order)
 
 
 @torch.inference_mode()
@@ -75,7 +79,7 @@ def segment_clip(
         token_ids: likewise.
         fallback: when no query passes, as ``StreamSettings`` has it.
     """
-    decoded, of_frames, last = decode_clip(network, frames, token_ids)
+    decoded, of_frames, last, order = decode_clip(network, frames, token_ids)
     scores = referred_scores(last.logits)
     passing = thresholds(scores.cpu().numpy(), network.config.threshold, fallback)
     threshold = torch.from_numpy(passing).to(scores.device)
@@ -87,4 +91,4 @@ def segment_clip(
         )
         for t, frame in enumerate(decoded)
     ]
-    return ClipAnswer(scores, torch.stack(maps, dim=1))
+    return ClipAnswer(scores, torch.stack(maps, dim=1), order)

@@ -31,8 +31,8 @@ class ExpressionState:
     text: EncodedText
     initializer: Initializer
     memory: TokenMemory
+    tracker: SlotTracker = field(default_factory=SlotTracker)
     _slots: int = field(default=0, init=False)
-    _tracker: SlotTracker = field(default_factory=SlotTracker, init=False)
     _mean: OnlineSoftmax = field(default_factory=OnlineSoftmax, init=False)
 
     def advance(
@@ -46,7 +46,7 @@ class ExpressionState:
         self._slots = len(queries)
         order = np.arange(self._slots)
         if self.initializer == "aligned":
-            order = self._tracker.advance(cues)
+            order = self.tracker.advance(cues)
         self.memory.append(queries[order])
         if self.initializer != "sentence":
             self._mean.update(values[order], logits[order])

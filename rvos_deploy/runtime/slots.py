@@ -127,12 +127,16 @@ class SlotTracker:
             apart = LOST * np.minimum(unlike / most, 1)
             cost = np.where(self._holds[:, None], apart + doubt, 0.0)
             cost += CHANGED * (self._query[:, None] != slots)
-            _, columns = linear_sum_assignment(cost)
-            order = np.asarray(columns, dtype=np.int64)
+            order = self._choose(cost)
             known = unlike[slots, order] < most[:, 0]
         self._query = order
         self._remember(now.ordered(order), known)
         return order
+
+    def _choose(self, cost: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The query [N] of each slot, of costs [N,N] (slots, queries)."""
+        _, columns = linear_sum_assignment(cost)
+        return np.asarray(columns, dtype=np.int64)
 
     def _start(self, now: _Sight) -> None:
         slots = len(now.score)
@@ -174,6 +178,34 @@ class SlotTracker:
         self._size[again] = KEPT * self._size[again] + (1 - KEPT) * now.size[again]
         self._unseen = np.where(taken, 0, self._unseen + 1)
         self._holds |= new
+
+
+@dataclass
+class ReplayedTracker(SlotTracker):
+    """Slots as another library chose them on the same clip, and how good its choice is here.
+
+    Of two queries that lie on one object, rounding decides which is taken, and the masks of that
+    slot then differ by what those two do. To compare arithmetic, both take the same; the choice is
+    judged by ``excess``.
+
+    Args:
+        orders: int64 [T,N], as :meth:`advance` gave them there, frame by frame.
+        excess: by how much its choice costs more than the best here, at most, in the units of
+            ``LOST``.
+    """
+
+    orders: NDArray[np.int64]
+    excess: float = 0.0
+    _frame: int = field(default=0, init=False)
+
+    def _choose(self, cost: NDArray[np.float64]) -> NDArray[np.int64]:
+        # The first frame's order is not chosen.
+        self._frame += 1
+        theirs: NDArray[np.int64] = self.orders[self._frame]
+        slots = np.arange(len(cost))
+        best = cost[slots, super()._choose(cost)].sum()
+        self.excess = max(self.excess, float(cost[slots, theirs].sum() - best))
+        return theirs
 
 
 def _directions(content: Array) -> NDArray[np.float64]:

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from rvos_deploy.errors import InputError
 from rvos_deploy.model.config import Initializer
 from rvos_deploy.runtime.expression import EncodedText, ExpressionState
-from rvos_deploy.runtime.slots import OnlineSoftmax, SlotCues, SlotTracker
+from rvos_deploy.runtime.slots import (
+    CHANGED,
+    DOUBTFUL,
+    OnlineSoftmax,
+    ReplayedTracker,
+    SlotCues,
+    SlotTracker,
+)
 from rvos_deploy.runtime.spill_store import SpillStore
 from rvos_deploy.runtime.token_memory import TokenMemory
 
@@ -189,3 +196,38 @@ def test_the_spill_file_does_not_outlive_a_killed_process(tmp_path) -> None:  # 
     )
     assert result.returncode == -9
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_replayed_choice_of_its_own_costs_nothing_more() -> None:
+    objects, frames = np.eye(4, 8, dtype=np.float32), orders(5, 4, seed=2)
+    tracker = SlotTracker()
+    chosen = np.stack([tracker.advance(cues(objects, order)) for order in frames])
+    replayed = ReplayedTracker(chosen)
+    again = [replayed.advance(cues(objects, order)) for order in frames]
+    np.testing.assert_array_equal(again, chosen)
+    assert replayed.excess == 0.0
+
+
+def test_a_replayed_choice_is_followed_and_its_excess_is_the_cost() -> None:
+    """Two queries at one place with one content: taking the less sure costs its doubt, and no more.
+
+    Slot 0 begins with query 0, of score 0.9; in the second frame query 1 lies there as well, with
+    0.8, and the record took it for slot 0. What slot 1 never held costs nothing.
+    """
+    position = np.full((2, 5), 0.2, dtype=np.float32)
+    content = np.eye(2, 8, dtype=np.float32)
+    first = SlotCues(
+        np.array([[0, 0, 0.2, 0.2, 0.2], [0, 0, 0, 0, 0]], np.float32),
+        content,
+        np.array([0.9, 0.1], np.float32),
+    )
+    position[:, :2] = 0.0
+    second = SlotCues(position, np.tile(content[:1], (2, 1)), np.array([0.9, 0.8], np.float32))
+    tracker = SlotTracker()
+    assert tracker.advance(first).tolist() == [0, 1]
+    assert tracker.advance(second).tolist() == [0, 1]
+    replayed = ReplayedTracker(np.array([[0, 1], [1, 0]]))
+    replayed.advance(first)
+    assert replayed.advance(second).tolist() == [1, 0]
+    # 0.4 of a tenth of doubt, and each of two slots changed its query.
+    assert replayed.excess == pytest.approx(DOUBTFUL * 0.1 + 2 * CHANGED, abs=1e-6)
