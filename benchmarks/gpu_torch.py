@@ -37,7 +37,7 @@ class CudaTorchBackend(TorchBackend):
         self.name = "torch.compile" if compiled else "pytorch eager"
         self._compiled = compiled
         network: Any = self._graphs["backbone"].module
-        set_precision(network.network, "fp16" if bundle.precision == "fp16" else "fp32")
+        set_precision(network.network, bundle.precision)
         network.network.to("cuda")
         # Once more: the contracts name the type that the network computes in now.
         self._graphs: dict[str, Graph] = {

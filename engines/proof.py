@@ -28,6 +28,9 @@ from rvos_deploy.runtime.bundle import Bundle
 from rvos_deploy.runtime.engine_sidecar import Profile
 from rvos_deploy.runtime.verification import Verdict
 
+REFERENCE = {"bf16": "bf16-reference"}
+"""Back end that engines are compared with, by precision; onnxruntime for the others."""
+
 Say = Callable[[str, str, float, float | None], None]
 
 
@@ -70,7 +73,7 @@ def prove(
     reason = why_not(gpu, plans)
     if reason is not None:
         return Proof(reason)
-    reference = make_backend("onnxruntime", "cpu")
+    reference = make_backend(REFERENCE.get(bundle.precision, "onnxruntime"), "cpu")
     logger = make_logger(trt, Messages())
     checks: dict[str, tuple[Verdict, ...]] = {}
     layers: dict[str, dict[str, int]] = {}

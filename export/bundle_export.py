@@ -18,7 +18,12 @@ from rvos_deploy.export.checkpoint import load_checkpoint
 from rvos_deploy.export.graphs import graphs
 from rvos_deploy.export.half_storage import Store, round_to_half
 from rvos_deploy.export.onnx_graph import export_graph
-from rvos_deploy.export.parity import Reference, check_graph, clip_mask_logits
+from rvos_deploy.export.parity import (
+    Reference,
+    check_graph,
+    check_without_rounding,
+    record_clip,
+)
 from rvos_deploy.export.tokenizer import write_tokenizer
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.network import RvosNetwork, build_network
@@ -35,9 +40,23 @@ from rvos_deploy.runtime.bundle import (
 )
 from rvos_deploy.runtime.environment import peak_memory_bytes, versions
 from rvos_deploy.runtime.tokenizer import Tokenizer
-from rvos_deploy.runtime.verification import Verdict, check_masks
+from rvos_deploy.runtime.verification import (
+    CLIP_LOGITS,
+    CLIP_ORDER,
+    MINIMUM_J_AND_F,
+    MaskCheck,
+    Verdict,
+    check_masks,
+)
 
 Progress = Callable[[str], None]
+
+
+NOT_PROVED = {
+    "bf16": "that a library's own bfloat16 kernels give these numbers: they were computed in "
+    "float32 and rounded to bfloat16 after every operator"
+}
+"""What an export cannot show, by precision; it stands in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,7 @@ class Weights:
         seed: of the random weights.
         store: "fp16" rounds the weights and stores them so; the graphs compute in float32 still.
         precision: what the graphs compute in; its float32 islands are named in model/precision.py.
+        minimum_j_and_f: what the masks of the clip must keep of PyTorch's, 0 to 1.
     """
 
     checkpoint: Path | None = None
@@ -59,6 +79,7 @@ class Weights:
     seed: int = 0
     store: Store = "fp32"
     precision: Precision = "fp32"
+    minimum_j_and_f: float = MINIMUM_J_AND_F
 
 
 @dataclass(frozen=True)
@@ -96,6 +117,11 @@ def export_bundle(
     say("network")
     network = load_network(config, weights)
     if weights.store == "fp16":
+        if weights.precision == "bf16":
+            raise InputError(
+                "--store fp16 and --precision bf16 exclude each other, since weights would be "
+                "rounded twice; leave --store out: bf16 graphs store bf16"
+            )
         round_to_half(network)
     set_precision(network, weights.precision)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +175,8 @@ def _fill(
     folder: Path, network: RvosNetwork, weights: Weights, say: Progress
 ) -> tuple[Verdict, ...]:
     """Write everything that a bundle holds; returns every check's verdict."""
-    backend = make_backend()
+    narrow = weights.precision == "bf16"
+    backend = make_backend("bf16-reference" if narrow else "auto")
     verdicts: list[Verdict] = []
     reference: Reference = {}
     files: list[Path] = []
@@ -160,9 +187,11 @@ def _fill(
         files += written
         say(f"parity {graph.spec.name}")
         verdicts += check_graph(graph, network, written[0], backend, reference)
+        if narrow:
+            verdicts += check_without_rounding(graph, network, written[0])
     write_tokenizer(folder / TOKENIZER)
     say("parity of the masks of a clip")
-    reference["clip mask_logits"] = clip_mask_logits(network, Tokenizer(folder / TOKENIZER))
+    record_clip(network, Tokenizer(folder / TOKENIZER), reference)
     np.savez_compressed(folder / PARITY, **reference)
     names = [file.name for file in files] + [TOKENIZER, PARITY]
     manifest = _manifest(network, weights, backend)
@@ -171,13 +200,17 @@ def _fill(
     def write(results: list[Verdict]) -> None:
         manifest["parity"] = {
             "reference": f"PyTorch {torch.__version__}",
+            "minimum_j_and_f": weights.minimum_j_and_f,
+            "not_proved": NOT_PROVED.get(weights.precision),
             "checks": [verdict.as_dict() for verdict in results],
         }
         write_manifest(folder, manifest, names)
 
     # The masks are checked through the runtime, which opens only what has a manifest.
     write(verdicts)
-    verdicts.append(check_masks(open_bundle(folder), backend, reference["clip mask_logits"]))
+    verdicts.append(
+        check_masks(open_bundle(folder), backend, reference[CLIP_LOGITS], reference[CLIP_ORDER])
+    )
     write(verdicts)
     return tuple(verdicts)
 
@@ -208,13 +241,27 @@ def _manifest(network: RvosNetwork, weights: Weights, backend: Backend) -> dict[
 
 
 def _require_all(verdicts: tuple[Verdict, ...]) -> None:
-    failed = [verdict.name for verdict in verdicts if not verdict.passed]
+    failed = [_what_failed(verdict) for verdict in verdicts if not verdict.passed]
     if failed:
         raise ParityError(
             f"{len(failed)} of {len(verdicts)} parity checks failed, no bundle was written: "
             + "; ".join(failed[:8])
             + (" ..." if len(failed) > 8 else "")
         )
+
+
+def _what_failed(verdict: Verdict) -> str:
+    """A check's name; of masks also what was found, and how to accept it where that can be."""
+    if not isinstance(verdict, MaskCheck):
+        return verdict.name
+    found = (
+        f"{verdict.name} (J&F {verdict.j_and_f:.4f}, needed {verdict.tolerance}; "
+        f"{verdict.undecided:.2%} undecided, slots cost {verdict.slot_excess:.2g} more than the "
+        "best; export with --precision fp32"
+    )
+    if verdict.j_and_f >= verdict.tolerance:
+        return found + ")"
+    return found + ", or measure what videos lose and accept it with --minimum-j-and-f)"
 
 
 def _move_into_place(staging: Path, out: Path) -> None:

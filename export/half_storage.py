@@ -13,8 +13,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from rvos_deploy.errors import InputError
 from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.model.precision import in_range
 
 Store = Literal["fp32", "fp16"]
 """How weights are stored."""
@@ -31,15 +31,7 @@ def round_to_half(network: RvosNetwork) -> None:
         InputError: a weight that is beyond float16's range.
     """
     for name, weight in network.state_dict().items():
-        if not weight.is_floating_point():
-            continue
-        rounded = weight.half().float()
-        if not bool(torch.isfinite(rounded).all()):
-            raise InputError(
-                f"{name} holds {weight.abs().max():.3g}, which float16 cannot; export with "
-                "--store fp32"
-            )
-        weight.copy_(rounded)
+        weight.copy_(in_range(name, weight, torch.float16, "--store fp32"))
 
 
 def store_as_half(model: onnx.ModelProto) -> None:

@@ -17,12 +17,14 @@ import onnx.parser
 DOMAIN = "rvos"
 NODE = "MSDeformAttn"
 OPSET = 18
+BF16_OPSET = 22
+"""The first whose Conv takes bfloat16."""
 
 # Every tensor over sampling points is kept as [B, Q, heads*levels*points], x and y apart: a
 # trailing axis of 2 makes broadcasting several times slower than the arithmetic.
 # Coordinates, softmax and sums are float32, whatever the type of the values.
 _BODY = """
-<opset_import: ["" : 18], domain: "rvos">
+<opset_import: ["" : OPSET], domain: "rvos">
 MSDeformAttn <plugin_namespace, plugin_version, aot>
     (value, level_shapes, reference_points, sampling_offsets, attention_logits) => (output)
 {
@@ -155,9 +157,11 @@ MSDeformAttn <plugin_namespace, plugin_version, aot>
 """
 
 
-def ms_deform_attn_function() -> onnx.FunctionProto:
-    """The function proto; its attributes are declared so that nodes may carry them."""
-    return onnx.parser.parse_function(_BODY)
+def ms_deform_attn_function(opset: int = OPSET) -> onnx.FunctionProto:
+    """The function proto; its attributes are declared so that nodes may carry them. ``opset``: that
+    of the model, or checkers take the two for different operators.
+    """
+    return onnx.parser.parse_function(_BODY.replace(": OPSET]", f": {opset}]"))
 
 
 def attach_function(model: onnx.ModelProto) -> int:
@@ -167,5 +171,6 @@ def attach_function(model: onnx.ModelProto) -> int:
         return 0
     if all(entry.domain != DOMAIN for entry in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
-    model.functions.append(ms_deform_attn_function())
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    model.functions.append(ms_deform_attn_function(opset))
     return len(nodes)

@@ -13,9 +13,9 @@ import torch
 from torch.export import Dim
 
 from rvos_deploy.errors import ParityError
-from rvos_deploy.export.graphs import Graph
+from rvos_deploy.export.graphs import Float32Edges, Graph
 from rvos_deploy.export.half_storage import Store, store_as_half
-from rvos_deploy.export.ms_deform_attn import OPSET, attach_function
+from rvos_deploy.export.ms_deform_attn import BF16_OPSET, OPSET, attach_function
 from rvos_deploy.runtime.graph_spec import AxisSpec, TensorSpec
 from rvos_deploy.runtime.probe import probe_inputs
 
@@ -37,14 +37,17 @@ def export_graph(graph: Graph, folder: Path, store: Store = "fp32") -> list[Path
     """
     spec = graph.spec
     axes = {axis.name: _TRACE_AXES[axis.name] for axis in spec.axes}
+    shapes: tuple[Any, ...] = _dynamic_shapes(spec.inputs, spec.axes)
+    if isinstance(graph.module, Float32Edges):
+        shapes = (shapes,)  # its forward takes all inputs as one *argument
     with _only_real_warnings():
         program = torch.onnx.export(
             graph.module,
             tuple(map(torch.from_numpy, probe_inputs(spec, axes, seed=0).values())),
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
-            dynamic_shapes=_dynamic_shapes(spec.inputs, spec.axes),
-            opset_version=OPSET,
+            dynamic_shapes=shapes,
+            opset_version=BF16_OPSET if spec.precision == "bf16" else OPSET,
             dynamo=True,
             verbose=False,
         )

@@ -1,50 +1,84 @@
-"""PyTorch against the exported files: every graph at several sizes, then the masks of a clip."""
+"""PyTorch against the exported files: every graph at several sizes, then the masks of a clip.
+
+bfloat16 graphs are compared twice. As they are, within what rounding after other operators may
+cost, which is too much to prove an operator by. And without any rounding, the network's bfloat16
+weights and the file's computed in float32: what differs is the rounding of constants, and a wrong
+operator, weight or order of axes cannot hide in that.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rvos_deploy.export.graphs import Graph
+from rvos_deploy.export.graphs import WITHOUT_ROUNDING, Graph
+from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.inference import segment_clip, tokenize
 from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.runtime.backends.base import Backend
+from rvos_deploy.runtime.backends.base import Backend, HostArray, Runner
+from rvos_deploy.runtime.backends.bf16_reference import Bf16ReferenceBackend
 from rvos_deploy.runtime.comparison import sample
 from rvos_deploy.runtime.geometry import fit_frame, resize_frame
 from rvos_deploy.runtime.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
 from rvos_deploy.runtime.tokenizer import Tokenizer
-from rvos_deploy.runtime.verification import Check, judge, run_cases
+from rvos_deploy.runtime.verification import (
+    CLIP_LOGITS,
+    CLIP_ORDER,
+    Check,
+    judge,
+    run_cases,
+)
 
 Reference = dict[str, NDArray[Any]]
 
 
-@torch.inference_mode()
 def check_graph(
     graph: Graph, network: RvosNetwork, file: Path, backend: Backend, reference: Reference
 ) -> list[Check]:
     """Compare one graph's whole outputs at every size; samples go to ``reference``."""
     checks = []
     with backend.runner(graph.spec, file) as runner:
-        for case, inputs, outputs in run_cases(runner, network.config):
-            expected = graph.module(*(torch.from_numpy(array) for array in inputs.values()))
-            tensors = (expected,) if isinstance(expected, torch.Tensor) else expected
-            for spec, tensor in zip(graph.spec.outputs, tensors, strict=True):
-                name = f"{case} {spec.name}"
-                measured = runner.to_host(outputs[spec.name])
-                checks.append(judge(name, graph.spec.tolerance, tensor.numpy(), measured))
-                reference[name] = sample(tensor.numpy()).copy()
+        for name, expected, measured in _pairs(graph.module, runner, network.config):
+            checks.append(judge(name, graph.spec.tolerance, expected, measured))
+            reference[name] = sample(expected).copy()
     return checks
 
 
-def clip_mask_logits(network: RvosNetwork, tokenizer: Tokenizer) -> NDArray[np.float32]:
-    """PyTorch's united mask logits of the probe clip, offline: float32 [E,T,h,w] at stride 4."""
+def check_without_rounding(graph: Graph, network: RvosNetwork, file: Path) -> list[Check]:
+    """Compare a bfloat16 graph at every size, all of it in float32 on both sides."""
+    module = copy.deepcopy(graph.module).float()
+    with Bf16ReferenceBackend(rounding=False).runner(graph.spec, file) as runner:
+        return [
+            judge(f"{name}, without rounding", WITHOUT_ROUNDING, expected, measured)
+            for name, expected, measured in _pairs(module, runner, network.config)
+        ]
+
+
+@torch.inference_mode()
+def _pairs(
+    module: torch.nn.Module, runner: Runner, config: ModelConfig
+) -> Iterator[tuple[str, HostArray, HostArray]]:
+    """Every output at every size: its name, PyTorch's and the runner's."""
+    for case, inputs, outputs in run_cases(runner, config):
+        expected = module(*(torch.from_numpy(array) for array in inputs.values()))
+        tensors = (expected,) if isinstance(expected, torch.Tensor) else expected
+        for spec, tensor in zip(runner.spec.outputs, tensors, strict=True):
+            yield f"{case} {spec.name}", tensor.numpy(), runner.to_host(outputs[spec.name])
+
+
+def record_clip(network: RvosNetwork, tokenizer: Tokenizer, reference: Reference) -> None:
+    """PyTorch's answer to the probe clip, offline, into ``reference``: united mask logits float32
+    [E,T,h,w] at stride 4, and the query that takes each slot, int64 [E,T,N].
+    """
     clip = probe_clip()
     geometry = fit_frame((clip.shape[1], clip.shape[2]), PROBE_BOX)
     frames = [torch.from_numpy(resize_frame(frame, geometry)) for frame in clip]
     ids = tokenize(tokenizer, PROBE_EXPRESSIONS)
-    logits: NDArray[np.float32] = segment_clip(network, frames, ids, "top1").mask_logits.numpy()
-    return logits
+    answer = segment_clip(network, frames, ids, "top1")
+    reference[CLIP_LOGITS] = answer.mask_logits.numpy()
+    reference[CLIP_ORDER] = answer.order.numpy()

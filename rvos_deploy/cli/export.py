@@ -11,11 +11,19 @@ import typer
 from rvos_deploy.cli.options import JsonOption, SizeOption, parse_size
 
 
-class RealType(str, Enum):
-    """Types that weights are stored in, and that graphs compute in."""
+class Stored(str, Enum):
+    """Types that weights are stored in."""
 
     fp32 = "fp32"
     fp16 = "fp16"
+
+
+class Computing(str, Enum):
+    """Types that graphs compute in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
 
 
 def export(
@@ -38,14 +46,14 @@ def export(
     ] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of random weights.")] = 0,
     store: Annotated[
-        RealType,
+        Stored,
         typer.Option(
             "--store", help="Dtype of weights in the files; fp16 halves them, computes in fp32."
         ),
-    ] = RealType.fp32,
+    ] = Stored.fp32,
     precision: Annotated[
-        RealType, typer.Option("--precision", help="Type that the graphs compute in.")
-    ] = RealType.fp32,
+        Computing, typer.Option("--precision", help="Type that the graphs compute in.")
+    ] = Computing.fp32,
     size: SizeOption = None,
     threshold: Annotated[
         float | None,
@@ -53,6 +61,17 @@ def export(
             "--threshold", metavar="SCORE", help="Score a query must pass. Default: the preset's."
         ),
     ] = None,
+    minimum: Annotated[
+        float,
+        typer.Option(
+            "--minimum-j-and-f",
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            help="What the masks of a small clip must keep of PyTorch's; the bundle records it. "
+            "Rounding can move an unsure query by more than the default allows.",
+        ),
+    ] = 0.999,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a bundle that is there.")
     ] = False,
@@ -73,7 +92,7 @@ def export(
     with needs_extra("export", "cpu,export"):
         from rvos_deploy.export import bundle_export
     weights = bundle_export.Weights(
-        checkpoint, clip_weights, random_weights, seed, store.value, precision.value
+        checkpoint, clip_weights, random_weights, seed, store.value, precision.value, minimum
     )
     with step_progress() as progress:
         report = bundle_export.export_bundle(
@@ -86,6 +105,8 @@ def export(
         f"{out}: {mebibytes(stored)}, 5 graphs; {len(report.verdicts)} parity checks passed "
         f"(largest difference {worst:.1e}, J&F of the masks {masks.j_and_f:.4f})"
     )
+    if (unproved := bundle_export.NOT_PROVED.get(precision.value)) is not None:
+        typer.echo(f"not proved: {unproved}")
     typer.echo(f"{report.seconds:.1f} s, peak memory {mebibytes(report.peak_memory_bytes)}")
     if json is not None:
         write_json(

@@ -91,6 +91,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
             "parity",
             f"{len(checks)} checks against {manifest['parity']['reference']}, {failed} failed",
         ),
+        *([("not proved", unproved)] if (unproved := manifest["parity"].get("not_proved")) else []),
     ]
 
 

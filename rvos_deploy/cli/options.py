@@ -18,6 +18,7 @@ class BackendName(str, Enum):
     auto = "auto"
     onnxruntime = "onnxruntime"
     tensorrt = "tensorrt"
+    bf16_reference = "bf16-reference"
 
 
 class Device(str, Enum):

@@ -1,6 +1,7 @@
 """The network in another type, with the parts that stay in float32: decided here, once.
 
 TensorRT 11 casts nothing by itself, so what PyTorch computes in is what every graph computes in.
+bfloat16 graphs take and give float32 (``export/graphs.py: Float32Edges``), float16 ones float16.
 These are the float32 islands, each a few operators wide; everything else is in the chosen type:
 
 - pixels before the backbone: 255 and the mean differ by less than float16 resolves;
@@ -18,36 +19,58 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.model.network import RvosNetwork
 
-Precision = Literal["fp32", "fp16"]
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+Precision = Literal["fp32", "fp16", "bf16"]
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 
 @torch.no_grad()
-def set_precision(network: RvosNetwork, precision: Precision) -> RvosNetwork:
+def set_precision(network: RvosNetwork, precision: Precision | str) -> RvosNetwork:
     """Cast the network in place; see the module for what stays in float32.
 
     Raises:
-        InputError: a weight that is beyond float16's range.
+        InputError: an unknown precision, or a weight that is beyond the type's range.
     """
+    if precision not in DTYPES:
+        raise InputError(f"unknown precision '{precision}'; known: {', '.join(DTYPES)}")
     dtype = DTYPES[precision]
     if dtype == torch.float32:
         return network
-    if dtype == torch.float16:
-        _check_range(network)
+    for name, weight in network.state_dict().items():
+        in_range(name, weight, dtype, "--precision fp32")
+    # Not rounded on the way: bfloat16 would move a mean of 122.77 to 123.
+    mean, std = network.clip.mean, network.clip.std
     network.to(dtype)
-    network.clip.mean, network.clip.std = network.clip.mean.float(), network.clip.std.float()
+    network.clip.mean, network.clip.std = mean, std
     return network
 
 
-def _check_range(network: RvosNetwork) -> None:
-    limit = torch.finfo(torch.float16).max
-    for name, weight in network.state_dict().items():
-        if weight.is_floating_point() and float(weight.abs().max()) > limit:
-            raise InputError(
-                f"{name} holds {weight.abs().max():.3g}, which float16 cannot; export with "
-                "--precision fp32"
-            )
+def in_range(name: str, weight: Tensor, dtype: torch.dtype, instead: str) -> Tensor:
+    """A weight in ``dtype``, where that has numbers for it; itself, where it holds no real numbers.
+
+    Args:
+        name: for the message.
+        weight: any shape.
+        dtype: float16 or bfloat16.
+        instead: the option that avoids it, for the message.
+
+    Raises:
+        InputError: a number became infinite, or was none.
+    """
+    if not weight.is_floating_point():
+        return weight
+    narrow = weight.to(dtype)
+    if not bool(torch.isfinite(narrow).all()):
+        raise InputError(
+            f"{name} holds {weight.abs().max():.3g}, which {str(dtype).removeprefix('torch.')} "
+            f"cannot; export with {instead}"
+        )
+    return narrow

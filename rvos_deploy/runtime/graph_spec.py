@@ -53,7 +53,8 @@ class GraphSpec:
     """A graph's inputs, outputs and axes, and how far its numbers may be from the reference's.
 
     ``tolerance`` is absolute, on outputs divided by their reference's largest magnitude where that
-    exceeds 1 (see ``rvos_deploy.runtime.comparison``).
+    exceeds 1 (see ``rvos_deploy.runtime.comparison``). ``precision`` is what the graph computes in
+    (fp32, fp16, bf16). Inputs and outputs of bf16 graphs are float32, since NumPy has no bfloat16.
     """
 
     name: str
@@ -61,6 +62,7 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     axes: tuple[AxisSpec, ...]
     tolerance: float
+    precision: str = "fp32"
 
     def bind(self, arrays: Mapping[str, Any]) -> dict[str, int]:
         """Axis sizes of these inputs.
@@ -131,6 +133,8 @@ class GraphSpec:
                 outputs=tuple(_tensor(v) for v in values["outputs"]),
                 axes=tuple(AxisSpec(**v) for v in values["axes"]),
                 tolerance=float(values["tolerance"]),
+                # Bundles made before there was bf16 do not say; fp32 and fp16 run alike.
+                precision=str(values.get("precision", "fp32")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(

@@ -58,8 +58,13 @@ def links(source: Path, folder: Path) -> Path:
     return folder
 
 
-def export_graphs_alone(folder: Path, precision: str, name: str = "tiny") -> Path:
-    """A bundle of a network's graphs without tokenizer and parity: enough to build engines of."""
+def export_graphs_alone(
+    folder: Path, precision: str, name: str = "tiny", only: tuple[str, ...] = GRAPHS
+) -> Path:
+    """A bundle of a network's graphs without tokenizer and parity: enough to build engines of.
+
+    ``only``: those that are exported; of the rest there are contracts.
+    """
     from rvos_deploy.export.bundle_export import Weights, load_network
     from rvos_deploy.export.graphs import graphs
     from rvos_deploy.export.onnx_graph import export_graph
@@ -68,7 +73,9 @@ def export_graphs_alone(folder: Path, precision: str, name: str = "tiny") -> Pat
     network = set_precision(load_network(preset(name), Weights(random=True)), precision)
     folder.mkdir()
     parts = graphs(network)
-    files = [file.name for part in parts for file in export_graph(part, folder)]
+    files = [
+        file.name for part in parts if part.spec.name in only for file in export_graph(part, folder)
+    ]
     manifest = {
         "model": network.config.as_dict(),
         "precision": precision,
@@ -282,6 +289,24 @@ def test_a_graph_of_mixed_types_is_refused(bundle: Bundle) -> None:
     assert f"tensorrt_rtx {rtx.__version__} cannot parse mask_head.onnx: node " in str(error.value)
     assert not (engine_folder(bundle.path, TARGET) / "mask_head.plan").exists()
     assert MANIFEST in {path.name for path in bundle.path.iterdir()}
+
+
+def test_bfloat16_arrives(tmp_path: Path) -> None:
+    """Of opset 22, with float32 edges; mask logits are an island."""
+    bundle = open_bundle(export_graphs_alone(tmp_path / "bundle", "bf16", only=("mask_head",)))
+    (engine,) = build_engines(bundle, BuildSettings(TARGET), graphs=["mask_head"])
+    assert engine.precision == "bf16"
+    assert engine.layers["network"]["multiplying"] == {"bfloat16": 2, "float32": 1}
+    assert "float16" not in engine.layers["network"]["all"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_network_builds_in_bf16(tmp_path: Path) -> None:
+    bundle = open_bundle(export_graphs_alone(tmp_path / "bundle", "bf16"))
+    settings = BuildSettings(TARGET, compute_capabilities=("8.9",))
+    for engine in build_engines(bundle, settings):
+        assert engine.layers["half_share"] > 0.5
 
 
 @pytest.mark.slow

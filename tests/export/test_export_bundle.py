@@ -23,7 +23,13 @@ from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.bundle import GRAPHS, open_bundle
 from rvos_deploy.runtime.comparison import compare
 from rvos_deploy.runtime.probe import probe_inputs
-from rvos_deploy.runtime.verification import MaskCheck, case_axes, verify
+from rvos_deploy.runtime.verification import (
+    CLIP_LOGITS,
+    CLIP_ORDER,
+    MaskCheck,
+    case_axes,
+    verify,
+)
 
 AXES = [
     {"H": 32, "W": 96, "E": 1, "L": 3, "M": 2},
@@ -147,7 +153,13 @@ def test_a_failed_check_leaves_nothing_and_names_every_failure(
         "graphs",
         lambda network: [g for g in graphs(network) if g.spec.name in checked],
     )
-    monkeypatch.setattr(bundle_export, "clip_mask_logits", lambda *_: np.zeros(1))
+    monkeypatch.setattr(
+        bundle_export,
+        "record_clip",
+        lambda network, tokenizer, reference: reference.update(
+            dict.fromkeys((CLIP_LOGITS, CLIP_ORDER), np.zeros(1))
+        ),
+    )
     monkeypatch.setattr(bundle_export, "open_bundle", lambda folder: None)
     passed = MaskCheck("masks", True, 0.999, 1.0, 1.0, 0.5)
     monkeypatch.setattr(bundle_export, "check_masks", lambda *_: passed)
@@ -213,3 +225,16 @@ def test_the_papers_scale_exports_and_loads(tmp_path: Path) -> None:
     assert all(verdict.passed for verdict in report.verdicts)
     assert report.peak_memory_bytes < 20 * 2**30
     assert "backbone.onnx.data" in open_bundle(tmp_path / "large").manifest["files"]
+
+
+def test_masks_that_fail_say_how_far_and_what_to_do() -> None:
+    masks = MaskCheck("masks", False, 0.999, 0.98, 0.99, 0.5, 0.004, 0.03)
+    with pytest.raises(ParityError) as error:
+        bundle_export._require_all((masks,))
+    text = str(error.value)
+    assert "masks (J&F 0.9850, needed 0.999; 0.40% undecided, slots cost 0.03 more" in text
+    assert text.endswith("accept it with --minimum-j-and-f)")
+    # Another minimum does not help where slots are others, so it is not offered.
+    with pytest.raises(ParityError) as error:
+        bundle_export._require_all((replace(masks, j=1.0, f=1.0, slot_excess=2.0),))
+    assert "--minimum-j-and-f" not in str(error.value)

@@ -17,7 +17,7 @@ from rvos_deploy.export.ms_deform_attn import NODE
 from rvos_deploy.model.cross_modal_encoder import WideGroupNorm
 from rvos_deploy.model.inference import decode_clip
 from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.precision import set_precision
+from rvos_deploy.model.precision import Precision, set_precision
 from rvos_deploy.runtime.bundle import GRAPHS, open_bundle
 from rvos_deploy.runtime.geometry import fit_frame, resize_frame
 from rvos_deploy.runtime.probe import PROBE_BOX, probe_clip
@@ -119,11 +119,28 @@ def test_group_norm_keeps_maps_beyond_the_range_of_half() -> None:
     torch.testing.assert_close(norm(x).double(), expected, rtol=0, atol=2e-3)
 
 
-def test_weights_beyond_the_range_of_half_are_refused(tiny_network: RvosNetwork) -> None:
+@pytest.mark.parametrize(("precision", "value"), [("fp16", 1e5), ("bf16", 3.4e38)])
+def test_weights_beyond_the_range_are_refused(
+    tiny_network: RvosNetwork, precision: Precision, value: float
+) -> None:
+    """3.4e38 lies under float32's maximum and rounds to infinity in bfloat16."""
     network = copy.deepcopy(tiny_network)
     with torch.no_grad():
-        network.mask_head.projection.weight.view(-1)[0] = 1e5
-    with pytest.raises(
-        InputError, match=r"mask_head\.projection\.weight holds 1e\+05.*--precision"
-    ):
-        set_precision(network, "fp16")
+        network.mask_head.projection.weight.view(-1)[0] = value
+    with pytest.raises(InputError, match=r"mask_head\.projection\.weight holds .*--precision fp32"):
+        set_precision(network, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_pixels_are_normalised_by_the_unrounded_mean(
+    tiny_network: RvosNetwork, precision: Precision
+) -> None:
+    """bfloat16 knows 122.5 and 123, and no mean of 122.77."""
+    half = set_precision(copy.deepcopy(tiny_network), precision)
+    torch.testing.assert_close(half.clip.mean, tiny_network.clip.mean, rtol=0, atol=0)
+    torch.testing.assert_close(half.clip.std, tiny_network.clip.std, rtol=0, atol=0)
+
+
+def test_an_unknown_precision_lists_the_known(tiny_network: RvosNetwork) -> None:
+    with pytest.raises(InputError, match="unknown precision 'fp8'; known: fp32, fp16, bf16"):
+        set_precision(tiny_network, "fp8")

@@ -66,6 +66,7 @@ class OnnxRuntimeRunner(Runner):
 
     def activate_impl(self) -> None:
         """Open the session, and make sure that it runs where it was asked to."""
+        self._check_precision()
         ort = _import()
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
@@ -75,7 +76,7 @@ class OnnxRuntimeRunner(Runner):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             session = ort.InferenceSession(
-                self._path,
+                self._source(),
                 options,
                 providers=[self._provider],
                 disabled_optimizers=self._harmful_optimizers(),
@@ -93,6 +94,19 @@ class OnnxRuntimeRunner(Runner):
             )
         session.disable_fallback()
         self._session = session
+
+    def _source(self) -> Path | bytes:
+        """What the session is opened from."""
+        return self._path
+
+    def _check_precision(self) -> None:
+        """Refuse what has no kernels here, in words that help more than ONNX Runtime's."""
+        if self.spec.precision == "bf16" and self._provider == PROVIDERS["cpu"]:
+            raise BackendError(
+                f"{self.spec.name} computes in bfloat16, for which onnxruntime has no kernels on "
+                "the CPU; build engines for a GPU (rvos-deploy build-engine BUNDLE), export with "
+                "--precision fp32 or fp16, or check it slowly with --backend bf16-reference"
+            )
 
     def _harmful_optimizers(self) -> list[str]:
         """In float16 one pass ends the process (ONNX Runtime 1.32, CPU): the text encoder cannot

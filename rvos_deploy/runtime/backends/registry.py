@@ -26,6 +26,17 @@ def _tensorrt(device: str, threads: int | None) -> Backend:
     return TensorRtBackend()
 
 
+def _bf16_reference(device: str, threads: int | None) -> Backend:
+    from rvos_deploy.runtime.backends.bf16_reference import Bf16ReferenceBackend
+
+    if device != "cpu":
+        raise BackendError(
+            f"bf16-reference has no device '{device}'; known: cpu (leave --device out, or choose "
+            "--backend onnxruntime)"
+        )
+    return Bf16ReferenceBackend(threads)
+
+
 @dataclass(frozen=True)
 class _Known:
     """How a back end is made, and where it runs when nobody says where."""
@@ -34,14 +45,18 @@ class _Known:
     device: str
 
 
-_BACKENDS = {"onnxruntime": _Known(_onnxruntime, "cpu"), "tensorrt": _Known(_tensorrt, "cuda")}
+_BACKENDS = {
+    "onnxruntime": _Known(_onnxruntime, "cpu"),
+    "tensorrt": _Known(_tensorrt, "cuda"),
+    "bf16-reference": _Known(_bf16_reference, "cpu"),
+}
 BACKEND_NAMES = ("auto", *_BACKENDS)
 
 
 def make_backend(name: str = "auto", device: str = "auto", threads: int | None = None) -> Backend:
     """Make the back end of that name; ``auto`` is onnxruntime.
 
-    ``device``: ``cpu``, ``cuda``, or ``auto``: the CPU for onnxruntime, the GPU for tensorrt.
+    ``device``: ``cpu``, ``cuda``, or ``auto``: the CPU, but the GPU for tensorrt.
 
     Raises:
         BackendError: unknown name, library not installed, or device not available.
