@@ -1,6 +1,9 @@
-"""J&F of one network by PyTorch and by its bundle, offline and online, on the same videos.
+"""J&F of a bundle and of what it must agree with, on the same videos: PyTorch, or another bundle.
 
 ``python -m rvos_deploy.benchmarks.agreement BUNDLE --checkpoint F --clip-weights F --data DIR``
+compares with the network that the bundle was exported from, offline and online;
+``... BUNDLE --reference BUNDLE --data DIR --limit 0.002`` with another bundle, offline: what a
+precision costs. With ``--limit``, a greater loss ends with exit code 1.
 
 The bundle's own proofs compare tensors and the masks of one small clip; this compares what a user
 is interested in, over whole videos.
@@ -8,19 +11,25 @@ is interested in, over whole videos.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rvos_deploy.errors import RvosError
+from rvos_deploy.errors import InputError, ParityError, RvosError
 from rvos_deploy.evaluation.bundle_masks import evaluate_bundle
+from rvos_deploy.evaluation.evaluate import Evaluation
 from rvos_deploy.json_file import write_json
 from rvos_deploy.runtime.bundle import find_bundle
 from rvos_deploy.runtime.environment import machine, versions
 from rvos_deploy.runtime.segmenter import load
 from rvos_deploy.runtime.settings import StreamSettings
 from rvos_deploy.training.data import DataSplit, read_mevis
+
+MOVED = 0.01
+"""Expressions whose J&F changed by more are counted: in them something else was chosen or
+followed, which rounding at edges does not do."""
 
 
 def compare(
@@ -48,42 +57,123 @@ def compare(
     return found
 
 
+def compare_bundles(
+    bundle: Path, reference: Path, split: DataSplit, backend: str = "auto"
+) -> dict[str, Any]:
+    """Summaries "reference" and "offline" of a split by two bundles, the J&F that ``bundle`` lost,
+    and how many expressions moved by more than ``MOVED``.
+
+    Args:
+        bundle: what is judged, on ``backend``.
+        reference: what it is judged by, on the default back end.
+        split: videos with ground truth.
+        backend: of ``bundle``.
+
+    Raises:
+        RvosError: a bundle cannot be used.
+    """
+    from rvos_deploy.training.validation import summary
+
+    theirs, reference_precision = _offline(reference, "auto", split)
+    ours, precision = _offline(bundle, backend, split)
+    changes = [
+        new.j_and_f - old.j_and_f for old, new in zip(theirs.scores, ours.scores, strict=True)
+    ]
+    return {
+        "precision": {"reference": reference_precision, "bundle": precision},
+        "reference": summary(theirs),
+        "offline": summary(ours),
+        "lost": -sum(changes) / len(changes),
+        "expressions": len(changes),
+        "moved": sum(abs(change) > MOVED for change in changes),
+        "largest_loss": max(0.0, -min(changes)),
+    }
+
+
+def _offline(bundle: Path, backend: str, split: DataSplit) -> tuple[Evaluation, str]:
+    with load(bundle, backend=backend) as segmenter:
+        settings = StreamSettings(mode="offline")
+        return evaluate_bundle(segmenter, split, settings=settings), segmenter.bundle.precision
+
+
+def require_agreement(found: Mapping[str, Any], limit: float | None) -> None:
+    """Raise ParityError when more than ``limit`` J&F (0 to 1) was lost; None allows all."""
+    if limit is not None and not found["lost"] <= limit:
+        raise ParityError(
+            f"the bundle loses {found['lost']:.4f} J&F, at most {limit} is allowed; export it "
+            "with --precision fp32, or find the graph that loses it: rvos-deploy verify"
+        )
+
+
 def main(
     bundle: Annotated[str, typer.Argument(help="Folder, or the name of a packaged one.")],
-    checkpoint: Annotated[Path, typer.Option(help="What it was exported from.")],
     data: Annotated[Path, typer.Option(help="Folder of a split in MeViS's layout.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="What it was exported from.")] = None,
     clip_weights: Annotated[str | None, typer.Option(help="Of the frozen CLIP part.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="A bundle to compare with, instead of PyTorch.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Of BUNDLE, with --reference.")] = "auto",
+    limit: Annotated[
+        float | None, typer.Option(help="J&F that may be lost, 0 to 1; exit code 1 beyond it.")
+    ] = None,
     videos: Annotated[int | None, typer.Option(help="Only the first so many.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.")] = None,
 ) -> None:
-    """Compare the network and its bundle by J&F."""
+    """Compare a bundle by J&F with its network, or with another bundle."""
     try:
+        if (checkpoint is None) == (reference is None):
+            raise InputError(
+                "there must be one thing to compare with; pass --checkpoint FILE (PyTorch) or "
+                "--reference BUNDLE"
+            )
         split = read_mevis(data)
         part = DataSplit(split.meta, split.videos[:videos])
-        found = compare(find_bundle(bundle), checkpoint, clip_weights, part)
+        if reference is not None:
+            against = f"--reference {reference}" + (
+                "" if backend == "auto" else f" --backend {backend}"
+            )
+            found = compare_bundles(find_bundle(bundle), find_bundle(reference), part, backend)
+        elif checkpoint is not None:
+            against = f"--checkpoint {checkpoint} --clip-weights {clip_weights}"
+            found = compare(find_bundle(bundle), checkpoint, clip_weights, part)
+        _print(found)
+        if json_file is not None:
+            chosen = "" if videos is None else f" --videos {videos}"
+            allowed = "" if limit is None else f" --limit {limit}"
+            write_json(
+                json_file,
+                {
+                    "schema": "rvos-deploy/benchmark/agreement/1",
+                    "command": f"python -m rvos_deploy.benchmarks.agreement {bundle} {against} "
+                    f"--data {data}{chosen}{allowed}",
+                    "videos": len(part.videos),
+                    **found,
+                    "limit": limit,
+                    "versions": versions("torch", "onnxruntime"),
+                    "machine": machine(),
+                },
+            )
+        require_agreement(found, limit)
     except RvosError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.exit_code) from error
-    for name in ("pytorch", "offline", "online"):
-        row = found[name]
-        typer.echo(
-            f"{name:>8}  J&F {row['j_and_f']:.4f}  J {row['j']:.4f}  F {row['f']:.4f}  "
-            f"N-acc {row['n_acc']:.3f}  T-acc {row['t_acc']:.3f}"
-        )
-    if json_file is not None:
-        chosen = "" if videos is None else f" --videos {videos}"
-        write_json(
-            json_file,
-            {
-                "schema": "rvos-deploy/benchmark/agreement/1",
-                "command": f"python -m rvos_deploy.benchmarks.agreement {bundle} "
-                f"--checkpoint {checkpoint} --clip-weights {clip_weights} --data {data}{chosen}",
-                "videos": len(part.videos),
-                **found,
-                "versions": versions("torch"),
-                "machine": machine(),
-            },
-        )
+
+
+def _print(found: Mapping[str, Any]) -> None:
+    for name in ("pytorch", "reference", "offline", "online"):
+        if name in found:
+            row = found[name]
+            typer.echo(
+                f"{name:>9}  J&F {row['j_and_f']:.4f}  J {row['j']:.4f}  F {row['f']:.4f}  "
+                f"N-acc {row['n_acc']:.3f}  T-acc {row['t_acc']:.3f}"
+            )
+    moved = (
+        f"; {found['moved']} of {found['expressions']} expressions moved"
+        if "moved" in found
+        else ""
+    )
+    typer.echo(f"     lost  {found['lost']:+.5f}{moved}")
 
 
 if __name__ == "__main__":
