@@ -231,7 +231,7 @@ def decode_queries(network: RvosNetwork, tokenizer: Tokenizer, video: VideoRecor
     images = [video.image(index) for index in range(len(video.frames))]
     frames = [torch.from_numpy(resize_frame(image, geometry)) for image in images]
     ids = tokenize(tokenizer, [expression.text for expression in video.expressions])
-    decoded, of_frames, last = decode_clip(network, frames, ids)
+    decoded, of_frames, last, _ = decode_clip(network, frames, ids)
     logits = [
         network.mask_head(last.mask_embeddings, frame.mask_features, of_frames[:, t]).half()
         for t, frame in enumerate(decoded)
