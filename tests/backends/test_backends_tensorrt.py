@@ -7,6 +7,7 @@ masks that ONNX Runtime gives alone. Not shown: anything of TensorRT's or a GPU'
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import threading
 import warnings
@@ -26,6 +27,7 @@ from rvos_deploy.runtime.engine_sidecar import EngineError, plan_file, sidecar_f
 from rvos_deploy.runtime.probe import PROBE_BOX, probe_clip, probe_inputs
 from rvos_deploy.runtime.segmenter import Segmenter, load
 from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.runtime.verification import verify
 
 if TYPE_CHECKING:
     from recording_tensorrt import FakeTensorRt
@@ -371,4 +373,42 @@ def test_only_what_is_missing_is_named(
     with pytest.raises(BackendError, match="tensorrt has no device 'cpu'; known: cuda"):
         make_backend("tensorrt", "cpu")
     gc.collect()
+    gpu.check_clean()
+
+
+def narrow(bundle: Bundle, **sizes: tuple[int, int, int]) -> None:
+    """Engines as if built with these profiles."""
+    for graph in bundle.graphs:
+        file = sidecar_file(plan_file(bundle.path, "tensorrt", graph))
+        values = json.loads(file.read_text())
+        for profile in values["profiles"]:
+            profile.update({axis: size for axis, size in sizes.items() if axis in profile})
+        file.write_text(json.dumps(values))
+
+
+def test_verify_leaves_out_what_the_profiles_do_not_take_and_says_so(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    """``build-engine`` reaches up to the bundle's own size: the tall case lies beyond it."""
+    narrow(engines, H=(32, 128, 128), W=(32, 224, 224))
+    left_out: list[str] = []
+    verdicts = verify(engines, TensorRtBackend(), on_left_out=left_out.append)
+    assert all(verdict.passed for verdict in verdicts)
+    assert left_out == [
+        "backbone H160 W64",
+        "frame_decoder H160 W64 E2 L77",
+        "mask_head H160 W64 E2",
+    ]
+    checked = {" ".join(verdict.name.split()[:-1]) for verdict in verdicts}
+    assert "backbone H64 W96" in checked
+    assert not checked & set(left_out)
+    gpu.check_clean()
+
+
+def test_verify_without_a_case_that_fits_is_an_error(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    narrow(engines, W=(256, 256, 256))
+    with pytest.raises(EngineError, match=r"takes H=.*W=256:256:256.*build-engine .*--profile"):
+        verify(engines, TensorRtBackend())
     gpu.check_clean()

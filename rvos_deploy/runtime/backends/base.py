@@ -88,6 +88,10 @@ class Runner(ABC):
             self._active = False
             self.deactivate_impl()
 
+    def takes(self, axes: Mapping[str, int]) -> bool:
+        """Whether these sizes, which the graph's contract allows, can be run here, too."""
+        return True
+
     def to_host(self, value: Value) -> HostArray:
         """A NumPy array of the value (itself, where it is one)."""
         return np.asarray(value)

@@ -36,7 +36,7 @@ from rvos_deploy.runtime.backends.execution import Execution, check_interface
 from rvos_deploy.runtime.bundle import Bundle, open_bundle
 from rvos_deploy.runtime.engine_checks import profile_for
 from rvos_deploy.runtime.engine_loading import load_engine
-from rvos_deploy.runtime.engine_sidecar import EngineSidecar, read_sidecar
+from rvos_deploy.runtime.engine_sidecar import EngineSidecar, read_sidecar, takes
 from rvos_deploy.runtime.graph_spec import GraphSpec
 
 if TYPE_CHECKING:
@@ -245,6 +245,10 @@ class TensorRtRunner(Runner):
         finally:
             device.let_go()
 
+    def takes(self, axes: Mapping[str, int]) -> bool:
+        """Whether a profile of the engine takes these sizes."""
+        return any(takes(profile, axes) for profile in self._sidecar.profiles)
+
     def take(self, value: Any) -> Value:
         """An array on this GPU as it is; one on the host as a NumPy array."""
         if is_device_array(value):
@@ -283,11 +287,7 @@ class TensorRtRunner(Runner):
         assert self._plain is not None
         staged: dict[str, Staging] = {}
         try:
-            addresses = _stage(device, inputs, staged)
-            outputs = self._plain.bind(profile, axes, addresses)
-            self._plain.enqueue()
-            for staging in staged.values():
-                staging.consumed()
+            outputs = _enqueue(device, self._plain, profile, axes, inputs, staged)
         finally:
             for staging in staged.values():
                 device.unstage(staging)
@@ -306,12 +306,8 @@ class TensorRtRunner(Runner):
         staged: dict[str, Staging] = {}
         graph = None
         try:
-            addresses = _stage(device, inputs, staged)
-            outputs = execution.bind(profile, axes, addresses)
             # The warm-up, and this call's result.
-            execution.enqueue()
-            for staging in staged.values():
-                staging.consumed()
+            outputs = _enqueue(device, execution, profile, axes, inputs, staged)
             stream = int(device.compute.handle)
             try:
                 graph = capture(self._libraries.driver, stream, execution.try_enqueue)
@@ -358,10 +354,18 @@ class TensorRtRunner(Runner):
         }
 
 
-def _stage(
-    device: CudaDevice, inputs: Mapping[str, Value], staged: dict[str, Staging]
-) -> dict[str, int]:
-    """Queue the upload of what is on the host; addresses of all inputs. Fills ``staged``."""
+def _enqueue(
+    device: CudaDevice,
+    execution: Execution,
+    profile: int,
+    axes: Mapping[str, int],
+    inputs: Mapping[str, Value],
+    staged: dict[str, Staging],
+) -> dict[str, DeviceBuffer]:
+    """Queue the upload of what is on the host, and one run; room of the outputs.
+
+    ``staged`` is filled as it goes, so that the caller can give back what an error leaves there.
+    """
     addresses: dict[str, int] = {}
     for name, value in inputs.items():
         if isinstance(value, DeviceTensor):
@@ -370,4 +374,8 @@ def _stage(
         staging = staged[name] = device.staging(value.nbytes)
         staging.put(value)
         addresses[name] = staging.address
-    return addresses
+    outputs = execution.bind(profile, axes, addresses)
+    execution.enqueue()
+    for staging in staged.values():
+        staging.consumed()
+    return outputs
