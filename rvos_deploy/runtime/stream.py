@@ -24,7 +24,6 @@ from rvos_deploy.runtime.expression import (
 )
 from rvos_deploy.runtime.geometry import (
     FrameGeometry,
-    display_mask,
     fit_frame,
     resize_frame,
 )
@@ -318,9 +317,9 @@ class Stream(Closing):
                 "mask_features": features,
             },
         )
-        logits = self._runners["mask_head"].to_host(outputs["mask_logits"])
         with self._stage("post-processing"):
-            masks = np.stack([display_mask(one, frame.geometry) for one in logits])
+            showing = self._runners["mask_head"].show(outputs["mask_logits"], frame.geometry)
+            (masks,) = showing.arrays()
         best = decision.scores[rows].max(axis=1)
         return FrameMasks(frame.index, frame.pts, masks, best, numbers)
 

@@ -210,6 +210,8 @@ def test_a_stream_takes_frames_on_the_gpu(
     settings = StreamSettings(size=(96, 160), fallback="top1")
     with load(engines.path, backend="tensorrt") as segmenter:
         with segmenter.stream(["the disc"], settings) as stream:
+            stream.push(frame)  # what is sent once a size
+        with segmenter.stream(["the disc"], settings) as stream:
             gpu.machine.copied.update(up=0, down=0)
             (truth,) = stream.push(frame)
             uploaded = gpu.machine.copied["up"]

@@ -94,7 +94,7 @@ class _Sessions:
         def session(path, options, *, providers, **rest):  # type: ignore[no-untyped-def]
             self.providers += providers
             opened = real(path, options, providers=["CPUExecutionProvider"], **rest)
-            opened.get_providers = lambda: cuda
+            opened.get_providers = lambda: ["CUDAExecutionProvider"]
             return opened
 
         monkeypatch.setattr(onnxruntime, "InferenceSession", session)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.runtime.geometry import FrameGeometry, display_masks
 from rvos_deploy.runtime.graph_spec import GraphSpec
 
 HostArray = NDArray[Any]
@@ -37,6 +38,7 @@ class _Fetched:
     values: list[HostArray]
 
     def arrays(self) -> list[HostArray]:
+        """They."""
         return self.values
 
 
@@ -99,6 +101,18 @@ class Runner(ABC):
     def fetch(self, values: Sequence[Value]) -> Fetching:
         """Begin to bring values to the host; other work may be queued meanwhile."""
         return _Fetched([self.to_host(value) for value in values])
+
+    def show(self, logits: Value, geometry: FrameGeometry) -> Fetching:
+        """Masks of a frame at its displayed size, on their way to the host.
+
+        Args:
+            logits: float32 [E, padded height/4, padded width/4].
+            geometry: of the frame.
+
+        Returns:
+            What gives one array, bool [E,H,W] (see ``geometry.display_masks``).
+        """
+        return _Fetched([display_masks(self.to_host(logits), geometry)])
 
     def take(self, value: Any) -> Value:
         """Another library's array as this back end's, without a copy where both allow it.

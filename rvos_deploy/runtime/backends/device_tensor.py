@@ -128,3 +128,25 @@ class Fetch:
 def fetch(tensors: Sequence[DeviceTensor]) -> list[NDArray[Any]]:
     """Host copies of tensors on one device, with one wait for all."""
     return Fetch(tensors).arrays() if tensors else []
+
+
+def send(device: CudaDevice, array: NDArray[Any]) -> DeviceTensor:
+    """A host array on the device, to stay there. Waits for the copy: for what is sent once.
+
+    Raises:
+        BackendError: the device's memory is short.
+    """
+    with device.lock, device.current():
+        room = device.allocate(max(1, array.nbytes))
+        pinned = device.pinned(max(1, array.nbytes))
+        # What lay in that memory before may still be read by what is queued.
+        device.event(device.compute).hold_up(device.upload)
+        part = pinned[: array.nbytes]
+        np.copyto(part.view(array.dtype).reshape(array.shape), array)
+        device.driver.memcpy_htod_async(room.address, part, device.upload)
+        arrived = device.event(device.upload)
+        arrived.hold_up(device.compute)
+    with device.current():
+        arrived.wait()
+    device.unpin(pinned)
+    return DeviceTensor(device, array.shape, array.dtype, room, arrived)

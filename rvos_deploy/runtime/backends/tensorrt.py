@@ -31,12 +31,14 @@ from rvos_deploy.runtime.backends.cuda_graphs import (
 )
 from rvos_deploy.runtime.backends.cuda_libraries import CudaLibraries, import_tensorrt
 from rvos_deploy.runtime.backends.device_array import borrow, is_device_array
+from rvos_deploy.runtime.backends.device_masks import MaskDisplay
 from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, Fetch
 from rvos_deploy.runtime.backends.execution import Execution, check_interface
 from rvos_deploy.runtime.bundle import Bundle, open_bundle
 from rvos_deploy.runtime.engine_checks import profile_for
 from rvos_deploy.runtime.engine_loading import load_engine
 from rvos_deploy.runtime.engine_sidecar import EngineSidecar, read_sidecar, takes
+from rvos_deploy.runtime.geometry import FrameGeometry
 from rvos_deploy.runtime.graph_spec import GraphSpec
 
 if TYPE_CHECKING:
@@ -164,6 +166,7 @@ class TensorRtRunner(Runner):
         self._workspace: DeviceBuffer | None = None
         self._plain: Execution | None = None
         self._captured: CapturedRuns[_CapturedRun] = CapturedRuns(spec.name, enabled=cuda_graphs)
+        self._display: MaskDisplay | None = None
 
     @property
     def why_not_captured(self) -> str | None:
@@ -197,6 +200,7 @@ class TensorRtRunner(Runner):
         self._workspace = device.allocate(max(1, engine.device_memory_size_v2))
         self._plain = self._make_execution()
         self._captured = CapturedRuns(self.spec.name, enabled=self._cuda_graphs)
+        self._display = MaskDisplay(device) if device.has_kernels() else None
 
     def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
         """Queue one run; its outputs may be passed on at once, and waited for by ``to_host``.
@@ -240,10 +244,17 @@ class TensorRtRunner(Runner):
                 if self._plain is not None:
                     self._plain.close()
                 self._plain = None
+                self._display = None
                 self._engine = None
                 self._workspace = None
         finally:
             device.let_go()
+
+    def show(self, logits: Value, geometry: FrameGeometry) -> Fetching:
+        """Masks resized, thresholded and packed on the device; by the host where it cannot."""
+        if self._display is None or not isinstance(logits, DeviceTensor):
+            return super().show(logits, geometry)
+        return self._display.fetch(logits, geometry)
 
     def takes(self, axes: Mapping[str, int]) -> bool:
         """Whether a profile of the engine takes these sizes."""
