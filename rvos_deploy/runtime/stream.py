@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from rvos_deploy.closing import Closing
 from rvos_deploy.errors import InputError
 from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.runtime.backends.base import Fetching, Runner, Value
+from rvos_deploy.runtime.backends.base import Fetched, Fetching, Runner, Value
+from rvos_deploy.runtime.coming import Coming
 from rvos_deploy.runtime.expression import (
     EncodedText,
     ExpressionState,
@@ -49,21 +50,35 @@ class FrameMasks:
     Args:
         index: the frame's number, from 0.
         pts: its presentation time in seconds.
-        masks: bool [E,H,W] at the displayed size.
+        size: (height, width) of the masks: the displayed size.
         scores: float32 [E]: the best query's probability of being referred to.
         expressions: [E] numbers of the expressions, as ``Stream.add_expression`` gave them.
+        coming: the masks, which a GPU may still be computing or sending.
     """
 
     index: int
     pts: float
-    masks: NDArray[np.bool_]
+    size: tuple[int, int]
     scores: NDArray[np.float32]
     expressions: tuple[int, ...]
+    coming: Coming
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """Masks bool [E,H,W].
+
+        Waits where they are still on their way from a GPU: what is done before they are read, as
+        pushing the next frame, happens meanwhile. They come down at the stream's next step at the
+        latest, and outlive it.
+        """
+        masks: NDArray[np.bool_] = self.coming.get()
+        return masks
 
     def __repr__(self) -> str:
         return (
             f"FrameMasks(index={self.index}, pts={self.pts:.3f}, "
-            f"masks=bool{list(self.masks.shape)}, expressions={list(self.expressions)})"
+            f"masks=bool{[len(self.expressions), *self.size]}, "
+            f"expressions={list(self.expressions)})"
         )
 
 
@@ -133,6 +148,7 @@ class Stream(Closing):
         self._started: _StartedFrame | None = None
         self._pending: deque[_PendingFrame] = deque()
         self._store = SpillStore(settings.mask_budget)
+        self._coming: Coming | None = None
         self._closed = False
 
     @property
@@ -183,6 +199,8 @@ class Stream(Closing):
             count = self._frame_count
             started = self._start(count, float(count), self._take_image(frame))
         self._frame_count += 1
+        # Beside the arithmetic of this frame, which is queued.
+        self._receive(None)
         self._settle()
         self._started = started
         if self.settings.mode == "offline" or len(self._pending) < self.settings.lookahead:
@@ -200,11 +218,12 @@ class Stream(Closing):
             yield self._emit(self._pending.popleft(), decision)
 
     def close(self) -> None:
-        """Free what the stream holds; frames not yet given are dropped."""
+        """Free what the stream holds; frames not yet given are dropped, given ones stay."""
         self._closed = True
         self._started = None
         self._pending.clear()
         self._store.close()
+        self._receive(None)
 
     def _start(self, index: int, pts: float, frame: Value) -> _StartedFrame:
         """Backbone once, frame decoder for all expressions."""
@@ -300,8 +319,8 @@ class Stream(Closing):
         rows_then = {number: row for row, number in enumerate(frame.expressions)}
         numbers = tuple(n for n in frame.expressions if n in self._expressions)
         if features is None or embeddings is None or decision is None or not numbers:
-            masks = np.zeros((0, *frame.geometry.display), dtype=np.bool_)
-            return FrameMasks(frame.index, frame.pts, masks, np.zeros(0, np.float32), ())
+            nothing = np.zeros((0, *frame.geometry.display), dtype=np.bool_)
+            return self._give(frame, Fetched([nothing]), np.zeros(0, np.float32), ())
         if len(numbers) < len(frame.expressions):
             kept = [rows_then[number] for number in numbers]
             features = self._runners["frame_decoder"].to_host(features)[kept]
@@ -319,9 +338,26 @@ class Stream(Closing):
         )
         with self._stage("post-processing"):
             showing = self._runners["mask_head"].show(outputs["mask_logits"], frame.geometry)
-            (masks,) = showing.arrays()
-        best = decision.scores[rows].max(axis=1)
-        return FrameMasks(frame.index, frame.pts, masks, best, numbers)
+        return self._give(frame, showing, decision.scores[rows].max(axis=1), numbers)
+
+    def _give(
+        self,
+        frame: _PendingFrame,
+        masks: Fetching,
+        scores: NDArray[np.float32],
+        numbers: tuple[int, ...],
+    ) -> FrameMasks:
+        coming = Coming(masks)
+        self._receive(coming)
+        return FrameMasks(frame.index, frame.pts, frame.geometry.display, scores, numbers, coming)
+
+    def _receive(self, following: Coming | None) -> None:
+        """Wait for the masks given last, so that never more than one frame's are on their way: what
+        they lie in meanwhile is bounded, and whoever keeps results may close the stream.
+        """
+        last, self._coming = self._coming, following
+        if last is not None:
+            last.get()
 
     def _run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
         with self._stage(graph):

@@ -11,6 +11,7 @@ import json
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 from recording_cuda import Gpu
 
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.runtime.backends import nvrtc
 from rvos_deploy.runtime.backends.base import Runner
 from rvos_deploy.runtime.backends.device_tensor import DeviceTensor
 from rvos_deploy.runtime.backends.registry import make_backend
@@ -163,6 +165,90 @@ def test_a_stream_gives_the_masks_that_onnxruntime_gives(
     for one, other in zip(found, truth, strict=True):
         assert (one == other).all()
     assert replays(gpu) > 0
+    gpu.check_clean()
+
+
+def packed_bytes(expressions: int) -> int:
+    """Of the probe clip's masks: 90 rows of 157 bits each."""
+    return expressions * 90 * 20
+
+
+def moments(gpu: Gpu, *entry: object) -> list[int]:
+    """When something was recorded."""
+    return [at for at, found in enumerate(gpu.machine.log) if found[: len(entry)] == entry]
+
+
+@pytest.mark.parametrize("name", ["online", "lookahead"])
+def test_masks_come_down_while_the_next_frame_is_computed(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, name: str
+) -> None:
+    """Whoever reads them late waits for nothing, and the device has its next frame by then."""
+    texts = ["the square moving to the right", "the disc"]
+    clip = probe_clip(6)
+    frame_bytes = 96 * 160 * 3
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        truth = masks(segmenter, SETTINGS[name])
+    kept = []
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.stream(texts, SETTINGS[name]) as stream,
+    ):
+        lookahead = SETTINGS[name].lookahead
+        for number, frame in enumerate(clip[:5]):
+            kept += stream.push(frame)
+            decided = max(0, number + 1 - lookahead)
+            assert len(kept) == decided
+            arrived = moments(gpu, "arrived", packed_bytes(2))
+            # The newest result is under way, all before are there.
+            assert len(arrived) == max(0, decided - 1)
+            if arrived:
+                # A graph of this frame (its pixels, up first) was queued before the wait.
+                assert moments(gpu, "up", frame_bytes)[-1] < arrived[-1]
+        kept += list(stream.flush())
+    # Stream and segmenter are closed, and not one of the results was read so far.
+    assert len(moments(gpu, "arrived", packed_bytes(2))) == 5
+    for result, expected_masks in zip(kept, truth, strict=True):
+        assert (result.masks == expected_masks).all()
+        assert result.masks is result.masks
+    gpu.check_clean()
+
+
+def test_masks_may_be_read_by_another_thread_while_the_stream_goes_on(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        truth = masks(segmenter, SETTINGS["offline"])
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.stream(["the square moving to the right", "the disc"], SETTINGS["offline"]) as s,
+        ThreadPoolExecutor(2) as readers,
+    ):
+        for frame in probe_clip(5):
+            s.push(frame)
+        reading = [readers.submit(lambda one: one.masks, result) for result in s.flush()]
+        found = [one.result() for one in reading]
+    assert all((a == b).all() for a, b in zip(found, truth, strict=True))
+    gpu.check_clean()
+
+
+def without_nvrtc() -> None:
+    raise BackendError("NVRTC cannot be loaded (the test says so)")
+
+
+def test_without_kernels_the_host_makes_the_masks(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVRTC is not there: said once for the device, not for every graph."""
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        truth = masks(segmenter, SETTINGS["online"])
+    monkeypatch.setattr(nvrtc, "load_nvrtc", without_nvrtc)
+    with pytest.warns(RuntimeWarning, match=r"on the host, .*NVRTC cannot be loaded") as said:
+        segmenter = load(engines.path, backend="tensorrt")
+    assert len(said) == 1
+    with segmenter:
+        found = masks(segmenter, SETTINGS["online"])
+    assert all((a == b).all() for a, b in zip(found, truth, strict=True))
+    assert moments(gpu, "launched") == []
     gpu.check_clean()
 
 

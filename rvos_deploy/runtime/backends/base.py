@@ -32,8 +32,8 @@ class Fetching(Protocol):
 
 
 @dataclass(frozen=True)
-class _Fetched:
-    """Values that are on the host already."""
+class Fetched:
+    """Values that are there already."""
 
     values: list[HostArray]
 
@@ -100,7 +100,7 @@ class Runner(ABC):
 
     def fetch(self, values: Sequence[Value]) -> Fetching:
         """Begin to bring values to the host; other work may be queued meanwhile."""
-        return _Fetched([self.to_host(value) for value in values])
+        return Fetched([self.to_host(value) for value in values])
 
     def show(self, logits: Value, geometry: FrameGeometry) -> Fetching:
         """Masks of a frame at its displayed size, on their way to the host.
@@ -112,7 +112,7 @@ class Runner(ABC):
         Returns:
             What gives one array, bool [E,H,W] (see ``geometry.display_masks``).
         """
-        return _Fetched([display_masks(self.to_host(logits), geometry)])
+        return Fetched([display_masks(self.to_host(logits), geometry)])
 
     def take(self, value: Any) -> Value:
         """Another library's array as this back end's, without a copy where both allow it.
