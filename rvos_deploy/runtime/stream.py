@@ -64,15 +64,18 @@ class FrameMasks:
     coming: Coming
 
     @property
-    def masks(self) -> NDArray[np.bool_]:
-        """Masks bool [E,H,W].
+    def masks(self) -> Value:
+        """Masks bool [E,H,W]: a NumPy array.
 
         Waits where they are still on their way from a GPU: what is done before they are read, as
         pushing the next frame, happens meanwhile. They come down at the stream's next step at the
         latest, and outlive it.
+
+        With ``StreamSettings(masks="device")`` a tensor on the GPU, for whoever reads DLPack or the
+        CUDA array interface (``torch.from_dlpack``, ``cupy.asarray``). Nothing is waited for here:
+        the reader's stream does. It lives as long as its segmenter.
         """
-        masks: NDArray[np.bool_] = self.coming.get()
-        return masks
+        return self.coming.get()
 
     def __repr__(self) -> str:
         return (
@@ -135,6 +138,9 @@ class Stream(Closing):
         settings: StreamSettings,
         on_stage: StageCallback | None = None,
     ) -> None:
+        """Raises InputError: settings that the back end does not have."""
+        if settings.masks == "device":
+            runners["mask_head"].require_device_masks()
         self.settings = settings
         self._config = config
         self._runners = runners
@@ -319,8 +325,8 @@ class Stream(Closing):
         rows_then = {number: row for row, number in enumerate(frame.expressions)}
         numbers = tuple(n for n in frame.expressions if n in self._expressions)
         if features is None or embeddings is None or decision is None or not numbers:
-            nothing = np.zeros((0, *frame.geometry.display), dtype=np.bool_)
-            return self._give(frame, Fetched([nothing]), np.zeros(0, np.float32), ())
+            nothing = np.zeros((0, 1, 1), dtype=np.float32)
+            return self._give(frame, nothing, np.zeros(0, np.float32), ())
         if len(numbers) < len(frame.expressions):
             kept = [rows_then[number] for number in numbers]
             features = self._runners["frame_decoder"].to_host(features)[kept]
@@ -336,20 +342,25 @@ class Stream(Closing):
                 "mask_features": features,
             },
         )
-        with self._stage("post-processing"):
-            showing = self._runners["mask_head"].show(outputs["mask_logits"], frame.geometry)
-        return self._give(frame, showing, decision.scores[rows].max(axis=1), numbers)
+        best = decision.scores[rows].max(axis=1)
+        return self._give(frame, outputs["mask_logits"], best, numbers)
 
     def _give(
         self,
         frame: _PendingFrame,
-        masks: Fetching,
+        logits: Value,
         scores: NDArray[np.float32],
         numbers: tuple[int, ...],
     ) -> FrameMasks:
-        coming = Coming(masks)
+        """The result of a frame, its masks on their way."""
+        runner, geometry = self._runners["mask_head"], frame.geometry
+        with self._stage("post-processing"):
+            if self.settings.masks == "device":
+                coming = Coming(Fetched([runner.show_on_device(logits, geometry)]))
+            else:
+                coming = Coming(runner.show(logits, geometry))
         self._receive(coming)
-        return FrameMasks(frame.index, frame.pts, frame.geometry.display, scores, numbers, coming)
+        return FrameMasks(frame.index, frame.pts, geometry.display, scores, numbers, coming)
 
     def _receive(self, following: Coming | None) -> None:
         """Wait for the masks given last, so that never more than one frame's are on their way: what

@@ -82,14 +82,14 @@ class Machine:
 
     def pointer(self, address: int) -> int:
         """Where device memory really is, from an address on to the end of its allocation."""
-        for start, block in self.allocations.items():
+        for start, block in list(self.allocations.items()):
             if start <= address < start + len(block):
                 return int(block[address - start :].ctypes.data)
         raise AssertionError(f"{address:#x} is not allocated")
 
     def bytes_at(self, address: int, count: int) -> np.ndarray:
         """A view of device memory."""
-        for start, block in self.allocations.items():
+        for start, block in list(self.allocations.items()):
             if start <= address and address + count <= start + len(block):
                 return block[address - start : address - start + count]
         raise AssertionError(f"{count} bytes at {address:#x} are not allocated")
@@ -294,7 +294,7 @@ class FakePycuda:
         machine.need_context("mem_alloc")
         machine.need_no_capture("mem_alloc")
         self._fail("mem_alloc")
-        if sum(map(len, machine.allocations.values())) + size > machine.memory:
+        if sum(map(len, list(machine.allocations.values()))) + size > machine.memory:
             raise self.MemoryError("cuMemAlloc failed: out of memory")
         address = machine.number() << 32
         machine.allocations[address] = np.full(size, 0xCD, np.uint8)
@@ -302,7 +302,7 @@ class FakePycuda:
         return _DeviceAllocation(machine, address)
 
     def mem_get_info(self) -> tuple[int, int]:
-        taken = sum(map(len, self._machine.allocations.values()))
+        taken = sum(map(len, list(self._machine.allocations.values())))
         return self._machine.memory - taken, self._machine.memory
 
     def pagelocked_empty(self, shape: int, dtype: Any) -> np.ndarray:
@@ -385,6 +385,34 @@ class FakeBindings:
 
     def CUstream(self, handle: int) -> int:  # noqa: N802
         return handle
+
+    def cuInit(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuDeviceGet(self, ordinal: int) -> tuple[Any, ...]:  # noqa: N802
+        return CUresult.CUDA_SUCCESS, ordinal
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.retained += 1
+        return CUresult.CUDA_SUCCESS, f"context {device}"
+
+    def cuDevicePrimaryCtxRelease(self, device: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.retained -= 1
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuCtxPushCurrent(self, context: Any) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.stack.append(context)
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuStreamSynchronize(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.streams[stream].synchronize()
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuMemcpyDtoH(self, to: int, address: int, count: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.need_context("cuMemcpyDtoH")
+        self._machine.copied["down"] += count
+        ctypes.memmove(to, self._machine.bytes_at(address, count).ctypes.data, count)
+        return (CUresult.CUDA_SUCCESS,)
 
     def cuCtxPopCurrent(self) -> tuple[Any, ...]:  # noqa: N802
         return CUresult.CUDA_SUCCESS, self._machine.stack.pop()

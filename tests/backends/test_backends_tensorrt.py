@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -228,6 +229,58 @@ def test_masks_may_be_read_by_another_thread_while_the_stream_goes_on(
         reading = [readers.submit(lambda one: one.masks, result) for result in s.flush()]
         found = [one.result() for one in reading]
     assert all((a == b).all() for a, b in zip(found, truth, strict=True))
+    gpu.check_clean()
+
+
+@pytest.mark.parametrize("name", ["online", "lookahead", "offline"])
+def test_masks_may_stay_on_the_device(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, name: str
+) -> None:
+    texts = ["the square moving to the right", "the disc"]
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        truth = masks(segmenter, SETTINGS[name])
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.stream(texts, replace(SETTINGS[name], masks="device")) as stream,
+    ):
+        results = [result for frame in probe_clip(5) for result in stream.push(frame)]
+        results += list(stream.flush())
+        for result, expected_masks in zip(results, truth, strict=True):
+            found = result.masks
+            assert isinstance(found, DeviceTensor)
+            assert found.__cuda_array_interface__["typestr"] == "|b1"
+            assert found.shape == expected_masks.shape
+            assert (np.asarray(found) == expected_masks).all()
+        # Masks that nobody took down were not taken down.
+        assert moments(gpu, "arrived", packed_bytes(2)) == []
+        del found, result
+        results.clear()
+    gpu.check_clean()
+
+
+def test_no_masks_are_a_tensor_too(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
+    settings = replace(SETTINGS["online"], masks="device")
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.stream([], settings) as stream,
+    ):
+        (result,) = stream.push(probe_clip(1)[0])
+        assert isinstance(result.masks, DeviceTensor)
+        assert result.masks.shape == (0, 90, 157)
+        del result
+    gpu.check_clean()
+
+
+def test_masks_cannot_stay_where_the_kernels_are_missing(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvrtc, "load_nvrtc", without_nvrtc)
+    with (
+        pytest.warns(RuntimeWarning, match="NVRTC"),
+        load(engines.path, backend="tensorrt") as segmenter,
+        pytest.raises(BackendError, match="NVRTC cannot be loaded"),
+    ):
+        segmenter.stream(["the disc"], replace(SETTINGS["online"], masks="device"))
     gpu.check_clean()
 
 

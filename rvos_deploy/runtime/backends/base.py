@@ -33,11 +33,11 @@ class Fetching(Protocol):
 
 @dataclass(frozen=True)
 class Fetched:
-    """Values that are there already."""
+    """Values that are where they are wanted already."""
 
-    values: list[HostArray]
+    values: list[Value]
 
-    def arrays(self) -> list[HostArray]:
+    def arrays(self) -> list[Value]:
         """They."""
         return self.values
 
@@ -113,6 +113,27 @@ class Runner(ABC):
             What gives one array, bool [E,H,W] (see ``geometry.display_masks``).
         """
         return Fetched([display_masks(self.to_host(logits), geometry)])
+
+    def require_device_masks(self) -> None:
+        """Make sure that :meth:`show_on_device` can be called.
+
+        Raises:
+            InputError: this back end's results are on the host.
+            BackendError: something is not installed.
+        """
+        raise InputError(
+            "masks='device' needs a back end whose tensors stay on the GPU (backend='tensorrt'); "
+            "this one gives NumPy arrays: leave masks out"
+        )
+
+    def show_on_device(self, logits: Value, geometry: FrameGeometry) -> Value:
+        """The masks of :meth:`show` as a tensor bool [E,H,W] on the device; nothing is waited for.
+
+        Raises:
+            InputError, BackendError: as :meth:`require_device_masks`.
+        """
+        self.require_device_masks()
+        raise NotImplementedError
 
     def take(self, value: Any) -> Value:
         """Another library's array as this back end's, without a copy where both allow it.

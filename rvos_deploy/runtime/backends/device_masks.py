@@ -65,10 +65,10 @@ class MaskDisplay:
         kernels = device.kernels()
         with device.lock, device.current():
             count, map_height, map_width = logits.shape
-            tables = self._tables_of((map_height, map_width), geometry)
             nbytes = int(np.prod(shape))
             room = device.allocate(max(1, nbytes))
             if nbytes:
+                tables = self._tables_of((map_height, map_width), geometry)
                 arguments = [
                     _pointer(logits.address),
                     *map(_number, (count, map_height, map_width)),

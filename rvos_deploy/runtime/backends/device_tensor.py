@@ -13,6 +13,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice, DeviceEvent
+from rvos_deploy.runtime.backends.cuda_libraries import wait_for
+from rvos_deploy.runtime.backends.dlpack import CUDA, make_capsule
+
+_LEGACY_STREAM, _NO_WAIT = 1, -1
+"""DLPack's numbers for the default stream, and for a reader who sees to the order himself."""
 
 
 class Memory(Protocol):
@@ -26,8 +31,9 @@ class Memory(Protocol):
 class DeviceTensor:
     """A contiguous tensor on a GPU.
 
-    Other libraries on the GPU take it through ``__cuda_array_interface__`` (``torch.as_tensor``,
-    ``cupy.asarray``), NumPy through ``numpy.asarray``. It lives as long as its segmenter.
+    Other libraries on the GPU take it through DLPack (``torch.from_dlpack``) or the CUDA array
+    interface (``cupy.asarray``), NumPy through ``numpy.asarray``. It lives as long as its
+    segmenter.
 
     Args:
         device: where it lies.
@@ -78,6 +84,35 @@ class DeviceTensor:
             # The reader waits for what is queued there: so it may read before we have computed.
             "stream": int(self.device.compute.handle),
         }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return CUDA, self.device.ordinal
+
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object:
+        """A capsule; what the reader queues on its stream from here on waits for the tensor.
+
+        Raises:
+            BufferError: it is asked for on another device, or as a copy.
+        """
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(
+                "a tensor on the GPU is given as it is; take it to the host by numpy.asarray"
+            )
+        device = self.device
+        with device.lock, device.current():
+            if stream != _NO_WAIT:
+                compute = int(device.compute.handle)
+                wait_for(device.bindings, _LEGACY_STREAM if stream is None else stream, compute)
+            return make_capsule(
+                self.address, self.shape, self.dtype, self._memory, CUDA, device.ordinal
+            )
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:

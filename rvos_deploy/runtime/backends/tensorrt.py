@@ -32,7 +32,7 @@ from rvos_deploy.runtime.backends.cuda_graphs import (
 from rvos_deploy.runtime.backends.cuda_libraries import CudaLibraries, import_tensorrt
 from rvos_deploy.runtime.backends.device_array import borrow, is_device_array
 from rvos_deploy.runtime.backends.device_masks import MaskDisplay
-from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, Fetch
+from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, Fetch, send
 from rvos_deploy.runtime.backends.execution import Execution, check_interface
 from rvos_deploy.runtime.bundle import Bundle, open_bundle
 from rvos_deploy.runtime.engine_checks import profile_for
@@ -255,6 +255,17 @@ class TensorRtRunner(Runner):
         if self._display is None or not isinstance(logits, DeviceTensor):
             return super().show(logits, geometry)
         return self._display.fetch(logits, geometry)
+
+    def require_device_masks(self) -> None:
+        """Raises BackendError where our kernels could not be compiled or loaded; says why."""
+        self._require_device().kernels()
+
+    def show_on_device(self, logits: Value, geometry: FrameGeometry) -> DeviceTensor:
+        """Masks bool [E,H,W] on the device, queued."""
+        self.require_device_masks()
+        assert self._display is not None
+        there = logits if isinstance(logits, DeviceTensor) else send(self._require_device(), logits)
+        return self._display.show(there, geometry)
 
     def takes(self, axes: Mapping[str, int]) -> bool:
         """Whether a profile of the engine takes these sizes."""
