@@ -10,7 +10,9 @@ from typing import Any
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.base import Backend, Runner, Value
+from rvos_deploy.runtime.backends.device_array import is_device_array
 from rvos_deploy.runtime.backends.onnxruntime_binding import run_bound
+from rvos_deploy.runtime.backends.onnxruntime_device import borrow_for_onnxruntime
 from rvos_deploy.runtime.environment import usable_cores
 from rvos_deploy.runtime.graph_spec import GraphSpec
 
@@ -122,6 +124,12 @@ class OnnxRuntimeRunner(Runner):
                 f"onnxruntime failed in {self.spec.name}: {_first_line(error)}"
             ) from error
         return dict(zip(self._outputs, outputs, strict=True))
+
+    def take(self, value: Any) -> Value:
+        """An array on the GPU as it is, where the session runs there; others as NumPy arrays."""
+        if self._provider == PROVIDERS["cuda"] and is_device_array(value):
+            return borrow_for_onnxruntime(value)
+        return super().take(value)
 
     def deactivate_impl(self) -> None:
         """Drop the session."""
