@@ -39,8 +39,8 @@ StageCallback = Callable[[str, float], None]
 """Called with a stage's name and its seconds, for benchmarks."""
 
 _FRAME_FEATURES = ("res2", "res3", "res4", "res5")
-_SLOTS = ("frame_queries", "slot_values", "slot_logits")
-_CUES = ("slot_position", "slot_content", "slot_score")
+_CUES = ("slot_values", "slot_logits", "slot_position", "slot_content", "slot_score")
+"""What slots are aligned by, on the host: a few KiB an expression."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class FrameMasks:
 
         With ``StreamSettings(masks="device")`` a tensor on the GPU, for whoever reads DLPack or the
         CUDA array interface (``torch.from_dlpack``, ``cupy.asarray``). Nothing is waited for here:
-        the reader's stream does. It lives as long as its segmenter.
+        the reader's stream does. Keep the result until what reads it is done, since its room is
+        used again when nobody refers to it, and no longer than its segmenter, with which it ends.
         """
         return self.coming.get()
 
@@ -96,6 +97,8 @@ class _StartedFrame:
     geometry: FrameGeometry
     expressions: tuple[int, ...]
     features: Value = None
+    queries: Value = None
+    embeddings: Value = None
     cues: Fetching | None = None
 
 
@@ -120,7 +123,7 @@ class _Decision:
     rows: Mapping[int, int]
     scores: NDArray[np.float32]
     thresholds: NDArray[np.float32]
-    mask_embeddings: NDArray[Any]
+    mask_embeddings: Value
 
 
 class Stream(Closing):
@@ -228,6 +231,8 @@ class Stream(Closing):
         self._closed = True
         self._started = None
         self._pending.clear()
+        # Their memories may lie on a GPU, whose room others need.
+        self._expressions.clear()
         self._store.close()
         self._receive(None)
 
@@ -244,9 +249,17 @@ class Stream(Closing):
         features = {name: pyramid[name] for name in _FRAME_FEATURES}
         text = stack_text([state.text for state in self._expressions.values()])
         decoded = self._run("frame_decoder", {**features, **text})
-        names = ("frame_mask_embeddings", *_SLOTS, *_CUES)
-        cues = self._runners["frame_decoder"].fetch([decoded[name] for name in names])
-        return _StartedFrame(index, pts, geometry, numbers, decoded["mask_features"], cues)
+        cues = self._runners["frame_decoder"].fetch([decoded[name] for name in _CUES])
+        return _StartedFrame(
+            index,
+            pts,
+            geometry,
+            numbers,
+            features=decoded["mask_features"],
+            queries=decoded["frame_queries"],
+            embeddings=decoded["frame_mask_embeddings"],
+            cues=cues,
+        )
 
     def _settle(self) -> None:
         """Advance every expression's slots by the frame that was started last."""
@@ -256,7 +269,7 @@ class Stream(Closing):
         kept: tuple[int, ...] = ()
         if frame.cues is not None:
             with self._stage("alignment"):
-                embeddings = self._advance_slots(*frame.cues.arrays())
+                embeddings = self._advance_slots(frame, frame.cues.arrays())
             kept = tuple(self._store.put(array) for array in (frame.features, embeddings))
         self._pending.append(
             _PendingFrame(frame.index, frame.pts, frame.geometry, frame.expressions, *kept)
@@ -282,14 +295,24 @@ class Stream(Closing):
             return frame.reshape(1, *frame.shape)
         return resize_frame(self._runners["backbone"].to_host(frame), geometry)
 
-    def _advance_slots(self, embeddings: NDArray[Any], *rest: NDArray[Any]) -> NDArray[Any]:
-        """Advance every expression by a frame; the aligned mask embeddings [E,N,C] of it."""
-        queries, values, logits, *cues = (x.astype(np.float32, copy=False) for x in rest)
-        orders = [
-            state.advance(queries[row], values[row], logits[row], SlotCues(*(x[row] for x in cues)))
-            for row, state in enumerate(self._expressions.values())
-        ]
-        return np.stack([embeddings[row][order] for row, order in enumerate(orders)])
+    def _advance_slots(self, frame: _StartedFrame, fetched: Sequence[NDArray[Any]]) -> Value:
+        """Advance every expression by a frame; the aligned mask embeddings [E,N,C] of it.
+
+        Orders are made on the host; queries and embeddings are put into them where they are.
+        """
+        values, logits, *cues = (x.astype(np.float32, copy=False) for x in fetched)
+        states = list(self._expressions.values())
+        orders = np.stack(
+            [
+                state.advance(values[row], logits[row], SlotCues(*(x[row] for x in cues)))
+                for row, state in enumerate(states)
+            ]
+        )
+        gather = self._runners["frame_decoder"].gather
+        queries = gather(frame.queries, orders)
+        for row, state in enumerate(states):
+            state.memory.append(queries[row])
+        return gather(frame.embeddings, orders)
 
     def _decode_video(self) -> _Decision | None:
         """Decide for every expression that has seen a frame."""
@@ -298,22 +321,21 @@ class Stream(Closing):
             return None
         runner = self._runners["video_decoder"]
         with self._stage("memory"):
-            inputs = {
-                **stack_memory(states),
-                "video_queries": np.stack([state.initial_video_queries() for state in states]),
-                **stack_text([state.text for state in states]),
-            }
             # The host works in float32, the graphs in what they were exported in.
             types = {tensor.name: tensor.dtype for tensor in runner.spec.inputs}
-            inputs = {name: x.astype(types[name], copy=False) for name, x in inputs.items()}
+            queries = np.stack([state.initial_video_queries() for state in states])
+            inputs = {
+                **stack_memory(states, runner.stack),
+                "video_queries": queries.astype(types["video_queries"], copy=False),
+                **stack_text([state.text for state in states]),
+            }
         outputs = self._run("video_decoder", inputs)
-        fetching = runner.fetch([outputs["scores"], outputs["mask_embeddings"]])
-        scores, mask_embeddings = fetching.arrays()
+        (scores,) = runner.fetch([outputs["scores"]]).arrays()
         return _Decision(
             rows={state.number: row for row, state in enumerate(states)},
             scores=scores,
             thresholds=thresholds(scores, self.threshold, self.settings.fallback),
-            mask_embeddings=mask_embeddings,
+            mask_embeddings=outputs["mask_embeddings"],
         )
 
     def _emit(self, frame: _PendingFrame, decision: _Decision | None) -> FrameMasks:
@@ -327,19 +349,17 @@ class Stream(Closing):
         if features is None or embeddings is None or decision is None or not numbers:
             nothing = np.zeros((0, 1, 1), dtype=np.float32)
             return self._give(frame, nothing, np.zeros(0, np.float32), ())
-        if len(numbers) < len(frame.expressions):
-            kept = [rows_then[number] for number in numbers]
-            features = self._runners["frame_decoder"].to_host(features)[kept]
-            embeddings = embeddings[kept]
-        rows = [decision.rows[number] for number in numbers]
+        gather = self._runners["mask_head"].gather
+        kept = np.array([rows_then[number] for number in numbers])
+        rows = np.array([decision.rows[number] for number in numbers])
         outputs = self._run(
             "mask_head",
             {
                 "scores": decision.scores[rows],
                 "threshold": decision.thresholds[rows],
-                "mask_embeddings": decision.mask_embeddings[rows],
-                "frame_mask_embeddings": embeddings,
-                "mask_features": features,
+                "mask_embeddings": gather(decision.mask_embeddings, rows),
+                "frame_mask_embeddings": gather(embeddings, kept),
+                "mask_features": gather(features, kept),
             },
         )
         best = decision.scores[rows].max(axis=1)

@@ -15,3 +15,13 @@ extern "C" void host_rvos_pack_masks(int grid, int block, RVOS_MASK_PARAMETERS) 
 extern "C" void host_rvos_show_masks(int grid, int block, RVOS_MASK_PARAMETERS) {
   launch(dim3(grid), dim3(block), [&] { rvos_show_masks(RVOS_MASK_ARGUMENTS); });
 }
+
+#define RVOS_STACK_ARGUMENTS pieces, words, total, output
+
+extern "C" void host_rvos_stack_vectors(int grid, int block, RVOS_STACK_PARAMETERS(uint4)) {
+  launch(dim3(grid), dim3(block), [&] { rvos_stack_vectors(RVOS_STACK_ARGUMENTS); });
+}
+
+extern "C" void host_rvos_stack_bytes(int grid, int block, RVOS_STACK_PARAMETERS(unsigned char)) {
+  launch(dim3(grid), dim3(block), [&] { rvos_stack_bytes(RVOS_STACK_ARGUMENTS); });
+}

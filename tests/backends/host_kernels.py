@@ -17,19 +17,24 @@ from rvos_deploy.runtime.backends.cuda_kernels import SOURCE
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing"]
 
 
-@functools.cache
-def host_library(*flags: str) -> ctypes.CDLL:
-    """Built once a process."""
+def build(source: str, library: Path) -> None:
+    """Compile one of this folder's C++ files into a shared library; skips without a compiler."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no g++ to build the kernels for the host")
     here = Path(__file__).parent
     folders = [here, SOURCE.parent, Path(host.__file__).parent]
     folders += host.include_folders(host.HOST_HEADERS)
+    command = [compiler, *FLAGS, *(f"-I{folder}" for folder in folders)]
+    subprocess.run([*command, str(here / source), "-o", str(library), "-ldl"], check=True)
+
+
+@functools.cache
+def host_library() -> ctypes.CDLL:
+    """Built once a process."""
     with tempfile.TemporaryDirectory(prefix="rvos-") as folder:
         library = Path(folder) / "kernels.so"
-        command = [compiler, *FLAGS, *flags, *(f"-I{one}" for one in folders)]
-        subprocess.run([*command, str(here / "host_kernels.cpp"), "-o", str(library)], check=True)
+        build("host_kernels.cpp", library)
         return ctypes.CDLL(str(library))
 
 

@@ -522,6 +522,12 @@ class FakeBindings:
                 machine.pointer(value) if kind is ctypes.c_void_p else value
                 for value, kind in zip(values, types, strict=True)
             )
+            if name.startswith("rvos_stack"):
+                # A table of addresses, which are followed too.
+                words, total = real[1:3]
+                addresses = machine.bytes_at(values[0], total // words * 8).view(np.uint64)
+                followed = np.array([machine.pointer(int(a)) if a else 0 for a in addresses])
+                real = (int(followed.ctypes.data), *real[1:])
             launch_on_host(name, blocks, threads, real, types)
 
         machine.streams[stream].put(work)

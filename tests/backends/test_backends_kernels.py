@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from host_kernels import launch_on_host
+from host_kernels import build, launch_on_host
 from numpy.typing import NDArray
 from recording_cuda import Gpu
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends import nvrtc
+from rvos_deploy.runtime.backends import device_pieces, nvrtc
 from rvos_deploy.runtime.backends.cuda_device import hold_device
 from rvos_deploy.runtime.backends.cuda_kernels import KERNELS, kernel_ptx
 from rvos_deploy.runtime.backends.device_masks import MaskDisplay
@@ -162,6 +164,22 @@ def test_what_is_not_a_number_is_background_and_infinities_are_kept() -> None:
     assert (on_host("rvos_show_masks", logits, geometry).astype(bool) == truth).all()
 
 
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a driver of its own")
+def test_the_real_bindings_pass_the_arguments_as_the_kernels_take_them(tmp_path: Path) -> None:
+    """cuda.bindings over a C library of ours in the place of the driver's."""
+    build("host_driver.cpp", tmp_path / "libcuda.so.1")
+    (tmp_path / "kernels.ptx").write_text(kernel_ptx(89))
+    script = Path(__file__).with_name("through_bindings.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "kernels.ptx")],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "arguments arrived\n", done.stderr
+
+
 def test_masks_on_the_device_in_order_and_freed(gpu: Gpu) -> None:
     device = hold_device(gpu.libraries)
     display = MaskDisplay(device)
@@ -196,6 +214,66 @@ def test_an_eighth_of_a_byte_a_pixel_comes_down(gpu: Gpu) -> None:
     display.fetch(logits, geometry).arrays()
     assert gpu.machine.copied == {"up": 0, "down": 3 * 90 * 20}
     del logits, display
+    device.let_go()
+    gpu.check_clean()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "kernel"),
+    [
+        ("float32", 8, "rvos_stack_vectors"),
+        ("float16", 8, "rvos_stack_vectors"),
+        ("float32", 3, "rvos_stack_bytes"),
+        ("float16", 5, "rvos_stack_bytes"),
+        ("uint8", 1, "rvos_stack_bytes"),
+    ],
+)
+def test_rows_are_gathered_and_stacked_as_numpy_does(
+    gpu: Gpu, dtype: str, channels: int, kernel: str
+) -> None:
+    """Bytes are moved, so they must be equal; also from rows that begin at odd addresses."""
+    device = hold_device(gpu.libraries)
+    random = np.random.default_rng(channels)
+    array = random.integers(0, 100, (3, 7, channels)).astype(dtype)
+    value = send(device, array)
+    order = np.stack([random.permutation(7) for _ in range(3)])
+    ordered = device_pieces.gather(value, order)
+    truth = array[np.arange(3)[:, None], order]
+    assert (np.asarray(ordered) == truth).all()
+    rows = np.array([2, 0])
+    assert (np.asarray(device_pieces.gather(value, rows)) == array[rows]).all()
+    assert (np.asarray(ordered[1]) == truth[1]).all()
+    with pytest.raises(IndexError, match="row 3 of a tensor of 3"):
+        ordered[3]
+    pieces = [[ordered[0], ordered[2], None], [None, value[1], value[1]]]
+    stacked = device_pieces.stack(pieces)
+    expected = np.stack(
+        [
+            np.stack([truth[0], truth[2], np.zeros_like(truth[0])]),
+            np.stack([np.zeros_like(truth[0]), array[1], array[1]]),
+        ]
+    )
+    assert (stacked.shape, stacked.dtype) == (expected.shape, expected.dtype)
+    assert (np.asarray(stacked) == expected).all()
+    # Rows of 7 * 3 floats begin at multiples of 4 only.
+    assert {entry[1] for entry in gpu.machine.log if entry[0] == "launched"} == {kernel}
+    del value, ordered, stacked, pieces
+    device.let_go()
+    gpu.check_clean()
+
+
+def test_what_is_copied_is_not_overwritten_before(gpu: Gpu) -> None:
+    """Memory goes back to the pool while the kernel that reads it is still queued."""
+    device = hold_device(gpu.libraries)
+    array = np.arange(64, dtype=np.float32).reshape(2, 4, 8)
+    stacked = []
+    for number in range(6):
+        value = send(device, array + number)
+        stacked.append(device_pieces.stack([[value[0], value[1]]]))
+        del value
+    for number, found in enumerate(stacked):
+        assert (np.asarray(found)[0] == array + number).all()
+    del stacked, found
     device.let_go()
     gpu.check_clean()
 

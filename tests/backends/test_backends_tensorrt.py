@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import sys
 import threading
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -281,6 +283,81 @@ def test_masks_cannot_stay_where_the_kernels_are_missing(
         pytest.raises(BackendError, match="NVRTC cannot be loaded"),
     ):
         segmenter.stream(["the disc"], replace(SETTINGS["online"], masks="device"))
+    gpu.check_clean()
+
+
+def sizes(bundle: Bundle, graph: str, names: Iterable[str], axes: dict[str, int]) -> int:
+    """Bytes of a graph's inputs or outputs."""
+    spec = bundle.graphs[graph]
+    tensors = {tensor.name: tensor for tensor in (*spec.inputs, *spec.outputs)}
+    return sum(
+        math.prod(tensors[name].sizes(axes)) * np.dtype(tensors[name].dtype).itemsize
+        for name in names
+    )
+
+
+def test_what_crosses_the_bus_a_frame(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
+    """Queries, their memory and embeddings stay on the device: nothing that grows with the memory
+    or the masks goes up, and of masks only bits come down.
+    """
+    settings = StreamSettings(size=PROBE_BOX, fallback="top1", memory=4)
+    texts = ["the square moving to the right", "the disc"]
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.stream(texts, settings) as stream,
+    ):
+        for frame in probe_clip(6):
+            _ = [result.masks for result in stream.push(frame)]
+        gpu.machine.copied.update(up=0, down=0)
+        _ = [result.masks for result in stream.push(probe_clip(1)[0])]
+        length = max(len(segmenter.encode_text(text).tokens) for text in texts)
+    slots = engines.config.num_queries
+    axes = {"H": 96, "W": 160, "E": 2, "L": length, "M": 4}
+    text = ("text_tokens", "sentence", "text_padding")
+    pointer = 8
+    assert gpu.machine.copied["up"] == (
+        96 * 160 * 3
+        + sizes(engines, "frame_decoder", text, axes)
+        + 2 * (2 * slots) * pointer  # the order of queries, and of mask embeddings
+        + (2 * 4) * pointer  # where the memory's frames lie
+        + sizes(engines, "video_decoder", (*text, "memory_ages", "memory_empty"), axes)
+        + sizes(engines, "video_decoder", ("video_queries",), axes)
+        + sizes(engines, "mask_head", ("scores", "threshold"), axes)
+    )
+    cues = ("slot_values", "slot_logits", "slot_position", "slot_content", "slot_score")
+    assert gpu.machine.copied["down"] == (
+        sizes(engines, "frame_decoder", cues, axes)
+        + sizes(engines, "video_decoder", ("scores",), axes)
+        + packed_bytes(2)
+    )
+    gpu.check_clean()
+
+
+@pytest.mark.parametrize("name", ["online", "lookahead", "offline", "spilled"])
+def test_expressions_may_come_and_go_on_the_device(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, name: str
+) -> None:
+    """Memories of different lengths, rows that are left out: as ONNX Runtime on the host."""
+
+    def run(segmenter: Segmenter) -> list[tuple[tuple[int, ...], np.ndarray]]:
+        clip = probe_clip(7)
+        with segmenter.stream(["the square", "the disc"], SETTINGS[name]) as stream:
+            results = [r for frame in clip[:2] for r in stream.push(frame)]
+            stream.add_expression("everything")
+            results += [r for frame in clip[2:5] for r in stream.push(frame)]
+            stream.remove_expression(0)
+            results += [r for frame in clip[5:] for r in stream.push(frame)]
+            results += list(stream.flush())
+        return [(result.expressions, result.masks) for result in results]
+
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        truth = run(segmenter)
+    with load(engines.path, backend="tensorrt") as segmenter:
+        found = run(segmenter)
+    assert len(found) == len(truth) == 7
+    for (numbers, some), (expected_numbers, expected_masks) in zip(found, truth, strict=True):
+        assert numbers == expected_numbers
+        assert (some == expected_masks).all()
     gpu.check_clean()
 
 

@@ -43,7 +43,9 @@ class Fetched:
 
 
 class Runner(ABC):
-    """One graph, ready to run. A back end overrides only the ``*_impl`` methods.
+    """One graph, ready to run. A back end overrides only the ``*_impl`` methods and, where its
+    values stay on a device, what is done to them between the graphs (``fetch``, ``gather``,
+    ``stack``, ``show``, ``take``); here that is done on the host.
 
     Use as a context manager, or call :meth:`activate` and :meth:`deactivate`.
     """
@@ -101,6 +103,28 @@ class Runner(ABC):
     def fetch(self, values: Sequence[Value]) -> Fetching:
         """Begin to bring values to the host; other work may be queued meanwhile."""
         return Fetched([self.to_host(value) for value in values])
+
+    def gather(self, value: Value, index: NDArray[np.integer]) -> Value:
+        """Rows of a value in another order, where the back end keeps it.
+
+        Args:
+            value: [R,...], or [E,N,...].
+            index: [K] gives ``value[index]``, [E,N] gives ``value[e][index[e]]`` for every e.
+        """
+        if index.ndim == 1 and np.array_equal(index, np.arange(value.shape[0])):
+            return value
+        rows = self.to_host(value)
+        return rows[index] if index.ndim == 1 else rows[np.arange(len(index))[:, None], index]
+
+    def stack(self, rows: Sequence[Sequence[Value | None]]) -> Value:
+        """Values of equal shape and type as one, [rows, columns, ...]; None stands for zeros."""
+        first = next(piece for row in rows for piece in row if piece is not None)
+        whole = np.zeros((len(rows), len(rows[0]), *first.shape), dtype=first.dtype)
+        for target, row in zip(whole, rows, strict=True):
+            for column, piece in enumerate(row):
+                if piece is not None:
+                    target[column] = self.to_host(piece)
+        return whole
 
     def show(self, logits: Value, geometry: FrameGeometry) -> Fetching:
         """Masks of a frame at its displayed size, on their way to the host.

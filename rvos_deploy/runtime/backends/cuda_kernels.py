@@ -21,7 +21,7 @@ from rvos_deploy.runtime.backends.cuda_libraries import call
 
 SOURCE = Path(__file__).with_name("kernels.cu")
 OPTIONS = ("--std=c++17", "--fmad=false")
-KERNELS = ("rvos_pack_masks", "rvos_show_masks")
+KERNELS = ("rvos_pack_masks", "rvos_show_masks", "rvos_stack_vectors", "rvos_stack_bytes")
 _THREADS = 256
 """Of a block. No kernel shares anything among its threads."""
 

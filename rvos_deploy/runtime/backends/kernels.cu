@@ -36,6 +36,16 @@ __device__ inline bool is_foreground(const float* logits, int stride, const Taps
   return static_cast<float>(sum) > 0.0f;
 }
 
+// Pieces of equal size that lie anywhere, one behind the other; an address of 0 gives zeros.
+template <typename Word>
+__device__ inline void stack_pieces(const unsigned long long* pieces, long long words,
+                                    long long total, Word* output) {
+  const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= total) return;
+  const Word* piece = reinterpret_cast<const Word*>(pieces[index / words]);
+  output[index] = piece == nullptr ? Word() : piece[index % words];
+}
+
 }  // namespace rvos
 
 #define RVOS_MASK_PARAMETERS                                                                     \
@@ -73,4 +83,17 @@ extern "C" __global__ void rvos_show_masks(RVOS_MASK_PARAMETERS) {
   const rvos::Taps rows = {row_first, row_count, row_weights, row_most};
   const rvos::Taps columns = {column_first, column_count, column_weights, column_most};
   output[index] = rvos::is_foreground(map, map_width, rows, columns, y, x) ? 1 : 0;
+}
+
+#define RVOS_STACK_PARAMETERS(Word) \
+  const unsigned long long *pieces, long long words, long long total, Word *output
+
+// `pieces` are addresses, each of `words` words; `total` words are written. One thread a word.
+extern "C" __global__ void rvos_stack_vectors(RVOS_STACK_PARAMETERS(uint4)) {
+  rvos::stack_pieces<uint4>(pieces, words, total, output);
+}
+
+// For sizes or addresses that are not multiples of 16 bytes.
+extern "C" __global__ void rvos_stack_bytes(RVOS_STACK_PARAMETERS(unsigned char)) {
+  rvos::stack_pieces<unsigned char>(pieces, words, total, output);
 }

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends import device_pieces
 from rvos_deploy.runtime.backends.base import Backend, Fetching, HostArray, Runner, Value
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice, DeviceBuffer, Staging, hold_device
 from rvos_deploy.runtime.backends.cuda_graphs import (
@@ -249,6 +251,20 @@ class TensorRtRunner(Runner):
                 self._workspace = None
         finally:
             device.let_go()
+
+    def gather(self, value: Value, index: NDArray[np.integer]) -> Value:
+        """On the device, of what is there; on the host where there are no kernels."""
+        alike = index.ndim == 1 and np.array_equal(index, np.arange(value.shape[0]))
+        if alike or self._display is None or not isinstance(value, DeviceTensor):
+            return super().gather(value, index)
+        return device_pieces.gather(value, index)
+
+    def stack(self, rows: Sequence[Sequence[Value | None]]) -> Value:
+        """On the device, of what is there; on the host where there are no kernels."""
+        there = all(isinstance(x, DeviceTensor) for row in rows for x in row if x is not None)
+        if self._display is None or not there:
+            return super().stack(rows)
+        return device_pieces.stack(rows)
 
     def show(self, logits: Value, geometry: FrameGeometry) -> Fetching:
         """Masks resized, thresholded and packed on the device; by the host where it cannot."""
