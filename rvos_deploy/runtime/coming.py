@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from rvos_deploy.runtime.backends.base import Fetching, Value
+from rvos_deploy.runtime.backends.base import Fetched, Fetching, Value
 
 
 class Coming:
@@ -23,3 +23,7 @@ class Coming:
                 (self._value,) = self._fetching.arrays()
                 self._fetching = None
             return self._value
+
+    def __reduce__(self) -> tuple[type[Coming], tuple[Fetching]]:
+        """Results may be sent to other processes: the value goes, once it is there."""
+        return Coming, (Fetched([self.get()]),)
