@@ -24,6 +24,12 @@ Value = Any
 (NumPy's name of it) and ``nbytes``. Pass it on to another graph, or ask :meth:`Runner.to_host`."""
 
 
+_ON_THE_HOST = (
+    "masks='device' needs a back end whose tensors stay on the GPU (backend='tensorrt'); this one "
+    "gives NumPy arrays: leave masks out"
+)
+
+
 class Fetching(Protocol):
     """Values on their way to the host."""
 
@@ -145,10 +151,7 @@ class Runner(ABC):
             InputError: this back end's results are on the host.
             BackendError: something is not installed.
         """
-        raise InputError(
-            "masks='device' needs a back end whose tensors stay on the GPU (backend='tensorrt'); "
-            "this one gives NumPy arrays: leave masks out"
-        )
+        raise InputError(_ON_THE_HOST)
 
     def show_on_device(self, logits: Value, geometry: FrameGeometry) -> Value:
         """The masks of :meth:`show` as a tensor bool [E,H,W] on the device; nothing is waited for.
@@ -156,8 +159,7 @@ class Runner(ABC):
         Raises:
             InputError, BackendError: as :meth:`require_device_masks`.
         """
-        self.require_device_masks()
-        raise NotImplementedError
+        raise InputError(_ON_THE_HOST)
 
     def take(self, value: Any) -> Value:
         """Another library's array as this back end's, without a copy where both allow it.
