@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.benchmarks.gpu_plan import CLIP_SIZE, Request, axes_of, texts_of
-from rvos_deploy.benchmarks.timing import summarise
+from rvos_deploy.benchmarks.timing import push_through, summarise
 from rvos_deploy.demo import run_demo
 from rvos_deploy.errors import RvosError
 from rvos_deploy.evaluation.metrics import frame_scores
@@ -171,7 +171,7 @@ def _measure_stream(
                 stages.clear()
             image = bench.frames[number % len(bench.frames)].image
             started = time.perf_counter()
-            results = stream.push(image)
+            results = push_through(stream, image)
             took = time.perf_counter() - started
             if number >= bench.warm_up:
                 seconds.append(took)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rvos_deploy.benchmarks.timing import summarise
+from rvos_deploy.benchmarks.timing import push_through, summarise
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.runtime.backends.base import Backend
@@ -135,11 +135,11 @@ def _measure_stages(
     end_to_end: list[float] = []
     with segmenter.stream(texts, settings, on_stage=lambda s, t: times[s].append(t)) as stream:
         for frame in islice(frames, WARM_UP):
-            stream.push(frame)
+            push_through(stream, frame)
         times.clear()
         for frame in frames[WARM_UP:]:
             started = time.perf_counter()
-            stream.push(frame)
+            push_through(stream, frame)
             end_to_end.append(time.perf_counter() - started)
         for _ in stream.flush():
             pass
@@ -183,7 +183,7 @@ def _compare(
         for number, frame in enumerate(frames):
             for side, stream in enumerate((ours, theirs)):
                 started = time.perf_counter()
-                results[side].extend(stream.push(frame))
+                results[side].extend(push_through(stream, frame))
                 if number >= WARM_UP:
                     seconds[side].append(time.perf_counter() - started)
         for side, stream in enumerate((ours, theirs)):

@@ -1,4 +1,4 @@
-"""Percentiles of measured times, under the keys that every result shares."""
+"""Percentiles of measured times, under the keys that every result shares; and what is timed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rvos_deploy.runtime.stream import FrameMasks, Stream
+from rvos_deploy.video.frames import Frame
 
 PERCENTILES = (50, 90, 95, 99)
 
@@ -19,3 +22,11 @@ def summarise(seconds: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:
         "frames_per_second": float(len(times) / times.sum()),
         "milliseconds": {f"p{p}": float(np.percentile(times, p) * 1e3) for p in PERCENTILES},
     }
+
+
+def push_through(stream: Stream, frame: Frame | NDArray[np.uint8]) -> list[FrameMasks]:
+    """Push a frame and wait for what is decided: without, a download would go untimed."""
+    results = stream.push(frame)
+    for result in results:
+        _ = result.masks
+    return results

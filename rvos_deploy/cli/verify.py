@@ -36,12 +36,15 @@ def verify(
 
     opened = open_bundle(bundle)
     engine = make_backend(backend.value, device.value, threads)
+    left_out: list[str] = []
     with step_progress() as progress:
-        verdicts = verification.verify(opened, engine, progress)
+        verdicts = verification.verify(opened, engine, progress, left_out.append)
     checks = [verdict.as_dict() for verdict in verdicts]
     passed = all(verdict.passed for verdict in verdicts)
     console = result_console()
     console.print(parity_table(checks, console.width))
+    if left_out:
+        typer.echo(f"left out, outside the engines' profiles: {'; '.join(left_out)}")
     failed = sum(not verdict.passed for verdict in verdicts)
     what = engine.describe()
     name = f"{what['name']} {what['version']} on {what['device']}"
@@ -59,6 +62,7 @@ def verify(
                 "bundle": str(bundle),
                 "passed": passed,
                 "checks": checks,
+                "left_out": left_out,
                 "versions": {**versions(), "backend": what},
                 "machine": machine(),
             },

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.model.config import Initializer
+from rvos_deploy.runtime.backends.base import Value
 from rvos_deploy.runtime.slots import OnlineSoftmax, SlotCues, SlotTracker
 from rvos_deploy.runtime.token_memory import TokenMemory
 
@@ -35,19 +37,19 @@ class ExpressionState:
     _slots: int = field(default=0, init=False)
     _mean: OnlineSoftmax = field(default_factory=OnlineSoftmax, init=False)
 
-    def advance(
-        self, queries: Array, values: Array, logits: Array, cues: SlotCues
-    ) -> NDArray[np.int64]:
-        """Take one frame: its queries [N,C], slot values [N,C], slot logits [N] and cues.
+    def advance(self, values: Array, logits: Array, cues: SlotCues) -> NDArray[np.int64]:
+        """Take one frame: slot values [N,C], slot logits [N] and cues of its queries.
+
+        The queries themselves go into ``memory``, in the order that is returned; they need not be
+        on the host.
 
         Returns:
             The query that takes each slot: [N].
         """
-        self._slots = len(queries)
+        self._slots = len(values)
         order = np.arange(self._slots)
         if self.initializer == "aligned":
             order = self.tracker.advance(cues)
-        self.memory.append(queries[order])
         if self.initializer != "sentence":
             self._mean.update(values[order], logits[order])
         return order
@@ -75,14 +77,19 @@ def stack_text(texts: list[EncodedText]) -> dict[str, NDArray[np.generic]]:
     }
 
 
-def stack_memory(states: list[ExpressionState]) -> dict[str, NDArray[np.generic]]:
-    """Memory inputs of the video decoder for E expressions, short ones padded with empty frames."""
+def stack_memory(
+    states: list[ExpressionState], stack: Callable[[Sequence[Sequence[Value | None]]], Value]
+) -> dict[str, Value]:
+    """Memory inputs of the video decoder for E expressions, short ones padded with empty frames.
+
+    ``stack``: of the back end that keeps the memories (``Runner.stack``).
+    """
     parts = [state.memory.read() for state in states]
     frames = max(len(ages) for _, ages in parts)
-    tokens = np.zeros((len(parts), frames, *parts[0][0].shape[1:]), dtype=parts[0][0].dtype)
     ages = np.zeros((len(parts), frames), dtype=np.float32)
     empty = np.ones((len(parts), frames), dtype=np.bool_)
-    for row, (part, part_ages) in enumerate(parts):
-        tokens[row, : len(part)], ages[row, : len(part)] = part, part_ages
-        empty[row, : len(part)] = False
+    for row, (_, part_ages) in enumerate(parts):
+        ages[row, : len(part_ages)] = part_ages
+        empty[row, : len(part_ages)] = False
+    tokens = stack([[*part, *[None] * (frames - len(part))] for part, _ in parts])
     return {"memory": tokens, "memory_ages": ages, "memory_empty": empty}

@@ -10,6 +10,7 @@ from PIL import Image
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.model.config import STRIDE
+from rvos_deploy.runtime.resampling import Taps, bilinear_taps
 
 MASK_STRIDE = 4
 PADDING = (122, 116, 104)
@@ -59,12 +60,29 @@ def resize_frame(image: NDArray[np.uint8], geometry: FrameGeometry) -> NDArray[n
 def display_logits(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.float32]:
     """Logits at the displayed size from [padded height/4, padded width/4]: float32 [H,W].
 
-    One bilinear step from stride 4 to the displayed size, padding left out.
+    One bilinear step from stride 4 to the displayed size, padding left out. Columns first: Pillow
+    by itself takes rows first from 13 on where there become fewer, which rounds otherwise, and
+    :func:`display_taps` must say the same of every version.
     """
     height, width = geometry.display
-    box = (0.0, 0.0, geometry.content[1] / MASK_STRIDE, geometry.content[0] / MASK_STRIDE)
-    resized = Image.fromarray(logits).resize((width, height), Image.Resampling.BILINEAR, box=box)
+    rows, columns = (side / MASK_STRIDE for side in geometry.content)
+    wide = Image.fromarray(logits).resize(
+        (width, logits.shape[0]), Image.Resampling.BILINEAR, box=(0, 0, columns, logits.shape[0])
+    )
+    resized = wide.resize((width, height), Image.Resampling.BILINEAR, box=(0, 0, width, rows))
     return np.asarray(resized)
+
+
+def display_taps(logits: tuple[int, int], geometry: FrameGeometry) -> tuple[Taps, Taps]:
+    """What :func:`display_logits` makes of logits of this (height, width): rows, then columns.
+
+    Columns come first there, and their sums are rounded to float32 before rows are summed.
+    """
+    rows, columns = (
+        bilinear_taps(source, content / MASK_STRIDE, size)
+        for source, content, size in zip(logits, geometry.content, geometry.display, strict=True)
+    )
+    return rows, columns
 
 
 def display_mask(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.bool_]:
@@ -76,3 +94,11 @@ def display_mask(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArra
         return np.zeros(geometry.display, dtype=np.bool_)
     mask: NDArray[np.bool_] = display_logits(logits, geometry) > 0
     return mask
+
+
+def display_masks(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.bool_]:
+    """Masks bool [E,H,W] of logits [E, padded height/4, padded width/4], each as a mask alone."""
+    masks = np.empty((len(logits), *geometry.display), dtype=np.bool_)
+    for mask, one in zip(masks, logits, strict=True):
+        mask[:] = display_mask(one, geometry)
+    return masks

@@ -60,11 +60,13 @@ def segment_video(
     and Ctrl-C those decided so far: all files are complete for them.
 
     Raises:
-        InputError: no expression, or an empty one; nothing is written.
+        InputError: no expression, an empty one, or masks on a device; nothing is written.
         VideoError: the source cannot be opened or nothing can be decoded; nothing is written.
     """
     if not expressions:
         raise InputError("no expression given; say what to segment, for example 'the brown dog'")
+    if settings.masks != "host":
+        raise InputError(f"masks='{settings.masks}' cannot be written into files; leave masks out")
     with ExitStack() as stack:
         reader = stack.enter_context(
             open_video(

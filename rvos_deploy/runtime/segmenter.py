@@ -49,7 +49,7 @@ class Segmenter(Closing):
         """Start a stream over one video; use it in a ``with`` block.
 
         Raises:
-            InputError: for an empty expression.
+            InputError: an empty expression, or settings that the back end does not have.
         """
         stream = Stream(
             self.bundle.config,

@@ -11,6 +11,7 @@ from rvos_deploy.runtime.spill_store import DEFAULT_BUDGET
 
 Mode = Literal["online", "offline"]
 Fallback = Literal["none", "top1"]
+Place = Literal["host", "device"]
 DEFAULT_MEMORY = 64
 
 
@@ -28,6 +29,8 @@ class StreamSettings:
         fallback: when no query passes: ``none`` gives an empty mask, ``top1`` the best query's.
         size: (height, width) of the box that frames are fitted into. None: the bundle's.
         mask_budget: bytes of mask features kept in memory before they go to disk.
+        masks: ``host`` gives NumPy arrays; ``device`` leaves masks on the GPU, for other libraries
+            there (see ``FrameMasks.masks``). Refused by back ends that run on the host.
     """
 
     mode: Mode = "online"
@@ -38,10 +41,12 @@ class StreamSettings:
     fallback: Fallback = "none"
     size: tuple[int, int] | None = None
     mask_budget: int = DEFAULT_BUDGET
+    masks: Place = "host"
 
     def __post_init__(self) -> None:
         _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("fallback", self.fallback, get_args(Fallback))
+        _check_choice("masks", self.masks, get_args(Place))
         if self.lookahead < 0 or self.anchors < 0 or self.mask_budget < 0:
             raise InputError("lookahead, anchors and mask_budget cannot be negative")
         if self.lookahead and self.mode == "offline":

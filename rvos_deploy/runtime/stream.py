@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from rvos_deploy.closing import Closing
 from rvos_deploy.errors import InputError
 from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.runtime.backends.base import Fetching, Runner, Value
+from rvos_deploy.runtime.backends.base import Fetched, Fetching, Runner, Value
+from rvos_deploy.runtime.coming import Coming
 from rvos_deploy.runtime.expression import (
     EncodedText,
     ExpressionState,
@@ -24,7 +25,6 @@ from rvos_deploy.runtime.expression import (
 )
 from rvos_deploy.runtime.geometry import (
     FrameGeometry,
-    display_mask,
     fit_frame,
     resize_frame,
 )
@@ -39,8 +39,8 @@ StageCallback = Callable[[str, float], None]
 """Called with a stage's name and its seconds, for benchmarks."""
 
 _FRAME_FEATURES = ("res2", "res3", "res4", "res5")
-_SLOTS = ("frame_queries", "slot_values", "slot_logits")
-_CUES = ("slot_position", "slot_content", "slot_score")
+_CUES = ("slot_values", "slot_logits", "slot_position", "slot_content", "slot_score")
+"""What slots are aligned by, on the host: a few KiB an expression."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,39 @@ class FrameMasks:
     Args:
         index: the frame's number, from 0.
         pts: its presentation time in seconds.
-        masks: bool [E,H,W] at the displayed size.
+        size: (height, width) of the masks: the displayed size.
         scores: float32 [E]: the best query's probability of being referred to.
         expressions: [E] numbers of the expressions, as ``Stream.add_expression`` gave them.
+        coming: the masks, which a GPU may still be computing or sending.
     """
 
     index: int
     pts: float
-    masks: NDArray[np.bool_]
+    size: tuple[int, int]
     scores: NDArray[np.float32]
     expressions: tuple[int, ...]
+    coming: Coming
+
+    @property
+    def masks(self) -> Value:
+        """Masks bool [E,H,W]: a NumPy array.
+
+        Waits where they are still on their way from a GPU: what is done before they are read, as
+        pushing the next frame, happens meanwhile. They come down at the stream's next step at the
+        latest, and outlive it.
+
+        With ``StreamSettings(masks="device")`` a tensor on the GPU, for whoever reads DLPack or the
+        CUDA array interface (``torch.from_dlpack``, ``cupy.asarray``). Nothing is waited for here:
+        the reader's stream does. Keep the result until what reads it is done, since its room is
+        used again when nobody refers to it, and no longer than its segmenter, with which it ends.
+        """
+        return self.coming.get()
 
     def __repr__(self) -> str:
         return (
             f"FrameMasks(index={self.index}, pts={self.pts:.3f}, "
-            f"masks=bool{list(self.masks.shape)}, expressions={list(self.expressions)})"
+            f"masks=bool{[len(self.expressions), *self.size]}, "
+            f"expressions={list(self.expressions)})"
         )
 
 
@@ -79,6 +97,8 @@ class _StartedFrame:
     geometry: FrameGeometry
     expressions: tuple[int, ...]
     features: Value = None
+    queries: Value = None
+    embeddings: Value = None
     cues: Fetching | None = None
 
 
@@ -103,7 +123,7 @@ class _Decision:
     rows: Mapping[int, int]
     scores: NDArray[np.float32]
     thresholds: NDArray[np.float32]
-    mask_embeddings: NDArray[Any]
+    mask_embeddings: Value
 
 
 class Stream(Closing):
@@ -121,6 +141,9 @@ class Stream(Closing):
         settings: StreamSettings,
         on_stage: StageCallback | None = None,
     ) -> None:
+        """Raises InputError: settings that the back end does not have."""
+        if settings.masks == "device":
+            runners["mask_head"].require_device_masks()
         self.settings = settings
         self._config = config
         self._runners = runners
@@ -134,6 +157,7 @@ class Stream(Closing):
         self._started: _StartedFrame | None = None
         self._pending: deque[_PendingFrame] = deque()
         self._store = SpillStore(settings.mask_budget)
+        self._coming: Coming | None = None
         self._closed = False
 
     @property
@@ -199,6 +223,8 @@ class Stream(Closing):
             count = self._frame_count
             started = self._start(count, float(count), self._take_image(frame))
         self._frame_count += 1
+        # Beside the arithmetic of this frame, which is queued.
+        self._receive(None)
         self._settle()
         self._started = started
         if self.settings.mode == "offline" or len(self._pending) < self.settings.lookahead:
@@ -216,11 +242,14 @@ class Stream(Closing):
             yield self._emit(self._pending.popleft(), decision)
 
     def close(self) -> None:
-        """Free what the stream holds; frames not yet given are dropped."""
+        """Free what the stream holds; frames not yet given are dropped, given ones stay."""
         self._closed = True
         self._started = None
         self._pending.clear()
+        # Their memories may lie on a GPU, whose room others need.
+        self._expressions.clear()
         self._store.close()
+        self._receive(None)
 
     def _start(self, index: int, pts: float, frame: Value) -> _StartedFrame:
         """Backbone once, frame decoder for all expressions."""
@@ -235,9 +264,17 @@ class Stream(Closing):
         features = {name: pyramid[name] for name in _FRAME_FEATURES}
         text = stack_text([state.text for state in self._expressions.values()])
         decoded = self._run("frame_decoder", {**features, **text})
-        names = ("frame_mask_embeddings", *_SLOTS, *_CUES)
-        cues = self._runners["frame_decoder"].fetch([decoded[name] for name in names])
-        return _StartedFrame(index, pts, geometry, numbers, decoded["mask_features"], cues)
+        cues = self._runners["frame_decoder"].fetch([decoded[name] for name in _CUES])
+        return _StartedFrame(
+            index,
+            pts,
+            geometry,
+            numbers,
+            features=decoded["mask_features"],
+            queries=decoded["frame_queries"],
+            embeddings=decoded["frame_mask_embeddings"],
+            cues=cues,
+        )
 
     def _settle(self) -> None:
         """Advance every expression's slots by the frame that was started last."""
@@ -247,7 +284,7 @@ class Stream(Closing):
         kept: tuple[int, ...] = ()
         if frame.cues is not None:
             with self._stage("alignment"):
-                embeddings = self._advance_slots(*frame.cues.arrays())
+                embeddings = self._advance_slots(frame, frame.cues.arrays())
             kept = tuple(self._store.put(array) for array in (frame.features, embeddings))
         self._pending.append(
             _PendingFrame(frame.index, frame.pts, frame.geometry, frame.expressions, *kept)
@@ -273,14 +310,24 @@ class Stream(Closing):
             return frame.reshape(1, *frame.shape)
         return resize_frame(self._runners["backbone"].to_host(frame), geometry)
 
-    def _advance_slots(self, embeddings: NDArray[Any], *rest: NDArray[Any]) -> NDArray[Any]:
-        """Advance every expression by a frame; the aligned mask embeddings [E,N,C] of it."""
-        queries, values, logits, *cues = (x.astype(np.float32, copy=False) for x in rest)
-        orders = [
-            state.advance(queries[row], values[row], logits[row], SlotCues(*(x[row] for x in cues)))
-            for row, state in enumerate(self._expressions.values())
-        ]
-        return np.stack([embeddings[row][order] for row, order in enumerate(orders)])
+    def _advance_slots(self, frame: _StartedFrame, fetched: Sequence[NDArray[Any]]) -> Value:
+        """Advance every expression by a frame; the aligned mask embeddings [E,N,C] of it.
+
+        Orders are made on the host; queries and embeddings are put into them where they are.
+        """
+        values, logits, *cues = (x.astype(np.float32, copy=False) for x in fetched)
+        states = list(self._expressions.values())
+        orders = np.stack(
+            [
+                state.advance(values[row], logits[row], SlotCues(*(x[row] for x in cues)))
+                for row, state in enumerate(states)
+            ]
+        )
+        gather = self._runners["frame_decoder"].gather
+        queries = gather(frame.queries, orders)
+        for row, state in enumerate(states):
+            state.memory.append(queries[row])
+        return gather(frame.embeddings, orders)
 
     def _decode_video(self) -> _Decision | None:
         """Decide for every expression that has seen a frame."""
@@ -289,22 +336,21 @@ class Stream(Closing):
             return None
         runner = self._runners["video_decoder"]
         with self._stage("memory"):
-            inputs = {
-                **stack_memory(states),
-                "video_queries": np.stack([state.initial_video_queries() for state in states]),
-                **stack_text([state.text for state in states]),
-            }
             # The host works in float32, the graphs in what they were exported in.
             types = {tensor.name: tensor.dtype for tensor in runner.spec.inputs}
-            inputs = {name: x.astype(types[name], copy=False) for name, x in inputs.items()}
+            queries = np.stack([state.initial_video_queries() for state in states])
+            inputs = {
+                **stack_memory(states, runner.stack),
+                "video_queries": queries.astype(types["video_queries"], copy=False),
+                **stack_text([state.text for state in states]),
+            }
         outputs = self._run("video_decoder", inputs)
-        fetching = runner.fetch([outputs["scores"], outputs["mask_embeddings"]])
-        scores, mask_embeddings = fetching.arrays()
+        (scores,) = runner.fetch([outputs["scores"]]).arrays()
         return _Decision(
             rows={state.number: row for row, state in enumerate(states)},
             scores=scores,
             thresholds=thresholds(scores, self.threshold, self.settings.fallback),
-            mask_embeddings=mask_embeddings,
+            mask_embeddings=outputs["mask_embeddings"],
         )
 
     def _emit(self, frame: _PendingFrame, decision: _Decision | None) -> FrameMasks:
@@ -316,28 +362,48 @@ class Stream(Closing):
         rows_then = {number: row for row, number in enumerate(frame.expressions)}
         numbers = tuple(n for n in frame.expressions if n in self._expressions)
         if features is None or embeddings is None or decision is None or not numbers:
-            masks = np.zeros((0, *frame.geometry.display), dtype=np.bool_)
-            return FrameMasks(frame.index, frame.pts, masks, np.zeros(0, np.float32), ())
-        if len(numbers) < len(frame.expressions):
-            kept = [rows_then[number] for number in numbers]
-            features = self._runners["frame_decoder"].to_host(features)[kept]
-            embeddings = embeddings[kept]
-        rows = [decision.rows[number] for number in numbers]
+            nothing = np.zeros((0, 1, 1), dtype=np.float32)
+            return self._give(frame, nothing, np.zeros(0, np.float32), ())
+        gather = self._runners["mask_head"].gather
+        kept = np.array([rows_then[number] for number in numbers])
+        rows = np.array([decision.rows[number] for number in numbers])
         outputs = self._run(
             "mask_head",
             {
                 "scores": decision.scores[rows],
                 "threshold": decision.thresholds[rows],
-                "mask_embeddings": decision.mask_embeddings[rows],
-                "frame_mask_embeddings": embeddings,
-                "mask_features": features,
+                "mask_embeddings": gather(decision.mask_embeddings, rows),
+                "frame_mask_embeddings": gather(embeddings, kept),
+                "mask_features": gather(features, kept),
             },
         )
-        logits = self._runners["mask_head"].to_host(outputs["mask_logits"])
-        with self._stage("post-processing"):
-            masks = np.stack([display_mask(one, frame.geometry) for one in logits])
         best = decision.scores[rows].max(axis=1)
-        return FrameMasks(frame.index, frame.pts, masks, best, numbers)
+        return self._give(frame, outputs["mask_logits"], best, numbers)
+
+    def _give(
+        self,
+        frame: _PendingFrame,
+        logits: Value,
+        scores: NDArray[np.float32],
+        numbers: tuple[int, ...],
+    ) -> FrameMasks:
+        """The result of a frame, its masks on their way."""
+        runner, geometry = self._runners["mask_head"], frame.geometry
+        with self._stage("post-processing"):
+            if self.settings.masks == "device":
+                coming = Coming(Fetched([runner.show_on_device(logits, geometry)]))
+            else:
+                coming = Coming(runner.show(logits, geometry))
+        self._receive(coming)
+        return FrameMasks(frame.index, frame.pts, geometry.display, scores, numbers, coming)
+
+    def _receive(self, following: Coming | None) -> None:
+        """Wait for the masks given last, so that never more than one frame's are on their way: what
+        they lie in meanwhile is bounded, and whoever keeps results may close the stream.
+        """
+        last, self._coming = self._coming, following
+        if last is not None:
+            last.get()
 
     def _run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
         with self._stage(graph):

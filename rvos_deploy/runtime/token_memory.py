@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from rvos_deploy.runtime.backends.base import Value
 
 
 class TokenMemory:
@@ -18,11 +18,11 @@ class TokenMemory:
     def __init__(self, window: int | None, anchors: int = 0) -> None:
         self._window, self._anchors = window, anchors
         self._anchor_stride = 1
-        self._tokens: dict[int, Array] = {}
+        self._tokens: dict[int, Value] = {}
         self._count = 0
 
-    def append(self, tokens: Array) -> None:
-        """Take the newest frame's aligned queries [N,C]."""
+    def append(self, tokens: Value) -> None:
+        """Take the newest frame's aligned queries [N,C], where the back end keeps them."""
         self._tokens[self._count] = tokens
         self._count += 1
         if self._window is not None:
@@ -45,8 +45,8 @@ class TokenMemory:
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def read(self) -> tuple[Array, Array]:
-        """Tokens [M,N,C], oldest first, and their ages in frames [M] (0: the newest)."""
+    def read(self) -> tuple[list[Value], NDArray[np.float32]]:
+        """Tokens [N,C] of M frames, oldest first, and their ages in frames [M] (0: the newest)."""
         newest = self._count - 1
         ages = np.array([newest - index for index in self._tokens], dtype=np.float32)
-        return np.stack(list(self._tokens.values())), ages
+        return list(self._tokens.values()), ages

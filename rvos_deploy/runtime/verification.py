@@ -120,16 +120,31 @@ def probe_cases(config: ModelConfig) -> list[dict[str, int]]:
 def run_cases(
     runner: Runner, config: ModelConfig
 ) -> Iterator[tuple[str, dict[str, Probe], dict[str, Value]]]:
-    """Run a graph at every size: the case's name, its inputs and its outputs."""
-    cases = {
-        case_name(runner.spec.name, axes): (seed, axes)
-        for seed, case in enumerate(probe_cases(config))
-        for axes in [case_axes(runner.spec, case)]
-    }
-    # By name: a bundle's own size may be that of another case, and is then checked once.
-    for name, (seed, axes) in cases.items():
+    """Run a graph at every size that the runner takes: the case's name, inputs and outputs.
+
+    Raises:
+        EngineError: the runner takes none of them; says the command.
+    """
+    cases = _named_cases(runner.spec, config)
+    taken = {name: case for name, case in cases.items() if runner.takes(case[1])}
+    for name, (seed, axes) in (taken or cases).items():
         inputs = probe_inputs(runner.spec, axes, seed)
         yield name, inputs, runner.infer(inputs)
+
+
+def left_out(runner: Runner, config: ModelConfig) -> list[str]:
+    """Names of the cases that the runner does not take: sizes outside an engine's profiles."""
+    cases = _named_cases(runner.spec, config)
+    return [name for name, (_, axes) in cases.items() if not runner.takes(axes)]
+
+
+def _named_cases(spec: GraphSpec, config: ModelConfig) -> dict[str, tuple[int, dict[str, int]]]:
+    """Seed and sizes by name: a bundle's own size may be that of another case, and is run once."""
+    return {
+        case_name(spec.name, axes): (seed, axes)
+        for seed, case in enumerate(probe_cases(config))
+        for axes in [case_axes(spec, case)]
+    }
 
 
 def case_axes(spec: GraphSpec, case: Mapping[str, int]) -> dict[str, int]:
@@ -148,11 +163,24 @@ def judge(name: str, tolerance: float, reference: HostArray, measured: HostArray
     return Check(name, comparison.max_abs <= tolerance, tolerance, comparison)
 
 
-def verify(bundle: Bundle, backend: Backend, progress: Progress | None = None) -> list[Verdict]:
+def verify(
+    bundle: Bundle,
+    backend: Backend,
+    progress: Progress | None = None,
+    on_left_out: Progress | None = None,
+) -> list[Verdict]:
     """Run every recorded check on this back end; all run, whatever fails.
+
+    Args:
+        bundle: opened.
+        backend: where to run them.
+        progress: told what is under way.
+        on_left_out: told the name of every case whose sizes the back end does not take. Engines
+            were compared at the corners of their profiles, and take nothing beyond.
 
     Raises:
         BundleError: the bundle records no reference.
+        EngineError: an engine takes none of a graph's cases, or not the clip; says the command.
     """
     recorded = _read_reference(bundle)
     verdicts: list[Verdict] = []
@@ -160,6 +188,9 @@ def verify(bundle: Bundle, backend: Backend, progress: Progress | None = None) -
         if progress is not None:
             progress(spec.name)
         with backend.runner(spec, bundle.graph_file(spec.name)) as runner:
+            if on_left_out is not None:
+                for name in left_out(runner, bundle.config):
+                    on_left_out(name)
             for name, _, outputs in run_cases(runner, bundle.config):
                 for tensor in spec.outputs:
                     key = f"{name} {tensor.name}"

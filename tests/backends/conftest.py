@@ -86,6 +86,10 @@ def tensorrt(gpu: Gpu, engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> Fake
     """The three stand-ins, where Python looks for the real modules."""
     from recording_tensorrt import FakeTensorRt
 
+    from rvos_deploy.runtime.backends.nvrtc import load_nvrtc
+
+    # The real one, which needs no GPU; it takes its helpers from the real driver module.
+    load_nvrtc()
     fake = FakeTensorRt(gpu.machine, dict(engines.graphs))
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.pycuda)

@@ -8,14 +8,17 @@ GPU's behaviour beyond them is claimed.
   buffer that is used again too early loses its content.
 * A call without a current context, memory that is freed twice or used afterwards, an allocation or
   a synchronisation while a stream is captured: AssertionError, in the test that did it.
+* Our own kernels run as g++ compiled their source for the host (``host_kernels.py``).
 * Everything is recorded in ``log``, in order.
 """
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import gc
 import itertools
+import re
 import threading
 import weakref
 from collections import deque
@@ -41,6 +44,7 @@ class Machine:
         self.streams: weakref.WeakValueDictionary[int, FakeStream] = weakref.WeakValueDictionary()
         self.living: set[int] = set()
         self.graphs: dict[int, list[Work]] = {}
+        self.modules: set[int] = set()
         self.retained = 0
         self.failing: dict[str, int] = {}
         self.copied = {"up": 0, "down": 0}
@@ -76,6 +80,13 @@ class Machine:
         capturing = [s.number for s in self.streams.values() if s.captured is not None]
         assert not capturing, f"{what} while stream {capturing} is captured"
 
+    def pointer(self, address: int) -> int:
+        """Where device memory really is, from an address on to the end of its allocation."""
+        for start, block in list(self.allocations.items()):
+            if start <= address < start + len(block):
+                return int(block[address - start :].ctypes.data)
+        raise AssertionError(f"{address:#x} is not allocated")
+
     def bytes_at(self, address: int, count: int) -> np.ndarray:
         """A view of device memory."""
         # A copy: other threads may take memory meanwhile.
@@ -90,6 +101,7 @@ class Machine:
             "pinned": len(self.pinned),
             "streams": len(self.living),
             "graphs": len(self.graphs),
+            "modules": len(self.modules),
             "contexts": self.retained,
         }
 
@@ -283,7 +295,7 @@ class FakePycuda:
         machine.need_context("mem_alloc")
         machine.need_no_capture("mem_alloc")
         self._fail("mem_alloc")
-        if sum(map(len, machine.allocations.values())) + size > machine.memory:
+        if sum(map(len, list(machine.allocations.values()))) + size > machine.memory:
             raise self.MemoryError("cuMemAlloc failed: out of memory")
         address = machine.number() << 32
         machine.allocations[address] = np.full(size, 0xCD, np.uint8)
@@ -291,7 +303,7 @@ class FakePycuda:
         return _DeviceAllocation(machine, address)
 
     def mem_get_info(self) -> tuple[int, int]:
-        taken = sum(map(len, self._machine.allocations.values()))
+        taken = sum(map(len, list(self._machine.allocations.values())))
         return self._machine.memory - taken, self._machine.memory
 
     def pagelocked_empty(self, shape: int, dtype: Any) -> np.ndarray:
@@ -333,6 +345,7 @@ class FakePycuda:
 
         def work() -> None:
             dest.reshape(-1).view(np.uint8)[:] = machine.bytes_at(src, dest.nbytes)
+            machine.record("arrived", dest.nbytes)
 
         stream.put(work)
 
@@ -347,6 +360,7 @@ class FakePycuda:
 class CUresult(enum.IntEnum):
     CUDA_SUCCESS = 0
     CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_UNSUPPORTED_PTX_VERSION = 222
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
 
 
@@ -368,9 +382,38 @@ class FakeBindings:
         self.refusing: set[str] = set()
         self.ordinal_of_pointers = 0
         self.events = 0
+        self._entries: dict[int, list[bytes]] = {}
 
     def CUstream(self, handle: int) -> int:  # noqa: N802
         return handle
+
+    def cuInit(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuDeviceGet(self, ordinal: int) -> tuple[Any, ...]:  # noqa: N802
+        return CUresult.CUDA_SUCCESS, ordinal
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.retained += 1
+        return CUresult.CUDA_SUCCESS, f"context {device}"
+
+    def cuDevicePrimaryCtxRelease(self, device: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.retained -= 1
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuCtxPushCurrent(self, context: Any) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.stack.append(context)
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuStreamSynchronize(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.streams[stream].synchronize()
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuMemcpyDtoH(self, to: int, address: int, count: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.need_context("cuMemcpyDtoH")
+        self._machine.copied["down"] += count
+        ctypes.memmove(to, self._machine.bytes_at(address, count).ctypes.data, count)
+        return (CUresult.CUDA_SUCCESS,)
 
     def cuCtxPopCurrent(self) -> tuple[Any, ...]:  # noqa: N802
         return CUresult.CUDA_SUCCESS, self._machine.stack.pop()
@@ -434,6 +477,62 @@ class FakeBindings:
         return (CUresult.CUDA_SUCCESS,)
 
     cuGraphExecDestroy = cuGraphDestroy  # noqa: N815
+
+    def cuModuleLoadData(self, image: bytes) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.need_context("cuModuleLoadData")
+        self._machine.need_no_capture("cuModuleLoadData")
+        assert image.endswith(b"\0"), "the driver would read on behind the PTX"
+        if "cuModuleLoadData" in self.refusing:
+            return CUresult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION, None
+        number = self._machine.number()
+        self._machine.modules.add(number)
+        self._entries[number] = re.findall(rb"\.entry (\w+)\(", image)
+        return CUresult.CUDA_SUCCESS, number
+
+    def cuModuleGetFunction(self, module: int, name: bytes) -> tuple[Any, ...]:  # noqa: N802
+        assert name in self._entries[module], f"{name!r} is not in the PTX"
+        return CUresult.CUDA_SUCCESS, (module, name.decode())
+
+    def cuModuleUnload(self, module: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.need_context("cuModuleUnload")
+        self._machine.modules.remove(module)
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuLaunchKernel(  # noqa: N802
+        self,
+        function: tuple[int, str],
+        *sizes: Any,
+    ) -> tuple[Any, ...]:
+        """Queue the kernel as g++ compiled it; pointers are followed when it runs."""
+        from host_kernels import launch_on_host
+
+        machine = self._machine
+        machine.need_context("cuLaunchKernel")
+        *grid_and_block, shared, stream, parameters, extra = sizes
+        module, name = function
+        assert module in machine.modules, "a kernel of a module that was unloaded"
+        assert (*grid_and_block[1:3], *grid_and_block[4:], shared, extra) == (1, 1, 1, 1, 0, 0)
+        blocks, threads = grid_and_block[0], grid_and_block[3]
+        assert 0 < blocks < 2**31
+        assert 0 < threads <= 1024
+        values, types = parameters
+        machine.record("launched", name, stream)
+
+        def work() -> None:
+            real = tuple(
+                machine.pointer(value) if kind is ctypes.c_void_p else value
+                for value, kind in zip(values, types, strict=True)
+            )
+            if name.startswith("rvos_stack"):
+                # A table of addresses, which are followed too.
+                words, total = real[1:3]
+                addresses = machine.bytes_at(values[0], total // words * 8).view(np.uint64)
+                followed = np.array([machine.pointer(int(a)) if a else 0 for a in addresses])
+                real = (int(followed.ctypes.data), *real[1:])
+            launch_on_host(name, blocks, threads, real, types)
+
+        machine.streams[stream].put(work)
+        return (CUresult.CUDA_SUCCESS,)
 
     def _graph(self, work: list[Work]) -> int:
         number = self._machine.number()

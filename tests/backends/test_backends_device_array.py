@@ -16,8 +16,9 @@ from recording_cuda import Gpu
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice, hold_device
-from rvos_deploy.runtime.backends.device_array import Capsule, borrow, is_device_array
-from rvos_deploy.runtime.backends.device_tensor import DeviceTensor
+from rvos_deploy.runtime.backends.device_array import borrow, is_device_array
+from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, send
+from rvos_deploy.runtime.backends.dlpack import CPU, CUDA, Capsule, make_capsule
 from rvos_deploy.runtime.bundle import Bundle
 from rvos_deploy.runtime.segmenter import load
 from rvos_deploy.runtime.settings import StreamSettings
@@ -70,6 +71,39 @@ def test_what_is_no_fresh_capsule_is_refused() -> None:
 def test_types_that_numpy_has_not() -> None:
     with pytest.raises(InputError, match=r"type code 4 with 16 bits .* no NumPy type"):
         Capsule(torch.zeros(3, dtype=torch.bfloat16).__dlpack__())
+
+
+class Ours:
+    """NumPy's memory in a capsule of ours."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return CPU, 0
+
+    def __dlpack__(self, **_: Any) -> object:
+        array = self.array
+        return make_capsule(array.ctypes.data, array.shape, array.dtype, array, CPU)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "int64", "bool"])
+def test_others_read_our_capsules_and_give_them_back(dtype: str) -> None:
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    before = sys.getrefcount(array)
+    ours = Ours(array)
+    taken = [np.from_dlpack(ours), torch.from_dlpack(ours), Capsule(ours.__dlpack__())]
+    assert (taken[0] == array).all()
+    assert taken[0].ctypes.data == array.ctypes.data
+    assert (taken[1].numpy() == array).all()
+    assert (taken[2].shape, taken[2].dtype, taken[2].strides) == (array.shape, array.dtype, None)
+    assert sys.getrefcount(array) == before + 4
+    taken.clear()
+    unused = ours.__dlpack__()
+    assert sys.getrefcount(array) == before + 2
+    del unused, ours
+    gc.collect()
+    assert sys.getrefcount(array) == before
 
 
 class OnGpu:
@@ -180,7 +214,7 @@ def test_what_cannot_be_read_is_one_line(gpu: Gpu, device: CudaDevice) -> None:
     theirs.strides = (24, 4)
     assert borrow(device, theirs).shape == (4, 6)
     gpu.bindings.ordinal_of_pointers = 1
-    with pytest.raises(InputError, match=r"not on GPU 0 \(stand-in\)"):
+    with pytest.raises(InputError, match=r"not on GPU 0, where"):
         borrow(device, theirs)
     theirs.free()
     other = DlPack(gpu, np.zeros(3, np.uint8))
@@ -209,6 +243,8 @@ def test_a_stream_takes_frames_on_the_gpu(
     frame = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
     settings = StreamSettings(size=(96, 160), fallback="top1")
     with load(engines.path, backend="tensorrt") as segmenter:
+        with segmenter.stream(["the disc"], settings) as stream:
+            stream.push(frame)  # what is sent once a size
         with segmenter.stream(["the disc"], settings) as stream:
             gpu.machine.copied.update(up=0, down=0)
             (truth,) = stream.push(frame)
@@ -254,3 +290,40 @@ def test_results_are_tensors_that_others_can_take(
     assert tensor.reshape(4).borrowed
     del tensor
     theirs.free()
+
+
+@pytest.mark.parametrize("stream", [None, 1, -1, "own"])
+def test_tensors_are_given_by_dlpack_once_they_are_computed(
+    gpu: Gpu, device: CudaDevice, stream: int | str | None
+) -> None:
+    tensor = send(device, np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert tensor.__dlpack_device__() == (CUDA, 0)
+    done: list[str] = []
+    device.compute.put(lambda: done.append("computed"))
+    with device.current():
+        theirs = gpu.pycuda.Stream()
+        # The default stream, which the stand-in has not by itself.
+        gpu.machine.streams[1] = theirs
+        asked = theirs.handle if stream == "own" else stream
+        capsule = Capsule(tensor.__dlpack__(stream=asked))
+        theirs.put(lambda: done.append("read"))
+        theirs.synchronize()
+    assert done == (["read"] if stream == -1 else ["computed", "read"])
+    assert (capsule.kind, capsule.ordinal) == (CUDA, 0)
+    assert (capsule.shape, str(capsule.dtype)) == ((2, 3), "float32")
+    assert capsule.address == tensor.address
+    # The memory is not another's while the capsule's tensor is read.
+    taken = tensor.address
+    del tensor
+    assert device.allocate(24).address != taken
+    del capsule
+    assert device.allocate(24).address == taken
+    with device.current():
+        del theirs
+
+
+def test_a_tensor_on_the_gpu_is_given_there_only(device: CudaDevice) -> None:
+    tensor = send(device, np.zeros(3, np.float32))
+    for wish in ({"copy": True}, {"dl_device": (CPU, 0)}):
+        with pytest.raises(BufferError, match=r"numpy\.asarray"):
+            tensor.__dlpack__(**wish)

@@ -7,9 +7,14 @@ masks that ONNX Runtime gives alone. Not shown: anything of TensorRT's or a GPU'
 from __future__ import annotations
 
 import gc
+import json
+import math
 import sys
 import threading
 import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +22,7 @@ import pytest
 from recording_cuda import Gpu
 
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.runtime.backends import nvrtc
 from rvos_deploy.runtime.backends.base import Runner
 from rvos_deploy.runtime.backends.device_tensor import DeviceTensor
 from rvos_deploy.runtime.backends.registry import make_backend
@@ -26,6 +32,7 @@ from rvos_deploy.runtime.engine_sidecar import EngineError, plan_file, sidecar_f
 from rvos_deploy.runtime.probe import PROBE_BOX, probe_clip, probe_inputs
 from rvos_deploy.runtime.segmenter import Segmenter, load
 from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.runtime.verification import verify
 
 if TYPE_CHECKING:
     from recording_tensorrt import FakeTensorRt
@@ -161,6 +168,217 @@ def test_a_stream_gives_the_masks_that_onnxruntime_gives(
     for one, other in zip(found, truth, strict=True):
         assert (one == other).all()
     assert replays(gpu) > 0
+    gpu.check_clean()
+
+
+def packed_bytes(expressions: int) -> int:
+    """Of the probe clip's masks: 90 rows of 157 bits each."""
+    return expressions * 90 * 20
+
+
+def moments(gpu: Gpu, *entry: object) -> list[int]:
+    """When something was recorded."""
+    return [at for at, found in enumerate(gpu.machine.log) if found[: len(entry)] == entry]
+
+
+@pytest.mark.parametrize("name", ["online", "lookahead"])
+def test_masks_come_down_while_the_next_frame_is_computed(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, name: str
+) -> None:
+    """Whoever reads them late waits for nothing, and the device has its next frame by then."""
+    texts = ["the square moving to the right", "the disc"]
+    clip = probe_clip(6)
+    frame_bytes = 96 * 160 * 3
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        truth = masks(segmenter, SETTINGS[name])
+    kept = []
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.stream(texts, SETTINGS[name]) as stream,
+    ):
+        lookahead = SETTINGS[name].lookahead
+        for number, frame in enumerate(clip[:5]):
+            kept += stream.push(frame)
+            decided = max(0, number + 1 - lookahead)
+            assert len(kept) == decided
+            arrived = moments(gpu, "arrived", packed_bytes(2))
+            # The newest result is under way, all before are there.
+            assert len(arrived) == max(0, decided - 1)
+            if arrived:
+                # A graph of this frame (its pixels, up first) was queued before the wait.
+                assert moments(gpu, "up", frame_bytes)[-1] < arrived[-1]
+        kept += list(stream.flush())
+    # Stream and segmenter are closed, and not one of the results was read so far.
+    assert len(moments(gpu, "arrived", packed_bytes(2))) == 5
+    for result, expected_masks in zip(kept, truth, strict=True):
+        assert (result.masks == expected_masks).all()
+        assert result.masks is result.masks
+    gpu.check_clean()
+
+
+def test_masks_may_be_read_by_another_thread_while_the_stream_goes_on(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        truth = masks(segmenter, SETTINGS["offline"])
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.stream(["the square moving to the right", "the disc"], SETTINGS["offline"]) as s,
+        ThreadPoolExecutor(2) as readers,
+    ):
+        for frame in probe_clip(5):
+            s.push(frame)
+        reading = [readers.submit(lambda one: one.masks, result) for result in s.flush()]
+        found = [one.result() for one in reading]
+    assert all((a == b).all() for a, b in zip(found, truth, strict=True))
+    gpu.check_clean()
+
+
+@pytest.mark.parametrize("name", ["online", "lookahead", "offline"])
+def test_masks_may_stay_on_the_device(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, name: str
+) -> None:
+    texts = ["the square moving to the right", "the disc"]
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        truth = masks(segmenter, SETTINGS[name])
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.stream(texts, replace(SETTINGS[name], masks="device")) as stream,
+    ):
+        results = [result for frame in probe_clip(5) for result in stream.push(frame)]
+        results += list(stream.flush())
+        for result, expected_masks in zip(results, truth, strict=True):
+            found = result.masks
+            assert isinstance(found, DeviceTensor)
+            assert found.__cuda_array_interface__["typestr"] == "|b1"
+            assert found.shape == expected_masks.shape
+            assert (np.asarray(found) == expected_masks).all()
+        # Masks that nobody took down were not taken down.
+        assert moments(gpu, "arrived", packed_bytes(2)) == []
+        del found, result
+        results.clear()
+    gpu.check_clean()
+
+
+def test_no_masks_are_a_tensor_too(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
+    settings = replace(SETTINGS["online"], masks="device")
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.stream([], settings) as stream,
+    ):
+        (result,) = stream.push(probe_clip(1)[0])
+        assert isinstance(result.masks, DeviceTensor)
+        assert result.masks.shape == (0, 90, 157)
+        del result
+    gpu.check_clean()
+
+
+def test_masks_cannot_stay_where_the_kernels_are_missing(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvrtc, "load_nvrtc", without_nvrtc)
+    with (
+        pytest.warns(RuntimeWarning, match="NVRTC"),
+        load(engines.path, backend="tensorrt") as segmenter,
+        pytest.raises(BackendError, match="NVRTC cannot be loaded"),
+    ):
+        segmenter.stream(["the disc"], replace(SETTINGS["online"], masks="device"))
+    gpu.check_clean()
+
+
+def sizes(bundle: Bundle, graph: str, names: Iterable[str], axes: dict[str, int]) -> int:
+    """Bytes of a graph's inputs or outputs."""
+    spec = bundle.graphs[graph]
+    tensors = {tensor.name: tensor for tensor in (*spec.inputs, *spec.outputs)}
+    return sum(
+        math.prod(tensors[name].sizes(axes)) * np.dtype(tensors[name].dtype).itemsize
+        for name in names
+    )
+
+
+def test_what_crosses_the_bus_a_frame(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
+    """Queries, their memory and embeddings stay on the device: nothing that grows with the memory
+    or the masks goes up, and of masks only bits come down.
+    """
+    settings = StreamSettings(size=PROBE_BOX, fallback="top1", memory=4)
+    texts = ["the square moving to the right", "the disc"]
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.stream(texts, settings) as stream,
+    ):
+        for frame in probe_clip(6):
+            _ = [result.masks for result in stream.push(frame)]
+        gpu.machine.copied.update(up=0, down=0)
+        _ = [result.masks for result in stream.push(probe_clip(1)[0])]
+        length = max(len(segmenter.encode_text(text).tokens) for text in texts)
+    slots = engines.config.num_queries
+    axes = {"H": 96, "W": 160, "E": 2, "L": length, "M": 4}
+    text = ("text_tokens", "sentence", "text_padding")
+    pointer = 8
+    assert gpu.machine.copied["up"] == (
+        96 * 160 * 3
+        + sizes(engines, "frame_decoder", text, axes)
+        + 2 * (2 * slots) * pointer  # the order of queries, and of mask embeddings
+        + (2 * 4) * pointer  # where the memory's frames lie
+        + sizes(engines, "video_decoder", (*text, "memory_ages", "memory_empty"), axes)
+        + sizes(engines, "video_decoder", ("video_queries",), axes)
+        + sizes(engines, "mask_head", ("scores", "threshold"), axes)
+    )
+    cues = ("slot_values", "slot_logits", "slot_position", "slot_content", "slot_score")
+    assert gpu.machine.copied["down"] == (
+        sizes(engines, "frame_decoder", cues, axes)
+        + sizes(engines, "video_decoder", ("scores",), axes)
+        + packed_bytes(2)
+    )
+    gpu.check_clean()
+
+
+@pytest.mark.parametrize("name", ["online", "lookahead", "offline", "spilled"])
+def test_expressions_may_come_and_go_on_the_device(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, name: str
+) -> None:
+    """Memories of different lengths, rows that are left out: as ONNX Runtime on the host."""
+
+    def run(segmenter: Segmenter) -> list[tuple[tuple[int, ...], np.ndarray]]:
+        clip = probe_clip(7)
+        with segmenter.stream(["the square", "the disc"], SETTINGS[name]) as stream:
+            results = [r for frame in clip[:2] for r in stream.push(frame)]
+            stream.add_expression("everything")
+            results += [r for frame in clip[2:5] for r in stream.push(frame)]
+            stream.remove_expression(0)
+            results += [r for frame in clip[5:] for r in stream.push(frame)]
+            results += list(stream.flush())
+        return [(result.expressions, result.masks) for result in results]
+
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        truth = run(segmenter)
+    with load(engines.path, backend="tensorrt") as segmenter:
+        found = run(segmenter)
+    assert len(found) == len(truth) == 7
+    for (numbers, some), (expected_numbers, expected_masks) in zip(found, truth, strict=True):
+        assert numbers == expected_numbers
+        assert (some == expected_masks).all()
+    gpu.check_clean()
+
+
+def without_nvrtc() -> None:
+    raise BackendError("NVRTC cannot be loaded (the test says so)")
+
+
+def test_without_kernels_the_host_makes_the_masks(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVRTC is not there: said once for the device, not for every graph."""
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        truth = masks(segmenter, SETTINGS["online"])
+    monkeypatch.setattr(nvrtc, "load_nvrtc", without_nvrtc)
+    with pytest.warns(RuntimeWarning, match=r"on the host, .*NVRTC cannot be loaded") as said:
+        segmenter = load(engines.path, backend="tensorrt")
+    assert len(said) == 1
+    with segmenter:
+        found = masks(segmenter, SETTINGS["online"])
+    assert all((a == b).all() for a, b in zip(found, truth, strict=True))
+    assert moments(gpu, "launched") == []
     gpu.check_clean()
 
 
@@ -371,4 +589,42 @@ def test_only_what_is_missing_is_named(
     with pytest.raises(BackendError, match="tensorrt has no device 'cpu'; known: cuda"):
         make_backend("tensorrt", "cpu")
     gc.collect()
+    gpu.check_clean()
+
+
+def narrow(bundle: Bundle, **sizes: tuple[int, int, int]) -> None:
+    """Engines as if built with these profiles."""
+    for graph in bundle.graphs:
+        file = sidecar_file(plan_file(bundle.path, "tensorrt", graph))
+        values = json.loads(file.read_text())
+        for profile in values["profiles"]:
+            profile.update({axis: size for axis, size in sizes.items() if axis in profile})
+        file.write_text(json.dumps(values))
+
+
+def test_verify_leaves_out_what_the_profiles_do_not_take_and_says_so(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    """``build-engine`` reaches up to the bundle's own size: the tall case lies beyond it."""
+    narrow(engines, H=(32, 128, 128), W=(32, 224, 224))
+    left_out: list[str] = []
+    verdicts = verify(engines, TensorRtBackend(), on_left_out=left_out.append)
+    assert all(verdict.passed for verdict in verdicts)
+    assert left_out == [
+        "backbone H160 W64",
+        "frame_decoder H160 W64 E2 L77",
+        "mask_head H160 W64 E2",
+    ]
+    checked = {" ".join(verdict.name.split()[:-1]) for verdict in verdicts}
+    assert "backbone H64 W96" in checked
+    assert not checked & set(left_out)
+    gpu.check_clean()
+
+
+def test_verify_without_a_case_that_fits_is_an_error(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    narrow(engines, W=(256, 256, 256))
+    with pytest.raises(EngineError, match=r"takes H=.*W=256:256:256.*build-engine .*--profile"):
+        verify(engines, TensorRtBackend())
     gpu.check_clean()

@@ -31,6 +31,7 @@ def test_verify_prints_the_table_and_passes(
     assert found["schema"] == "rvos-deploy/verify/1"
     assert found["command"] == "verify"
     assert found["passed"] is True
+    assert found["left_out"] == []
     assert found["versions"]["backend"]["name"] == "onnxruntime"
     assert found["machine"]["cores"] >= 1
     checks = found["checks"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rvos_deploy.engines.plugins.ms_deform_attn import compile as compiler
-from rvos_deploy.engines.plugins.ms_deform_attn.compile import compile_ptx, supported_archs
+from rvos_deploy.engines.plugins.ms_deform_attn.compile import compile_ptx
 from rvos_deploy.engines.plugins.ms_deform_attn.resources import ARCHS, assemble, find_ptxas
 from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
     KERNEL_NAME,
@@ -20,6 +20,8 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
     Tactic,
     tactics_for,
 )
+from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends.nvrtc import load_nvrtc, supported_archs
 
 Types = tuple[DType, DType, DType]
 _VECTOR_LOAD = re.compile(r"ld\.global(?:\.\w+)*\.v4\.[a-z]+32")
@@ -91,7 +93,7 @@ def test_wide_heads_leave_out_tactics_with_small_blocks() -> None:
 
 def test_an_unknown_architecture_is_refused() -> None:
     spec = KernelSpec(52, *TYPES[0], tactic=TACTICS[1])
-    with pytest.raises(PluginError, match=r"cannot compile for compute_52; it needs one of 75, 80"):
+    with pytest.raises(BackendError, match=r"compile for compute_52; it needs one of 75, 80"):
         compile_ptx(spec)
     assert 90 in supported_archs()
 
@@ -110,10 +112,10 @@ def test_missing_headers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_nvrtc_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
-    compiler._nvrtc.cache_clear()
-    with pytest.raises(PluginError, match=r"NVRTC cannot be loaded .*; pip install 'rvos-deploy\["):
+    load_nvrtc.cache_clear()
+    with pytest.raises(BackendError, match=r"NVRTC cannot be .*; pip install 'rvos-deploy\["):
         supported_archs()
-    compiler._nvrtc.cache_clear()
+    load_nvrtc.cache_clear()
 
 
 def test_a_broken_source_shows_the_compilers_line(
@@ -123,7 +125,7 @@ def test_a_broken_source_shows_the_compilers_line(
     broken.write_text("no CUDA at all\n")
     monkeypatch.setattr(compiler, "SOURCE", broken)
     spec = KernelSpec(88, *TYPES[0], tactic=TACTICS[1])
-    with pytest.raises(PluginError, match=r"kernel\.cu\(1\): error"):
+    with pytest.raises(BackendError, match=r"kernel\.cu\(1\): error"):
         compile_ptx(spec)
 
 

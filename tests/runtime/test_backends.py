@@ -77,3 +77,55 @@ def test_a_file_that_is_no_graph(tmp_path: Path, tiny_bundle: Path) -> None:
     runner = make_backend().runner(open_bundle(tiny_bundle).graphs["mask_head"], file)
     with pytest.raises(BackendError, match=r"cannot load mask_head\.onnx"):
         runner.activate()
+
+
+class _Sessions:
+    """Records what a session is opened with, and opens it on the CPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import onnxruntime
+
+        self.providers: list[tuple[str, dict[str, str]]] = []
+        real = onnxruntime.InferenceSession
+        monkeypatch.setattr(
+            onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"]
+        )
+
+        def session(path, options, *, providers, **rest):  # type: ignore[no-untyped-def]
+            self.providers += providers
+            opened = real(path, options, providers=["CPUExecutionProvider"], **rest)
+            opened.get_providers = lambda: ["CUDAExecutionProvider"]
+            return opened
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+
+
+@pytest.mark.parametrize(("bundle", "options"), [("tiny_bundle", {"use_tf32": "0"}), (None, {})])
+def test_cuda_computes_float32_bundles_in_float32(
+    request: pytest.FixtureRequest,
+    tiny_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bundle: str | None,
+    options: dict[str, str],
+) -> None:
+    """TF32 is the CUDA provider's default: off unless the graph's contract says float16."""
+    from dataclasses import replace
+
+    sessions = _Sessions(monkeypatch)
+    opened = open_bundle(tiny_bundle)
+    spec = opened.graphs["mask_head"]
+    if bundle is None:
+        spec = replace(spec, inputs=tuple(replace(t, dtype="float16") for t in spec.inputs))
+    runner = OnnxRuntimeBackend("cuda").runner(spec, opened.graph_file("mask_head"))
+    with runner:
+        assert sessions.providers == [("CUDAExecutionProvider", options)]
+
+
+def test_the_options_are_the_cuda_providers_own() -> None:
+    """A key that the provider does not know would be refused on the GPU only."""
+    import onnxruntime
+
+    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    if not library.is_file():
+        pytest.skip("this onnxruntime has no CUDA provider to ask")
+    assert b"use_tf32" in library.read_bytes()

@@ -239,11 +239,22 @@ def test_two_threads_share_a_segmenter(segmenter: Segmenter, clip) -> None:
         ({"threshold": 1.5}, "0..1"),
         ({"size": (100, 160)}, "nearest that is: 96x160"),
         ({"lookahead": -1}, "negative"),
+        ({"masks": "gpu"}, "masks must be one of host, device"),
     ],
 )
 def test_settings_are_checked(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         settings(**changes)
+
+
+def test_masks_on_a_device_are_refused_where_there_is_none(segmenter: Segmenter, tmp_path) -> None:
+    from rvos_deploy.runtime.segment_video import segment_video
+
+    with pytest.raises(InputError, match=r"backend='tensorrt'.*leave masks out"):
+        segmenter.stream([MOVING], settings(masks="device"))
+    with pytest.raises(InputError, match="cannot be written into files"):
+        segment_video(segmenter, "video.mp4", [MOVING], tmp_path / "o", settings(masks="device"))
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.slow

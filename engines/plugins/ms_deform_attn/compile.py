@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rvos_deploy.engines.plugins.ms_deform_attn.spec import DType, KernelSpec, PluginError
+from rvos_deploy.runtime.backends import nvrtc
+from rvos_deploy.runtime.backends.nvrtc import INSTALL
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 NVRTC_HEADERS = ("cuda_fp16.h", "cuda_bf16.h")
-_INSTALL = "pip install 'rvos-deploy[tensorrt]'"
 _CUDA_TYPES: dict[DType, str] = {"fp32": "float", "fp16": "__half", "bf16": "__nv_bfloat16"}
 
 
@@ -25,38 +26,15 @@ def compile_ptx(spec: KernelSpec) -> str:
     """PTX that holds one kernel, ``spec.KERNEL_NAME``; compiled once per process and spec.
 
     Raises:
-        PluginError: NVRTC or the headers are missing, NVRTC does not know the architecture, or the
-            source does not compile.
+        PluginError: the headers are missing.
+        BackendError: NVRTC is missing, does not know the architecture, or refuses the source.
     """
-    nvrtc = _nvrtc()
-    known = supported_archs()
-    if spec.arch not in known:
-        raise PluginError(
-            f"NVRTC {_version(nvrtc)} cannot compile for compute_{spec.arch}; it needs one of "
-            f"{', '.join(map(str, known))}: pip install --upgrade nvidia-cuda-nvrtc"
-        )
-    options = [option.encode() for option in nvrtc_options(spec)]
-    program = _check(
-        nvrtc, *nvrtc.nvrtcCreateProgram(SOURCE.read_bytes(), SOURCE.name.encode(), 0, [], [])
-    )
-    try:
-        (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise PluginError(
-                f"NVRTC {_version(nvrtc)} refused {SOURCE.name}: {_log(nvrtc, program)} (for "
-                f"{spec}); NVRTC and the CUDA headers must be of one release: {_INSTALL}"
-            )
-        ptx = bytearray(_check(nvrtc, *nvrtc.nvrtcGetPTXSize(program)))
-        _check(nvrtc, *nvrtc.nvrtcGetPTX(program, ptx))
-    finally:
-        nvrtc.nvrtcDestroyProgram(program)
-    return ptx.rstrip(b"\0").decode()
+    return nvrtc.compile_ptx(SOURCE.read_bytes(), SOURCE.name, spec.arch, nvrtc_options(spec))
 
 
 def nvrtc_options(spec: KernelSpec) -> list[str]:
-    """The compiler's command line."""
+    """The compiler's command line, without the architecture."""
     return [
-        f"--gpu-architecture=compute_{spec.arch}",
         "--std=c++17",
         "--fmad=false",  # the kernel writes its fmaf: the host build then rounds in the same places
         f"-DRVOS_VALUE={_CUDA_TYPES[spec.value]}",
@@ -81,7 +59,7 @@ def include_folders(headers: tuple[str, ...]) -> list[Path]:
         if folder is None:
             raise PluginError(
                 f"the CUDA header {header} is in none of "
-                f"{', '.join(map(str, candidates)) or 'the site-packages'}; {_INSTALL}, or set "
+                f"{', '.join(map(str, candidates)) or 'the site-packages'}; {INSTALL}, or set "
                 "CUDA_HOME to a CUDA 13 toolkit"
             )
         if folder not in found:
@@ -102,23 +80,14 @@ def _include_candidates() -> Iterator[Path]:
         yield from (Path(toolkit) / "include", Path(toolkit) / "include/cccl")
 
 
-def supported_archs() -> list[int]:
-    """The virtual architectures that the installed NVRTC compiles for.
-
-    Raises:
-        PluginError: NVRTC is missing.
-    """
-    nvrtc = _nvrtc()
-    return sorted(_check(nvrtc, *nvrtc.nvrtcGetSupportedArchs()))
-
-
 def device_arch(ordinal: int = 0) -> int:
     """The newest architecture that both the card and the installed NVRTC know. NOT RUN: no GPU.
 
     Raises:
         PluginError: no driver, no card, or a driver older than NVRTC, which could not load its PTX.
+        BackendError: NVRTC is missing.
     """
-    nvrtc = _nvrtc()
+    version = nvrtc.nvrtc_version()
     try:
         from cuda.bindings import driver
 
@@ -139,49 +108,16 @@ def device_arch(ordinal: int = 0) -> int:
             f"the GPU's architecture cannot be read ({error}); engines are built on a machine with "
             "an NVIDIA GPU and its driver, or give register_plugin(arch=...)"
         ) from error
-    version = tuple(_check(nvrtc, *nvrtc.nvrtcVersion(), first_only=False))
     if version > (newest // 1000, newest % 1000 // 10):
         raise PluginError(
-            f"NVRTC {_version(nvrtc)} is newer than the driver, which is for CUDA "
+            f"NVRTC {nvrtc.version_text()} is newer than the driver, which is for CUDA "
             f"{newest // 1000}.{newest % 1000 // 10} and cannot load its PTX; pip install "
             f"'nvidia-cuda-nvrtc=={newest // 1000}.{newest % 1000 // 10}.*', or update the driver"
         )
-    return max(arch for arch in supported_archs() if arch <= 10 * major + minor)
-
-
-@functools.cache
-def _nvrtc() -> Any:
-    """``cuda.bindings.nvrtc``, with its library loaded."""
-    try:
-        from cuda.bindings import nvrtc
-
-        nvrtc.nvrtcVersion()
-    except (ImportError, RuntimeError, OSError) as error:
-        raise PluginError(
-            f"NVRTC cannot be loaded ({str(error).splitlines()[0]}); {_INSTALL}"
-        ) from error
-    return nvrtc
-
-
-def _check(nvrtc: Any, result: Any, *values: Any, first_only: bool = True) -> Any:
-    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise PluginError(f"NVRTC {_version(nvrtc)} failed with {result.name}; {_INSTALL}")
-    return values[0] if values and first_only else values
+    return nvrtc.newest_arch(10 * major + minor)
 
 
 def _check_driver(driver: Any, result: Any, *values: Any) -> Any:
     if result != driver.CUresult.CUDA_SUCCESS:
         raise RuntimeError(result.name)
     return values[0] if values else None
-
-
-def _version(nvrtc: Any) -> str:
-    _, major, minor = nvrtc.nvrtcVersion()
-    return f"{major}.{minor}"
-
-
-def _log(nvrtc: Any, program: Any) -> str:
-    log = bytearray(_check(nvrtc, *nvrtc.nvrtcGetProgramLogSize(program)))
-    _check(nvrtc, *nvrtc.nvrtcGetProgramLog(program, log))
-    lines = log.rstrip(b"\0").decode(errors="replace").strip().splitlines()
-    return next((line for line in lines if "error" in line), "no log")

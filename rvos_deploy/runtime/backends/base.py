@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.runtime.geometry import FrameGeometry, display_masks
 from rvos_deploy.runtime.graph_spec import GraphSpec
 
 HostArray = NDArray[Any]
@@ -21,6 +22,12 @@ HostArray = NDArray[Any]
 Value = Any
 """A tensor where the back end keeps it: a NumPy array, or one on a device. Has ``shape``, ``dtype``
 (NumPy's name of it) and ``nbytes``. Pass it on to another graph, or ask :meth:`Runner.to_host`."""
+
+
+_ON_THE_HOST = (
+    "masks='device' needs a back end whose tensors stay on the GPU (backend='tensorrt'); this one "
+    "gives NumPy arrays: leave masks out"
+)
 
 
 class Fetching(Protocol):
@@ -31,17 +38,20 @@ class Fetching(Protocol):
 
 
 @dataclass(frozen=True)
-class _Fetched:
-    """Values that are on the host already."""
+class Fetched:
+    """Values that are where they are wanted already."""
 
-    values: list[HostArray]
+    values: list[Value]
 
-    def arrays(self) -> list[HostArray]:
+    def arrays(self) -> list[Value]:
+        """They."""
         return self.values
 
 
 class Runner(ABC):
-    """One graph, ready to run. A back end overrides only the ``*_impl`` methods.
+    """One graph, ready to run. A back end overrides only the ``*_impl`` methods and, where its
+    values stay on a device, what is done to them between the graphs (``fetch``, ``gather``,
+    ``stack``, ``show``, ``take``); here that is done on the host.
 
     Use as a context manager, or call :meth:`activate` and :meth:`deactivate`.
     """
@@ -88,13 +98,68 @@ class Runner(ABC):
             self._active = False
             self.deactivate_impl()
 
+    def takes(self, axes: Mapping[str, int]) -> bool:
+        """Whether these sizes, which the graph's contract allows, can be run here, too."""
+        return True
+
     def to_host(self, value: Value) -> HostArray:
         """A NumPy array of the value (itself, where it is one)."""
         return np.asarray(value)
 
     def fetch(self, values: Sequence[Value]) -> Fetching:
         """Begin to bring values to the host; other work may be queued meanwhile."""
-        return _Fetched([self.to_host(value) for value in values])
+        return Fetched([self.to_host(value) for value in values])
+
+    def gather(self, value: Value, index: NDArray[np.integer]) -> Value:
+        """Rows of a value in another order, where the back end keeps it.
+
+        Args:
+            value: [R,...], or [E,N,...].
+            index: [K] gives ``value[index]``, [E,N] gives ``value[e][index[e]]`` for every e.
+        """
+        if index.ndim == 1 and np.array_equal(index, np.arange(value.shape[0])):
+            return value
+        rows = self.to_host(value)
+        return rows[index] if index.ndim == 1 else rows[np.arange(len(index))[:, None], index]
+
+    def stack(self, rows: Sequence[Sequence[Value | None]]) -> Value:
+        """Values of equal shape and type as one, [rows, columns, ...]; None stands for zeros."""
+        first = next(piece for row in rows for piece in row if piece is not None)
+        whole = np.zeros((len(rows), len(rows[0]), *first.shape), dtype=first.dtype)
+        for target, row in zip(whole, rows, strict=True):
+            for column, piece in enumerate(row):
+                if piece is not None:
+                    target[column] = self.to_host(piece)
+        return whole
+
+    def show(self, logits: Value, geometry: FrameGeometry) -> Fetching:
+        """Masks of a frame at its displayed size, on their way to the host.
+
+        Args:
+            logits: float32 [E, padded height/4, padded width/4].
+            geometry: of the frame.
+
+        Returns:
+            What gives one array, bool [E,H,W] (see ``geometry.display_masks``).
+        """
+        return Fetched([display_masks(self.to_host(logits), geometry)])
+
+    def require_device_masks(self) -> None:
+        """Make sure that :meth:`show_on_device` can be called.
+
+        Raises:
+            InputError: this back end's results are on the host.
+            BackendError: something is not installed.
+        """
+        raise InputError(_ON_THE_HOST)
+
+    def show_on_device(self, logits: Value, geometry: FrameGeometry) -> Value:
+        """The masks of :meth:`show` as a tensor bool [E,H,W] on the device; nothing is waited for.
+
+        Raises:
+            InputError, BackendError: as :meth:`require_device_masks`.
+        """
+        raise InputError(_ON_THE_HOST)
 
     def take(self, value: Any) -> Value:
         """Another library's array as this back end's, without a copy where both allow it.

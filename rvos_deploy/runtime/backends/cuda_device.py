@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends.cuda_kernels import Kernels
 from rvos_deploy.runtime.backends.cuda_libraries import CudaLibraries, call
 
 _NON_BLOCKING = 1
@@ -155,6 +157,8 @@ class CudaDevice:
         self._events: list[list[Any]] = []
         self._idle_events: deque[list[Any]] = deque()
         self._kept: deque[tuple[DeviceEvent, object]] = deque()
+        self._kernels: Kernels | None = None
+        self._no_kernels: str | None = None
         try:
             self.driver.init()
             device = self.driver.Device(ordinal)
@@ -268,6 +272,37 @@ class CudaDevice:
                 event.record(stream)
             return event
 
+    def kernels(self) -> Kernels:
+        """Our own kernels, compiled and loaded when first asked for.
+
+        Raises:
+            BackendError: they cannot be; tried once, and the same reason given from then on.
+        """
+        with self.lock, self.current():
+            if self._kernels is None and self._no_kernels is None:
+                try:
+                    self._kernels = Kernels(self.bindings, self.compute_capability)
+                except BackendError as error:
+                    self._no_kernels = str(error)
+            if self._kernels is None:
+                raise BackendError(self._no_kernels)
+            return self._kernels
+
+    def has_kernels(self) -> bool:
+        """Whether there are :meth:`kernels`; why not is said once, as a warning."""
+        tried = self._no_kernels is not None
+        try:
+            self.kernels()
+        except BackendError as error:
+            if not tried:
+                warnings.warn(
+                    f"what lies between the graphs is done on the host, somewhat slower: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return False
+        return True
+
     def keep(self, owner: object) -> None:
         """Keep another library's memory until what is queued for computation now is done."""
         with self.lock, self.current():
@@ -333,6 +368,9 @@ class CudaDevice:
             try:
                 self._synchronize()
                 self._kept.clear()
+                if self._kernels is not None:
+                    self._kernels.free()
+                    self._kernels = None
                 self._idle_staging.clear()
                 for pinned in self._pinned:
                     pinned.base.free()  # type: ignore[union-attr]

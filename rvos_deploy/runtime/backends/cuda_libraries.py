@@ -71,3 +71,23 @@ def call(driver: Any, name: str, *arguments: Any) -> Any:
     if int(error) != 0:
         raise BackendError(f"CUDA: {name} failed with {error.name}; check the GPU with nvidia-smi")
     return results[0] if results else None
+
+
+def wait_for(driver: Any, waiting: int, awaited: int) -> None:
+    """Let what is queued on a stream from here on wait for what another one has in its queue now.
+
+    Args:
+        driver: ``cuda.bindings.driver``, with the device's context current.
+        waiting: handle of a stream; of ours or of another library.
+        awaited: handle of the other.
+
+    Raises:
+        BackendError: CUDA refuses.
+    """
+    event = call(driver, "cuEventCreate", int(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+    try:
+        call(driver, "cuEventRecord", event, driver.CUstream(awaited))
+        call(driver, "cuStreamWaitEvent", driver.CUstream(waiting), event, 0)
+    finally:
+        # CUDA frees it once it has passed.
+        call(driver, "cuEventDestroy", event)

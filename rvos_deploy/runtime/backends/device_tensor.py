@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice, DeviceEvent
+from rvos_deploy.runtime.backends.cuda_libraries import wait_for
+from rvos_deploy.runtime.backends.dlpack import CUDA, make_capsule
+
+_LEGACY_STREAM, _NO_WAIT = 1, -1
+"""DLPack's numbers for the default stream, and for a reader who sees to the order himself."""
 
 
 class Memory(Protocol):
@@ -23,11 +29,24 @@ class Memory(Protocol):
         """Where it begins."""
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Memory from some byte of another on."""
+
+    whole: Memory
+    offset: int
+
+    @property
+    def address(self) -> int:
+        return self.whole.address + self.offset
+
+
 class DeviceTensor:
     """A contiguous tensor on a GPU.
 
-    Other libraries on the GPU take it through ``__cuda_array_interface__`` (``torch.as_tensor``,
-    ``cupy.asarray``), NumPy through ``numpy.asarray``. It lives as long as its segmenter.
+    Other libraries on the GPU take it through DLPack (``torch.from_dlpack``) or the CUDA array
+    interface (``cupy.asarray``), NumPy through ``numpy.asarray``. It lives as long as its
+    segmenter.
 
     Args:
         device: where it lies.
@@ -79,6 +98,35 @@ class DeviceTensor:
             "stream": int(self.device.compute.handle),
         }
 
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return CUDA, self.device.ordinal
+
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object:
+        """A capsule; what the reader queues on its stream from here on waits for the tensor.
+
+        Raises:
+            BufferError: it is asked for on another device, or as a copy.
+        """
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(
+                "a tensor on the GPU is given as it is; take it to the host by numpy.asarray"
+            )
+        device = self.device
+        with device.lock, device.current():
+            if stream != _NO_WAIT:
+                compute = int(device.compute.handle)
+                wait_for(device.bindings, _LEGACY_STREAM if stream is None else stream, compute)
+            return make_capsule(
+                self.address, self.shape, self.dtype, self._memory, CUDA, device.ordinal
+            )
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
             raise ValueError("a tensor on the GPU cannot become a NumPy array without a copy")
@@ -90,6 +138,16 @@ class DeviceTensor:
         assert math.prod(shape) == math.prod(self.shape)
         return DeviceTensor(
             self.device, shape, self.dtype, self._memory, self._ready, borrowed=self.borrowed
+        )
+
+    def __getitem__(self, row: int) -> DeviceTensor:
+        """A row of the first axis, in the same memory."""
+        if not 0 <= row < self.shape[0]:
+            raise IndexError(f"row {row} of a tensor of {self.shape[0]}")
+        rest = self.shape[1:]
+        part = _Part(self._memory, row * math.prod(rest) * self.dtype.itemsize)
+        return DeviceTensor(
+            self.device, rest, self.dtype, part, self._ready, borrowed=self.borrowed
         )
 
     def __repr__(self) -> str:
@@ -128,3 +186,25 @@ class Fetch:
 def fetch(tensors: Sequence[DeviceTensor]) -> list[NDArray[Any]]:
     """Host copies of tensors on one device, with one wait for all."""
     return Fetch(tensors).arrays() if tensors else []
+
+
+def send(device: CudaDevice, array: NDArray[Any]) -> DeviceTensor:
+    """A host array on the device, to stay there. Waits for the copy: for what is sent once.
+
+    Raises:
+        BackendError: the device's memory is short.
+    """
+    with device.lock, device.current():
+        room = device.allocate(max(1, array.nbytes))
+        pinned = device.pinned(max(1, array.nbytes))
+        # What lay in that memory before may still be read by what is queued.
+        device.event(device.compute).hold_up(device.upload)
+        part = pinned[: array.nbytes]
+        np.copyto(part.view(array.dtype).reshape(array.shape), array)
+        device.driver.memcpy_htod_async(room.address, part, device.upload)
+        arrived = device.event(device.upload)
+        arrived.hold_up(device.compute)
+    with device.current():
+        arrived.wait()
+    device.unpin(pinned)
+    return DeviceTensor(device, array.shape, array.dtype, room, arrived)

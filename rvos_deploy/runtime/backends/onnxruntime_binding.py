@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rvos_deploy.runtime.backends.base import Value
+from rvos_deploy.runtime.backends.onnxruntime_device import BorrowedArray
 from rvos_deploy.runtime.graph_spec import TensorSpec
 
 
@@ -46,7 +47,8 @@ def run_bound(
     Args:
         session: an ``onnxruntime.InferenceSession``.
         device: ``cuda`` or ``cpu``, as ONNX Runtime names it.
-        inputs: NumPy arrays, which are copied there, and :class:`OrtTensor`, which are not.
+        inputs: NumPy arrays, which are copied there; :class:`OrtTensor` and arrays of other
+            libraries on that device (:class:`BorrowedArray`), which are not.
         outputs: contracts of those wanted.
 
     Returns:
@@ -56,6 +58,9 @@ def run_bound(
 
     binding = session.io_binding()
     for name, array in inputs.items():
+        if isinstance(array, BorrowedArray):
+            binding.bind_input(name, device, 0, array.dtype, list(array.shape), array.address)
+            continue
         value = array.value if isinstance(array, OrtTensor) else None
         if value is None:
             value = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)

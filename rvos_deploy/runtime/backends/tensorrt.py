@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends import device_pieces
 from rvos_deploy.runtime.backends.base import Backend, Fetching, HostArray, Runner, Value
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice, DeviceBuffer, Staging, hold_device
 from rvos_deploy.runtime.backends.cuda_graphs import (
@@ -31,12 +33,14 @@ from rvos_deploy.runtime.backends.cuda_graphs import (
 )
 from rvos_deploy.runtime.backends.cuda_libraries import CudaLibraries, import_tensorrt
 from rvos_deploy.runtime.backends.device_array import borrow, is_device_array
-from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, Fetch
+from rvos_deploy.runtime.backends.device_masks import MaskDisplay
+from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, Fetch, send
 from rvos_deploy.runtime.backends.execution import Execution, check_interface
 from rvos_deploy.runtime.bundle import Bundle, open_bundle
 from rvos_deploy.runtime.engine_checks import profile_for
 from rvos_deploy.runtime.engine_loading import load_engine
-from rvos_deploy.runtime.engine_sidecar import EngineSidecar, read_sidecar
+from rvos_deploy.runtime.engine_sidecar import EngineSidecar, read_sidecar, takes
+from rvos_deploy.runtime.geometry import FrameGeometry
 from rvos_deploy.runtime.graph_spec import GraphSpec
 
 if TYPE_CHECKING:
@@ -164,6 +168,7 @@ class TensorRtRunner(Runner):
         self._workspace: DeviceBuffer | None = None
         self._plain: Execution | None = None
         self._captured: CapturedRuns[_CapturedRun] = CapturedRuns(spec.name, enabled=cuda_graphs)
+        self._display: MaskDisplay | None = None
 
     @property
     def why_not_captured(self) -> str | None:
@@ -197,6 +202,7 @@ class TensorRtRunner(Runner):
         self._workspace = device.allocate(max(1, engine.device_memory_size_v2))
         self._plain = self._make_execution()
         self._captured = CapturedRuns(self.spec.name, enabled=self._cuda_graphs)
+        self._display = MaskDisplay(device) if device.has_kernels() else None
 
     def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
         """Queue one run; its outputs may be passed on at once, and waited for by ``to_host``.
@@ -240,10 +246,46 @@ class TensorRtRunner(Runner):
                 if self._plain is not None:
                     self._plain.close()
                 self._plain = None
+                self._display = None
                 self._engine = None
                 self._workspace = None
         finally:
             device.let_go()
+
+    def gather(self, value: Value, index: NDArray[np.integer]) -> Value:
+        """On the device, of what is there; on the host where there are no kernels."""
+        alike = index.ndim == 1 and np.array_equal(index, np.arange(value.shape[0]))
+        if alike or self._display is None or not isinstance(value, DeviceTensor):
+            return super().gather(value, index)
+        return device_pieces.gather(value, index)
+
+    def stack(self, rows: Sequence[Sequence[Value | None]]) -> Value:
+        """On the device, of what is there; on the host where there are no kernels."""
+        there = all(isinstance(x, DeviceTensor) for row in rows for x in row if x is not None)
+        if self._display is None or not there:
+            return super().stack(rows)
+        return device_pieces.stack(rows)
+
+    def show(self, logits: Value, geometry: FrameGeometry) -> Fetching:
+        """Masks resized, thresholded and packed on the device; by the host where it cannot."""
+        if self._display is None or not isinstance(logits, DeviceTensor):
+            return super().show(logits, geometry)
+        return self._display.fetch(logits, geometry)
+
+    def require_device_masks(self) -> None:
+        """Raises BackendError where our kernels could not be compiled or loaded; says why."""
+        self._require_device().kernels()
+
+    def show_on_device(self, logits: Value, geometry: FrameGeometry) -> DeviceTensor:
+        """Masks bool [E,H,W] on the device, queued."""
+        self.require_device_masks()
+        assert self._display is not None
+        there = logits if isinstance(logits, DeviceTensor) else send(self._require_device(), logits)
+        return self._display.show(there, geometry)
+
+    def takes(self, axes: Mapping[str, int]) -> bool:
+        """Whether a profile of the engine takes these sizes."""
+        return any(takes(profile, axes) for profile in self._sidecar.profiles)
 
     def take(self, value: Any) -> Value:
         """An array on this GPU as it is; one on the host as a NumPy array."""
@@ -283,11 +325,7 @@ class TensorRtRunner(Runner):
         assert self._plain is not None
         staged: dict[str, Staging] = {}
         try:
-            addresses = _stage(device, inputs, staged)
-            outputs = self._plain.bind(profile, axes, addresses)
-            self._plain.enqueue()
-            for staging in staged.values():
-                staging.consumed()
+            outputs = _enqueue(device, self._plain, profile, axes, inputs, staged)
         finally:
             for staging in staged.values():
                 device.unstage(staging)
@@ -306,12 +344,8 @@ class TensorRtRunner(Runner):
         staged: dict[str, Staging] = {}
         graph = None
         try:
-            addresses = _stage(device, inputs, staged)
-            outputs = execution.bind(profile, axes, addresses)
             # The warm-up, and this call's result.
-            execution.enqueue()
-            for staging in staged.values():
-                staging.consumed()
+            outputs = _enqueue(device, execution, profile, axes, inputs, staged)
             stream = int(device.compute.handle)
             try:
                 graph = capture(self._libraries.driver, stream, execution.try_enqueue)
@@ -358,10 +392,18 @@ class TensorRtRunner(Runner):
         }
 
 
-def _stage(
-    device: CudaDevice, inputs: Mapping[str, Value], staged: dict[str, Staging]
-) -> dict[str, int]:
-    """Queue the upload of what is on the host; addresses of all inputs. Fills ``staged``."""
+def _enqueue(
+    device: CudaDevice,
+    execution: Execution,
+    profile: int,
+    axes: Mapping[str, int],
+    inputs: Mapping[str, Value],
+    staged: dict[str, Staging],
+) -> dict[str, DeviceBuffer]:
+    """Queue the upload of what is on the host, and one run; room of the outputs.
+
+    ``staged`` is filled as it goes, so that the caller can give back what an error leaves there.
+    """
     addresses: dict[str, int] = {}
     for name, value in inputs.items():
         if isinstance(value, DeviceTensor):
@@ -370,4 +412,8 @@ def _stage(
         staging = staged[name] = device.staging(value.nbytes)
         staging.put(value)
         addresses[name] = staging.address
-    return addresses
+    outputs = execution.bind(profile, axes, addresses)
+    execution.enqueue()
+    for staging in staged.values():
+        staging.consumed()
+    return outputs

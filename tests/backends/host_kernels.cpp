@@ -1,0 +1,27 @@
+// kernels.cu for the host: one C function per kernel, called by host_kernels.py.
+
+#include "host_shim.h"
+
+#include "kernels.cu"
+
+#define RVOS_MASK_ARGUMENTS                                                                      \
+  logits, masks, map_height, map_width, row_first, row_count, row_weights, row_most,             \
+      column_first, column_count, column_weights, column_most, height, width, output
+
+extern "C" void host_rvos_pack_masks(int grid, int block, RVOS_MASK_PARAMETERS) {
+  launch(dim3(grid), dim3(block), [&] { rvos_pack_masks(RVOS_MASK_ARGUMENTS); });
+}
+
+extern "C" void host_rvos_show_masks(int grid, int block, RVOS_MASK_PARAMETERS) {
+  launch(dim3(grid), dim3(block), [&] { rvos_show_masks(RVOS_MASK_ARGUMENTS); });
+}
+
+#define RVOS_STACK_ARGUMENTS pieces, words, total, output
+
+extern "C" void host_rvos_stack_vectors(int grid, int block, RVOS_STACK_PARAMETERS(uint4)) {
+  launch(dim3(grid), dim3(block), [&] { rvos_stack_vectors(RVOS_STACK_ARGUMENTS); });
+}
+
+extern "C" void host_rvos_stack_bytes(int grid, int block, RVOS_STACK_PARAMETERS(unsigned char)) {
+  launch(dim3(grid), dim3(block), [&] { rvos_stack_bytes(RVOS_STACK_ARGUMENTS); });
+}

@@ -1,0 +1,46 @@
+"""The runtime's kernels on the CPU: the same source, compiled by g++ through the plugin's shim."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from rvos_deploy.engines.plugins.ms_deform_attn import host
+from rvos_deploy.runtime.backends.cuda_kernels import SOURCE
+
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing"]
+
+
+def build(source: str, library: Path) -> None:
+    """Compile one of this folder's C++ files into a shared library; skips without a compiler."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("there is no g++ to build the kernels for the host")
+    here = Path(__file__).parent
+    folders = [here, SOURCE.parent, Path(host.__file__).parent]
+    folders += host.include_folders(host.HOST_HEADERS)
+    command = [compiler, *FLAGS, *(f"-I{folder}" for folder in folders)]
+    subprocess.run([*command, str(here / source), "-o", str(library), "-ldl"], check=True)
+
+
+@functools.cache
+def host_library() -> ctypes.CDLL:
+    """Built once a process."""
+    with tempfile.TemporaryDirectory(prefix="rvos-") as folder:
+        library = Path(folder) / "kernels.so"
+        build("host_kernels.cpp", library)
+        return ctypes.CDLL(str(library))
+
+
+def launch_on_host(
+    kernel: str, blocks: int, threads: int, values: tuple[int, ...], types: tuple[type, ...]
+) -> None:
+    """Run a kernel; pointers among ``values`` are addresses of this process."""
+    arguments = [kind(value) for value, kind in zip(values, types, strict=True)]
+    getattr(host_library(), f"host_{kernel}")(blocks, threads, *arguments)

@@ -1,0 +1,275 @@
+"""Our own kernels without a GPU: PTX by NVRTC, arithmetic by g++, order on the stand-in."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from host_kernels import build, launch_on_host
+from mask_cases import random_case
+from numpy.typing import NDArray
+from recording_cuda import Gpu
+
+from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends import device_pieces, nvrtc
+from rvos_deploy.runtime.backends.cuda_device import hold_device
+from rvos_deploy.runtime.backends.cuda_kernels import KERNELS, kernel_ptx
+from rvos_deploy.runtime.backends.device_masks import MaskDisplay
+from rvos_deploy.runtime.backends.device_tensor import send
+from rvos_deploy.runtime.geometry import (
+    FrameGeometry,
+    display_logits,
+    display_masks,
+    display_taps,
+    fit_frame,
+)
+
+ARCHS = (75, 80, 86, 89, 90, 100, 120)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_ptx(arch: int, tmp_path: Path) -> None:
+    ptx = kernel_ptx(arch)
+    assert re.findall(r"\.entry (\w+)\(", ptx) == list(KERNELS)
+    assert re.search(rf"\.target sm_{arch}\b", ptx)
+    assert not re.search(r"\bfma\.", ptx), "a contraction would round unlike the host"
+    for unwanted in (".local", ".shared", "bar.sync"):
+        assert unwanted not in ptx
+    ptxas = shutil.which("ptxas")
+    if ptxas is None:
+        return
+    (tmp_path / "kernels.ptx").write_text(ptx)
+    command = [ptxas, "-v", f"-arch=sm_{arch}", str(tmp_path / "kernels.ptx")]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "kernels.cubin")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(re.findall(r"(\d+) bytes spill", done.stderr)) == {"0"}
+
+
+def on_host(
+    kernel: str, logits: NDArray[np.float32], geometry: FrameGeometry, threads: int = 64
+) -> NDArray[np.uint8]:
+    """The kernel's output; bytes after it must stay as they are."""
+    height, width = geometry.display
+    columns = -(-width // 8) if kernel == "rvos_pack_masks" else width
+    shape = (len(logits), height, columns)
+    room = np.full(int(np.prod(shape)) + 64, 0xA5, np.uint8)
+    tables = display_taps((logits.shape[1], logits.shape[2]), geometry)
+    values: list[int] = [logits.ctypes.data, *logits.shape]
+    types: list[type] = [ctypes.c_void_p, *[ctypes.c_int] * 3]
+    for taps in tables:
+        values += [taps.first.ctypes.data, taps.count.ctypes.data, taps.weights.ctypes.data]
+        values.append(taps.weights.shape[1])
+        types += [*[ctypes.c_void_p] * 3, ctypes.c_int]
+    values += [height, width, room.ctypes.data]
+    types += [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    blocks = -(-int(np.prod(shape)) // threads)
+    launch_on_host(kernel, blocks, threads, tuple(values), tuple(types))
+    assert (room[-64:] == 0xA5).all()
+    return room[:-64].reshape(shape)
+
+
+def test_the_kernels_give_display_masks_bit_by_bit() -> None:
+    """Three hundred random shapes. The order of sums and the roundings are Pillow's on x86-64;
+    compilers for other machines contract Pillow's own sums, and its ties may fall otherwise.
+    """
+    random = np.random.default_rng(5)
+    shrunk = grown = alike = 0
+    for _ in range(300):
+        logits, geometry = random_case(random)
+        truth = display_masks(logits, geometry)
+        found = on_host("rvos_show_masks", logits, geometry)
+        packed = on_host("rvos_pack_masks", logits, geometry)
+        assert (np.packbits(found, axis=-1) == packed).all()
+        wrong = found.astype(bool) != truth
+        if platform.machine() != "x86_64":
+            near = np.stack([np.abs(display_logits(one, geometry)) for one in logits])
+            wrong &= near > 1e-6 * np.abs(logits).max()
+        assert not wrong.any(), (logits.shape, geometry)
+        shrunk += geometry.display[0] < geometry.content[0] // 4
+        grown += geometry.display[0] > geometry.content[0] // 4
+        alike += geometry.display == logits.shape[1:]
+    assert shrunk > 20
+    assert grown > 100
+    assert alike > 5
+
+
+def test_against_plain_float64_on_a_frame_of_the_usual_size() -> None:
+    """No Pillow: bilinear by its definition, in float64. Signs may differ where the value is zero
+    to within two roundings of float32, one a pass.
+    """
+    random = np.random.default_rng(6)
+    geometry = fit_frame((271, 479), (96, 160))
+    logits = random.standard_normal((1, 24, geometry.padded[1] // 4)).astype(np.float32)
+    wide = logits[0].astype(np.float64)
+
+    def place(count: int, content: int, size: int):  # type: ignore[no-untyped-def]
+        at = np.clip((np.arange(count) + 0.5) * content / 4 / count - 0.5, 0, size - 1)
+        low = np.minimum(np.floor(at).astype(int), size - 2)
+        return low, at - low
+
+    (top, down), (left, across) = (
+        place(*three) for three in zip(geometry.display, geometry.content, wide.shape, strict=True)
+    )
+    rows = wide[top] * (1 - down[:, None]) + wide[top + 1] * down[:, None]
+    plain = rows[:, left] * (1 - across) + rows[:, left + 1] * across
+    found = on_host("rvos_show_masks", logits, geometry)[0].astype(bool)
+    decided = np.abs(plain) > 2 * 2.0**-24 * np.abs(logits).max()
+    assert decided.mean() > 0.999
+    assert (found == (plain > 0))[decided].all()
+
+
+def test_what_is_not_a_number_is_background_and_infinities_are_kept() -> None:
+    geometry = fit_frame((64, 64), (64, 64))
+    logits = np.ones((1, 16, 16), np.float32)
+    logits[0, :8] = np.nan
+    logits[0, 8:, :8] = np.inf
+    truth = display_masks(logits, geometry)
+    assert truth[0, -1, 0]
+    assert not truth[0, 0].any()
+    assert (on_host("rvos_show_masks", logits, geometry).astype(bool) == truth).all()
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a driver of its own")
+def test_the_real_bindings_pass_the_arguments_as_the_kernels_take_them(tmp_path: Path) -> None:
+    """cuda.bindings over a C library of ours in the place of the driver's."""
+    build("host_driver.cpp", tmp_path / "libcuda.so.1")
+    (tmp_path / "kernels.ptx").write_text(kernel_ptx(89))
+    script = Path(__file__).with_name("through_bindings.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "kernels.ptx")],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "arguments arrived\n", done.stderr
+
+
+def test_masks_on_the_device_in_order_and_freed(gpu: Gpu) -> None:
+    device = hold_device(gpu.libraries)
+    display = MaskDisplay(device)
+    random = np.random.default_rng(1)
+    held = []
+    for _ in range(12):
+        logits, geometry = random_case(random)
+        tensor = send(device, logits)
+        shown = display.show(tensor, geometry)
+        coming = display.fetch(tensor, geometry)
+        held.append((shown, coming, display_masks(logits, geometry)))
+        del tensor
+    gpu.machine.copied.update(down=0)
+    for shown, coming, truth in held:
+        assert (str(shown.dtype), shown.shape) == ("bool", truth.shape)
+        (found,) = coming.arrays()
+        assert found.dtype == np.bool_
+        assert (found == truth).all()
+        assert (np.asarray(shown) == truth).all()
+    del held, shown, coming, display
+    device.let_go()
+    gpu.check_clean()
+
+
+def test_an_eighth_of_a_byte_a_pixel_comes_down(gpu: Gpu) -> None:
+    device = hold_device(gpu.libraries)
+    geometry = fit_frame((90, 157), (96, 160))
+    logits = send(device, np.zeros((3, 24, geometry.padded[1] // 4), np.float32))
+    display = MaskDisplay(device)
+    display.fetch(logits, geometry).arrays()
+    gpu.machine.copied.update(up=0, down=0)
+    display.fetch(logits, geometry).arrays()
+    assert gpu.machine.copied == {"up": 0, "down": 3 * 90 * 20}
+    del logits, display
+    device.let_go()
+    gpu.check_clean()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "kernel"),
+    [
+        ("float32", 8, "rvos_stack_vectors"),
+        ("float16", 8, "rvos_stack_vectors"),
+        ("float32", 3, "rvos_stack_bytes"),
+        ("float16", 5, "rvos_stack_bytes"),
+        ("uint8", 1, "rvos_stack_bytes"),
+    ],
+)
+def test_rows_are_gathered_and_stacked_as_numpy_does(
+    gpu: Gpu, dtype: str, channels: int, kernel: str
+) -> None:
+    """Bytes are moved, so they must be equal; also from rows that begin at odd addresses."""
+    device = hold_device(gpu.libraries)
+    random = np.random.default_rng(channels)
+    array = random.integers(0, 100, (3, 7, channels)).astype(dtype)
+    value = send(device, array)
+    order = np.stack([random.permutation(7) for _ in range(3)])
+    ordered = device_pieces.gather(value, order)
+    truth = array[np.arange(3)[:, None], order]
+    assert (np.asarray(ordered) == truth).all()
+    rows = np.array([2, 0])
+    assert (np.asarray(device_pieces.gather(value, rows)) == array[rows]).all()
+    assert (np.asarray(ordered[1]) == truth[1]).all()
+    with pytest.raises(IndexError, match="row 3 of a tensor of 3"):
+        ordered[3]
+    pieces = [[ordered[0], ordered[2], None], [None, value[1], value[1]]]
+    stacked = device_pieces.stack(pieces)
+    expected = np.stack(
+        [
+            np.stack([truth[0], truth[2], np.zeros_like(truth[0])]),
+            np.stack([np.zeros_like(truth[0]), array[1], array[1]]),
+        ]
+    )
+    assert (stacked.shape, stacked.dtype) == (expected.shape, expected.dtype)
+    assert (np.asarray(stacked) == expected).all()
+    # Rows of 7 * 3 floats begin at multiples of 4 only.
+    assert {entry[1] for entry in gpu.machine.log if entry[0] == "launched"} == {kernel}
+    del value, ordered, stacked, pieces
+    device.let_go()
+    gpu.check_clean()
+
+
+def test_what_is_copied_is_not_overwritten_before(gpu: Gpu) -> None:
+    """Memory goes back to the pool while the kernel that reads it is still queued."""
+    device = hold_device(gpu.libraries)
+    array = np.arange(64, dtype=np.float32).reshape(2, 4, 8)
+    stacked = []
+    for number in range(6):
+        value = send(device, array + number)
+        stacked.append(device_pieces.stack([[value[0], value[1]]]))
+        del value
+    for number, found in enumerate(stacked):
+        assert (np.asarray(found)[0] == array + number).all()
+    del stacked, found
+    device.let_go()
+    gpu.check_clean()
+
+
+def test_kernels_that_the_driver_refuses_are_said_once(gpu: Gpu) -> None:
+    gpu.bindings.refusing.add("cuModuleLoadData")
+    device = hold_device(gpu.libraries)
+    with pytest.warns(RuntimeWarning, match="on the host, .*CUDA_ERROR_UNSUPPORTED_PTX_VERSION"):
+        assert not device.has_kernels()
+    gpu.bindings.refusing.clear()
+    assert not device.has_kernels()
+    with pytest.raises(BackendError, match="cuModuleLoadData failed with CUDA_ERROR_UNSUPPORTED"):
+        device.kernels()
+    device.let_go()
+    gpu.check_clean()
+
+
+def test_a_card_older_than_nvrtc_knows_is_named() -> None:
+    with pytest.raises(BackendError, match=r"compiles for compute_75 and newer, .*\(6\.1\)"):
+        nvrtc.newest_arch(61)
+    assert nvrtc.newest_arch(89) == 89
+    assert nvrtc.newest_arch(999) == max(nvrtc.supported_archs())

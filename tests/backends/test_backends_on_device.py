@@ -1,0 +1,85 @@
+"""What is done on the device, on the stand-in and, by ``pytest -m gpu``, on a real card.
+
+NOT RUN on a card where this was written: no GPU there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from mask_cases import random_case
+from recording_cuda import Gpu
+
+from rvos_deploy.runtime.backends import device_pieces
+from rvos_deploy.runtime.backends.cuda_device import CudaDevice, hold_device
+from rvos_deploy.runtime.backends.cuda_libraries import CudaLibraries
+from rvos_deploy.runtime.backends.device_array import borrow
+from rvos_deploy.runtime.backends.device_masks import MaskDisplay
+from rvos_deploy.runtime.backends.device_tensor import fetch, send
+from rvos_deploy.runtime.geometry import display_masks
+
+
+@pytest.fixture(params=["stand-in", pytest.param("card", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
+    if request.param == "card":
+        pycuda = pytest.importorskip("pycuda.driver")
+        driver = pytest.importorskip("cuda.bindings.driver")
+        held = hold_device(CudaLibraries(pycuda, driver))
+        yield held
+        held.let_go()
+        return
+    gpu: Gpu = request.getfixturevalue("gpu")
+    held = hold_device(gpu.libraries)
+    yield held
+    held.let_go()
+    gpu.check_clean()
+
+
+def test_masks_are_the_hosts_bit_by_bit(device: CudaDevice) -> None:
+    display, random = MaskDisplay(device), np.random.default_rng(21)
+    for _ in range(40):
+        logits, geometry = random_case(random)
+        there = send(device, logits)
+        truth = display_masks(logits, geometry)
+        (packed,) = display.fetch(there, geometry).arrays()
+        assert (packed == truth).all(), (logits.shape, geometry)
+        assert (np.asarray(display.show(there, geometry)) == truth).all()
+
+
+@pytest.mark.parametrize(("dtype", "channels"), [("float16", 256), ("float32", 20), ("uint8", 3)])
+def test_rows_are_put_in_order_and_together(device: CudaDevice, dtype: str, channels: int) -> None:
+    random = np.random.default_rng(22)
+    array = random.integers(0, 100, (5, 20, channels)).astype(dtype)
+    order = np.stack([random.permutation(20) for _ in array])
+    ordered = device_pieces.gather(send(device, array), order)
+    truth = array[np.arange(5)[:, None], order]
+    frames = [[ordered[row] for row in (3, 1, 4)], [ordered[2], None, ordered[0]]]
+    stacked = device_pieces.stack(frames)
+    expected = np.stack([truth[[3, 1, 4]], truth[[2, 1, 0]]])
+    expected[1, 1] = 0
+    for found, wanted in zip(fetch([ordered, stacked]), (truth, expected), strict=True):
+        assert (found == wanted).all()
+
+
+@pytest.mark.gpu
+def test_pytorch_reads_our_tensors_and_we_read_its_own() -> None:
+    pycuda = pytest.importorskip("pycuda.driver")
+    driver = pytest.importorskip("cuda.bindings.driver")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA")
+    device = hold_device(CudaLibraries(pycuda, driver))
+    array = np.arange(24).reshape(2, 3, 4) % 2 == 0
+    ours = send(device, array)
+    for read in (torch.from_dlpack(ours), torch.as_tensor(ours, device="cuda")):
+        assert read.data_ptr() == ours.address
+        assert (read.cpu().numpy() == array).all()
+    theirs = torch.arange(12, device="cuda").reshape(3, 4)
+    borrowed = borrow(device, theirs)
+    assert borrowed.address == theirs.data_ptr()
+    assert (np.asarray(borrowed) == theirs.cpu().numpy()).all()
+    torch.cuda.synchronize()
+    del ours, borrowed
+    device.let_go()
