@@ -63,7 +63,11 @@ def open_session(path: str) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         _sessions[file] = onnxruntime.InferenceSession(
-            file, options, providers=["CPUExecutionProvider"]
+            file,
+            options,
+            providers=["CPUExecutionProvider"],
+            # Ends the process in float16, see the back end.
+            disabled_optimizers=["FuseFp16InitializerToFp32NodeTransformer"],
         )
     return _sessions[file]
 
