@@ -27,7 +27,7 @@ from rvos_deploy.runtime.verification import (
     Verdict,
     case_name,
     judge,
-    judge_masks,
+    judge_probe,
     probe_masks,
 )
 
@@ -54,16 +54,18 @@ def compare_graph(engine: Runner, reference: Runner, profiles: Sequence[Profile]
 def compare_masks(
     bundle: Bundle, engine: Backend, reference: Backend, profiles: Sequence[Profile]
 ) -> MaskCheck:
-    """J&F of the probe clip's masks by the engines, against those by ONNX Runtime.
+    """J&F of the probe clip's masks by the engines, against those by ONNX Runtime, whose slots they
+    take (see ``verification.check_masks``).
 
     Raises:
         InputError: no profile takes the clip.
     """
     clip, box = fitting_clip(profiles)
-    found, _ = probe_masks(bundle, engine, clip, box)
-    truth, _ = probe_masks(bundle, reference, clip, box)
-    name = f"masks of a clip, {len(clip)} frames, {len(found)} expressions, in {box[0]}x{box[1]}"
-    return judge_masks(name, truth, found)
+    truth = probe_masks(bundle, reference, clip, box)
+    found = probe_masks(bundle, engine, clip, box, truth.orders)
+    count = len(truth.masks)
+    name = f"masks of a clip, {len(clip)} frames, {count} expressions, in {box[0]}x{box[1]}"
+    return judge_probe(name, bundle, truth.masks, found)
 
 
 def fitting_clip(profiles: Sequence[Profile]) -> tuple[NDArray[np.uint8], tuple[int, int]]:

@@ -181,6 +181,19 @@ class SlotTracker:
 
 
 @dataclass
+class RecordedTracker(SlotTracker):
+    """Slots that keep which query [N] each took, frame by frame, in ``orders``."""
+
+    orders: list[NDArray[np.int64]] = field(default_factory=list, init=False)
+
+    def advance(self, cues: SlotCues) -> NDArray[np.int64]:
+        """As a tracker does."""
+        order = super().advance(cues)
+        self.orders.append(order)
+        return order
+
+
+@dataclass
 class ReplayedTracker(SlotTracker):
     """Slots as another library chose them on the same clip, and how good its choice is here.
 

@@ -30,7 +30,7 @@ from rvos_deploy.runtime.geometry import (
 )
 from rvos_deploy.runtime.selection import thresholds
 from rvos_deploy.runtime.settings import StreamSettings
-from rvos_deploy.runtime.slots import ReplayedTracker, SlotCues
+from rvos_deploy.runtime.slots import SlotCues, SlotTracker
 from rvos_deploy.runtime.spill_store import SpillStore
 from rvos_deploy.runtime.token_memory import TokenMemory
 from rvos_deploy.video.frames import Frame, check_image
@@ -178,20 +178,12 @@ class Stream(Closing):
         )
         return number
 
-    def replay_slots(self, orders: NDArray[np.int64]) -> list[ReplayedTracker]:
-        """Give the expressions present the slots that were recorded of the same clip: for proofs,
-        before the first frame.
-
-        Args:
-            orders: [E,T,N].
-
-        Returns:
-            A tracker for each expression, which judges the record as frames are pushed.
+    def track_by(self, trackers: Sequence[SlotTracker]) -> None:
+        """Align the slots of the expressions present by these, one each, before the first frame:
+        for proofs, which record slots or replay them.
         """
-        trackers = [ReplayedTracker(of_one) for of_one in orders]
         for state, tracker in zip(self._expressions.values(), trackers, strict=True):
             state.tracker = tracker
-        return trackers
 
     def remove_expression(self, number: int) -> None:
         """Stop following an expression; frames not yet given leave it out too."""

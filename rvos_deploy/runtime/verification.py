@@ -30,7 +30,7 @@ from rvos_deploy.runtime.probe import (
 )
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.runtime.settings import StreamSettings
-from rvos_deploy.runtime.slots import LOST
+from rvos_deploy.runtime.slots import LOST, RecordedTracker, ReplayedTracker
 
 MINIMUM_J_AND_F = 0.999
 """Masks of the clip against PyTorch's: a mask of 1,000 pixels may differ in one at its edge. What
@@ -232,13 +232,38 @@ def check_masks(
     clip = probe_clip()
     geometry = fit_frame((clip.shape[1], clip.shape[2]), PROBE_BOX)
     logits = np.stack([[display_logits(m, geometry) for m in maps] for maps in reference_logits])
-    masks, excess = probe_masks(bundle, backend, clip, PROBE_BOX, reference_order)
-    name = f"masks of a clip, {masks.shape[1]} frames, {len(masks)} expressions"
+    found = probe_masks(bundle, backend, clip, PROBE_BOX, reference_order)
+    name = f"masks of a clip, {len(clip)} frames, {len(logits)} expressions"
     undecided = np.abs(logits) <= TIE[bundle.precision] * np.abs(logits).max()
+    return judge_probe(name, bundle, logits > 0, found, undecided)
+
+
+@dataclass(frozen=True)
+class ProbeMasks:
+    """Masks of a clip, bool [E,T,H,W]; orders int64 [E,T,N], the query of each slot; excess: by how
+    much these slots, when they were replayed, cost more than the best (else 0).
+    """
+
+    masks: NDArray[np.bool_]
+    orders: NDArray[np.int64]
+    excess: float
+
+
+def judge_probe(
+    name: str,
+    bundle: Bundle,
+    truth: NDArray[np.bool_],
+    found: ProbeMasks,
+    undecided: NDArray[np.bool_] | None = None,
+) -> MaskCheck:
+    """Judge masks by :func:`judge_masks` and the bundle's own minimum, and replayed slots by what
+    their graph may err by.
+    """
     minimum = float(bundle.manifest["parity"].get("minimum_j_and_f", MINIMUM_J_AND_F))
-    check = judge_masks(name, logits > 0, masks, undecided, minimum)
+    check = judge_masks(name, truth, found.masks, undecided, minimum)
     allowed = min(SLOT_TIE * bundle.graphs["frame_decoder"].tolerance, MAXIMUM_SLOT_EXCESS)
-    return replace(check, passed=check.passed and excess <= allowed, slot_excess=excess)
+    passed = check.passed and found.excess <= allowed
+    return replace(check, passed=passed, slot_excess=found.excess)
 
 
 def probe_masks(
@@ -247,22 +272,25 @@ def probe_masks(
     clip: NDArray[np.uint8],
     box: tuple[int, int],
     orders: NDArray[np.int64] | None = None,
-) -> tuple[NDArray[np.bool_], float]:
-    """Masks of a clip uint8 [T,H,W,3] by this back end, offline, fitted into ``box``: [E,T,H,W].
+) -> ProbeMasks:
+    """Masks of a clip uint8 [T,H,W,3] by this back end, offline, fitted into ``box``.
 
-    ``orders``: int64 [E,T,N], slots to replay; by how much they cost more than the best is returned
-    beside the masks (0 without).
+    ``orders``: int64 [E,T,N], slots to replay; None: as this back end finds.
     """
     settings = StreamSettings(mode="offline", fallback="top1", size=box)
     with (
         Segmenter(bundle, backend) as segmenter,
         segmenter.stream(PROBE_EXPRESSIONS, settings) as stream,
     ):
-        trackers = [] if orders is None else stream.replay_slots(orders)
+        recorded = [RecordedTracker() for _ in PROBE_EXPRESSIONS]
+        replayed = [] if orders is None else [ReplayedTracker(of_one) for of_one in orders]
+        stream.track_by(replayed or recorded)
         for frame in clip:
             stream.push(frame)
         masks = np.stack([result.masks for result in stream.flush()], axis=1)
-        return masks, max((tracker.excess for tracker in trackers), default=0.0)
+    if orders is None:
+        orders = np.stack([np.array(tracker.orders, np.int64) for tracker in recorded])
+    return ProbeMasks(masks, orders, max((tracker.excess for tracker in replayed), default=0.0))
 
 
 def judge_masks(

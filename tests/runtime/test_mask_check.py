@@ -11,7 +11,12 @@ from rvos_deploy.runtime import verification
 from rvos_deploy.runtime.geometry import display_mask, fit_frame
 from rvos_deploy.runtime.graph_spec import GraphSpec
 from rvos_deploy.runtime.probe import PROBE_BOX
-from rvos_deploy.runtime.verification import MAXIMUM_UNDECIDED, check_masks, judge_masks
+from rvos_deploy.runtime.verification import (
+    MAXIMUM_UNDECIDED,
+    ProbeMasks,
+    check_masks,
+    judge_masks,
+)
 
 
 def squares() -> np.ndarray:
@@ -74,7 +79,7 @@ def test_slots_that_only_rounding_explains_pass(
 
     def probe(bundle, backend, clip, box, orders):  # type: ignore[no-untyped-def]
         assert orders is order
-        return masks, excess
+        return ProbeMasks(masks, orders, excess)
 
     monkeypatch.setattr(verification, "probe_masks", probe)
     graph = GraphSpec("frame_decoder", (), (), (), 1e-2)

@@ -16,6 +16,7 @@ from rvos_deploy.runtime.slots import (
     CHANGED,
     DOUBTFUL,
     OnlineSoftmax,
+    RecordedTracker,
     ReplayedTracker,
     SlotCues,
     SlotTracker,
@@ -204,8 +205,11 @@ def test_the_spill_file_does_not_outlive_a_killed_process(tmp_path) -> None:  # 
 
 def test_a_replayed_choice_of_its_own_costs_nothing_more() -> None:
     objects, frames = np.eye(4, 8, dtype=np.float32), orders(5, 4, seed=2)
-    tracker = SlotTracker()
+    tracker = RecordedTracker()
     chosen = np.stack([tracker.advance(cues(objects, order)) for order in frames])
+    plain = SlotTracker()
+    np.testing.assert_array_equal([plain.advance(cues(objects, o)) for o in frames], chosen)
+    np.testing.assert_array_equal(tracker.orders, chosen)
     replayed = ReplayedTracker(chosen)
     again = [replayed.advance(cues(objects, order)) for order in frames]
     np.testing.assert_array_equal(again, chosen)
