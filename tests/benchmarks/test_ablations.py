@@ -20,6 +20,7 @@ from rvos_deploy.benchmarks.ablations import (
     Budget,
     begins_at_random,
     best_threshold,
+    class_loss,
     decode_queries,
     starting_weights,
     variant_recipe,
@@ -130,6 +131,13 @@ def test_queries_give_the_masks_of_validation(tmp_path: Path) -> None:
         assert scored["j_and_f"] <= best["j_and_f"]
 
 
+def test_the_loss_is_that_of_the_last_steps_of_the_video_stage(tmp_path: Path) -> None:
+    log = tmp_path / "training.csv"
+    steps = [f"{step},video,,{step}.0" for step in range(1, 151)]
+    log.write_text("\n".join(["step,stage,frame_class,video_class", *steps]) + "\n")
+    assert class_loss(log) == sum(range(51, 151)) / 100
+
+
 def test_rows_are_added_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
@@ -137,7 +145,8 @@ def test_rows_are_added_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ran.append(f"{variant.name} {recipe.seed}")
         if len(ran) == 3:
             raise KeyboardInterrupt
-        return {"j_and_f": 0.5 + 0.1 * len(ran), "j_and_f_no_target": 0.25, "n_acc": 0.25}
+        found = {"j_and_f": 0.5 + 0.1 * len(ran), "j_and_f_no_target": 0.25, "n_acc": 0.25}
+        return {**found, "class_loss": 1.0 - 0.1 * len(ran)}
 
     monkeypatch.setattr(ablations, "run_variant", fake)
     monkeypatch.setattr(ablations, "_validation", lambda *_: None)
@@ -160,10 +169,10 @@ def test_rows_are_added_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows = json.loads((tmp_path / "ablations.json").read_text())["rows"]
     assert [f"{row['variant']} {row['seed']}" for row in rows] == [*ran[:2], *ran[3:]]
     assert (tmp_path / "ablations.md").read_text() == (
-        "| variant | seeds | J&F | no target | N-acc | J&F less its base's, by seed |\n"
-        "|---|---|---|---|---|---|\n"
-        "| `aligned` | 1, 2 | 0.750 | 0.250 | 0.250 |  |\n"
-        "| `sentence` | 1, 2 | 0.850 | 0.250 | 0.250 | +0.100, +0.100 |\n"
+        "| variant | seeds | J&F | no target | N-acc | class loss | J&F by seed | loss by seed |\n"
+        "|---|---|---|---|---|---|---|---|\n"
+        "| `aligned` | 1, 2 | 0.750 | 0.250 | 0.250 | 0.750 |  |  |\n"
+        "| `sentence` | 1, 2 | 0.850 | 0.250 | 0.250 | 0.650 | +0.100, +0.100 | -0.100, -0.100 |\n"
     )
     refused = CliRunner().invoke(app, [*given, "--only", "foreign_text"])
     assert refused.exit_code == 2
