@@ -194,7 +194,7 @@ def run_variant(
 
 
 def class_loss(log: Path) -> float:
-    """Mean class loss of the video part over the last ``LOSS_STEPS`` steps of a run's last stage."""
+    """Mean class loss of the video part over the last ``LOSS_STEPS`` steps of the last stage."""
     with log.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     last = [float(row["video_class"]) for row in rows if row["stage"] == rows[-1]["stage"]]
