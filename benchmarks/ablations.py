@@ -42,19 +42,16 @@ import torch
 import typer
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from rvos_deploy.atomic import replacing
+from rvos_deploy.benchmarks.video_queries import decode_queries
 from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.export.bundle_export import Weights, load_network
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.model.inference import decode_clip, tokenize
-from rvos_deploy.model.mask_head import unite_masks
-from rvos_deploy.model.network import RvosNetwork, build_network, referred_scores
+from rvos_deploy.model.network import RvosNetwork, build_network
 from rvos_deploy.runtime.environment import machine, versions
-from rvos_deploy.runtime.geometry import FrameGeometry, display_mask, fit_frame, resize_frame
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.training.checkpoints import trained_weights
 from rvos_deploy.training.clips import training_tokenizer
@@ -214,44 +211,6 @@ def best_threshold(
 
         found.append({"threshold": threshold, **summary(evaluate(predict, valid, "mevis"))})
     return max(found, key=lambda values: values["j_and_f"])
-
-
-@dataclass(frozen=True)
-class VideoQueries:
-    """What a network says of a video, before any query is chosen.
-
-    logits float16 [E,T,N,h,w] of all masks at stride 4; scores float32 [E,N].
-    """
-
-    logits: Tensor
-    scores: Tensor
-    geometry: FrameGeometry
-
-    def masks(self, threshold: float) -> NDArray[np.bool_]:
-        """Bool [T,E,H,W] of the queries that pass."""
-        count, frames = self.logits.shape[:2]
-        masks = np.zeros((frames, count, *self.geometry.display), np.bool_)
-        limit = torch.full((frames,), threshold)
-        for row, scores in enumerate(self.scores):
-            maps = unite_masks(self.logits[row].float(), scores.expand(frames, -1), limit)
-            for t, one in enumerate(maps.numpy()):
-                masks[t, row] = display_mask(one, self.geometry)
-        return masks
-
-
-@torch.inference_mode()
-def decode_queries(network: RvosNetwork, tokenizer: Tokenizer, video: VideoRecord) -> VideoQueries:
-    """Decode a whole video offline."""
-    geometry = fit_frame(video.size, network.config.input_size)
-    images = [video.image(index) for index in range(len(video.frames))]
-    frames = [torch.from_numpy(resize_frame(image, geometry)) for image in images]
-    ids = tokenize(tokenizer, [expression.text for expression in video.expressions])
-    decoded, of_frames, last, _ = decode_clip(network, frames, ids)
-    logits = [
-        network.mask_head(last.mask_embeddings, frame.mask_features, of_frames[:, t]).half()
-        for t, frame in enumerate(decoded)
-    ]
-    return VideoQueries(torch.stack(logits, dim=1), referred_scores(last.logits), geometry)
 
 
 def main(

@@ -20,21 +20,15 @@ import typer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rvos_deploy.benchmarks.video_queries import decode_queries
 from rvos_deploy.errors import RvosError
 from rvos_deploy.evaluation.metrics import region_similarity
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.config import preset
-from rvos_deploy.model.inference import decode_clip, tokenize
 from rvos_deploy.model.mask_head import unite_masks
-from rvos_deploy.model.network import RvosNetwork, referred_scores
+from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.environment import machine, versions
-from rvos_deploy.runtime.geometry import (
-    MASK_STRIDE,
-    FrameGeometry,
-    display_mask,
-    fit_frame,
-    resize_frame,
-)
+from rvos_deploy.runtime.geometry import MASK_STRIDE, FrameGeometry, display_mask
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.training.data import VideoRecord, read_mevis
 
@@ -64,20 +58,15 @@ def diagnose(
 ) -> list[ExpressionDiagnosis]:
     """Decode a whole video offline, and compare every query's masks with every object's."""
     truth = torch.from_numpy(video.object_masks())
-    images = [video.image(index) for index in range(len(video.frames))]
-    geometry = fit_frame(video.size, network.config.input_size)
-    frames = [torch.from_numpy(resize_frame(image, geometry)) for image in images]
-    ids = tokenize(tokenizer, [expression.text for expression in video.expressions])
-    decoded, of_frames, last, _ = decode_clip(network, frames, ids)
-    scores = referred_scores(last.logits)
-    small = network_truth(truth, geometry)
+    queries = decode_queries(network, tokenizer, video)
+    small = network_truth(truth, queries.geometry)
     results = []
     for row, expression in enumerate(video.expressions):
-        features = torch.cat([frame.mask_features[row : row + 1] for frame in decoded])
-        logits = network.mask_head(last.mask_embeddings[row], features, of_frames[row])
         meant = np.flatnonzero(video.referred(expression)).tolist()
         union = truth[meant].any(dim=0).numpy()
-        found = diagnose_expression(logits, scores[row], small, meant, union, geometry)
+        found = diagnose_expression(
+            queries.logits[row], queries.scores[row], small, meant, union, queries.geometry
+        )
         results.append(ExpressionDiagnosis(expression.kind or "none", *found))
     return results
 

@@ -301,18 +301,18 @@ def judge_masks(
     minimum: float = MINIMUM_J_AND_F,
 ) -> MaskCheck:
     """Compare masks bool [E,T,H,W] with the true ones by J&F, without the undecided pixels."""
-    left_out = 0.0
+    share = 0.0
     if undecided is not None:
-        masks, left_out = np.where(undecided, truth, masks), float(undecided.mean())
+        masks, share = np.where(undecided, truth, masks), float(undecided.mean())
     scores = [frame_scores(mask, true) for mask, true in zip(masks, truth, strict=True)]
     j = float(np.mean([score.j_mean for score in scores]))
     f = float(np.mean([score.f_mean for score in scores]))
     return MaskCheck(
         name=name,
-        passed=(j + f) / 2 >= minimum and left_out <= MAXIMUM_UNDECIDED,
+        passed=(j + f) / 2 >= minimum and share <= MAXIMUM_UNDECIDED,
         tolerance=minimum,
         j=j,
         f=f,
         foreground=float(truth.mean()),
-        undecided=left_out,
+        undecided=share,
     )

@@ -21,10 +21,10 @@ from rvos_deploy.benchmarks.ablations import (
     begins_at_random,
     best_threshold,
     class_loss,
-    decode_queries,
     starting_weights,
     variant_recipe,
 )
+from rvos_deploy.benchmarks.video_queries import decode_queries
 from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.model.clip import build_clip
 from rvos_deploy.model.config import preset
@@ -106,7 +106,7 @@ def test_a_foreign_tower_leaves_the_trunk_alone(tmp_path: Path) -> None:
 
 
 def test_queries_give_the_masks_of_validation(tmp_path: Path) -> None:
-    """At the network's own threshold. Logits are kept in float16, so a pixel at 0 may differ."""
+    """At the network's own threshold."""
     torch.manual_seed(0)
     network = build_network(replace(preset("tiny"), input_size=(96, 160))).eval()
     world = WorldConfig(height=90, width=157, frames=8)

@@ -6,6 +6,7 @@ Writing ONNX files and checking them takes most of a minute, so these tests hand
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from rvos_deploy.cli.export import export
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.bundle import open_bundle
-from rvos_deploy.runtime.verification import judge, probe_cases
+from rvos_deploy.runtime.verification import MINIMUM_J_AND_F, judge, probe_cases
 
 
 @pytest.fixture
@@ -66,6 +68,11 @@ def test_export_reports_what_it_proved(rvos: Callable, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("impossible_tolerance")
+def test_the_minimum_is_the_one_that_bundles_are_judged_by() -> None:
+    """Written out in the command, whose start-up does not import what judges."""
+    assert inspect.signature(export).parameters["minimum"].default == MINIMUM_J_AND_F
+
+
 def test_a_failing_check_leaves_nothing(rvos: Callable, tmp_path: Path) -> None:
     result = rvos("export", "tiny", "--random-weights", "--out", tmp_path / "b" / "t")
     assert result.code == 1
