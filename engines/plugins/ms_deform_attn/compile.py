@@ -14,7 +14,7 @@ from typing import Any
 
 from rvos_deploy.engines.plugins.ms_deform_attn.spec import DType, KernelSpec, PluginError
 from rvos_deploy.runtime.backends import nvrtc
-from rvos_deploy.runtime.backends.nvrtc import INSTALL
+from rvos_deploy.runtime.backends.cuda_libraries import INSTALL
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 NVRTC_HEADERS = ("cuda_fp16.h", "cuda_bf16.h")

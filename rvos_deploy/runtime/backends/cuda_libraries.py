@@ -9,7 +9,9 @@ from typing import Any
 from rvos_deploy.errors import BackendError
 
 OLDEST_TENSORRT = 11
-_INSTALL = "pip install 'rvos-deploy[tensorrt]'"
+LEGACY_STREAM = 1
+"""CUDA's default stream, by DLPack's number and by its own."""
+INSTALL = "pip install 'rvos-deploy[tensorrt]'"
 _NAMES = {
     "tensorrt": "tensorrt",
     "pycuda.driver": "pycuda",
@@ -36,7 +38,7 @@ def import_tensorrt() -> tuple[Any, CudaLibraries]:
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         raise BackendError(
-            f"back end tensorrt: {', '.join(missing)} {verb} not installed; {_INSTALL}"
+            f"back end tensorrt: {', '.join(missing)} {verb} not installed; {INSTALL}"
             + (" (pycuda is compiled: CUDA's headers are needed)" if "pycuda" in missing else "")
         )
     trt: Any = found["tensorrt"]

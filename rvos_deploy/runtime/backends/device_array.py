@@ -16,12 +16,9 @@ import numpy as np
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice
-from rvos_deploy.runtime.backends.cuda_libraries import call, wait_for
+from rvos_deploy.runtime.backends.cuda_libraries import LEGACY_STREAM, call, wait_for
 from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, Memory
 from rvos_deploy.runtime.backends.dlpack import CUDA, Capsule
-
-LEGACY_STREAM = 1
-"""CUDA's default stream, by DLPack's number and by its own."""
 
 
 class _Interface:

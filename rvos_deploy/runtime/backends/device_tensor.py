@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice, DeviceEvent
-from rvos_deploy.runtime.backends.cuda_libraries import wait_for
+from rvos_deploy.runtime.backends.cuda_libraries import LEGACY_STREAM, wait_for
 from rvos_deploy.runtime.backends.dlpack import CUDA, make_capsule
 
-_LEGACY_STREAM, _NO_WAIT = 1, -1
-"""DLPack's numbers for the default stream, and for a reader who sees to the order himself."""
+_NO_WAIT = -1
+"""DLPack's number for a reader who sees to the order himself."""
 
 
 class Memory(Protocol):
@@ -122,7 +122,7 @@ class DeviceTensor:
         with device.lock, device.current():
             if stream != _NO_WAIT:
                 compute = int(device.compute.handle)
-                wait_for(device.bindings, _LEGACY_STREAM if stream is None else stream, compute)
+                wait_for(device.bindings, LEGACY_STREAM if stream is None else stream, compute)
             return make_capsule(
                 self.address, self.shape, self.dtype, self._memory, CUDA, device.ordinal
             )

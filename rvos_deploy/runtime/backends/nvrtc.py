@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rvos_deploy.errors import BackendError
-
-INSTALL = "pip install 'rvos-deploy[tensorrt]'"
+from rvos_deploy.runtime.backends.cuda_libraries import INSTALL
 
 
 def compile_ptx(source: bytes, name: str, arch: int, options: Sequence[str] = ()) -> str:

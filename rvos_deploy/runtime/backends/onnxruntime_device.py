@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.cuda_libraries import call
-from rvos_deploy.runtime.backends.device_array import LEGACY_STREAM, FoundArray, find_array
+from rvos_deploy.runtime.backends.cuda_libraries import LEGACY_STREAM, call
+from rvos_deploy.runtime.backends.device_array import FoundArray, find_array
 
 ORDINAL = 0
 """The GPU that the CUDA provider runs on."""
