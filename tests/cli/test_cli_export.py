@@ -67,12 +67,12 @@ def test_export_reports_what_it_proved(rvos: Callable, tmp_path: Path) -> None:
     assert {"command", "versions", "machine", "seconds", "peak_memory_bytes"} <= set(found)
 
 
-@pytest.mark.usefixtures("impossible_tolerance")
 def test_the_minimum_is_the_one_that_bundles_are_judged_by() -> None:
     """Written out in the command, whose start-up does not import what judges."""
     assert inspect.signature(export).parameters["minimum"].default == MINIMUM_J_AND_F
 
 
+@pytest.mark.usefixtures("impossible_tolerance")
 def test_a_failing_check_leaves_nothing(rvos: Callable, tmp_path: Path) -> None:
     result = rvos("export", "tiny", "--random-weights", "--out", tmp_path / "b" / "t")
     assert result.code == 1
