@@ -10,7 +10,7 @@ from PIL import Image
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.model.config import STRIDE
-from rvos_deploy.runtime.resampling import Taps, bilinear_taps
+from rvos_deploy.runtime.resampling import Taps, bilinear_taps, fixed_point
 
 MASK_STRIDE = 4
 PADDING = (122, 116, 104)
@@ -43,18 +43,33 @@ def fit_frame(display: tuple[int, int], box: tuple[int, int]) -> FrameGeometry:
 
 
 def resize_frame(image: NDArray[np.uint8], geometry: FrameGeometry) -> NDArray[np.uint8]:
-    """Network input of a displayed RGB image [H,W,3]: uint8 [1,padded height,padded width,3]."""
+    """Network input of a displayed RGB image [H,W,3]: uint8 [1,padded height,padded width,3].
+
+    Columns first, as in :func:`display_logits`; :func:`frame_taps` says the same in numbers.
+    """
     height, width = geometry.content
     content = image
     if image.shape[:2] != geometry.content:
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        content = np.asarray(resized)
+        wide = Image.fromarray(image).resize((width, len(image)), Image.Resampling.BILINEAR)
+        content = np.asarray(wide.resize((width, height), Image.Resampling.BILINEAR))
     if geometry.padded == geometry.content:
         return np.ascontiguousarray(content)[None]
     frame = np.empty((1, *geometry.padded, 3), dtype=np.uint8)
     frame[:] = PADDING
     frame[0, :height, :width] = content
     return frame
+
+
+def frame_taps(geometry: FrameGeometry) -> tuple[Taps, Taps]:
+    """What :func:`resize_frame` makes of a frame: rows, then columns, in fixed point.
+
+    Columns come first there, and their sums are rounded to bytes before rows are summed.
+    """
+    rows, columns = (
+        fixed_point(bilinear_taps(source, source, size))
+        for source, size in zip(geometry.display, geometry.content, strict=True)
+    )
+    return rows, columns
 
 
 def display_logits(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.float32]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+FIXED_BITS = 22
+"""Pillow's PRECISION_BITS: sums of bytes are made of whole numbers."""
+
 
 @dataclass(frozen=True)
 class Taps:
@@ -15,12 +18,13 @@ class Taps:
     Args:
         first: int32 [size]: the first source position.
         count: int32 [size]: how many from there on; at least 1.
-        weights: float64 [size, most]: their weights; what is beyond ``count`` is 0.
+        weights: [size, most]: their weights, float64, or int32 in units of 2**-``FIXED_BITS``; what
+            is beyond ``count`` is 0.
     """
 
     first: NDArray[np.int32]
     count: NDArray[np.int32]
-    weights: NDArray[np.float64]
+    weights: NDArray[np.float64] | NDArray[np.int32]
 
 
 def bilinear_taps(source: int, end: float, size: int) -> Taps:
@@ -45,6 +49,15 @@ def bilinear_taps(source: int, end: float, size: int) -> Taps:
     # One after the other: a sum in pairs would round otherwise.
     total = np.add.accumulate(weights, axis=1)[:, -1:]
     return Taps(first.astype(np.int32), count.astype(np.int32), weights / total)
+
+
+def fixed_point(taps: Taps) -> Taps:
+    """The same for images of bytes (normalize_coeffs_8bpc): weights int32.
+
+    A sum begins with one half, ``2**(FIXED_BITS - 1)``, and is shifted right by ``FIXED_BITS``.
+    """
+    weights = np.floor(taps.weights * 2.0**FIXED_BITS + 0.5).astype(np.int32)
+    return Taps(taps.first, taps.count, weights)
 
 
 def _identity(size: int) -> Taps:

@@ -26,7 +26,6 @@ from rvos_deploy.runtime.expression import (
 from rvos_deploy.runtime.geometry import (
     FrameGeometry,
     fit_frame,
-    resize_frame,
 )
 from rvos_deploy.runtime.selection import thresholds
 from rvos_deploy.runtime.settings import StreamSettings
@@ -201,8 +200,9 @@ class Stream(Closing):
         Args:
             frame: a Frame, or RGB uint8 [H,W,3] (its time is then its number): of NumPy, or of any
                 library that has ``__dlpack__`` or ``__cuda_array_interface__``. One on the GPU is
-                read where it is, by a back end that runs there, when it has the network's own size
-                (``fit_frame``); of another size it goes by the host, which resizes it.
+                read where it is, by a back end that runs there, and resized there by
+                ``backend="tensorrt"``; ONNX Runtime's goes by the host unless it has the network's
+                own size (``fit_frame``).
 
         Raises:
             InputError: not such a frame, on another device, or the stream is closed.
@@ -295,12 +295,11 @@ class Stream(Closing):
         return image
 
     def _fit(self, frame: Value, geometry: FrameGeometry) -> Value:
-        """Network input [1,H,W,3] of a frame; one on the device stays there when it fits."""
-        if isinstance(frame, np.ndarray):
-            return resize_frame(frame, geometry)
-        if geometry.content == geometry.padded == tuple(frame.shape[:2]):
+        """Network input [1,H,W,3] of a frame; one on the device stays there where it can."""
+        fits = geometry.content == geometry.padded == tuple(frame.shape[:2])
+        if fits and not isinstance(frame, np.ndarray):
             return frame.reshape(1, *frame.shape)
-        return resize_frame(self._runners["backbone"].to_host(frame), geometry)
+        return self._runners["backbone"].fit(frame, geometry)
 
     def _advance_slots(self, frame: _StartedFrame, fetched: Sequence[NDArray[Any]]) -> Value:
         """Advance every expression by a frame; the aligned mask embeddings [E,N,C] of it.

@@ -26,6 +26,14 @@ void run_masks(MaskKernel kernel, int grid, int block, void** p) {
          at<int>(p, 12), at<int>(p, 13), at<unsigned char*>(p, 14));
 }
 
+void run_fit(int grid, int block, void** p) {
+  host_rvos_fit_frame(grid, block, at<const unsigned char*>(p, 0), at<int>(p, 1),
+                      at<const int*>(p, 2), at<const int*>(p, 3), at<const int*>(p, 4),
+                      at<int>(p, 5), at<const int*>(p, 6), at<const int*>(p, 7),
+                      at<const int*>(p, 8), at<int>(p, 9), at<int>(p, 10), at<int>(p, 11),
+                      at<int>(p, 12), at<int>(p, 13), at<int>(p, 14), at<unsigned char*>(p, 15));
+}
+
 template <typename Word>
 void run_stack(void (*kernel)(int, int, const unsigned long long*, long long, long long, Word*),
                int grid, int block, void** p) {
@@ -54,8 +62,8 @@ int cuModuleLoadData(void** module, const void* image) {
 }
 
 int cuModuleGetFunction(void** function, void* module, const char* name) {
-  static const char* names[] = {"rvos_pack_masks", "rvos_show_masks", "rvos_stack_vectors",
-                                "rvos_stack_bytes"};
+  static const char* names[] = {"rvos_pack_masks", "rvos_show_masks", "rvos_fit_frame",
+                                "rvos_stack_vectors", "rvos_stack_bytes"};
   for (const char*& known : names) {
     if (std::strcmp(known, name) == 0) {
       *function = &known;
@@ -76,6 +84,8 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
     run_masks(host_rvos_pack_masks, grid, block, parameters);
   } else if (std::strcmp(name, "rvos_show_masks") == 0) {
     run_masks(host_rvos_show_masks, grid, block, parameters);
+  } else if (std::strcmp(name, "rvos_fit_frame") == 0) {
+    run_fit(grid, block, parameters);
   } else if (std::strcmp(name, "rvos_stack_vectors") == 0) {
     run_stack<uint4>(host_rvos_stack_vectors, grid, block, parameters);
   } else {

@@ -16,6 +16,14 @@ extern "C" void host_rvos_show_masks(int grid, int block, RVOS_MASK_PARAMETERS) 
   launch(dim3(grid), dim3(block), [&] { rvos_show_masks(RVOS_MASK_ARGUMENTS); });
 }
 
+extern "C" void host_rvos_fit_frame(int grid, int block, RVOS_FIT_PARAMETERS) {
+  launch(dim3(grid), dim3(block), [&] {
+    rvos_fit_frame(frame, frame_width, row_first, row_count, row_weights, row_most, column_first,
+                   column_count, column_weights, column_most, content_height, content_width, height,
+                   width, padding, output);
+  });
+}
+
 #define RVOS_STACK_ARGUMENTS pieces, words, total, output
 
 extern "C" void host_rvos_stack_vectors(int grid, int block, RVOS_STACK_PARAMETERS(uint4)) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import sys
 import weakref
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from rvos_deploy.runtime.backends.device_array import borrow, is_device_array
 from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, send
 from rvos_deploy.runtime.backends.dlpack import CPU, CUDA, Capsule, make_capsule
 from rvos_deploy.runtime.bundle import Bundle
+from rvos_deploy.runtime.geometry import fit_frame
 from rvos_deploy.runtime.segmenter import load
 from rvos_deploy.runtime.settings import StreamSettings
 
@@ -231,34 +233,50 @@ def test_what_is_on_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("kind", [Interface, DlPack])
-@pytest.mark.parametrize(("size", "read_in_place"), [((96, 160), True), ((60, 110), False)])
-def test_a_stream_takes_frames_on_the_gpu(
-    gpu: Gpu,
-    tensorrt: FakeTensorRt,
-    engines: Bundle,
-    kind: type[OnGpu],
-    size: tuple[int, int],
-    read_in_place: bool,
+@pytest.mark.parametrize("size", [(96, 160), (60, 110), (211, 390), (90, 31)])
+def test_a_stream_takes_frames_on_the_gpu_and_leaves_them_there(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, kind: type[OnGpu], size: tuple[int, int]
 ) -> None:
+    """Of the network's own size, smaller, larger, and upright; resized and padded there."""
     frame = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
     settings = StreamSettings(size=(96, 160), fallback="top1")
     with load(engines.path, backend="tensorrt") as segmenter:
+        theirs = kind(gpu, frame)
         with segmenter.stream(["the disc"], settings) as stream:
-            stream.push(frame)  # what is sent once a size
+            for same in (frame, theirs):  # what is sent once a size
+                stream.push(same)
         with segmenter.stream(["the disc"], settings) as stream:
             gpu.machine.copied.update(up=0, down=0)
             (truth,) = stream.push(frame)
-            uploaded = gpu.machine.copied["up"]
+            crossed = dict(gpu.machine.copied)
         with segmenter.stream(["the disc"], settings) as stream:
-            theirs = kind(gpu, frame)
             gpu.machine.copied.update(up=0, down=0)
             (found,) = stream.push(theirs)
-            saved = uploaded - gpu.machine.copied["up"]
+            network_input = 3 * math.prod(fit_frame(size, (96, 160)).padded)
+            assert gpu.machine.copied["up"] == crossed["up"] - network_input
+            assert gpu.machine.copied["down"] == crossed["down"]
             with pytest.raises(InputError, match=r"must be uint8 \[H, W, 3\]"):
                 stream.push(Interface(gpu, np.zeros((4, 4), np.uint8)))
         assert (found.masks == truth.masks).all()
         assert found.masks.shape == (1, *size)
-        assert saved == (frame.nbytes if read_in_place else 0)
+    theirs.free()
+
+
+def test_without_kernels_a_frame_on_the_gpu_goes_by_the_host(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    frame = np.random.default_rng(0).integers(0, 255, (60, 110, 3), np.uint8)
+    settings = StreamSettings(size=(96, 160), fallback="top1")
+    gpu.bindings.refusing.add("cuModuleLoadData")
+    with pytest.warns(RuntimeWarning, match="on the host"):
+        segmenter = load(engines.path, backend="tensorrt")
+    theirs = Interface(gpu, frame)
+    with segmenter:
+        with segmenter.stream(["the disc"], settings) as stream:
+            (truth,) = stream.push(frame)
+        with segmenter.stream(["the disc"], settings) as stream:
+            (found,) = stream.push(theirs)
+        assert (found.masks == truth.masks).all()
     theirs.free()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from host_kernels import build, launch_on_host
-from mask_cases import random_case
+from kernel_cases import random_case, random_frame
 from numpy.typing import NDArray
 from recording_cuda import Gpu
 
@@ -25,11 +25,14 @@ from rvos_deploy.runtime.backends.cuda_kernels import KERNELS, kernel_ptx
 from rvos_deploy.runtime.backends.device_masks import MaskDisplay
 from rvos_deploy.runtime.backends.device_tensor import send
 from rvos_deploy.runtime.geometry import (
+    PADDING,
     FrameGeometry,
     display_logits,
     display_masks,
     display_taps,
     fit_frame,
+    frame_taps,
+    resize_frame,
 )
 
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
@@ -128,6 +131,65 @@ def test_against_plain_float64_on_a_frame_of_the_usual_size() -> None:
     decided = np.abs(plain) > 2 * 2.0**-24 * np.abs(logits).max()
     assert decided.mean() > 0.999
     assert (found == (plain > 0))[decided].all()
+
+
+def fitted_on_host(
+    frame: NDArray[np.uint8], geometry: FrameGeometry, threads: int = 64
+) -> NDArray[np.uint8]:
+    """The kernel's output; bytes after it must stay as they are."""
+    shape = (1, *geometry.padded, 3)
+    room = np.full(int(np.prod(shape)) + 64, 0xA5, np.uint8)
+    values: list[int] = [frame.ctypes.data, frame.shape[1]]
+    types: list[type] = [ctypes.c_void_p, ctypes.c_int]
+    tables = frame_taps(geometry)
+    for taps in tables:
+        values += [taps.first.ctypes.data, taps.count.ctypes.data, taps.weights.ctypes.data]
+        values.append(taps.weights.shape[1])
+        types += [*[ctypes.c_void_p] * 3, ctypes.c_int]
+    colour = int.from_bytes(bytes(PADDING), "big")
+    values += [*geometry.content, *geometry.padded, colour, room.ctypes.data]
+    types += [*[ctypes.c_int] * 5, ctypes.c_void_p]
+    blocks = -(-int(np.prod(geometry.padded)) // threads)
+    launch_on_host("rvos_fit_frame", blocks, threads, tuple(values), tuple(types))
+    assert (room[-64:] == 0xA5).all()
+    return room[:-64].reshape(shape)
+
+
+def test_the_kernel_gives_resize_frame_byte_by_byte() -> None:
+    """Three hundred random shapes; whole numbers, so every compiler must agree with Pillow."""
+    random = np.random.default_rng(7)
+    shrunk = grown = padded = 0
+    for _ in range(300):
+        frame, geometry = random_frame(random)
+        truth = resize_frame(frame, geometry)
+        assert (fitted_on_host(frame, geometry) == truth).all(), geometry
+        shrunk += geometry.display[0] > geometry.content[0]
+        grown += geometry.display[0] < geometry.content[0]
+        padded += geometry.padded != geometry.content
+    assert shrunk > 20
+    assert grown > 100
+    assert padded > 100
+
+
+@pytest.mark.parametrize("display", [(271, 479), (61, 110), (1080, 1920)])
+def test_frames_against_plain_float64(display: tuple[int, int]) -> None:
+    """No Pillow: a triangle of the scale's width by its definition. Two roundings to bytes, one a
+    pass, are one half each; what the fixed point adds is under 0.01.
+    """
+    geometry = fit_frame(display, (96, 160))
+    frame = np.random.default_rng(8).integers(0, 256, (*display, 3), dtype=np.uint8)
+
+    def weights(source: int, size: int) -> NDArray[np.float64]:
+        scale = source / size
+        distance = np.arange(source) + 0.5 - (np.arange(size)[:, None] + 0.5) * scale
+        triangle = np.maximum(1.0 - np.abs(distance) / max(scale, 1.0), 0.0)
+        return triangle / triangle.sum(axis=1, keepdims=True)
+
+    down, across = (weights(*two) for two in zip(display, geometry.content, strict=True))
+    plain = np.einsum("ys,swc->ywc", down, np.einsum("xw,swc->sxc", across, frame.astype(float)))
+    height, width = geometry.content
+    found = fitted_on_host(frame, geometry)[0, :height, :width]
+    assert np.abs(found - plain).max() <= 1.01
 
 
 def test_what_is_not_a_number_is_background_and_infinities_are_kept() -> None:

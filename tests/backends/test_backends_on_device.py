@@ -10,16 +10,17 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from mask_cases import random_case
+from kernel_cases import random_case, random_frame
 from recording_cuda import Gpu
 
 from rvos_deploy.runtime.backends import device_pieces
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice, hold_device
 from rvos_deploy.runtime.backends.cuda_libraries import CudaLibraries
 from rvos_deploy.runtime.backends.device_array import borrow
+from rvos_deploy.runtime.backends.device_frames import FrameFitter
 from rvos_deploy.runtime.backends.device_masks import MaskDisplay
 from rvos_deploy.runtime.backends.device_tensor import fetch, send
-from rvos_deploy.runtime.geometry import display_masks
+from rvos_deploy.runtime.geometry import display_masks, resize_frame
 
 
 @pytest.fixture(params=["stand-in", pytest.param("card", marks=pytest.mark.gpu)])
@@ -47,6 +48,14 @@ def test_masks_are_the_hosts_bit_by_bit(device: CudaDevice) -> None:
         (packed,) = display.fetch(there, geometry).arrays()
         assert (packed == truth).all(), (logits.shape, geometry)
         assert (np.asarray(display.show(there, geometry)) == truth).all()
+
+
+def test_frames_are_the_hosts_byte_by_byte(device: CudaDevice) -> None:
+    fitter, random = FrameFitter(device), np.random.default_rng(23)
+    for _ in range(40):
+        frame, geometry = random_frame(random)
+        fitted = fitter.fit(send(device, frame), geometry)
+        assert (np.asarray(fitted) == resize_frame(frame, geometry)).all(), geometry
 
 
 @pytest.mark.parametrize(("dtype", "channels"), [("float16", 256), ("float32", 20), ("uint8", 3)])

@@ -10,9 +10,16 @@ import numpy as np
 from cuda.bindings import driver
 
 from rvos_deploy.runtime.backends import cuda_kernels, nvrtc
-from rvos_deploy.runtime.backends.cuda_kernels import Kernels
+from rvos_deploy.runtime.backends.cuda_kernels import Kernels, number, pointer
 from rvos_deploy.runtime.backends.cuda_libraries import call
-from rvos_deploy.runtime.geometry import display_masks, display_taps, fit_frame
+from rvos_deploy.runtime.geometry import (
+    PADDING,
+    display_masks,
+    display_taps,
+    fit_frame,
+    frame_taps,
+    resize_frame,
+)
 
 STREAM = 0x77  # what host_driver.cpp wants to see
 
@@ -30,17 +37,25 @@ truth = display_masks(logits, geometry)
 tables = display_taps((24, logits.shape[2]), geometry)
 for name, shape in {"rvos_pack_masks": (3, 101, 18), "rvos_show_masks": truth.shape}.items():
     output = np.zeros(shape, np.uint8)
-    arguments: list = [(logits.ctypes.data, ctypes.c_void_p)]
-    arguments += [(size, ctypes.c_int) for size in logits.shape]
+    arguments = [pointer(logits.ctypes.data), *map(number, logits.shape)]
     for taps in tables:
-        for array in (taps.first, taps.count, taps.weights):
-            arguments.append((array.ctypes.data, ctypes.c_void_p))
-        arguments.append((taps.weights.shape[1], ctypes.c_int))
-    arguments += [(size, ctypes.c_int) for size in geometry.display]
-    arguments.append((output.ctypes.data, ctypes.c_void_p))
+        arguments += [pointer(x.ctypes.data) for x in (taps.first, taps.count, taps.weights)]
+        arguments.append(number(taps.weights.shape[1]))
+    arguments += [*map(number, geometry.display), pointer(output.ctypes.data)]
     kernels.launch(name, output.size, arguments, STREAM)
     found = np.unpackbits(output, axis=-1, count=143) if "pack" in name else output
     assert (found == truth).all(), name
+frame = np.random.default_rng(1).integers(0, 256, (101, 143, 3), dtype=np.uint8)
+output = np.zeros((1, *geometry.padded, 3), np.uint8)
+arguments = [pointer(frame.ctypes.data), number(143)]
+for taps in frame_taps(geometry):
+    arguments += [pointer(x.ctypes.data) for x in (taps.first, taps.count, taps.weights)]
+    arguments.append(number(taps.weights.shape[1]))
+colour = int.from_bytes(bytes(PADDING), "big")
+arguments += map(number, (*geometry.content, *geometry.padded, colour))
+arguments.append(pointer(output.ctypes.data))
+kernels.launch("rvos_fit_frame", output.size // 3, arguments, STREAM)
+assert (output == resize_frame(frame, geometry)).all()
 for name, word in {"rvos_stack_vectors": 16, "rvos_stack_bytes": 1}.items():
     # NumPy's memory begins at multiples of 16 bytes.
     pieces = [np.arange(48, dtype=np.uint8) + number for number in range(3)]
@@ -51,10 +66,10 @@ for name, word in {"rvos_stack_vectors": 16, "rvos_stack_bytes": 1}.items():
         name,
         3 * words,
         [
-            (table.ctypes.data, ctypes.c_void_p),
+            pointer(table.ctypes.data),
             (words, ctypes.c_longlong),
             (3 * words, ctypes.c_longlong),
-            (output.ctypes.data, ctypes.c_void_p),
+            pointer(output.ctypes.data),
         ],
         STREAM,
     )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError, InputError
-from rvos_deploy.runtime.geometry import FrameGeometry, display_masks
+from rvos_deploy.runtime.geometry import FrameGeometry, display_masks, resize_frame
 from rvos_deploy.runtime.graph_spec import GraphSpec
 
 HostArray = NDArray[Any]
@@ -50,7 +50,7 @@ class Fetched:
 
 class Runner(ABC):
     """One graph, ready to run. A back end overrides only the ``*_impl`` methods and, where its
-    values stay on a device, what is done to them between the graphs (``fetch``, ``gather``,
+    values stay on a device, what is done to them around the graphs (``fit``, ``fetch``, ``gather``,
     ``stack``, ``show``, ``take``); here that is done on the host.
 
     Use as a context manager, or call :meth:`activate` and :meth:`deactivate`.
@@ -105,6 +105,10 @@ class Runner(ABC):
     def to_host(self, value: Value) -> HostArray:
         """A NumPy array of the value (itself, where it is one)."""
         return np.asarray(value)
+
+    def fit(self, frame: Value, geometry: FrameGeometry) -> Value:
+        """Network input uint8 [1,h,w,3] of a frame uint8 [H,W,3], as ``geometry.resize_frame``."""
+        return resize_frame(self.to_host(frame), geometry)
 
     def fetch(self, values: Sequence[Value]) -> Fetching:
         """Begin to bring values to the host; other work may be queued meanwhile."""

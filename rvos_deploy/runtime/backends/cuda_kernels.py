@@ -21,11 +21,27 @@ from rvos_deploy.runtime.backends.cuda_libraries import call
 
 SOURCE = Path(__file__).with_name("kernels.cu")
 OPTIONS = ("--std=c++17", "--fmad=false")
-KERNELS = ("rvos_pack_masks", "rvos_show_masks", "rvos_stack_vectors", "rvos_stack_bytes")
+KERNELS = (
+    "rvos_pack_masks",
+    "rvos_show_masks",
+    "rvos_fit_frame",
+    "rvos_stack_vectors",
+    "rvos_stack_bytes",
+)
 _THREADS = 256
 """Of a block. No kernel shares anything among its threads."""
 
 Argument = tuple[int, type[ctypes.c_void_p] | type[ctypes.c_int] | type[ctypes.c_longlong]]
+
+
+def pointer(address: int) -> Argument:
+    """An argument of a kernel: where something lies on the device."""
+    return address, ctypes.c_void_p
+
+
+def number(value: int) -> Argument:
+    """An argument of a kernel: an int of 32 bits."""
+    return value, ctypes.c_int
 
 
 @functools.cache

@@ -8,21 +8,14 @@ NOT RUN: it needs a GPU (see cuda_kernels.py).
 
 from __future__ import annotations
 
-import ctypes
-from collections import OrderedDict
-from dataclasses import dataclass
-
 import numpy as np
 
 from rvos_deploy.runtime.backends.base import HostArray
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice
-from rvos_deploy.runtime.backends.cuda_kernels import Argument
-from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, Fetch, send
+from rvos_deploy.runtime.backends.cuda_kernels import number, pointer
+from rvos_deploy.runtime.backends.device_taps import TapTables
+from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, Fetch
 from rvos_deploy.runtime.geometry import FrameGeometry, display_taps
-from rvos_deploy.runtime.resampling import Taps
-
-_KEPT = 8
-"""Geometries whose tables stay on the device: a stream has one, threads may have several."""
 
 
 class MaskDisplay:
@@ -30,7 +23,7 @@ class MaskDisplay:
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
-        self._tables: OrderedDict[tuple[tuple[int, int], FrameGeometry], _Tables] = OrderedDict()
+        self._tables = TapTables(device, display_taps)
 
     def show(self, logits: DeviceTensor, geometry: FrameGeometry) -> DeviceTensor:
         """Masks bool [E,H,W] on the device of logits float32 [E,h,w]; queued.
@@ -68,28 +61,15 @@ class MaskDisplay:
             nbytes = int(np.prod(shape))
             room = device.allocate(max(1, nbytes))
             if nbytes:
-                tables = self._tables_of((map_height, map_width), geometry)
                 arguments = [
-                    _pointer(logits.address),
-                    *map(_number, (count, map_height, map_width)),
-                    *tables.rows.arguments(),
-                    *tables.columns.arguments(),
-                    *map(_number, geometry.display),
-                    _pointer(room.address),
+                    pointer(logits.address),
+                    *map(number, (count, map_height, map_width)),
+                    *self._tables.arguments((map_height, map_width), geometry),
+                    *map(number, geometry.display),
+                    pointer(room.address),
                 ]
                 kernels.launch(kernel, nbytes, arguments, int(device.compute.handle))
             return DeviceTensor(device, shape, dtype, room, device.event(device.compute))
-
-    def _tables_of(self, logits: tuple[int, int], geometry: FrameGeometry) -> _Tables:
-        key = (logits, geometry)
-        if key not in self._tables:
-            rows, columns = display_taps(logits, geometry)
-            sent = _Tables(_Table.of(self._device, rows), _Table.of(self._device, columns))
-            self._tables[key] = sent
-            if len(self._tables) > _KEPT:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(key)
-        return self._tables[key]
 
 
 class PackedFetch:
@@ -102,35 +82,3 @@ class PackedFetch:
         """One array, bool [E,H,W]; waits. Once only."""
         (packed,) = self._fetch.arrays()
         return [np.unpackbits(packed, axis=-1, count=self._width).view(np.bool_)]
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Taps of an axis on the device."""
-
-    first: DeviceTensor
-    count: DeviceTensor
-    weights: DeviceTensor
-
-    @staticmethod
-    def of(device: CudaDevice, taps: Taps) -> _Table:
-        return _Table(*(send(device, x) for x in (taps.first, taps.count, taps.weights)))
-
-    def arguments(self) -> list[Argument]:
-        """As the kernels take them."""
-        pointers = [_pointer(x.address) for x in (self.first, self.count, self.weights)]
-        return [*pointers, _number(self.weights.shape[1])]
-
-
-@dataclass(frozen=True)
-class _Tables:
-    rows: _Table
-    columns: _Table
-
-
-def _pointer(address: int) -> Argument:
-    return address, ctypes.c_void_p
-
-
-def _number(number: int) -> Argument:
-    return number, ctypes.c_int

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice
+from rvos_deploy.runtime.backends.cuda_kernels import pointer
 from rvos_deploy.runtime.backends.device_tensor import DeviceTensor
 
 _VECTOR = 16
@@ -71,10 +72,10 @@ def _copy(
                 kernel,
                 total,
                 [
-                    (staging.address, ctypes.c_void_p),
+                    pointer(staging.address),
                     (words, ctypes.c_longlong),
                     (total, ctypes.c_longlong),
-                    (room.address, ctypes.c_void_p),
+                    pointer(room.address),
                 ],
                 int(device.compute.handle),
             )

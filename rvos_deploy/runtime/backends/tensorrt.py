@@ -33,6 +33,7 @@ from rvos_deploy.runtime.backends.cuda_graphs import (
 )
 from rvos_deploy.runtime.backends.cuda_libraries import CudaLibraries, import_tensorrt
 from rvos_deploy.runtime.backends.device_array import borrow, is_device_array
+from rvos_deploy.runtime.backends.device_frames import FrameFitter
 from rvos_deploy.runtime.backends.device_masks import MaskDisplay
 from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, Fetch, send
 from rvos_deploy.runtime.backends.execution import Execution, check_interface
@@ -169,6 +170,7 @@ class TensorRtRunner(Runner):
         self._plain: Execution | None = None
         self._captured: CapturedRuns[_CapturedRun] = CapturedRuns(spec.name, enabled=cuda_graphs)
         self._display: MaskDisplay | None = None
+        self._fitter: FrameFitter | None = None
 
     @property
     def why_not_captured(self) -> str | None:
@@ -202,7 +204,8 @@ class TensorRtRunner(Runner):
         self._workspace = device.allocate(max(1, engine.device_memory_size_v2))
         self._plain = self._make_execution()
         self._captured = CapturedRuns(self.spec.name, enabled=self._cuda_graphs)
-        self._display = MaskDisplay(device) if device.has_kernels() else None
+        if device.has_kernels():
+            self._display, self._fitter = MaskDisplay(device), FrameFitter(device)
 
     def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
         """Queue one run; its outputs may be passed on at once, and waited for by ``to_host``.
@@ -246,11 +249,17 @@ class TensorRtRunner(Runner):
                 if self._plain is not None:
                     self._plain.close()
                 self._plain = None
-                self._display = None
+                self._display = self._fitter = None
                 self._engine = None
                 self._workspace = None
         finally:
             device.let_go()
+
+    def fit(self, frame: Value, geometry: FrameGeometry) -> Value:
+        """Resized and padded on the device, when it is there; on the host without kernels."""
+        if self._fitter is None or not isinstance(frame, DeviceTensor):
+            return super().fit(frame, geometry)
+        return self._fitter.fit(frame, geometry)
 
     def gather(self, value: Value, index: NDArray[np.integer]) -> Value:
         """On the device, of what is there; on the host where there are no kernels."""

@@ -1,0 +1,53 @@
+"""Frames on the GPU made the network's input there: resized and padded.
+
+The numbers are ``geometry.resize_frame``'s, byte by byte: Pillow's weights in fixed point, of which
+the host makes a table once a geometry, columns before rows.
+
+NOT RUN: it needs a GPU (see cuda_kernels.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from rvos_deploy.runtime.backends.cuda_device import CudaDevice
+from rvos_deploy.runtime.backends.cuda_kernels import number, pointer
+from rvos_deploy.runtime.backends.device_taps import TapTables
+from rvos_deploy.runtime.backends.device_tensor import DeviceTensor
+from rvos_deploy.runtime.geometry import PADDING, FrameGeometry, frame_taps
+
+_COLOUR = PADDING[0] << 16 | PADDING[1] << 8 | PADDING[2]
+
+
+class FrameFitter:
+    """Fits frames on one device. A runner's own; keeps the tables of a few geometries there."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
+        self._tables = TapTables(device, frame_taps)
+
+    def fit(self, frame: DeviceTensor, geometry: FrameGeometry) -> DeviceTensor:
+        """Network input uint8 [1,h,w,3] of a frame uint8 [H,W,3]; queued.
+
+        Raises:
+            BackendError: there are no kernels (says why), or memory is short.
+        """
+        device = self._device
+        kernels = device.kernels()
+        with device.lock, device.current():
+            pixels = math.prod(geometry.padded)
+            room = device.allocate(3 * pixels)
+            arguments = [
+                pointer(frame.address),
+                number(frame.shape[1]),
+                *self._tables.arguments(geometry),
+                *map(number, (*geometry.content, *geometry.padded, _COLOUR)),
+                pointer(room.address),
+            ]
+            kernels.launch("rvos_fit_frame", pixels, arguments, int(device.compute.handle))
+            if frame.borrowed:
+                device.keep(frame)
+            shape = (1, *geometry.padded, 3)
+            return DeviceTensor(device, shape, np.uint8, room, device.event(device.compute))
