@@ -45,7 +45,8 @@ from safetensors.torch import load_file, save_file
 
 from rvos_deploy.atomic import replacing
 from rvos_deploy.benchmarks.video_queries import decode_queries
-from rvos_deploy.errors import InputError, RvosError
+from rvos_deploy.cli.error_lines import one_line_errors
+from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.export.bundle_export import Weights, load_network
 from rvos_deploy.json_file import write_json
@@ -213,6 +214,7 @@ def best_threshold(
     return max(found, key=lambda values: values["j_and_f"])
 
 
+@one_line_errors
 def main(
     out: Annotated[Path, typer.Argument(help="Folder of the runs and of ablations.json.")],
     clip_weights: Annotated[Path, typer.Option(help="Of 'pretrain-clip'.")],
@@ -231,33 +233,27 @@ def main(
     """Train and validate every variant with every seed."""
     budget = Budget(frame_steps, video_steps, batch, cached, videos)
     base = read_recipe("sprites_tiny")
-    try:
-        valid = _validation(out / "valid", base, budget)
-        for seed in seeds or [1, 2]:
-            for variant in VARIANTS:
-                if only and variant.name not in only:
-                    continue
-                if _known(out, variant.name, seed):
-                    continue
-                clip = clip_weights
-                if variant.foreign_text:
-                    if other_clip is None:
-                        raise InputError("variant foreign_text needs --other-clip")
-                    clip = foreign_text_clip(clip_weights, other_clip, out / "foreign.safetensors")
-                recipe = variant_recipe(base, variant, budget, seed)
-                run = out / f"{variant.name}-{seed}"
-                _lend_cache(out, run, variant, seed)
-                values = run_variant(variant, recipe, clip, weights, valid, run)
-                _add(
-                    out, {"variant": variant.name, "seed": seed, **values, "budget": asdict(budget)}
-                )
-                typer.echo(
-                    f"{variant.name:>17} seed {seed}: "
-                    + "  ".join(f"{k.removeprefix('j_and_f_')} {v:.3f}" for k, v in values.items())
-                )
-    except RvosError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
+    valid = _validation(out / "valid", base, budget)
+    for seed in seeds or [1, 2]:
+        for variant in VARIANTS:
+            if only and variant.name not in only:
+                continue
+            if _known(out, variant.name, seed):
+                continue
+            clip = clip_weights
+            if variant.foreign_text:
+                if other_clip is None:
+                    raise InputError("variant foreign_text needs --other-clip")
+                clip = foreign_text_clip(clip_weights, other_clip, out / "foreign.safetensors")
+            recipe = variant_recipe(base, variant, budget, seed)
+            run = out / f"{variant.name}-{seed}"
+            _lend_cache(out, run, variant, seed)
+            values = run_variant(variant, recipe, clip, weights, valid, run)
+            _add(out, {"variant": variant.name, "seed": seed, **values, "budget": asdict(budget)})
+            typer.echo(
+                f"{variant.name:>17} seed {seed}: "
+                + "  ".join(f"{k.removeprefix('j_and_f_')} {v:.3f}" for k, v in values.items())
+            )
 
 
 def _validation(folder: Path, base: Recipe, budget: Budget) -> DataSplit:

@@ -17,7 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rvos_deploy.errors import InputError, ParityError, RvosError
+from rvos_deploy.cli.error_lines import one_line_errors
+from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.bundle_masks import evaluate_bundle
 from rvos_deploy.evaluation.evaluate import Evaluation
 from rvos_deploy.json_file import write_json
@@ -105,6 +106,7 @@ def require_agreement(found: Mapping[str, Any], limit: float | None) -> None:
         )
 
 
+@one_line_errors
 def main(
     bundle: Annotated[str, typer.Argument(help="Folder, or the name of a packaged one.")],
     data: Annotated[Path, typer.Option(help="Folder of a split in MeViS's layout.")],
@@ -121,43 +123,39 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.")] = None,
 ) -> None:
     """Compare a bundle by J&F with its network, or with another bundle."""
-    try:
-        if (checkpoint is None) == (reference is None):
-            raise InputError(
-                "there must be one thing to compare with; pass --checkpoint FILE (PyTorch) or "
-                "--reference BUNDLE"
-            )
-        split = read_mevis(data)
-        part = DataSplit(split.meta, split.videos[:videos])
-        if reference is not None:
-            against = f"--reference {reference}" + (
-                "" if backend == "auto" else f" --backend {backend}"
-            )
-            found = compare_bundles(find_bundle(bundle), find_bundle(reference), part, backend)
-        elif checkpoint is not None:
-            against = f"--checkpoint {checkpoint} --clip-weights {clip_weights}"
-            found = compare(find_bundle(bundle), checkpoint, clip_weights, part)
-        _print(found)
-        if json_file is not None:
-            chosen = "" if videos is None else f" --videos {videos}"
-            allowed = "" if limit is None else f" --limit {limit}"
-            write_json(
-                json_file,
-                {
-                    "schema": "rvos-deploy/benchmark/agreement/1",
-                    "command": f"python -m rvos_deploy.benchmarks.agreement {bundle} {against} "
-                    f"--data {data}{chosen}{allowed}",
-                    "videos": len(part.videos),
-                    **found,
-                    "limit": limit,
-                    "versions": versions("torch", "onnxruntime"),
-                    "machine": machine(),
-                },
-            )
-        require_agreement(found, limit)
-    except RvosError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
+    if (checkpoint is None) == (reference is None):
+        raise InputError(
+            "there must be one thing to compare with; pass --checkpoint FILE (PyTorch) or "
+            "--reference BUNDLE"
+        )
+    split = read_mevis(data)
+    part = DataSplit(split.meta, split.videos[:videos])
+    if reference is not None:
+        against = f"--reference {reference}" + (
+            "" if backend == "auto" else f" --backend {backend}"
+        )
+        found = compare_bundles(find_bundle(bundle), find_bundle(reference), part, backend)
+    elif checkpoint is not None:
+        against = f"--checkpoint {checkpoint} --clip-weights {clip_weights}"
+        found = compare(find_bundle(bundle), checkpoint, clip_weights, part)
+    _print(found)
+    if json_file is not None:
+        chosen = "" if videos is None else f" --videos {videos}"
+        allowed = "" if limit is None else f" --limit {limit}"
+        write_json(
+            json_file,
+            {
+                "schema": "rvos-deploy/benchmark/agreement/1",
+                "command": f"python -m rvos_deploy.benchmarks.agreement {bundle} {against} "
+                f"--data {data}{chosen}{allowed}",
+                "videos": len(part.videos),
+                **found,
+                "limit": limit,
+                "versions": versions("torch", "onnxruntime"),
+                "machine": machine(),
+            },
+        )
+    require_agreement(found, limit)
 
 
 def _print(found: Mapping[str, Any]) -> None:

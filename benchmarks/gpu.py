@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvos_deploy.errors import BackendError, InputError, RvosError
+from rvos_deploy.cli.error_lines import one_line_errors
+from rvos_deploy.errors import BackendError, InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -146,6 +147,7 @@ def _floor_table(record: dict[str, Any]) -> Table:
     return table
 
 
+@one_line_errors
 def main(
     bundle: Annotated[
         Path, typer.Option("--bundle", "-b", help="Made by 'export', or a packaged one's name.")
@@ -175,20 +177,16 @@ def main(
     from rvos_deploy.runtime.bundle import open_bundle
 
     command = f"python -m rvos_deploy.benchmarks.gpu {shlex.join(sys.argv[1:])}".strip()
-    try:
-        if not dry_run:
-            require_gpu(out)
-        request = Request(open_bundle(bundle), out, expressions, frames, checkpoint)
-        record = new_record(request, choose_cards(card or ()), command)
-        if dry_run:
-            print_plan(record)
-            if out is not None:
-                write_results(out, record)
-            return
-        run_benchmark(request, record, lambda text: typer.echo(text, err=True))
-    except RvosError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
+    if not dry_run:
+        require_gpu(out)
+    request = Request(open_bundle(bundle), out, expressions, frames, checkpoint)
+    record = new_record(request, choose_cards(card or ()), command)
+    if dry_run:
+        print_plan(record)
+        if out is not None:
+            write_results(out, record)
+        return
+    run_benchmark(request, record, lambda text: typer.echo(text, err=True))
     statuses = [step["status"] for step in record["steps"].values()]
     typer.echo(f"{out}: {statuses.count('done')} of {len(statuses)} steps done")
     if not record["passed"]:

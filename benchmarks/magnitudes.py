@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from rvos_deploy.cli.error_lines import one_line_errors
 from rvos_deploy.cli.options import parse_size
-from rvos_deploy.errors import InputError, ParityError, RvosError
+from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.attention import HIDDEN
 from rvos_deploy.model.config import preset
@@ -194,6 +195,7 @@ def clip_frames(video: Path, box: tuple[int, int], count: int) -> list[Tensor]:
     return [torch.from_numpy(resize_frame(image, geometry)) for image in images]
 
 
+@one_line_errors
 def main(
     config: Annotated[str, typer.Argument(help="Preset.")],
     video: Annotated[list[Path], typer.Option(help="File or folder of frames; may be repeated.")],
@@ -210,60 +212,56 @@ def main(
     from rvos_deploy.export.bundle_export import Weights, load_network
     from rvos_deploy.training.clips import training_tokenizer
 
-    try:
-        if precision not in ("fp16", "bf16"):
-            raise InputError(f"--precision must be fp16 or bf16, found '{precision}'")
-        weights = Weights(checkpoint, clip_weights, random_weights)
-        network = set_precision(load_network(preset(config), weights), precision)
-        box = parse_size(size) or network.config.input_size
-        texts = tuple(expression or PROBE_EXPRESSIONS)
-        ids = tokenize(training_tokenizer(), texts)
-        clips = [clip_frames(path, box, frames) for path in video]
-        layers = join([measure(network, clip, ids, DTYPES[precision]) for clip in clips])
-        limit = SHARE * torch.finfo(DTYPES[precision]).max
-        _print(layers, limit)
-        if json_file is not None:
-            options = {
-                "video": video,
-                "checkpoint": checkpoint,
-                "clip-weights": clip_weights,
-                "random-weights": random_weights,
-                "expression": expression,
+    if precision not in ("fp16", "bf16"):
+        raise InputError(f"--precision must be fp16 or bf16, found '{precision}'")
+    weights = Weights(checkpoint, clip_weights, random_weights)
+    network = set_precision(load_network(preset(config), weights), precision)
+    box = parse_size(size) or network.config.input_size
+    texts = tuple(expression or PROBE_EXPRESSIONS)
+    ids = tokenize(training_tokenizer(), texts)
+    clips = [clip_frames(path, box, frames) for path in video]
+    layers = join([measure(network, clip, ids, DTYPES[precision]) for clip in clips])
+    limit = SHARE * torch.finfo(DTYPES[precision]).max
+    _print(layers, limit)
+    if json_file is not None:
+        options = {
+            "video": video,
+            "checkpoint": checkpoint,
+            "clip-weights": clip_weights,
+            "random-weights": random_weights,
+            "expression": expression,
+            "precision": precision,
+            "size": size,
+            "frames": frames,
+        }
+        write_json(
+            json_file,
+            {
+                "schema": "rvos-deploy/benchmark/magnitudes/1",
+                "command": _command(config, options),
+                "weights": "random, seed 0: they say nothing of trained ones"
+                if random_weights
+                else f"{checkpoint}, CLIP part {clip_weights or 'within'}",
                 "precision": precision,
-                "size": size,
-                "frames": frames,
-            }
-            write_json(
-                json_file,
-                {
-                    "schema": "rvos-deploy/benchmark/magnitudes/1",
-                    "command": _command(config, options),
-                    "weights": "random, seed 0: they say nothing of trained ones"
-                    if random_weights
-                    else f"{checkpoint}, CLIP part {clip_weights or 'within'}",
-                    "precision": precision,
-                    "limit": limit,
-                    "clips": [
-                        {"video": str(path), "frames": len(clip), "input": list(clip[0].shape[1:3])}
-                        for path, clip in zip(video, clips, strict=True)
-                    ],
-                    "expressions": list(texts),
-                    "layers": len(layers),
-                    "not_finite": [asdict(layer) for layer in layers if layer.not_finite],
-                    "largest": max((layer.magnitude for layer in layers), default=0.0),
-                    "hidden_logit": HIDDEN,
-                    "top": [
-                        {**asdict(layer), "share_of_limit": layer.unhidden / limit}
-                        for layer in layers[:TOP]
-                    ],
-                    "versions": versions("torch", "open_clip_torch"),
-                    "machine": machine(),
-                },
-            )
-        require_room(layers, limit)
-    except RvosError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
+                "limit": limit,
+                "clips": [
+                    {"video": str(path), "frames": len(clip), "input": list(clip[0].shape[1:3])}
+                    for path, clip in zip(video, clips, strict=True)
+                ],
+                "expressions": list(texts),
+                "layers": len(layers),
+                "not_finite": [asdict(layer) for layer in layers if layer.not_finite],
+                "largest": max((layer.magnitude for layer in layers), default=0.0),
+                "hidden_logit": HIDDEN,
+                "top": [
+                    {**asdict(layer), "share_of_limit": layer.unhidden / limit}
+                    for layer in layers[:TOP]
+                ],
+                "versions": versions("torch", "open_clip_torch"),
+                "machine": machine(),
+            },
+        )
+    require_room(layers, limit)
 
 
 def _command(config: str, options: Mapping[str, Any]) -> str:

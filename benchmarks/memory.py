@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rvos_deploy.errors import InputError, RvosError
+from rvos_deploy.cli.error_lines import one_line_errors
+from rvos_deploy.errors import InputError
 from rvos_deploy.json_file import write_json
 from rvos_deploy.runtime.environment import machine, resident_memory_bytes, versions
 from rvos_deploy.runtime.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
@@ -43,18 +44,15 @@ def benchmark_memory(segmenter: Segmenter, frames: int = 3000) -> dict[str, Any]
     }
 
 
+@one_line_errors
 def main(
     bundle: Annotated[Path, typer.Argument(help="Bundle made by 'export'.")],
     frames: Annotated[int, typer.Option(help="How many frames to push.")] = 3000,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.")] = None,
 ) -> None:
     """Measure the resident memory of a long online stream."""
-    try:
-        with load(bundle) as segmenter:
-            record = benchmark_memory(segmenter, frames)
-    except RvosError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
+    with load(bundle) as segmenter:
+        record = benchmark_memory(segmenter, frames)
     for number, size in record["resident_bytes"].items():
         typer.echo(f"{int(number):>8} frames {size / 2**20:8.1f} MiB")
     typer.echo(f"growth after {SETTLED} frames: {record['growth']:+.2%}")

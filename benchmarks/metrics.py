@@ -21,7 +21,8 @@ from rich.table import Table
 from scipy import ndimage
 
 from rvos_deploy.benchmarks.timing import summarise
-from rvos_deploy.errors import InputError, ParityError, RvosError
+from rvos_deploy.cli.error_lines import one_line_errors
+from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.metrics import DAVIS_BOUND, FrameScores, frame_scores
 from rvos_deploy.json_file import write_json
 from rvos_deploy.runtime.environment import machine, versions
@@ -173,6 +174,7 @@ def _table(record: dict[str, Any]) -> Table:
     return table
 
 
+@one_line_errors
 def main(
     frames: Annotated[int, typer.Option(min=1, help="How many pairs of masks to score.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the rendered masks.")] = 0,
@@ -181,11 +183,7 @@ def main(
     ] = None,
 ) -> None:
     """Time J and F against the plain published approach."""
-    try:
-        record = benchmark_metrics(frames, seed)
-    except RvosError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
+    record = benchmark_metrics(frames, seed)
     Console().print(_table(record))
     if json_file is not None:
         write_json(json_file, record)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_deploy.benchmarks.video_queries import decode_queries
-from rvos_deploy.errors import RvosError
+from rvos_deploy.cli.error_lines import one_line_errors
 from rvos_deploy.evaluation.metrics import region_similarity
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.config import preset
@@ -153,6 +153,7 @@ def summarise(rows: list[ExpressionDiagnosis], threshold: float | None = None) -
     }
 
 
+@one_line_errors
 def main(
     config: Annotated[str, typer.Argument(help="Preset.")],
     checkpoint: Annotated[Path, typer.Option(help="Trained weights, .safetensors.")],
@@ -168,17 +169,13 @@ def main(
     from rvos_deploy.export.bundle_export import Weights, load_network
     from rvos_deploy.training.clips import training_tokenizer
 
-    try:
-        network = load_network(preset(config), Weights(checkpoint, clip_weights))
-        split = read_mevis(data)
-        rows = [
-            row
-            for video in split.videos[:videos]
-            for row in diagnose(network, training_tokenizer(), video)
-        ]
-    except RvosError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
+    network = load_network(preset(config), Weights(checkpoint, clip_weights))
+    split = read_mevis(data)
+    rows = [
+        row
+        for video in split.videos[:videos]
+        for row in diagnose(network, training_tokenizer(), video)
+    ]
     record = summarise(rows, threshold)
     typer.echo(f"threshold {record['threshold']}")
     for kind, row in {**record["by_kind"], "all": record["all"]}.items():

@@ -17,7 +17,7 @@ import typer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from rvos_deploy.errors import RvosError
+from rvos_deploy.cli.error_lines import one_line_errors
 from rvos_deploy.model.network import build_network
 from rvos_deploy.training.objective import select_trained
 from rvos_deploy.training.recipe import Recipe, Stage
@@ -78,13 +78,10 @@ def pixels(recipe: Recipe) -> float:
     return sum(short * short * 16 / 9 for short in sides) / len(sides)
 
 
+@one_line_errors
 def main(name: Annotated[str, typer.Argument(metavar="CONFIG", help="Recipe.")]) -> None:
     """Print what each stage of a recipe needs."""
-    try:
-        recipe = read_recipe(name)
-    except RvosError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
+    recipe = read_recipe(name)
     cost = count_cost(recipe)
     scale = pixels(recipe) / (PROBE[0] * PROBE[1])
     half = 0.5 if recipe.precision != "32-true" else 1.0

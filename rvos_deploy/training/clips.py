@@ -112,8 +112,10 @@ def frame_indices(total: int, stage: Stage, rng: np.random.Generator) -> list[in
     if length == 1:
         return [int(rng.integers(total))]
     if stage.window is None:
-        bounds = np.linspace(0, total, length + 1)
-        return [int(i) for i in np.minimum(rng.uniform(bounds[:-1], bounds[1:]), total - 1)]
+        # Parts of whole frames: no frame lies in two of them.
+        bounds = np.arange(length + 1) * total // length
+        drawn = rng.uniform(bounds[:-1], np.maximum(bounds[1:], bounds[:-1] + 1))
+        return [int(i) for i in drawn]
     middle = int(rng.integers(total))
     near = np.arange(max(0, middle - stage.window), min(total, middle + stage.window + 1))
     return sorted(int(i) for i in rng.choice(near, length, replace=len(near) < length))

@@ -124,8 +124,11 @@ class Stage:
         _at_least(where, "cached", self.cached, 0)
         if self.cached:
             self._check_cache(where)
-        elif self.mirror:
-            raise InputError(f"{where}: mirror is for cached stages; set cached, or leave it out")
+        for name in ("mirror", "cached_length"):
+            if getattr(self, name) and not self.cached:
+                raise InputError(
+                    f"{where}: {name} is for cached stages; set cached, or leave it out"
+                )
         if self.batch % self.accumulate:
             raise InputError(
                 f"{where}: batch {self.batch} is not a multiple of accumulate {self.accumulate}"

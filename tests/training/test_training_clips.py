@@ -169,6 +169,10 @@ def test_frames_of_a_clip() -> None:
     for part, first in zip(drawn.T, (0, 6, 12, 18), strict=True):
         assert set(part) == set(range(first, first + 6))
     assert frame_indices(3, replace(STAGE, length=5), rng)[-1] == 2
+    # Parts that are not of equal size share no frame either.
+    uneven = np.array([frame_indices(24, replace(STAGE, length=10), rng) for _ in range(300)])
+    assert (np.diff(uneven, axis=1) > 0).all()
+    assert set(uneven.ravel()) == set(range(24))
     near = frame_indices(100, replace(STAGE, length=5, window=10), rng)
     assert near == sorted(set(near))
     assert near[-1] - near[0] <= 20

@@ -610,6 +610,7 @@ def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, message: str) -> 
         {"cached": 10, "trained": ["initializer"], "cached_length": -1},
         {"cached": 10, "trained": ["initializer"], "mirror": 1.5},
         {"mirror": 0.5},
+        {"cached_length": 8},
     ],
     ids=str,
 )
