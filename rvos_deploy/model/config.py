@@ -64,6 +64,7 @@ class ModelConfig:
     mask_content: bool = True
     frame_masks: bool = True
     course: bool = True
+    rivals: bool = True
     input_size: tuple[int, int] = (448, 800)
     threshold: float = 0.5
 

@@ -60,6 +60,34 @@ class Course(nn.Module):
         return course
 
 
+MOST_RIVALRY = 4.0
+"""What the lead of the best query counts at most, for sentences that mean one object."""
+
+
+class Rivals(nn.Module):
+    """Queries of a clip compared with the best of them, as far as the sentence means one alone.
+
+    Ours. Each query is judged by itself otherwise, and for "the heart that goes left" two hearts
+    pass, both a little above the threshold. How much the distance to the best one counts is read
+    from the sentence: much where it means one object, nothing where it may mean several.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # Hardly anything at first, whatever is said.
+        self.alone = nn.utils.skip_init(nn.Linear, dim, 1)
+        nn.init.zeros_(self.alone.weight)
+        nn.init.constant_(self.alone.bias, -4.0)
+
+    def forward(self, logits: Tensor, said: Tensor) -> Tensor:
+        """Logits [B,N,2] of (referred, no object), those behind lowered; said [B,C]."""
+        referred, nothing = logits.unbind(dim=-1)
+        lead = referred - nothing
+        behind = lead.amax(dim=1, keepdim=True) - lead
+        counts = MOST_RIVALRY * torch.sigmoid(self.alone(said))
+        return torch.stack((referred - counts * behind, nothing), dim=-1)
+
+
 class ReferredHead(nn.Module):
     """Whether a query is referred to: logits [B,N,2] of (referred, no object).
 
@@ -69,13 +97,14 @@ class ReferredHead(nn.Module):
     under the curve of 0.68), so what every token says is gathered beside it.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, rivals: bool) -> None:
         super().__init__()
         self.words = Mlp(dim, dim, dim)
         self.said_norm = nn.LayerNorm(dim)
         self.of_query = nn.Linear(2 * dim, 2 * dim)
         self.of_text = nn.Linear(dim, 2 * dim)
         self.decide = Mlp(2 * dim, dim, 2)
+        self.rivals = Rivals(dim) if rivals else None
 
     def said(self, text: Tensor, sentence: Tensor, padding: Tensor) -> Tensor:
         """What is asked for, [B,C], of text [B,L,C], sentence [B,C] and padding bool [B,L]."""
@@ -89,7 +118,7 @@ class ReferredHead(nn.Module):
         """Logits of queries [B,N,C] with their courses [B,N,C]."""
         seen = torch.relu(self.of_query(torch.cat((queries, course), dim=-1)))
         logits: Tensor = self.decide(seen * self.of_text(said)[:, None])
-        return logits
+        return logits if self.rivals is None else self.rivals(logits, said)
 
 
 class VideoQueryDecoder(nn.Module):
@@ -113,7 +142,7 @@ class VideoQueryDecoder(nn.Module):
         own[:, : config.num_heads // 2] = OWN_SLOT
         self.own_slot = nn.Parameter(own)
         self.norm = nn.LayerNorm(dim)
-        self.referred_head = ReferredHead(dim)
+        self.referred_head = ReferredHead(dim, config.rivals)
         self.mask_embedding = Mlp(dim, dim, dim, dim)
 
     def forward(

@@ -13,8 +13,10 @@ from rvos_deploy.model.clip import TextFeatures
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.model.video_query_decoder import (
     MOMENTS,
+    MOST_RIVALRY,
     Course,
     ReferredHead,
+    Rivals,
     VideoPrediction,
 )
 
@@ -115,7 +117,7 @@ def test_a_course_is_read_at_fixed_moments_of_the_time_seen_so_far() -> None:
 
 
 def test_what_is_said_is_read_from_the_sentence_and_from_each_word() -> None:
-    head = ReferredHead(16).double().requires_grad_(False)
+    head = ReferredHead(16, rivals=True).double().requires_grad_(False)
     text, sentence = torch.randn(2, 5, 16).double(), torch.randn(2, 16).double()
     padding = torch.arange(5)[None] >= torch.tensor([[5], [3]])
     said = head.said(text, sentence, padding)
@@ -141,6 +143,31 @@ def test_what_is_said_is_read_from_the_sentence_and_from_each_word() -> None:
     swapped = head(queries, course, said.flip(0)).diff(dim=-1)
     assert (margins - swapped).std(dim=1).min() > 1e-3
     assert (head(queries, course.roll(1, 1), said).diff(dim=-1) - margins).abs().max() > 1e-3
+
+
+def test_queries_behind_the_best_are_lowered_as_far_as_the_sentence_says() -> None:
+    rivals = Rivals(8).double().requires_grad_(False)
+    torch.nn.init.normal_(rivals.alone.weight)
+    logits, said = torch.randn(3, 7, 2).double(), torch.randn(3, 8).double()
+    # One clip has two that are equally good: neither is behind.
+    logits[1, 5] = logits[1, int((logits[1, :, 0] - logits[1, :, 1]).argmax())] + 0.5
+    found = rivals(logits, said)
+    shares = set()
+    for clip in range(3):
+        weight = rivals.alone.weight[0] @ said[clip] + rivals.alone.bias[0]
+        share = MOST_RIVALRY / (1 + math.exp(-float(weight)))
+        leads = [float(referred - nothing) for referred, nothing in logits[clip]]
+        for number, lead in enumerate(leads):
+            expected = logits[clip, number, 0] - share * (max(leads) - lead)
+            torch.testing.assert_close(found[clip, number, 0], expected, rtol=0, atol=1e-12)
+            if lead >= max(leads) - 1e-12:
+                torch.testing.assert_close(found[clip, number], logits[clip, number])
+        shares.add(round(share, 3))
+    assert torch.equal(found[..., 1], logits[..., 1])
+    assert len(shares) == 3, "what is said decides"
+    # A sentence that may mean several leaves every query as it is judged by itself.
+    torch.nn.init.constant_(rivals.alone.bias, -1e3)
+    assert torch.equal(rivals(logits, said), logits)
 
 
 def test_a_clips_last_frame_is_the_newest(tiny_network: RvosNetwork, text: TextFeatures) -> None:
