@@ -23,10 +23,7 @@ from rvos_deploy.runtime.expression import (
     stack_memory,
     stack_text,
 )
-from rvos_deploy.runtime.geometry import (
-    FrameGeometry,
-    fit_frame,
-)
+from rvos_deploy.runtime.geometry import FrameGeometry, fit_frame
 from rvos_deploy.runtime.selection import thresholds
 from rvos_deploy.runtime.settings import StreamSettings
 from rvos_deploy.runtime.slots import SlotCues, SlotTracker
