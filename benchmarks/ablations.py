@@ -114,10 +114,8 @@ def variant_recipe(recipe: Recipe, variant: Variant, budget: Budget, seed: int) 
 
     A clip's cached frames are just those that a step reads: shorter runs hardly see a clip twice.
     """
-    masks, *cached = (stage for stage in recipe.stages if stage.name != "joint")
-    stages = [
-        replace(s, steps=budget.video_steps, cached=budget.cached, cached_length=0) for s in cached
-    ]
+    masks, cached = recipe.stages[:2]
+    stages = [replace(cached, steps=budget.video_steps, cached=budget.cached, cached_length=0)]
     if variant.reads_text_anew:
         stages.insert(0, replace(masks, steps=budget.frame_steps))
     stages = [
