@@ -48,7 +48,8 @@ for name, shape in {"rvos_pack_masks": (3, 101, 18), "rvos_show_masks": truth.sh
 frame = np.random.default_rng(1).integers(0, 256, (101, 143, 3), dtype=np.uint8)
 output = np.zeros((1, *geometry.padded, 3), np.uint8)
 arguments = [pointer(frame.ctypes.data), number(143)]
-for taps in frame_taps(geometry):
+tables = frame_taps(geometry)  # kept: what is pointed at must live
+for taps in tables:
     arguments += [pointer(x.ctypes.data) for x in (taps.first, taps.count, taps.weights)]
     arguments.append(number(taps.weights.shape[1]))
 colour = int.from_bytes(bytes(PADDING), "big")

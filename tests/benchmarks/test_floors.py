@@ -301,7 +301,8 @@ def test_counts_are_those_of_pytorch(name: str, tiny_bundle: Path, tiny_network)
         of_slots += decoder.mask_embedding.parameters()
         per_slot = sum(p.numel() for p in of_slots if p.ndim == 2)
         slots = tiny_network.config.num_queries
-        per_layer = AXES["E"] * (slots * per_slot + head.of_text.weight.numel())
+        of_text = head.of_text.weight.numel() + head.rivals.alone.weight.numel()
+        per_layer = AXES["E"] * (slots * per_slot + of_text)
         assert multiplied + (len(decoder.layers) - 1) * per_layer == ran_macs
     elif name == "frame_decoder":
         # Heads run after every layer here, too, and a product is asked for twice: the export
