@@ -29,31 +29,14 @@ save_file({**weights, f"{name}.weight": torch.zeros(1, 128), f"{name}.bias": tor
 PYTHON
 }
 
-# The clips of the second sitting, read with another seed: other sentences of them, in another order.
-lend_cache() { # RUN SEED
-    mkdir -p "$work/$1/cache"
-    cp -al "$work/video_2/cache/video" "$work/$1/cache/video"
-    python - "$work/$1/cache/video/key.json" "$2" <<'PYTHON'
-import json
-import pathlib
-import sys
-
-file = pathlib.Path(sys.argv[1])
-key = {**json.loads(file.read_text()), "seed": int(sys.argv[2])}
-file.unlink()  # a second name of the other cache's
-file.write_text(json.dumps(key))
-PYTHON
-}
-
 sitting video tiny_frames.safetensors
 fresh_rivals "$(last video)" "$work/second.safetensors"
 sitting video_2 "$work/second.safetensors"
 fresh_rivals "$(last video_2)" "$work/third.safetensors"
-lend_cache video_3 6
+mkdir -p "$work/video_3/cache"
+cp -al "$work/video_2/cache/video" "$work/video_3/cache/video"
 sitting video_3 "$work/third.safetensors"
-lend_cache video_4 7
-sitting video_4 "$(last video_3)"
-python - "$(last video_4)" tiny.safetensors <<'PYTHON'
+python - "$(last video_3)" tiny.safetensors <<'PYTHON'
 import sys
 
 from safetensors.torch import load_file, save_file
