@@ -44,5 +44,5 @@ from safetensors.torch import load_file, save_file
 save_file({k: v.half() for k, v in load_file(sys.argv[1]).items()}, sys.argv[2])
 PYTHON
 cd ../..
-rvos-deploy export tiny --store fp16 --threshold 0.5 --out rvos_deploy/bundles/tiny --overwrite \
+rvos-deploy export tiny --store fp16 --threshold 0.6 --out rvos_deploy/bundles/tiny --overwrite \
     --checkpoint benchmarks/checkpoints/tiny.safetensors --clip-weights "benchmarks/checkpoints/$clip"
