@@ -189,7 +189,9 @@ def main(
             {
                 "schema": "rvos-deploy/benchmark/selection/1",
                 "command": f"python -m rvos_deploy.benchmarks.selection {config} "
-                f"--checkpoint {checkpoint} --clip-weights {clip_weights} --data {data}",
+                f"--checkpoint {checkpoint} --clip-weights {clip_weights} --data {data}"
+                + ("" if threshold is None else f" --threshold {threshold}")
+                + ("" if videos is None else f" --videos {videos}"),
                 **record,
                 "versions": versions("torch"),
                 "machine": machine(),

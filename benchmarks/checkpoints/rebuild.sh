@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Rebuilds the packaged network from tiny_frames.safetensors: rebuild.sh WORK. About five hours on two
-# cores, and 21 GB in WORK. Never run in one go: these are the commands of several sittings, in order.
+# Rebuilds the packaged network from tiny_frames.safetensors: rebuild.sh WORK. About two and a half
+# hours on two cores, and 26 GB in WORK. Never run in one go: these are the commands of several sittings, in order.
 set -euo pipefail
 cd "$(dirname "$0")"
 work=$1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.runtime.backends.cuda_kernels import Argument, number, pointer
 from rvos_deploy.runtime.geometry import FrameGeometry, fit_frame
+from rvos_deploy.runtime.resampling import Taps
 
 
 def random_case(random: np.random.Generator) -> tuple[NDArray[np.float32], FrameGeometry]:
@@ -28,6 +30,15 @@ def random_frame(random: np.random.Generator) -> tuple[NDArray[np.uint8], FrameG
     if random.random() < 0.3:
         frame = np.where(frame < 128, np.uint8(0), np.uint8(255))
     return frame, geometry
+
+
+def table_arguments(tables: tuple[Taps, Taps]) -> list[Argument]:
+    """Tables in the host's memory as the kernels take them; keep them while these are used."""
+    arguments = []
+    for taps in tables:
+        arguments += [pointer(x.ctypes.data) for x in (taps.first, taps.count, taps.weights)]
+        arguments.append(number(taps.weights.shape[1]))
+    return arguments
 
 
 def random_geometry(random: np.random.Generator) -> FrameGeometry:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
@@ -14,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from host_kernels import build, launch_on_host
-from kernel_cases import random_case, random_frame
+from kernel_cases import random_case, random_frame, table_arguments
 from numpy.typing import NDArray
 from recording_cuda import Gpu
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends import device_pieces, nvrtc
 from rvos_deploy.runtime.backends.cuda_device import hold_device
-from rvos_deploy.runtime.backends.cuda_kernels import KERNELS, kernel_ptx
+from rvos_deploy.runtime.backends.cuda_kernels import KERNELS, kernel_ptx, number, pointer
 from rvos_deploy.runtime.backends.device_masks import MaskDisplay
 from rvos_deploy.runtime.backends.device_tensor import send
 from rvos_deploy.runtime.geometry import (
@@ -69,16 +68,10 @@ def on_host(
     shape = (len(logits), height, columns)
     room = np.full(int(np.prod(shape)) + 64, 0xA5, np.uint8)
     tables = display_taps((logits.shape[1], logits.shape[2]), geometry)
-    values: list[int] = [logits.ctypes.data, *logits.shape]
-    types: list[type] = [ctypes.c_void_p, *[ctypes.c_int] * 3]
-    for taps in tables:
-        values += [taps.first.ctypes.data, taps.count.ctypes.data, taps.weights.ctypes.data]
-        values.append(taps.weights.shape[1])
-        types += [*[ctypes.c_void_p] * 3, ctypes.c_int]
-    values += [height, width, room.ctypes.data]
-    types += [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    arguments = [pointer(logits.ctypes.data), *map(number, logits.shape), *table_arguments(tables)]
+    arguments += [*map(number, (height, width)), pointer(room.ctypes.data)]
     blocks = -(-int(np.prod(shape)) // threads)
-    launch_on_host(kernel, blocks, threads, tuple(values), tuple(types))
+    launch_on_host(kernel, blocks, threads, *zip(*arguments, strict=True))
     assert (room[-64:] == 0xA5).all()
     return room[:-64].reshape(shape)
 
@@ -139,18 +132,13 @@ def fitted_on_host(
     """The kernel's output; bytes after it must stay as they are."""
     shape = (1, *geometry.padded, 3)
     room = np.full(int(np.prod(shape)) + 64, 0xA5, np.uint8)
-    values: list[int] = [frame.ctypes.data, frame.shape[1]]
-    types: list[type] = [ctypes.c_void_p, ctypes.c_int]
     tables = frame_taps(geometry)
-    for taps in tables:
-        values += [taps.first.ctypes.data, taps.count.ctypes.data, taps.weights.ctypes.data]
-        values.append(taps.weights.shape[1])
-        types += [*[ctypes.c_void_p] * 3, ctypes.c_int]
+    arguments = [pointer(frame.ctypes.data), number(frame.shape[1]), *table_arguments(tables)]
     colour = int.from_bytes(bytes(PADDING), "big")
-    values += [*geometry.content, *geometry.padded, colour, room.ctypes.data]
-    types += [*[ctypes.c_int] * 5, ctypes.c_void_p]
+    arguments += [*map(number, (*geometry.content, *geometry.padded, colour))]
+    arguments.append(pointer(room.ctypes.data))
     blocks = -(-int(np.prod(geometry.padded)) // threads)
-    launch_on_host("rvos_fit_frame", blocks, threads, tuple(values), tuple(types))
+    launch_on_host("rvos_fit_frame", blocks, threads, *zip(*arguments, strict=True))
     assert (room[-64:] == 0xA5).all()
     return room[:-64].reshape(shape)
 
@@ -306,12 +294,12 @@ def test_what_is_copied_is_not_overwritten_before(gpu: Gpu) -> None:
     device = hold_device(gpu.libraries)
     array = np.arange(64, dtype=np.float32).reshape(2, 4, 8)
     stacked = []
-    for number in range(6):
-        value = send(device, array + number)
+    for step in range(6):
+        value = send(device, array + step)
         stacked.append(device_pieces.stack([[value[0], value[1]]]))
         del value
-    for number, found in enumerate(stacked):
-        assert (np.asarray(found)[0] == array + number).all()
+    for step, found in enumerate(stacked):
+        assert (np.asarray(found)[0] == array + step).all()
     del stacked, found
     device.let_go()
     gpu.check_clean()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from cuda.bindings import driver
+from kernel_cases import table_arguments
 
 from rvos_deploy.runtime.backends import cuda_kernels, nvrtc
 from rvos_deploy.runtime.backends.cuda_kernels import Kernels, number, pointer
@@ -37,21 +38,15 @@ truth = display_masks(logits, geometry)
 tables = display_taps((24, logits.shape[2]), geometry)
 for name, shape in {"rvos_pack_masks": (3, 101, 18), "rvos_show_masks": truth.shape}.items():
     output = np.zeros(shape, np.uint8)
-    arguments = [pointer(logits.ctypes.data), *map(number, logits.shape)]
-    for taps in tables:
-        arguments += [pointer(x.ctypes.data) for x in (taps.first, taps.count, taps.weights)]
-        arguments.append(number(taps.weights.shape[1]))
+    arguments = [pointer(logits.ctypes.data), *map(number, logits.shape), *table_arguments(tables)]
     arguments += [*map(number, geometry.display), pointer(output.ctypes.data)]
     kernels.launch(name, output.size, arguments, STREAM)
     found = np.unpackbits(output, axis=-1, count=143) if "pack" in name else output
     assert (found == truth).all(), name
 frame = np.random.default_rng(1).integers(0, 256, (101, 143, 3), dtype=np.uint8)
 output = np.zeros((1, *geometry.padded, 3), np.uint8)
-arguments = [pointer(frame.ctypes.data), number(143)]
-tables = frame_taps(geometry)  # kept: what is pointed at must live
-for taps in tables:
-    arguments += [pointer(x.ctypes.data) for x in (taps.first, taps.count, taps.weights)]
-    arguments.append(number(taps.weights.shape[1]))
+tables = frame_taps(geometry)
+arguments = [pointer(frame.ctypes.data), number(143), *table_arguments(tables)]
 colour = int.from_bytes(bytes(PADDING), "big")
 arguments += map(number, (*geometry.content, *geometry.padded, colour))
 arguments.append(pointer(output.ctypes.data))

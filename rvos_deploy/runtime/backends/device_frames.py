@@ -15,7 +15,7 @@ import numpy as np
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice
 from rvos_deploy.runtime.backends.cuda_kernels import number, pointer
 from rvos_deploy.runtime.backends.device_taps import TapTables
-from rvos_deploy.runtime.backends.device_tensor import DeviceTensor
+from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, compute
 from rvos_deploy.runtime.geometry import PADDING, FrameGeometry, frame_taps
 
 _COLOUR = PADDING[0] << 16 | PADDING[1] << 8 | PADDING[2]
@@ -35,19 +35,15 @@ class FrameFitter:
             BackendError: there are no kernels (says why), or memory is short.
         """
         device = self._device
-        kernels = device.kernels()
         with device.lock, device.current():
-            pixels = math.prod(geometry.padded)
-            room = device.allocate(3 * pixels)
             arguments = [
                 pointer(frame.address),
                 number(frame.shape[1]),
                 *self._tables.arguments(geometry),
                 *map(number, (*geometry.content, *geometry.padded, _COLOUR)),
-                pointer(room.address),
             ]
-            kernels.launch("rvos_fit_frame", pixels, arguments, int(device.compute.handle))
+            pixels, shape = math.prod(geometry.padded), (1, *geometry.padded, 3)
+            fitted = compute(device, "rvos_fit_frame", pixels, arguments, shape, np.uint8)
             if frame.borrowed:
                 device.keep(frame)
-            shape = (1, *geometry.padded, 3)
-            return DeviceTensor(device, shape, np.uint8, room, device.event(device.compute))
+            return fitted

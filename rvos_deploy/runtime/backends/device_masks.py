@@ -8,13 +8,15 @@ NOT RUN: it needs a GPU (see cuda_kernels.py).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from rvos_deploy.runtime.backends.base import HostArray
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice
 from rvos_deploy.runtime.backends.cuda_kernels import number, pointer
 from rvos_deploy.runtime.backends.device_taps import TapTables
-from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, Fetch
+from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, Fetch, compute
 from rvos_deploy.runtime.geometry import FrameGeometry, display_taps
 
 
@@ -55,21 +57,17 @@ class MaskDisplay:
     ) -> DeviceTensor:
         """Every byte of the output is a thread's."""
         device = self._device
-        kernels = device.kernels()
         with device.lock, device.current():
             count, map_height, map_width = logits.shape
-            nbytes = int(np.prod(shape))
-            room = device.allocate(max(1, nbytes))
-            if nbytes:
+            arguments = []
+            if count:
                 arguments = [
                     pointer(logits.address),
                     *map(number, (count, map_height, map_width)),
                     *self._tables.arguments((map_height, map_width), geometry),
                     *map(number, geometry.display),
-                    pointer(room.address),
                 ]
-                kernels.launch(kernel, nbytes, arguments, int(device.compute.handle))
-            return DeviceTensor(device, shape, dtype, room, device.event(device.compute))
+            return compute(device, kernel, math.prod(shape), arguments, shape, dtype)
 
 
 class PackedFetch:

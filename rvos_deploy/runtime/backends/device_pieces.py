@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice
 from rvos_deploy.runtime.backends.cuda_kernels import pointer
-from rvos_deploy.runtime.backends.device_tensor import DeviceTensor
+from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, compute
 
 _VECTOR = 16
 
@@ -57,29 +57,22 @@ def _copy(
     """One piece of ``nbytes`` from each address. Whose memory it is may be given back at once: what
     takes it over is queued behind.
     """
-    kernels = device.kernels()
     table = addresses.astype(np.uint64)
     whole = nbytes % _VECTOR == 0 and not (table % _VECTOR).any()
     kernel, word = ("rvos_stack_vectors", _VECTOR) if whole else ("rvos_stack_bytes", 1)
     words = nbytes // word
     total = words * len(table)
     with device.lock, device.current():
-        room = device.allocate(max(1, nbytes * len(table)))
         staging = device.staging(table.nbytes)
         try:
             staging.put(table)
-            kernels.launch(
-                kernel,
-                total,
-                [
-                    pointer(staging.address),
-                    (words, ctypes.c_longlong),
-                    (total, ctypes.c_longlong),
-                    pointer(room.address),
-                ],
-                int(device.compute.handle),
-            )
+            arguments = [
+                pointer(staging.address),
+                (words, ctypes.c_longlong),
+                (total, ctypes.c_longlong),
+            ]
+            copied = compute(device, kernel, total, arguments, shape, dtype)
             staging.consumed()
         finally:
             device.unstage(staging)
-        return DeviceTensor(device, shape, dtype, room, device.event(device.compute))
+        return copied

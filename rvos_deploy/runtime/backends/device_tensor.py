@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rvos_deploy.runtime.backends.cuda_device import CudaDevice, DeviceEvent
+from rvos_deploy.runtime.backends.cuda_kernels import Argument, pointer
 from rvos_deploy.runtime.backends.cuda_libraries import LEGACY_STREAM, wait_for
 from rvos_deploy.runtime.backends.dlpack import CUDA, make_capsule
 
@@ -186,6 +187,30 @@ class Fetch:
 def fetch(tensors: Sequence[DeviceTensor]) -> list[NDArray[Any]]:
     """Host copies of tensors on one device, with one wait for all."""
     return Fetch(tensors).arrays() if tensors else []
+
+
+def compute(
+    device: CudaDevice,
+    kernel: str,
+    threads: int,
+    arguments: Sequence[Argument],
+    shape: Sequence[int],
+    dtype: DTypeLike,
+) -> DeviceTensor:
+    """Queue one of our kernels, whose last argument is what it writes: a tensor of its own.
+
+    ``threads``: how many are needed; 0: nothing is to be written.
+
+    Raises:
+        BackendError: there are no kernels (says why), or memory is short.
+    """
+    kernels = device.kernels()
+    with device.lock, device.current():
+        room = device.allocate(max(1, math.prod(shape) * np.dtype(dtype).itemsize))
+        if threads:
+            stream = int(device.compute.handle)
+            kernels.launch(kernel, threads, [*arguments, pointer(room.address)], stream)
+        return DeviceTensor(device, shape, dtype, room, device.event(device.compute))
 
 
 def send(device: CudaDevice, array: NDArray[Any]) -> DeviceTensor:
