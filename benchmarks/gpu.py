@@ -77,8 +77,8 @@ def require_gpu(out: Path | None) -> None:
 
 def write_results(out: Path, record: dict[str, Any]) -> None:
     """The JSON, and the HTML made of it."""
-    from rvos_deploy.atomic import replacing
     from rvos_deploy.benchmarks.gpu_report import render
+    from rvos_deploy.files import replacing
     from rvos_deploy.json_file import write_json
 
     write_json(out / JSON_FILE, record)

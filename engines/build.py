@@ -17,8 +17,9 @@ from rvos_deploy.engines.proof import Proof, Say, prove
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.engines.targets import open_target
 from rvos_deploy.errors import InputError
+from rvos_deploy.files import sha256_file
 from rvos_deploy.json_file import write_json
-from rvos_deploy.runtime.bundle import Bundle, sha256_file
+from rvos_deploy.runtime.bundle import Bundle
 from rvos_deploy.runtime.engine_sidecar import (
     EngineSidecar,
     engine_folder,

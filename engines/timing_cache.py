@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rvos_deploy.atomic import replacing
+from rvos_deploy.files import replacing
 
 if TYPE_CHECKING:
     import tensorrt as trt

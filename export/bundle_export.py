@@ -25,19 +25,13 @@ from rvos_deploy.export.parity import (
     record_clip,
 )
 from rvos_deploy.export.tokenizer import write_tokenizer
+from rvos_deploy.files import sha256_file
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.network import RvosNetwork, build_network
 from rvos_deploy.model.precision import Precision, set_precision
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import (
-    MANIFEST,
-    PARITY,
-    TOKENIZER,
-    open_bundle,
-    sha256_file,
-    write_manifest,
-)
+from rvos_deploy.runtime.bundle import MANIFEST, PARITY, TOKENIZER, open_bundle, write_manifest
 from rvos_deploy.runtime.environment import peak_memory_bytes, versions
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.runtime.verification import (

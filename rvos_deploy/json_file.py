@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rvos_deploy.atomic import replacing
 from rvos_deploy.errors import InputError
+from rvos_deploy.files import replacing
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from rvos_deploy.model.config import preset
+
+# pytest's importlib mode leaves this folder off the path; command_line.py lies in it.
+sys.path.insert(0, str(Path(__file__).parent))
+pytest_plugins = ["command_line"]
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rvos_deploy.errors import BundleError
+from rvos_deploy.files import sha256_file
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.runtime.graph_spec import GraphSpec
 
@@ -130,15 +131,6 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any], files: list[str]) 
     text = json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
     (folder / MANIFEST).write_text(text.replace(_NO_DIGEST, digest, 1), encoding="utf-8")
-
-
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file; the one place that hashes."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _manifest_digest(raw: bytes, digest: str) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvos_deploy.runtime.bundle import Bundle, sha256_file
+from rvos_deploy.files import sha256_file
+from rvos_deploy.runtime.bundle import Bundle
 from rvos_deploy.runtime.engine_sidecar import (
     EngineError,
     EngineSidecar,

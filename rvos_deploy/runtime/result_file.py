@@ -9,6 +9,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.files import create_temporary, discard, put_in_place
 from rvos_deploy.runtime.stream import FrameMasks
 
 SCHEMA = "rvos-deploy/run/1"
@@ -19,7 +20,7 @@ class ResultFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._temporary = create_temporary(path)
         self._file: IO[str] = self._temporary.open("w", encoding="utf-8")
         self._file.write(f'{{"schema": {json.dumps(SCHEMA)},\n"frames": [')
         self._frames = 0
@@ -42,12 +43,12 @@ class ResultFile:
         tail = json.dumps(rest, indent=1, allow_nan=False)
         self._file.write("\n],\n" + tail.removeprefix("{").lstrip("\n") + "\n")
         self._file.close()
-        self._temporary.replace(self._path)
+        put_in_place(self._temporary, self._path)
 
     def abort(self) -> None:
         """Remove the unfinished file; harmless after :meth:`close`."""
         self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        discard(self._temporary)
 
 
 def describe_mask(mask: NDArray[np.bool_], score: float) -> dict[str, Any]:

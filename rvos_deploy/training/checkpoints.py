@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rvos_deploy.atomic import replacing
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.checkpoint import CLIP_PREFIX, load_checkpoint
+from rvos_deploy.files import replacing
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.network import RvosNetwork
 

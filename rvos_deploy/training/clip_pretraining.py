@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rvos_deploy.atomic import replacing
 from rvos_deploy.errors import InputError
+from rvos_deploy.files import replacing
 from rvos_deploy.model.clip import FrozenClip, build_clip
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.inference import tokenize

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from rvos_deploy.atomic import replacing
+from rvos_deploy.files import replacing
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.clip import TextFeatures
 from rvos_deploy.model.frame_query_decoder import SlotFacts

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rvos_deploy.atomic import replacing
 from rvos_deploy.errors import InputError
+from rvos_deploy.files import replacing
 
 COLUMNS = (
     "step",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import fromarray
 
-from rvos_deploy.atomic import replacing
+from rvos_deploy.files import replacing
 from rvos_deploy.video.frames import Image
 from rvos_deploy.video.overlay import draw_overlay
 

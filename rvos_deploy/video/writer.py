@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +20,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from rvos_deploy.atomic import replacing, temporary_name
 from rvos_deploy.errors import InputError, VideoError
+from rvos_deploy.files import create_temporary, discard, put_in_place, replacing
 from rvos_deploy.video.decoding import READ_ERRORS, reason, usable_threads
 from rvos_deploy.video.frames import Image, VideoInfo, check_image
 from rvos_deploy.video.geometry import SWSCALE_THREADS
@@ -71,6 +71,7 @@ class MaskWriter:
 class _Encoder(NamedTuple):
     container: OutputContainer
     stream: VideoStream
+    temporary: Path
 
 
 class OverlayWriter:
@@ -127,17 +128,19 @@ class OverlayWriter:
         if encoder is None:
             return
         try:
-            with replacing(self._path):
-                try:
-                    if not self._frames:
-                        raise VideoError(f"{self._path}: not one frame could be encoded")
-                    self._mux(encoder, encoder.stream.encode(None))
-                finally:
-                    encoder.container.close()
+            try:
+                if not self._frames:
+                    raise VideoError(f"{self._path}: not one frame could be encoded")
+                self._mux(encoder, encoder.stream.encode(None))
+            finally:
+                encoder.container.close()
+            put_in_place(encoder.temporary, self._path)
         except InputError:
             raise
         except (*READ_ERRORS, ValueError) as error:
             raise VideoError(_cannot_write(self._path, error)) from error
+        finally:
+            discard(encoder.temporary)
 
     def __enter__(self) -> OverlayWriter:
         return self
@@ -159,18 +162,18 @@ class OverlayWriter:
         # 0 there; the late first frame of an MP4 is shown late, and so it is in the overlay.
         self._origin = Fraction(min(first_pts, self._info.clock_start))
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        container = av.open(
-            f"file:{temporary_name(self._path).resolve()}",
-            "w",
-            format="mp4",
-            options={"movflags": "+faststart", "movie_timescale": str(self._movie_timescale())},
-        )
-        try:
-            self._encoder = _Encoder(container, self._add_stream(container))
-        except BaseException:
-            container.close()
-            temporary_name(self._path).unlink(missing_ok=True)
-            raise
+        with ExitStack() as undo:
+            temporary = create_temporary(self._path)
+            undo.callback(discard, temporary)
+            container = av.open(
+                f"file:{temporary.resolve()}",
+                "w",
+                format="mp4",
+                options={"movflags": "+faststart", "movie_timescale": str(self._movie_timescale())},
+            )
+            undo.callback(container.close)
+            self._encoder = _Encoder(container, self._add_stream(container), temporary)
+            undo.pop_all()
         return self._encoder
 
     def _movie_timescale(self) -> int:

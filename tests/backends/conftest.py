@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rvos_deploy.files import sha256_file
 from rvos_deploy.json_file import write_json
-from rvos_deploy.runtime.bundle import Bundle, open_bundle, sha256_file
+from rvos_deploy.runtime.bundle import Bundle, open_bundle
 from rvos_deploy.runtime.engine_sidecar import (
     EngineSidecar,
     engine_folder,

@@ -119,7 +119,7 @@ def test_ctrl_c_offline_before_anything_is_decided(
     out = output(tmp_path / "out")
     spill = ("--mask-budget", 0)
     child = start("run", long, "a", "-b", tiny_bundle, "-o", out.folder, *SMALL, *spill)
-    wait_until((out.folder / ".result.json.tmp").exists, child)
+    wait_until(lambda: any(out.folder.glob(".result.json.*.part")), child)
     time.sleep(0.3)
     child.send_signal(signal.SIGINT)
     _, stderr = child.communicate(timeout=PATIENCE)

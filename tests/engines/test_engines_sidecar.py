@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from rvos_deploy.errors import RvosError
+from rvos_deploy.files import sha256_file
 from rvos_deploy.json_file import write_json
 from rvos_deploy.runtime import engine_loading
-from rvos_deploy.runtime.bundle import Bundle, open_bundle, sha256_file
+from rvos_deploy.runtime.bundle import Bundle, open_bundle
 from rvos_deploy.runtime.engine_checks import EngineMachine, check_loadable, check_plan, profile_for
 from rvos_deploy.runtime.engine_sidecar import (
     EngineError,
