@@ -70,8 +70,7 @@ def run_demo(
         InputError: ``out`` cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    # Emoji would make the video another one where their font is missing.
-    sample = sample_video(out / "video.mp4", seed=seed, size=SIZE, kinds=KINDS, emoji=False)
+    sample = sample_video(out / "video.mp4", seed=seed, size=SIZE, kinds=KINDS)
     shown = chosen_expressions(sample.expressions)
     texts = [expression.text for expression in shown]
     settings = StreamSettings(mode="offline")

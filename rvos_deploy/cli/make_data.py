@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rvos_deploy.cli.options import read_sides
+from rvos_deploy.cli.options import EmojiOption, read_sides
 
 VIDEOS = {"train": 1000, "valid": 100}
 """Videos of a split when nobody says how many."""
@@ -65,14 +65,7 @@ def make_data(
         int | None,
         typer.Option("--frames", metavar="T", help="sprites: of each video. Default: 24."),
     ] = None,
-    emoji: Annotated[
-        bool | None,
-        typer.Option(
-            "--emoji/--no-emoji",
-            help="sprites: draw emoji beside shapes. Default: where Noto Color Emoji is installed.",
-            show_default=False,
-        ),
-    ] = None,
+    emoji: EmojiOption = False,
     photos: Annotated[
         Path | None,
         typer.Option("--photos", metavar="DIR", help="sprites: photographs as backgrounds too."),
@@ -93,7 +86,6 @@ def make_data(
         "--videos": videos,
         "--size": size,
         "--frames": frames,
-        "--emoji/--no-emoji": emoji,
         "--photos": photos,
         "--jobs": jobs,
         "--overwrite": overwrite or None,
@@ -101,7 +93,7 @@ def make_data(
     if kind is DataKind.sample:
         if given := [name for name, value in options.items() if value is not None]:
             raise InputError(f"{given[0]} has no meaning for the sample; leave it out")
-        _make_sample(out, seed)
+        _make_sample(out, seed, emoji)
         return
     if split is None:
         raise InputError("which split of sprites is missing; add --split train or --split valid")
@@ -118,10 +110,10 @@ def make_data(
     )
 
 
-def _make_sample(out: Path, seed: int) -> None:
+def _make_sample(out: Path, seed: int, emoji: bool) -> None:
     from rvos_deploy.sprites import sample_video
 
-    sample = sample_video(out, seed=seed)
+    sample = sample_video(out, seed=seed, emoji=emoji)
     typer.echo(f"{out}: {len(sample.masks)} frames, {len(sample.video.objects)} objects")
     for expression in sample.video.expressions:
         typer.echo(f'  "{expression.text}" ({expression.kind})')
@@ -154,8 +146,8 @@ def _make_sprites(
                 "videos", done * config.frames, total * config.frames
             ),
         )
-    emoji = "with" if config.uses_emoji else "without"
     typer.echo(
         f"{folder}: {counted(videos, 'video')} of {config.frames} frames, "
-        f"{config.height}x{config.width}, {emoji} emoji, seed {seed}"
+        f"{config.height}x{config.width}, {'with' if config.emoji else 'without'} emoji, "
+        f"seed {seed}"
     )

@@ -63,6 +63,14 @@ SizeOption = Annotated[
         "Default: the model's own.",
     ),
 ]
+EmojiOption = Annotated[
+    bool,
+    typer.Option(
+        "--emoji/--no-emoji",
+        help="Draw emoji beside shapes; needs the font NotoColorEmoji.ttf. Default: shapes alone.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")
 ]

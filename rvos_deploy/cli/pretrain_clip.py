@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rvos_deploy.cli.options import JsonOption
+from rvos_deploy.cli.options import EmojiOption, JsonOption
 
 
 def pretrain_clip(
@@ -17,9 +17,7 @@ def pretrain_clip(
     batch: Annotated[int, typer.Option("--batch", min=2, metavar="N", help="Pictures.")] = 128,
     image_size: Annotated[int, typer.Option("--image-size", min=32, metavar="N")] = 96,
     seed: Annotated[int, typer.Option("--seed", metavar="N")] = 0,
-    emoji: Annotated[
-        bool, typer.Option("--emoji/--no-emoji", help="Also emoji; needs Noto Color Emoji.")
-    ] = False,
+    emoji: EmojiOption = False,
     workers: Annotated[int, typer.Option("--workers", min=0, metavar="N")] = 1,
     json: JsonOption = None,
 ) -> None:
@@ -67,6 +65,8 @@ def pretrain_clip(
                 "schema": "rvos-deploy/pretrain-clip/1",
                 "command": "pretrain-clip",
                 "steps": steps,
+                "seed": seed,
+                "emoji": emoji,
                 "retrieval": retrieval,
                 "motion_words": {"ratio": words.ratio, "by_pair": words.by_pair},
                 "passed": passed,

@@ -16,7 +16,7 @@ import numpy as np
 from rvos_deploy.errors import InputError
 from rvos_deploy.sprites.claims import OPPOSITES
 from rvos_deploy.sprites.dice import below, chance, pick, uniform, weighted
-from rvos_deploy.sprites.emoji import EMOJI, find_font
+from rvos_deploy.sprites.emoji import EMOJI, require_font
 from rvos_deploy.sprites.films import (
     CURVES,
     DIRECTIONS,
@@ -168,35 +168,31 @@ def _motion_example(
     return CaptionExample(film.picture(size), *captions, "motion")
 
 
-def _checked(size: int, split: Split, emoji: bool | None) -> bool:
+def _check(size: int, split: Split, emoji: bool) -> None:
     if size < 32:
         raise InputError(f"pictures need at least 32 pixels a side, found {size}")
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-    if emoji and find_font() is None:
-        raise InputError(
-            "emoji=True needs the font NotoColorEmoji.ttf; install it or use emoji=False"
-        )
-    return find_font() is not None if emoji is None else emoji
+    if emoji:
+        require_font()
 
 
 def caption_record(
-    rng: np.random.Generator, size: int, *, split: Split = "train", emoji: bool | None = None
+    rng: np.random.Generator, size: int, *, split: Split = "train", emoji: bool = False
 ) -> CaptionExample:
     """Draw a picture of ``size`` x ``size`` pixels with its caption and a false caption that is
     much alike.
 
-    Four in ten are of one object, two of several, four of motion. ``emoji``: None where a font is
-    installed. Raises InputError for a size below 32 pixels, an unknown split, or emoji=True without
-    the font.
+    Four in ten are of one object, two of several, four of motion. Raises InputError for a size
+    below 32 pixels, an unknown split, or emoji without their font.
     """
-    with_emoji = _checked(size, split, emoji)
+    _check(size, split, emoji)
     draw = weighted(rng, (_object_example, _scene_example, _motion_example), (0.4, 0.2, 0.4))
-    return draw(rng, size, split, with_emoji)
+    return draw(rng, size, split, emoji)
 
 
 def caption_example(
-    rng: np.random.Generator, size: int, *, split: Split = "train", emoji: bool | None = None
+    rng: np.random.Generator, size: int, *, split: Split = "train", emoji: bool = False
 ) -> tuple[Picture, str]:
     """Draw a picture uint8 [size, size, 3] and its caption. Raises as ``caption_record``."""
     record = caption_record(rng, size, split=split, emoji=emoji)
@@ -204,15 +200,15 @@ def caption_example(
 
 
 def contrast_pair(
-    rng: np.random.Generator, size: int, *, split: Split = "train", emoji: bool | None = None
+    rng: np.random.Generator, size: int, *, split: Split = "train", emoji: bool = False
 ) -> tuple[CaptionExample, CaptionExample]:
     """Draw a motion and the same pictures in reversed order: the caption of each is false of the
     other.
 
     Raises as ``caption_record``.
     """
-    with_emoji = _checked(size, split, emoji)
-    film = draw_film(rng, size, split, with_emoji, tuple(_REVERSED))
+    _check(size, split, emoji)
+    film = draw_film(rng, size, split, emoji, tuple(_REVERSED))
     noun = _noun(rng, film.look)
     true, false = _motion_captions(rng, noun, film.motion, _REVERSED[film.motion])
     return (

@@ -35,10 +35,10 @@ _STRIKE = 109  # the only size of the font's bitmaps; any other is refused
 def find_font() -> Path | None:
     """Return the colour emoji font, or None: looked for where fontconfig looks."""
     home = Path.home()
-    data = os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
-    roots = [Path(part) / "fonts" for part in data.split(":") if part]
+    own = os.environ.get("XDG_DATA_HOME") or str(home / ".local/share")
+    shared = os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
+    roots = [Path(part) / "fonts" for part in f"{shared}:{own}".split(":") if part]
     roots += [
-        home / ".local/share/fonts",
         home / ".fonts",
         Path("/Library/Fonts"),
         home / "Library/Fonts",
@@ -49,6 +49,22 @@ def find_font() -> Path | None:
             if _draws(path):
                 return path
     return None
+
+
+def require_font() -> Path:
+    """Return the colour emoji font.
+
+    Raises:
+        InputError: no font that Pillow can draw is installed.
+    """
+    font = find_font()
+    if font is None:
+        raise InputError(
+            f"emoji need the font {_FILE} with its bitmaps, which was not found; install it "
+            "(Debian: apt-get install fonts-noto-color-emoji), or do without emoji (no --emoji; in "
+            "a recipe, emoji = false)"
+        )
+    return font
 
 
 def _draws(path: Path) -> bool:
@@ -68,13 +84,7 @@ def _glyph(path: Path, text: str) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def _master(name: str) -> Image.Image:
-    font = find_font()
-    if font is None:
-        raise InputError(
-            f"no {_FILE} found, needed to draw the emoji {name!r}; install it "
-            "(Debian: apt-get install fonts-noto-color-emoji) or use emoji=False"
-        )
-    glyph = _glyph(font, EMOJI[name])
+    glyph = _glyph(require_font(), EMOJI[name])
     return glyph.crop(glyph.getbbox())
 
 
@@ -82,7 +92,7 @@ def paint_emoji(name: str, diameter: int) -> npt.NDArray[np.uint8]:
     """Paint an emoji, its longer side filling the square: uint8 [diameter, diameter, 4], straight
     alpha.
 
-    Raises InputError where no usable font is installed.
+    Raises InputError as ``require_font``.
     """
     master = _master(name)
     scale = diameter / max(master.size)

@@ -54,7 +54,7 @@ def _noun_of(rng: np.random.Generator, judge: Judge, k: int, bare: float) -> Nou
 def _absent_noun(rng: np.random.Generator, judge: Judge) -> Noun:
     """Draw a noun for what is not there, mostly by exchanging one attribute of what is."""
     item = pick(rng, judge.video.objects)
-    if judge.video.config.uses_emoji and chance(rng, 0.25):
+    if judge.video.config.emoji and chance(rng, 0.25):
         return Noun(name=pick(rng, tuple(EMOJI)))
     name = item.look.name if item.look.name in SHAPES else pick(rng, tuple(SHAPES))
     colour = item.look.colour or pick(rng, tuple(COLOURS))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.sprites.dice import stream
+from rvos_deploy.sprites.emoji import require_font
 from rvos_deploy.sprites.expressions import draw_expressions
 from rvos_deploy.sprites.facts import measure
 from rvos_deploy.sprites.palette import SPLITS, Split
@@ -19,15 +20,17 @@ _ATTEMPTS = 60
 def make_video(
     seed: int, split: Split, index: int, config: WorldConfig | None = None
 ) -> SpriteVideo:
-    """Make video ``index`` of a split, with its expressions: the same for the same arguments, on
-    every run.
+    """Make video ``index`` of a split, with its expressions: the same for the same arguments,
+    wherever it runs.
 
     Nothing is painted yet: see ``render``. Raises InputError for a negative seed or index, an
-    unknown split, or a world in which no such video can be made.
+    unknown split, emoji without their font, or a world in which no such video can be made.
     """
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
     config = config or WorldConfig()
+    if config.emoji:
+        require_font()
     for attempt in range(_ATTEMPTS):
         video = draw_scene(seed, split, index, config, attempt)
         if video is None:

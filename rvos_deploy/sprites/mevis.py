@@ -6,7 +6,8 @@ One split is one folder::
     meta_expressions.json      as in MeViS v1: without the expressions that mean nothing
     meta_expressions_v2.json   as in MeViS v2: all of them, those of kind no_target with empty lists
     mask_dict.json             {"<anno_id>": [compressed RLE, or null where not seen, ...]}
-    sprites.json               what the folder was made from
+    sprites.json               what the folder was made from: seed, split, world, and a digest of
+                               what else decides its pixels (the emoji font, photographs)
 
 Beyond MeViS each expression carries ``kind`` and ``claim``, and each video ``objects``: obj_id,
 anno_id and look of all its objects, also of those that no expression means.
@@ -14,6 +15,7 @@ anno_id and look of all its objects, also of those that no expression means.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -29,6 +31,9 @@ from typing import Any
 from PIL import Image
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.files import sha256_file
+from rvos_deploy.sprites.backgrounds import list_photos
+from rvos_deploy.sprites.emoji import require_font
 from rvos_deploy.sprites.generate import make_video
 from rvos_deploy.sprites.palette import Split
 from rvos_deploy.sprites.render import iterate
@@ -141,6 +146,20 @@ def _write_index(
     _write_json(root / "meta_expressions.json", {"videos": videos})
 
 
+def _describe_sources(config: WorldConfig) -> dict[str, Any]:
+    """Describe the files that decide pixels; raises InputError where one of them is missing."""
+    sources: dict[str, Any] = {}
+    if config.emoji:
+        font = require_font()
+        sources["emoji_font"] = {"file": font.name, "sha256": sha256_file(font)}
+    if config.photos is not None:
+        files = [Path(photo) for photo in list_photos(config.photos)]
+        listing = [[f.relative_to(config.photos).as_posix(), f.stat().st_size] for f in files]
+        digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        sources["photos"] = {"files": len(files), "names_and_sizes_sha256": digest}
+    return sources
+
+
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value) + "\n", encoding="ascii")
 
@@ -173,8 +192,7 @@ def write_mevis(
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file, a folder was needed")
     config = config or WorldConfig()
-    if config.emoji is None:
-        config = WorldConfig(**{**asdict(config), "emoji": config.uses_emoji})
+    sources = _describe_sources(config)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -182,7 +200,8 @@ def write_mevis(
         _write_index(work, _write_all(job, videos, jobs), videos, progress)
         settings = {"seed": seed, "split": split, "videos": videos, "world": asdict(config)}
         _write_json(
-            work / "sprites.json", {"schema": 1, "world_version": WORLD_VERSION, **settings}
+            work / "sprites.json",
+            {"schema": 1, "world_version": WORLD_VERSION, **settings, "sources": sources},
         )
         work.chmod(0o755)  # mkdtemp makes it private
         _replace(work, target)

@@ -56,6 +56,11 @@ def find_video(
     )
 
 
+def _h264(quality: int) -> dict[str, str]:
+    # Without cpu-independent, x264 chooses some methods by the instructions that the processor has.
+    return {"crf": str(quality), "x264-params": "cpu-independent=1"}
+
+
 def sample_video(
     path: str | os.PathLike[str],
     *,
@@ -64,14 +69,14 @@ def sample_video(
     frames: int = 24,
     split: Split = "valid",
     kinds: Collection[Kind] = (),
-    emoji: bool | None = None,
+    emoji: bool = False,
     photos: str | None = None,
     fps: int = 8,
     quality: int = 16,
 ) -> Sample:
     """Write one world as an H.264 file and return it with its ground truth.
 
-    size: height and width in pixels, both even. kinds: expressions that it must have. quality:
+    The same arguments give the same bytes with the same PyAV, whatever the machine. size: height and width in pixels, both even. kinds: expressions that it must have. quality:
     H.264's constant rate factor, less is better. Raises InputError for an odd size and as
     ``find_video``.
     """
@@ -85,7 +90,8 @@ def sample_video(
     masks = np.empty((frames, len(video.objects), height, width), np.bool_)
     try:
         with av.open(str(partial), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=fps, options={"crf": str(quality)})
+            stream = container.add_stream("libx264", rate=fps, options=_h264(quality))
+            stream.codec_context.thread_count = 1  # slices, so pixels, would follow the cores
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             for t, (frame, mask) in enumerate(iterate(video)):
                 masks[t] = mask

@@ -115,7 +115,7 @@ def _draw_parts(
     low, high = config.objects
     counts = [n for n in range(low, high + 1) if recipe != "approach" or n >= 3] or [high]
     count = weighted(rng, counts, [(0.1, 0.3, 0.3, 0.2, 0.1)[n - 2] for n in counts])
-    emoji = config.uses_emoji
+    emoji = config.emoji
     parts: list[_Part] = []
     if recipe == "places":
         look = draw_look(rng, split, emoji)

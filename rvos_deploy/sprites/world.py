@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.sprites.backgrounds import Background
-from rvos_deploy.sprites.emoji import find_font
 from rvos_deploy.sprites.palette import Look, Split
 from rvos_deploy.sprites.phrases import PLACES, SUPERLATIVES
 
@@ -28,10 +27,10 @@ WORLD_VERSION = 1
 class WorldConfig:
     """The settings of a world. Sizes in pixels; ranges include both ends.
 
-    emoji: None uses emoji where a font is installed, so equal seeds then differ between machines;
-    True and False do not depend on the machine (True raises InputError without the font). photos: a
-    folder of photographs to use as backgrounds. wordings: expressions that may say the same of the
-    same objects in other words; they do not change the video.
+    emoji: draw emoji beside shapes; making such a video needs the font (``emoji.require_font``),
+    which a config alone does not. photos: a folder of photographs to use as backgrounds. wordings:
+    expressions that may say the same of the same objects in other words; they do not change the
+    video.
     """
 
     height: int = 128
@@ -40,7 +39,7 @@ class WorldConfig:
     objects: tuple[int, int] = (2, 6)
     expressions: tuple[int, int] = (4, 8)
     wordings: int = 1
-    emoji: bool | None = None
+    emoji: bool = False
     photos: str | None = None
 
     def __post_init__(self) -> None:
@@ -58,16 +57,6 @@ class WorldConfig:
             raise InputError(f"expressions must be within 1 .. 48, found {self.expressions}")
         if self.wordings < 1:
             raise InputError(f"wordings must be at least 1, found {self.wordings}")
-        if self.emoji and find_font() is None:
-            raise InputError(
-                "emoji=True needs the font NotoColorEmoji.ttf, which was not found; install it "
-                "(Debian: apt-get install fonts-noto-color-emoji) or use emoji=False"
-            )
-
-    @property
-    def uses_emoji(self) -> bool:
-        """Whether emoji are drawn on this machine."""
-        return find_font() is not None if self.emoji is None else self.emoji
 
     @property
     def unit(self) -> float:

@@ -31,6 +31,7 @@ from rvos_deploy.model.inference import tokenize
 from rvos_deploy.runtime.environment import versions
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.sprites import caption_record, contrast_pair
+from rvos_deploy.sprites.emoji import require_font
 from rvos_deploy.sprites.palette import Split
 from rvos_deploy.training import checkpoints
 from rvos_deploy.training.checkpoints import (
@@ -154,8 +155,10 @@ def pretrain_clip(
     ``--clip-weights`` takes.
 
     Raises:
-        InputError: ``out`` holds a run with another recipe.
+        InputError: ``out`` holds a run with another recipe, or the recipe's emoji lack their font.
     """
+    if recipe.emoji:
+        require_font()
     torch.manual_seed(recipe.seed)
     clip = build_clip(config)
     clip.requires_grad_(True)

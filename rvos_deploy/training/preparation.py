@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.checkpoint import load_checkpoint
 from rvos_deploy.model.network import RvosNetwork, build_network
+from rvos_deploy.sprites.emoji import require_font
 from rvos_deploy.training import checkpoints
 from rvos_deploy.training.checkpoints import TrainingState
 from rvos_deploy.training.data import DataSplit, read_mevis, read_ref_youtube_vos
@@ -41,10 +42,12 @@ def make_fabric(recipe: Recipe, accelerator: str) -> Fabric:
 
 
 def read_training_data(recipe: Recipe, data: str | os.PathLike[str] | None) -> DataSplit | None:
-    """Read the train split of a recipe; None for clips that are rendered."""
+    """Read the train split of a recipe; None for clips that are rendered, once they can be."""
     if recipe.data == "sprites":
         if data is not None:
             raise InputError('--data is not used by data = "sprites"; set data = "mevis" for it')
+        if recipe.sprites.emoji:
+            require_font()
         return None
     if data is None:
         raise InputError(f"data = '{recipe.data}' needs --data DIR, the folder of its train split")
