@@ -76,9 +76,9 @@ def sample_video(
 ) -> Sample:
     """Write one world as an H.264 file and return it with its ground truth.
 
-    The same arguments give the same bytes with the same PyAV, whatever the machine. size: height and width in pixels, both even. kinds: expressions that it must have. quality:
-    H.264's constant rate factor, less is better. Raises InputError for an odd size and as
-    ``find_video``.
+    The same arguments give the same bytes with the same PyAV, whatever the machine. size: height
+    and width in pixels, both even. kinds: expressions that it must have. quality: H.264's constant
+    rate factor, less is better. Raises InputError for an odd size and as ``find_video``.
     """
     height, width = size
     if height % 2 or width % 2:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.sprites import WorldConfig, write_mevis
+from rvos_deploy.sprites.emoji import EMOJI
 from rvos_deploy.training.data import read_mevis
 
 SPRITES = ("make-data", "sprites", "--split", "valid", "--no-emoji", "--size", "64x96")
@@ -55,6 +56,30 @@ def test_make_data_sprites(rvos: Callable, tmp_path: Path) -> None:
     ]
     assert "exists already" in rvos(*made).error
     assert rvos(*made, "--overwrite").code == 0
+
+
+def test_make_data_with_emoji(rvos: Callable, emoji_font: dict[str, str], tmp_path: Path) -> None:
+    size = ("--size", "64x96", "--frames", 8, "--videos", 4, "--jobs", 1)
+    made = rvos("make-data", "sprites", "--split", "train", "--emoji", *size, "--out", tmp_path)
+    assert made.code == 0
+    assert "with emoji" in made.stdout
+    described = json.loads((tmp_path / "train" / "meta_expressions_v2.json").read_text())
+    looks = [o["name"] for video in described["videos"].values() for o in video["objects"]]
+    assert set(looks) & set(EMOJI)
+    sample = rvos("make-data", "sample", "--emoji", "--out", tmp_path / "sample.mp4")
+    assert sample.code == 0
+
+
+@pytest.mark.parametrize("kind", ["sprites", "sample"])
+def test_emoji_that_cannot_be_had_are_one_line(
+    kind: str, rvos: Callable, no_emoji_font: dict[str, str], tmp_path: Path
+) -> None:
+    split = ("--split", "valid") if kind == "sprites" else ()
+    result = rvos("make-data", kind, *split, "--emoji", "--out", tmp_path / "d")
+    assert result.code == 2
+    assert "NotoColorEmoji.ttf" in result.error
+    assert "--emoji" in result.error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,15 @@ def quiet(text: str) -> None:
     return
 
 
+def test_emoji_without_their_font_are_refused_first(
+    no_emoji_font: dict[str, str], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    assert PretrainRecipe().emoji is False
+    with pytest.raises(InputError, match="NotoColorEmoji"):
+        pretrain_clip(preset("tiny"), tmp_path / "clip", replace(RECIPE, emoji=True), tokenizer)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_loss_equals_a_plain_one() -> None:
     torch.manual_seed(0)
     images, texts, negatives = (

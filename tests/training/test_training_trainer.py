@@ -564,6 +564,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert not list(tmp_path.glob("checkpoints/step-*"))
 
 
+def test_recipes_are_read_without_the_emoji_font(no_emoji_font: dict[str, str]) -> None:
+    """The packaged weights know emoji, so every recipe that they came from says so."""
+    folder = Path(__file__).parents[2] / "benchmarks" / "checkpoints"
+    made = [*folder.glob("*.toml"), "sprites_tiny"]
+    assert len(made) >= 6
+    assert all(read_recipe(name).sprites.emoji is True for name in made)
+    assert read_recipe("mevis_large").sprites.emoji is False
+
+
+def test_training_with_emoji_is_refused_without_their_font(
+    no_emoji_font: dict[str, str], tmp_path: Path
+) -> None:
+    recipe = parse_recipe({**MINIATURE, "sprites": {**MINIATURE["sprites"], "emoji": True}})
+    with pytest.raises(InputError, match=r"NotoColorEmoji.*in a recipe, emoji = false"):
+        train(recipe, tmp_path / "run", cpp_ops=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_packaged_recipes_are_valid() -> None:
     assert {"sprites_tiny", "mevis_large"} <= set(packaged_recipes())
     for name in packaged_recipes():
