@@ -165,7 +165,7 @@ def _weights_message(config: ModelConfig, weights: str, error: Exception) -> str
 
 @contextmanager
 def _quiet(random: bool) -> Iterator[None]:
-    """Keep back what open_clip logs: its errors are raised here, and random weights were asked for."""
+    """Keep back what open_clip logs: errors are raised, random weights were asked for."""
 
     def passes(record: logging.LogRecord) -> bool:
         return record.levelno < (logging.WARNING if random else logging.ERROR)

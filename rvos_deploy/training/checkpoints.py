@@ -195,9 +195,7 @@ def load_scaler(folder: Path, precision: Any, scaler: dict[str, int | float]) ->
         ) from error
 
 
-def read_moments(
-    folder: Path, named: Mapping[str, nn.Parameter]
-) -> dict[str, dict[str, Tensor]]:
+def read_moments(folder: Path, named: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Tensor]]:
     """Moments of AdamW of a checkpoint, by parameter and part.
 
     Empty where no step was taken (a gradient scaler may have skipped all).

@@ -84,7 +84,9 @@ class RunLog:
             try:
                 writer.writerow(row)
             except ValueError as error:  # a column that the table does not have
-                raise InputError(f"{file} is of another run ({error}); move it elsewhere") from error
+                raise InputError(
+                    f"{file} is of another run ({error}); move it elsewhere"
+                ) from error
 
 
 def _columns(file: Path) -> list[str]:

@@ -72,7 +72,7 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
         if name in values:
             values[name] = _make(kind, values[name], name)
     loss = values.get("loss", LossSettings())
-    ready = {name: value for name, value in values.items() if is_dataclass(value)}
+    ready: dict[str, Any] = {name: value for name, value in values.items() if is_dataclass(value)}
     ready["stages"] = tuple(_stage(stage, loss) for stage in stages)
     plain = {name: value for name, value in values.items() if name not in ready}
     return _make(Recipe, plain, "recipe", ready)

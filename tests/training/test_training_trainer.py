@@ -583,7 +583,10 @@ def test_packaged_recipes_are_valid() -> None:
         ('model = "tiny"\ndata = "sprites"\n[loss]\nmusk = 1.0', "loss has unknown 'musk'"),
         ('model = "tiny"\ndata = "sprites"\nseed = "1"', "recipe: seed: Expected `int`, got `str`"),
         ('model = "tiny"\ndata = "sprites"\nworkers = true', "workers: Expected `int`, got `bool`"),
-        ('model = "tiny"\ndata = "sprites"\n[augment]\nshort_sides = 3', "Expected `array`, got `int`"),
+        (
+            'model = "tiny"\ndata = "sprites"\n[augment]\nshort_sides = 3',
+            "Expected `array`, got `int`",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -14,7 +14,7 @@ from rvos_deploy.errors import InputError
 
 Kind = TypeVar("Kind")
 
-_NAMES = {dict: "an object", list: "a list", str: "a string"}
+_NAMES: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
 _MAX_BYTES = 8 * 2**30
 _MAX_NAME_BYTES = 200
 _MAX_DIGITS = 15

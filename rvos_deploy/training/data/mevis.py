@@ -31,7 +31,9 @@ def read_mevis(data: str | os.PathLike[str]) -> DataSplit:
     masks = _read_masks(videos, split.folder / MASKS)
     return DataSplit(
         split.meta,
-        tuple(_read_video(name, entry, split.folder, masks) for name, entry in videos.named_items()),
+        tuple(
+            _read_video(name, entry, split.folder, masks) for name, entry in videos.named_items()
+        ),
     )
 
 
