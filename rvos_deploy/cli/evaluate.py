@@ -131,6 +131,7 @@ def evaluate(
         settings, ran_on = {"predictions": str(predictions)}, None
     result = report(evaluation, settings, ran_on)
     _print(result, submission)
+    _warn_of_missing(evaluation, predictions)
     if json is not None:
         write_json(json, result)
     if csv is not None:
@@ -220,13 +221,38 @@ def _print(result: Mapping[str, Any], submission: Path | None) -> None:
     )
     if submission is not None:
         typer.echo(f"wrote {submission}")
-    if missing := result["missing"]:
-        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-        typer.echo(
-            f"warning: no prediction for {', '.join(missing[:_NAMED])}{more}; what is missing "
-            "counts 0",
-            err=True,
-        )
+
+
+def _warn_of_missing(evaluation: Evaluation, predictions: Path) -> None:
+    """One line on standard error: how much is missing, and what may be misnamed."""
+    from rvos_deploy.evaluation.mismatch import strays
+
+    if not (missing := evaluation.missing):
+        return
+    videos = evaluation.split.videos
+    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    line = f"{_missing_counts(evaluation)} ({', '.join(missing[:_NAMED])}{more}) and count 0"
+    if predictions.is_dir() and (found := strays(predictions, videos, missing)):
+        line += f"; nobody asked for {', '.join(found)}"
+    typer.echo(f"warning: {line}", err=True)
+
+
+def _missing_counts(evaluation: Evaluation) -> str:
+    """``3 of 12 expressions have no masks, 2 masks of others are missing``."""
+    from rvos_deploy.cli.output import counted
+
+    sizes = {video.name: len(video.expressions) for video in evaluation.split.videos}
+    depths = [name.count("/") for name in evaluation.missing]
+    whole = sum(sizes[name] for name in evaluation.missing if "/" not in name) + depths.count(1)
+    single = depths.count(2)
+    said = []
+    if whole:
+        verb = "has" if whole == 1 else "have"
+        said.append(f"{whole} of {counted(sum(sizes.values()), 'expression')} {verb} no masks")
+    if single:
+        verb = "is" if single == 1 else "are"
+        said.append(f"{counted(single, 'mask')}{' of others' if whole else ''} {verb} missing")
+    return ", ".join(said)
 
 
 def _table(result: Mapping[str, Any]) -> Table:

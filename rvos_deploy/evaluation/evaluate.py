@@ -103,6 +103,9 @@ def _check(rules: Protocol, split: DataSplit, submits: bool) -> None:
             f"{split.meta} has no ground truth, so nothing can be scored here; write what the "
             "benchmark's server takes with --submission FILE.zip"
         )
+    if rules.check is not None:
+        for video in split.videos:
+            rules.check(video)
 
 
 def _source(predictions: str | Path | Predict, split: DataSplit) -> Predictions:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.evaluation.mismatch import no_match
 from rvos_deploy.training.data import VideoRecord
 
 Mask = NDArray[np.bool_]
@@ -44,16 +45,16 @@ class PredictionFolder:
     root: Path
 
     def check(self, videos: Sequence[VideoRecord]) -> None:
-        """Raise InputError when the folder holds none of the videos: it is another folder then."""
-        if not self.root.is_dir():
-            raise InputError(f"{self.root} is no folder; pass a bundle, or a folder of predictions")
-        if not any((self.root / video.name).is_dir() for video in videos):
-            inside = sorted(path.name for path in self.root.iterdir())[:3]
-            raise InputError(
-                f"{self.root} holds predictions for none of the {len(videos)} videos (found "
-                f"{', '.join(inside) or 'nothing'}); masks are looked for in "
-                f"{self.root / videos[0].name}/<expression>/<frame>.png"
-            )
+        """Raise InputError when no mask has a name that is looked for; it says what is there."""
+        names = (
+            prediction_name(video, expression, frame)
+            for video in videos
+            for expression in range(len(video.expressions))
+            for frame in range(len(video.frames))
+        )
+        # A mask that is nowhere counts 0. When all are nowhere, the folder or its names are wrong.
+        if not any((self.root / name).is_file() for name in names):
+            raise no_match(self.root, videos)
 
     def chunks(self, video: VideoRecord) -> Iterator[tuple[int, int, PredictedMasks]]:
         """Ranges of frames; the files are opened by who loads them."""
@@ -84,11 +85,17 @@ def _read_mask(path: Path, size: tuple[int, int]) -> Mask | None:
     """A mask, bool [H, W], or None when there is no such file. InputError for any other size."""
     try:
         with Image.open(path) as image:
-            has_alpha, values = "A" in image.mode, np.asarray(image)
+            kind, has_alpha, values = image.format, "A" in image.mode, np.asarray(image)
     except FileNotFoundError:
         return None
+    except InputError:
+        raise
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path} is damaged: {error}; write it again") from error
+    if kind != "PNG":
+        raise InputError(
+            f"{path} is a {kind} image; write masks as PNG, since other formats change their values"
+        )
     if values.shape[:2] != size:
         raise InputError(
             f"{path} is {values.shape[0]}x{values.shape[1]}, the video is {size[0]}x{size[1]} "

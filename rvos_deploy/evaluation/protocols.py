@@ -93,6 +93,7 @@ class Protocol:
         fallback: what a network gives when no query passes: every expression of the older
             benchmarks has a target, so there the best query answers.
         accuracies: whether expressions may mean nothing, so N-acc and T-acc say something.
+        check: raises InputError for a video that cannot be scored, before anything is computed.
         submission_root: the folder inside a submission that holds the videos ("" for none); None
             where no server takes submissions.
     """
@@ -103,6 +104,7 @@ class Protocol:
     objects: Callable[[VideoRecord], tuple[int, ...]] | None = None
     fallback: Fallback = "none"
     accuracies: bool = False
+    check: Callable[[VideoRecord], object] | None = None
     submission_root: str | None = None
 
 
@@ -236,6 +238,7 @@ PROTOCOLS = {
             score_objects,
             objects=objects_of_first_frame,
             fallback="top1",
+            check=annotator_sets,
         ),
     )
 }

@@ -7,6 +7,7 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rvos_deploy.errors import RvosError
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.evaluation.predictions import Mask, PredictedMasks, prediction_name
 from rvos_deploy.training.data import VideoRecord
@@ -151,6 +153,11 @@ def score_all(chunks: Iterable[Chunk], jobs: int) -> Iterator[ChunkScores]:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise RvosError(
+                f"one of {jobs} scoring processes ended, for want of memory perhaps; pass a "
+                "smaller --jobs"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

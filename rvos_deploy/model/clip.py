@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,10 +134,13 @@ def build_clip(config: ModelConfig, weights: str | None = None) -> FrozenClip:
             f"open_clip {open_clip.__version__} knows no model '{config.clip}'; see "
             "open_clip.list_models()"
         )
+    # open_clip would open a FIFO and wait, and take a path that does not exist for a tag.
+    if weights is not None and Path(weights).exists() and not Path(weights).is_file():
+        raise InputError(f"CLIP weights '{weights}' are no regular file; pass a file or a tag")
     try:
-        with _quiet_random_initialisation(weights is None):
+        with _quiet(random=weights is None):
             model = open_clip.create_model(config.clip, pretrained=weights)
-    except Exception as error:
+    except Exception as error:  # open_clip, torch and the hub each raise their own
         if weights is None:
             raise
         raise InputError(_weights_message(config, weights, error)) from error
@@ -144,6 +149,13 @@ def build_clip(config: ModelConfig, weights: str | None = None) -> FrozenClip:
 
 def _weights_message(config: ModelConfig, weights: str, error: Exception) -> str:
     cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, pickle.UnpicklingError):
+        cause = "it holds more than tensors, and loading it could run code"
+    if Path(weights).is_file():
+        return (
+            f"CLIP weights {weights} for {config.clip} could not be loaded ({cause}); the file is "
+            "damaged, or of another model: get it again, or pass another with --clip-weights"
+        )
     return (
         f"CLIP weights '{weights}' for {config.clip} could not be loaded ({cause}); "
         f"connect to the network, or pass a file of open_clip weights with --clip-weights FILE, "
@@ -152,17 +164,15 @@ def _weights_message(config: ModelConfig, weights: str, error: Exception) -> str
 
 
 @contextmanager
-def _quiet_random_initialisation(active: bool) -> Iterator[None]:
-    """open_clip warns when no weights are given; here that was asked for."""
-    import logging
+def _quiet(random: bool) -> Iterator[None]:
+    """Keep back what open_clip logs: errors are raised, random weights were asked for."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno < (logging.WARNING if random else logging.ERROR)
 
     logger = logging.getLogger()
-    if not active:
-        yield
-        return
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(passes)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(passes)

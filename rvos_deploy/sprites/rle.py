@@ -1,19 +1,23 @@
-"""COCO's compressed run lengths, in NumPy: the format of MeViS's mask_dict.json.
+"""COCO's run lengths, in NumPy: the format of MeViS's mask_dict.json.
 
-Runs of 0 and 1 alternate down the columns, starting with 0; from the fourth on, each is stored as
-its difference to the run two before; numbers are written in base 32, five bits a character, low
-bits first. Method: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c
+Runs of 0 and 1 alternate down the columns, starting with 0. They are written as a list of numbers,
+or compressed: from the fourth on, each is stored as its difference to the run two before; numbers
+are written in base 32, five bits a character, low bits first. Method: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from rvos_deploy.errors import InputError
+
+MAX_PIXELS = 2**27
+"""Pixels of the largest mask that is decoded, a frame of 16K video: bounds what is allocated."""
 
 
 class Rle(TypedDict):
@@ -36,8 +40,12 @@ def _write_numbers(numbers: npt.NDArray[np.int64]) -> str:
     return text.decode("ascii")
 
 
-def _read_numbers(text: str) -> npt.NDArray[np.int64]:
-    codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+def _read_numbers(text: str | bytes) -> npt.NDArray[np.int64]:
+    if isinstance(text, str):
+        if not text.isascii():
+            raise ValueError("its counts hold a character that is not ASCII")
+        text = text.encode("ascii")
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         raise ValueError("not compressed run lengths")
     ends = np.flatnonzero((codes & 32) == 0)
@@ -65,27 +73,92 @@ def encode(mask: npt.NDArray[np.bool_]) -> Rle:
     return {"size": [height, width], "counts": _write_numbers(numbers)}
 
 
-def decode(rle: Mapping[str, object]) -> npt.NDArray[np.bool_]:
-    """Decode to a mask, bool [H, W]. Raises InputError where runs and size disagree."""
-    size, counts = rle.get("size"), rle.get("counts")
+def mask_size(rle: Mapping[str, object]) -> tuple[int, int]:
+    """Height and width that a mask states, before anything is allocated for it.
+
+    Raises:
+        InputError: ``size`` is not [height, width], or a mask of it would have more than
+            ``MAX_PIXELS``.
+    """
+    size = rle.get("size")
     if not (
-        isinstance(size, list) and len(size) == 2 and all(type(s) is int and s >= 0 for s in size)
+        isinstance(size, (list, tuple))
+        and len(size) == 2
+        and all(type(side) is int and side >= 0 for side in size)
     ):
-        raise InputError(f"a mask's size must be [height, width], found {size!r}")
-    if not isinstance(counts, str):
-        raise InputError(f"a mask's counts must be a string, found {type(counts).__name__}")
+        raise InputError(f"a mask's size must be [height, width], found {_shown(size)}")
     height, width = size
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"a mask of {_shown(height)}x{_shown(width)} pixels is more than the {MAX_PIXELS} "
+            "that are read"
+        )
+    return height, width
+
+
+def decode(rle: Mapping[str, object]) -> npt.NDArray[np.bool_]:
+    """Decode a mask to bool [H, W].
+
+    ``counts`` is compressed (a string or bytes), or a list of run lengths, as COCO writes both.
+
+    Raises:
+        InputError: the runs are damaged, or do not fill the mask.
+    """
+    height, width = mask_size(rle)
+    pixels, counts = height * width, rle.get("counts")
     try:
-        runs = _read_numbers(counts)
+        if isinstance(counts, (str, bytes)):
+            runs = _decompress(counts, pixels)
+        elif isinstance(counts, (list, tuple)):
+            runs = _listed_runs(counts, pixels)
+        else:
+            raise ValueError(
+                f"its counts must be a string or a list of numbers, found {_shown(counts)}"
+            )
     except ValueError as error:
         raise InputError(f"damaged mask of size {height}x{width}: {error}") from error
-    # Each run from the fourth on adds to the run two before: sums over every other number.
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    if runs.min() < 0 or int(runs.sum()) != height * width:
+    if int(runs.sum()) != pixels:
         raise InputError(
             f"damaged mask: its runs fill {int(runs.sum())} pixels, "
-            f"its size {height}x{width} has {height * width}"
+            f"its size {height}x{width} has {pixels}"
         )
     values = np.arange(runs.size) % 2 == 1
     return np.repeat(values, runs).reshape((height, width), order="F")
+
+
+def _decompress(counts: str | bytes, pixels: int) -> npt.NDArray[np.int64]:
+    runs = _read_numbers(counts)
+    _check_count(runs.size, pixels)
+    # Each run from the fourth on adds to the run two before: sums over every other number.
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    for run in (int(runs.min()), int(runs.max())):
+        _check_run(run, pixels)
+    return runs
+
+
+def _listed_runs(counts: Sequence[object], pixels: int) -> npt.NDArray[np.int64]:
+    _check_count(len(counts), pixels)
+    for run in counts:
+        if type(run) is not int:
+            raise ValueError(f"its counts must be whole numbers, found {_shown(run)}")
+        _check_run(run, pixels)
+    return np.array(counts, np.int64)
+
+
+def _check_count(count: int, pixels: int) -> None:
+    # Runs of no pixel are odd but harmless. So many of them are not, and their sums would overflow.
+    if count > 2 * pixels + 2:
+        raise ValueError(f"{count} runs for {pixels} pixels")
+
+
+def _check_run(run: int, pixels: int) -> None:
+    if not 0 <= run <= pixels:
+        raise ValueError(f"a run of {_shown(run)} pixels")
+
+
+def _shown(value: object) -> str:
+    """A value of somebody's file in a few characters, however long or deep it is."""
+    if isinstance(value, int) and abs(value) > 10**15:
+        return "a huge number"
+    return reprlib.repr(value)

@@ -12,20 +12,23 @@ Nothing is pickled, and nothing is ever unpickled.
 
 from __future__ import annotations
 
-import json
+import math
 import os
+import re
 import shutil
+import stat
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.checkpoint import CLIP_PREFIX, load_checkpoint
+from rvos_deploy.export.checkpoint import CLIP_PREFIX, load_checkpoint, read_safetensors
 from rvos_deploy.files import replacing
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.network import RvosNetwork
@@ -34,6 +37,9 @@ FOLDER = "checkpoints"
 LATEST, BEST = "latest", "best"
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 _SCHEMA = "rvos-deploy/training-state/1"
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+_MAX_STATE_BYTES = 2**24
+_Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,18 @@ class TrainingState:
         versions: of what it was trained with.
     """
 
-    step: int
-    stage: int
-    stage_step: int
+    step: _Count
+    stage: _Count
+    stage_step: _Count
     recipe: dict[str, Any]
     clip: str
     best: float | None = None
-    scaler: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, int | float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+
+
+class _Header(msgspec.Struct):
+    schema: Literal["rvos-deploy/training-state/1"]
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -113,29 +123,46 @@ def save_checkpoint(
 
 def find_checkpoint(run: Path, pointer: str = LATEST) -> Path | None:
     """The folder that ``latest`` or ``best`` of a run names; None when there is none yet."""
+    file = run / FOLDER / pointer
+    content = _read_file(file, _MAX_STATE_BYTES)
+    if content is None:
+        return None
+    advice = "write the name of a step-* folder into it"
+    if not re.fullmatch(rb"step-[0-9]{1,20}", content.strip()):
+        raise InputError(f"{file} names no checkpoint; {advice}")
+    folder = run / FOLDER / content.strip().decode()
+    if not (folder / STATE).is_file():
+        raise InputError(f"{file} names {folder.name}, which is not there; {advice}")
+    return folder
+
+
+def _read_file(file: Path, most: int) -> bytes | None:
+    """A small file of a run; None when it is not there. InputError when it cannot be read."""
     try:
-        name = (run / FOLDER / pointer).read_text(encoding="utf-8").strip()
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            raise InputError(f"{file} is no regular file of at most {most} bytes; remove it")
+        return file.read_bytes()
     except FileNotFoundError:
         return None
-    folder = run / FOLDER / name
-    if not (folder / STATE).is_file():
-        raise InputError(
-            f"{run / FOLDER / pointer} names {name}, which is not there; write the name of "
-            "another step-* folder into it"
-        )
-    return folder
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def read_state(folder: Path) -> TrainingState:
     """Read ``state.json``. InputError when it is damaged or of another version."""
     file = folder / STATE
+    content = _read_file(file, _MAX_STATE_BYTES)
+    if content is None:
+        raise InputError(f"{file} does not exist; name another checkpoint in '{LATEST}'")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content.pop("schema") != _SCHEMA:
-            raise KeyError("schema")
-        return TrainingState(**content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is no state of a training run ({error})") from error
+        msgspec.json.decode(content, type=_Header)
+        return msgspec.json.decode(content, type=TrainingState)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{file} is no state of a training run ({error}); name another checkpoint in "
+            f"{file.parents[1] / LATEST}"
+        ) from error
 
 
 def load_weights(folder: Path, network: RvosNetwork) -> None:
@@ -145,25 +172,68 @@ def load_weights(folder: Path, network: RvosNetwork) -> None:
 
 def load_optimizer(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Give AdamW its moments back. InputError unless they are those of its parameters."""
-    file = folder / OPTIMIZER
-    try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} cannot be read ({error})") from error
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in stored.items():
-        name, part = key.rsplit("/", 1)
-        by_name.setdefault(name, {})[part] = tensor
     named = _named(network, optimizer)
-    if by_name and set(by_name) != set(named):
-        odd = sorted(set(by_name) ^ set(named))[0]
-        raise InputError(f"{file} is of another stage or network: it differs in {odd}")
-    for name, parts in by_name.items():
+    for name, parts in read_moments(folder, named).items():
         parameter = named[name]
         optimizer.state[parameter] = {
             part: tensor if part == "step" else tensor.to(parameter.device)
             for part, tensor in parts.items()
         }
+
+
+def load_scaler(folder: Path, precision: Any, scaler: dict[str, int | float]) -> None:
+    """Give the gradient scaler its state back, where Fabric's precision plugin has one.
+
+    Raises:
+        InputError: it is not a state of a gradient scaler.
+    """
+    try:
+        precision.load_state_dict(scaler)
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder / STATE}: 'scaler' is no state of a gradient scaler ({error})"
+        ) from error
+
+
+def read_moments(folder: Path, named: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Tensor]]:
+    """Moments of AdamW of a checkpoint, by parameter and part.
+
+    Empty where no step was taken (a gradient scaler may have skipped all).
+
+    Raises:
+        InputError: the file is damaged, or not of these parameters.
+    """
+    file = folder / OPTIMIZER
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in read_safetensors(file).items():
+        name, _, part = key.rpartition("/")
+        by_name.setdefault(name, {})[part] = tensor
+    if by_name and set(by_name) != set(named):
+        odd = sorted(set(by_name) ^ set(named))[0]
+        raise InputError(f"{file} is of another stage or network: it differs in {odd!r}")
+    for name, parts in by_name.items():
+        if set(parts) != _MOMENTS:
+            raise InputError(
+                f"{file} is damaged: of {name} it has {', '.join(sorted(parts))}, and needs "
+                f"{', '.join(sorted(_MOMENTS))}"
+            )
+        _check_moments(file, name, parts, named[name])
+    return by_name
+
+
+def _check_moments(
+    file: Path, name: str, parts: Mapping[str, Tensor], parameter: nn.Parameter
+) -> None:
+    step = parts["step"]
+    if step.numel() != 1 or not step.is_floating_point() or not 0 < float(step) < math.inf:
+        raise InputError(f"{file} is damaged: {name}/step is no count of steps")
+    for part in sorted(_MOMENTS - {"step"}):
+        found = parts[part]
+        if found.shape != parameter.shape or found.dtype != parameter.dtype:
+            raise InputError(
+                f"{file} does not fit: {name}/{part} is {found.dtype} {list(found.shape)}, the "
+                f"parameter is {parameter.dtype} {list(parameter.shape)}"
+            )
 
 
 def clip_fingerprint(network: RvosNetwork) -> str:

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.export.checkpoint import load_state, read_safetensors
 from rvos_deploy.files import replacing
 from rvos_deploy.model.clip import FrozenClip, build_clip
 from rvos_deploy.model.config import ModelConfig
@@ -243,7 +243,14 @@ def _restore(
         raise InputError(
             f"{out} holds a run with another recipe; choose another --out, or the same options"
         )
-    clip.model.load_state_dict(load_file(folder / checkpoints.WEIGHTS))
+    if not state.step == state.stage_step <= recipe.steps:
+        raise InputError(
+            f"{folder} stands at step {state.step} of {recipe.steps}, so its state is damaged; "
+            f"name another checkpoint in {folder.parent / checkpoints.LATEST}"
+        )
+    file = folder / checkpoints.WEIGHTS
+    needed = set(clip.model.state_dict())
+    load_state(clip.model, read_safetensors(file), needed, str(file), "of CLIP")
     load_optimizer(folder, clip.model, optimizer)
     return state.step
 

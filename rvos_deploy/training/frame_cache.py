@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -263,7 +263,7 @@ def fill_cache(
     missing = [
         shard
         for shard in shards[fabric.global_rank :: fabric.world_size]
-        if not (folder / _shard_name(shard)).exists()
+        if not _is_whole(folder / _shard_name(shard), shard, clips.stage)
     ]
     parts = [part for shard in missing for part in _parts_of_shard(shard, clips.stage)]
     loader = DataLoader(
@@ -282,6 +282,23 @@ def fill_cache(
     network.train(was_training)
     fabric.barrier()
     return CachedClips(folder, stage, clips.recipe.seed)
+
+
+def _is_whole(file: Path, shard: int, stage: Stage) -> bool:
+    """Whether a shard is there with all its clips. A damaged one is made again, as a missing one.
+
+    A safetensors file is as long as its header says, or it cannot be opened.
+    """
+    if not file.is_file():
+        return False
+    parts = (*_BY_FRAME, "masks", "sentences", *(f"{part}/0" for part in _SENTENCE_PARTS))
+    clips = range(shard * SHARD, min((shard + 1) * SHARD, stage.cached))
+    try:
+        with safe_open(file, "pt") as stored:
+            names = set(stored.keys())
+    except (OSError, SafetensorError):
+        return False
+    return all(f"{position % SHARD}/{part}" in names for position in clips for part in parts)
 
 
 def _parts_of_shard(shard: int, stage: Stage) -> list[range]:
@@ -401,7 +418,7 @@ def _claim(folder: Path, key: dict[str, Any]) -> None:
     file = folder / "key.json"
     try:
         same = json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(key))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         same = False
     if not same:
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from rvos_deploy.errors import RvosError
+import msgspec
+
+from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.training import motion_words, slot_probe
@@ -14,6 +15,7 @@ from rvos_deploy.training.clips import training_tokenizer
 from rvos_deploy.training.recipe import Recipe
 
 REPORT = "gates.json"
+_Report = dict[str, dict[str, int | float | dict[str, int | float]]]
 
 
 def check_text(network: RvosNetwork, run: Path) -> None:
@@ -51,5 +53,10 @@ def check_slots(network: RvosNetwork, recipe: Recipe, run: Path) -> None:
 
 def _record(run: Path, name: str, values: dict[str, Any]) -> None:
     file = run / REPORT
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    before: dict[str, Any] = {}
+    if file.is_file():
+        try:
+            before = msgspec.json.decode(file.read_bytes(), type=_Report)
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{file} is no record of gates ({error}); remove it") from error
     write_json(file, {**before, name: values})

@@ -164,6 +164,8 @@ def _take(
 def _misfit(value: Any, ours: Shape, reading: Reading) -> str | None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return "no floating-point tensor in the file"
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return f"a {value.layout} tensor on {value.device} in the file"
     found, needed = tuple(value.shape), reading.needs(ours)
     enough = reading.more_rows and found[:1] > needed[:1] and found[1:] == needed[1:]
     if found == needed or enough:

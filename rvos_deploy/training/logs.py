@@ -42,8 +42,11 @@ class RunLog:
             ) from error
         run.mkdir(parents=True, exist_ok=True)
         self._run = run
-        for name in (TRAINING, VALIDATION):
-            _cut(run / name, step)
+        tables = [(run / name, read_log(run / name)) for name in (TRAINING, VALIDATION)]
+        kept = [(file, rows, _until(file, rows, step)) for file, rows in tables]
+        for file, rows, until in kept:
+            if len(until) < len(rows):
+                _write(file, until)
         self._board = SummaryWriter(str(run / BOARD), purge_step=step + 1)
 
     def __enter__(self) -> RunLog:
@@ -78,7 +81,12 @@ class RunLog:
             if not columns:
                 writer.writeheader()
             # A float is written so that it can be told exactly: runs are compared by these files.
-            writer.writerow(row)
+            try:
+                writer.writerow(row)
+            except ValueError as error:  # a column that the table does not have
+                raise InputError(
+                    f"{file} is of another run ({error}); move it elsewhere"
+                ) from error
 
 
 def _columns(file: Path) -> list[str]:
@@ -90,23 +98,34 @@ def _columns(file: Path) -> list[str]:
 
 
 def read_log(file: Path) -> list[dict[str, str]]:
-    """Rows of a table, by column; none where the file is not there."""
+    """Rows of a table, by column; none where the file is not there. InputError when damaged."""
     if not file.is_file():
         return []
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            return list(csv.DictReader(stream))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{file} is no table of a run ({error}); move it elsewhere") from error
 
 
-def _cut(file: Path, step: int) -> None:
-    rows = read_log(file)
-    # A row that a dying process left unfinished is of a step that comes again.
-    kept = [row for row in rows if None not in row.values() and int(row["step"]) <= step]
-    if len(kept) == len(rows):
-        return
+def _until(file: Path, rows: list[dict[str, str]], step: int) -> list[dict[str, str]]:
+    """Rows up to a step. InputError when the file is no table of steps."""
+    try:
+        # A row that a dying process left unfinished is of a step that comes again.
+        whole = [row for row in rows if None not in row.values() and None not in set(row)]
+        return [row for row in whole if int(row["step"]) <= step]
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{file} is no table of a run (no number in the column 'step'); move it elsewhere"
+        ) from error
+
+
+def _write(file: Path, rows: list[dict[str, str]]) -> None:
+    columns = _columns(file)
     with (
         replacing(file) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as stream,
     ):
-        writer = csv.DictWriter(stream, list(rows[0]))
+        writer = csv.DictWriter(stream, columns)
         writer.writeheader()
-        writer.writerows(kept)
+        writer.writerows(rows)

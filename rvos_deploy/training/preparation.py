@@ -21,7 +21,8 @@ from rvos_deploy.training.checkpoints import TrainingState
 from rvos_deploy.training.data import DataSplit, read_mevis, read_ref_youtube_vos
 from rvos_deploy.training.init_from import InitReport
 from rvos_deploy.training.init_from import init_from as load_published
-from rvos_deploy.training.recipe import OPERATIONAL, Recipe
+from rvos_deploy.training.objective import select_trained
+from rvos_deploy.training.recipe import OPERATIONAL, Recipe, Stage
 from rvos_deploy.training.validation import sprite_validation
 
 RECIPE = "recipe.json"
@@ -73,24 +74,59 @@ def make_network(
 def resumed_state(folder: Path, fresh: TrainingState, recipe: Recipe) -> TrainingState:
     """The state to go on from, once it is sure that the run is the same."""
     state = checkpoints.read_state(folder)
-    before, now = _decisive(state.recipe, state.stage), _decisive(fresh.recipe, state.stage)
+    if state.stage >= len(recipe.stages):
+        raise InputError(
+            f"{folder} stands in stage {state.stage}, but the recipe has stages 0 to "
+            f"{len(recipe.stages) - 1}; resume with the recipe that it was trained with"
+        )
+    plain = json.loads(json.dumps(fresh.recipe))  # as the file has it: lists, no tuples
+    before, now = _decisive(state.recipe, state.stage), _decisive(plain, state.stage)
     if changed := [name for name in now if now[name] != before.get(name)]:
         raise InputError(
-            f"{folder} was trained with another {changed[0]}; resume with the recipe in "
-            f"{folder.parent.parent / RECIPE}, or start in another folder with --init-from"
+            f"{folder} was trained with another {changed[0]}; resume with the recipe that "
+            f"{folder.parent.parent / RECIPE} records, or start in another folder with --init-from"
         )
     if state.clip != fresh.clip:
         raise InputError(
             f"{folder} was trained with other CLIP weights; pass the same --clip-weights"
         )
+    _check_steps(folder, state, recipe)
     return replace(state, recipe=fresh.recipe, versions=fresh.versions)
+
+
+def _check_steps(folder: Path, state: TrainingState, recipe: Recipe) -> None:
+    """Refuse steps that do not add up."""
+    before = sum(stage.steps for stage in recipe.stages[: state.stage])
+    most = recipe.stages[state.stage].steps
+    if state.stage_step > most or state.step != before + state.stage_step:
+        raise InputError(
+            f"{folder} stands at step {state.step}, step {state.stage_step} of stage "
+            f"{state.stage}; in the recipe that stage has steps {before} to {before + most}, so "
+            "the state is damaged; name another checkpoint in 'latest'"
+        )
 
 
 def _decisive(recipe: dict[str, Any], stage: int) -> dict[str, Any]:
     """What of a recipe a resumed run must not change: later stages it may."""
-    plain: dict[str, Any] = json.loads(json.dumps(recipe))
-    kept = {name: value for name, value in plain.items() if name not in OPERATIONAL}
-    return {**kept, "stages": plain["stages"][: stage + 1]}
+    kept = {name: value for name, value in recipe.items() if name not in OPERATIONAL}
+    stages = recipe.get("stages")
+    return {**kept, "stages": stages[: stage + 1] if isinstance(stages, list) else None}
+
+
+def check_resumable(run: Path, folder: Path, stage: Stage, network: RvosNetwork) -> None:
+    """Read what else a resumed run will need, before the run writes anything.
+
+    Args:
+        run: the folder of the run.
+        folder: the checkpoint to go on from, in the middle of a stage.
+        stage: that stage.
+        network: whose parameters the optimizer holds.
+
+    Raises:
+        InputError: moments of the optimizer, or the pointer to the best checkpoint, are damaged.
+    """
+    checkpoints.read_moments(folder, select_trained(network, stage))
+    checkpoints.find_checkpoint(run, checkpoints.BEST)
 
 
 def read_validation_data(

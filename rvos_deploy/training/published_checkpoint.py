@@ -8,10 +8,9 @@ from shlex import quote
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.export.checkpoint import read_safetensors
 
 _ZIP, _LEGACY, _PICKLE = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80"
 """How files begin that ``torch.save`` writes, wrote before 1.6, and that plain pickle writes."""
@@ -30,18 +29,21 @@ def read_published(file: Path) -> dict[str, Any]:
     """The weights in a file, told by its content; nothing in it is ever run."""
     if not file.is_file():
         raise InputError(f"{file} does not exist; --init-from takes a .safetensors or .pth file")
-    with file.open("rb") as stream:
-        head = stream.read(len(_LEGACY))
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(len(_LEGACY))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
     if head.startswith((_ZIP, _LEGACY)):
         return _read_torch(file, zipped=head.startswith(_ZIP))
     if head.startswith(_PICKLE):
         raise InputError(_convert(file, "is a pickle, as in Mask2Former's model zoo,", LOAD_PICKLE))
     try:
-        return load_file(file)
-    except SafetensorError as error:
+        return read_safetensors(file)
+    except InputError as error:
         raise InputError(
-            f"{file} is neither a safetensors nor a torch.save file, or is damaged ({error}); "
-            "get it again"
+            f"{file} is neither a safetensors nor a torch.save file, or is damaged "
+            f"({error.__cause__ or error}); get it again"
         ) from error
 
 
@@ -50,7 +52,7 @@ def _read_torch(file: Path, *, zipped: bool) -> dict[str, Any]:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise InputError(_convert(file, "holds more than tensors,", LOAD_TORCH)) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # on damaged files torch's own reader raises nearly anything
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{file} cannot be read, it may be damaged ({cause}); get it again"

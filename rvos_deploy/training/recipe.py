@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -22,6 +23,7 @@ CACHEABLE = (
     "mask_head",
 )
 """First parts of the names of the parameters that come after the frame queries are decoded."""
+_MOST = 2**31 - 1
 OPERATIONAL = (
     "workers",
     "checkpoint_every",
@@ -110,13 +112,20 @@ class Stage:
     loss: LossSettings | None = None
 
     def __post_init__(self) -> None:
+        # The name becomes a folder of the cache, which is emptied: it must not lead elsewhere.
+        if not re.fullmatch(r"\w[\w .-]{0,79}", self.name):
+            raise InputError(
+                f"a stage's name must be 1 to 80 letters, digits, '_', '-', '.' and spaces, and "
+                f"begin with none of the last three; found {self.name[:100]!r}"
+            )
         where = f"stage '{self.name}'"
         for name in ("steps", "batch", "length", "per_video", "accumulate", "sentences"):
             _at_least(where, name, getattr(self, name), 1)
         for name in ("warmup", "single_every", "final_rate", "weight_decay"):
             _at_least(where, name, getattr(self, name), 0)
         for name in ("learning_rate", "clip_gradient"):
-            if getattr(self, name) <= 0:
+            _at_least(where, name, getattr(self, name), 0)
+            if not getattr(self, name):
                 raise InputError(f"{where}: {name} must be above 0, found {getattr(self, name)}")
         _one_of(f"{where}: schedule", self.schedule, SCHEDULES)
         for kind in self.kinds:
@@ -253,8 +262,10 @@ class Recipe:
 
 
 def _at_least(where: str, name: str, value: float, least: int) -> None:
-    if value < least:
+    if not value >= least:  # so that NaN is refused too
         raise InputError(f"{where}: {name} must be at least {least}, found {value}")
+    if value > _MOST:
+        raise InputError(f"{where}: {name} must be at most {_MOST}, found {value:.3g}")
 
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -51,6 +51,7 @@ from rvos_deploy.training.objective import (
 )
 from rvos_deploy.training.preparation import (
     RECIPE,
+    check_resumable,
     make_fabric,
     make_network,
     read_training_data,
@@ -129,15 +130,20 @@ def train(
     if folder is not None:
         state = resumed_state(folder, state, recipe)
         checkpoints.load_weights(folder, network)
+        stage = recipe.stages[state.stage]
+        if 0 < state.stage_step < stage.steps:
+            check_resumable(run, folder, stage, network)
     validation = None
     if fabric.global_rank == 0:
-        write_json(run / RECIPE, recipe.as_dict())
-        if report is not None:
-            (run / INIT_REPORT).write_text(report.summary() + "\n", encoding="utf-8")
         validation = read_validation_data(recipe, run, valid)
     fabric.to_device(network)
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(RunLog(run, state.step)) if fabric.global_rank == 0 else None
+        # Only now: whatever could not be read has been refused, and the folder is as it was.
+        if fabric.global_rank == 0:
+            write_json(run / RECIPE, recipe.as_dict())
+            if report is not None:
+                (run / INIT_REPORT).write_text(report.summary() + "\n", encoding="utf-8")
         if cpp_ops and fabric.device.type == "cpu":
             from rvos_deploy.training.cpu_ops.ms_deform_attn import cpp_ops as use_cpp_ops
 
@@ -198,7 +204,7 @@ class _Job:
         model, wrapped = self._set_up(stage, optimizer)
         if state.stage_step and folder is not None:
             checkpoints.load_optimizer(folder, self.network, optimizer)
-            self.fabric.strategy.precision.load_state_dict(state.scaler)
+            checkpoints.load_scaler(folder, self.fabric.strategy.precision, state.scaler)
         for step in steps:
             started = time.perf_counter()
             rate = learning_rate(stage, step)

@@ -144,9 +144,11 @@ def test_what_is_missing_is_named(rvos: Callable, data: Path, truth: Path) -> No
     (first / "0" / "00003.png").unlink()
     result = rvos("evaluate", truth, "--data", data / "valid", "--jobs", 1)
     assert result.code == 0
+    expressions = {video.name: len(video.expressions) for video in read_mevis(data).videos}
     assert result.stderr == (
-        f"warning: no prediction for {first.name}/0/00003.png, {second.name}; "
-        "what is missing counts 0\n"
+        f"warning: {expressions[second.name]} of {sum(expressions.values())} expressions have no "
+        f"masks, 1 mask of others is missing ({first.name}/0/00003.png, {second.name}) and count "
+        "0; nobody asked for elsewhere\n"
     )
 
 

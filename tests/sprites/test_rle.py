@@ -45,6 +45,14 @@ def test_equal_to_pycocotools_both_ways() -> None:
         assert rle["size"] == wanted["size"]
         assert rle["counts"].encode() == wanted["counts"]
         assert np.array_equal(theirs.decode(wanted).astype(bool), decode(rle))
+        assert np.array_equal(decode(wanted), mask)  # bytes, as pycocotools gives them
+
+
+def test_a_list_of_runs() -> None:
+    mask = decode({"size": [3, 2], "counts": [1, 3, 2]})
+    assert np.array_equal(mask, [[False, True], [True, False], [True, False]])
+    assert not decode({"size": [3, 2], "counts": [6]}).any()
+    assert decode({"size": [3, 2], "counts": [0, 6]}).all()
 
 
 @pytest.mark.parametrize(
@@ -52,7 +60,21 @@ def test_equal_to_pycocotools_both_ways() -> None:
     [
         ({"size": [4, 4], "counts": "5"}, "fill 5 pixels"),
         ({"size": [4], "counts": "`0"}, "height, width"),
-        ({"size": [4, 4], "counts": b"`0"}, "string"),
+        ({"size": [4, 4], "counts": b"\xff0"}, "damaged"),
+        ({"size": [4, 4], "counts": "`0;"}, "fill 27 pixels"),
+        ({"size": [4, 4], "counts": "04O0"}, "a run of -"),
+        ({"size": [4, 4], "counts": [20, -4]}, "a run of 20 pixels"),
+        ({"size": [4, 4], "counts": [-4, 20]}, "a run of -4 pixels"),
+        ({"size": [4, 4], "counts": [3, 4, 5]}, "fill 12 pixels"),
+        ({"size": [4, 4], "counts": [8, True, 7]}, "whole numbers, found True"),
+        ({"size": [4, 4], "counts": [8.0, 8]}, "whole numbers, found 8.0"),
+        ({"size": [4, 4], "counts": []}, "fill 0 pixels"),
+        ({"size": [4, 4], "counts": [0] * 40}, "40 runs for 16 pixels"),
+        ({"size": [4, 4], "counts": None}, "a list of numbers, found None"),
+        ({"size": [10**6, 10**6], "counts": "0"}, "more than the 134217728 that are read"),
+        ({"size": [10**400, 1], "counts": "0"}, "a huge numberx1 pixels is more"),
+        ({"size": [4, "4"], "counts": "0"}, "height, width"),
+        ({"size": None, "counts": "0"}, "height, width"),
         ({"size": [4, 4], "counts": ""}, "damaged"),
         ({"size": [4, 4], "counts": "P"}, "damaged"),
         ({"size": [4, 4], "counts": "\u00e9"}, "damaged"),

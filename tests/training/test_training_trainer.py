@@ -599,9 +599,12 @@ def test_packaged_recipes_are_valid() -> None:
         ('model = "huge"\ndata = "mevis"', "unknown preset 'huge'"),
         ('model = "tiny"\ndata = "sprites"\n[stage]\nname = "a"', r"written as \[\[stage\]\]"),
         ('model = "tiny"\ndata = "sprites"\n[loss]\nmusk = 1.0', "loss has unknown 'musk'"),
-        ('model = "tiny"\ndata = "sprites"\nseed = "1"', "seed must be of type int"),
-        ('model = "tiny"\ndata = "sprites"\nworkers = true', "workers must be of type int"),
-        ('model = "tiny"\ndata = "sprites"\n[augment]\nshort_sides = 3', "must be a list"),
+        ('model = "tiny"\ndata = "sprites"\nseed = "1"', "recipe: seed: Expected `int`, got `str`"),
+        ('model = "tiny"\ndata = "sprites"\nworkers = true', "workers: Expected `int`, got `bool`"),
+        (
+            'model = "tiny"\ndata = "sprites"\n[augment]\nshort_sides = 3',
+            "Expected `array`, got `int`",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_one_line(tmp_path: Path, text: str, message: str) -> None:

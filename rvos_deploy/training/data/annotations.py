@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.sprites.rle import decode
+from rvos_deploy.sprites.rle import decode, mask_size
 
 VOID = 255
 """Palette index of pixels that belong to nothing; background, as DAVIS's own code reads it."""
@@ -19,7 +19,7 @@ VOID = 255
 
 @dataclass(frozen=True, eq=False)
 class RleAnnotation:
-    """MeViS: for each ``anno_id`` one compressed run length, or None, a frame."""
+    """MeViS: for each ``anno_id`` the run lengths of one mask, or None, a frame."""
 
     file: Path
     video: str
@@ -38,7 +38,8 @@ class RleAnnotation:
         masks = np.zeros((len(objects), len(frames), *size), dtype=np.bool_)
         for row, anno in enumerate(objects):
             for column, frame in enumerate(frames):
-                if run := self.runs[anno][frame]:
+                run = self.runs[anno][frame]
+                if run is not None:
                     masks[row, column] = self._decode(run, anno, frame, size)
         return masks
 
@@ -47,15 +48,15 @@ class RleAnnotation:
     ) -> NDArray[np.bool_]:
         where = f"{self.file}: {anno}: video {self.video}, frame {self.frames[frame]}"
         try:
-            mask = decode(run)
+            found = mask_size(run)
+            if found == size:
+                return decode(run)
         except InputError as error:
             raise InputError(f"{where}: {error}; download the file again") from error
-        if mask.shape != size:
-            raise InputError(
-                f"{where}: the mask is {mask.shape[0]}x{mask.shape[1]}, the video's frames are "
-                f"{size[0]}x{size[1]}; annotation and frames must be of one release"
-            )
-        return mask
+        raise InputError(
+            f"{where}: the mask is {found[0]}x{found[1]}, the video's frames are "
+            f"{size[0]}x{size[1]}; annotation and frames must be of one release"
+        )
 
     def part(self, start: int, stop: int) -> RleAnnotation:
         """The same for frames ``start`` .. ``stop`` - 1 alone."""
@@ -92,6 +93,8 @@ class PaletteAnnotation:
         try:
             with Image.open(path) as image:
                 mode, indices = image.mode, np.array(image)
+        except InputError:
+            raise
         except (OSError, SyntaxError, ValueError) as error:
             raise InputError(f"{path} is damaged: {error}; copy it again") from error
         if mode not in ("P", "L"):

@@ -56,7 +56,10 @@ def find_split(data: str | os.PathLike[str]) -> Split:
 
 
 def _subfolders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    try:
+        return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"the folder {path} cannot be read: {error.strerror}") from error
 
 
 def _meta_of(folder: Path) -> Path | None:
@@ -86,8 +89,11 @@ def files_of(folder: Path, names: tuple[str, ...], suffix: str, entry: Entry) ->
 
 
 def frame_names(entry: Entry) -> tuple[str, ...]:
-    """A video's ``frames``, as they stand there. InputError for none, and for doubles."""
-    names = tuple(frame.as_a(str) for frame in entry.elements())
+    """A video's ``frames``, as they stand there. InputError for none, and for doubles.
+
+    A frame that leads to another folder is refused too.
+    """
+    names = tuple(frame.as_name() for frame in entry.elements())
     if not names:
         raise entry.fault("a video needs at least one frame")
     if len(set(names)) < len(names):
@@ -99,6 +105,6 @@ def frame_names(entry: Entry) -> tuple[str, ...]:
 def expression_text(entry: Entry) -> str:
     """An expression's sentence. InputError when it is blank."""
     text = entry.get("exp")
-    if not text.as_a(str).strip():
+    if not text.as_text().strip():
         raise text.fault("the expression is blank")
-    return text.as_a(str)
+    return text.as_text()

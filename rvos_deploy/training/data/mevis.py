@@ -31,7 +31,9 @@ def read_mevis(data: str | os.PathLike[str]) -> DataSplit:
     masks = _read_masks(videos, split.folder / MASKS)
     return DataSplit(
         split.meta,
-        tuple(_read_video(name, entry, split.folder, masks) for name, entry in videos.items()),
+        tuple(
+            _read_video(name, entry, split.folder, masks) for name, entry in videos.named_items()
+        ),
     )
 
 
@@ -52,7 +54,7 @@ def _read_video(name: str, entry: Entry, folder: Path, masks: Entry | None) -> V
     frames = tuple(names[i] for i in order)
     expressions = tuple(
         _read_expression(key, expression, masks is not None)
-        for key, expression in entry.get("expressions").items()
+        for key, expression in entry.get("expressions").named_items()
     )
     return VideoRecord(
         name,
@@ -64,7 +66,7 @@ def _read_video(name: str, entry: Entry, folder: Path, masks: Entry | None) -> V
 
 def _read_expression(key: str, entry: Entry, has_truth: bool) -> ExpressionRecord:
     text = expression_text(entry)
-    kind = entry.get("kind").as_a(str) if entry.has("kind") else None
+    kind = entry.get("kind").as_text() if entry.has("kind") else None
     if entry.has("obj_id") and not entry.has("anno_id"):
         raise entry.fault(
             "obj_id without anno_id, so this is not MeViS; read it as Ref-YouTube-VOS or "
@@ -121,5 +123,15 @@ def _read_runs(
         )
     for row in rows.elements():
         if row.value is not None:
-            row.as_a(dict)
-    return tuple(rows.value[i] or None for i in order)
+            _check_run(row)
+    return tuple(rows.value[i] for i in order)
+
+
+def _check_run(row: Entry) -> None:
+    """Refuse what cannot be a mask; its numbers are looked at when it is decoded."""
+    for key, value in row.as_a(dict).items():
+        # Nested values could not be sent to the processes that decode them.
+        if isinstance(value, dict) or (
+            isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)
+        ):
+            raise row.fault(f"'{key[:20]}' holds nested values, so this is no run-length mask")

@@ -69,6 +69,8 @@ class VideoRecord:
         try:
             with Image.open(self.frames[0]) as image:
                 width, height = image.size
+        except InputError:
+            raise
         except (OSError, SyntaxError, ValueError) as error:
             raise InputError(f"{self.frames[0]} is not an image that can be read") from error
         return height, width
@@ -83,6 +85,8 @@ class VideoRecord:
         path = self.frames[index]
         try:
             image = load_image(path)
+        except InputError:
+            raise
         except (OSError, SyntaxError, ValueError) as error:
             raise InputError(f"{path} is damaged: {error}; copy it again") from error
         if image.shape[:2] != self.size:

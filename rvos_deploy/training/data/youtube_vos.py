@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rvos_deploy.training.data.annotations import PaletteAnnotation
+from rvos_deploy.training.data.annotations import VOID, PaletteAnnotation
 from rvos_deploy.training.data.entries import Entry, read_json
 from rvos_deploy.training.data.layout import (
     V1,
@@ -58,7 +58,7 @@ def _read(split: Split, left_out: frozenset[str]) -> DataSplit:
         split.meta,
         tuple(
             _read_video(name, entry, split.folder, known)
-            for name, entry in videos.items()
+            for name, entry in videos.named_items()
             if name not in left_out
         ),
     )
@@ -73,7 +73,7 @@ def _test_videos(split: Split) -> frozenset[str]:
 
 def _read_video(name: str, entry: Entry, folder: Path, known: Entry | None) -> VideoRecord:
     frames = tuple(sorted(frame_names(entry.get("frames"))))
-    expressions = tuple(_read_expression(*item) for item in entry.get("expressions").items())
+    expressions = tuple(_read_expression(*item) for item in entry.get("expressions").named_items())
     told = [expression.object_ids is not None for expression in expressions]
     if any(told) and not all(told):
         raise entry.get("expressions").fault("some expressions have an obj_id and some have none")
@@ -93,7 +93,7 @@ def _read_expression(key: str, entry: Entry) -> ExpressionRecord:
         said = entry.get("obj_id")
         if isinstance(said.value, list):
             raise said.fault("a list of objects, as in MeViS; read it as MeViS (protocol mevis)")
-        ids = (said.as_id(),)
+        ids = (_object_id(said, said.as_id()),)
     return ExpressionRecord(key, expression_text(entry), None, ids, ids)
 
 
@@ -105,7 +105,18 @@ def _objects(
     if known is None or not known.has(name):
         return tuple(sorted(meant))
     listed = known.get(name).get("objects")
-    keys = {int(key) for key, _ in listed.items() if key.isdecimal()}
+    keys = {_object_id(listed, int(key)) for key, _ in listed.items() if _is_number(key)}
     if unknown := meant - keys:
         raise listed.fault(f"has no object {min(unknown)}, which an expression means")
     return tuple(sorted(keys))
+
+
+def _object_id(entry: Entry, key: int) -> int:
+    """An object's id: a palette index that is neither background nor void."""
+    if not 0 < key < VOID:
+        raise entry.fault(f"objects have the palette indices 1 to {VOID - 1}, found {key}")
+    return key
+
+
+def _is_number(key: str) -> bool:
+    return key.isascii() and key.isdecimal() and len(key) < 10

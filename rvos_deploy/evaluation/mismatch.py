@@ -1,0 +1,149 @@
+"""Say why masks were not found where they were looked for: one line, with what lies there instead.
+
+Masks are looked for in ``<root>/<video>/<expression>/<frame>.png``.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.training.data import VideoRecord
+
+_NAMED = 3
+"""Names that a message lists of a folder."""
+_DEPTH, _FOLDERS = 2, 500
+"""How deep, and in how many folders, videos are looked for below the folder that was given."""
+
+
+def no_match(root: Path, videos: Sequence[VideoRecord]) -> InputError:
+    """The error for a folder that holds no mask under any name that is looked for.
+
+    Args:
+        root: what the user gave; it need not be a folder.
+        videos: of the split, at least one of them with expressions.
+    """
+    if not root.is_dir():
+        found = "is a zip file; unpack it" if _is_zip(root) else "is no folder"
+        return InputError(f"{root} {found}; pass a bundle, or a folder of predictions")
+    videos = [video for video in videos if video.expressions]
+    present = next((video for video in videos if (root / video.name).is_dir()), None)
+    if present is None:
+        return InputError(
+            f"{root} holds predictions for none of the {len(videos)} videos (found "
+            f"{_listed(root)}); {_where_else(root, videos)}"
+        )
+    return InputError(f"{root} holds no mask that is looked for: {_inside(root, present)}")
+
+
+def strays(root: Path, videos: Sequence[VideoRecord], missing: Sequence[str]) -> list[str]:
+    """Files and folders beside missing predictions that nobody asked for: misnamed, perhaps.
+
+    Args:
+        root: the folder of predictions.
+        videos: of the split.
+        missing: names of videos, expressions or masks, as ``Evaluation.missing`` has them.
+    """
+    by_name = {video.name: video for video in videos}
+    found: list[str] = []
+    for name in missing:
+        parts = name.split("/")
+        video = by_name[parts[0]]
+        wanted = _wanted(video, len(parts), by_name)
+        folder = root.joinpath(*parts[:-1])
+        stray = (entry for entry in _names(folder) if entry not in wanted)
+        found += [str((folder / entry).relative_to(root)) for entry in islice(stray, _NAMED)]
+        if len(found) >= _NAMED:
+            break
+    return list(dict.fromkeys(found))[:_NAMED]
+
+
+def _wanted(video: VideoRecord, depth: int, videos: dict[str, VideoRecord]) -> set[str]:
+    """Names that may stand at a depth of the layout: videos, expressions, masks."""
+    if depth == 1:
+        return set(videos)
+    if depth == 2:
+        return {expression.id for expression in video.expressions}
+    return {f"{frame.stem}.png" for frame in video.frames}
+
+
+def _where_else(root: Path, videos: Sequence[VideoRecord]) -> str:
+    """What a folder without any of the videos may be, and what to pass instead."""
+    names, video = set(_names(root)), videos[0]
+    looked_for = f"masks are looked for in {root / video.name}/<expression>/<frame>.png"
+    if not names:
+        return looked_for
+    if any(name.endswith(".onnx") for name in names):
+        return "it looks like a bundle, but has no manifest.json: export it again"
+    if further := next(_folders_of_videos(root, videos), None):
+        return f"they lie in {further}: pass that folder"
+    known = {video.name for video in videos}
+    above = root.absolute()
+    for folder in (above, above.parent):
+        if folder.name in known:
+            return f"{folder} is the folder of one video: pass {folder.parent}"
+    if "JPEGImages" in names or any(name.startswith("meta_expressions") for name in names):
+        return "it looks like a data set: pass that with --data, and a folder of masks here"
+    if archive := next((name for name in sorted(names) if name.endswith(".zip")), None):
+        return f"unpack {archive}; {looked_for}"
+    return looked_for
+
+
+def _folders_of_videos(root: Path, videos: Sequence[VideoRecord]) -> Iterator[Path]:
+    """Folders below ``root`` in which a video lies that has a folder of one of its expressions."""
+    waiting = deque([(root, 0)])
+    for _ in range(_FOLDERS):
+        if not waiting:
+            return
+        folder, depth = waiting.popleft()
+        if depth and any(_has_expression(folder, video) for video in videos):
+            yield folder
+        if depth < _DEPTH:
+            waiting += [(folder / name, depth + 1) for name in _names(folder)]
+
+
+def _has_expression(folder: Path, video: VideoRecord) -> bool:
+    place = folder / video.name
+    return place.is_dir() and any((place / e.id).is_dir() for e in video.expressions)
+
+
+def _inside(root: Path, video: VideoRecord) -> str:
+    """What is wrong inside the folder of a video that is there."""
+    place = root / video.name
+    expression = next((e.id for e in video.expressions if (place / e.id).is_dir()), None)
+    if expression is None:
+        names = [expression.id for expression in video.expressions]
+        advice = "name the folders as the data set names the expressions"
+        if any(name.endswith(".png") for name in _names(place)):
+            advice = "each expression needs a folder of its own"
+        return f"in {place} found {_listed(place)}, needed {_several(names)}; {advice}"
+    place /= expression
+    advice = "name the masks as the frames are named"
+    if any(name.lower().endswith((".jpg", ".jpeg")) for name in _names(place)):
+        advice = "write masks as PNG: JPEG changes their values"
+    needed = _several([f"{frame.stem}.png" for frame in video.frames])
+    return f"in {place} found {_listed(place)}, needed {needed}; {advice}"
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return []
+
+
+def _listed(folder: Path) -> str:
+    return _several(_names(folder)) or "nothing"
+
+
+def _several(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _is_zip(path: Path) -> bool:
+    return path.is_file() and zipfile.is_zipfile(path)
