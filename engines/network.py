@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rvos_deploy.engines.messages import Messages
 from rvos_deploy.engines.onnx_source import PLUGIN_DOMAIN, PLUGIN_NODE, OnnxSource
 from rvos_deploy.engines.targets import Target
-from rvos_deploy.errors import BackendError
+from rvos_deploy.errors import BackendError, one_line
 from rvos_deploy.runtime.onnx_file import address_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _parse_error(parser: trt.OnnxParser) -> str:
         return ""
     error: trt.ParserError = parser.get_error(0)
     reason = (error.desc().strip() or "no reason given").splitlines()[0]
-    return f"node {error.node_name()} ({error.node_operator()}): {reason}"
+    return one_line(f"node {error.node_name()} ({error.node_operator()}): {reason}", 500)
 
 
 def check_plugin_layers(

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from rvos_deploy.errors import BundleError, InputError
+from rvos_deploy.errors import BundleError, InputError, one_line
 from rvos_deploy.files import read_regular_file, sha256_file
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.runtime.graph_spec import GraphSpec
@@ -142,7 +142,7 @@ def open_bundle(path: str | Path, *, check_files: bool = True) -> Bundle:
         config = ModelConfig.from_dict(manifest.model)
     except InputError as error:
         raise BundleError(
-            f"{folder / MANIFEST} holds no usable network ({error}); export again"
+            f"{folder / MANIFEST} holds no usable network ({one_line(error)}); export again"
         ) from None
     _check_repeated(folder / MANIFEST, manifest, config)
     check_contracts(manifest.graphs, config)
@@ -163,7 +163,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     file = folder / MANIFEST
     if not os.path.lexists(file):
-        found = "no such folder" if not folder.is_dir() else f"no {MANIFEST} in it"
+        found = "no such folder" if not _exists(folder) else f"no {MANIFEST} in it"
         known = ", ".join(packaged_bundles()) or "none"
         raise BundleError(
             f"{folder} is not a bundle ({found}; packaged ones: {known}); make one with "
@@ -213,8 +213,8 @@ def _check_names(manifest: Path, files: Mapping[str, FileEntry]) -> None:
     for name, entry in files.items():
         if not _PLAIN_NAME.fullmatch(name) or name == MANIFEST:
             raise BundleError(
-                f"{manifest} names a file outside the bundle: {name}, needed: plain names; export "
-                "again"
+                f"{manifest} names a file outside the bundle: {one_line(name)}, needed: a plain "
+                "name; export again"
             )
         default = MAXIMUM_MODEL_BYTES if name.endswith(".onnx") else MAXIMUM_FILE_BYTES
         most = _MAXIMUM_BYTES.get(name, default)

@@ -17,7 +17,7 @@ from msgspec import Meta
 from rvos_deploy.errors import BundleError
 from rvos_deploy.files import read_regular_file
 from rvos_deploy.runtime.graph_spec import Name, Precision, Size
-from rvos_deploy.runtime.manifest import Count, Line, Sha256, one_line
+from rvos_deploy.runtime.manifest import Count, Line, Sha256, reason
 
 SCHEMA = "rvos-deploy/engine/1"
 ENGINES = "engines"
@@ -34,7 +34,10 @@ _Facts = Annotated[Mapping[Line, Any], Meta(max_length=256)]
 
 def takes(profile: Profile, axes: Mapping[str, int]) -> bool:
     """Whether these sizes lie within the profile."""
-    return all(profile[name][0] <= size <= profile[name][2] for name, size in axes.items())
+    return all(
+        name in profile and profile[name][0] <= size <= profile[name][2]
+        for name, size in axes.items()
+    )
 
 
 class EngineError(BundleError):
@@ -152,7 +155,7 @@ def read_sidecar(bundle: Path, target: str, graph: str) -> EngineSidecar:
             raise EngineError(f"{file} has schema {head.schema}", SCHEMA, command)
         sidecar = _decode(raw)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise EngineError(f"{file} is damaged ({one_line(error)})", _WHOLE, command) from None
+        raise EngineError(f"{file} is damaged ({reason(error)})", _WHOLE, command) from None
     except OSError as error:
         raise EngineError(f"{file} cannot be read ({error.strerror})", _WHOLE, command) from None
     if (sidecar.graph, sidecar.target) != (graph, target):
@@ -178,13 +181,11 @@ def _decode(raw: bytes) -> EngineSidecar:
     known = {"schema", *(field.name for field in fields(EngineSidecar))}
     unknown = sorted(set(msgspec.json.decode(raw, type=dict[str, msgspec.Raw])) - known)
     if unknown:
-        raise msgspec.ValidationError(f"unknown key {unknown[0][:64]!r}")
+        raise msgspec.ValidationError(f"unknown key {unknown[0]}")
     for profile in sidecar.profiles:
         for axis, (minimum, optimum, maximum) in profile.items():
             if not minimum <= optimum <= maximum or not axis.isidentifier():
-                raise msgspec.ValidationError(
-                    f"profile {axis[:16]!r} is not in order, min <= opt <= max"
-                )
+                raise msgspec.ValidationError(f"profile {axis} is not in order, min <= opt <= max")
     for check in sidecar.parity or ():
         j_and_f = check.get("j_and_f", 0.0)
         if isinstance(j_and_f, bool) or not isinstance(j_and_f, (int, float)):

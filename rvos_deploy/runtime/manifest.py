@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from rvos_deploy.errors import BundleError
+from rvos_deploy.errors import BundleError, one_line
 from rvos_deploy.runtime.graph_spec import GraphSpec, Precision
 
 MAXIMUM_MANIFEST_BYTES = 8 << 20
@@ -140,11 +140,11 @@ def decode(raw: bytes, kind: type[Record], file: Path) -> Record:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise BundleError(
-            f"{file} is damaged ({one_line(error)}); restore it, or export again"
+            f"{file} is damaged ({reason(error)}); restore it, or export again"
         ) from None
 
 
-def one_line(error: Exception) -> str:
-    """msgspec's reason, its first letter small, without the quotes of its code style."""
-    text = " ".join(str(error).replace("`", "").split())[:300]
+def reason(error: Exception) -> str:
+    """msgspec's message, its first letter small, without the quotes of its code style."""
+    text = one_line(str(error).replace("`", ""), 300)
     return text[:1].lower() + text[1:]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rvos_deploy.errors import BundleError
+from rvos_deploy.errors import BundleError, one_line
 from rvos_deploy.files import read_regular_file
 
 MAXIMUM_MODEL_BYTES = 2 << 30
@@ -86,7 +86,7 @@ class OnnxFile:
         for location in sorted(external_locations(model, self.path)):
             if location != f"{self.path.name}.data":
                 raise BundleError(
-                    f"{self.path} takes weights from '{_printable(location)}', needed: "
+                    f"{self.path} takes weights from '{one_line(location)}', needed: "
                     f"{self.path.name}.data beside it; export the bundle again"
                 )
             external[location] = self._read(location, MAXIMUM_DATA_BYTES)
@@ -203,7 +203,7 @@ def external_slices(model: Any, content: OnnxContent) -> dict[str, memoryview]:
             offset = length = -1
         if offset < 0 or length < 0 or offset + length > len(whole):
             raise BundleError(
-                f"{content.path}: {_printable(tensor.name)} reaches beyond its external data; "
+                f"{content.path}: {one_line(tensor.name)} reaches beyond its external data; "
                 "export the bundle again"
             )
         slices[tensor.name] = memoryview(whole)[offset : offset + length]
@@ -213,7 +213,3 @@ def external_slices(model: Any, content: OnnxContent) -> dict[str, memoryview]:
 def address_of(data: memoryview) -> int:
     """Where these bytes lie, for a library that takes pointers; keep ``data`` until it is done."""
     return int(np.frombuffer(data, np.uint8).ctypes.data) if data.nbytes else 0
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:200])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from rvos_deploy.errors import BundleError
+from rvos_deploy.errors import BundleError, one_line
 
 MAXIMUM_ARRAYS = 4096
 MAXIMUM_BYTES = 256 << 20
@@ -37,7 +37,7 @@ def read_arrays(content: bytes, path: Path) -> dict[str, NDArray[Any]]:
         return _read(content)
     except Exception as error:
         # zipfile, zlib and NumPy's header parser raise a dozen kinds, MemoryError among them.
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise BundleError(
             f"{path} is damaged ({reason}); copy the bundle again, or export again"
         ) from error

@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from rvos_deploy.errors import BundleError, InputError
+from rvos_deploy.errors import BundleError, InputError, one_line
 from rvos_deploy.files import read_regular_file
 from rvos_deploy.model.config import CONTEXT_LENGTH
 
@@ -69,8 +69,7 @@ def _parse(file: Path, content: bytes | None) -> tokenizers.Tokenizer:
         # A panic of its Rust code is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise BundleError(f"{file} is not a tokenizer ({reason}); export again") from error
+        raise BundleError(f"{file} is not a tokenizer ({one_line(error)}); export again") from error
     # A file may ask for padding of any length; ids are neither padded nor cut here.
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -18,6 +18,7 @@ import pytest
 from rvos_deploy.cli.export import export
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.bundle import open_bundle
+from rvos_deploy.runtime.manifest import plain
 from rvos_deploy.runtime.probe import probe_cases
 from rvos_deploy.runtime.verification import MINIMUM_J_AND_F, judge
 
@@ -63,7 +64,7 @@ def test_export_reports_what_it_proved(rvos: Callable, tmp_path: Path) -> None:
     assert "peak memory" in second
     found = json.loads((tmp_path / "export.json").read_text(encoding="utf-8"))
     assert found["schema"] == "rvos-deploy/export/1"
-    assert found["checks"] == checks
+    assert found["checks"] == [plain(check) for check in checks]
     assert found["bytes"] == sum(file.stat().st_size for file in out.iterdir())
     assert {"command", "versions", "machine", "seconds", "peak_memory_bytes"} <= set(found)
 

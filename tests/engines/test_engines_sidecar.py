@@ -271,7 +271,7 @@ def test_no_sidecar_and_no_engine(bundle: Bundle, put: Callable[..., EngineSidec
     put()
     file = sidecar_file(plan_file(bundle.path, "tensorrt", "mask_head"))
     file.write_text("{", encoding="utf-8")
-    with pytest.raises(EngineError, match="is damaged .*; needed"):
+    with pytest.raises(EngineError, match=r"is damaged .*; needed"):
         read_sidecar(bundle.path, "tensorrt", "mask_head")
     file.unlink()
     with pytest.raises(EngineError, match=r"mask_head\.plan has no sidecar"):

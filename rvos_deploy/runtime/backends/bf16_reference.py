@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rvos_deploy.errors import BackendError, RvosError
+from rvos_deploy.errors import BackendError, RvosError, one_line
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.onnxruntime import (
     PROVIDERS,
@@ -80,7 +80,7 @@ class _Runner(OnnxRuntimeRunner):
         except RvosError:
             raise
         except Exception as error:  # of onnx and protobuf, which have many kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = one_line(error) or type(error).__name__
             raise BackendError(f"onnx cannot read {self._file.path.name}: {reason}") from error
         return OnnxContent(self._file.path, model, {})
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rvos_deploy.errors import BackendError
+from rvos_deploy.errors import BackendError, one_line
 from rvos_deploy.runtime.backends.base import Backend, Runner, Value
 from rvos_deploy.runtime.backends.device_array import is_device_array
 from rvos_deploy.runtime.backends.onnxruntime_binding import run_bound
@@ -100,6 +100,8 @@ class OnnxRuntimeRunner(Runner):
                 "--device cpu"
             )
         session.disable_fallback()
+        # It keeps the model's bytes, to open them again with other providers: never done here.
+        session._model_bytes = None
         self._session = session
 
     def _content(self) -> OnnxContent:
@@ -169,7 +171,7 @@ def _add_external(ort: Any, options: Any, content: OnnxContent) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0], 500)
 
 
 def _import() -> Any:
