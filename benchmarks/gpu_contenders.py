@@ -196,8 +196,8 @@ def _measure_graphs(bench: Bench, segmenter: Segmenter) -> dict[str, Any]:
     results: dict[str, Any] = {}
     with ExitStack() as stack:
         for seed, (name, spec) in enumerate(segmenter.bundle.graphs.items()):
-            path = segmenter.bundle.graph_file(name)
-            runner = stack.enter_context(segmenter.backend.runner(spec, path))
+            file = segmenter.bundle.graph_file(name)
+            runner = stack.enter_context(segmenter.backend.runner(spec, file))
             own = {**axes, "E": 1} if name == "text_encoder" else axes
             inputs: dict[str, Value] = {
                 **probe_inputs(spec, {axis.name: own[axis.name] for axis in spec.axes}, seed),

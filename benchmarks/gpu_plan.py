@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from rvos_deploy.benchmarks.cards import CARDS, Card, Rates
-from rvos_deploy.benchmarks.floors import GraphCost, count_graph, floor
+from rvos_deploy.benchmarks.floors import GraphCost, count_model, floor
 from rvos_deploy.benchmarks.latency import EXPRESSIONS
 from rvos_deploy.engines.profiles import default_profile
 from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.bundle import Bundle
+from rvos_deploy.runtime.bundle import TOKENIZER, Bundle
 from rvos_deploy.runtime.environment import machine, versions
 from rvos_deploy.runtime.geometry import fit_frame
 from rvos_deploy.runtime.settings import DEFAULT_MEMORY
@@ -89,7 +91,7 @@ def axes_of(request: Request) -> dict[str, int]:
     """Sizes of every axis in the measured streams, once the memory of past frames is full."""
     bundle = request.bundle
     height, width = fit_frame(CLIP_SIZE, bundle.config.input_size).padded
-    tokenizer = Tokenizer(bundle.tokenizer_file)
+    tokenizer = Tokenizer(bundle.path / TOKENIZER, bundle.read(TOKENIZER))
     longest = max(len(tokenizer(text)) for text in texts_of(request))
     best = {name: sizes[1] for name, sizes in default_profile(bundle).items()}
     known = {"H": height, "W": width, "E": request.expressions, "L": longest, "M": DEFAULT_MEMORY}
@@ -99,8 +101,9 @@ def axes_of(request: Request) -> dict[str, int]:
 def count_graphs(bundle: Bundle, axes: Mapping[str, int]) -> dict[str, GraphCost]:
     """Costs by graph; the text encoder's of one expression, as a stream runs it."""
     return {
-        name: count_graph(
-            bundle.graph_file(name), {**axes, "E": 1} if name == "text_encoder" else axes
+        name: count_model(
+            onnx.load_model_from_string(bundle.graph_file(name).read_model()),
+            {**axes, "E": 1} if name == "text_encoder" else axes,
         )
         for name in bundle.graphs
     }
@@ -153,7 +156,7 @@ def new_record(request: Request, cards: Iterable[Card], command: str) -> dict[st
     """The record as far as it can be written without a GPU: plan, costs and published floors."""
     bundle, axes = request.bundle, axes_of(request)
     costs = count_graphs(bundle, axes)
-    weights = bundle.manifest["weights"]
+    weights = bundle.manifest.weights
     return {
         "schema": SCHEMA,
         "command": command,
@@ -163,9 +166,9 @@ def new_record(request: Request, cards: Iterable[Card], command: str) -> dict[st
             "path": str(bundle.path),
             "model": bundle.config.name,
             "precision": bundle.precision,
-            "parameters": bundle.manifest["parameters"],
-            "random_weights": weights["random"],
-            "stored": weights["stored"],
+            "parameters": bundle.manifest.parameters,
+            "random_weights": weights.random,
+            "stored": weights.stored,
         },
         "input_size": [axes["H"], axes["W"]],
         "expressions": request.expressions,

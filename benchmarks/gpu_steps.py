@@ -33,8 +33,8 @@ from rvos_deploy.benchmarks.latency import MINIMUM_AGREEMENT
 from rvos_deploy.engines.gpu import find_gpu
 from rvos_deploy.engines.profiles import default_profile
 from rvos_deploy.errors import BackendError, ParityError, RvosError
+from rvos_deploy.runtime.probe import probe_cases
 from rvos_deploy.runtime.segmenter import Segmenter, load
-from rvos_deploy.runtime.verification import probe_cases
 
 MEASURED = "this card, measured"
 REFERENCE = "pytorch eager"

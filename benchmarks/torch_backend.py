@@ -15,6 +15,7 @@ from rvos_deploy.files import sha256_file
 from rvos_deploy.runtime.backends.base import Backend, Runner, Value
 from rvos_deploy.runtime.bundle import Bundle
 from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.runtime.onnx_file import OnnxFile
 
 
 class TorchBackend(Backend):
@@ -27,7 +28,7 @@ class TorchBackend(Backend):
         network = load_network(bundle.config, _weights(bundle, checkpoint))
         self._graphs = {graph.spec.name: graph for graph in graphs(network)}
 
-    def runner(self, spec: GraphSpec, path: Path) -> TorchRunner:
+    def runner(self, spec: GraphSpec, file: OnnxFile) -> TorchRunner:
         """A runner of the module that this graph was exported from."""
         return TorchRunner(self._graphs[spec.name])
 
@@ -63,18 +64,19 @@ class TorchRunner(Runner):
 
 def _weights(bundle: Bundle, checkpoint: Path | None) -> Weights:
     """The bundle's weights again: its random seed, or the checkpoint whose hash it records."""
-    recorded = bundle.manifest["weights"]
-    if recorded["random"]:
-        return Weights(random=True, seed=recorded["seed"], clip=recorded["clip"])
+    recorded = bundle.manifest.weights
+    if recorded.random:
+        assert recorded.seed is not None  # checked when the manifest was read
+        return Weights(random=True, seed=recorded.seed, clip=recorded.clip)
     if checkpoint is None:
         raise InputError(
             f"--compare pytorch needs the weights that {bundle.path} was exported from; pass "
-            f"--checkpoint (it was {recorded['checkpoint']})"
+            f"--checkpoint (it was {recorded.checkpoint})"
         )
     found = sha256_file(checkpoint)
-    if found != recorded["checkpoint_sha256"]:
+    if found != recorded.checkpoint_sha256:
         raise InputError(
             f"checkpoint {checkpoint} (sha256 {found[:12]}...) is not the one that {bundle.path} "
-            f"was exported from ({recorded['checkpoint_sha256'][:12]}...); pass that one"
+            f"was exported from ({(recorded.checkpoint_sha256 or '')[:12]}...); pass that one"
         )
-    return Weights(checkpoint=checkpoint, clip=recorded["clip"])
+    return Weights(checkpoint=checkpoint, clip=recorded.clip)

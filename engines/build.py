@@ -23,7 +23,6 @@ from rvos_deploy.runtime.bundle import Bundle
 from rvos_deploy.runtime.engine_sidecar import (
     EngineSidecar,
     engine_folder,
-    onnx_files,
     plan_file,
     sidecar_file,
 )
@@ -124,7 +123,7 @@ def _sidecar(
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         plan_sha256=sha256_file(plan.path),
         plan_bytes=plan.path.stat().st_size,
-        onnx_sha256={file.name: sha256_file(file) for file in onnx_files(bundle.path, plan.graph)},
+        onnx_sha256={name: entry.sha256 for name, entry in bundle.onnx_entries(plan.graph).items()},
         tensorrt_version=trt.__version__,
         compute_capabilities=plan.compute_capabilities,
         gpu=gpu.name if gpu else None,

@@ -96,7 +96,7 @@ def build_plan(
     types, plugins = network_types(network), check_plugin_layers(trt, target, network, source)
     _build(trt, builder, network, config, messages, report, path)
     report("built", 1.0, 0.0)
-    del parser
+    del parser, source
     if cache is not None:
         save_cache(config, cache)
     return BuiltPlan(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from rvos_deploy.runtime.bundle import Bundle
 from rvos_deploy.runtime.engine_sidecar import Profile, takes
 from rvos_deploy.runtime.geometry import fit_frame
 from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.runtime.onnx_file import OnnxFile
 from rvos_deploy.runtime.probe import probe_clip, probe_inputs
 from rvos_deploy.runtime.verification import (
     Check,
@@ -103,9 +103,9 @@ class PartlyEngines(Backend):
     rest: Backend
     name = "engines"
 
-    def runner(self, spec: GraphSpec, path: Path) -> Runner:
+    def runner(self, spec: GraphSpec, file: OnnxFile) -> Runner:
         """The graph's engine, or a runner of its ONNX."""
-        return self.engines.get(spec.name) or self.rest.runner(spec, path)
+        return self.engines.get(spec.name) or self.rest.runner(spec, file)
 
     def describe(self) -> dict[str, str]:
         """Library and version of the rest; the engines' are in their sidecars."""

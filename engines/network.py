@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rvos_deploy.engines.messages import Messages
 from rvos_deploy.engines.onnx_source import PLUGIN_DOMAIN, PLUGIN_NODE, OnnxSource
 from rvos_deploy.engines.targets import Target
-from rvos_deploy.errors import BackendError
+from rvos_deploy.errors import BackendError, one_line
+from rvos_deploy.runtime.onnx_file import address_of
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -33,13 +34,14 @@ def parse(
     messages: Messages,
     source: OnnxSource,
 ) -> trt.OnnxParser:
-    """Fill the network from the ONNX. Keep the parser until the build ends: it owns the weights.
+    """Fill the network from the ONNX. Keep parser and source until the build ends: they own the
+    weights.
 
     Raises:
         BackendError: TensorRT cannot take the graph; names the node and TensorRT's reason.
     """
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(source.content, str(source.path)):
+    if not _parse_bytes(parser, source):
         raise BackendError(
             f"{target.module} {trt.__version__} cannot parse {source.path.name}: "
             f"{_parse_error(parser) or messages.cause}; report it with this line"
@@ -48,12 +50,22 @@ def parse(
     return parser
 
 
+def _parse_bytes(parser: trt.OnnxParser, source: OnnxSource) -> bool:
+    """Parse what was hashed: with a path, TensorRT would open the external data by itself."""
+    if not source.external:
+        return bool(parser.parse(source.content))
+    taken = parser.load_model_proto(source.content)
+    for name, data in source.external.items():
+        taken = taken and parser.load_initializer(name, address_of(data), data.nbytes)
+    return bool(taken and parser.parse_model_proto())
+
+
 def _parse_error(parser: trt.OnnxParser) -> str:
     if parser.num_errors == 0:
         return ""
     error: trt.ParserError = parser.get_error(0)
     reason = (error.desc().strip() or "no reason given").splitlines()[0]
-    return f"node {error.node_name()} ({error.node_operator()}): {reason}"
+    return one_line(f"node {error.node_name()} ({error.node_operator()}): {reason}", 500)
 
 
 def check_plugin_layers(

@@ -7,10 +7,14 @@ So a cast that follows an operator which only moves elements is moved before it:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
+
+from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.onnx_file import OnnxFile, external_slices
 
 PLUGIN_DOMAIN, PLUGIN_NODE = "rvos", "MSDeformAttn"
 _MOVES_ONLY = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice"}
@@ -21,19 +25,30 @@ class OnnxSource:
     """A serialised ONNX graph to parse.
 
     Args:
-        path: of the file it was read from; external weights are found beside it.
+        path: of the file it was read from, for messages.
         content: the serialised model, external weights not in it.
         plugin_nodes: names of its ``rvos::MSDeformAttn`` nodes.
+        external: bytes of the weights that are not in ``content``, by name.
     """
 
     path: Path
     content: bytes
     plugin_nodes: tuple[str, ...]
+    external: Mapping[str, memoryview] = field(default_factory=dict)
 
 
-def read_onnx(path: Path) -> OnnxSource:
-    """Read a graph's file and make it fit for TensorRT's parser."""
-    model = onnx.load(str(path), load_external_data=False)
+def read_onnx(file: OnnxFile) -> OnnxSource:
+    """Read a graph's file and make it fit for TensorRT's parser.
+
+    Raises:
+        BundleError: not the bytes that were hashed.
+        BackendError: no ONNX model.
+    """
+    content = file.read()
+    try:
+        model = onnx.load_model_from_string(content.model)
+    except Exception as error:  # protobuf's, which has no stubs and has moved between versions
+        raise BackendError(f"{file.path} is no ONNX model; export the bundle again") from error
     for tensor in list(model.graph.input):
         if tensor.type.tensor_type.elem_type == onnx.TensorProto.UINT8:
             _cast_first(model.graph, tensor.name)
@@ -42,7 +57,8 @@ def read_onnx(path: Path) -> OnnxSource:
         for node in model.graph.node
         if (node.domain, node.op_type) == (PLUGIN_DOMAIN, PLUGIN_NODE)
     )
-    return OnnxSource(path, model.SerializeToString(), nodes)
+    slices = external_slices(model, content)
+    return OnnxSource(file.path, model.SerializeToString(), nodes, slices)
 
 
 def _cast_first(graph: onnx.GraphProto, name: str) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     import tensorrt as trt
 
+    from rvos_deploy.runtime.onnx_file import OnnxFile
+
 
 class PlanRunner(Runner):
     """One plan that was just built, on the first GPU."""
@@ -35,7 +37,7 @@ class PlanRunner(Runner):
         logger: trt.ILogger,
         spec: GraphSpec,
         plan: Path,
-        weights: Path | None,
+        weights: OnnxFile | None,
         profiles: Sequence[Profile],
         *,
         allow_host_code: bool = False,

@@ -24,6 +24,7 @@ from rvos_deploy.runtime.backends.base import Backend, HostArray, Runner
 from rvos_deploy.runtime.backends.bf16_reference import Bf16ReferenceBackend
 from rvos_deploy.runtime.comparison import sample
 from rvos_deploy.runtime.geometry import fit_frame, resize_frame
+from rvos_deploy.runtime.onnx_file import OnnxFile
 from rvos_deploy.runtime.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.runtime.verification import (
@@ -42,7 +43,7 @@ def check_graph(
 ) -> list[Check]:
     """Compare one graph's whole outputs at every size; samples go to ``reference``."""
     checks = []
-    with backend.runner(graph.spec, file) as runner:
+    with backend.runner(graph.spec, OnnxFile(file)) as runner:
         for name, expected, measured in _pairs(graph.module, runner, network.config):
             checks.append(judge(name, graph.spec.tolerance, expected, measured))
             reference[name] = sample(expected).copy()
@@ -52,7 +53,7 @@ def check_graph(
 def check_without_rounding(graph: Graph, network: RvosNetwork, file: Path) -> list[Check]:
     """Compare a bfloat16 graph at every size, all of it in float32 on both sides."""
     module = copy.deepcopy(graph.module).float()
-    with Bf16ReferenceBackend(rounding=False).runner(graph.spec, file) as runner:
+    with Bf16ReferenceBackend(rounding=False).runner(graph.spec, OnnxFile(file)) as runner:
         return [
             judge(f"{name}, without rounding", WITHOUT_ROUNDING, expected, measured)
             for name, expected, measured in _pairs(module, runner, network.config)

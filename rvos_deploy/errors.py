@@ -29,3 +29,12 @@ class ParityError(RvosError):
     """A check of numbers or masks that failed: the artefact must not be shipped."""
 
     exit_code = 1
+
+
+def one_line(text: object, most: int = 200) -> str:
+    """Another library's words for a line of ours: no line breaks, no control characters, not long.
+
+    They may hold what a stranger wrote into a file, and a terminal obeys control characters.
+    """
+    words = " ".join(str(text).split())[:most]
+    return "".join(c if c.isprintable() else "?" for c in words)

@@ -6,6 +6,7 @@ at once (``discard_all``) leaves none of them behind.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -137,6 +138,29 @@ def sha256_file(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def read_regular_file(path: Path, maximum: int) -> bytes:
+    """The content of a regular file of at most ``maximum`` bytes, read once.
+
+    Anything else (a FIFO, a device, a folder) is refused without waiting for it.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger.
+    """
+    # A FIFO without a writer would block the call; the flag changes nothing for regular files.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > maximum:
+            raise OSError(errno.EFBIG, f"{status.st_size} bytes, at most {maximum}", str(path))
+        content = file.read(status.st_size)
+        if file.read(1):
+            raise OSError(errno.EBUSY, "it grew while it was read", str(path))
+    return content
 
 
 def _temporary_name(path: Path) -> Path:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rvos_deploy.cli.app import main
+from rvos_deploy.runtime.bundle import MANIFEST, write_manifest
 
 PROGRAM = "from rvos_deploy.cli.app import main; main()"
 
@@ -166,6 +167,21 @@ def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def resign() -> Callable[..., None]:
+    """Write a bundle's hashes anew, as whoever forges one would; more files may be listed."""
+
+    def sign(folder: Path, *more: str, manifest: dict[str, Any] | None = None) -> None:
+        file = folder / MANIFEST
+        content = json.loads(file.read_text(encoding="utf-8")) if manifest is None else manifest
+        names = {*content.pop("files"), *more}
+        kept = {k: v for k, v in content.items() if k not in ("schema", "manifest_sha256")}
+        file.unlink()  # it may be a link to the one that all tests share
+        write_manifest(folder, kept, names)
+
+    return sign
 
 
 @dataclass(frozen=True)

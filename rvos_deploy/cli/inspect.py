@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from rvos_deploy.runtime.bundle import Bundle
+    from rvos_deploy.runtime.manifest import WeightsRecord
 
 
 def inspect(
@@ -31,6 +33,7 @@ def inspect(
     from rvos_deploy.runtime.bundle import open_bundle
     from rvos_deploy.runtime.engine_sidecar import list_engines
     from rvos_deploy.runtime.environment import machine, versions
+    from rvos_deploy.runtime.manifest import plain
 
     opened = open_bundle(bundle)
     engines = list_engines(opened.path)
@@ -43,7 +46,9 @@ def inspect(
         console.print(engine_table(opened, engines))
     if parity:
         console.print()
-        console.print(parity_table(opened.manifest["parity"]["checks"], console.width))
+        console.print(
+            parity_table([plain(check) for check in opened.manifest.parity.checks], console.width)
+        )
     if json is not None:
         write_json(
             json,
@@ -51,7 +56,7 @@ def inspect(
                 "schema": "rvos-deploy/inspect/1",
                 "command": "inspect",
                 "bundle": str(bundle),
-                "manifest": opened.manifest,
+                "manifest": opened.manifest.as_dict(),
                 "engines": [
                     {"error": str(engine)} if isinstance(engine, Exception) else engine.as_dict()
                     for engine in engines
@@ -77,32 +82,32 @@ def _fact_table(bundle: Bundle) -> Table:
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     manifest = bundle.manifest
     height, width = bundle.config.input_size
-    checks = manifest["parity"]["checks"]
-    failed = sum(not check["passed"] for check in checks)
+    checks = manifest.parity.checks
+    failed = sum(not check.passed for check in checks)
     return [
         ("bundle", str(bundle.path)),
-        ("model", f"{bundle.config.name}, {manifest['parameters'] / 1e6:.1f} M parameters"),
-        ("weights", _weights(manifest["weights"])),
+        ("model", f"{bundle.config.name}, {manifest.parameters / 1e6:.1f} M parameters"),
+        ("weights", _weights(manifest.weights)),
         ("precision", bundle.precision),
         ("input", f"{height}x{width} box, threshold {bundle.config.threshold}"),
-        ("created", manifest["created"]),
-        ("versions", _versions(manifest["versions"])),
+        ("created", manifest.created),
+        ("versions", _versions(manifest.versions)),
         (
             "parity",
-            f"{len(checks)} checks against {manifest['parity']['reference']}, {failed} failed",
+            f"{len(checks)} checks against {manifest.parity.reference}, {failed} failed",
         ),
-        *([("not proved", unproved)] if (unproved := manifest["parity"].get("not_proved")) else []),
+        *([("not proved", unproved)] if (unproved := manifest.parity.not_proved) else []),
     ]
 
 
-def _versions(versions: dict[str, Any]) -> str:
+def _versions(versions: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items() if name != "backend")
 
 
-def _weights(weights: dict[str, Any]) -> str:
-    if weights["random"]:
-        return f"random, seed {weights['seed']} (to try the pipeline; masks mean nothing)"
-    return f"{weights['checkpoint']} (sha256 {weights['checkpoint_sha256'][:12]}...)"
+def _weights(weights: WeightsRecord) -> str:
+    if weights.random:
+        return f"random, seed {weights.seed} (to try the pipeline; masks mean nothing)"
+    return f"{weights.checkpoint} (sha256 {(weights.checkpoint_sha256 or '')[:12]}...)"
 
 
 def _graph_table(bundle: Bundle) -> Table:
@@ -114,8 +119,7 @@ def _graph_table(bundle: Bundle) -> Table:
     table.add_column("inputs", no_wrap=True)
     table.add_column("outputs", no_wrap=True)
     for name, spec in bundle.graphs.items():
-        files = [f for f in bundle.manifest["files"] if f.startswith(f"{name}.onnx")]
-        stored = sum(bundle.manifest["files"][file]["bytes"] for file in files)
+        stored = sum(entry.bytes for entry in bundle.onnx_entries(name).values())
         table.add_row()
         table.add_row(f"[bold]{name}[/], {mebibytes(stored)}")
         table.add_row(_tensors(spec.inputs), _tensors(spec.outputs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 _FULL_WIDTH = 106
@@ -25,7 +26,7 @@ def parity_table(checks: Sequence[Mapping[str, Any]], width: int) -> Table:
     for check in checks:
         details = _details(check) if full else ()
         verdict = "[green]ok[/]" if check["passed"] else "[bold red]FAILED[/]"
-        table.add_row(check["name"], *_decisive(check), *details, verdict)
+        table.add_row(escape(check["name"]), *_decisive(check), *details, verdict)
     return table
 
 

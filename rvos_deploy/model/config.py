@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -16,6 +17,9 @@ STRIDE = 32
 CONTEXT_LENGTH = 77
 """The most tokens that a CLIP text tower takes, start and end of text included."""
 
+
+LARGEST = 1 << 15
+"""Of a width, a count or a side: no network has more, and nothing of such a size is allocated."""
 
 _COUNTS = (
     "dim",
@@ -93,12 +97,18 @@ class ModelConfig:
     def _check_numbers(self) -> None:
         for name in _COUNTS:
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} must be a whole number of at least 1, found {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+                raise InputError(f"{name} must be a whole number, 1 to {LARGEST}, found {value!r}")
+        for name in ("fusion_layer_scale", "position_cycles"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"{name} must be a finite number, found {getattr(self, name)!r}")
         if not isinstance(self.threshold, (int, float)) or not 0 <= self.threshold <= 1:
             raise InputError(f"threshold must lie in 0..1, found {self.threshold!r}")
-        if not all(isinstance(side, int) for side in self.input_size):
-            raise InputError(f"input_size must be two whole numbers, found {self.input_size!r}")
+        if not all(isinstance(side, int) and side <= LARGEST for side in self.input_size):
+            raise InputError(
+                f"input_size must be two whole numbers of at most {LARGEST}, "
+                f"found {self.input_size!r}"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -109,16 +119,22 @@ class ModelConfig:
         """Inverse of :meth:`as_dict`.
 
         Raises:
-            InputError: for a key that this version does not know, or a missing one.
+            InputError: for a key that this version does not know, a missing one, or a value of
+                another type or beyond its bounds.
         """
         known = {field.name for field in fields(ModelConfig)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise InputError(f"unknown model configuration keys: {', '.join(unknown)}")
+        import msgspec
+
+        if "input_size" not in values:
+            raise InputError("model configuration: input_size is missing")
         try:
-            return ModelConfig(**{**values, "input_size": tuple(values["input_size"])})
-        except (KeyError, TypeError) as error:
-            raise InputError(f"model configuration is incomplete: {error}") from None
+            return msgspec.convert({**values}, ModelConfig)
+        except msgspec.ValidationError as error:
+            reason = str(error).replace("`", "").removesuffix(" - at $")
+            raise InputError(f"model configuration: {reason}") from None
 
 
 def check_size(height: int, width: int) -> None:

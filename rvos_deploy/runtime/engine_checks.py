@@ -17,7 +17,6 @@ from rvos_deploy.runtime.engine_sidecar import (
     EngineError,
     EngineSidecar,
     format_profile,
-    onnx_files,
     plan_file,
     rebuild_command,
     takes,
@@ -41,37 +40,66 @@ def check_plan(bundle: Bundle, sidecar: EngineSidecar) -> None:
     Raises:
         EngineError: a file is missing or has another hash.
     """
-    command = rebuild_command(bundle.path, sidecar.target, sidecar.options)
+    plan = check_plan_size(bundle, sidecar)
+    if sha256_file(plan) != sidecar.plan_sha256:
+        raise changed_plan(bundle, sidecar)
+    check_source(bundle, sidecar)
+
+
+def check_plan_size(bundle: Bundle, sidecar: EngineSidecar) -> Path:
+    """The plan's file, which is there and as long as its sidecar says.
+
+    Raises:
+        EngineError: it is not.
+    """
     plan = plan_file(bundle.path, sidecar.target, sidecar.graph)
     if not plan.is_file():
+        command = rebuild_command(bundle.path, sidecar.target, sidecar.options)
         raise EngineError(f"{plan} is missing", "the plan that its sidecar describes", command)
-    if plan.stat().st_size != sidecar.plan_bytes or sha256_file(plan) != sidecar.plan_sha256:
-        raise EngineError(
-            f"{plan} was changed since it was built (its sha256 differs)",
-            f"sha256 {sidecar.plan_sha256[:12]}...",
-            command,
-        )
-    now = {file.name: sha256_file(file) for file in onnx_files(bundle.path, sidecar.graph)}
+    if plan.stat().st_size != sidecar.plan_bytes:
+        raise changed_plan(bundle, sidecar)
+    return plan
+
+
+def changed_plan(bundle: Bundle, sidecar: EngineSidecar) -> EngineError:
+    """The error of a plan that is not the one that its sidecar describes."""
+    return EngineError(
+        f"{plan_file(bundle.path, sidecar.target, sidecar.graph)} was changed since it was built "
+        "(its sha256 differs)",
+        f"sha256 {sidecar.plan_sha256[:12]}...",
+        rebuild_command(bundle.path, sidecar.target, sidecar.options),
+    )
+
+
+def check_source(bundle: Bundle, sidecar: EngineSidecar) -> None:
+    """The engine was built from the graph that the bundle's manifest describes.
+
+    Raises:
+        EngineError: a file of the graph has another hash.
+    """
+    now = {name: entry.sha256 for name, entry in bundle.onnx_entries(sidecar.graph).items()}
     if now != dict(sidecar.onnx_sha256):
-        changed = sorted(n for n in {*now, *sidecar.onnx_sha256} if not _same(n, now, sidecar))
-        raise EngineError(
-            f"{plan} was built from another {', '.join(changed)} (its sha256 differs)",
-            "an engine of the bundle's present graph",
-            command,
+        changed = sorted(
+            name
+            for name in {*now, *sidecar.onnx_sha256}
+            if now.get(name) != sidecar.onnx_sha256.get(name)
         )
-
-
-def _same(name: str, now: Mapping[str, str], sidecar: EngineSidecar) -> bool:
-    return now.get(name) == sidecar.onnx_sha256.get(name)
+        raise EngineError(
+            f"{plan_file(bundle.path, sidecar.target, sidecar.graph)} was built from another "
+            f"{', '.join(changed)} (its sha256 differs)",
+            "an engine of the bundle's present graph",
+            rebuild_command(bundle.path, sidecar.target, sidecar.options),
+        )
 
 
 def check_loadable(
     bundle: Bundle, sidecar: EngineSidecar, machine: EngineMachine, *, allow_host_code: bool = False
 ) -> None:
-    """Everything that must hold before a plan is deserialised; call it right before.
+    """Everything that must hold before a plan is deserialised, but for the plan's own bytes, which
+    whoever deserialises them hashes (``engine_loading.read_plan``).
 
     Args:
-        bundle: opened, so its own files have been hashed.
+        bundle: opened.
         sidecar: of the engine.
         machine: where it is to run.
         allow_host_code: the caller wants engines that hold host code (version-compatible ones).
@@ -79,7 +107,8 @@ def check_loadable(
     Raises:
         EngineError: with found, needed and the command, for the first thing that does not hold.
     """
-    check_plan(bundle, sidecar)
+    check_plan_size(bundle, sidecar)
+    check_source(bundle, sidecar)
     command = rebuild_command(bundle.path, sidecar.target, sidecar.options)
     name = f"the {sidecar.target} engine of {sidecar.graph}"
     if sidecar.version_compatible and not allow_host_code:

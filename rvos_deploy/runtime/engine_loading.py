@@ -7,18 +7,19 @@ refusal without a driver, and every name and keyword used here against the real 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rvos_deploy.errors import BackendError
+from rvos_deploy.files import read_regular_file
 from rvos_deploy.runtime.bundle import Bundle
-from rvos_deploy.runtime.engine_checks import EngineMachine, check_loadable
-from rvos_deploy.runtime.engine_sidecar import (
-    EngineError,
-    EngineSidecar,
-    plan_file,
-    rebuild_command,
+from rvos_deploy.runtime.engine_checks import (
+    EngineMachine,
+    changed_plan,
+    check_loadable,
+    check_plan_size,
 )
+from rvos_deploy.runtime.engine_sidecar import EngineSidecar
+from rvos_deploy.runtime.onnx_file import OnnxFile, address_of, external_slices
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -60,14 +61,13 @@ def read_plan(bundle: Bundle, sidecar: EngineSidecar) -> bytes:
     Raises:
         EngineError: they are not those of the sidecar.
     """
-    file = plan_file(bundle.path, sidecar.target, sidecar.graph)
-    plan = file.read_bytes()
+    file = check_plan_size(bundle, sidecar)
+    try:
+        plan = read_regular_file(file, sidecar.plan_bytes)
+    except OSError:
+        raise changed_plan(bundle, sidecar) from None
     if hashlib.sha256(plan).hexdigest() != sidecar.plan_sha256:
-        raise EngineError(
-            f"{file} was changed since it was built (its sha256 differs)",
-            f"sha256 {sidecar.plan_sha256[:12]}...",
-            rebuild_command(bundle.path, sidecar.target, sidecar.options),
-        )
+        raise changed_plan(bundle, sidecar)
     return plan
 
 
@@ -75,7 +75,7 @@ def deserialize(
     trt: Any,
     logger: trt.ILogger,
     plan: bytes,
-    weights: Path | None,
+    weights: OnnxFile | None,
     *,
     allow_host_code: bool = False,
 ) -> trt.ICudaEngine:
@@ -97,13 +97,24 @@ def deserialize(
     return engine
 
 
-def _refit(trt: Any, logger: trt.ILogger, engine: trt.ICudaEngine, weights: Path) -> None:
-    """Put the ONNX's weights into an engine that was built without."""
+def _refit(trt: Any, logger: trt.ILogger, engine: trt.ICudaEngine, weights: OnnxFile) -> None:
+    """Put the ONNX's weights, as they were hashed, into an engine that was built without."""
+    content = weights.read()
     refitter = trt.Refitter(engine, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)
-    if not (parser.refit_from_file(str(weights)) and refitter.refit_cuda_engine()):
+    if content.external:
+        import onnx
+
+        model = onnx.load_model_from_string(content.model)
+        taken = parser.load_model_proto(content.model)
+        for name, data in external_slices(model, content).items():
+            taken = taken and parser.load_initializer(name, address_of(data), data.nbytes)
+        taken = taken and parser.refit_model_proto()
+    else:
+        taken = parser.refit_from_bytes(content.model)
+    if not (taken and refitter.refit_cuda_engine()):
         missing = ", ".join(refitter.get_missing_weights()[:3]) or "none named"
         raise BackendError(
-            f"{weights.name} does not give the stripped engine all of its weights (missing: "
+            f"{weights.path.name} does not give the stripped engine all of its weights (missing: "
             f"{missing}); build again without --strip-weights"
         )

@@ -5,25 +5,39 @@ Whether the plan may be loaded is decided by :mod:`rvos_deploy.runtime.engine_ch
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from rvos_deploy.errors import BundleError
+from rvos_deploy.files import read_regular_file
+from rvos_deploy.runtime.graph_spec import Name, Precision, Size
+from rvos_deploy.runtime.manifest import Count, Line, Sha256, reason
 
 SCHEMA = "rvos-deploy/engine/1"
 ENGINES = "engines"
 _WHOLE = "a sidecar as build-engine wrote it"
 TARGETS = ("tensorrt", "tensorrt-rtx")
-Profile = Mapping[str, tuple[int, int, int]]
+MAXIMUM_SIDECAR_BYTES = 8 << 20
+MAXIMUM_PLAN_BYTES = 16 << 30
+
+Profile = Mapping[str, tuple[Size, Size, Size]]
 """Axis name to its (min, opt, max) sizes."""
+_Words = Annotated[tuple[Line, ...], Meta(max_length=256)]
+_Facts = Annotated[Mapping[Line, Any], Meta(max_length=256)]
 
 
 def takes(profile: Profile, axes: Mapping[str, int]) -> bool:
     """Whether these sizes lie within the profile."""
-    return all(profile[name][0] <= size <= profile[name][2] for name, size in axes.items())
+    return all(
+        name in profile and profile[name][0] <= size <= profile[name][2]
+        for name, size in axes.items()
+    )
 
 
 class EngineError(BundleError):
@@ -70,28 +84,28 @@ class EngineSidecar:
         parity_reason: why parity is None.
     """
 
-    graph: str
-    target: str
-    precision: str
-    created: str
-    plan_sha256: str
-    plan_bytes: int
-    onnx_sha256: Mapping[str, str]
-    tensorrt_version: str
-    compute_capabilities: tuple[str, ...]
-    gpu: str | None
+    graph: Name
+    target: Line
+    precision: Precision
+    created: Line
+    plan_sha256: Sha256
+    plan_bytes: Annotated[int, Meta(ge=0, le=MAXIMUM_PLAN_BYTES)]
+    onnx_sha256: Annotated[Mapping[Line, Sha256], Meta(max_length=16)]
+    tensorrt_version: Line
+    compute_capabilities: _Words
+    gpu: Line | None
     version_compatible: bool
     hardware_compatible: bool
     stripped: bool
-    profiles: tuple[Profile, ...]
-    options: tuple[str, ...]
-    settings: Mapping[str, Any]
-    layers: Mapping[str, Any]
-    plugin_layers: int
+    profiles: Annotated[tuple[Profile, ...], Meta(min_length=1, max_length=64)]
+    options: _Words
+    settings: _Facts
+    layers: _Facts
+    plugin_layers: Count
     build_seconds: float
-    versions: Mapping[str, str]
-    parity: tuple[Mapping[str, Any], ...] | None
-    parity_reason: str | None
+    versions: Annotated[Mapping[Line, Line], Meta(max_length=64)]
+    parity: Annotated[tuple[_Facts, ...], Meta(max_length=10_000)] | None
+    parity_reason: Line | None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -123,13 +137,6 @@ def rebuild_command(bundle: Path, target: str, options: tuple[str, ...] = ()) ->
     return " ".join(["rvos-deploy build-engine", str(bundle), "--target", target, *options])
 
 
-def onnx_files(bundle: Path, graph: str) -> list[Path]:
-    """The files that a graph's ONNX consists of."""
-    file = bundle / f"{graph}.onnx"
-    data = file.with_name(file.name + ".data")
-    return [file, data] if data.is_file() else [file]
-
-
 def read_sidecar(bundle: Path, target: str, graph: str) -> EngineSidecar:
     """Read and check the form of a sidecar; neither the plan nor the ONNX is looked at.
 
@@ -138,17 +145,19 @@ def read_sidecar(bundle: Path, target: str, graph: str) -> EngineSidecar:
     """
     plan, command = plan_file(bundle, target, graph), rebuild_command(bundle, target)
     file = sidecar_file(plan)
-    if not file.is_file():
+    if not os.path.lexists(file):
         found = f"{plan} has no sidecar" if plan.is_file() else f"no {target} engine of {graph}"
         raise EngineError(found, f"{file}", command)
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        schema = values.pop("schema")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise EngineError(f"{file} is damaged", _WHOLE, command) from None
-    if schema != SCHEMA:
-        raise EngineError(f"{file} has schema {schema}", SCHEMA, command)
-    sidecar = _sidecar(values, file, command)
+        raw = read_regular_file(file, MAXIMUM_SIDECAR_BYTES)
+        head = msgspec.json.decode(raw, type=_Head)
+        if head.schema != SCHEMA:
+            raise EngineError(f"{file} has schema {head.schema}", SCHEMA, command)
+        sidecar = _decode(raw)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise EngineError(f"{file} is damaged ({reason(error)})", _WHOLE, command) from None
+    except OSError as error:
+        raise EngineError(f"{file} cannot be read ({error.strerror})", _WHOLE, command) from None
     if (sidecar.graph, sidecar.target) != (graph, target):
         raise EngineError(
             f"{file} belongs to {sidecar.graph} for {sidecar.target}",
@@ -158,36 +167,30 @@ def read_sidecar(bundle: Path, target: str, graph: str) -> EngineSidecar:
     return sidecar
 
 
-def _sidecar(values: dict[str, Any], file: Path, command: str) -> EngineSidecar:
-    try:
-        for name in ("version_compatible", "hardware_compatible", "stripped"):
-            if not isinstance(values[name], bool):
-                raise TypeError(f"{name} is neither true nor false")
-        if not values["profiles"]:
-            raise ValueError("no profiles")
-        return EngineSidecar(
-            **{
-                **values,
-                "onnx_sha256": dict(values["onnx_sha256"]),
-                "compute_capabilities": tuple(map(str, values["compute_capabilities"])),
-                "profiles": tuple(_profile(profile) for profile in values["profiles"]),
-                "options": tuple(map(str, values["options"])),
-                "parity": _parity(values["parity"]),
-            }
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EngineError(f"{file} is damaged ({error})", _WHOLE, command) from None
+class _Head(msgspec.Struct):
+    """What is read of a sidecar before its form."""
+
+    schema: Line
 
 
-def _profile(values: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
-    profile: dict[str, tuple[int, int, int]] = {}
-    for axis, (minimum, optimum, maximum) in values.items():
-        profile[axis] = (int(minimum), int(optimum), int(maximum))
-    return profile
-
-
-def _parity(values: Any) -> tuple[dict[str, Any], ...] | None:
-    return None if values is None else tuple(dict(check) for check in values)
+def _decode(raw: bytes) -> EngineSidecar:
+    """Raises ValidationError when it is not what ``build-engine`` writes. Unknown keys are refused:
+    they might say why an engine must not be loaded.
+    """
+    sidecar = msgspec.json.decode(raw, type=EngineSidecar)
+    known = {"schema", *(field.name for field in fields(EngineSidecar))}
+    unknown = sorted(set(msgspec.json.decode(raw, type=dict[str, msgspec.Raw])) - known)
+    if unknown:
+        raise msgspec.ValidationError(f"unknown key {unknown[0]}")
+    for profile in sidecar.profiles:
+        for axis, (minimum, optimum, maximum) in profile.items():
+            if not minimum <= optimum <= maximum or not axis.isidentifier():
+                raise msgspec.ValidationError(f"profile {axis} is not in order, min <= opt <= max")
+    for check in sidecar.parity or ():
+        j_and_f = check.get("j_and_f", 0.0)
+        if isinstance(j_and_f, bool) or not isinstance(j_and_f, (int, float)):
+            raise msgspec.ValidationError("j_and_f of a parity check is no number")
+    return sidecar
 
 
 def list_engines(bundle: Path) -> list[EngineSidecar | EngineError]:

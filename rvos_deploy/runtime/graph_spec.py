@@ -6,25 +6,40 @@ number (``"H/8"``), so that a graph's sizes follow from a few named axes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+import msgspec
+from msgspec import Meta
 
-from rvos_deploy.errors import BundleError, InputError
+from rvos_deploy.errors import BackendError, BundleError, InputError
 
-Dim = int | str
+# Bounds hold for what is decoded: nothing of a size that a manifest made up is allocated.
+Name = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]{0,63}\Z")]
+Size = Annotated[int, Meta(ge=1, le=1 << 20)]
+Dim = Size | Annotated[str, Meta(pattern=r"\A[A-Za-z]{1,16}(/[1-9][0-9]{0,3})?\Z")]
+Dtype = Annotated[str, Meta(pattern=r"\A(bool|uint8|int32|int64|float16|float32)\Z")]
+Precision = Annotated[str, Meta(pattern=r"\A(fp32|fp16|bf16)\Z")]
+Tensors = Annotated[tuple["TensorSpec", ...], Meta(max_length=64)]
 
 
 @dataclass(frozen=True)
 class AxisSpec:
     """A dynamic axis: its least and greatest size, and what it must be a multiple of."""
 
-    name: str
-    minimum: int
-    maximum: int
-    multiple: int = 1
+    name: Name
+    minimum: Size
+    maximum: Size
+    multiple: Size = 1
+
+    def __post_init__(self) -> None:
+        if self.minimum > self.maximum // self.multiple * self.multiple:
+            raise ValueError(
+                f"axis {self.name} has no size: {self.minimum} to {self.maximum} in multiples of "
+                f"{self.multiple}"
+            )
 
     def check(self, size: int) -> None:
         """Raise InputError when the axis cannot have this size."""
@@ -39,9 +54,18 @@ class AxisSpec:
 class TensorSpec:
     """A graph's input or output."""
 
-    name: str
-    dtype: str
-    shape: tuple[Dim, ...]
+    name: Name
+    dtype: Dtype
+    shape: Annotated[tuple[Dim, ...], Meta(max_length=8)]
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The named axes of its shape, each with the least common multiple of its divisors."""
+        named = [_parse(dim) for dim in self.shape if isinstance(dim, str)]
+        return {
+            name: math.lcm(*(divisor for other, divisor in named if other == name))
+            for name, _ in named
+        }
 
     def sizes(self, axes: Mapping[str, int]) -> tuple[int, ...]:
         """Shape in numbers for the given axis sizes."""
@@ -57,12 +81,13 @@ class GraphSpec:
     (fp32, fp16, bf16). Inputs and outputs of bf16 graphs are float32, since NumPy has no bfloat16.
     """
 
-    name: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    axes: tuple[AxisSpec, ...]
-    tolerance: float
-    precision: str = "fp32"
+    name: Name
+    inputs: Tensors
+    outputs: Tensors
+    axes: Annotated[tuple[AxisSpec, ...], Meta(max_length=16)]
+    tolerance: Annotated[float, Meta(gt=0, le=1e3)]
+    # Bundles made before there was bf16 do not say; fp32 and fp16 run alike.
+    precision: Precision = "fp32"
 
     def bind(self, arrays: Mapping[str, Any]) -> dict[str, int]:
         """Axis sizes of these inputs.
@@ -86,6 +111,24 @@ class GraphSpec:
             if axis.name in axes:
                 axis.check(axes[axis.name])
         return axes
+
+    def check_outputs(self, arrays: Mapping[str, Any], axes: Mapping[str, int]) -> None:
+        """Make sure that a library gave what the contract says.
+
+        Args:
+            arrays: as for :meth:`bind`, by output name.
+            axes: sizes, as :meth:`bind` gave them.
+
+        Raises:
+            BackendError: another type or shape; says which.
+        """
+        for spec in self.outputs:
+            found, needed = arrays[spec.name], spec.sizes(axes)
+            if str(found.dtype) != spec.dtype or tuple(found.shape) != needed:
+                raise BackendError(
+                    f"{self.name}: output {spec.name} is {found.dtype} {list(found.shape)}, its "
+                    f"contract says {spec.dtype} {list(needed)}; export the bundle again"
+                )
 
     def _check_names(self, arrays: Iterable[str]) -> None:
         needed, found = {spec.name for spec in self.inputs}, set(arrays)
@@ -127,24 +170,11 @@ class GraphSpec:
             BundleError: when a key is missing or of the wrong kind.
         """
         try:
-            return GraphSpec(
-                name=str(values["name"]),
-                inputs=tuple(_tensor(v) for v in values["inputs"]),
-                outputs=tuple(_tensor(v) for v in values["outputs"]),
-                axes=tuple(AxisSpec(**v) for v in values["axes"]),
-                tolerance=float(values["tolerance"]),
-                # Bundles made before there was bf16 do not say; fp32 and fp16 run alike.
-                precision=str(values.get("precision", "fp32")),
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            return msgspec.convert(values, GraphSpec)
+        except msgspec.ValidationError as error:
             raise BundleError(
                 f"a graph contract in the manifest is malformed ({error}); export the bundle again"
             ) from None
-
-
-def _tensor(values: Mapping[str, Any]) -> TensorSpec:
-    np.dtype(values["dtype"])
-    return TensorSpec(str(values["name"]), str(values["dtype"]), tuple(values["shape"]))
 
 
 def _parse(dim: str) -> tuple[str, int]:

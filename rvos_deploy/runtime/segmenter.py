@@ -10,7 +10,7 @@ from pathlib import Path
 from rvos_deploy.closing import Closing
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import Bundle, open_bundle
+from rvos_deploy.runtime.bundle import TOKENIZER, Bundle, open_bundle
 from rvos_deploy.runtime.expression import EncodedText
 from rvos_deploy.runtime.settings import StreamSettings
 from rvos_deploy.runtime.stream import StageCallback, Stream, add_expressions
@@ -25,7 +25,7 @@ class Segmenter(Closing):
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self.backend = backend
-        self._tokenizer = Tokenizer(bundle.tokenizer_file)
+        self._tokenizer = Tokenizer(bundle.path / TOKENIZER, bundle.read(TOKENIZER))
         self._texts: OrderedDict[str, EncodedText] = OrderedDict()
         self._lock = threading.Lock()
         self._runners = {
@@ -103,5 +103,12 @@ def load(
         BundleError: the bundle is damaged or of another schema.
         BackendError: the back end is not installed or cannot run there.
     """
-    opened = open_bundle(bundle)
-    return Segmenter(opened, make_backend(backend, device, threads))
+    opened = open_bundle(bundle, check_files=False)
+    segmenter = Segmenter(opened, make_backend(backend, device, threads))
+    try:
+        # What no back end read: each file is hashed, and none twice.
+        opened.check_files()
+    except BaseException:
+        segmenter.close()
+        raise
+    return segmenter

@@ -11,18 +11,23 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from rvos_deploy.errors import BundleError, InputError
+from rvos_deploy.errors import BundleError, InputError, one_line
+from rvos_deploy.files import read_regular_file
 from rvos_deploy.model.config import CONTEXT_LENGTH
+
+_MAXIMUM_BYTES = 64 << 20
 
 
 class Tokenizer:
     """Byte-pair tokenizer of CLIP, read from a bundle's ``tokenizer.json``."""
 
-    def __init__(self, file: Path) -> None:
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:
-            raise BundleError(f"{file} is not a tokenizer: {error}; export again") from error
+    def __init__(self, file: Path, content: bytes | None = None) -> None:
+        """``content``: of the file, where it was read and hashed before; ``file`` is named then.
+
+        Raises:
+            BundleError: not the tokenizer of a bundle.
+        """
+        self._tokenizer = _parse(file, content)
         self._start = self._special("<start_of_text>")
         self._end = self._special("<end_of_text>")
 
@@ -54,6 +59,21 @@ class Tokenizer:
                 stacklevel=2,
             )
         return np.array([self._start, *kept, self._end], dtype=np.int64)
+
+
+def _parse(file: Path, content: bytes | None) -> tokenizers.Tokenizer:
+    try:
+        content = read_regular_file(file, _MAXIMUM_BYTES) if content is None else content
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    except BaseException as error:
+        # A panic of its Rust code is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"{file} is not a tokenizer ({one_line(error)}); export again") from error
+    # A file may ask for padding of any length; ids are neither padded nor cut here.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def clean_text(text: str) -> str:

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import BundleError
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.runtime.backends.base import Backend, HostArray, Runner, Value
-from rvos_deploy.runtime.bundle import Bundle
+from rvos_deploy.runtime.bundle import PARITY, Bundle
 from rvos_deploy.runtime.comparison import Comparison, compare, sample
 from rvos_deploy.runtime.geometry import display_logits, fit_frame
 from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.runtime.parity_file import read_arrays
 from rvos_deploy.runtime.probe import (
     PROBE_BOX,
     PROBE_EXPRESSIONS,
     Probe,
+    probe_cases,
     probe_clip,
     probe_inputs,
 )
@@ -106,17 +110,6 @@ Verdict = Check | MaskCheck
 Progress = Callable[[str], None]
 
 
-def probe_cases(config: ModelConfig) -> list[dict[str, int]]:
-    """Sizes at which every graph is checked: the smallest, odd ones, and the bundle's own."""
-    height, width = config.input_size
-    return [
-        {"H": 32, "W": 32, "E": 1, "L": 2, "M": 1},
-        {"H": 64, "W": 96, "E": 3, "L": 9, "M": 4},
-        {"H": 160, "W": 64, "E": 2, "L": 77, "M": 17},
-        {"H": height, "W": width, "E": 1, "L": 12, "M": 64},
-    ]
-
-
 def run_cases(
     runner: Runner, config: ModelConfig
 ) -> Iterator[tuple[str, dict[str, Probe], dict[str, Value]]]:
@@ -182,7 +175,7 @@ def verify(
         BundleError: the bundle records no reference.
         EngineError: an engine takes none of a graph's cases, or not the clip; says the command.
     """
-    recorded = _read_reference(bundle)
+    recorded = read_reference(bundle)
     verdicts: list[Verdict] = []
     for spec in bundle.graphs.values():
         if progress is not None:
@@ -195,21 +188,48 @@ def verify(
                 for tensor in spec.outputs:
                     key = f"{name} {tensor.name}"
                     measured = sample(runner.to_host(outputs[tensor.name]))
-                    verdicts.append(judge(key, spec.tolerance, recorded[key], measured))
+                    expected = _recorded(recorded, key, bundle)
+                    verdicts.append(judge(key, spec.tolerance, expected, measured))
     if progress is not None:
         progress("masks of a clip")
     verdicts.append(check_masks(bundle, backend, recorded[CLIP_LOGITS], recorded.get(CLIP_ORDER)))
     return verdicts
 
 
-def _read_reference(bundle: Bundle) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(bundle.parity_file, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            f"{bundle.parity_file} cannot be read ({error}); export the bundle again"
-        ) from error
+def read_reference(bundle: Bundle) -> dict[str, NDArray[Any]]:
+    """What PyTorch gave at export, by the name of the check.
+
+    Raises:
+        BundleError: damaged, or not what an export records.
+    """
+    path = bundle.path / PARITY
+    recorded = read_arrays(bundle.read(PARITY), path)
+    clip = probe_clip()
+    padded = fit_frame((clip.shape[1], clip.shape[2]), PROBE_BOX).padded
+    expected = (len(PROBE_EXPRESSIONS), len(clip))
+    logits, order = recorded.get(CLIP_LOGITS), recorded.get(CLIP_ORDER)
+    sizes = (*expected, padded[0] // 4, padded[1] // 4)
+    if logits is None or logits.shape != sizes or not np.isfinite(logits).all():
+        raise _not_recorded(path, CLIP_LOGITS, f"finite numbers {list(sizes)}")
+    slots = np.arange(bundle.config.num_queries)
+    if order is not None and (
+        order.dtype.kind != "i"
+        or order.shape != (*expected, len(slots))
+        or (np.sort(order, axis=-1) != slots).any()
+    ):
+        needed = f"orders of {len(slots)} queries {[*expected, len(slots)]}"
+        raise _not_recorded(path, CLIP_ORDER, needed)
+    return recorded
+
+
+def _recorded(reference: Mapping[str, NDArray[Any]], key: str, bundle: Bundle) -> NDArray[Any]:
+    if key not in reference:
+        raise _not_recorded(bundle.path / PARITY, key, "what PyTorch gave")
+    return reference[key]
+
+
+def _not_recorded(path: Path, key: str, needed: str) -> BundleError:
+    return BundleError(f"{path} has no usable '{key}', needed: {needed}; export the bundle again")
 
 
 def check_masks(
@@ -259,7 +279,8 @@ def judge_probe(
     """Judge masks by :func:`judge_masks` and the bundle's own minimum, and replayed slots by what
     their graph may err by.
     """
-    minimum = float(bundle.manifest["parity"].get("minimum_j_and_f", MINIMUM_J_AND_F))
+    stated = bundle.manifest.parity.minimum_j_and_f
+    minimum = MINIMUM_J_AND_F if stated is UNSET else stated
     check = judge_masks(name, truth, found.masks, undecided, minimum)
     allowed = min(SLOT_TIE * bundle.graphs["frame_decoder"].tolerance, MAXIMUM_SLOT_EXCESS)
     passed = check.passed and found.excess <= allowed

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rvos_deploy.files import sha256_file
 from rvos_deploy.json_file import write_json
 from rvos_deploy.runtime.bundle import Bundle, open_bundle
 from rvos_deploy.runtime.engine_sidecar import (
     EngineSidecar,
     engine_folder,
-    onnx_files,
     plan_file,
     sidecar_file,
 )
@@ -53,7 +51,7 @@ def engines(tiny_bundle: Path, tmp_path: Path) -> Bundle:
     engine_folder(folder, "tensorrt").mkdir(parents=True)
     for graph, spec in bundle.graphs.items():
         plan = plan_file(folder, "tensorrt", graph)
-        plan.write_bytes(str(bundle.graph_file(graph)).encode())
+        plan.write_bytes(str(bundle.graph_file(graph).path).encode())
         sidecar = EngineSidecar(
             graph=graph,
             target="tensorrt",
@@ -61,7 +59,7 @@ def engines(tiny_bundle: Path, tmp_path: Path) -> Bundle:
             created="2026-11-24T12:00:00Z",
             plan_sha256=hashlib.sha256(plan.read_bytes()).hexdigest(),
             plan_bytes=plan.stat().st_size,
-            onnx_sha256={f.name: sha256_file(f) for f in onnx_files(folder, graph)},
+            onnx_sha256={n: e.sha256 for n, e in bundle.onnx_entries(graph).items()},
             tensorrt_version="11.4.0.106",
             compute_capabilities=("8.9",),
             gpu="stand-in",

@@ -14,6 +14,7 @@ from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.bf16_reference import Bf16ReferenceBackend, widened
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.graph_spec import AxisSpec, GraphSpec, TensorSpec
+from rvos_deploy.runtime.onnx_file import OnnxFile
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="comes with onnx")
 NARROW = ml_dtypes.bfloat16
@@ -91,7 +92,7 @@ def test_every_operator_is_rounded_once(small: Path, weights: dict[str, np.ndarr
     order of summation does not show.
     """
     x = (np.random.default_rng(5).standard_normal((33, 8)) * 10).astype(np.float32)
-    with Bf16ReferenceBackend().runner(SPEC, small) as runner:
+    with Bf16ReferenceBackend().runner(SPEC, OnnxFile(small)) as runner:
         found = runner.infer({"x": x})
     narrow = rounded(x)
     left = rounded(narrow[:, :4] * np.float32(2.1))
@@ -105,7 +106,7 @@ def test_every_operator_is_rounded_once(small: Path, weights: dict[str, np.ndarr
 
 def test_without_rounding_it_is_float32(small: Path, weights: dict[str, np.ndarray]) -> None:
     x = np.random.default_rng(6).standard_normal((5, 8)).astype(np.float32)
-    with Bf16ReferenceBackend(rounding=False).runner(SPEC, small) as runner:
+    with Bf16ReferenceBackend(rounding=False).runner(SPEC, OnnxFile(small)) as runner:
         found = runner.infer({"x": x})
     w, b = (weights[name].astype(np.float32) for name in "wb")
     expected = np.maximum(x[:, :4] * np.float32(2.1) + x[:, 4:], 0) @ w + b
@@ -115,7 +116,7 @@ def test_without_rounding_it_is_float32(small: Path, weights: dict[str, np.ndarr
 
 
 def test_nothing_of_bfloat16_is_left_but_the_rounding(small: Path) -> None:
-    model = widened(small)
+    model = widened(OnnxFile(small))
     assert all(weight.data_type != TensorProto.BFLOAT16 for weight in model.graph.initializer)
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     narrow = {
@@ -128,13 +129,13 @@ def test_nothing_of_bfloat16_is_left_but_the_rounding(small: Path) -> None:
     }
     assert not [
         node
-        for node in widened(small, rounding=False).graph.node
+        for node in widened(OnnxFile(small), rounding=False).graph.node
         if any(a.name == "to" and a.i == TensorProto.BFLOAT16 for a in node.attribute)
     ]
 
 
 def test_plain_onnxruntime_says_what_to_do_instead(small: Path) -> None:
-    runner = make_backend("onnxruntime", "cpu").runner(SPEC, small)
+    runner = make_backend("onnxruntime", "cpu").runner(SPEC, OnnxFile(small))
     with pytest.raises(BackendError) as error:
         runner.activate()
     text = str(error.value)
@@ -168,4 +169,4 @@ def test_a_tensor_of_unknown_type_is_refused(small: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(onnx.shape_inference, "infer_shapes", forgetful)
     with pytest.raises(BackendError, match="has no known type; export it again"):
-        widened(small)
+        widened(OnnxFile(small))

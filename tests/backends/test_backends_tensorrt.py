@@ -54,7 +54,7 @@ def expected(bundle: Bundle, graph: str, inputs: dict[str, np.ndarray]) -> dict[
     from recording_tensorrt import open_session
 
     names = [tensor.name for tensor in bundle.graphs[graph].outputs]
-    outputs = open_session(str(bundle.graph_file(graph))).run(names, inputs)
+    outputs = open_session(str(bundle.graph_file(graph).path)).run(names, inputs)
     return dict(zip(names, outputs, strict=True))
 
 

@@ -22,8 +22,8 @@ from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.profiles import read_profiles
 from rvos_deploy.errors import BackendError, InputError, ParityError
 from rvos_deploy.runtime.bundle import open_bundle
+from rvos_deploy.runtime.probe import probe_cases
 from rvos_deploy.runtime.segmenter import load
-from rvos_deploy.runtime.verification import probe_cases
 
 Record = dict[str, Any]
 

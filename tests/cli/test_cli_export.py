@@ -18,7 +18,9 @@ import pytest
 from rvos_deploy.cli.export import export
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.bundle import open_bundle
-from rvos_deploy.runtime.verification import MINIMUM_J_AND_F, judge, probe_cases
+from rvos_deploy.runtime.manifest import plain
+from rvos_deploy.runtime.probe import probe_cases
+from rvos_deploy.runtime.verification import MINIMUM_J_AND_F, judge
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_export_reports_what_it_proved(rvos: Callable, tmp_path: Path) -> None:
     result = rvos("export", "tiny", *arguments)
     assert (result.code, result.stderr) == (0, "")
     assert [path.name for path in out.parent.iterdir()] == ["tiny"]
-    checks = open_bundle(out).manifest["parity"]["checks"]
+    checks = open_bundle(out).manifest.parity.checks
     first, second = result.stdout.splitlines()
     assert first.startswith(f"{out}: ")
     assert f"{len(checks)} parity checks passed" in first
@@ -62,7 +64,7 @@ def test_export_reports_what_it_proved(rvos: Callable, tmp_path: Path) -> None:
     assert "peak memory" in second
     found = json.loads((tmp_path / "export.json").read_text(encoding="utf-8"))
     assert found["schema"] == "rvos-deploy/export/1"
-    assert found["checks"] == checks
+    assert found["checks"] == [plain(check) for check in checks]
     assert found["bytes"] == sum(file.stat().st_size for file in out.iterdir())
     assert {"command", "versions", "machine", "seconds", "peak_memory_bytes"} <= set(found)
 

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from rvos_deploy.engines.onnx_source import read_onnx
 from rvos_deploy.runtime.bundle import open_bundle
+from rvos_deploy.runtime.onnx_file import OnnxFile
 from rvos_deploy.runtime.probe import probe_inputs
 
 
@@ -55,7 +56,7 @@ def test_a_cast_goes_before_what_only_moves(
 ) -> None:
     path = save(tmp_path / "g.onnx", *nodes)
     before = path.read_bytes()
-    content = read_onnx(path).content
+    content = read_onnx(OnnxFile(path)).content
     model = onnx.load_model_from_string(content)
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == kinds
@@ -67,7 +68,7 @@ def test_a_cast_goes_before_what_only_moves(
 def test_what_somebody_else_reads_is_left_alone(tmp_path: Path) -> None:
     other = helper.make_node("Cast", ["t"], ["z"], to=TensorProto.FLOAT)
     path = save(tmp_path / "g.onnx", TRANSPOSE, cast("t"), other, outputs=("y", "z"))
-    model = onnx.load_model_from_string(read_onnx(path).content)
+    model = onnx.load_model_from_string(read_onnx(OnnxFile(path)).content)
     assert [node.op_type for node in model.graph.node] == ["Transpose", "Cast", "Cast"]
 
 
@@ -79,7 +80,10 @@ def test_the_bundles_graphs_keep_their_numbers(tiny_bundle: Path) -> None:
         source = read_onnx(bundle.graph_file(name))
         plugins[name] = len(source.plugin_nodes)
         inputs = probe_inputs(spec, {axis.name: sizes[axis.name] for axis in spec.axes}, seed=0)
-        found, expected = run(source.content, inputs), run(str(bundle.graph_file(name)), inputs)
+        found, expected = (
+            run(source.content, inputs),
+            run(str(bundle.graph_file(name).path), inputs),
+        )
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one, other)
     assert plugins.pop("frame_decoder") == bundle.config.encoder_layers

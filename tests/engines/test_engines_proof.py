@@ -24,6 +24,7 @@ from rvos_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from rvos_deploy.runtime.bundle import Bundle, open_bundle
 from rvos_deploy.runtime.engine_checks import EngineMachine, check_loadable
 from rvos_deploy.runtime.engine_sidecar import engine_folder, read_sidecar
+from rvos_deploy.runtime.onnx_file import OnnxFile
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu12")
 SMALL = "H=32:64:96,W=32:96:160,E=1:2:3,L=2:5:20,M=1:3:8"
@@ -44,7 +45,7 @@ class StandInEngine(Runner):
         logger: Any,
         spec: Any,
         plan: Path,
-        weights: Path | None,
+        weights: OnnxFile | None,
         profiles: Any,
         *,
         allow_host_code: bool = False,

@@ -23,6 +23,7 @@ from rvos_deploy.model.config import preset
 from rvos_deploy.runtime.bundle import (
     GRAPHS,
     MANIFEST,
+    REQUIRED,
     Bundle,
     open_bundle,
     sha256_file,
@@ -61,7 +62,7 @@ def links(source: Path, folder: Path) -> Path:
 def export_graphs_alone(
     folder: Path, precision: str, name: str = "tiny", only: tuple[str, ...] = GRAPHS
 ) -> Path:
-    """A bundle of a network's graphs without tokenizer and parity: enough to build engines of.
+    """A bundle of a network's graphs, without a real tokenizer and parity: enough to build from.
 
     ``only``: those that are exported; of the rest there are contracts.
     """
@@ -76,7 +77,16 @@ def export_graphs_alone(
     files = [
         file.name for part in parts if part.spec.name in only for file in export_graph(part, folder)
     ]
+    for missing in {*REQUIRED} - {*files}:
+        (folder / missing).write_bytes(b"not exported")
+        files.append(missing)
     manifest = {
+        "created": "2026-11-24T12:00:00Z",
+        "weights": dict.fromkeys(("checkpoint", "checkpoint_sha256", "clip"))
+        | {"random": True, "seed": 0, "stored": "fp32"},
+        "parameters": 1,
+        "versions": {},
+        "parity": {"reference": "none", "checks": []},
         "model": network.config.as_dict(),
         "precision": precision,
         "graphs": {part.spec.name: part.spec.as_dict() for part in parts},
@@ -130,8 +140,8 @@ def test_the_sidecar_tells_everything(built: Built) -> None:
         assert engine.compute_capabilities == DEFAULT_CAPABILITIES
         assert engine.gpu is None
         assert dict(engine.onnx_sha256) == {
-            file: entry["sha256"]
-            for file, entry in manifest["files"].items()
+            file: entry.sha256
+            for file, entry in manifest.files.items()
             if file.startswith(f"{name}.onnx")
         }
         axes = [axis.name for axis in built.bundle.graphs[name].axes]
@@ -271,12 +281,12 @@ def test_ctrl_c_ends_the_build_and_leaves_nothing(bundle: Bundle) -> None:
     assert list(engine_folder(bundle.path, TARGET).iterdir()) == []
 
 
-def test_a_graph_of_mixed_types_is_refused(bundle: Bundle) -> None:
+def test_a_graph_of_mixed_types_is_refused(bundle: Bundle, resign: Callable[..., None]) -> None:
     """A free check of the exported types: one weight in another type, and parsing fails."""
     import onnx
     from onnx import numpy_helper
 
-    file = bundle.graph_file("mask_head")
+    file = bundle.graph_file("mask_head").path
     model = onnx.load(str(file))
     weights = [w for w in model.graph.initializer if w.data_type == onnx.TensorProto.FLOAT]
     largest = max(weights, key=lambda weight: len(weight.raw_data))
@@ -284,8 +294,9 @@ def test_a_graph_of_mixed_types_is_refused(bundle: Bundle) -> None:
     largest.CopyFrom(numpy_helper.from_array(halved, largest.name))
     file.unlink()
     onnx.save(model, str(file))
+    resign(bundle.path)
     with pytest.raises(BackendError) as error:
-        build_engines(bundle, BuildSettings(TARGET), graphs=["mask_head"])
+        build_engines(open_bundle(bundle.path), BuildSettings(TARGET), graphs=["mask_head"])
     assert f"tensorrt_rtx {rtx.__version__} cannot parse mask_head.onnx: node " in str(error.value)
     assert not (engine_folder(bundle.path, TARGET) / "mask_head.plan").exists()
     assert MANIFEST in {path.name for path in bundle.path.iterdir()}

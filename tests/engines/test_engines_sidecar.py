@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from rvos_deploy.errors import RvosError
-from rvos_deploy.files import sha256_file
 from rvos_deploy.json_file import write_json
 from rvos_deploy.runtime import engine_loading
 from rvos_deploy.runtime.bundle import Bundle, open_bundle
@@ -25,7 +24,6 @@ from rvos_deploy.runtime.engine_sidecar import (
     EngineError,
     EngineSidecar,
     list_engines,
-    onnx_files,
     plan_file,
     read_sidecar,
     sidecar_file,
@@ -60,7 +58,7 @@ def put(bundle: Bundle) -> Callable[..., EngineSidecar]:
             created="2026-11-24T12:00:00Z",
             plan_sha256=hashlib.sha256(PLAN).hexdigest(),
             plan_bytes=len(PLAN),
-            onnx_sha256={f.name: sha256_file(f) for f in onnx_files(bundle.path, "mask_head")},
+            onnx_sha256={n: e.sha256 for n, e in bundle.onnx_entries("mask_head").items()},
             tensorrt_version=VERSION,
             compute_capabilities=("8.9",),
             gpu="NVIDIA GeForce RTX 4090",
@@ -115,15 +113,17 @@ def test_an_engine_in_order_is_taken(bundle: Bundle, put: Callable[..., EngineSi
 
 
 def test_a_changed_plan_is_refused(bundle: Bundle, put: Callable[..., EngineSidecar]) -> None:
-    put()
+    sidecar = put()
     plan = plan_file(bundle.path, "tensorrt", "mask_head")
     for content in (PLAN[:-1] + b"N", PLAN + b"\0"):
         plan.write_bytes(content)
-        error = refusal(bundle)
-        assert error.found == f"{plan} was changed since it was built (its sha256 differs)"
-        assert error.command == rebuild(bundle)
+        for check in (check_plan, engine_loading.read_plan):
+            with pytest.raises(EngineError) as caught:
+                check(bundle, sidecar)
+            error = caught.value
+            assert error.found == f"{plan} was changed since it was built (its sha256 differs)"
+            assert error.command == rebuild(bundle)
     plan.unlink()
-    sidecar = read_sidecar(bundle.path, "tensorrt", "mask_head")
     with pytest.raises(EngineError, match=r"mask_head\.plan is missing"):
         check_plan(bundle, sidecar)
 
@@ -138,19 +138,23 @@ def test_a_plan_that_changes_after_its_check_is_refused(
         engine_loading.read_plan(bundle, sidecar)
 
 
-def test_another_onnx_is_refused(bundle: Bundle, put: Callable[..., EngineSidecar]) -> None:
+def test_another_onnx_is_refused(
+    bundle: Bundle, put: Callable[..., EngineSidecar], resign: Callable[..., None]
+) -> None:
     put()
-    file = bundle.graph_file("mask_head")
+    file = bundle.graph_file("mask_head").path
     content = file.read_bytes()
     file.unlink()
     file.write_bytes(content + b"\0")
-    error = refusal(bundle)
+    resign(bundle.path)
+    error = refusal(open_bundle(bundle.path))
     assert "was built from another mask_head.onnx (its sha256 differs)" in error.found
     assert error.command == rebuild(bundle)
     # External weights belong to it: a new .data file counts as much as a changed one.
     file.write_bytes(content)
     file.with_name("mask_head.onnx.data").write_bytes(b"weights")
-    assert "another mask_head.onnx.data" in refusal(bundle).found
+    resign(bundle.path, "mask_head.onnx.data")
+    assert "another mask_head.onnx.data" in refusal(open_bundle(bundle.path)).found
 
 
 @pytest.mark.parametrize("version", ["11.3.0.99", "11.4.1.1", "12.0.0.1"])
@@ -227,12 +231,18 @@ def test_an_engine_without_its_proof_is_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda values: values.pop("parity"), "is damaged ('parity')"),
+        (lambda values: values.pop("parity"), "missing required field parity"),
         (lambda values: values.pop("schema"), "is damaged"),
         (lambda values: values.update(schema="rvos-deploy/engine/2"), "has schema rvos-deploy/eng"),
         (lambda values: values.update(graph="backbone"), "belongs to backbone for tensorrt"),
-        (lambda values: values.update(hardware_compatible="no"), "neither true nor false"),
-        (lambda values: values.update(profiles=[]), "no profiles"),
+        (
+            lambda values: values.update(hardware_compatible="no"),
+            "expected bool, got str - at $.hardware_compatible",
+        ),
+        (
+            lambda values: values.update(profiles=[]),
+            "expected array of length >= 1 - at $.profiles",
+        ),
         (lambda values: values.update(profiles=[{"H": [1, 2]}]), "is damaged"),
         (lambda values: values.update(more=1), "is damaged"),
         (lambda values: values.update(parity=3), "is damaged"),
@@ -261,7 +271,7 @@ def test_no_sidecar_and_no_engine(bundle: Bundle, put: Callable[..., EngineSidec
     put()
     file = sidecar_file(plan_file(bundle.path, "tensorrt", "mask_head"))
     file.write_text("{", encoding="utf-8")
-    with pytest.raises(EngineError, match="is damaged; needed"):
+    with pytest.raises(EngineError, match=r"is damaged .*; needed"):
         read_sidecar(bundle.path, "tensorrt", "mask_head")
     file.unlink()
     with pytest.raises(EngineError, match=r"mask_head\.plan has no sidecar"):

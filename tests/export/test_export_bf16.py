@@ -23,6 +23,7 @@ from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.model.precision import set_precision
 from rvos_deploy.runtime.backends.bf16_reference import Bf16ReferenceBackend
 from rvos_deploy.runtime.bundle import GRAPHS, open_bundle
+from rvos_deploy.runtime.onnx_file import OnnxFile
 from rvos_deploy.runtime.probe import probe_inputs
 from rvos_deploy.runtime.verification import verify
 
@@ -113,7 +114,7 @@ def test_it_equals_pytorch_rounded_and_not(
 def test_what_was_computed_in_bfloat16_is_bfloat16(decoder: tuple[Graph, Path]) -> None:
     graph, file = decoder
     inputs = probe_inputs(graph.spec, {"E": 2, "L": 5, "M": 3}, 1)
-    with Bf16ReferenceBackend().runner(graph.spec, file) as runner:
+    with Bf16ReferenceBackend().runner(graph.spec, OnnxFile(file)) as runner:
         outputs = runner.infer(inputs)
     embeddings = outputs["mask_embeddings"]
     assert np.array_equal(embeddings, embeddings.astype(ml_dtypes.bfloat16).astype(np.float32))
@@ -151,12 +152,12 @@ def test_a_whole_bundle_is_proved_and_says_what_was_not(tmp_path: Path) -> None:
     weights = Weights(random=True, precision="bf16")
     report = export_bundle(preset("tiny"), tmp_path / "bundle", weights)
     bundle = open_bundle(report.path)
-    parity = bundle.manifest["parity"]
-    assert parity["not_proved"] == NOT_PROVED["bf16"]
-    assert bundle.manifest["versions"]["backend"]["name"] == "bf16-reference"
-    assert any(check["name"].endswith(", without rounding") for check in parity["checks"])
+    parity = bundle.manifest.parity
+    assert parity.not_proved == NOT_PROVED["bf16"]
+    assert bundle.manifest.as_dict()["versions"]["backend"]["name"] == "bf16-reference"
+    assert any(check.name.endswith(", without rounding") for check in parity.checks)
     for name in GRAPHS:
-        model = onnx.load(bundle.graph_file(name))
+        model = onnx.load(bundle.graph_file(name).path)
         types = element_types(model)
         for node in model.graph.node:
             if node.op_type == "Conv":

@@ -22,6 +22,7 @@ from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.bundle import GRAPHS, open_bundle
 from rvos_deploy.runtime.comparison import compare
+from rvos_deploy.runtime.onnx_file import OnnxFile
 from rvos_deploy.runtime.probe import probe_inputs
 from rvos_deploy.runtime.verification import (
     CLIP_LOGITS,
@@ -101,7 +102,9 @@ def test_openvino_runs_the_inlined_graph(tiny_bundle: Path) -> None:
     openvino = pytest.importorskip("openvino")
     bundle = open_bundle(tiny_bundle)
     spec = bundle.graphs["frame_decoder"]
-    inlined = onnx.inliner.inline_local_functions(onnx.load(bundle.graph_file("frame_decoder")))
+    inlined = onnx.inliner.inline_local_functions(
+        onnx.load(bundle.graph_file("frame_decoder").path)
+    )
     core = openvino.Core()
     compiled = core.compile_model(
         core.read_model(inlined.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
@@ -119,7 +122,7 @@ def test_verify_passes_and_sees_another_networks_graph(tiny_bundle: Path) -> Non
     verdicts = verify(bundle, make_backend())
     assert all(verdict.passed for verdict in verdicts)
     assert verdicts[-1].name.startswith("masks of a clip")
-    model = onnx.load(bundle.graph_file("text_encoder"))
+    model = onnx.load(bundle.graph_file("text_encoder").path)
     weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     changed = np.frombuffer(weights.raw_data, dtype=np.float32) * np.float32(1.01)
     weights.raw_data = changed.tobytes()
@@ -129,10 +132,12 @@ def test_verify_passes_and_sees_another_networks_graph(tiny_bundle: Path) -> Non
     onnx.save(model, broken / "text_encoder.onnx")
 
     class Elsewhere(type(bundle)):  # type: ignore[misc]
-        def graph_file(self, name: str) -> Path:
-            return broken / f"{name}.onnx" if name == "text_encoder" else super().graph_file(name)
+        def graph_file(self, name: str) -> OnnxFile:
+            if name == "text_encoder":
+                return OnnxFile(broken / f"{name}.onnx")
+            return super().graph_file(name)
 
-    other = Elsewhere(bundle.path, bundle.config, bundle.graphs, "fp32", bundle.manifest)
+    other = Elsewhere(bundle.path, bundle.config, bundle.graphs, bundle.manifest)
     failed = [verdict for verdict in verify(other, make_backend()) if not verdict.passed]
     assert any(verdict.name.startswith("text_encoder") for verdict in failed)
 
@@ -224,7 +229,7 @@ def test_the_papers_scale_exports_and_loads(tmp_path: Path) -> None:
     report = export_bundle(preset("large"), tmp_path / "large", Weights(random=True))
     assert all(verdict.passed for verdict in report.verdicts)
     assert report.peak_memory_bytes < 20 * 2**30
-    assert "backbone.onnx.data" in open_bundle(tmp_path / "large").manifest["files"]
+    assert "backbone.onnx.data" in open_bundle(tmp_path / "large").manifest.files
 
 
 def test_masks_that_fail_say_how_far_and_what_to_do() -> None:

@@ -17,6 +17,7 @@ from rvos_deploy.model.config import preset
 from rvos_deploy.model.network import RvosNetwork, build_network
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.comparison import compare
+from rvos_deploy.runtime.onnx_file import OnnxFile
 from rvos_deploy.runtime.probe import probe_inputs
 from rvos_deploy.runtime.verification import case_axes
 
@@ -63,7 +64,7 @@ def test_a_graph_stored_as_float16_computes_the_same(
     inputs = probe_inputs(graph.spec, case_axes(graph.spec, axes), seed=5)
     outputs = []
     for file in (wide, half):
-        with make_backend().runner(graph.spec, file) as runner:
+        with make_backend().runner(graph.spec, OnnxFile(file)) as runner:
             outputs.append(runner.infer(inputs))
     for tensor in graph.spec.outputs:
         # Not bit for bit: the library fuses nodes otherwise when weights come through a cast.

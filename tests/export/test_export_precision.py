@@ -50,7 +50,7 @@ def test_contracts_and_weights_are_half(tiny_bundle_fp16: Path) -> None:
         "scores", "threshold", "memory_ages", "mask_logits", "slot_position", "slot_score",
     }  # fmt: skip
     for name in GRAPHS:
-        weights = onnx.load(bundle.graph_file(name)).graph.initializer
+        weights = onnx.load(bundle.graph_file(name).path).graph.initializer
         large = [w.data_type for w in weights if np.prod(w.dims) > 4096]
         # Positions along the memory are not known before there is one; nothing large is left wide.
         assert set(large) <= {HALF}, name
@@ -59,7 +59,7 @@ def test_contracts_and_weights_are_half(tiny_bundle_fp16: Path) -> None:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_no_operator_mixes_types(tiny_bundle_fp16: Path, name: str) -> None:
     """ONNX's own rule is TensorRT's too; ``strict_mode`` raises where an operator breaks it."""
-    model = onnx.load(open_bundle(tiny_bundle_fp16).graph_file(name))
+    model = onnx.load(open_bundle(tiny_bundle_fp16).graph_file(name).path)
     types = element_types(model)
     for node in model.graph.node:
         if node.op_type == "LayerNormalization":

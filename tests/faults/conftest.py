@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import pytest
+
+# pytest's importlib mode leaves this folder off the path; tests here share damage.py.
+sys.path.insert(0, str(Path(__file__).parent))
 
 _tried: Counter[str] = Counter()
 _held: Counter[str] = Counter()

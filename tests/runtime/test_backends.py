@@ -11,6 +11,7 @@ from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.bundle import open_bundle
+from rvos_deploy.runtime.onnx_file import OnnxFile
 from rvos_deploy.runtime.probe import probe_inputs
 
 
@@ -74,7 +75,7 @@ def test_a_runner_runs_only_while_active_and_only_what_fits(tiny_bundle: Path) -
 def test_a_file_that_is_no_graph(tmp_path: Path, tiny_bundle: Path) -> None:
     file = tmp_path / "mask_head.onnx"
     file.write_bytes(b"nonsense")
-    runner = make_backend().runner(open_bundle(tiny_bundle).graphs["mask_head"], file)
+    runner = make_backend().runner(open_bundle(tiny_bundle).graphs["mask_head"], OnnxFile(file))
     with pytest.raises(BackendError, match=r"cannot load mask_head\.onnx"):
         runner.activate()
 

@@ -22,7 +22,7 @@ def test_a_whole_bundle_opens(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     assert tuple(bundle.graphs) == GRAPHS
     assert bundle.config.name == "tiny"
-    assert {f"{name}.onnx" for name in GRAPHS} < set(bundle.manifest["files"])
+    assert {f"{name}.onnx" for name in GRAPHS} < set(bundle.manifest.files)
 
 
 def test_one_changed_byte_in_any_file_is_refused(copy: Path) -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from msgspec import UNSET
 
 from rvos_deploy.runtime import verification
 from rvos_deploy.runtime.geometry import display_mask, fit_frame
@@ -84,7 +85,9 @@ def test_slots_that_only_rounding_explains_pass(
     monkeypatch.setattr(verification, "probe_masks", probe)
     graph = GraphSpec("frame_decoder", (), (), (), 1e-2)
     bundle = SimpleNamespace(
-        manifest={"parity": {}}, graphs={"frame_decoder": graph}, precision="fp16"
+        manifest=SimpleNamespace(parity=SimpleNamespace(minimum_j_and_f=UNSET)),
+        graphs={"frame_decoder": graph},
+        precision="fp16",
     )
     check = check_masks(bundle, None, logits, order)  # type: ignore[arg-type]
     assert (check.j_and_f, check.slot_excess, check.passed) == (1.0, excess, passed)

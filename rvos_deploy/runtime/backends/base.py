@@ -6,7 +6,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.runtime.geometry import FrameGeometry, display_masks, resize_frame
 from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.runtime.onnx_file import OnnxFile
 
 HostArray = NDArray[Any]
 
@@ -82,14 +82,16 @@ class Runner(ABC):
 
         Raises:
             InputError: inputs that break the contract.
-            BackendError: the runner is not active, or the library failed.
+            BackendError: the runner is not active, the library failed, or its outputs break the
+                contract.
         """
         if not self._active:
             raise BackendError(f"runner of {self.spec.name} is not active; call activate() first")
-        self.spec.bind(inputs)
+        axes = self.spec.bind(inputs)
         started = time.perf_counter()
         outputs = self.infer_impl(inputs)
         self.last_seconds = time.perf_counter() - started
+        self.spec.check_outputs(outputs, axes)
         return outputs
 
     def deactivate(self) -> None:
@@ -214,7 +216,7 @@ class Backend(ABC):
     name: str
 
     @abstractmethod
-    def runner(self, spec: GraphSpec, path: Path) -> Runner:
+    def runner(self, spec: GraphSpec, file: OnnxFile) -> Runner:
         """A runner, not yet active, of the graph in this file."""
 
     @abstractmethod

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rvos_deploy.errors import BackendError
+from rvos_deploy.errors import BackendError, RvosError, one_line
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.onnxruntime import (
     PROVIDERS,
@@ -23,6 +23,7 @@ from rvos_deploy.runtime.backends.onnxruntime import (
 )
 from rvos_deploy.runtime.environment import usable_cores
 from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.runtime.onnx_file import OnnxContent, OnnxFile, external_slices
 
 NAME = "bf16-reference"
 
@@ -52,9 +53,9 @@ class Bf16ReferenceBackend(Backend):
         OnnxRuntimeBackend("cpu")  # says what is missing
         _onnx()
 
-    def runner(self, spec: GraphSpec, path: Path) -> OnnxRuntimeRunner:
+    def runner(self, spec: GraphSpec, file: OnnxFile) -> OnnxRuntimeRunner:
         """A runner, not yet active, of the graph in this file."""
-        return _Runner(spec, path, self.threads or usable_cores(), rounding=self.rounding)
+        return _Runner(spec, file, self.threads or usable_cores(), rounding=self.rounding)
 
     def describe(self) -> dict[str, str]:
         """Library, version and device, and what stands for bfloat16."""
@@ -69,23 +70,29 @@ class Bf16ReferenceBackend(Backend):
 class _Runner(OnnxRuntimeRunner):
     """A rewritten graph in an ONNX Runtime session."""
 
-    def __init__(self, spec: GraphSpec, path: Path, threads: int, *, rounding: bool) -> None:
-        super().__init__(spec, path, PROVIDERS["cpu"], threads)
+    def __init__(self, spec: GraphSpec, file: OnnxFile, threads: int, *, rounding: bool) -> None:
+        super().__init__(spec, file, PROVIDERS["cpu"], threads)
         self._rounding = rounding
 
-    def _source(self) -> bytes:
-        content: bytes = widened(self._path, rounding=self._rounding).SerializeToString()
-        return content
+    def _content(self) -> OnnxContent:
+        try:
+            model = widened(self._file, rounding=self._rounding).SerializeToString()
+        except RvosError:
+            raise
+        except Exception as error:  # of onnx and protobuf, which have many kinds
+            reason = one_line(error) or type(error).__name__
+            raise BackendError(f"onnx cannot read {self._file.path.name}: {reason}") from error
+        return OnnxContent(self._file.path, model, {})
 
     def _check_precision(self) -> None:
         """Nothing that is left in it is bfloat16."""
 
 
-def widened(path: Path, *, rounding: bool = True) -> Any:
+def widened(file: OnnxFile, *, rounding: bool = True) -> Any:
     """An ONNX graph with its bfloat16 tensors in float32.
 
     Args:
-        path: a file of our exporter; its inputs and outputs are not bfloat16.
+        file: of our exporter; its inputs and outputs are not bfloat16.
         rounding: cast what operators compute in bfloat16 to it and back.
 
     Returns:
@@ -93,10 +100,11 @@ def widened(path: Path, *, rounding: bool = True) -> Any:
 
     Raises:
         BackendError: onnx is not installed, or the graph holds what is not foreseen.
+        BundleError: the file is not the one that was hashed.
     """
-    onnx = _onnx()
+    onnx, path = _onnx(), file.path
     narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
-    model = onnx.inliner.inline_local_functions(onnx.load(str(path)))
+    model = onnx.inliner.inline_local_functions(_load(onnx, file))
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     graph = model.graph
     edges = [*graph.input, *graph.output]
@@ -124,6 +132,19 @@ def widened(path: Path, *, rounding: bool = True) -> Any:
                     casts.append(onnx.helper.make_node("Cast", [exact], [rounded], to=narrow))
                     casts.append(onnx.helper.make_node("Cast", [rounded], [name], to=wide))
         graph.node.extend([node, *casts])
+    return model
+
+
+def _load(onnx: Any, file: OnnxFile) -> Any:
+    """The model with its external data in it."""
+    content = file.read()
+    model = onnx.load_model_from_string(content.model)
+    slices = external_slices(model, content)
+    for tensor in model.graph.initializer:
+        if tensor.name in slices:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = bytes(slices[tensor.name])
     return model
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from rvos_deploy.errors import BackendError
+from rvos_deploy.errors import BackendError, one_line
 from rvos_deploy.runtime.backends.base import Backend, Runner, Value
 from rvos_deploy.runtime.backends.device_array import is_device_array
 from rvos_deploy.runtime.backends.onnxruntime_binding import run_bound
 from rvos_deploy.runtime.backends.onnxruntime_device import borrow_for_onnxruntime
 from rvos_deploy.runtime.environment import usable_cores
 from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.runtime.onnx_file import OnnxContent, OnnxFile
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -47,10 +47,10 @@ class OnnxRuntimeBackend(Backend):
                 "(the two packages shadow each other)"
             )
 
-    def runner(self, spec: GraphSpec, path: Path) -> OnnxRuntimeRunner:
+    def runner(self, spec: GraphSpec, file: OnnxFile) -> OnnxRuntimeRunner:
         """A runner, not yet active, of the graph in this file."""
         threads = self.threads or usable_cores()
-        return OnnxRuntimeRunner(spec, path, PROVIDERS[self.device], threads)
+        return OnnxRuntimeRunner(spec, file, PROVIDERS[self.device], threads)
 
     def describe(self) -> dict[str, str]:
         """Library, version and device."""
@@ -60,9 +60,9 @@ class OnnxRuntimeBackend(Backend):
 class OnnxRuntimeRunner(Runner):
     """One graph in an ONNX Runtime session."""
 
-    def __init__(self, spec: GraphSpec, path: Path, provider: str, threads: int) -> None:
+    def __init__(self, spec: GraphSpec, file: OnnxFile, provider: str, threads: int) -> None:
         super().__init__(spec)
-        self._path, self._provider, self._threads = path, provider, threads
+        self._file, self._provider, self._threads = file, provider, threads
         self._session: Any = None
         self._outputs = [tensor.name for tensor in spec.outputs]
 
@@ -76,16 +76,21 @@ class OnnxRuntimeRunner(Runner):
         # Threads that spin while they wait take the cores from decoding and writing, which run
         # beside inference: on two cores that halved the frames per second of ``run``.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Bytes that begin like it would be read as ONNX Runtime's own format.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        content = self._content()
+        _add_external(ort, options, content)
         try:
             session = ort.InferenceSession(
-                self._source(),
+                content.model,
                 options,
                 providers=[(self._provider, self._provider_options())],
                 disabled_optimizers=self._harmful_optimizers(),
             )
         except Exception as error:
             raise BackendError(
-                f"onnxruntime {ort.__version__} cannot load {self._path.name}: {_first_line(error)}"
+                f"onnxruntime {ort.__version__} cannot load {self._file.path.name}: "
+                f"{_first_line(error)}"
             ) from error
         # ONNX Runtime logs a failed provider and goes on without it.
         if session.get_providers()[0] != self._provider:
@@ -95,11 +100,13 @@ class OnnxRuntimeRunner(Runner):
                 "--device cpu"
             )
         session.disable_fallback()
+        # It keeps the model's bytes, to open them again with other providers: never done here.
+        session._model_bytes = None
         self._session = session
 
-    def _source(self) -> Path | bytes:
-        """What the session is opened from."""
-        return self._path
+    def _content(self) -> OnnxContent:
+        """What the session is opened from; freed when it is open."""
+        return self._file.read()
 
     def _check_precision(self) -> None:
         """Refuse what has no kernels here, in words that help more than ONNX Runtime's."""
@@ -150,8 +157,21 @@ class OnnxRuntimeRunner(Runner):
         self._session = None
 
 
+def _add_external(ort: Any, options: Any, content: OnnxContent) -> None:
+    """Give ONNX Runtime the external data that was hashed; by itself it would open the files."""
+    if not content.external:
+        return
+    if not hasattr(options, "add_external_initializers_from_files_in_memory"):
+        raise BackendError(
+            f"onnxruntime {ort.__version__} cannot take the external data of {content.path.name} "
+            "from memory; pip install --upgrade 'onnxruntime>=1.24'"
+        )
+    names, buffers = list(content.external), list(content.external.values())
+    options.add_external_initializers_from_files_in_memory(names, buffers, list(map(len, buffers)))
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0], 500)
 
 
 def _import() -> Any:

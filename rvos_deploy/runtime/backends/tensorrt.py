@@ -43,6 +43,7 @@ from rvos_deploy.runtime.engine_loading import load_engine
 from rvos_deploy.runtime.engine_sidecar import EngineSidecar, read_sidecar, takes
 from rvos_deploy.runtime.geometry import FrameGeometry
 from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.runtime.onnx_file import OnnxFile
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -70,16 +71,17 @@ class TensorRtBackend(Backend):
         self._gpu = f"{device.name} (compute capability {device.compute_capability})"
         device.let_go()
 
-    def runner(self, spec: GraphSpec, path: Path) -> TensorRtRunner:
+    def runner(self, spec: GraphSpec, file: OnnxFile) -> TensorRtRunner:
         """A runner, not yet active, of the engine built from this ONNX file.
 
         Raises:
             BundleError: the file's bundle is damaged.
             EngineError: there is no engine; says the command that builds it.
         """
-        folder = path.parent
+        folder = file.path.parent
         if folder not in self._bundles:
-            self._bundles[folder] = open_bundle(folder)
+            # Of the ONNX an engine needs no more than the hash in the manifest, but for weights.
+            self._bundles[folder] = open_bundle(folder, check_files=False)
         bundle = self._bundles[folder]
         sidecar = read_sidecar(bundle.path, TARGET, spec.name)
         return TensorRtRunner(

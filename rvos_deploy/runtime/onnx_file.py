@@ -1,0 +1,215 @@
+"""A graph's ONNX file and its external data: what is parsed are the bytes that were hashed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rvos_deploy.errors import BundleError, one_line
+from rvos_deploy.files import read_regular_file
+
+MAXIMUM_MODEL_BYTES = 2 << 30
+"""Protobuf takes no more."""
+MAXIMUM_DATA_BYTES = 8 << 30
+
+# Messages that lead to tensors, by field number (onnx.proto; a test compares them with onnx's own).
+FIELDS: Mapping[str, Mapping[int, str]] = {
+    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: "TensorProto",
+        6: "GraphProto",
+        10: "TensorProto",
+        11: "GraphProto",
+        22: "SparseTensorProto",
+        23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+    "TensorProto": {13: "StringStringEntryProto"},
+    "StringStringEntryProto": {},
+}
+_INITIALIZER = ("ModelProto", "GraphProto", "TensorProto", "StringStringEntryProto")
+
+
+@dataclass(frozen=True)
+class OnnxContent:
+    """The bytes of a graph.
+
+    Args:
+        path: of the file, for messages; nothing is read from it again.
+        model: the serialised ``ModelProto``.
+        external: contents of the files that its weights lie in, by the name that the model has.
+    """
+
+    path: Path
+    model: bytes
+    external: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """Where a graph lies, and how its bytes are had.
+
+    Args:
+        path: of the ONNX file.
+        read_checked: gives the bytes of a file beside it once their hash was checked (a bundle's
+            ``read``); None for a file that was only just exported, and has no hash yet.
+    """
+
+    path: Path
+    read_checked: Callable[[str], bytes] | None = None
+
+    def read_model(self) -> bytes:
+        """The serialised model, without its external data.
+
+        Raises:
+            BundleError: missing, unreadable, or not the bytes that were hashed.
+        """
+        return self._read(self.path.name, MAXIMUM_MODEL_BYTES)
+
+    def read(self) -> OnnxContent:
+        """The model and its external data.
+
+        Raises:
+            BundleError: as :meth:`read_model`; or the model wants data from somewhere else than the
+                files that belong to it.
+        """
+        model = self.read_model()
+        external: dict[str, bytes] = {}
+        for location in sorted(external_locations(model, self.path)):
+            if location != f"{self.path.name}.data":
+                raise BundleError(
+                    f"{self.path} takes weights from '{one_line(location)}', needed: "
+                    f"{self.path.name}.data beside it; export the bundle again"
+                )
+            external[location] = self._read(location, MAXIMUM_DATA_BYTES)
+        return OnnxContent(self.path, model, external)
+
+    def _read(self, name: str, maximum: int) -> bytes:
+        if self.read_checked is not None:
+            return self.read_checked(name)
+        file = self.path.with_name(name)
+        try:
+            return read_regular_file(file, maximum)
+        except OSError as error:
+            raise BundleError(
+                f"{file} cannot be read ({error.strerror}); export it again"
+            ) from error
+
+
+def external_locations(model: bytes, path: Path) -> set[str]:
+    """Names of the files that a serialised model takes weights from.
+
+    Walks the protobuf itself: ``onnx`` need not be installed where bundles run.
+
+    Raises:
+        BundleError: not protobuf, or something else than an initializer of the graph has its data
+            elsewhere.
+    """
+    if b"location" not in model:  # the key of every such entry; spares the walk
+        return set()
+    found: set[str] = set()
+    waiting: list[tuple[tuple[str, ...], int, int]] = [(("ModelProto",), 0, len(model))]
+    try:
+        while waiting:
+            kinds, start, end = waiting.pop()
+            if kinds[-1] == "StringStringEntryProto":
+                key, value = _entry(model, start, end)
+                if key == b"location":
+                    if kinds != _INITIALIZER:
+                        raise BundleError(
+                            f"{path} has external data in {kinds[-3]}, needed: in initializers of "
+                            "its graph only; export the bundle again"
+                        )
+                    found.add(value.decode("utf-8", "backslashreplace"))
+                continue
+            known = FIELDS[kinds[-1]]
+            for number, first, last in _messages(model, start, end):
+                if number in known:
+                    # Of a deep nest only the last steps matter, and the whole path of shallow ones.
+                    waiting.append(((*kinds[-5:], known[number]), first, last))
+    except (IndexError, ValueError):
+        raise BundleError(
+            f"{path} is damaged (not an ONNX model); copy the bundle again, or export again"
+        ) from None
+    return found
+
+
+def _entry(data: bytes, start: int, end: int) -> tuple[bytes, bytes]:
+    parts = {number: data[first:last] for number, first, last in _messages(data, start, end)}
+    return parts.get(1, b""), parts.get(2, b"")
+
+
+def _messages(data: bytes, start: int, end: int) -> list[tuple[int, int, int]]:
+    """Number, start and end of the length-delimited fields of a protobuf message."""
+    fields: list[tuple[int, int, int]] = []
+    at = start
+    while at < end:
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == 0:
+            _, at = _varint(data, at)
+        elif kind == 1:
+            at += 8
+        elif kind == 5:
+            at += 4
+        elif kind == 2:
+            length, at = _varint(data, at)
+            fields.append((tag >> 3, at, at + length))
+            at += length
+        else:
+            raise ValueError("a group, which ONNX does not have")
+    if at != end:
+        raise ValueError("a field beyond its message")
+    return fields
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number of more than ten bytes")
+
+
+def external_slices(model: Any, content: OnnxContent) -> dict[str, memoryview]:
+    """Bytes of every initializer that lies outside an ``onnx.ModelProto``, by its name.
+
+    Raises:
+        BundleError: they reach beyond their file.
+    """
+    slices: dict[str, memoryview] = {}
+    for tensor in model.graph.initializer:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if "location" not in entries:
+            continue
+        whole = content.external[entries["location"]]
+        try:
+            offset = int(entries.get("offset", 0))
+            length = int(entries.get("length", len(whole) - offset))
+        except ValueError:
+            offset = length = -1
+        if offset < 0 or length < 0 or offset + length > len(whole):
+            raise BundleError(
+                f"{content.path}: {one_line(tensor.name)} reaches beyond its external data; "
+                "export the bundle again"
+            )
+        slices[tensor.name] = memoryview(whole)[offset : offset + length]
+    return slices
+
+
+def address_of(data: memoryview) -> int:
+    """Where these bytes lie, for a library that takes pointers; keep ``data`` until it is done."""
+    return int(np.frombuffer(data, np.uint8).ctypes.data) if data.nbytes else 0
