@@ -58,7 +58,10 @@ def open_decoder(stream: VideoStream) -> VideoCodecContext:
 
 def has_alpha_beside(stream: VideoStream) -> bool:
     """Whether the stream's transparency is a second picture in each block (WebM)."""
-    return stream.metadata.get("alpha_mode") == "1"
+    # A header element becomes alpha_mode, a tag ALPHA_MODE; FFmpeg itself ignores case there.
+    return any(
+        key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items()
+    )
 
 
 def alpha_decoder(codec: str) -> str | None:
@@ -108,7 +111,7 @@ def _decoded(
                 return
             doing = "decoding"
             if packet.is_corrupt:
-                damage.remark(f"the data is incomplete after frame {count}")
+                damage.remark("a packet is incomplete")
             frames = decoder.decode(packet)
         except READ_ERRORS as error:
             if packet is not None and (skip or not count):

@@ -173,7 +173,7 @@ def _open_images(
     check_sizes(files)
     frames = decode_images(files, fps, damage, skip=skip)
     close = _closer(frames, lambda: None)
-    first = _first_frame(frames, close, damage, str(path), "whole images are needed")
+    first = _first_frame(frames, close, damage, str(path))
     info = VideoInfo(
         first.width, first.height, float(fps), len(files), path.resolve().name, 1 / fps
     )
@@ -190,7 +190,7 @@ def _closer(frames: Iterator[Frame], release: Callable[[], None]) -> Callable[[]
 
 
 def _first_frame(
-    frames: Iterator[Frame], close: Callable[[], None], damage: Damage, shown: str, mend: str
+    frames: Iterator[Frame], close: Callable[[], None], damage: Damage, shown: str, mend: str = ""
 ) -> Frame:
     try:
         first = next(frames, None)
@@ -200,7 +200,8 @@ def _first_frame(
     if first is None:
         close()
         why = damage.line or "it holds none"
-        raise VideoError(f"no frame of {shown} could be decoded: {why}; {mend}")
+        fix = f"; {mend}" if mend else ""
+        raise VideoError(f"no frame of {shown} could be decoded: {why}{fix}")
     return first
 
 

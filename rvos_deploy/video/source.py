@@ -85,7 +85,8 @@ def open_container(
 def _origin(source: str) -> Origin:
     if source == STANDARD_INPUT:
         return "pipe"
-    return "url" if is_url(source) and not Path(source).is_file() else "local"
+    named_as_file = source.startswith("file:") or Path(source).is_file()
+    return "url" if is_url(source) and not named_as_file else "local"
 
 
 def _check_file(source: str) -> None:
