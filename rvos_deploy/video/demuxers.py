@@ -14,8 +14,8 @@ Origin = Literal["local", "pipe", "url"]
 # Demuxers that open addresses which stand in their input, or files beside it (libavformat 62: those
 # that call io_open, avformat_open_input, ffurl_open or a script interpreter).
 _REFERRING = frozenset({
-    "alias_pix", "avisynth", "brender_pix", "concat", "dash", "dvdvideo", "hls", "image2", "imf",
-    "lavfi", "mlv", "rtp", "rtsp", "sap", "sdp", "vapoursynth", "vobsub", "webm_dash_manifest",
+    "avisynth", "concat", "dash", "dvdvideo", "hls", "imf", "lavfi", "mlv", "rtp", "rtsp", "sap",
+    "sdp", "vapoursynth", "vobsub", "webm_dash_manifest",
 })  # fmt: skip
 
 # Of those, what a live stream is made of. The protocols below keep them off local files.
@@ -42,7 +42,8 @@ def input_options(origin: Origin, *, allow_playlists: bool) -> dict[str, str]:
     else:
         # No protocol is called none; with an empty list FFmpeg would allow all of them.
         protocols = _LOCAL if origin == "local" else ("none",)
-    options = {"protocol_whitelist": ",".join(protocols)}
+    # A file is never a pattern (frame%d.png) that stands for others.
+    options = {"protocol_whitelist": ",".join(protocols), "pattern_type": "none"}
     if not allow_playlists:
         refused = _REFERRING - _STREAMING if origin == "url" else _REFERRING
         options["format_whitelist"] = ",".join(

@@ -29,14 +29,23 @@ def two_bytes(*values: int) -> bytes:
     return b"".join(value.to_bytes(2, "big") for value in values)
 
 
-@pytest.mark.parametrize(("height", "width"), [(20_000, 20_000), (20_000, 1), (1, 20_000)])
+# 20,000x20,000 is more than FFmpeg itself takes: it forgets the size.
+@pytest.mark.parametrize(
+    ("height", "width", "told"),
+    [
+        (9_500, 9_500, "9500x9500 is too large: at most"),
+        (20_000, 1, "1x20000 is too large: at most"),
+        (1, 20_000, "20000x1 is too large: at most"),
+        (20_000, 20_000, "could not be decoded"),
+    ],
+)
 def test_a_header_that_claims_too_much_is_refused_by_name(
-    tmp_path: Path, height: int, width: int
+    tmp_path: Path, height: int, width: int, told: str
 ) -> None:
     path = encode(tmp_path / "a.mov", moving_images(3), codec="qtrle", pix_fmt="rgb24")
     # The visual sample entry: width and height, then 72 dpi.
     patched(path, two_bytes(64, 48, 72, 0), two_bytes(width, height, 72, 0))
-    with pytest.raises(VideoError, match=rf"a\.mov .*{width}x{height} is too large: at most"):
+    with pytest.raises(VideoError, match=rf"a\.mov .*{told}"):
         open_video(path)
 
 
