@@ -120,7 +120,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise InputError(f"{path} is too large: {_LIMITS}; make it smaller") from error
     except UnidentifiedImageError as error:
         kinds = ", ".join(FORMATS)
-        raise InputError(f"{path} is no image that is read here ({kinds}); convert it") from error
+        raise InputError(
+            f"{path} is not an image that can be read ({kinds}); convert it to one of these"
+        ) from error
     except Exception as error:  # Pillow's parsers raise nearly anything for hostile bytes
         text = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise InputError(f"{path} is damaged or unreadable: {text}; copy it again") from error
@@ -128,8 +130,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def _regular_file(path: Path) -> BinaryIO:
     """Open a regular file; a FIFO would wait for ever, and a device may do anything."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is a folder, device, FIFO or socket; an image file is needed")
+    if status.st_size == 0:
+        raise InputError(f"{path} is damaged: it is empty (0 bytes); copy it again")
     # Not blocking: a FIFO may have taken the file's place in the meantime.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     return os.fdopen(os.open(path, flags), "rb")

@@ -81,7 +81,7 @@ def test_postscript_starts_no_other_program(
     trap.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     path = postscript(tmp_path)
-    with pytest.raises(InputError, match="no image that is read here"):
+    with pytest.raises(InputError, match="is not an image that can be read"):
         read_rgb(path)
     assert not started.exists()
 
