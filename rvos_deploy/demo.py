@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.evaluation.protocols import ExpressionScore
 from rvos_deploy.evaluation.report import accuracies_and_means
+from rvos_deploy.images import read_image
 from rvos_deploy.json_file import write_json
 from rvos_deploy.runtime.environment import machine, versions
 from rvos_deploy.runtime.segment_video import Progress, segment_video
@@ -103,7 +103,7 @@ def _written_masks(folder: Path, expressions: int, frames: int) -> NDArray[np.bo
     rows = []
     for t in range(frames):
         files = [folder / str(e) / f"{t:05d}.png" for e in range(expressions)]
-        rows.append([np.asarray(Image.open(file)) > 0 for file in files])
+        rows.append([np.asarray(read_image(file)) > 0 for file in files])
     return np.array(rows)
 
 

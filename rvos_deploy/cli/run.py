@@ -112,6 +112,13 @@ def run(
             help="Memory for frames that wait for the end; more goes to disk.",
         ),
     ] = 1024,
+    allow_playlists: Annotated[
+        bool,
+        typer.Option(
+            "--allow-playlists",
+            help="Let a file that names other files or addresses (HLS, concat, SDP) open them.",
+        ),
+    ] = False,
 ) -> None:
     """Segment a video: one mask for every frame and expression."""
     from rvos_deploy.cli.output import counted, frame_progress
@@ -147,6 +154,7 @@ def run(
             out,
             settings,
             max_frames=max_frames,
+            allow_playlists=allow_playlists,
             command=" ".join(sys.argv),
             progress=progress,
         )

@@ -9,10 +9,10 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.mismatch import no_match
+from rvos_deploy.images import read_image
 from rvos_deploy.training.data import VideoRecord
 
 Mask = NDArray[np.bool_]
@@ -83,19 +83,15 @@ def prediction_name(video: VideoRecord, expression: int, frame: int) -> str:
 
 def _read_mask(path: Path, size: tuple[int, int]) -> Mask | None:
     """A mask, bool [H, W], or None when there is no such file. InputError for any other size."""
-    try:
-        with Image.open(path) as image:
-            kind, has_alpha, values = image.format, "A" in image.mode, np.asarray(image)
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except InputError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error}; write it again") from error
-    if kind != "PNG":
+    image = read_image(path)
+    if image.format != "PNG":
         raise InputError(
-            f"{path} is a {kind} image; write masks as PNG, since other formats change their values"
+            f"{path} is a {image.format} image; write masks as PNG, since other formats change "
+            "their values"
         )
+    has_alpha, values = "A" in image.mode, np.asarray(image)
     if values.shape[:2] != size:
         raise InputError(
             f"{path} is {values.shape[0]}x{values.shape[1]}, the video is {size[0]}x{size[1]} "

@@ -51,6 +51,7 @@ def segment_video(
     settings: StreamSettings,
     *,
     max_frames: int | None = None,
+    allow_playlists: bool = False,
     command: str = "",
     progress: Progress | None = None,
 ) -> RunReport:
@@ -70,7 +71,10 @@ def segment_video(
     with ExitStack() as stack:
         reader = stack.enter_context(
             open_video(
-                source, max_frames=max_frames, on_damage="stop" if has_end(source) else "skip"
+                source,
+                max_frames=max_frames,
+                on_damage="stop" if has_end(source) else "skip",
+                allow_playlists=allow_playlists,
             )
         )
         stages = StageTimes()
@@ -90,6 +94,7 @@ def segment_video(
                 "expressions": list(expressions),
                 "settings": _settings(segmenter, stream, source, max_frames),
                 "damage": reader.damage,
+                "notes": list(reader.notes),
                 "stopped": stopped,
                 "command": command,
                 "versions": versions("av", "pillow") | {"backend": segmenter.backend.describe()},

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.images import read_image
 from rvos_deploy.sprites.dice import below, chance, pick, stream, uniform
 from rvos_deploy.sprites.palette import Split
 
@@ -190,11 +191,7 @@ def draw_background(
 def _photo(background: Background, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     if background.photo is None:
         raise InputError("a background of family 'photo' needs a photo")
-    try:
-        with Image.open(background.photo) as file:
-            image = file.convert("RGB")
-    except OSError as error:
-        raise InputError(f"cannot read the photograph {background.photo}: {error}") from error
+    image = read_image(Path(background.photo)).convert("RGB")
     size, centre = (background.width, background.height), (uniform(rng, 0, 1), uniform(rng, 0, 1))
     return np.asarray(ImageOps.fit(image, size, Image.Resampling.LANCZOS, centering=centre))
 

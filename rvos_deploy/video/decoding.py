@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import cast
 
 import av
+from av.codec import CodecContext
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from rvos_deploy.errors import VideoError
+from rvos_deploy.images import MAX_PIXELS, oversize
 from rvos_deploy.video.damage import Damage
 from rvos_deploy.video.frames import Frame
 from rvos_deploy.video.geometry import Display
@@ -18,15 +24,12 @@ from rvos_deploy.video.geometry import Display
 # What FFmpeg and the objects it reads from raise for bad data or a lost connection.
 READ_ERRORS = (av.FFmpegError, OSError)
 
-# Every decoder thread holds a frame or two, so threads bound memory: eight 4K frames are 100 MB.
+# Every encoder thread holds a frame or two, so threads bound memory: eight 4K frames are 100 MB.
 _MOST_THREADS = 8
 _FALLBACK_FPS = 25
 
-
-def use_threads(stream: VideoStream) -> None:
-    """Decode on several threads."""
-    stream.thread_type = "AUTO"
-    stream.codec_context.thread_count = usable_threads()
+# FFmpeg's own decoders of VP8 and VP9 drop the transparency that WebM stores beside each frame.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 def usable_threads() -> int:
@@ -35,22 +38,57 @@ def usable_threads() -> int:
     return min(_MOST_THREADS, cores or 1)
 
 
+def open_decoder(stream: VideoStream) -> VideoCodecContext:
+    """Give the decoder of ``stream``: it keeps transparency, and refuses pictures too large.
+
+    It runs in one thread. With several, FFmpeg loses whole frames before damaged data, conceals
+    errors otherwise, and so gives other frames on another machine; decoding already overlaps with
+    inference (``pipeline.prefetch``).
+    """
+    decoder = stream.codec_context
+    if has_alpha_beside(stream) and (name := alpha_decoder(decoder.name)):
+        header, decoder = decoder, cast(VideoCodecContext, CodecContext.create(name, "r"))
+        if header.extradata:
+            decoder.extradata = header.extradata
+    decoder.thread_count = 1
+    # FFmpeg checks this before it allocates a picture; its size may stand in the data alone.
+    decoder.options = {"max_pixels": str(MAX_PIXELS)}
+    return decoder
+
+
+def has_alpha_beside(stream: VideoStream) -> bool:
+    """Whether the stream's transparency is a second picture in each block (WebM)."""
+    # A header element becomes alpha_mode, a tag ALPHA_MODE; FFmpeg itself ignores case there.
+    return any(
+        key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items()
+    )
+
+
+def alpha_decoder(codec: str) -> str | None:
+    """Name of a decoder that reads such transparency, or None where this FFmpeg has none."""
+    name = _ALPHA_DECODERS.get(codec)
+    return name if name in av.codecs_available else None
+
+
 def decode(
     container: InputContainer, stream: VideoStream, damage: Damage, *, skip: bool
 ) -> Iterator[Frame]:
     """Yield the frames of ``stream``, converted for display; what is wrong goes to ``damage``.
 
     Packets that cannot be decoded before the first frame are passed over (a recording may begin
-    between two key frames). After it the first one ends the video, unless ``skip``. Raises nothing
-    for bad data.
+    between two key frames). After it the first one ends the video, unless ``skip``; whole frames
+    that the decoder still holds come out first. Raises nothing for bad data.
     """
     clock, display = Clock(stream), Display(stream.sample_aspect_ratio)
+    if problem := oversize(stream.width, stream.height):
+        damage.stop(problem)
+        return
     end = None
     for index, decoded in enumerate(_decoded(container, stream, damage, skip=skip)):
         pts, duration = clock.read(decoded)
         try:
             image = display.show(decoded)
-        except READ_ERRORS as error:
+        except (*READ_ERRORS, VideoError) as error:
             damage.stop(f"frame {index} could not be converted to RGB: {reason(error)}")
             return
         if decoded.is_corrupt:
@@ -64,36 +102,40 @@ def decode(
 def _decoded(
     container: InputContainer, stream: VideoStream, damage: Damage, *, skip: bool
 ) -> Iterator[VideoFrame]:
-    packets, count = container.demux(stream), 0
+    decoder, packets, count = open_decoder(stream), container.demux(stream), 0
     while True:
+        packet, doing = None, "reading"
         try:
             packet = next(packets, None)
-        except READ_ERRORS as error:
-            damage.stop(f"reading stopped after {count} frames: {reason(error)}")
-            yield from _flush(stream)
-            return
-        if packet is None:
-            return
-        try:
-            if packet.is_corrupt:
-                damage.remark(f"the data is incomplete after frame {count}")
-            frames = packet.decode()
-        except READ_ERRORS as error:
-            if count and not skip:
-                damage.stop(f"decoding stopped after {count} frames: {reason(error)}")
+            if packet is None:
                 return
-            damage.remark(f"data after {count} frames could not be decoded: {reason(error)}")
-            continue
+            doing = "decoding"
+            if packet.is_corrupt:
+                damage.remark("a packet is incomplete")
+            frames = decoder.decode(packet)
+        except READ_ERRORS as error:
+            if packet is not None and (skip or not count):
+                damage.remark(f"data after {count} frames could not be decoded: {reason(error)}")
+                continue
+            for frame in _held(decoder, before=packet.pts if packet else None):
+                count += 1
+                yield frame
+            damage.stop(f"{doing} stopped after {count} frames: {reason(error)}")
+            return
         count += len(frames)
         yield from frames
 
 
-def _flush(stream: VideoStream) -> list[VideoFrame]:
-    # The packets before the failure were whole: their frames still wait inside the decoder.
+def _held(decoder: VideoCodecContext, before: int | None) -> list[VideoFrame]:
+    """Give the whole frames that wait in the decoder, of those displayed ``before`` a failure."""
     try:
-        return stream.decode(None)
+        frames = decoder.decode(None)
     except READ_ERRORS:
         return []
+    # Then the damage began before it was noticed, and whole ones cannot be told from others.
+    if any(frame.is_corrupt for frame in frames):
+        return []
+    return [f for f in frames if before is None or f.pts is None or f.pts < before]
 
 
 class Clock:
@@ -113,7 +155,7 @@ class Clock:
 
     def read(self, frame: VideoFrame) -> tuple[float, float | None]:
         """Give the (pts, duration) of a frame in seconds; the duration is None where unknown."""
-        ticks, duration = frame.pts, frame.duration or 0
+        ticks, duration = frame.pts, max(frame.duration or 0, 0)
         if self._last is None:
             ticks, self.invented = (ticks or 0), ticks is None
         elif ticks is None or ticks <= self._last:
@@ -132,6 +174,11 @@ def _check_end(container: InputContainer, stream: VideoStream, end: float, damag
 
 def promised_end(container: InputContainer, stream: VideoStream) -> float | None:
     """Give the time (seconds) at which the header says the pictures end, or None."""
+    end = _header_end(container, stream)
+    return end if end is not None and math.isfinite(end) else None
+
+
+def _header_end(container: InputContainer, stream: VideoStream) -> float | None:
     if stream.duration and stream.time_base:
         return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
     tag = stream.metadata.get("DURATION", "")  # what Matroska has for one track

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideData, Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
+from rvos_deploy.errors import VideoError
+from rvos_deploy.images import over_white, oversize
 from rvos_deploy.video.frames import Image
 
 # A ratio beyond this is a damaged header; obeying it would ask for gigabytes a frame.
@@ -51,22 +53,27 @@ def orientation_of(matrix: Sequence[int]) -> Orientation:
     return Orientation(flip_x=a < 0, flip_y=d < 0)
 
 
+def _unnamed_type(cls: type[Type], value: int) -> Type:
+    member: Any = object.__new__(cls)
+    member._name_, member._value_ = f"UNNAMED_{value}", value
+    return cast(Type, member)
+
+
+# PyAV names the kinds of side data by an enum that is older than its FFmpeg (EXIF is missing, for
+# one), and refuses all side data of a frame that has another kind: even its display matrix. An enum
+# asks this method about values it does not know.
+Type._missing_ = classmethod(_unnamed_type)  # type: ignore[assignment]
+
+
 def frame_orientation(frame: VideoFrame) -> Orientation:
-    """Orientation that a decoded frame carries as side data; none means upright."""
-    for data in cast("Sequence[object]", frame.side_data):
-        if getattr(data, "type", None) is Type.DISPLAYMATRIX:
-            matrix = np.frombuffer(bytes(data), np.int32)  # type: ignore[call-overload]
-            return orientation_of(matrix.tolist())
+    """Orientation that a decoded frame carries as side data; none means upright.
+
+    FFmpeg makes the display matrix from the container's rotation and from EXIF.
+    """
+    for data in cast("Iterable[SideData]", frame.side_data):
+        if data.type is Type.DISPLAYMATRIX:
+            return orientation_of(np.frombuffer(bytes(data), np.int32).tolist())
     return Orientation()
-
-
-def over_white(rgba: Image) -> Image:
-    """Compose uint8 [H, W, 4] over white, as a browser's page would show it; gives [H, W, 3]."""
-    colour, alpha = rgba[..., :3], rgba[..., 3:]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(colour)
-    weighted = colour.astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16))
-    return ((weighted + 127) // 255).astype(np.uint8)
 
 
 class Display:
@@ -86,9 +93,14 @@ class Display:
         self._reformatter = VideoReformatter()
 
     def show(self, frame: VideoFrame) -> Image:
-        """Give uint8 [H, W, 3], RGB. Raises av.FFmpegError for a format swscale cannot read."""
+        """Give uint8 [H, W, 3], RGB.
+
+        Raises av.FFmpegError for a format swscale cannot read, VideoError for a picture too large.
+        """
         orientation = frame_orientation(frame)
         width, height = self._unturned_size(frame, orientation)
+        if problem := oversize(width, height) or oversize(frame.width, frame.height):
+            raise VideoError(problem)
         transparent = frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
         pixels = self._reformatter.reformat(
             frame,

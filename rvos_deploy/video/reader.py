@@ -15,10 +15,12 @@ from av.video.stream import VideoStream
 
 from rvos_deploy.closing import Closing
 from rvos_deploy.errors import InputError, VideoError
+from rvos_deploy.images import is_still
 from rvos_deploy.video.damage import Damage
 from rvos_deploy.video.decoding import decode, promised_end
-from rvos_deploy.video.folder import check_sizes, decode_folder, image_files
+from rvos_deploy.video.folder import SUFFIXES, check_sizes, decode_images, image_files
 from rvos_deploy.video.frames import Frame, VideoInfo
+from rvos_deploy.video.notes import notes_on
 from rvos_deploy.video.source import STANDARD_INPUT, mending, name_of, open_container
 
 Source = str | os.PathLike[str]
@@ -33,8 +35,9 @@ _TS_DISCONT = 512
 class VideoReader(Closing):
     """An open video: an iterator over Frame, to be used once, and a context manager.
 
-    ``info`` is known from the start. ``damage`` is None, or one line saying what was wrong so far;
-    read it after the last frame. Made by open_video.
+    ``info`` is known from the start, and so are ``notes``: one line each for what a viewer would
+    see otherwise (high dynamic range, for example). ``damage`` is None, or one line saying what was
+    wrong so far; read it after the last frame. Made by open_video.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class VideoReader(Closing):
         frames: Iterator[Frame],
         damage: Damage,
         close: Callable[[], None],
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.info = info
+        self.notes = notes
         self._frames = frames
         self._damage = damage
         self._close = close
@@ -76,33 +81,43 @@ def open_video(
     fps: float | Fraction = FOLDER_FPS,
     format: str | None = None,
     on_damage: Literal["stop", "skip"] = "stop",
+    allow_playlists: bool = False,
 ) -> VideoReader:
     """Open a video and decode its first frame.
 
-    ``source`` is a file, a folder of images (jpg, jpeg, png, bmp, webp; in natural order, all of
-    one size), ``-`` for standard input, or a URL or device that FFmpeg opens. ``fps`` is the frame
-    rate of a folder; other sources have their own clock. ``format`` names an FFmpeg demuxer where a
-    device needs one (``"v4l2"`` is found by itself). Frames are those a viewer sees: rotated, in
-    square pixels, RGB, all of the first one's size, with their exact pts, strictly increasing.
+    ``source`` is a file, a folder of images (jpg, jpeg, png, bmp, webp, tif, tiff, avif; in natural
+    order, all of one size), ``-`` for standard input, or a URL or device that FFmpeg opens. ``fps``
+    is the frame rate of a folder; other sources have their own clock. ``format`` names an FFmpeg
+    demuxer where a device needs one (``"v4l2"`` is found by itself). Frames are those a viewer
+    sees: rotated, in square pixels, RGB, transparency over white, all of the first one's size, with
+    their exact pts, strictly increasing.
+
+    A file or pipe opens nothing but itself: a playlist (HLS, concat, SDP) is refused unless
+    ``allow_playlists``, because it may name any file of the machine. A URL may be a playlist of
+    network addresses, and never reaches a local file.
 
     A damaged video gives the frames before the damage and ends; ``VideoReader.damage`` tells. With
     ``on_damage="skip"``, as suits live sources, what cannot be decoded is left out and reading goes
     on.
 
-    Raises VideoError when the source does not exist, is no video, or not one frame can be decoded,
-    and InputError for a wrong argument.
+    Warns (RuntimeWarning) of what ``VideoReader.notes`` says. Raises VideoError when the source
+    does not exist, is no video, or not one frame can be decoded, and InputError for a wrong
+    argument.
     """
     _check_arguments(max_frames, fps, on_damage)
     name, damage, skip = os.fspath(source), Damage(), on_damage == "skip"
-    if name != STANDARD_INPUT and Path(name).is_dir():
-        return _open_folder(Path(name), Fraction(fps), max_frames, damage, skip=skip)
-    container, stream = open_container(name, format)
+    if name != STANDARD_INPUT and (files := _images(Path(name))):
+        return _open_images(Path(name), files[:max_frames], Fraction(fps), damage, skip=skip)
+    container, stream = open_container(name, format, allow_playlists=allow_playlists)
     frames = decode(container, stream, damage, skip=skip)
     close = _closer(frames, container.close)
     shown = f"{name_of(name)} (codec {stream.codec_context.name})"
     first = _first_frame(frames, close, damage, shown, mending(name))
     info = _stream_info(container, stream, first, name_of(name), max_frames)
-    return VideoReader(info, islice(chain((first,), frames), max_frames), damage, close)
+    notes = notes_on(stream)
+    for note in notes:
+        warnings.warn(f"{info.name} {note}", RuntimeWarning, stacklevel=2)
+    return VideoReader(info, islice(chain((first,), frames), max_frames), damage, close, notes)
 
 
 def read_video(
@@ -112,6 +127,7 @@ def read_video(
     fps: float | Fraction = FOLDER_FPS,
     format: str | None = None,
     on_damage: Literal["stop", "skip"] = "stop",
+    allow_playlists: bool = False,
 ) -> Generator[Frame, None, None]:
     """Yield the frames of a video; warns (RuntimeWarning) at the end when it is damaged.
 
@@ -119,7 +135,12 @@ def read_video(
     or the loop is left early.
     """
     with open_video(
-        source, max_frames=max_frames, fps=fps, format=format, on_damage=on_damage
+        source,
+        max_frames=max_frames,
+        fps=fps,
+        format=format,
+        on_damage=on_damage,
+        allow_playlists=allow_playlists,
     ) as reader:
         yield from reader
         if reader.damage:
@@ -136,18 +157,25 @@ def _check_arguments(max_frames: int | None, fps: float | Fraction, on_damage: s
         raise InputError(f'on_damage must be "stop" or "skip", found {on_damage!r}')
 
 
-def _open_folder(
-    folder: Path, fps: Fraction, max_frames: int | None, damage: Damage, *, skip: bool
+def _images(path: Path) -> list[Path]:
+    """Files of a folder of images, or a single picture; none where FFmpeg must read the source."""
+    if path.is_dir():
+        return image_files(path)
+    # By suffix first: JPEGs end to end are a video that begins as a picture does.
+    return [path] if path.suffix.lower() in SUFFIXES and is_still(path) else []
+
+
+def _open_images(
+    path: Path, files: list[Path], fps: Fraction, damage: Damage, *, skip: bool
 ) -> VideoReader:
     # 29.97 as a float is a fraction with a denominator of 15 digits; no clock ticks like that.
     fps = fps.limit_denominator(1001)
-    files = image_files(folder)[:max_frames]
     check_sizes(files)
-    frames = decode_folder(files, fps, damage, skip=skip)
+    frames = decode_images(files, fps, damage, skip=skip)
     close = _closer(frames, lambda: None)
-    first = _first_frame(frames, close, damage, str(folder), "put whole images there")
+    first = _first_frame(frames, close, damage, str(path))
     info = VideoInfo(
-        first.width, first.height, float(fps), len(files), folder.resolve().name, 1 / fps
+        first.width, first.height, float(fps), len(files), path.resolve().name, 1 / fps
     )
     return VideoReader(info, chain((first,), frames), damage, close)
 
@@ -162,7 +190,7 @@ def _closer(frames: Iterator[Frame], release: Callable[[], None]) -> Callable[[]
 
 
 def _first_frame(
-    frames: Iterator[Frame], close: Callable[[], None], damage: Damage, shown: str, mend: str
+    frames: Iterator[Frame], close: Callable[[], None], damage: Damage, shown: str, mend: str = ""
 ) -> Frame:
     try:
         first = next(frames, None)
@@ -172,7 +200,8 @@ def _first_frame(
     if first is None:
         close()
         why = damage.line or "it holds none"
-        raise VideoError(f"no frame of {shown} could be decoded: {why}; {mend}")
+        fix = f"; {mend}" if mend else ""
+        raise VideoError(f"no frame of {shown} could be decoded: {why}{fix}")
     return first
 
 
@@ -185,7 +214,7 @@ def _stream_info(
 ) -> VideoInfo:
     rate = stream.average_rate or stream.guessed_rate
     seconds = (promised_end(container, stream) or first.pts) - first.pts
-    count = stream.frames or round(seconds * float(rate or 0)) or None
+    count = max(stream.frames, 0) or round(max(seconds, 0) * float(rate or 0)) or None
     # FFmpeg marks transport streams; what has no end (a camera, RTSP) has no beginning either.
     foreign_clock = not container.duration or bool(container.format.flags & _TS_DISCONT)
     return VideoInfo(

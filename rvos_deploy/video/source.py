@@ -13,7 +13,8 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from rvos_deploy.errors import VideoError
-from rvos_deploy.video.decoding import READ_ERRORS, reason, use_threads
+from rvos_deploy.video.decoding import READ_ERRORS, reason
+from rvos_deploy.video.demuxers import Origin, input_options
 
 STANDARD_INPUT = "-"
 
@@ -56,7 +57,9 @@ def is_url(source: str) -> bool:
     return "://" in source
 
 
-def open_container(source: str, format: str | None) -> tuple[InputContainer, VideoStream]:
+def open_container(
+    source: str, format: str | None, *, allow_playlists: bool = False
+) -> tuple[InputContainer, VideoStream]:
     """Open ``source`` and choose its video stream. Raises VideoError with what to do instead."""
     shown = name_of(source) if is_url(source) or source == STANDARD_INPUT else source
     _check_file(source)
@@ -65,6 +68,7 @@ def open_container(source: str, format: str | None) -> tuple[InputContainer, Vid
             _ffmpeg_name(source),
             "r",
             format=format or ("v4l2" if source.startswith("/dev/video") else None),
+            options=input_options(_origin(source), allow_playlists=allow_playlists),
             metadata_errors="replace",  # a title in Latin-1 is no reason to refuse a video
             timeout=_NETWORK_TIMEOUT if is_url(source) else None,
         )
@@ -72,11 +76,17 @@ def open_container(source: str, format: str | None) -> tuple[InputContainer, Vid
         raise VideoError(_why_not_opened(source, shown, error)) from error
     try:
         stream = _video_stream(container, shown)
-        use_threads(stream)
     except BaseException:
         container.close()
         raise
     return container, stream
+
+
+def _origin(source: str) -> Origin:
+    if source == STANDARD_INPUT:
+        return "pipe"
+    named_as_file = source.startswith("file:") or Path(source).is_file()
+    return "url" if is_url(source) and not named_as_file else "local"
 
 
 def _check_file(source: str) -> None:
@@ -100,6 +110,12 @@ def _ffmpeg_name(source: str) -> Any:
 def _why_not_opened(source: str, shown: str, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"there is no file {shown}; check the path (here is {Path.cwd()})"
+    if isinstance(error, av.ArgumentError) and not is_url(source):
+        return (
+            f"{shown} is not a video by itself ({reason(error)}); a playlist (HLS, concat, SDP) "
+            "opens other files and addresses: if you trust it, allow that with --allow-playlists "
+            "(in Python allow_playlists=True)"
+        )
     if isinstance(error, PermissionError):
         return f"{shown} may not be read: permission denied; check its owner and mode"
     if is_url(source):

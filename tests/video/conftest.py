@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,3 +32,36 @@ def plain_clip(tmp_path: Path) -> Path:
     from video_clips import encode, moving_images
 
     return encode(tmp_path / "plain.mp4", moving_images(30), movflags="+faststart")
+
+
+@pytest.fixture
+def inputs(media: Path) -> Path:
+    """Folder of small inputs that failed once; the test is skipped where it is absent."""
+    folder = media.parent / "inputs"
+    if not folder.is_dir():
+        pytest.skip("shared/inputs is not here")
+    return folder
+
+
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes], str]]:
+    """Pipe bytes into this process's standard input; gives the name of that source."""
+    opened = []
+
+    def pipe(data: bytes) -> str:
+        out, into = os.pipe()
+
+        def write() -> None:
+            # The reader may close its end before everything was written.
+            with suppress(BrokenPipeError), os.fdopen(into, "wb") as file:
+                file.write(data)
+
+        threading.Thread(target=write, daemon=True).start()
+        stream = os.fdopen(out)
+        opened.append(stream)
+        monkeypatch.setattr("sys.stdin", stream)
+        return "-"
+
+    yield pipe
+    for stream in opened:
+        stream.close()

@@ -8,12 +8,13 @@ import warnings
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from video_clips import encode, encode_with_sound, moving_images
 
 from rvos_deploy.errors import VideoError
-from rvos_deploy.video import open_video, read_video
+from rvos_deploy.video import Frame, open_video, read_video
 
 FRAMES = 40
 LAYOUTS = {
@@ -75,11 +76,80 @@ def test_scrambled_data_ends_the_video_or_is_skipped(tmp_path: Path) -> None:
 
 def test_what_precedes_the_damage_is_that_of_the_whole_file(tmp_path: Path) -> None:
     with open_video(cut(tmp_path, "faststart.mp4")) as reader:
-        part = list(reader)[:-1]
+        part = list(reader)
     with open_video(tmp_path / "faststart.mp4") as reader:
         for ours, whole in zip(part, reader, strict=False):
             assert np.array_equal(ours.image, whole.image)
             assert ours.pts == whole.pts
+
+
+THREADS = [1, 2, 3, 8]
+
+
+def read_with(
+    monkeypatch: pytest.MonkeyPatch, cores: int, path: Path, on_damage: str = "stop"
+) -> tuple[list[Frame], str | None]:
+    """Read a video as on a machine of so many cores."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    with open_video(path, on_damage=on_damage) as reader:  # type: ignore[arg-type]
+        return list(reader), reader.damage
+
+
+def whole_frames(path: Path) -> int:
+    """Frames displayed before the first packet that the cut left incomplete."""
+    whole: list[int] = []
+    with av.open(str(path)) as container:
+        for packet in container.demux(video=0):
+            if packet.is_corrupt:
+                return sum(pts < packet.pts for pts in whole)
+            whole.append(packet.pts)
+    raise AssertionError("no packet was cut")
+
+
+@pytest.mark.parametrize("cores", THREADS)
+@pytest.mark.parametrize("keep", [0.5, 0.6, 0.7, 0.85])
+@pytest.mark.parametrize("name", ["faststart.mp4", "fragments.mp4"])
+def test_no_whole_frame_before_the_damage_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, keep: float, cores: int
+) -> None:
+    path = cut(tmp_path, name, keep)
+    frames, damage = read_with(monkeypatch, cores, path)
+    assert len(frames) == whole_frames(path)
+    assert f"decoding stopped after {len(frames)} frames" in str(damage)
+    with open_video(tmp_path / name) as reader:
+        for ours, whole in zip(frames, reader, strict=False):
+            assert ours.pts == whole.pts
+            assert np.array_equal(ours.image, whole.image)
+
+
+@pytest.mark.parametrize("on_damage", ["stop", "skip"])
+@pytest.mark.parametrize(("name", "count"), [("frag_trunc.mp4", 8), ("fs_trunc.mp4", 4)])
+def test_the_clips_that_lost_frames(
+    inputs: Path, monkeypatch: pytest.MonkeyPatch, name: str, count: int, on_damage: str
+) -> None:
+    reference, _ = read_with(monkeypatch, 1, inputs / name, on_damage)
+    assert len(reference) == count
+    for cores in THREADS:
+        frames, damage = read_with(monkeypatch, cores, inputs / name, on_damage)
+        assert damage is not None
+        assert [f.pts for f in frames] == [f.pts for f in reference]
+        for ours, wanted in zip(frames, reference, strict=True):
+            assert np.array_equal(ours.image, wanted.image)
+
+
+@pytest.mark.parametrize("on_damage", ["stop", "skip"])
+def test_scrambled_data_gives_the_same_frames_on_every_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_damage: str
+) -> None:
+    path = scrambled(tmp_path)
+    (alone, told), (together, told_too) = (
+        read_with(monkeypatch, cores, path, on_damage) for cores in (1, 3)
+    )
+    assert told == told_too
+    assert [f.pts for f in alone] == [f.pts for f in together]
+    for ours, wanted in zip(alone, together, strict=True):
+        assert np.array_equal(ours.image, wanted.image)
 
 
 def test_read_video_warns_of_damage_once_at_the_end(tmp_path: Path) -> None:

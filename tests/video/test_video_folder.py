@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_images import not_images
 from PIL import Image
 
 from rvos_deploy.errors import VideoError
@@ -96,3 +98,21 @@ def test_a_folder_of_damaged_images_is_refused(tmp_path: Path) -> None:
     broken(tmp_path / "0.png")
     with pytest.raises(VideoError, match="no frame of"):
         open_video(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a POSIX system")
+def test_what_is_no_file_is_told_and_never_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "frames").mkdir()
+    monkeypatch.chdir(tmp_path / "frames")  # a socket's address is short
+    for name, path in not_images(Path()).items():
+        path.rename(f"5_{name}.png")
+    for i in (1, 2, 9):
+        save(Path(f"{i}.png"))
+    with open_video(Path()) as reader:
+        assert len(list(reader)) == 2
+        assert "reading stopped after 2 frames: there is no file 5_broken" in str(reader.damage)
+    with open_video(Path(), on_damage="skip") as reader:
+        assert [frame.index for frame in reader] == [0, 1, 2]
+        assert "7 more such problems" in str(reader.damage)

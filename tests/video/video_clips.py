@@ -55,6 +55,22 @@ def encode(
     return path
 
 
+def store(path: Path, codec: str, size: tuple[int, int], packets: Sequence[bytes]) -> Path:
+    """A clip whose frames are whole files (JPEG, PNG), one every 40 ms; ``size`` is (H, W)."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, 25)
+        stream.height, stream.width = size
+        stream.pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24"}[codec]
+        stream.codec_context.open()
+        for i, data in enumerate(packets):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = stream, Fraction(1, 25)
+            packet.pts = packet.dts = i
+            packet.duration, packet.is_keyframe = 1, True
+            container.mux(packet)
+    return path
+
+
 def encode_with_sound(path: Path, images: Sequence[np.ndarray], seconds: int) -> Path:
     """A video at 25 fps with ``seconds`` of silence beside it."""
     with av.open(str(path), "w") as container:

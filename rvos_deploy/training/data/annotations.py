@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.images import read_image
 from rvos_deploy.sprites.rle import decode, mask_size
 
 VOID = 255
@@ -90,13 +90,8 @@ class PaletteAnnotation:
     def indices(self, frame: int) -> NDArray[np.uint8]:
         """Palette indices of one frame: uint8 [H, W], 0 is background."""
         path = self.files[frame]
-        try:
-            with Image.open(path) as image:
-                mode, indices = image.mode, np.array(image)
-        except InputError:
-            raise
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"{path} is damaged: {error}; copy it again") from error
+        image = read_image(path)
+        mode, indices = image.mode, np.array(image)
         if mode not in ("P", "L"):
             raise InputError(
                 f"{path} is an image of mode {mode}, palette indices (mode P) were needed: saved "

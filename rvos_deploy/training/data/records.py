@@ -10,9 +10,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.images import displayed_size, read_rgb
 
 Masks = NDArray[np.bool_]
 
@@ -66,13 +66,7 @@ class VideoRecord:
     @cached_property
     def size(self) -> tuple[int, int]:
         """Height and width, from the first frame's header. InputError when it cannot be read."""
-        try:
-            with Image.open(self.frames[0]) as image:
-                width, height = image.size
-        except InputError:
-            raise
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"{self.frames[0]} is not an image that can be read") from error
+        width, height = displayed_size(self.frames[0])
         return height, width
 
     def image(self, index: int) -> NDArray[np.uint8]:
@@ -80,15 +74,8 @@ class VideoRecord:
 
         Another size than the first frame's, that is: masks would not fit.
         """
-        from rvos_deploy.video.folder import load_image
-
         path = self.frames[index]
-        try:
-            image = load_image(path)
-        except InputError:
-            raise
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"{path} is damaged: {error}; copy it again") from error
+        image = read_rgb(path)
         if image.shape[:2] != self.size:
             raise InputError(
                 f"{path} is {image.shape[0]}x{image.shape[1]}, but {self.frames[0].name} is "

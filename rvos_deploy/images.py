@@ -1,0 +1,140 @@
+"""Opening image files of strangers: known formats, bounded sizes, regular files only."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from rvos_deploy.errors import InputError
+
+Pixels = NDArray[np.uint8]
+
+# Left to itself, Pillow tries every format that it knows, and starts Ghostscript for PostScript.
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+if find_spec("PIL.AvifImagePlugin"):  # Pillow 11.3 and newer
+    FORMATS += ("AVIF",)
+_ANIMATED = {"PNG", "WEBP", "AVIF"}
+
+MAX_SIDE = 16_384
+"""Longest side of an image or video frame: what the overlay's encoder (H.264) can write."""
+
+MAX_PIXELS = 2**28 // 3
+"""Most pixels of an image or video frame: 256 MiB of RGB, almost three times 8K video. Pillow warns
+from here on."""
+
+_LIMITS = f"at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all can be read"
+_TIFF_WIDTH, _TIFF_HEIGHT, _EXIF_ORIENTATION = 0x0100, 0x0101, 0x0112
+_FIRST_TURNED = 5  # EXIF orientations from here on swap width and height
+
+
+def oversize(width: int, height: int) -> str | None:
+    """Say why pictures of this size are refused; None where they are not."""
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        return f"{width}x{height} is too large: {_LIMITS}"
+    return None
+
+
+def is_still(path: Path) -> bool:
+    """Whether the file is a single picture in one of FORMATS; only its header is read."""
+    try:
+        with _regular_file(path) as file, Image.open(file, formats=FORMATS) as image:
+            return not (image.format in _ANIMATED and getattr(image, "is_animated", False))
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # whatever Pillow raises for bytes that are not what they claim
+        return False
+
+
+def displayed_size(path: Path) -> tuple[int, int]:
+    """Width and height as displayed (EXIF rotation); only the header is read.
+
+    Raises:
+        InputError: the file is missing, no image, too large or damaged.
+    """
+    with _opened(path) as image:
+        # Newer versions of Pillow swap the sides of a turned TIFF by themselves; its tags stay.
+        tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+        width, height = tags.get(_TIFF_WIDTH, image.width), tags.get(_TIFF_HEIGHT, image.height)
+        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= _FIRST_TURNED
+    return (int(height), int(width)) if turned else (int(width), int(height))
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode an image as stored: its own mode and palette, not rotated.
+
+    Raises:
+        InputError: the file is missing, no image, too large or damaged.
+    """
+    with _opened(path) as image:
+        image.load()
+    return image
+
+
+def read_rgb(path: Path) -> Pixels:
+    """Decode an image as displayed (EXIF rotation, transparency over white): uint8 [H, W, 3].
+
+    Raises:
+        InputError: the file is missing, no image, too large or damaged.
+    """
+    with _opened(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it to 255
+            grey = np.minimum(np.asarray(image).astype(np.uint32) >> 8, 255).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
+        if image.has_transparency_data:
+            return over_white(np.asarray(image.convert("RGBA")))
+        return np.array(image.convert("RGB"))
+
+
+def over_white(rgba: Pixels) -> Pixels:
+    """Compose uint8 [H, W, 4] over white, as a browser's page would show it; gives [H, W, 3]."""
+    colour, alpha = rgba[..., :3], rgba[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(colour)
+    weighted = colour.astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16))
+    return ((weighted + 127) // 255).astype(np.uint8)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image; what Pillow raises here and in the block becomes an InputError."""
+    try:
+        with _regular_file(path) as file, Image.open(file, formats=FORMATS) as image:
+            if problem := oversize(*image.size):
+                raise InputError(f"{path}: {problem}; make it smaller")
+            yield image
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}; check the path") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path} is too large: {_LIMITS}; make it smaller") from error
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(FORMATS)
+        raise InputError(
+            f"{path} is not an image that can be read ({kinds}); convert it to one of these"
+        ) from error
+    except Exception as error:  # Pillow's parsers raise nearly anything for hostile bytes
+        text = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise InputError(f"{path} is damaged or unreadable: {text}; copy it again") from error
+
+
+def _regular_file(path: Path) -> BinaryIO:
+    """Open a regular file; a FIFO would wait for ever, and a device may do anything."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is a folder, device, FIFO or socket; an image file is needed")
+    if status.st_size == 0:
+        raise InputError(f"{path} is damaged: it is empty (0 bytes); copy it again")
+    # Not blocking: a FIFO may have taken the file's place in the meantime.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags), "rb")
