@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import stat
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 import av
@@ -17,21 +19,42 @@ from rvos_deploy.video.decoding import READ_ERRORS, reason, use_threads
 
 STANDARD_INPUT = "-"
 
-# Seconds to wait for a server: without a limit, a camera that is switched off hangs the run for
-# ever.
-_NETWORK_TIMEOUT = 30.0
+NETWORK_TIMEOUT = 30.0
+"""Seconds to wait for a server: a camera that is switched off would hang the run for ever."""
+FRAME_TIMEOUT = 120.0
+"""Seconds without a frame after which a file or URL counts as hung, whatever FFmpeg does."""
+
+Kind = Literal["file", "folder", "pipe", "device", "url"]
+
+# Names that FFmpeg takes for a protocol when a colon follows, with or without "//": those of
+# libavformat/protocols.c, and those that its demuxers (rtsp, sap) look for themselves. Any other
+# name before a colon is part of a file's name.
+_NAMES = (
+    "amqp android_content async bluray cache concat concatf crypto data dtls ffrtmpcrypt "
+    "ffrtmphttp ftp ftps gopher gophers hls http httpproxy https icecast ipfs ipns ipfs_gateway "
+    "librtmp md5 mms mmsh mmst prompeg rist rtmp rtmpe rtmps rtmpt rtmpte rtmpts rtp rtsp rtsps "
+    "rtspu sap satip sctp sftp smb srt srtp subfile tcp tee tls udp udplite unix zmq"
+)
+_PROTOCOLS = frozenset(_NAMES.split())
+_PIPES = frozenset(("pipe", "fd"))
+# How FFmpeg itself finds the protocol (url_find_protocol); "crypto+http" is of the first of both.
+_SCHEME = re.compile(r"([A-Za-z0-9.\-]+)(?:\+[A-Za-z0-9+.\-]*)?:|(subfile),.*:", re.DOTALL)
 # FFmpeg "plays" any .txt as terminal output, drawn in a video of its own making.
 _NOT_VIDEO = {"tty"}
 
 
 class _Pipe:
-    """Standard input, read as it arrives: a plain read() would wait to fill a buffer."""
+    """Standard input, read as it arrives: a plain read() would wait to fill a buffer.
+
+    Unbuffered where it can be: the thread that waits here may be left behind, and a buffer's lock
+    that such a thread holds makes the interpreter abort at its end.
+    """
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self._read = stream.raw.read if hasattr(stream, "raw") else stream.read1
 
     def read(self, size: int) -> bytes:
-        return cast(bytes, self._stream.read1(size))
+        return cast(bytes, self._read(size) or b"")
 
 
 def name_of(source: str) -> str:
@@ -51,22 +74,68 @@ def mending(source: str) -> str:
     return "record or convert it again"
 
 
+def kind_of(source: str, format: str | None = None) -> Kind:
+    """What ``source`` is. A name that exists is a path, whatever it looks like.
+
+    A name that does not exist is a "file" too, unless FFmpeg would take what stands before its
+    colon for a protocol (``http:host/a.mp4``). With a ``format`` (of a demuxer) it is a "device".
+    """
+    if source == STANDARD_INPUT:
+        return "pipe"
+    try:
+        mode = Path(source).stat().st_mode
+    except (OSError, ValueError):
+        return _kind_by_name(source) if format is None else "device"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if stat.S_ISREG(mode):
+        return "file"
+    return "device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "pipe"
+
+
 def is_url(source: str) -> bool:
-    """Whether FFmpeg would read ``source`` over a protocol such as rtsp:// or https://."""
-    return "://" in source
+    """Whether FFmpeg would read ``source`` over a protocol, in whatever way that is spelled."""
+    return kind_of(source) == "url"
 
 
-def open_container(source: str, format: str | None) -> tuple[InputContainer, VideoStream]:
-    """Open ``source`` and choose its video stream. Raises VideoError with what to do instead."""
+def frame_timeout(kind: Kind) -> float | None:
+    """Seconds without a frame after which a source counts as hung; None: it may be silent."""
+    return None if kind in ("pipe", "device") else FRAME_TIMEOUT
+
+
+def _kind_by_name(source: str) -> Kind:
+    protocol = _protocol(source)
+    if protocol in _PIPES:
+        return "pipe"
+    if protocol in _PROTOCOLS or ("://" in source and protocol != "file"):
+        return "url"
+    return "file"
+
+
+def _protocol(source: str) -> str:
+    """What FFmpeg takes for the protocol of ``source``, in lower case; "" without one."""
+    found = _SCHEME.match(source)
+    return (found[1] or found[2]).lower() if found else ""
+
+
+def open_container(
+    source: str, format: str | None, timeout: float | None = NETWORK_TIMEOUT
+) -> tuple[InputContainer, VideoStream]:
+    """Open ``source`` and choose its video stream.
+
+    ``timeout``: seconds that a server may be silent, now and later.
+
+    Raises VideoError with what to do instead.
+    """
     shown = name_of(source) if is_url(source) or source == STANDARD_INPUT else source
     _check_file(source)
     try:
         container = av.open(
-            _ffmpeg_name(source),
+            _ffmpeg_name(source, format),
             "r",
             format=format or ("v4l2" if source.startswith("/dev/video") else None),
             metadata_errors="replace",  # a title in Latin-1 is no reason to refuse a video
-            timeout=_NETWORK_TIMEOUT if is_url(source) else None,
+            timeout=timeout if is_url(source) else None,
         )
     except (*READ_ERRORS, ValueError) as error:
         raise VideoError(_why_not_opened(source, shown, error)) from error
@@ -90,11 +159,19 @@ def _check_file(source: str) -> None:
         raise VideoError(f"{source} is empty (0 bytes); a video is needed: copy or record it again")
 
 
-def _ffmpeg_name(source: str) -> Any:
+def _ffmpeg_name(source: str, format: str | None) -> Any:
     if source == STANDARD_INPUT:
         return _Pipe(sys.stdin.buffer)
+    kind, protocol = kind_of(source, format), _protocol(source)
+    if kind == "url":
+        # Schemes have no case (RFC 3986); FFmpeg knows them in lower case.
+        return protocol + source[len(protocol) :]
+    if kind == "device":
+        return source
+    if Path(source).exists():
+        return f"file:{Path(source).resolve()}"
     # Without "file:", FFmpeg takes what stands before a colon in a file's name for a protocol.
-    return f"file:{Path(source).resolve()}" if Path(source).is_file() else source
+    return f"file:{source}" if protocol and protocol not in {"file", *_PIPES} else source
 
 
 def _why_not_opened(source: str, shown: str, error: Exception) -> str:
