@@ -91,7 +91,7 @@ class _State:
         self.pipe: tuple[int, int] | None = None
         self.request: int | None = None
         self.answered = False  # the main thread ran the handler, or was told by check()
-        self.raised = False
+        self.raised: Stopped | None = None
         self.deferred = 0
         self.interruptible = 0
         self.said = False
@@ -178,7 +178,7 @@ def interruptible() -> Iterator[None]:
 
 def check(hint: str = "") -> None:
     """Raise Stopped if the process was asked to stop and nothing was raised for it yet."""
-    if _state.request is not None and not _state.raised and _in_main_thread():
+    if _state.request is not None and _state.raised is None and _in_main_thread():
         _raise(hint)
 
 
@@ -190,12 +190,14 @@ def requested(patience: float = 0.0) -> Stopped | None:
     end = time.monotonic() + patience
     while _state.pipe is not None and _state.request is None and time.monotonic() < end:
         time.sleep(_POLL)
-    return None if _state.request is None else Stopped(_state.request)
+    if _state.raised is not None or _state.request is None:
+        return _state.raised
+    return Stopped(_state.request)
 
 
 def was_raised() -> bool:
     """Whether a Stopped was raised: an error that came of it is not the user's."""
-    return _state.raised
+    return _state.raised is not None
 
 
 def say(line: str) -> None:
@@ -213,8 +215,9 @@ def _in_main_thread() -> bool:
 
 def _raise(hint: str = "") -> NoReturn:
     assert _state.request is not None
-    _state.answered = _state.raised = True
-    raise Stopped(_state.request, hint)
+    _state.answered = True
+    _state.raised = Stopped(_state.request, hint)
+    raise _state.raised
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
@@ -309,8 +312,8 @@ def _end() -> None:
     for number in _state.previous:
         signal.signal(number, signal.SIG_IGN)
     _discard_files(ending=False)
-    if _state.raised and _state.request is not None:
-        say(Stopped(_state.request).line)
+    if _state.raised is not None:
+        say(_state.raised.line)
 
 
 def _forked() -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from rvos_deploy.model.config import preset
 
-# pytest's importlib mode leaves this folder off the path; command_line.py lies in it.
+# pytest's importlib mode leaves this folder off the path; command_line.py and others lie in it.
 sys.path.insert(0, str(Path(__file__).parent))
-pytest_plugins = ["command_line"]
+pytest_plugins = ["command_line", "stalled_sources"]
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -23,13 +23,12 @@ from rvos_deploy.video.decoding import decode, promised_end
 from rvos_deploy.video.folder import check_sizes, decode_folder, image_files
 from rvos_deploy.video.frames import Frame, VideoInfo
 from rvos_deploy.video.source import (
-    NETWORK_TIMEOUT,
     Kind,
-    frame_timeout,
     kind_of,
     mending,
     name_of,
     open_container,
+    timeouts,
 )
 
 Source = str | os.PathLike[str]
@@ -122,8 +121,9 @@ def open_video(
     on.
 
     ``timeout``: seconds without a frame after which the source counts as hung: the video ends as a
-    damaged one does. "auto" is 120 for files and folders, 120 and 30 for a silent server for URLs,
-    and None, which is for ever, for pipes and devices. Waiting can be interrupted (Ctrl-C).
+    damaged one does. For a URL it is the time that the server may be silent (and four times that
+    for a frame). "auto" is 120 for files and folders, 30 for URLs, and None, which is for ever, for
+    pipes and devices. Waiting can be interrupted (Ctrl-C).
 
     Raises VideoError when the source does not exist, is no video, hangs, or not one frame can be
     decoded, and InputError for a wrong argument.
@@ -131,11 +131,10 @@ def open_video(
     _check_arguments(max_frames, fps, on_damage, timeout)
     name, damage, skip = os.fspath(source), Damage(), on_damage == "skip"
     kind = kind_of(name, format)
-    limit = frame_timeout(kind) if timeout == "auto" else timeout
+    network, limit = timeouts(kind, timeout)
     if kind == "folder":
         opened = _read_folder(Path(name), Fraction(fps), max_frames, damage, skip=skip)
     else:
-        network = NETWORK_TIMEOUT if timeout == "auto" else timeout
         opened = _read_stream(name, format, network, max_frames, damage, skip=skip)
     thread = IteratorThread(opened, f"decode {name_of(name)}")
     try:

@@ -6,7 +6,7 @@ import re
 import stat
 import sys
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import av
@@ -22,7 +22,7 @@ STANDARD_INPUT = "-"
 NETWORK_TIMEOUT = 30.0
 """Seconds to wait for a server: a camera that is switched off would hang the run for ever."""
 FRAME_TIMEOUT = 120.0
-"""Seconds without a frame after which a file or URL counts as hung, whatever FFmpeg does."""
+"""Seconds without a frame after which a file counts as hung, whatever FFmpeg does."""
 
 Kind = Literal["file", "folder", "pipe", "device", "url"]
 
@@ -98,9 +98,23 @@ def is_url(source: str) -> bool:
     return kind_of(source) == "url"
 
 
-def frame_timeout(kind: Kind) -> float | None:
-    """Seconds without a frame after which a source counts as hung; None: it may be silent."""
-    return None if kind in ("pipe", "device") else FRAME_TIMEOUT
+class Timeouts(NamedTuple):
+    """Seconds to wait; None: for ever."""
+
+    network: float | None  # for a server that is silent
+    frame: float | None  # for a frame, whatever FFmpeg does meanwhile
+
+
+def timeouts(kind: Kind, asked: float | Literal["auto"] | None) -> Timeouts:
+    """What to wait for a source of this kind."""
+    if kind == "url":
+        network = NETWORK_TIMEOUT if asked == "auto" else asked
+        # More, since FFmpeg's own time-out ends tidily. It does not see a name server that is
+        # silent, nor a server that sends a byte now and then.
+        return Timeouts(network, None if network is None else 4 * network)
+    if asked == "auto":
+        return Timeouts(None, None if kind in ("pipe", "device") else FRAME_TIMEOUT)
+    return Timeouts(None, asked)
 
 
 def _kind_by_name(source: str) -> Kind:
@@ -119,11 +133,11 @@ def _protocol(source: str) -> str:
 
 
 def open_container(
-    source: str, format: str | None, timeout: float | None = NETWORK_TIMEOUT
+    source: str, format: str | None, timeout: float | None
 ) -> tuple[InputContainer, VideoStream]:
     """Open ``source`` and choose its video stream.
 
-    ``timeout``: seconds that a server may be silent, now and later.
+    ``timeout``: seconds that a server may be silent, now and later; None for other sources.
 
     Raises VideoError with what to do instead.
     """
@@ -135,7 +149,7 @@ def open_container(
             "r",
             format=format or ("v4l2" if source.startswith("/dev/video") else None),
             metadata_errors="replace",  # a title in Latin-1 is no reason to refuse a video
-            timeout=timeout if is_url(source) else None,
+            timeout=timeout,
         )
     except (*READ_ERRORS, ValueError) as error:
         raise VideoError(_why_not_opened(source, shown, error)) from error
@@ -175,12 +189,12 @@ def _ffmpeg_name(source: str, format: str | None) -> Any:
 
 
 def _why_not_opened(source: str, shown: str, error: Exception) -> str:
+    if is_url(source):
+        return f"{shown} cannot be opened: {reason(error)}; check the address and the network"
     if isinstance(error, FileNotFoundError):
         return f"there is no file {shown}; check the path (here is {Path.cwd()})"
     if isinstance(error, PermissionError):
         return f"{shown} may not be read: permission denied; check its owner and mode"
-    if is_url(source):
-        return f"{shown} cannot be opened: {reason(error)}; check the address and the network"
     if source == STANDARD_INPUT:
         return (
             f"standard input is not a video that can be read while it arrives ({reason(error)}); "
