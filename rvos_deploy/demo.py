@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy import stopping
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.evaluation.protocols import ExpressionScore
 from rvos_deploy.evaluation.report import accuracies_and_means
@@ -77,6 +78,8 @@ def run_demo(
     report = segment_video(
         segmenter, sample.path, texts, out, settings, command=command, progress=progress
     )
+    if report.stopped:
+        raise stopping.again(report.stopped, f"{report.frames} frames are complete in {out}")
     masks = _written_masks(out / "masks", len(shown), len(sample.masks))
     scores = tuple(
         _score(sample, expression, number, masks[:, number])

@@ -12,6 +12,8 @@ import os
 import secrets
 import shutil
 import stat
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +22,8 @@ from rvos_deploy.errors import InputError
 
 _SUFFIX = ".part"
 _temporaries: set[Path] = set()
+# Held while a temporary is made, and for ever by a process that ends at once.
+_creating = threading.Lock()
 
 
 def create_temporary(path: Path) -> Path:
@@ -30,17 +34,19 @@ def create_temporary(path: Path) -> Path:
     the result to ``put_in_place`` or to ``discard``.
     """
     temporary = _temporary_name(path)
-    # Registered first: a signal between the two lines must not leave the file behind.
-    _temporaries.add(temporary)
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    with _creating:
+        # Registered first: a signal between the two lines must not leave the file behind.
+        _temporaries.add(temporary)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return temporary
 
 
 def create_temporary_folder(path: Path) -> Path:
     """Create an empty hidden folder beside ``path``; see ``create_temporary``."""
     temporary = _temporary_name(path)
-    _temporaries.add(temporary)
-    temporary.mkdir()
+    with _creating:
+        _temporaries.add(temporary)
+        temporary.mkdir()
     return temporary
 
 
@@ -60,10 +66,22 @@ def discard(temporary: Path) -> None:
     _temporaries.discard(temporary)
 
 
-def discard_all() -> None:
-    """Remove every temporary file and folder of this process, before it ends at once."""
+def discard_all(*, ending: bool = False) -> None:
+    """Remove every temporary file and folder of this process.
+
+    ``ending``: the process ends at once. Its other threads run on until then, so no temporary is
+    made any more, and a folder into which they still write is removed again.
+    """
+    if ending:
+        # A signal may have come in the middle of making one: then its thread holds the lock.
+        _creating.acquire(timeout=0.5)
     for temporary in list(_temporaries):
         discard(temporary)
+        for _ in range(20 if ending else 0):
+            if not os.path.lexists(temporary):
+                break
+            time.sleep(0.01)
+            discard(temporary)
 
 
 def discard_stale(folder: Path) -> None:

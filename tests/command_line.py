@@ -24,7 +24,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from rvos_deploy.cli.app import main
+from rvos_deploy.cli.app import run_command_line
 from rvos_deploy.runtime.bundle import MANIFEST, write_manifest
 
 PROGRAM = "from rvos_deploy.cli.app import main; main()"
@@ -58,10 +58,9 @@ def rvos(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
     def call(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["rvos-deploy", *map(str, arguments)])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as exit:
-            main()
+        code = run_command_line()
         captured = capfd.readouterr()
-        return Result(int(exit.value.code or 0), captured.out, captured.err)
+        return Result(code, captured.out, captured.err)
 
     return call
 

@@ -12,7 +12,7 @@ from rvos_deploy.model.config import preset
 
 # pytest's importlib mode leaves this folder off the path; these modules lie in it.
 sys.path.insert(0, str(Path(__file__).parent))
-pytest_plugins = ["command_line", "emoji_font"]
+pytest_plugins = ["command_line", "emoji_font", "stalled_sources"]
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -1,27 +1,101 @@
-"""Errors in one line, for commands that are run by themselves (``python -m ...``)."""
+"""Errors, warnings and stops in one line each."""
 
 from __future__ import annotations
 
 import functools
+import sys
+import traceback
+import warnings
 from collections.abc import Callable
-from typing import ParamSpec
+from contextlib import suppress
+from typing import Any, ParamSpec
 
-import typer
-
+from rvos_deploy import stopping
 from rvos_deploy.errors import RvosError
 
 Parameters = ParamSpec("Parameters")
 
+WRONG_USE = 2
+# Seconds in which a signal to the whole process group reaches this process after its children.
+_GROUP = 0.2
+
+
+def one_line(call: Callable[[], int], *, debug: bool = False) -> int:
+    """Give the exit code of ``call``; an error of ours or a stop becomes one line and its code.
+
+    ``debug`` shows the traceback of errors too. Warnings meanwhile are one line each. What nobody
+    foresaw is raised.
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return call()
+        except stopping.Stopped as stop:
+            return _stopped(stop)
+        except KeyboardInterrupt:
+            stopping.say("error: interrupted")
+            return stopping.INTERRUPTED
+        except Exception as error:
+            message, code = _explain(error)
+            # A library may have made an error of the stop; a signal to a whole process group may
+            # have ended a worker process first.
+            foreseen = message is not None and not stopping.was_raised()
+            cause = None if foreseen else stopping.requested(patience=_GROUP)
+            if cause is not None:
+                return _stopped(cause)
+            if message is None:
+                raise
+            if debug:
+                traceback.print_exc()
+            _say("error", message)
+            return code
+
 
 def one_line_errors(main: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """The same command, whose errors of ours are one line and an exit code, as the CLI's."""
+    """The same command, for ``python -m ...``, whose errors and stops are one line as the CLI's."""
 
     @functools.wraps(main)
     def command(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
-        try:
-            main(*args, **kwargs)
-        except RvosError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(error.exit_code) from error
+        import typer
+
+        def call() -> int:
+            try:
+                main(*args, **kwargs)
+            except typer.Exit as exit:
+                return exit.exit_code
+            return 0
+
+        if code := one_line(call):
+            raise typer.Exit(code)
 
     return command
+
+
+def _stopped(stop: stopping.Stopped) -> int:
+    stopping.say(stop.line)
+    return int(stop.code or 0)
+
+
+def _explain(error: Exception) -> tuple[str | None, int]:
+    """One line for people, and the exit code; None for what nobody foresaw."""
+    if isinstance(error, RvosError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        named = f"{error.filename}: " if error.filename else ""
+        return f"{named}{error.strerror or error}; check the path and free space", WRONG_USE
+    # Typer's own errors of usage: their base class has moved between its versions.
+    if hasattr(error, "format_message"):
+        text = error.format_message().strip().rstrip(".").replace("Value error, ", "")
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "rvos-deploy"
+        return f"{text[:1].lower()}{text[1:]}; see '{command} --help'", WRONG_USE
+    return None, 1
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say("warning", message)
+
+
+def _say(kind: str, message: object) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        print(f"{kind}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)

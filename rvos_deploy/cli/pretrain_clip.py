@@ -32,6 +32,7 @@ def pretrain_clip(
     with needs_extra("training", "train"):
         from rvos_deploy.model.clip import build_clip
         from rvos_deploy.training import clip_pretraining, motion_words
+        from rvos_deploy.training.checkpoints import hint_on_stop
         from rvos_deploy.training.clips import training_tokenizer
     from rvos_deploy.json_file import write_json
     from rvos_deploy.model.config import preset
@@ -42,9 +43,10 @@ def pretrain_clip(
         steps=steps, batch=batch - batch % 2, size=image_size, seed=seed, emoji=emoji
     )
     tokenizer = training_tokenizer()
-    retrieval = clip_pretraining.pretrain_clip(
-        chosen, out, recipe, tokenizer, workers=workers, progress=typer.echo
-    )
+    with hint_on_stop(out, "the same command"):
+        retrieval = clip_pretraining.pretrain_clip(
+            chosen, out, recipe, tokenizer, workers=workers, progress=typer.echo
+        )
     trained = build_clip(chosen, str(out / clip_pretraining.WEIGHTS))
     words = motion_words.motion_word_distances(trained, tokenizer)
     typer.echo(

@@ -121,6 +121,7 @@ def run(
     ] = False,
 ) -> None:
     """Segment a video: one mask for every frame and expression."""
+    from rvos_deploy import stopping
     from rvos_deploy.cli.output import counted, frame_progress
     from rvos_deploy.runtime.bundle import find_bundle
     from rvos_deploy.runtime.segment_video import has_end, segment_video
@@ -164,8 +165,8 @@ def run(
         f"{report.seconds:.1f} s, {report.frames_per_second:.1f} fps -> {out}"
     )
     if report.stopped:
-        typer.echo(f"warning: interrupted; {report.frames} frames are complete in {out}", err=True)
-        raise typer.Exit(130)
+        stopping.say(f"warning: {report.stopped}; {report.frames} frames are complete in {out}")
+        raise typer.Exit(stopping.exit_code_of(report.stopped))
     if report.damage:
         typer.echo(
             f"warning: {video} is damaged ({report.damage}); the {report.frames} frames before "

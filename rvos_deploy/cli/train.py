@@ -73,12 +73,13 @@ def train(
     let_threads_sleep()
     with needs_extra("training", "train"):
         from rvos_deploy.training import recipe_file, trainer
+        from rvos_deploy.training.checkpoints import hint_on_stop
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     recipe = recipe_file.read_recipe(config)
     recipe = replace(recipe, gates=recipe.gates and gates)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
-    with _training_progress() as progress:
+    with hint_on_stop(out, "--resume"), _training_progress() as progress:
         result = trainer.train(
             recipe,
             out,

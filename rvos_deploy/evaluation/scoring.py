@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import io
-import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rvos_deploy.errors import RvosError
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.evaluation.predictions import Mask, PredictedMasks, prediction_name
+from rvos_deploy.processes import WorkerPool
 from rvos_deploy.training.data import VideoRecord
 
 Scores = NDArray[np.float64]
@@ -141,39 +137,11 @@ def score_all(chunks: Iterable[Chunk], jobs: int) -> Iterator[ChunkScores]:
     if jobs <= 1:
         yield from map(score_chunk, chunks)
         return
-    # Spawned, not forked: the caller holds threads (ONNX Runtime), which do not survive a fork.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with WorkerPool(jobs) as pool:
         waiting: deque[Future[ChunkScores]] = deque()
-        try:
-            for chunk in chunks:
-                with _interrupts_held():  # submitting may start a process
-                    waiting.append(pool.submit(score_chunk, chunk))
-                while len(waiting) > 2 * jobs or (waiting and waiting[0].done()):
-                    yield waiting.popleft().result()
-            while waiting:
+        for chunk in chunks:
+            waiting.append(pool.submit(score_chunk, chunk))
+            while len(waiting) > 2 * jobs or (waiting and waiting[0].done()):
                 yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise RvosError(
-                f"one of {jobs} scoring processes ended, for want of memory perhaps; pass a "
-                "smaller --jobs"
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold back Ctrl-C: processes started meanwhile never see it, this one sees it at the end.
-
-    It reaches every process of a terminal, and only the first one should answer.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        while waiting:
+            yield waiting.popleft().result()

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rvos_deploy import stopping
 from rvos_deploy.errors import InputError
 from rvos_deploy.runtime.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.runtime.result_file import ResultFile
@@ -58,7 +59,7 @@ def segment_video(
     """Segment a video and write ``masks/``, ``overlay.mp4`` and ``result.json`` into ``out``.
 
     What an earlier run left there is replaced. A damaged video gives the frames before the damage,
-    and Ctrl-C those decided so far: all files are complete for them.
+    and a stop (Ctrl-C, SIGTERM) those decided so far: all files are complete for them.
 
     Raises:
         InputError: no expression, an empty one, or masks on a device; nothing is written.
@@ -79,14 +80,16 @@ def segment_video(
         )
         stages = StageTimes()
         stream = stack.enter_context(segmenter.stream(expressions, settings, on_stage=stages.add))
+        # From here on a stop waits for the frame in hand, and for the files of those before it.
+        deferral = stack.enter_context(stopping.deferred())
         _clear_previous(out)
         writer = stack.enter_context(_RunWriter(out, reader, expressions))
         started = time.perf_counter()
         stopped = None
         try:
             _drive(reader, stream, writer, settings, progress or _silent)
-        except KeyboardInterrupt:
-            stopped = "interrupted"
+        except stopping.STOPS as stop:
+            stopped = stopping.reason_of(stop)
         writer.finish()
         seconds = time.perf_counter() - started
         writer.complete(
@@ -107,6 +110,7 @@ def segment_video(
                 "memory": {"peak_bytes": peak_memory_bytes()},
             }
         )
+        deferral.hint = f"all {writer.frames} frames are complete in {out}"  # should one come now
         return RunReport(out, writer.frames, seconds, reader.damage, stopped)
 
 
@@ -133,10 +137,12 @@ def _drive(
             write(stream.push(frame))
             seen += 1
             progress("frames", seen, total)
+            stopping.check()
         for done, result in enumerate(stream.flush(), start=1):
             write([result])
             if settings.mode == "offline":
                 progress("masks", done, seen)
+            stopping.check()
 
 
 class _RunWriter:

@@ -21,10 +21,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from PIL import Image
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import sha256_file
+from rvos_deploy.processes import WorkerPool
 from rvos_deploy.sprites.backgrounds import list_photos
 from rvos_deploy.sprites.emoji import require_font
 from rvos_deploy.sprites.generate import make_video
@@ -100,13 +99,8 @@ def _write_all(job: _Job, count: int, jobs: int) -> Iterator[_Written]:
         for index in range(count):
             yield _write_video(job, index)
         return
-    # Spawned, not forked: the caller may hold threads (torch does), which do not survive a fork.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        try:
-            yield from pool.map(_write_video, repeat(job, count), range(count), chunksize=4)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with WorkerPool(jobs) as pool:
+        yield from pool.map(_write_video, repeat(job, count), range(count), chunksize=4)
 
 
 def _expression(item: Expression, first_anno: int) -> dict[str, Any]:

@@ -17,7 +17,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,9 +28,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rvos_deploy import stopping
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.checkpoint import CLIP_PREFIX, load_checkpoint, read_safetensors
-from rvos_deploy.files import replacing
+from rvos_deploy.files import create_temporary_folder, discard, replacing
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.network import RvosNetwork
 
@@ -91,34 +93,56 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint, point ``latest`` (and ``best``) to it, and drop old ones.
 
-    Whenever the process dies, ``latest`` names a complete folder.
+    Whenever the process dies, ``latest`` names a complete folder. A stop waits for the checkpoint.
 
     Returns:
         The folder.
     """
     root = run / FOLDER
     target = root / f"step-{state.step:08d}"
-    partial = root / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(trained_weights(network), partial / WEIGHTS)
-    save_file(_moments(network, optimizer), partial / OPTIMIZER)
-    write_json(partial / STATE, {"schema": _SCHEMA, **asdict(state)})
-    for file in partial.iterdir():
-        _flush(file)
+    root.mkdir(parents=True, exist_ok=True)
+    with stopping.deferred():
+        partial = create_temporary_folder(target)
+        try:
+            save_file(trained_weights(network), partial / WEIGHTS)
+            save_file(_moments(network, optimizer), partial / OPTIMIZER)
+            write_json(partial / STATE, {"schema": _SCHEMA, **asdict(state)})
+            for file in partial.iterdir():
+                _flush(file)
+            _put_in_place(partial, target)
+        finally:
+            discard(partial)
+        for pointer in (LATEST, BEST) if best else (LATEST,):
+            with replacing(root / pointer) as temporary:
+                temporary.write_text(target.name + "\n", encoding="utf-8")
+        _prune(root, keep)
+    return target
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
     if target.exists():  # complete, but its run was interrupted before or is being repeated
-        stale = root / f".{target.name}.stale"
+        stale = target.with_name(f".{target.name}.stale")
         shutil.rmtree(stale, ignore_errors=True)
         target.rename(stale)
         partial.rename(target)
         shutil.rmtree(stale, ignore_errors=True)
     else:
         partial.rename(target)
-    for pointer in (LATEST, BEST) if best else (LATEST,):
-        with replacing(root / pointer) as temporary:
-            temporary.write_text(target.name + "\n", encoding="utf-8")
-    _prune(root, keep)
-    return target
+
+
+@contextmanager
+def hint_on_stop(run: Path, how: str) -> Iterator[None]:
+    """Let a stop inside the block say which checkpoint is whole; ``how`` goes on from it."""
+    try:
+        yield
+    except stopping.Stopped as stop:
+        folder = find_checkpoint(run)
+        stop.hint = (
+            f"{folder} is the last whole checkpoint, {how} goes on from it"
+            if folder
+            else f"no checkpoint was written to {run} yet"
+        )
+        raise
 
 
 def find_checkpoint(run: Path, pointer: str = LATEST) -> Path | None:

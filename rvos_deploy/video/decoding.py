@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import cast
 
@@ -72,7 +72,7 @@ def alpha_decoder(codec: str) -> str | None:
 
 def decode(
     container: InputContainer, stream: VideoStream, damage: Damage, *, skip: bool
-) -> Iterator[Frame]:
+) -> Generator[Frame, None, None]:
     """Yield the frames of ``stream``, converted for display; what is wrong goes to ``damage``.
 
     Packets that cannot be decoded before the first frame are passed over (a recording may begin
@@ -195,5 +195,7 @@ def _header_end(container: InputContainer, stream: VideoStream) -> float | None:
 
 def reason(error: BaseException) -> str:
     """Why FFmpeg failed, on one line, without the address (which may hold a password)."""
+    if isinstance(error, av.error.ExitError):  # PyAV's time-out, which FFmpeg calls an exit
+        return "no data came in time"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())

@@ -8,13 +8,15 @@ from queue import Queue, SimpleQueue
 from types import TracebackType
 from typing import Generic, NamedTuple, ParamSpec, TypeVar
 
+from rvos_deploy import stopping
+from rvos_deploy.closing import Closing
 from rvos_deploy.errors import InputError
 
 Item = TypeVar("Item")
 Arguments = ParamSpec("Arguments")
 
-# How long to wait for a source that hangs inside a read (a dead camera). Its thread is a daemon: it
-# is left behind, and does not keep the process alive.
+# Seconds to wait for an iterator that does not end. Its thread is a daemon: it is left behind, and
+# does not keep the process alive.
 _PATIENCE = 5.0
 
 
@@ -28,7 +30,8 @@ def prefetch(iterable: Iterable[Item], depth: int = 4) -> Generator[Item, None, 
     What the iterator raises is raised here, with its traceback. The thread starts with the first
     item asked for. It ends when the items do, or when this generator is closed: by ``close()``, by
     leaving a loop over it, by an exception such as KeyboardInterrupt. The iterator, if it can be
-    closed, is closed then, by that thread. Raises InputError for a depth below 1.
+    closed, is closed then: by that thread, or, if it is a ``Closing``, from here, which wakes a
+    thread that waits for a silent source. Raises InputError for a depth below 1.
     """
     if depth < 1:
         raise InputError(f"depth must be at least 1, found {depth}")
@@ -45,7 +48,7 @@ def _prefetched(iterable: Iterable[Item], depth: int) -> Generator[Item, None, N
     )
     thread.start()
     try:
-        while not isinstance(item := queue.get(), _End):
+        while not isinstance(item := _next(queue), _End):
             room.release()
             yield item
         if item.error is not None:
@@ -53,7 +56,14 @@ def _prefetched(iterable: Iterable[Item], depth: int) -> Generator[Item, None, N
     finally:
         stop.set()
         room.release()
+        if isinstance(iterable, Closing):
+            iterable.close()
         thread.join(_PATIENCE)
+
+
+def _next(queue: SimpleQueue[Item | _End]) -> Item | _End:
+    with stopping.interruptible():
+        return queue.get()
 
 
 def _produce(

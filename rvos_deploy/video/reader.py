@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +18,20 @@ from av.video.stream import VideoStream
 from rvos_deploy.closing import Closing
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.images import is_still
+from rvos_deploy.iterator_thread import IteratorThread, NoItemError
 from rvos_deploy.video.damage import Damage
 from rvos_deploy.video.decoding import decode, promised_end
 from rvos_deploy.video.folder import SUFFIXES, check_sizes, decode_images, image_files
 from rvos_deploy.video.frames import Frame, VideoInfo
 from rvos_deploy.video.notes import notes_on
-from rvos_deploy.video.source import STANDARD_INPUT, mending, name_of, open_container
+from rvos_deploy.video.source import (
+    Kind,
+    kind_of,
+    mending,
+    name_of,
+    open_container,
+    timeouts,
+)
 
 Source = str | os.PathLike[str]
 
@@ -32,27 +42,51 @@ FOLDER_FPS = 25
 _TS_DISCONT = 512
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """The first thing that comes of a source; its frames follow."""
+
+    info: VideoInfo
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """What is to be opened, and how; ``network`` is a server's time-out in seconds."""
+
+    name: str
+    kind: Kind
+    format: str | None
+    network: float | None
+    max_frames: int | None
+    fps: Fraction
+    allow_playlists: bool
+
+
 class VideoReader(Closing):
     """An open video: an iterator over Frame, to be used once, and a context manager.
 
     ``info`` is known from the start, and so are ``notes``: one line each for what a viewer would
     see otherwise (high dynamic range, for example). ``damage`` is None, or one line saying what was
-    wrong so far; read it after the last frame. Made by open_video.
+    wrong so far; read it after the last frame. Made by open_video. Frames are decoded in a thread
+    of its own, one when it is asked for: waiting for one can be interrupted, and closed by another
+    thread.
     """
 
     def __init__(
         self,
         info: VideoInfo,
-        frames: Iterator[Frame],
+        thread: IteratorThread[_Opened | Frame],
         damage: Damage,
-        close: Callable[[], None],
+        timeout: float | None,
         notes: tuple[str, ...] = (),
     ) -> None:
         self.info = info
         self.notes = notes
-        self._frames = frames
+        self._thread = thread
         self._damage = damage
-        self._close = close
+        self._timeout = timeout
+        self._frames = 0
 
     @property
     def damage(self) -> str | None:
@@ -60,15 +94,26 @@ class VideoReader(Closing):
         return self._damage.line
 
     def close(self) -> None:
-        """Release the file and the decoder; no frames come after this. Safe to call twice."""
-        self._frames = iter(())
-        self._close()
+        """Release the file and the decoder; no frames come after this. Safe to call twice.
+
+        A source that hangs is left to its thread, which releases it when it wakes up.
+        """
+        self._thread.close()
 
     def __iter__(self) -> Iterator[Frame]:
         return self
 
     def __next__(self) -> Frame:
-        return next(self._frames)
+        try:
+            frame = self._thread.next(self._timeout)
+        except NoItemError:
+            after = f"after {self._frames} frames none came for {self._timeout:g} s"
+            self._damage.stop(f"reading hangs: {after}")
+            self._thread.close(0)
+            raise StopIteration from None
+        assert isinstance(frame, Frame)
+        self._frames += 1
+        return frame
 
     def __repr__(self) -> str:
         return f"VideoReader({self.info!r}, damage={self.damage!r})"
@@ -82,6 +127,7 @@ def open_video(
     format: str | None = None,
     on_damage: Literal["stop", "skip"] = "stop",
     allow_playlists: bool = False,
+    timeout: float | Literal["auto"] | None = "auto",
 ) -> VideoReader:
     """Open a video and decode its first frame.
 
@@ -100,24 +146,33 @@ def open_video(
     ``on_damage="skip"``, as suits live sources, what cannot be decoded is left out and reading goes
     on.
 
+    ``timeout``: seconds without a frame after which the source counts as hung: the video ends as a
+    damaged one does. For a URL it is the time that the server may be silent (and four times that
+    for a frame). "auto" is 120 for files and folders, 30 for URLs, and None, which is for ever, for
+    pipes and devices. Waiting can be interrupted (Ctrl-C).
+
     Warns (RuntimeWarning) of what ``VideoReader.notes`` says. Raises VideoError when the source
-    does not exist, is no video, or not one frame can be decoded, and InputError for a wrong
+    does not exist, is no video, hangs, or not one frame can be decoded, and InputError for a wrong
     argument.
     """
-    _check_arguments(max_frames, fps, on_damage)
+    _check_arguments(max_frames, fps, on_damage, timeout)
     name, damage, skip = os.fspath(source), Damage(), on_damage == "skip"
-    if name != STANDARD_INPUT and (files := _images(Path(name))):
-        return _open_images(Path(name), files[:max_frames], Fraction(fps), damage, skip=skip)
-    container, stream = open_container(name, format, allow_playlists=allow_playlists)
-    frames = decode(container, stream, damage, skip=skip)
-    close = _closer(frames, container.close)
-    shown = f"{name_of(name)} (codec {stream.codec_context.name})"
-    first = _first_frame(frames, close, damage, shown, mending(name))
-    info = _stream_info(container, stream, first, name_of(name), max_frames)
-    notes = notes_on(stream)
-    for note in notes:
-        warnings.warn(f"{info.name} {note}", RuntimeWarning, stacklevel=2)
-    return VideoReader(info, islice(chain((first,), frames), max_frames), damage, close, notes)
+    kind = kind_of(name, format)
+    network, limit = timeouts(kind, timeout)
+    opening = _Opening(name, kind, format, network, max_frames, Fraction(fps), allow_playlists)
+    thread = IteratorThread(_read(opening, damage, skip=skip), f"decode {name_of(name)}")
+    try:
+        first = thread.next(limit)
+    except NoItemError:
+        thread.close(0)
+        raise VideoError(_why_silent(name, kind, limit)) from None
+    except BaseException:
+        thread.close(0)
+        raise
+    assert isinstance(first, _Opened)
+    for note in first.notes:
+        warnings.warn(f"{first.info.name} {note}", RuntimeWarning, stacklevel=2)
+    return VideoReader(first.info, thread, damage, limit, first.notes)
 
 
 def read_video(
@@ -128,6 +183,7 @@ def read_video(
     format: str | None = None,
     on_damage: Literal["stop", "skip"] = "stop",
     allow_playlists: bool = False,
+    timeout: float | Literal["auto"] | None = "auto",
 ) -> Generator[Frame, None, None]:
     """Yield the frames of a video; warns (RuntimeWarning) at the end when it is damaged.
 
@@ -141,6 +197,7 @@ def read_video(
         format=format,
         on_damage=on_damage,
         allow_playlists=allow_playlists,
+        timeout=timeout,
     ) as reader:
         yield from reader
         if reader.damage:
@@ -148,13 +205,23 @@ def read_video(
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
-def _check_arguments(max_frames: int | None, fps: float | Fraction, on_damage: str) -> None:
+def _check_arguments(
+    max_frames: int | None, fps: float | Fraction, on_damage: str, timeout: float | str | None
+) -> None:
     if max_frames is not None and max_frames < 1:
         raise InputError(f"max_frames must be at least 1, found {max_frames}; leave it out for all")
     if not 0 < fps < float("inf"):
         raise InputError(f"fps must be above 0, found {fps}; {FOLDER_FPS} is the default")
     if on_damage not in ("stop", "skip"):
         raise InputError(f'on_damage must be "stop" or "skip", found {on_damage!r}')
+    seconds = isinstance(timeout, int | float) and timeout > 0
+    if not (seconds or timeout is None or timeout == "auto"):
+        raise InputError(f'timeout must be seconds above 0, None or "auto", found {timeout!r}')
+
+
+def _why_silent(name: str, kind: Kind, limit: float | None) -> str:
+    where = "the address and the network" if kind == "url" else "the disk, or pass a longer timeout"
+    return f"{name_of(name)} gave no frame for {limit:g} s; check {where}"
 
 
 def _images(path: Path) -> list[Path]:
@@ -165,40 +232,50 @@ def _images(path: Path) -> list[Path]:
     return [path] if path.suffix.lower() in SUFFIXES and is_still(path) else []
 
 
-def _open_images(
-    path: Path, files: list[Path], fps: Fraction, damage: Damage, *, skip: bool
-) -> VideoReader:
+def _read(
+    opening: _Opening, damage: Damage, *, skip: bool
+) -> Generator[_Opened | Frame, None, None]:
+    """Open a source and read it; whatever may hang is done here, in the reader's thread."""
+    if opening.kind in ("file", "folder") and (files := _images(Path(opening.name))):
+        yield from _read_images(opening, files[: opening.max_frames], damage, skip=skip)
+    else:
+        yield from _read_stream(opening, damage, skip=skip)
+
+
+def _read_stream(
+    opening: _Opening, damage: Damage, *, skip: bool
+) -> Generator[_Opened | Frame, None, None]:
+    name, most = name_of(opening.name), opening.max_frames
+    container, stream = open_container(
+        opening.name, opening.format, opening.network, allow_playlists=opening.allow_playlists
+    )
+    with closing(container), closing(decode(container, stream, damage, skip=skip)) as frames:
+        shown = f"{name} (codec {stream.codec_context.name})"
+        first = _first_frame(frames, damage, shown, mending(opening.name))
+        yield _Opened(_stream_info(container, stream, first, name, most), notes_on(stream))
+        yield first
+        del first  # a frame is large
+        yield from islice(frames, None if most is None else most - 1)
+
+
+def _read_images(
+    opening: _Opening, files: list[Path], damage: Damage, *, skip: bool
+) -> Generator[_Opened | Frame, None, None]:
     # 29.97 as a float is a fraction with a denominator of 15 digits; no clock ticks like that.
-    fps = fps.limit_denominator(1001)
+    path, fps = Path(opening.name), opening.fps.limit_denominator(1001)
     check_sizes(files)
     frames = decode_images(files, fps, damage, skip=skip)
-    close = _closer(frames, lambda: None)
-    first = _first_frame(frames, close, damage, str(path))
-    info = VideoInfo(
-        first.width, first.height, float(fps), len(files), path.resolve().name, 1 / fps
-    )
-    return VideoReader(info, chain((first,), frames), damage, close)
+    first = _first_frame(frames, damage, str(path))
+    name = path.resolve().name
+    yield _Opened(VideoInfo(first.width, first.height, float(fps), len(files), name, 1 / fps))
+    yield first
+    del first  # a frame is large
+    yield from frames
 
 
-def _closer(frames: Iterator[Frame], release: Callable[[], None]) -> Callable[[], None]:
-    def close() -> None:
-        if isinstance(frames, Generator):
-            frames.close()  # before the container: it still holds packets of it
-        release()
-
-    return close
-
-
-def _first_frame(
-    frames: Iterator[Frame], close: Callable[[], None], damage: Damage, shown: str, mend: str = ""
-) -> Frame:
-    try:
-        first = next(frames, None)
-    except BaseException:
-        close()
-        raise
+def _first_frame(frames: Iterator[Frame], damage: Damage, shown: str, mend: str = "") -> Frame:
+    first = next(frames, None)
     if first is None:
-        close()
         why = damage.line or "it holds none"
         fix = f"; {mend}" if mend else ""
         raise VideoError(f"no frame of {shown} could be decoded: {why}{fix}")

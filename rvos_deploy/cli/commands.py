@@ -1,0 +1,60 @@
+"""The Typer app: commands are found here, each in a file of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rvos_deploy.cli import benchmark as benchmark_command
+from rvos_deploy.cli import (
+    build_engine,
+    demo,
+    evaluate,
+    export,
+    inspect,
+    make_data,
+    pretrain_clip,
+    run,
+    train,
+    verify,
+)
+
+app = typer.Typer(
+    name="rvos-deploy",
+    help="Referring video object segmentation, from PyTorch to production.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"rvos-deploy {version('rvos-deploy')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("demo")(demo.demo)
+app.command("run")(run.run)
+app.command("export")(export.export)
+app.command("build-engine")(build_engine.build_engine)
+app.command("verify")(verify.verify)
+app.command("inspect")(inspect.inspect)
+app.command("evaluate")(evaluate.evaluate)
+app.command("benchmark")(benchmark_command.benchmark)
+app.command("make-data")(make_data.make_data)
+app.command("pretrain-clip")(pretrain_clip.pretrain_clip)
+app.command("train")(train.train)
