@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +32,10 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
 )
 from rvos_deploy.export.ms_deform_attn import DOMAIN, NODE, OPSET, attach_function
 
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="neither g++ nor clang++ is there to build the kernel for the host",
+)
 ROUNDS = 24  # of every scenario, for each of the 9 combinations of types
 
 
@@ -47,6 +52,7 @@ def excess(case: Case, kind: DType, tactic: Tactic = TACTICS[1]) -> tuple[float,
     return float(ratio.max(initial=0.0)), float(((error - rounding) / allowed).max())
 
 
+@needs_compiler
 @pytest.mark.parametrize("types", TYPES, ids="-".join)
 def test_the_error_is_one_rounding_of_the_output(types: tuple[DType, DType, DType]) -> None:
     """Half an ulp of the output, and what fp32 adds (`slack`): hundreds of random shapes."""
@@ -63,6 +69,7 @@ def test_the_error_is_one_rounding_of_the_output(types: tuple[DType, DType, DTyp
         print(f"{'-'.join(types)} {scenario}: {roundings:.4f} roundings, {slacks:.3f} of the slack")
 
 
+@needs_compiler
 def test_fp16_up_to_512_columns() -> None:
     """One rounding of the output, and 1 % of it for the sums in fp32."""
     random = np.random.default_rng(512)
@@ -106,6 +113,7 @@ def half_coordinates(case: Case) -> np.ndarray:
     return output.reshape(batch, queries, -1)
 
 
+@needs_compiler
 def test_half_precision_coordinates_are_far_worse() -> None:
     """On maps of 400 to 512 columns: what fp32 coordinates in the kernel are for."""
     random = np.random.default_rng(3)
@@ -119,6 +127,7 @@ def test_half_precision_coordinates_are_far_worse() -> None:
     assert max(theirs) > 100 * max(ours)
 
 
+@needs_compiler
 def test_every_tactic_gives_the_same_bits() -> None:
     random = np.random.default_rng(4)
     for types in TYPES:
@@ -127,6 +136,7 @@ def test_every_tactic_gives_the_same_bits() -> None:
         assert all((output == outputs[0]).all() for output in outputs)
 
 
+@needs_compiler
 def test_nothing_outside_the_map_is_read() -> None:
     """Infinities beside every map, and in maps where no location comes near, must not show."""
     random = np.random.default_rng(5)
@@ -151,6 +161,7 @@ def test_nothing_outside_the_map_is_read() -> None:
     assert (host_ms_deform_attn(*lost.arrays) == 0).all()
 
 
+@needs_compiler
 @pytest.mark.parametrize("offset", [np.inf, -np.inf, np.nan], ids=str)
 def test_an_offset_that_is_not_finite_reads_nothing(offset: float) -> None:
     case = make_case(np.random.default_rng(6), TYPES[0])
@@ -158,6 +169,7 @@ def test_an_offset_that_is_not_finite_reads_nothing(offset: float) -> None:
     assert (host_ms_deform_attn(*case.arrays) == 0).all()
 
 
+@needs_compiler
 def test_a_logit_of_minus_infinity_switches_its_sample_off() -> None:
     case = make_case(np.random.default_rng(7), ("fp32", "fp32", "fp32"))
     logits = case.attention_logits.copy()
@@ -185,6 +197,7 @@ def one_node(kind: int) -> onnx.ModelProto:
     return model
 
 
+@needs_compiler
 @pytest.mark.parametrize("types", [TYPES[0], TYPES[1]], ids="-".join)
 def test_the_function_body_in_onnx_runtime_agrees(types: tuple[DType, DType, DType]) -> None:
     """One file serves plugin and fallback, so both must give the same.

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from rvos_deploy.errors import BackendError
 from rvos_deploy.model import deformable_attention
 from rvos_deploy.model.deformable_attention import eager_ms_deform_attn, ms_deform_attn
-from rvos_deploy.training.cpu_ops.ms_deform_attn import cpp_ops, ms_deform_attn_cpu
-
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler"
+from rvos_deploy.training.cpu_ops import ms_deform_attn as operator
+from rvos_deploy.training.cpu_ops.ms_deform_attn import (
+    cpp_ops,
+    missing_to_build,
+    ms_deform_attn_cpu,
 )
+
+needs_build = pytest.mark.skipif(
+    missing_to_build() is not None, reason=f"the operator cannot be built: {missing_to_build()}"
+)
+
+
+def test_a_machine_without_a_compiler_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    operator._extension.cache_clear()
+    with (
+        pytest.raises(BackendError, match=r"lacks the C\+\+ compiler 'c\+\+'.*--no-cpp-ops"),
+        cpp_ops(),
+    ):
+        pass
+    compiler = tmp_path / "c++"
+    compiler.touch(mode=0o755)
+    # With a compiler the next thing is told, and not what torch prints of a failed build.
+    assert "ninja" in str(missing_to_build()) or "headers" in str(missing_to_build())
 
 
 def make_inputs(
@@ -31,6 +54,7 @@ def make_inputs(
     ]
 
 
+@needs_build
 @pytest.mark.parametrize("spread", [0.5, 3.0, 1e6])
 @pytest.mark.parametrize("shapes", [[(5, 7), (3, 4), (1, 1)], [(1, 9)], [(2, 2), (8, 3)]], ids=str)
 def test_it_equals_the_plain_form(shapes: list[tuple[int, int]], spread: float) -> None:
@@ -41,6 +65,7 @@ def test_it_equals_the_plain_form(shapes: list[tuple[int, int]], spread: float) 
     )
 
 
+@needs_build
 def test_gradients_by_finite_differences() -> None:
     inputs = make_inputs([(5, 7), (3, 4), (1, 1)], torch.float64)
     inputs[2] = inputs[2].double()
@@ -49,18 +74,20 @@ def test_gradients_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(ms_deform_attn_cpu, inputs)
 
 
+@needs_build
 def test_float32_gradients_equal_the_plain_forms() -> None:
     found, expected = (make_inputs([(6, 5), (3, 3)], torch.float32) for _ in range(2))
-    for inputs, operator in ((found, ms_deform_attn_cpu), (expected, eager_ms_deform_attn)):
+    for inputs, form in ((found, ms_deform_attn_cpu), (expected, eager_ms_deform_attn)):
         for index in (0, 3, 4):
             inputs[index].requires_grad_()
-        operator(*inputs).square().sum().backward()
+        form(*inputs).square().sum().backward()
     for index in (0, 3, 4):
         torch.testing.assert_close(
             found[index].grad, expected[index].grad, atol=2e-5, rtol=1e-4
         )  # float32 sums over all queries, in another order
 
 
+@needs_build
 def test_it_is_used_within_the_block_only() -> None:
     inputs = make_inputs([(4, 4)], torch.float32)
     with cpp_ops():
@@ -69,5 +96,6 @@ def test_it_is_used_within_the_block_only() -> None:
     assert deformable_attention.eager_ms_deform_attn is not ms_deform_attn_cpu
 
 
+@needs_build
 def test_half_precision_comes_back_as_it_went() -> None:
     assert ms_deform_attn_cpu(*make_inputs([(4, 4)], torch.bfloat16)).dtype == torch.bfloat16

@@ -1,12 +1,15 @@
 """Deformable attention in C++ for training on a CPU: several times the speed of ``grid_sample``.
 
-Built on first use by ``torch.utils.cpp_extension`` (needs a C++ compiler and ninja). Exporting and
-running never use it.
+Built on first use by ``torch.utils.cpp_extension``; ``missing_to_build`` says what that needs.
+Exporting and running never use it.
 """
 
 from __future__ import annotations
 
 import functools
+import os
+import shutil
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +25,27 @@ from rvos_deploy.model import deformable_attention
 _FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only"]
 
 
+def missing_to_build() -> str | None:
+    """Return what this machine lacks to build the operator, or None."""
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        return f"the C++ compiler '{compiler}' (Debian: apt-get install g++)"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's headers (Debian: apt-get install python3-dev)"
+    if shutil.which("ninja") is None:
+        return "'ninja' on the PATH (pip install ninja)"
+    return None
+
+
 @functools.cache
 def _extension() -> Any:
     from torch.utils import cpp_extension
 
+    if missing := missing_to_build():
+        raise BackendError(
+            f"training on a CPU compiles deformable attention and lacks {missing}; install it, or "
+            "train with --no-cpp-ops"
+        )
     try:
         return cpp_extension.load(
             name="rvos_deploy_ms_deform_attn",
@@ -35,8 +55,8 @@ def _extension() -> Any:
     except (RuntimeError, OSError) as error:
         raise BackendError(
             "the C++ deformable attention could not be built "
-            f"({str(error).strip().splitlines()[0]}); install a C++ compiler and 'ninja', or train "
-            "with --no-cpp-ops"
+            f"({str(error).strip().splitlines()[0]}); train with --no-cpp-ops, or build it as "
+            "torch.utils.cpp_extension needs"
         ) from error
 
 
