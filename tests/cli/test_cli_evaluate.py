@@ -152,6 +152,18 @@ def test_what_is_missing_is_named(rvos: Callable, data: Path, truth: Path) -> No
     )
 
 
+def test_masks_under_other_names_are_no_score(rvos: Callable, data: Path, truth: Path) -> None:
+    """They gave J&F 0.0000 and exit code 0."""
+    for path in truth.rglob("*.png"):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".jpg"))
+        path.unlink()
+    result = rvos("evaluate", truth, "--data", data, "--jobs", 1)
+    assert result.code == 2
+    assert "00000.jpg" in result.error
+    assert "write masks as PNG" in result.error
+
+
 def test_a_bundle(rvos: Callable, tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
     json_file, zip_file = tmp_path / "e.json", tmp_path / "s.zip"
     settings = ("--mode", "online", "--threshold", "0", "--size", "64x96", "--jobs", 1)
