@@ -30,7 +30,7 @@ HEIGHT, WIDTH, FRAMES = 48, 64, 12
 MOST_FRAMES = 400
 
 # Codecs whose decoders conceal what they cannot decode. The others leave that part of a picture
-# unwritten: what memory held shows there, another at each run; only counts, times and damage repeat.
+# unwritten: what memory held shows there; only counts, times and damage are the same again.
 CONCEALING = {"h264.mp4", "fragments.mp4", "h264.mkv", "h264.ts", "mpeg4.mov", "vp9.webm"}
 
 Attempt = Callable[[str], AbstractContextManager[None]]
