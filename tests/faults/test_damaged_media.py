@@ -29,6 +29,10 @@ HEIGHT, WIDTH, FRAMES = 48, 64, 12
 # A mutation may not make a clip longer than this: a header's lie must not cost hours.
 MOST_FRAMES = 400
 
+# Codecs whose decoders conceal what they cannot decode. The others leave that part of a picture
+# unwritten: what memory held shows there; only counts, times and damage are the same again.
+CONCEALING = {"h264.mp4", "fragments.mp4", "h264.mkv", "h264.ts", "mpeg4.mov", "vp9.webm"}
+
 Attempt = Callable[[str], AbstractContextManager[None]]
 OnDamage = Literal["stop", "skip"]
 
@@ -49,6 +53,7 @@ def clip(name: str, codec: str, pix_fmt: str, **options: str) -> bytes:
 
 
 def encode(path: str, name: str, codec: str, pix_fmt: str, options: dict[str, str]) -> None:
+    options = {"fflags": "+bitexact", **options}  # Matroska draws identifiers otherwise
     with av.open(path, "w", format=name, options=options) as container:
         stream = container.add_stream(codec, 25)
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, pix_fmt
@@ -132,7 +137,8 @@ def read(path: Path, cores: int, on_damage: OnDamage, patch: pytest.MonkeyPatch)
                 assert frame.pts > pts
                 assert frame.image.shape == (reader.info.height, reader.info.width, 3)
                 pts = frame.pts
-                frames.append((frame.pts, frame.duration, frame.image.tobytes()))
+                pixels = frame.image.tobytes() if path.name in CONCEALING else b""
+                frames.append((frame.pts, frame.duration, pixels))
             assert frames
             assert "\n" not in str(reader.damage)
             return frames, reader.damage
