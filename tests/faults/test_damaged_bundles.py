@@ -11,10 +11,12 @@ import shutil
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from damage import (
+    EDITS,
     FRAGMENTS,
     NO_DIGEST,
     Attempt,
@@ -76,8 +78,8 @@ def hollow(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for name in GRAPHS:
         (folder / f"{name}.onnx").write_bytes(b"a graph")
-    for name in (TOKENIZER, PARITY):
-        shutil.copy(tiny_bundle / name, folder)
+    (folder / TOKENIZER).write_bytes(b"a tokenizer")
+    shutil.copy(tiny_bundle / PARITY, folder)
     manifest = json.loads((tiny_bundle / MANIFEST).read_text(encoding="utf-8"))
     checks = manifest["parity"]["checks"]
     manifest["parity"]["checks"] = [checks[0], checks[-1]]
@@ -194,15 +196,16 @@ def test_damaged_manifests(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_every_fragment_in_every_place_of_a_manifest(
+def test_every_place_of_a_manifest(
     opens: Callable[[bytes], str], manifest: dict[str, Any], attempt: Attempt
 ) -> None:
-    for path in paths(manifest):
-        for fragment in FRAGMENTS:
-            with attempt("manifests, every fragment in every place"):
+    """Every edit at every place; of the fragments a fifth at each, in turn."""
+    for number, path in enumerate(paths(manifest)):
+        for fragment in FRAGMENTS[number % 5 :: 5]:
+            with attempt("manifests, every place"):
                 opens(damaged(manifest, path, "replace", fragment))
-        for edit in ("delete", "rename", "double", "cut", "grow"):
-            with attempt("manifests, every fragment in every place"):
+        for edit in EDITS[1:]:
+            with attempt("manifests, every place"):
                 opens(damaged(manifest, path, edit))
 
 
@@ -214,16 +217,17 @@ def test_what_opens_also_runs(tiny_bundle: Path, tmp_path: Path, attempt: Attemp
     content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     content["manifest_sha256"] = NO_DIGEST.decode()
     places = [p for p in paths(content) if p and p[0] in ("model", "graphs", "precision")]
-    tried = 0
-    for number, path in enumerate(places):
-        for fragment in (FRAGMENTS[number % len(FRAGMENTS)], b"1", b"2", b"64", b'"float16"'):
-            (folder / MANIFEST).write_bytes(signed(damaged(content, path, "replace", fragment)))
-            if ends_well(lambda: open_bundle(folder, check_files=False)):
-                continue
-            tried += 1
-            with attempt("manifests that open, then one frame"):
-                ends_well(lambda: segment(folder))
-    assert tried > 20
+    Random(5).shuffle(places)
+    edits = [(place, part) for place in places for part in (b"1", b"2", b"64", b"0.5", b'"fp16"')]
+    opened = 0
+    for place, fragment in edits:
+        (folder / MANIFEST).write_bytes(signed(damaged(content, place, "replace", fragment)))
+        if opened == 60 or ends_well(lambda: open_bundle(folder, check_files=False)):
+            continue
+        opened += 1
+        with attempt("manifests that open, then one frame"):
+            ends_well(lambda: segment(folder))
+    assert opened == 60
 
 
 def segment(folder: Path) -> None:

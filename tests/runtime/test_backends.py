@@ -130,3 +130,22 @@ def test_the_options_are_the_cuda_providers_own() -> None:
     if not library.is_file():
         pytest.skip("this onnxruntime has no CUDA provider to ask")
     assert b"use_tf32" in library.read_bytes()
+
+
+def test_outputs_that_break_the_contract_are_an_error(tiny_bundle: Path) -> None:
+    """A graph may do another thing than its manifest says: no later step meets its shapes."""
+    from dataclasses import replace
+
+    bundle = open_bundle(tiny_bundle)
+    spec = bundle.graphs["mask_head"]
+    inputs = probe_inputs(spec, {"E": 2, "H": 32, "W": 64}, 0)
+    (output,) = spec.outputs
+    for changed, needed in (
+        (replace(output, shape=("E", "H/8", "W/8")), r"float32 \[2, 4, 8\]"),
+        (replace(output, dtype="float16"), r"float16 \[2, 8, 16\]"),
+    ):
+        other = replace(spec, outputs=(changed,))
+        with make_backend(threads=1).runner(other, bundle.graph_file("mask_head")) as runner:
+            with pytest.raises(BackendError) as error:
+                runner.infer(inputs)
+            assert error.match(rf"mask_logits is float32 \[2, 8, 16\], its contract says {needed}")
