@@ -292,7 +292,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate", "tiny", "--data", "data/valid", "--json", "out.json"),
     "export": ("export", "tiny", "--random-weights", "-o", "out"),
     "benchmark": ("benchmark", "--frames", "40", "--json", "out.json"),
-    "train": ("train", "sprites_tiny", "-o", "out", "--steps", "2", "--no-gates"),
+    "train": ("train", "RECIPE", "-o", "out", "--steps", "9", "--no-gates", "--no-cpp-ops"),
     "pretrain-clip": ("pretrain-clip", "-o", "out", "--steps", "4", "--workers", "1"),
 }
 MODULES: dict[str, tuple[str, ...]] = {
@@ -331,6 +331,7 @@ def test_every_command_at_random_moments(
     start: Callable[..., subprocess.Popen[str]],
     process: Callable[..., Any],
     attempt: Callable[[str], Any],
+    small_recipe: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -346,7 +347,8 @@ def test_every_command_at_random_moments(
         monkeypatch.setenv("TMPDIR", str(folder / "tmp"))
         number = rng.choice([signal.SIGINT, signal.SIGTERM])
         with attempt(f"kills: {name}"):
-            child = start(*COMMANDS[name], cwd=folder)
+            options = [small_recipe if one == "RECIPE" else one for one in COMMANDS[name]]
+            child = start(*options, cwd=folder)
             killed = _send(child, rng.uniform(0, 12), number)
             # ONNX Runtime's telemetry keeps its own file there.
             (folder / "tmp" / ".ses").unlink(missing_ok=True)
