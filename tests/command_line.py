@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,24 @@ def resign() -> Callable[..., None]:
         write_manifest(folder, kept, names)
 
     return sign
+
+
+@pytest.fixture
+def small_recipe(tmp_path: Path) -> Path:
+    """The packaged recipe in small: steps of a second, each with a checkpoint; no emoji font."""
+    packaged = files("rvos_deploy") / "configs" / "sprites_tiny.toml"
+    text = packaged.read_text(encoding="utf-8")
+    for old, new in (
+        ("emoji = true", "emoji = false"),
+        ("batch = 32", "batch = 2"),
+        ("checkpoint_every = 150", "checkpoint_every = 1"),
+        ("validate_every = 2000", "validate_every = 0"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    path = tmp_path / "small.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 @dataclass(frozen=True)

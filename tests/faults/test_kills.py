@@ -5,7 +5,6 @@ A quick sample runs by default, the rest with ``-m slow``. ``RVOS_FAULT_SEED`` d
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import random
@@ -16,12 +15,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from rvos_deploy.runtime import segment_video
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
@@ -264,7 +262,7 @@ def test_a_second_signal_at_a_random_moment(
 
 
 @pytest.mark.skipif(
-    "discard_stale" not in inspect.getsource(segment_video),
+    find_spec("rvos_deploy.runtime.run_folder") is None,
     reason="runs do not remove what killed ones left yet",
 )
 @pytest.mark.parametrize("mode", MODES)
@@ -292,7 +290,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate", "tiny", "--data", "data/valid", "--json", "out.json"),
     "export": ("export", "tiny", "--random-weights", "-o", "out"),
     "benchmark": ("benchmark", "--frames", "40", "--json", "out.json"),
-    "train": ("train", "sprites_tiny", "-o", "out", "--steps", "2", "--no-gates"),
+    "train": ("train", "RECIPE", "-o", "out", "--steps", "9", "--no-gates", "--no-cpp-ops"),
     "pretrain-clip": ("pretrain-clip", "-o", "out", "--steps", "4", "--workers", "1"),
 }
 MODULES: dict[str, tuple[str, ...]] = {
@@ -331,6 +329,7 @@ def test_every_command_at_random_moments(
     start: Callable[..., subprocess.Popen[str]],
     process: Callable[..., Any],
     attempt: Callable[[str], Any],
+    small_recipe: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -346,7 +345,8 @@ def test_every_command_at_random_moments(
         monkeypatch.setenv("TMPDIR", str(folder / "tmp"))
         number = rng.choice([signal.SIGINT, signal.SIGTERM])
         with attempt(f"kills: {name}"):
-            child = start(*COMMANDS[name], cwd=folder)
+            options = [small_recipe if one == "RECIPE" else one for one in COMMANDS[name]]
+            child = start(*options, cwd=folder)
             killed = _send(child, rng.uniform(0, 12), number)
             # ONNX Runtime's telemetry keeps its own file there.
             (folder / "tmp" / ".ses").unlink(missing_ok=True)
