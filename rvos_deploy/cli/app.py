@@ -24,6 +24,7 @@ from rvos_deploy.cli import (
     verify,
 )
 from rvos_deploy.errors import RvosError
+from rvos_deploy.redaction import redact_text
 
 INTERRUPTED = 130
 WRONG_USE = 2
@@ -97,7 +98,7 @@ def main() -> None:
         if message is None:
             raise
         if debug:
-            traceback.print_exc()
+            typer.echo(redact_text(traceback.format_exc()), err=True, nl=False)
         _say("error", message)
     sys.exit(code)
 
@@ -123,4 +124,4 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _say(kind: str, message: object) -> None:
-    typer.echo(f"{kind}: {' '.join(str(message).split())}", err=True)
+    typer.echo(f"{kind}: {redact_text(' '.join(str(message).split()))}", err=True)

@@ -9,6 +9,7 @@ from typing import ParamSpec
 import typer
 
 from rvos_deploy.errors import RvosError
+from rvos_deploy.redaction import redact_text
 
 Parameters = ParamSpec("Parameters")
 
@@ -21,7 +22,7 @@ def one_line_errors(main: Callable[Parameters, None]) -> Callable[Parameters, No
         try:
             main(*args, **kwargs)
         except RvosError as error:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {redact_text(str(error))}", err=True)
             raise typer.Exit(error.exit_code) from error
 
     return command

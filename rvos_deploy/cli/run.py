@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -115,6 +114,7 @@ def run(
 ) -> None:
     """Segment a video: one mask for every frame and expression."""
     from rvos_deploy.cli.output import counted, frame_progress
+    from rvos_deploy.redaction import redact, redact_command
     from rvos_deploy.runtime.bundle import find_bundle
     from rvos_deploy.runtime.segment_video import has_end, segment_video
     from rvos_deploy.runtime.segmenter import load
@@ -147,7 +147,7 @@ def run(
             out,
             settings,
             max_frames=max_frames,
-            command=" ".join(sys.argv),
+            command=redact_command(),
             progress=progress,
         )
     typer.echo(
@@ -160,7 +160,7 @@ def run(
         raise typer.Exit(130)
     if report.damage:
         typer.echo(
-            f"warning: {video} is damaged ({report.damage}); the {report.frames} frames before "
+            f"warning: {redact(video)} is damaged ({report.damage}); the {report.frames} frames before "
             f"that are complete in {out}",
             err=True,
         )

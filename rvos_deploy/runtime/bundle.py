@@ -38,6 +38,11 @@ class Bundle:
         """The ONNX file of a graph."""
         return self.path / f"{name}.onnx"
 
+    def files(self) -> list[Path]:
+        """Everything that belongs to the bundle; no command may replace it by its output."""
+        engines = [file for file in (self.path / "engines").rglob("*") if file.is_file()]
+        return [self.path / name for name in (MANIFEST, *self.manifest["files"])] + engines
+
     @property
     def tokenizer_file(self) -> Path:
         """The tokenizer of the text encoder."""

@@ -11,6 +11,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from rvos_deploy.redaction import redact_text
 from rvos_deploy.video.damage import Damage
 from rvos_deploy.video.frames import Frame
 from rvos_deploy.video.geometry import Display
@@ -147,6 +148,6 @@ def promised_end(container: InputContainer, stream: VideoStream) -> float | None
 
 
 def reason(error: BaseException) -> str:
-    """Why FFmpeg failed, on one line, without the address (which may hold a password)."""
+    """Why FFmpeg failed, on one line, without the secrets of an address."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())
+    return redact_text(" ".join(str(text).split()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import av
 from av.container import InputContainer
@@ -13,6 +12,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from rvos_deploy.errors import VideoError
+from rvos_deploy.redaction import redact
 from rvos_deploy.video.decoding import READ_ERRORS, reason, use_threads
 
 STANDARD_INPUT = "-"
@@ -35,12 +35,11 @@ class _Pipe:
 
 
 def name_of(source: str) -> str:
-    """A short name for people: no folders, and no password or query from a URL."""
+    """A short name for people: no folders, and no secrets of a URL."""
     if source == STANDARD_INPUT:
         return "standard input"
-    if is_url(source):
-        parts = urlsplit(source)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if (shown := redact(source)) != source or is_url(source):
+        return shown
     return Path(source).resolve().name or source
 
 
@@ -58,7 +57,7 @@ def is_url(source: str) -> bool:
 
 def open_container(source: str, format: str | None) -> tuple[InputContainer, VideoStream]:
     """Open ``source`` and choose its video stream. Raises VideoError with what to do instead."""
-    shown = name_of(source) if is_url(source) or source == STANDARD_INPUT else source
+    shown = name_of(source) if source == STANDARD_INPUT else redact(source)
     _check_file(source)
     try:
         container = av.open(

@@ -342,5 +342,5 @@ def test_wrong_folders_and_names(split: Path, predictions: Path, tmp_path: Path)
     with pytest.raises(InputError, match="nowhere is no folder; pass a bundle, or a folder"):
         evaluate(tmp_path / "nowhere", split)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="cannot be written"):
         evaluate(predictions, split, submission=tmp_path / "file" / "s.zip")
