@@ -122,8 +122,8 @@ def _decode(source: str, count: int) -> tuple[list[Frame], list[float]]:
             started = time.perf_counter()
     if len(images) <= WARM_UP:
         raise InputError(
-            f"{redact(source)} has {len(images)} frames; a benchmark needs more than the {WARM_UP} that "
-            "warm up"
+            f"{redact(source)} has {len(images)} frames; a benchmark needs more than the {WARM_UP} "
+            "that warm up"
         )
     return images, seconds
 

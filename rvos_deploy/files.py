@@ -18,16 +18,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 
 from rvos_deploy.errors import InputError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows: folders cannot be locked there
-    fcntl = None  # type: ignore[assignment]
 
 _SUFFIX = ".part"
 _RANDOM = 12  # hex digits in a temporary's name
@@ -291,6 +289,22 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
         os.close(lock)
 
 
+@contextmanager
+def holding(folder: Path, purpose: str) -> Iterator[None]:
+    """Make a folder and hold it: ``made_folder`` and ``locked`` together.
+
+    Raises:
+        InputError: it cannot be made, or another process or thread holds it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(made_folder(folder))
+            stack.enter_context(locked(folder, purpose))
+        except OSError as error:
+            raise InputError(cannot_write(folder, error)) from error
+        yield
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file."""
     digest = hashlib.sha256()
@@ -323,7 +337,7 @@ def _lock(folder: Path, *, only: bool = False) -> int | None:
 
     Where the file system has no locks, the descriptor holds nothing; ``only``: raises OSError.
     """
-    if fcntl is None:
+    if sys.platform == "win32":  # folders cannot be locked there
         return os.open(os.devnull, os.O_RDONLY)
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rvos_deploy.cli.options import JsonOption
+from rvos_deploy.cli.options import JsonOption, check_outputs
 
 
 def pretrain_clip(
@@ -30,11 +30,13 @@ def pretrain_clip(
     """
     from rvos_deploy.cli.extras import let_threads_sleep, needs_extra
 
+    check_outputs([json])
     let_threads_sleep()
     with needs_extra("training", "train"):
         from rvos_deploy.model.clip import build_clip
         from rvos_deploy.training import clip_pretraining, motion_words
         from rvos_deploy.training.clips import training_tokenizer
+    from rvos_deploy.files import holding
     from rvos_deploy.json_file import write_json
     from rvos_deploy.model.config import preset
     from rvos_deploy.runtime.environment import machine, versions
@@ -44,9 +46,10 @@ def pretrain_clip(
         steps=steps, batch=batch - batch % 2, size=image_size, seed=seed, emoji=emoji
     )
     tokenizer = training_tokenizer()
-    retrieval = clip_pretraining.pretrain_clip(
-        chosen, out, recipe, tokenizer, workers=workers, progress=typer.echo
-    )
+    with holding(out, "training in"):
+        retrieval = clip_pretraining.pretrain_clip(
+            chosen, out, recipe, tokenizer, workers=workers, progress=typer.echo
+        )
     trained = build_clip(chosen, str(out / clip_pretraining.WEIGHTS))
     words = motion_words.motion_word_distances(trained, tokenizer)
     typer.echo(

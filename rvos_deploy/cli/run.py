@@ -160,8 +160,8 @@ def run(
         raise typer.Exit(130)
     if report.damage:
         typer.echo(
-            f"warning: {redact(video)} is damaged ({report.damage}); the {report.frames} frames before "
-            f"that are complete in {out}",
+            f"warning: {redact(video)} is damaged ({report.damage}); the {report.frames} frames "
+            f"before that are complete in {out}",
             err=True,
         )
         raise typer.Exit(1)

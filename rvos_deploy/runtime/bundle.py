@@ -38,11 +38,6 @@ class Bundle:
         """The ONNX file of a graph."""
         return self.path / f"{name}.onnx"
 
-    def files(self) -> list[Path]:
-        """Everything that belongs to the bundle; no command may replace it by its output."""
-        engines = [file for file in (self.path / "engines").rglob("*") if file.is_file()]
-        return [self.path / name for name in (MANIFEST, *self.manifest["files"])] + engines
-
     @property
     def tokenizer_file(self) -> Path:
         """The tokenizer of the text encoder."""
@@ -58,6 +53,12 @@ def packaged_bundles() -> dict[str, Path]:
     """Bundles that come with the package, by name."""
     folder = Path(__file__).parents[1] / "bundles"
     return {path.name: path for path in sorted(folder.glob("*")) if (path / MANIFEST).is_file()}
+
+
+def bundle_files(folder: Path) -> list[Path]:
+    """Files in ``folder`` that belong to a bundle, engines included, by their names alone."""
+    names = (MANIFEST, TOKENIZER, PARITY, "*.onnx", "*.onnx.data", "engines/**/*")
+    return [file for name in names for file in folder.glob(name) if file.is_file()]
 
 
 def find_bundle(path: str | Path) -> Path:

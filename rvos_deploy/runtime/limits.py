@@ -37,8 +37,8 @@ def check_limits(
     for axis, side in zip("HW", box, strict=True):
         if side > (most := largest.get(axis, side)):
             raise InputError(
-                f"size {box[0]}x{box[1]} is too large: this bundle takes sides up to {most}; give a "
-                "smaller --size"
+                f"size {box[0]}x{box[1]} is too large: this bundle takes sides up to {most}; give "
+                "a smaller --size"
             )
     _check_memory(largest.get("M"), settings, frames)
 

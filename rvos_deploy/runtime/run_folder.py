@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.files import cannot_write, discard_stale, locked, made_folder, remove_empty
+from rvos_deploy.files import discard_stale, holding, remove_empty
 from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.runtime.result_file import is_result_file
 
@@ -49,13 +49,8 @@ def run_folder(out: Path) -> Iterator[None]:
     Raises:
         InputError: it cannot be made, or another run holds it.
     """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(made_folder(out))
-            stack.enter_context(locked(out, "writing into"))
-            _discard_stale(out)
-        except OSError as error:
-            raise InputError(cannot_write(out, error)) from error
+    with holding(out, "writing into"):
+        _discard_stale(out)
         yield
 
 

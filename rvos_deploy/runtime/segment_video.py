@@ -12,6 +12,7 @@ from typing import Any
 from rvos_deploy.errors import InputError
 from rvos_deploy.overlap import source_files
 from rvos_deploy.redaction import redact
+from rvos_deploy.runtime.bundle import bundle_files
 from rvos_deploy.runtime.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.runtime.limits import check_limits
 from rvos_deploy.runtime.run_folder import check_run_folder, run_folder
@@ -86,7 +87,7 @@ def segment_video(
         raise InputError("no expression given; say what to segment, for example 'the brown dog'")
     if settings.masks != "host":
         raise InputError(f"masks='{settings.masks}' cannot be written into files; leave masks out")
-    inputs = [*source_files(str(source)), *segmenter.bundle.files()]
+    inputs = [*source_files(str(source)), *bundle_files(segmenter.bundle.path)]
     check_run_folder(out, inputs)
     with ExitStack() as stack:
         reader = stack.enter_context(

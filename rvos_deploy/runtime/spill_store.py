@@ -19,9 +19,7 @@ DEFAULT_BUDGET = 2**30
 """Bytes kept in memory."""
 
 _SPARE_DISK = 2**26
-_MORE_ROOM = (
-    "set TMPDIR to a larger disk, use --mode online, or fewer frames (--max-frames)"
-)
+_MORE_ROOM = "set TMPDIR to a larger disk, use --mode online, or fewer frames (--max-frames)"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.checkpoint import CLIP_PREFIX, load_checkpoint
-from rvos_deploy.files import replacing
+from rvos_deploy.files import cannot_write, replacing, replacing_folder
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.network import RvosNetwork
 
@@ -85,28 +85,25 @@ def save_checkpoint(
 
     Returns:
         The folder.
+
+    Raises:
+        InputError: it cannot be written.
     """
     root = run / FOLDER
     target = root / f"step-{state.step:08d}"
-    partial = root / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(trained_weights(network), partial / WEIGHTS)
-    save_file(_moments(network, optimizer), partial / OPTIMIZER)
-    write_json(partial / STATE, {"schema": _SCHEMA, **asdict(state)})
-    for file in partial.iterdir():
-        _flush(file)
-    if target.exists():  # complete, but its run was interrupted before or is being repeated
-        stale = root / f".{target.name}.stale"
-        shutil.rmtree(stale, ignore_errors=True)
-        target.rename(stale)
-        partial.rename(target)
-        shutil.rmtree(stale, ignore_errors=True)
-    else:
-        partial.rename(target)
-    for pointer in (LATEST, BEST) if best else (LATEST,):
-        with replacing(root / pointer) as temporary:
-            temporary.write_text(target.name + "\n", encoding="utf-8")
+    try:
+        # The target may be there: complete, but its run was interrupted, or is being repeated.
+        with replacing_folder(target, overwrite=True) as partial:
+            save_file(trained_weights(network), partial / WEIGHTS)
+            save_file(_moments(network, optimizer), partial / OPTIMIZER)
+            write_json(partial / STATE, {"schema": _SCHEMA, **asdict(state)})
+            for file in partial.iterdir():
+                _flush(file)
+        for pointer in (LATEST, BEST) if best else (LATEST,):
+            with replacing(root / pointer) as temporary:
+                temporary.write_text(target.name + "\n", encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise InputError(cannot_write(target, error)) from error
     _prune(root, keep)
     return target
 

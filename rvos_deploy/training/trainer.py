@@ -26,6 +26,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from rvos_deploy.errors import InputError, RvosError
+from rvos_deploy.files import write_text
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.environment import versions
@@ -133,7 +134,7 @@ def train(
     if fabric.global_rank == 0:
         write_json(run / RECIPE, recipe.as_dict())
         if report is not None:
-            (run / INIT_REPORT).write_text(report.summary() + "\n", encoding="utf-8")
+            write_text(run / INIT_REPORT, report.summary() + "\n")
         validation = read_validation_data(recipe, run, valid)
     fabric.to_device(network)
     with contextlib.ExitStack() as stack:

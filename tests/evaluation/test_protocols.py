@@ -157,7 +157,7 @@ def test_a_failed_submission_leaves_nothing(split: Path, predictions: Path, tmp_
     out = tmp_path / "s"
     with pytest.raises(InputError, match=r"two/5/00002\.png is damaged"):
         evaluate(predictions, split, submission=out / "s.zip")
-    assert not list(out.iterdir())
+    assert not out.exists()
 
 
 def test_without_ground_truth_only_a_submission(
