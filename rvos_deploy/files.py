@@ -49,9 +49,14 @@ def create_temporary(path: Path) -> Path:
     # Registered first: a signal between the two lines must not leave the file behind.
     _temporaries[temporary] = None
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except OSError:
         _forget(temporary)
+        raise
+    try:
+        os.close(descriptor)
+    except OSError:
+        discard(temporary)
         raise
     return temporary
 
@@ -70,9 +75,13 @@ def create_temporary_folder(path: Path) -> Path:
     _temporaries[temporary] = None
     try:
         temporary.mkdir()
-        _temporaries[temporary] = _lock(temporary)
     except OSError:
         _forget(temporary)
+        raise
+    try:
+        _temporaries[temporary] = _lock(temporary)
+    except OSError:
+        discard(temporary)
         raise
     return temporary
 

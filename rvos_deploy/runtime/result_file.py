@@ -69,7 +69,7 @@ class ResultFile:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: closed, when a write failed before
             raise InputError(cannot_write(self._path, error)) from error
 
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.files import discard_stale, holding, remove_empty
+from rvos_deploy.files import (
+    cannot_write,
+    create_temporary_folder,
+    discard,
+    discard_stale,
+    holding,
+    remove_empty,
+)
 from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.runtime.result_file import is_result_file
 
@@ -65,10 +72,32 @@ def earlier_files(out: Path) -> list[Path]:
     return masks + [out / name for name in (OVERLAY, RESULT) if (out / name).is_file()]
 
 
-def clear_run_folder(out: Path) -> None:
-    """Remove what an earlier run wrote, and nothing else."""
-    for file in earlier_files(out):
-        file.unlink(missing_ok=True)
+@contextmanager
+def replacing_earlier_files(out: Path) -> Iterator[None]:
+    """Move what an earlier run wrote aside; it goes when the block ends well, else it comes back.
+
+    Raises:
+        InputError: it cannot be moved.
+    """
+    files = earlier_files(out)
+    if not files:
+        yield
+        return
+    try:
+        aside = create_temporary_folder(out / "earlier")
+    except OSError as error:
+        raise InputError(cannot_write(out, error)) from error
+    with ExitStack() as undo:
+        undo.callback(remove_empty, aside)
+        try:
+            for number, file in enumerate(files):
+                file.rename(aside / str(number))
+                undo.callback((aside / str(number)).rename, file)
+        except OSError as error:
+            raise InputError(cannot_write(out, error)) from error
+        yield
+        undo.pop_all()
+    discard(aside)
     for folder in _mask_folders(out):
         remove_empty(folder)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,11 +12,18 @@ from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.files import cannot_write, made_folder
 from rvos_deploy.redaction import redact_text
 from rvos_deploy.runtime.result_file import ResultFile
-from rvos_deploy.runtime.run_folder import MASKS, OVERLAY, RESULT, clear_run_folder, earlier_files
+from rvos_deploy.runtime.run_folder import (
+    MASKS,
+    OVERLAY,
+    RESULT,
+    earlier_files,
+    replacing_earlier_files,
+)
 from rvos_deploy.runtime.stream import FrameMasks
 from rvos_deploy.video import MaskWriter, OverlayWriter, VideoInfo, draw_overlay
 from rvos_deploy.video.frames import Image
 from rvos_deploy.video.pipeline import BackgroundSink
+from rvos_deploy.video.writer import PreparedMask
 
 FRAMES_BEHIND = 4
 """Results waiting to be written: bounds the memory."""
@@ -78,14 +85,18 @@ class RunWriter:
             labels = [self._expressions[number] for number in result.expressions]
             drawn = draw_overlay(image, result.masks, labels, result.scores)
             self._overlay.write(drawn, result.pts, duration)
-            if not self.frames:
-                clear_run_folder(self._out)
-            for mask in prepared:
+            with nullcontext() if self.frames else replacing_earlier_files(self._out):
+                self._put_in_place(result, prepared)
+        self.frames += 1
+
+    def _put_in_place(self, result: FrameMasks, masks: list[PreparedMask]) -> None:
+        """All masks of a frame and its entry, or nothing."""
+        with ExitStack() as undo:
+            for mask in masks:
                 mask.put_in_place()
                 undo.callback(mask.path.unlink, missing_ok=True)
             self._result.add(result)
             undo.pop_all()
-        self.frames += 1
 
     def __enter__(self) -> RunWriter:
         return self

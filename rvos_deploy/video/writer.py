@@ -157,6 +157,7 @@ class OverlayWriter:
         except InputError:
             raise
         except (*READ_ERRORS, ValueError) as error:
+            self.abort()  # what FFmpeg has written so far cannot be completed
             raise VideoError(cannot_write(self._path, error)) from error
 
     def close(self) -> None:
@@ -217,7 +218,11 @@ class OverlayWriter:
                 options={"movflags": "+faststart", "movie_timescale": str(self._movie_timescale())},
             )
             undo.callback(container.close)
-            self._encoder = _Encoder(container, self._add_stream(container), temporary)
+            stream = self._add_stream(container)
+            # Here rather than with the first packet: where the header could not be written, FFmpeg
+            # must not be asked to write another packet, or it ends the process.
+            container.start_encoding()
+            self._encoder = _Encoder(container, stream, temporary)
             undo.pop_all()
         return self._encoder
 
