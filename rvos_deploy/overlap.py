@@ -77,4 +77,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    """Whether ``path``, or what it leads to where it is a symlink, is ``folder`` or lies in it."""
+    whole = os.path.realpath(folder)
+    name = Path(os.path.realpath(path.parent), path.name)
+    return name.is_relative_to(whole) or Path(os.path.realpath(path)).is_relative_to(whole)

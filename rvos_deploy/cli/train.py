@@ -70,6 +70,7 @@ def train(
 
     from rvos_deploy.cli.extras import let_threads_sleep, needs_extra
 
+    _check_inputs(out, config, data, valid, init_from, clip_weights)
     let_threads_sleep()
     with needs_extra("training", "train"):
         from rvos_deploy.training import recipe_file, trainer
@@ -78,7 +79,6 @@ def train(
     recipe = replace(recipe, gates=recipe.gates and gates)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
-    _check_inputs(out, config, data, valid, init_from, clip_weights)
     with _alone(out), _training_progress() as progress:
         result = trainer.train(
             recipe,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -109,7 +109,8 @@ class RunWriter:
     ) -> None:
         with self._cleanup:  # every step of it, whatever the others raise
             if isinstance(error, RvosError):
-                self._sink.abort()
+                with suppress(RvosError):  # which may be this very error
+                    self._sink.close()
                 if self.frames:
                     self._report(error)
 
