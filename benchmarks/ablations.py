@@ -48,7 +48,7 @@ from rvos_deploy.cli.error_lines import one_line_errors
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.export.bundle_export import Weights, load_network
-from rvos_deploy.files import replacing
+from rvos_deploy.files import write_text
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.network import RvosNetwork, build_network
@@ -301,8 +301,7 @@ def _add(out: Path, row: dict[str, Any]) -> None:
             "machine": machine(),
         },
     )
-    with replacing(out / TABLE) as temporary:
-        temporary.write_text(table(rows), encoding="utf-8")
+    write_text(out / TABLE, table(rows))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

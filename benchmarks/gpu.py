@@ -15,7 +15,6 @@ guarding of steps and the report were.
 
 from __future__ import annotations
 
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -78,12 +77,11 @@ def require_gpu(out: Path | None) -> None:
 def write_results(out: Path, record: dict[str, Any]) -> None:
     """The JSON, and the HTML made of it."""
     from rvos_deploy.benchmarks.gpu_report import render
-    from rvos_deploy.files import replacing
+    from rvos_deploy.files import write_text
     from rvos_deploy.json_file import write_json
 
     write_json(out / JSON_FILE, record)
-    with replacing(out / HTML_FILE) as temporary:
-        temporary.write_text(render(record), encoding="utf-8")
+    write_text(out / HTML_FILE, render(record))
 
 
 def _verdict(step: dict[str, Any]) -> str:
@@ -174,9 +172,10 @@ def main(
 ) -> None:
     """Measure a bundle on this machine's GPU, beside what the card could do at best."""
     from rvos_deploy.benchmarks.gpu_plan import Request, choose_cards, new_record
+    from rvos_deploy.redaction import redact_command
     from rvos_deploy.runtime.bundle import open_bundle
 
-    command = f"python -m rvos_deploy.benchmarks.gpu {shlex.join(sys.argv[1:])}".strip()
+    command = f"python -m rvos_deploy.benchmarks.gpu {redact_command(sys.argv[1:])}".strip()
     if not dry_run:
         require_gpu(out)
     request = Request(open_bundle(bundle), out, expressions, frames, checkpoint)

@@ -15,6 +15,7 @@ import numpy as np
 from rvos_deploy.benchmarks.timing import push_through, summarise
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.metrics import frame_scores
+from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.runtime.segment_video import segment_video
@@ -90,7 +91,7 @@ def benchmark_latency(
         "bundle": str(segmenter.bundle.path),
         "model": segmenter.bundle.config.name,
         "input_size": list(settings.size or segmenter.bundle.config.input_size),
-        "video": video or "Moving Sprites, 854x480",
+        "video": redact(video) if video else "Moving Sprites, 854x480",
         "expressions": expressions,
         "mode": settings.mode,
         "warm_up_frames": WARM_UP,
@@ -121,8 +122,8 @@ def _decode(source: str, count: int) -> tuple[list[Frame], list[float]]:
             started = time.perf_counter()
     if len(images) <= WARM_UP:
         raise InputError(
-            f"{source} has {len(images)} frames; a benchmark needs more than the {WARM_UP} that "
-            "warm up"
+            f"{redact(source)} has {len(images)} frames; a benchmark needs more than the {WARM_UP} "
+            "that warm up"
         )
     return images, seconds
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,13 @@ from rvos_deploy.engines.proof import Proof, Say, prove
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.engines.targets import open_target
 from rvos_deploy.errors import InputError
-from rvos_deploy.files import sha256_file
+from rvos_deploy.files import (
+    cannot_write,
+    create_temporary_folder,
+    discard,
+    holding,
+    sha256_file,
+)
 from rvos_deploy.json_file import write_json
 from rvos_deploy.runtime.bundle import Bundle
 from rvos_deploy.runtime.engine_sidecar import (
@@ -54,7 +59,7 @@ def build_engines(
             the seconds that remain, where they are known.
 
     Raises:
-        InputError: profiles or options that do not fit.
+        InputError: profiles or options that do not fit, or another process builds there.
         BackendError: TensorRT or the GPU is missing, or TensorRT cannot build.
         ParityError: an engine that must not be shipped; nothing was put in place.
     """
@@ -69,9 +74,7 @@ def build_engines(
         # A hardware-compatible engine carries PTX for the oldest GPU that may load it.
         register_plugin(AMPERE if settings.hardware_compatible else None)
     place = engine_folder(bundle.path, settings.target)
-    place.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".build-", dir=place))
-    try:
+    with _staging(place) as staging:
         plans = []
         for name in chosen:
             own = [graph_profile(bundle.graphs[name], profile) for profile in profiles]
@@ -85,9 +88,21 @@ def build_engines(
         sidecars = [_sidecar(trt, gpu, bundle, settings, plan, proof) for plan in plans]
         for plan, sidecar in zip(plans, sidecars, strict=True):
             _put_in_place(bundle, plan, sidecar)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return sidecars
+
+
+@contextmanager
+def _staging(place: Path) -> Iterator[Path]:
+    """A folder beside the engines, which no other process builds meanwhile."""
+    with holding(place, "building engines in"):
+        try:
+            staging = create_temporary_folder(place / "build")
+        except OSError as error:
+            raise InputError(cannot_write(place, error)) from error
+        try:
+            yield staging
+        finally:
+            discard(staging)
 
 
 def _choose(bundle: Bundle, graphs: Sequence[str]) -> list[str]:

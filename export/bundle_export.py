@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,13 +23,21 @@ from rvos_deploy.export.parity import (
     record_clip,
 )
 from rvos_deploy.export.tokenizer import write_tokenizer
-from rvos_deploy.files import sha256_file
+from rvos_deploy.files import cannot_write, replacing_folder, sha256_file
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.network import RvosNetwork, build_network
 from rvos_deploy.model.precision import Precision, set_precision
+from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import MANIFEST, PARITY, TOKENIZER, open_bundle, write_manifest
+from rvos_deploy.runtime.bundle import (
+    MANIFEST,
+    PARITY,
+    TOKENIZER,
+    bundle_files,
+    open_bundle,
+    write_manifest,
+)
 from rvos_deploy.runtime.environment import peak_memory_bytes, versions
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.runtime.verification import (
@@ -100,12 +106,14 @@ def export_bundle(
     It is built in a temporary folder beside ``out``, which appears only when every check passed.
 
     Raises:
-        InputError: unusable weights or output folder.
+        InputError: unusable weights or output folder, or ``out`` holds the weights.
         ParityError: a check failed; names every one that did.
     """
     started = time.perf_counter()
     say = progress or (lambda text: None)
     _check_target(out, overwrite)
+    inputs = [weights.checkpoint, None if weights.clip is None else Path(weights.clip)]
+    refuse_overlap([file for file in inputs if file is not None], [out])
     if size is not None:
         config = replace(config, input_size=size)
     say("network")
@@ -118,14 +126,12 @@ def export_bundle(
             )
         round_to_half(network)
     set_precision(network, weights.precision)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        verdicts = _fill(staging, network, weights, say)
-        _require_all(verdicts)
-        _move_into_place(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with replacing_folder(out, overwrite=overwrite) as staging:
+            verdicts = _fill(staging, network, weights, say)
+            _require_all(verdicts)
+    except OSError as error:
+        raise InputError(cannot_write(out, error)) from error
     return ExportReport(out, verdicts, time.perf_counter() - started, peak_memory_bytes())
 
 
@@ -161,6 +167,13 @@ def _check_target(out: Path, overwrite: bool) -> None:
             raise InputError(f"{out} exists and is not empty; pass --overwrite, or another --out")
         if not (out / MANIFEST).is_file():
             raise InputError(f"{out} is no bundle, so it is not replaced; choose another --out")
+        ours = set(bundle_files(out))
+        others = (file for file in out.rglob("*") if not file.is_dir() and file not in ours)
+        if (other := next(others, None)) is not None:
+            raise InputError(
+                f"{out} also holds {other.relative_to(out)}, which is not the bundle's and would "
+                "be lost; move it, or choose another --out"
+            )
     elif out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose another --out")
 
@@ -256,15 +269,3 @@ def _what_failed(verdict: Verdict) -> str:
     if verdict.j_and_f >= verdict.tolerance:
         return found + ")"
     return found + ", or measure what videos lose and accept it with --minimum-j-and-f)"
-
-
-def _move_into_place(staging: Path, out: Path) -> None:
-    """Rename; what stood there is kept until the new bundle is in place."""
-    staging.chmod(0o755)
-    if not out.exists():
-        staging.rename(out)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}-old-", dir=out.parent))
-    out.rename(old / out.name)
-    staging.rename(out)
-    shutil.rmtree(old, ignore_errors=True)

@@ -15,12 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy import stopping
+from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.evaluation.protocols import ExpressionScore
 from rvos_deploy.evaluation.report import accuracies_and_means
+from rvos_deploy.files import discard_stale, replacing
 from rvos_deploy.images import read_image
 from rvos_deploy.json_file import write_json
+from rvos_deploy.overlap import refuse_overlap
+from rvos_deploy.runtime.bundle import bundle_files
 from rvos_deploy.runtime.environment import machine, versions
+from rvos_deploy.runtime.run_folder import MASKS, run_folder
 from rvos_deploy.runtime.segment_video import Progress, segment_video
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.runtime.settings import StreamSettings
@@ -28,6 +33,8 @@ from rvos_deploy.sprites import Expression, Kind, Sample, sample_video
 from rvos_deploy.video import read_video, write_strips
 
 SCHEMA = "rvos-deploy/demo/1"
+VIDEO, PICTURE, METRICS = WRITTEN = ("video.mp4", "picture.png", "metrics.json")
+"""Beside what a run writes."""
 KINDS: tuple[Kind, ...] = ("motion", "appearance", "plural", "no_target")
 """What the video must have an expression of; motions are shown twice where there are two."""
 MOTIONS = 2
@@ -68,25 +75,56 @@ def run_demo(
         progress: as of ``segment_video``.
 
     Raises:
-        InputError: ``out`` cannot be written.
+        InputError: ``out`` cannot be written, or holds another program's files.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    sample = sample_video(out / "video.mp4", seed=seed, size=SIZE, kinds=KINDS)
-    shown = chosen_expressions(sample.expressions)
-    texts = [expression.text for expression in shown]
-    settings = StreamSettings(mode="offline")
-    report = segment_video(
-        segmenter, sample.path, texts, out, settings, command=command, progress=progress
-    )
-    if report.stopped:
-        raise stopping.again(report.stopped, f"{report.frames} frames are complete in {out}")
-    masks = _written_masks(out / "masks", len(shown), len(sample.masks))
-    scores = tuple(
-        _score(sample, expression, number, masks[:, number])
-        for number, expression in enumerate(shown)
-    )
-    _draw(out / "picture.png", sample, shown, masks, scores)
-    write_json(out / "metrics.json", _metrics(segmenter, sample, scores, command, report.seconds))
+    with run_folder(out):
+        _check_folder(out, segmenter)
+        for name in WRITTEN:
+            discard_stale(out, name)
+        return _run_demo(segmenter, out, seed, command, progress)
+
+
+def _check_folder(out: Path, segmenter: Segmenter) -> None:
+    """Refuse to replace another program's files, or the bundle's."""
+    metrics = out / METRICS
+    ours = metrics.is_file() and metrics.read_text(encoding="utf-8", errors="replace")
+    for name in WRITTEN:
+        if (out / name).exists() and f'"schema": "{SCHEMA}"' not in (ours or ""):
+            raise InputError(
+                f"{out / name} was not written by a demo, so it is not replaced; move it, or "
+                "choose another --out"
+            )
+    refuse_overlap(bundle_files(segmenter.bundle.path), [out / name for name in WRITTEN])
+
+
+def _run_demo(
+    segmenter: Segmenter, out: Path, seed: int, command: str, progress: Progress | None
+) -> DemoReport:
+    # An earlier demo's video stays as long as its masks do.
+    with replacing(out / VIDEO) as temporary:
+        sample = sample_video(temporary, seed=seed, size=SIZE, kinds=KINDS)
+        shown = chosen_expressions(sample.expressions)
+        report = segment_video(
+            segmenter,
+            temporary,
+            [expression.text for expression in shown],
+            out,
+            StreamSettings(mode="offline"),
+            command=command,
+            name=str(out / VIDEO),
+            progress=progress,
+        )
+        if report.stopped is not None:
+            # There is no score of a part.
+            raise stopping.again(report.stopped, f"{report.frames} frames are complete in {out}")
+        masks = _written_masks(out / MASKS, len(shown), len(sample.masks))
+        scores = tuple(
+            _score(sample, expression, number, masks[:, number])
+            for number, expression in enumerate(shown)
+        )
+        # First, since it tells that the others are a demo's.
+        write_json(out / METRICS, _metrics(segmenter, sample, scores, command, report.seconds))
+        _draw(out / PICTURE, sample, shown, masks, scores)
     return DemoReport(out, scores, report.frames_per_second)
 
 

@@ -7,23 +7,38 @@ at once (``discard_all``) leaves none of them behind.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 from rvos_deploy.errors import InputError
 
+if sys.platform != "win32":
+    import fcntl
+
 _SUFFIX = ".part"
-_temporaries: set[Path] = set()
+_RANDOM = 12  # hex digits in a temporary's name
+_LONGEST = 40  # characters kept of a name: with the rest, it must not exceed the system's 255 bytes
+_STREAM = re.compile(r"/(?:dev|proc/(?:self|thread-self))/fd/(\d+)|/dev/(stdin|stdout|stderr)")
+_NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+_temporaries: dict[Path, int | None] = {}
+"""Paths, and of folders the descriptor that holds their lock while this process lives."""
 # Held while a temporary is made, and for ever by a process that ends at once.
 _creating = threading.Lock()
+_held = threading.local()
 
 
 def create_temporary(path: Path) -> Path:
@@ -36,24 +51,75 @@ def create_temporary(path: Path) -> Path:
     temporary = _temporary_name(path)
     with _creating:
         # Registered first: a signal between the two lines must not leave the file behind.
-        _temporaries.add(temporary)
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        _temporaries[temporary] = None
+        try:
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except OSError:
+            _forget(temporary)
+            raise
+    try:
+        os.close(descriptor)
+    except OSError:
+        discard(temporary)
+        raise
     return temporary
 
 
 def create_temporary_folder(path: Path) -> Path:
-    """Create an empty hidden folder beside ``path``; see ``create_temporary``."""
+    """Create an empty hidden folder beside ``path``; see ``create_temporary``.
+
+    Those that killed processes left there for the same ``path`` are removed.
+    """
+    for stale in _temporaries_of(path.parent, glob.escape(path.name[:_LONGEST])):
+        with suppress(OSError):
+            if stale.is_dir() and (lock := _lock(stale, only=True)) is not None:
+                discard(stale)  # its process has ended
+                os.close(lock)
     temporary = _temporary_name(path)
     with _creating:
-        _temporaries.add(temporary)
-        temporary.mkdir()
+        _temporaries[temporary] = None
+        try:
+            temporary.mkdir()
+        except OSError:
+            _forget(temporary)
+            raise
+    try:
+        _temporaries[temporary] = _lock(temporary)
+    except OSError:
+        discard(temporary)
+        raise
     return temporary
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
     """Rename ``temporary`` to ``path``, which is replaced when it is a file."""
     temporary.replace(path)
-    _temporaries.discard(temporary)
+    _forget(temporary)
+
+
+def put_folder_in_place(temporary: Path, path: Path, *, overwrite: bool = False) -> None:
+    """Rename a folder to ``path``.
+
+    With ``overwrite`` a folder that stood there goes, once the new one is in its place. Where the
+    system can, both change places in one step, so that ``path`` is whole at any moment.
+
+    Raises:
+        OSError: it cannot be renamed; without ``overwrite``, something is there.
+    """
+    if not overwrite or not os.path.lexists(path):
+        temporary.rename(path)
+    elif _exchange(temporary, path):
+        discard(temporary)
+    else:
+        old = _temporary_name(path)  # not registered: until the end it is the only copy
+        path.rename(old)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+        discard(old)
+    _forget(temporary)
 
 
 def discard(temporary: Path) -> None:
@@ -63,7 +129,7 @@ def discard(temporary: Path) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
-    _temporaries.discard(temporary)
+    _forget(temporary)
 
 
 def discard_all(*, ending: bool = False) -> None:
@@ -84,11 +150,13 @@ def discard_all(*, ending: bool = False) -> None:
             discard(temporary)
 
 
-def discard_stale(folder: Path) -> None:
-    """Remove temporaries that killed processes left in ``folder``, which must be locked."""
-    for path in folder.glob(f".*{_SUFFIX}"):
-        if path not in _temporaries:
-            discard(path)
+def discard_stale(folder: Path, name: str) -> None:
+    """Remove temporaries of the file ``name`` that killed processes left in ``folder``.
+
+    ``name`` may hold wildcards. Whoever calls this holds the lock under which they are made.
+    """
+    for path in _temporaries_of(folder, name):
+        discard(path)
 
 
 @contextmanager
@@ -107,46 +175,160 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty folder to fill; it becomes ``path`` when the block ends well.
+
+    Parents are made, and go again when the block fails. Raises as ``put_folder_in_place``.
+    """
+    target = Path(os.path.realpath(path))
+    with made_folder(target.parent):
+        temporary = create_temporary_folder(target)
+        try:
+            yield temporary
+            put_folder_in_place(temporary, target, overwrite=overwrite)
+        finally:
+            discard(temporary)
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Give a name to write to, for an output file that the user named.
 
-    As ``replacing``, but what exists and is no regular file (a device, a FIFO, ``/dev/stdout``) is
-    written into, and a symlink's target is replaced instead of the symlink. Folders are made.
+    As ``replacing``, but a symlink's target is replaced instead of the symlink, and keeps its mode;
+    folders are made. What exists and is no regular file (a device, a FIFO, ``/dev/stdout``) is
+    written into when the block ends well.
+
+    Raises:
+        OSError: ``path`` is a folder, may not be written, or cannot be.
     """
     if _is_special(path):
-        yield path
+        spool = create_temporary(Path(tempfile.gettempdir()) / path.name)
+        try:
+            yield spool
+            _copy_into(spool, path)
+        finally:
+            discard(spool)
         return
     target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as temporary:
+    with made_folder(target.parent), replacing(target) as temporary:
+        if path.exists():
+            # The system decides, as for any program, whether this file may be written by this path.
+            os.close(os.open(path, os.O_WRONLY))
+            shutil.copymode(target, temporary)
         yield temporary
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write an output file that the user named, complete or not at all (see ``writing``).
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    try:
+        with writing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(cannot_write(path, error)) from error
+
+
+def cannot_write(path: Path, error: BaseException) -> str:
+    """One line that says why ``path`` cannot be written, and what to do."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    why = " ".join(str(text).split())
+    number = getattr(error, "errno", None)
+    fix = "choose another place, or make it writable"
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        fix = "free some space (or raise the limit), or choose another place"
+    return f"{path} cannot be written: {why}; {fix}"
+
+
+def check_output_file(path: Path) -> None:
+    """Refuse an output file that could not be written, before the work rather than after it.
+
+    Raises:
+        InputError: a folder is there, or its folder can be neither used nor made.
+    """
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name a file")
+        if os.path.lexists(path) and not path.is_symlink():
+            place = path
+        else:
+            place = Path(os.path.realpath(path)).parent
+            while not os.path.lexists(place):
+                place = place.parent
+            if not place.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, f"{place} is not a folder")
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, f"{place} may not be written")
+    except OSError as error:
+        raise InputError(cannot_write(path, error)) from error
+
+
+@contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Make a folder and its parents; those of them that are empty at the block's end go again.
+
+    Raises OSError when it cannot be made.
+    """
+    missing = list(takewhile(lambda folder: not os.path.lexists(folder), (path, *path.parents)))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in missing:
+            remove_empty(folder)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder if nothing is in it. Raises nothing."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @contextmanager
 def locked(folder: Path, purpose: str) -> Iterator[None]:
-    """Hold ``folder`` for this process, without a file that could be left behind.
+    """Hold ``folder`` for this thread, without a file that could be left behind.
 
-    ``purpose`` completes "another process is ...". The lock ends with the process.
+    ``purpose`` completes "another process is ...". The lock ends with the process. The thread that
+    holds a folder may lock it again. File systems without locks are not protected.
 
     Raises:
-        InputError: another process holds the folder.
+        InputError: another process or thread holds the folder.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: a folder cannot be locked there
+    held = _held.__dict__.setdefault("folders", set())
+    status = folder.stat()
+    key = (status.st_dev, status.st_ino)
+    if key in held:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    lock = _lock(folder)
+    if lock is None:
+        raise InputError(
+            f"another process is {purpose} {folder}; wait for it, or choose another folder"
+        )
+    held.add(key)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process is {purpose} {folder}; wait for it, or choose another folder"
-            ) from None
         yield
     finally:
-        os.close(descriptor)
+        held.discard(key)
+        os.close(lock)
+
+
+@contextmanager
+def holding(folder: Path, purpose: str) -> Iterator[None]:
+    """Make a folder and hold it: ``made_folder`` and ``locked`` together.
+
+    Raises:
+        InputError: it cannot be made, or another process or thread holds it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(made_folder(folder))
+            stack.enter_context(locked(folder, purpose))
+        except OSError as error:
+            raise InputError(cannot_write(folder, error)) from error
+        yield
 
 
 def sha256_file(path: Path) -> str:
@@ -182,15 +364,84 @@ def read_regular_file(path: Path, maximum: int) -> bytes:
 
 
 def _temporary_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{_SUFFIX}")
+    random = secrets.token_hex(_RANDOM // 2)
+    return path.with_name(f".{path.name[:_LONGEST]}.{random}{_SUFFIX}")
+
+
+def _temporaries_of(folder: Path, name: str) -> list[Path]:
+    """Temporaries of files called ``name`` (with wildcards) that are not this process's."""
+    ours = re.compile(rf".*\.[0-9a-f]{{{_RANDOM}}}{re.escape(_SUFFIX)}")
+    found = folder.glob(f".{name}.*{_SUFFIX}")
+    return [path for path in found if ours.fullmatch(path.name) and path not in _temporaries]
+
+
+def _forget(temporary: Path) -> None:
+    lock = _temporaries.pop(temporary, None)
+    if lock is not None:
+        os.close(lock)
+
+
+def _lock(folder: Path, *, only: bool = False) -> int | None:
+    """Descriptor that holds a folder until it is closed; None while another one holds it.
+
+    Where the file system has no locks, the descriptor holds nothing; ``only``: raises OSError.
+    """
+    if sys.platform == "win32":  # folders cannot be locked there
+        return os.open(os.devnull, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        if only or error.errno not in _NO_LOCKS:
+            raise
+        return os.open(folder, os.O_RDONLY)
+    return descriptor
 
 
 def _is_special(path: Path) -> bool:
     """Whether ``path`` exists and is no regular file, or names an open file of this process."""
     # /dev/stdout may lead to a regular file: replacing that file would cut off the shell's output.
-    if path.absolute().parts[1:2] in (("dev",), ("proc",)):
+    if _STREAM.fullmatch(str(path.absolute())):
         return True
     try:
-        return not stat.S_ISREG(path.stat().st_mode)
-    except OSError:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
         return False
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return not stat.S_ISREG(mode)
+
+
+def _copy_into(source: Path, path: Path) -> None:
+    """Write into a device, a FIFO or an open file; that is not cut, and written where it stands."""
+    stream = _STREAM.fullmatch(str(path.absolute()))
+    if stream is None:
+        descriptor = os.open(path, os.O_WRONLY)
+    else:
+        sys.stdout.flush()
+        number = stream[1] or {"stdin": 0, "stdout": 1, "stderr": 2}[stream[2]]
+        descriptor = os.dup(int(number))
+    with source.open("rb") as content, os.fdopen(descriptor, "wb") as target:
+        shutil.copyfileobj(content, target)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two names change places in one step; False where the system or file system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    names = os.fsencode(first.absolute()), os.fsencode(second.absolute())
+    if rename(here, names[0], here, names[1], exchange) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(number, os.strerror(number), str(second))

@@ -6,20 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rvos_deploy.errors import InputError
-from rvos_deploy.files import replacing
+from rvos_deploy.files import write_text
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content``, complete or not at all.
+    """Write ``content``, complete or not at all (see ``files.writing``).
 
     Raises:
         InputError: when the file cannot be written there.
     """
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

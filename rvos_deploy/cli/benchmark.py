@@ -18,6 +18,7 @@ from rvos_deploy.cli.options import (
     JsonOption,
     SizeOption,
     ThreadsOption,
+    check_outputs,
     parse_size,
 )
 
@@ -69,10 +70,14 @@ def benchmark(
     from rvos_deploy.benchmarks.latency import benchmark_latency
     from rvos_deploy.cli.output import mebibytes, result_console, step_progress
     from rvos_deploy.json_file import write_json
+    from rvos_deploy.overlap import source_files
+    from rvos_deploy.runtime.bundle import bundle_files, find_bundle
     from rvos_deploy.runtime.environment import usable_cores
     from rvos_deploy.runtime.segmenter import load
     from rvos_deploy.runtime.settings import StreamSettings
 
+    inputs = [*bundle_files(find_bundle(bundle)), *(source_files(video) if video else ())]
+    check_outputs([json], inputs + ([checkpoint] if checkpoint else []))
     settings = StreamSettings(size=parse_size(size))
     cores = threads or usable_cores()
     with (

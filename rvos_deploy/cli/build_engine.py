@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rvos_deploy.cli.options import BundleArgument, JsonOption
+from rvos_deploy.cli.options import BundleArgument, JsonOption, check_outputs
 
 if TYPE_CHECKING:
     from rvos_deploy.runtime.engine_sidecar import EngineSidecar
@@ -102,9 +102,10 @@ def build_engine(
     from rvos_deploy.cli.output import counted, mebibytes
     from rvos_deploy.errors import InputError
     from rvos_deploy.json_file import write_json
-    from rvos_deploy.runtime.bundle import open_bundle
+    from rvos_deploy.runtime.bundle import bundle_files, find_bundle, open_bundle
     from rvos_deploy.runtime.environment import machine, versions
 
+    check_outputs([json, timing_cache], bundle_files(find_bundle(bundle)))
     try:
         from rvos_deploy.engines.build import build_engines
         from rvos_deploy.engines.settings import BuildSettings

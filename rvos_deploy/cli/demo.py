@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +35,7 @@ def demo(
 
     from rvos_deploy.cli.output import frame_progress, result_console
     from rvos_deploy.demo import SEED, run_demo
+    from rvos_deploy.redaction import redact_command
     from rvos_deploy.runtime.segmenter import load
 
     with (
@@ -46,7 +46,7 @@ def demo(
             segmenter,
             out,
             seed=SEED if seed is None else seed,
-            command=" ".join(sys.argv),
+            command=redact_command(),
             progress=progress,
         )
     table = Table(box=None, pad_edge=False, header_style="bold")

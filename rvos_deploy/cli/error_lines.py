@@ -12,6 +12,7 @@ from typing import Any, ParamSpec
 
 from rvos_deploy import stopping
 from rvos_deploy.errors import RvosError
+from rvos_deploy.redaction import redact_text
 
 Parameters = ParamSpec("Parameters")
 
@@ -46,7 +47,7 @@ def one_line(call: Callable[[], int], *, debug: bool = False) -> int:
             if message is None:
                 raise
             if debug:
-                traceback.print_exc()
+                print(redact_text(traceback.format_exc()), end="", file=sys.stderr)
             _say("error", message)
             return code
 
@@ -98,4 +99,5 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _say(kind: str, message: object) -> None:
     with suppress(OSError):  # the terminal may be gone
-        print(f"{kind}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+        line = f"{kind}: {redact_text(' '.join(str(message).split()))}"
+        print(line, file=sys.stderr, flush=True)

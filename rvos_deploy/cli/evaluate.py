@@ -17,6 +17,7 @@ from rvos_deploy.cli.options import (
     JsonOption,
     SizeOption,
     ThreadsOption,
+    check_outputs,
     parse_size,
 )
 from rvos_deploy.cli.run import FallbackName, ModeName
@@ -107,13 +108,16 @@ def evaluate(
     from rvos_deploy.evaluation.evaluate import evaluate as evaluate_folder
     from rvos_deploy.evaluation.report import report, write_csv
     from rvos_deploy.json_file import write_json
-    from rvos_deploy.runtime.bundle import find_bundle
+    from rvos_deploy.runtime.bundle import bundle_files, find_bundle
     from rvos_deploy.runtime.environment import usable_cores
 
-    _check_outputs(json, csv, submission)
     options = {"mode": mode, "threshold": threshold, "fallback": fallback, "size": size}
     workers = jobs or usable_cores()
-    if (find_bundle(predictions) / "manifest.json").is_file():
+    folder = find_bundle(predictions)
+    is_bundle = (folder / "manifest.json").is_file()
+    read = bundle_files(folder) if is_bundle else [predictions]
+    check_outputs([json, csv, submission], [*read, data])
+    if is_bundle:
         evaluation, settings, ran_on = _run_bundle(
             predictions, data, protocol, options, (backend, device, threads), workers, submission
         )
@@ -178,15 +182,6 @@ def _run_bundle(
             progress=progress,
         )
         return evaluation, bundle_settings(segmenter, settings), segmenter.backend.describe()
-
-
-def _check_outputs(*paths: Path | None) -> None:
-    """Refuse what cannot be written before hours of work, not after."""
-    from rvos_deploy.errors import InputError
-
-    for path in paths:
-        if path is not None and path.is_dir():
-            raise InputError(f"{path} is a folder; name a file")
 
 
 def _refuse_options(predictions: Path, options: Mapping[str, object]) -> None:

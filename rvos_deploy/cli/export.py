@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rvos_deploy.cli.options import JsonOption, SizeOption, parse_size
+from rvos_deploy.cli.options import JsonOption, SizeOption, check_outputs, parse_size
 
 
 class Stored(str, Enum):
@@ -86,6 +86,7 @@ def export(
     from rvos_deploy.model.config import preset
     from rvos_deploy.runtime.environment import machine, versions
 
+    check_outputs([json], [checkpoint] if checkpoint else [])
     chosen, box = preset(config), parse_size(size)
     if threshold is not None:
         chosen = replace(chosen, threshold=threshold)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvos_deploy.cli.options import BundleArgument, JsonOption
+from rvos_deploy.cli.options import BundleArgument, JsonOption, check_outputs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,11 +30,12 @@ def inspect(
     from rvos_deploy.cli.output import result_console
     from rvos_deploy.cli.parity_table import parity_table
     from rvos_deploy.json_file import write_json
-    from rvos_deploy.runtime.bundle import open_bundle
+    from rvos_deploy.runtime.bundle import bundle_files, find_bundle, open_bundle
     from rvos_deploy.runtime.engine_sidecar import list_engines
     from rvos_deploy.runtime.environment import machine, versions
     from rvos_deploy.runtime.manifest import plain
 
+    check_outputs([json], bundle_files(find_bundle(bundle)))
     opened = open_bundle(bundle)
     engines = list_engines(opened.path)
     console = result_console()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rvos_deploy.cli.options import EmojiOption, read_sides
+from rvos_deploy.cli.options import EmojiOption, check_outputs, read_sides
 
 VIDEOS = {"train": 1000, "valid": 100}
 """Videos of a split when nobody says how many."""
@@ -93,6 +93,7 @@ def make_data(
     if kind is DataKind.sample:
         if given := [name for name, value in options.items() if value is not None]:
             raise InputError(f"{given[0]} has no meaning for the sample; leave it out")
+        check_outputs([out])
         _make_sample(out, seed, emoji)
         return
     if split is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -74,6 +75,30 @@ EmojiOption = Annotated[
 JsonOption = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")
 ]
+
+
+def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path] = ()) -> None:
+    """Refuse output files that cannot be written or that are inputs: before hours of work.
+
+    Args:
+        outputs: as given on the command line; None where nothing was asked for.
+        inputs: files, and folders of which any file may be read.
+
+    Raises:
+        InputError: says what to name instead.
+    """
+    from rvos_deploy.files import check_output_file
+    from rvos_deploy.overlap import refuse_overlap
+
+    named: list[Path] = []
+    for path in outputs:
+        if path is None:
+            continue
+        check_output_file(path)
+        if path in named:
+            raise InputError(f"{path} is named for two outputs; give each its own file")
+        named.append(path)
+    refuse_overlap(inputs, named)
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rvos_deploy.cli.options import EmojiOption, JsonOption
+from rvos_deploy.cli.options import EmojiOption, JsonOption, check_outputs
 
 
 def pretrain_clip(
@@ -28,12 +28,14 @@ def pretrain_clip(
     """
     from rvos_deploy.cli.extras import let_threads_sleep, needs_extra
 
+    check_outputs([json])
     let_threads_sleep()
     with needs_extra("training", "train"):
         from rvos_deploy.model.clip import build_clip
         from rvos_deploy.training import clip_pretraining, motion_words
         from rvos_deploy.training.checkpoints import hint_on_stop
         from rvos_deploy.training.clips import training_tokenizer
+    from rvos_deploy.files import holding
     from rvos_deploy.json_file import write_json
     from rvos_deploy.model.config import preset
     from rvos_deploy.runtime.environment import machine, versions
@@ -43,7 +45,7 @@ def pretrain_clip(
         steps=steps, batch=batch - batch % 2, size=image_size, seed=seed, emoji=emoji
     )
     tokenizer = training_tokenizer()
-    with hint_on_stop(out, "the same command"):
+    with hint_on_stop(out, "the same command"), holding(out, "training in"):
         retrieval = clip_pretraining.pretrain_clip(
             chosen, out, recipe, tokenizer, workers=workers, progress=typer.echo
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -123,6 +122,7 @@ def run(
     """Segment a video: one mask for every frame and expression."""
     from rvos_deploy import stopping
     from rvos_deploy.cli.output import counted, frame_progress
+    from rvos_deploy.redaction import redact, redact_command
     from rvos_deploy.runtime.bundle import find_bundle
     from rvos_deploy.runtime.segment_video import has_end, segment_video
     from rvos_deploy.runtime.segmenter import load
@@ -156,7 +156,7 @@ def run(
             settings,
             max_frames=max_frames,
             allow_playlists=allow_playlists,
-            command=" ".join(sys.argv),
+            command=redact_command(),
             progress=progress,
         )
     typer.echo(
@@ -169,8 +169,8 @@ def run(
         raise typer.Exit(stopping.exit_code_of(report.stopped))
     if report.damage:
         typer.echo(
-            f"warning: {video} is damaged ({report.damage}); the {report.frames} frames before "
-            f"that are complete in {out}",
+            f"warning: {redact(video)} is damaged ({report.damage}); the {report.frames} frames "
+            f"before that are complete in {out}",
             err=True,
         )
         raise typer.Exit(1)

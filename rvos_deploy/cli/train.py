@@ -70,6 +70,7 @@ def train(
 
     from rvos_deploy.cli.extras import let_threads_sleep, needs_extra
 
+    _check_inputs(out, config, data, valid, init_from, clip_weights)
     let_threads_sleep()
     with needs_extra("training", "train"):
         from rvos_deploy.training import recipe_file, trainer
@@ -79,7 +80,7 @@ def train(
     recipe = replace(recipe, gates=recipe.gates and gates)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
-    with hint_on_stop(out, "--resume"), _training_progress() as progress:
+    with hint_on_stop(out, "--resume"), _alone(out), _training_progress() as progress:
         result = trainer.train(
             recipe,
             out,
@@ -101,6 +102,35 @@ def train(
         typer.echo(f"best: {result.best_checkpoint}, J&F {result.best:.4f}")
     chosen = result.best_checkpoint or result.checkpoint
     typer.echo(f"export it with --checkpoint {chosen / 'weights.safetensors'}")
+
+
+def _check_inputs(
+    run: Path, config: str, data: Path | None, valid: Path | None, *files: Path | str | None
+) -> None:
+    """Refuse a run folder whose own files are inputs, or that is a data set."""
+    from rvos_deploy.errors import InputError
+    from rvos_deploy.overlap import refuse_overlap
+
+    for folder in (data, valid):
+        if folder is not None and folder.exists() and run.exists() and folder.samefile(run):
+            raise InputError(f"{folder} is the data to train on; choose another folder for --out")
+    folders = ("checkpoints", "cache", "overlays")
+    written = ("recipe.json", "training.csv", "validation.csv", "init_from.txt")
+    inputs = [Path(file) for file in (config, data, valid, *files) if file is not None]
+    refuse_overlap(inputs, [run / name for name in folders])
+    refuse_overlap([file for file in inputs if file.is_file()], [run / name for name in written])
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Hold the folder; the first process of a run does so for all."""
+    from rvos_deploy.files import holding
+
+    if int(os.environ.get("RANK", "0")):
+        yield
+        return
+    with holding(run, "training in"):
+        yield
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from rvos_deploy.cli.options import (
     DeviceOption,
     JsonOption,
     ThreadsOption,
+    check_outputs,
 )
 
 
@@ -31,9 +32,10 @@ def verify(
     from rvos_deploy.json_file import write_json
     from rvos_deploy.runtime import verification
     from rvos_deploy.runtime.backends.registry import make_backend
-    from rvos_deploy.runtime.bundle import open_bundle
+    from rvos_deploy.runtime.bundle import bundle_files, find_bundle, open_bundle
     from rvos_deploy.runtime.environment import machine, versions
 
+    check_outputs([json], bundle_files(find_bundle(bundle)))
     opened = open_bundle(bundle)
     engine = make_backend(backend.value, device.value, threads)
     left_out: list[str] = []

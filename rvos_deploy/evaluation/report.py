@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.evaluate import Evaluation
 from rvos_deploy.evaluation.protocols import ExpressionScore, protocol_named
+from rvos_deploy.files import write_text
 from rvos_deploy.runtime.environment import machine, versions
 
 SCHEMA = "rvos-deploy/evaluate/1"
@@ -118,7 +118,8 @@ def _grouped(
 def write_csv(path: Path, result: Row) -> None:
     """Write a report as one table; ``level`` says of what each line is the mean.
 
-    Levels: overall, kind, annotator, video, expression. Complete or not at all.
+    Levels: overall, kind, annotator, video, expression. Complete or not at all (see
+    ``files.writing``).
 
     Raises:
         InputError: when the file cannot be written there.
@@ -132,11 +133,4 @@ def write_csv(path: Path, result: Row) -> None:
             table.writerow({"level": level, level: name, **means})
     for row in result["by_expression"]:
         table.writerow({"level": "expression", "count": 1, **row})
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(file.getvalue(), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror}; choose another file") from error
+    write_text(path, file.getvalue())

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.files import cannot_write, writing
 
 
 class Submission:
     """A zip file under way, for use in a ``with`` block; it is put in place when that ends well.
 
-    Equal masks give equal files: entries carry no time.
+    Equal masks give equal files: entries carry no time. Raises InputError when it cannot be written
+    (see ``files.writing``).
     """
 
     def __init__(self, path: Path, root: str) -> None:
         """``root``: the folder inside the zip that holds the videos, "" or ending with a slash."""
         self._path, self._root = path, root
-        self._temporary = path.with_name(f".{path.name}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._zip = ZipFile(self._temporary, "w", ZIP_STORED)  # PNG is compressed already
-        except OSError as error:
-            raise InputError(
-                f"cannot write {path}: {error.strerror}; choose another file"
-            ) from error
+        with self._errors(), ExitStack() as undo:
+            temporary = undo.enter_context(writing(path))
+            self._zip = ZipFile(temporary, "w", ZIP_STORED)  # PNG is compressed already
+            self._place = undo.pop_all()
 
     def add(self, files: Iterable[tuple[str, bytes]]) -> None:
         """Add files, by their name in the submission layout."""
-        for name, content in files:
-            self._zip.writestr(ZipInfo(self._root + name), content)
+        with self._errors():
+            for name, content in files:
+                self._zip.writestr(ZipInfo(self._root + name), content)
 
     def __enter__(self) -> Submission:
         return self
@@ -42,8 +42,17 @@ class Submission:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._zip.close()
-        if kind is None:
-            self._temporary.replace(self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+        if error is not None:
+            with suppress(OSError, ValueError):  # the exception under way says more
+                self._zip.close()
+            self._place.__exit__(kind, error, trace)
+            return
+        with self._errors(), self._place:
+            self._zip.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(cannot_write(self._path, error)) from error

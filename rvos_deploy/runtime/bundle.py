@@ -118,6 +118,12 @@ def packaged_bundles() -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.glob("*")) if (path / MANIFEST).is_file()}
 
 
+def bundle_files(folder: Path) -> list[Path]:
+    """Files in ``folder`` that belong to a bundle, engines included, by their names alone."""
+    names = (MANIFEST, TOKENIZER, PARITY, "*.onnx", "*.onnx.data", "engines/**/*")
+    return [file for name in names for file in folder.glob(name) if file.is_file()]
+
+
 def find_bundle(path: str | Path) -> Path:
     """The folder at ``path``, or else the packaged bundle of that name."""
     folder = Path(path)

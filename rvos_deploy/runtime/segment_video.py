@@ -11,18 +11,22 @@ from typing import Any
 
 from rvos_deploy import stopping
 from rvos_deploy.errors import InputError
+from rvos_deploy.overlap import source_files
+from rvos_deploy.redaction import redact
+from rvos_deploy.runtime.bundle import bundle_files
 from rvos_deploy.runtime.environment import machine, peak_memory_bytes, versions
-from rvos_deploy.runtime.result_file import ResultFile
+from rvos_deploy.runtime.limits import check_limits
+from rvos_deploy.runtime.run_folder import check_run_folder, run_folder
+from rvos_deploy.runtime.run_writer import RunWriter
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.runtime.settings import StreamSettings
 from rvos_deploy.runtime.spill_store import SpillStore
 from rvos_deploy.runtime.stream import FrameMasks, Stream
-from rvos_deploy.video import MaskWriter, OverlayWriter, VideoReader, draw_overlay, open_video
-from rvos_deploy.video.frames import Image
-from rvos_deploy.video.pipeline import BackgroundSink, prefetch
+from rvos_deploy.video import VideoReader, open_video
+from rvos_deploy.video.pipeline import prefetch
 
 FRAMES_AHEAD = 4
-"""Frames decoded ahead of inference, and results waiting to be written: bounds the memory."""
+"""Frames decoded ahead of inference: bounds the memory."""
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a phase, frames done in it, and the expected number (an estimate, or None)."""
@@ -54,21 +58,40 @@ def segment_video(
     max_frames: int | None = None,
     allow_playlists: bool = False,
     command: str = "",
+    name: str | None = None,
     progress: Progress | None = None,
 ) -> RunReport:
     """Segment a video and write ``masks/``, ``overlay.mp4`` and ``result.json`` into ``out``.
 
-    What an earlier run left there is replaced. A damaged video gives the frames before the damage,
-    and a stop (Ctrl-C, SIGTERM) those decided so far: all files are complete for them.
+    What an earlier run left there is replaced when the first frame is decided and written; whatever
+    fails before leaves it as it was. A damaged video gives the frames before the damage, a stop
+    (Ctrl-C, SIGTERM) and an error those written so far: all files are complete for them.
+
+    Args:
+        segmenter: what ``rvos_deploy.load`` gives.
+        source: what ``open_video`` takes.
+        expressions: at least one.
+        out: folder; held while this runs, so that no other run writes into it.
+        settings: of the stream.
+        max_frames: stop after so many.
+        allow_playlists: as ``open_video`` takes it.
+        command: recorded in ``result.json``.
+        name: what ``result.json`` calls the video; by default the source, without the secrets of a
+            URL.
+        progress: told how far the run is.
 
     Raises:
-        InputError: no expression, an empty one, or masks on a device; nothing is written.
-        VideoError: the source cannot be opened or nothing can be decoded; nothing is written.
+        InputError: no expression, an empty one, too many, masks on a device, an ``out`` that cannot
+            be written, that another run holds, or whose files are an input.
+        VideoError: the source cannot be opened or nothing can be decoded.
+        BackendError: the network failed.
     """
     if not expressions:
         raise InputError("no expression given; say what to segment, for example 'the brown dog'")
     if settings.masks != "host":
         raise InputError(f"masks='{settings.masks}' cannot be written into files; leave masks out")
+    inputs = [*source_files(str(source)), *bundle_files(segmenter.bundle.path)]
+    check_run_folder(out, inputs)
     with ExitStack() as stack:
         reader = stack.enter_context(
             open_video(
@@ -80,22 +103,28 @@ def segment_video(
         )
         stages = StageTimes()
         stream = stack.enter_context(segmenter.stream(expressions, settings, on_stage=stages.add))
+        check_limits(
+            segmenter.bundle.graphs,
+            settings,
+            stream.box,
+            len(expressions),
+            reader.info.frame_count,
+        )
+        stack.enter_context(run_folder(out))
+        check_run_folder(out, inputs)  # once more: now nobody else changes it
         # From here on a stop waits for the frame in hand, and for the files of those before it.
         deferral = stack.enter_context(stopping.deferred())
-        _clear_previous(out)
-        writer = stack.enter_context(_RunWriter(out, reader, expressions))
         started = time.perf_counter()
-        stopped = None
-        try:
-            _drive(reader, stream, writer, settings, progress or _silent)
-        except stopping.STOPS as stop:
-            stopped = stopping.reason_of(stop)
-        writer.finish()
-        seconds = time.perf_counter() - started
-        writer.complete(
-            {
+
+        def describe(stopped: str | None) -> dict[str, Any]:
+            seconds = time.perf_counter() - started
+            return {
                 "expressions": list(expressions),
-                "settings": _settings(segmenter, stream, source, max_frames),
+                "settings": {
+                    "video": name or redact(str(source)),
+                    "max_frames": max_frames,
+                    **_settings(segmenter, stream),
+                },
                 "damage": reader.damage,
                 "notes": list(reader.notes),
                 "stopped": stopped,
@@ -109,7 +138,16 @@ def segment_video(
                 },
                 "memory": {"peak_bytes": peak_memory_bytes()},
             }
-        )
+
+        writer = stack.enter_context(RunWriter(out, reader.info, expressions, describe))
+        stopped = None
+        try:
+            _drive(reader, stream, writer, settings, progress or _silent)
+        except stopping.STOPS as stop:
+            stopped = stopping.reason_of(stop)
+        writer.finish()
+        seconds = time.perf_counter() - started
+        writer.complete(stopped)
         deferral.hint = f"all {writer.frames} frames are complete in {out}"  # should one come now
         return RunReport(out, writer.frames, seconds, reader.damage, stopped)
 
@@ -117,7 +155,7 @@ def segment_video(
 def _drive(
     reader: VideoReader,
     stream: Stream,
-    writer: _RunWriter,
+    writer: RunWriter,
     settings: StreamSettings,
     progress: Progress,
 ) -> None:
@@ -143,49 +181,6 @@ def _drive(
             if settings.mode == "offline":
                 progress("masks", done, seen)
             stopping.check()
-
-
-class _RunWriter:
-    """Writes results in a thread of its own: masks, overlay and the frames of ``result.json``."""
-
-    def __init__(self, out: Path, reader: VideoReader, expressions: Sequence[str]) -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        self._expressions = expressions
-        self._masks = MaskWriter(out / "masks")
-        self._overlay = OverlayWriter(out / "overlay.mp4", reader.info)
-        self._result = ResultFile(out / "result.json")
-        self._sink = BackgroundSink(self._write, FRAMES_AHEAD)
-        self.frames = 0
-
-    def submit(self, result: FrameMasks, image: Image, duration: float | None) -> None:
-        """Queue one frame; waits when the writer is behind."""
-        self._sink.submit(result, image, duration)
-
-    def _write(self, result: FrameMasks, image: Image, duration: float | None) -> None:
-        for expression, mask in zip(result.expressions, result.masks, strict=True):
-            self._masks.write(expression, result.index, mask)
-        labels = [self._expressions[number] for number in result.expressions]
-        drawn = draw_overlay(image, result.masks, labels, result.scores)
-        self._overlay.write(drawn, result.pts, duration)
-        self._result.add(result)
-        self.frames += 1
-
-    def finish(self) -> None:
-        """Write what is queued and complete the overlay."""
-        self._sink.close()
-        self._overlay.close()
-
-    def complete(self, rest: dict[str, Any]) -> None:
-        """Put ``result.json`` in place."""
-        self._result.close(rest)
-
-    def __enter__(self) -> _RunWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._sink.abort()
-        self._overlay.close()
-        self._result.abort()
 
 
 @dataclass
@@ -214,40 +209,22 @@ class StageTimes:
         }
 
 
-def _settings(
-    segmenter: Segmenter, stream: Stream, source: str | Path, max_frames: int | None
-) -> dict[str, Any]:
+def _settings(segmenter: Segmenter, stream: Stream) -> dict[str, Any]:
     config = segmenter.bundle.config
-    resolved = {
+    return {
+        "bundle": str(segmenter.bundle.path),
+        "model": config.name,
+        "precision": segmenter.bundle.precision,
         **asdict(stream.settings),
         "memory": stream.settings.window,
         "threshold": stream.threshold,
         "size": list(stream.box),
-    }
-    return {
-        "video": str(source),
-        "max_frames": max_frames,
-        "bundle": str(segmenter.bundle.path),
-        "model": config.name,
-        "precision": segmenter.bundle.precision,
-        **resolved,
     }
 
 
 def has_end(source: str | Path) -> bool:
     """Whether the source is a file or folder; a pipe, URL or device may go on for ever."""
     return Path(source).is_file() or Path(source).is_dir()
-
-
-def _clear_previous(out: Path) -> None:
-    """Remove what an earlier run wrote, and nothing else."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; choose a folder for --out")
-    for file in (out / "masks").glob("*/*.png"):
-        if file.parent.name.isdecimal() and file.stem.isdecimal():
-            file.unlink()
-    for name in ("overlay.mp4", "result.json"):
-        (out / name).unlink(missing_ok=True)
 
 
 def _silent(phase: str, done: int, total: int | None) -> None:

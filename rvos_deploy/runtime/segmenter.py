@@ -12,6 +12,7 @@ from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.bundle import TOKENIZER, Bundle, open_bundle
 from rvos_deploy.runtime.expression import EncodedText
+from rvos_deploy.runtime.limits import check_limits
 from rvos_deploy.runtime.settings import StreamSettings
 from rvos_deploy.runtime.stream import StageCallback, Stream, add_expressions
 from rvos_deploy.runtime.tokenizer import Tokenizer
@@ -49,15 +50,14 @@ class Segmenter(Closing):
         """Start a stream over one video; use it in a ``with`` block.
 
         Raises:
-            InputError: an empty expression, or settings that the back end does not have.
+            InputError: an empty expression, more than the graphs take, or settings that the back
+                end does not have.
         """
-        stream = Stream(
-            self.bundle.config,
-            self._runners,
-            self.encode_text,
-            settings or StreamSettings(),
-            on_stage,
-        )
+        settings = settings or StreamSettings()
+        if not isinstance(expressions, str):
+            box = settings.size or self.bundle.config.input_size
+            check_limits(self.bundle.graphs, settings, box, len(expressions))
+        stream = Stream(self.bundle.config, self._runners, self.encode_text, settings, on_stage)
         add_expressions(stream, expressions)
         return stream
 

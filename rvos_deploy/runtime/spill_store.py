@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ DEFAULT_BUDGET = 2**30
 """Bytes kept in memory."""
 
 _SPARE_DISK = 2**26
+_MORE_ROOM = "set TMPDIR to a larger disk, use --mode online, or fewer frames (--max-frames)"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,12 @@ class SpillStore(Closing):
 
     def _spill(self, array: Array) -> _Spilled:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="rvos-deploy-")  # noqa: SIM115
+            try:
+                self._file = tempfile.TemporaryFile(prefix="rvos-deploy-")  # noqa: SIM115
+            except OSError as error:
+                raise InputError(
+                    f"{_no_room(array.nbytes)}: {error.strerror}; {_MORE_ROOM}"
+                ) from error
         record = _Spilled(self._room(array.nbytes), array.shape, array.dtype, array.nbytes)
         mapped = self._map(record, "r+")
         mapped[...] = array
@@ -94,8 +101,16 @@ class SpillStore(Closing):
         if self._free.get(nbytes):
             return self._free[nbytes].pop()
         self._require_disk(nbytes)
-        offset, self.bytes_on_disk = self.bytes_on_disk, self.bytes_on_disk + nbytes
-        self._file.truncate(self.bytes_on_disk)
+        offset = self.bytes_on_disk
+        try:
+            if hasattr(os, "posix_fallocate"):
+                # Reserved: writing a page that the disk has no room for would end the process.
+                os.posix_fallocate(self._file.fileno(), offset, nbytes)
+            else:
+                self._file.truncate(offset + nbytes)
+        except OSError as error:
+            raise InputError(f"{_no_room(nbytes)}: {error.strerror}; {_MORE_ROOM}") from error
+        self.bytes_on_disk += nbytes
         return offset
 
     def _require_disk(self, nbytes: int) -> None:
@@ -103,11 +118,13 @@ class SpillStore(Closing):
         free = shutil.disk_usage(folder).free
         if free < nbytes + _SPARE_DISK:
             raise InputError(
-                f"waiting for the end of the clip takes {nbytes / 2**20:.1f} MiB a frame, and "
-                f"{folder} has {free / 2**20:.0f} MiB left; set TMPDIR to a larger disk, use "
-                "--mode online, or fewer frames (--max-frames)"
+                f"{_no_room(nbytes)}, and {folder} has {free / 2**20:.0f} MiB left; {_MORE_ROOM}"
             )
 
     def _map(self, record: _Spilled, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
         assert self._file is not None
         return np.memmap(self._file, record.dtype, mode, record.offset, record.shape)
+
+
+def _no_room(nbytes: int) -> str:
+    return f"waiting for the end of the clip takes {nbytes / 2**20:.1f} MiB a frame"

@@ -18,8 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import repeat
@@ -29,7 +27,8 @@ from typing import Any
 from PIL import Image
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.files import sha256_file
+from rvos_deploy.files import cannot_write, replacing_folder, sha256_file
+from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.processes import WorkerPool
 from rvos_deploy.sprites.backgrounds import list_photos
 from rvos_deploy.sprites.emoji import require_font
@@ -40,6 +39,10 @@ from rvos_deploy.sprites.rle import Rle, encode
 from rvos_deploy.sprites.world import WORLD_VERSION, Expression, SpriteVideo, WorldConfig
 
 Progress = Callable[[int, int], None]
+
+_FRAMES, _MASKS, _SETTINGS = "JPEGImages", "mask_dict.json", "sprites.json"
+_EXPRESSIONS, _EXPRESSIONS_V2 = "meta_expressions.json", "meta_expressions_v2.json"
+_NAMES = {_FRAMES, _MASKS, _SETTINGS, _EXPRESSIONS, _EXPRESSIONS_V2}
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def _describe(video: SpriteVideo) -> list[dict[str, Any]]:
 
 def _write_video(job: _Job, index: int) -> _Written:
     video = make_video(job.seed, job.split, index, job.config)
-    folder = Path(job.root) / "JPEGImages" / video.name
+    folder = Path(job.root) / _FRAMES / video.name
     folder.mkdir(parents=True)
     runs: list[list[Rle | None]] = [[] for _ in video.objects]
     for t, (frame, masks) in enumerate(iterate(video)):
@@ -119,7 +122,7 @@ def _write_index(
     """Write mask_dict.json as the videos come, then the two lists of expressions."""
     videos: dict[str, dict[str, Any]] = {}
     anno = 0
-    with (root / "mask_dict.json").open("w", encoding="ascii") as masks:
+    with (root / _MASKS).open("w", encoding="ascii") as masks:
         masks.write("{")
         for done, video in enumerate(written, 1):
             objects = [
@@ -134,10 +137,10 @@ def _write_index(
             if progress is not None:
                 progress(done, count)
         masks.write("\n}\n")
-    _write_json(root / "meta_expressions_v2.json", {"videos": videos})
+    _write_json(root / _EXPRESSIONS_V2, {"videos": videos})
     for entry in videos.values():
         entry["expressions"] = {i: e for i, e in entry["expressions"].items() if e["obj_id"]}
-    _write_json(root / "meta_expressions.json", {"videos": videos})
+    _write_json(root / _EXPRESSIONS, {"videos": videos})
 
 
 def _describe_sources(config: WorldConfig) -> dict[str, Any]:
@@ -175,46 +178,47 @@ def write_mevis(
     jobs: processes. The result does not depend on it; with more than one, a script must guard its
     main code by ``if __name__ == "__main__"``. quality: of the JPEG files. progress: called with
     (done, videos) after each video. Everything is written beside ``folder`` and renamed at the end.
-    Returns ``folder``. Raises InputError where ``folder`` exists and ``overwrite`` is False, and as
-    ``make_video``.
+    Returns ``folder``. Raises InputError where ``folder`` exists and ``overwrite`` is False, where
+    it holds something else than a split of sprites or the photographs that are read, where it
+    cannot be written, and as ``make_video``.
     """
     target = Path(folder)
     if videos < 1:
         raise InputError(f"at least one video must be asked for, found {videos}")
-    if target.exists() and not overwrite:
-        raise InputError(f"{target} exists already; choose another folder or allow overwriting")
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file, a folder was needed")
+    _check_target(target, overwrite=overwrite)
     config = config or WorldConfig()
     sources = _describe_sources(config)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    if config.photos is not None:
+        refuse_overlap([Path(config.photos)], [target])
     try:
-        job = _Job(str(work), seed, split, config, quality)
-        _write_index(work, _write_all(job, videos, jobs), videos, progress)
-        settings = {"seed": seed, "split": split, "videos": videos, "world": asdict(config)}
-        _write_json(
-            work / "sprites.json",
-            {"schema": 1, "world_version": WORLD_VERSION, **settings, "sources": sources},
-        )
-        work.chmod(0o755)  # mkdtemp makes it private
-        _replace(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        with replacing_folder(target, overwrite=overwrite) as work:
+            job = _Job(str(work), seed, split, config, quality)
+            _write_index(work, _write_all(job, videos, jobs), videos, progress)
+            settings = {"seed": seed, "split": split, "videos": videos, "world": asdict(config)}
+            _write_json(
+                work / _SETTINGS,
+                {"schema": 1, "world_version": WORLD_VERSION, **settings, "sources": sources},
+            )
+    except OSError as error:
+        raise InputError(cannot_write(target, error)) from error
     return target
 
 
-def _replace(work: Path, target: Path) -> None:
-    """Move ``work`` to ``target``; what stood there goes only once the new folder is in place."""
+def _check_target(target: Path, *, overwrite: bool) -> None:
     if not target.exists():
-        work.rename(target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(old / "old")
-    try:
-        work.rename(target)
-    except OSError:
-        (old / "old").rename(target)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    if not overwrite:
+        raise InputError(f"{target} exists already; choose another folder or allow overwriting")
+    if not target.is_dir():
+        raise InputError(f"{target} is a file, a folder was needed")
+    if any(target.iterdir()) and not (target / _SETTINGS).is_file():
+        raise InputError(
+            f"{target} is no split of sprites (it has no {_SETTINGS}), so it is not replaced; "
+            "choose another folder"
+        )
+    others = sorted({path.name for path in target.iterdir()} - _NAMES)
+    if others:
+        raise InputError(
+            f"{target} also holds {others[0]}, which was not rendered and would be lost; move it, "
+            "or choose another folder"
+        )

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.files import cannot_write, writing
 from rvos_deploy.sprites.generate import make_video
 from rvos_deploy.sprites.palette import Split
 from rvos_deploy.sprites.render import iterate
@@ -78,7 +79,8 @@ def sample_video(
 
     The same arguments give the same bytes with the same PyAV, whatever the machine. size: height
     and width in pixels, both even. kinds: expressions that it must have. quality: H.264's constant
-    rate factor, less is better. Raises InputError for an odd size and as ``find_video``.
+    rate factor, less is better. Raises InputError for an odd size, a file that cannot be written
+    (see ``files.writing``), and as ``find_video``.
     """
     height, width = size
     if height % 2 or width % 2:
@@ -86,10 +88,12 @@ def sample_video(
     config = WorldConfig(height=height, width=width, frames=frames, emoji=emoji, photos=photos)
     video = find_video(seed, split, kinds, config)
     target = Path(path)
-    partial = target.with_name(f".{target.name}.partial")
     masks = np.empty((frames, len(video.objects), height, width), np.bool_)
     try:
-        with av.open(str(partial), "w", format="mp4") as container:
+        with (
+            writing(target) as temporary,
+            av.open(f"file:{temporary.resolve()}", "w", format="mp4") as container,
+        ):
             stream = container.add_stream("libx264", rate=fps, options=_h264(quality))
             stream.codec_context.thread_count = 1  # slices, so pixels, would follow the cores
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
@@ -99,7 +103,6 @@ def sample_video(
                     container.mux(packet)
             for packet in stream.encode():
                 container.mux(packet)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(cannot_write(target, error)) from error
     return Sample(target, video, masks)

@@ -25,13 +25,14 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rvos_deploy import stopping
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.checkpoint import CLIP_PREFIX, load_checkpoint, read_safetensors
-from rvos_deploy.files import create_temporary_folder, discard, replacing
+from rvos_deploy.files import cannot_write, replacing, replacing_folder
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.network import RvosNetwork
 
@@ -97,37 +98,28 @@ def save_checkpoint(
 
     Returns:
         The folder.
+
+    Raises:
+        InputError: it cannot be written.
     """
     root = run / FOLDER
     target = root / f"step-{state.step:08d}"
-    root.mkdir(parents=True, exist_ok=True)
     with stopping.deferred():
-        partial = create_temporary_folder(target)
         try:
-            save_file(trained_weights(network), partial / WEIGHTS)
-            save_file(_moments(network, optimizer), partial / OPTIMIZER)
-            write_json(partial / STATE, {"schema": _SCHEMA, **asdict(state)})
-            for file in partial.iterdir():
-                _flush(file)
-            _put_in_place(partial, target)
-        finally:
-            discard(partial)
-        for pointer in (LATEST, BEST) if best else (LATEST,):
-            with replacing(root / pointer) as temporary:
-                temporary.write_text(target.name + "\n", encoding="utf-8")
+            # The target may be there: complete, but its run was interrupted, or is being repeated.
+            with replacing_folder(target, overwrite=True) as partial:
+                save_file(trained_weights(network), partial / WEIGHTS)
+                save_file(_moments(network, optimizer), partial / OPTIMIZER)
+                write_json(partial / STATE, {"schema": _SCHEMA, **asdict(state)})
+                for file in partial.iterdir():
+                    _flush(file)
+            for pointer in (LATEST, BEST) if best else (LATEST,):
+                with replacing(root / pointer) as temporary:
+                    temporary.write_text(target.name + "\n", encoding="utf-8")
+        except (OSError, SafetensorError) as error:
+            raise InputError(cannot_write(target, error)) from error
         _prune(root, keep)
     return target
-
-
-def _put_in_place(partial: Path, target: Path) -> None:
-    if target.exists():  # complete, but its run was interrupted before or is being repeated
-        stale = target.with_name(f".{target.name}.stale")
-        shutil.rmtree(stale, ignore_errors=True)
-        target.rename(stale)
-        partial.rename(target)
-        shutil.rmtree(stale, ignore_errors=True)
-    else:
-        partial.rename(target)
 
 
 @contextmanager

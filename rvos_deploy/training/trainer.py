@@ -26,6 +26,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from rvos_deploy.errors import InputError, RvosError
+from rvos_deploy.files import write_text
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.environment import versions
@@ -143,7 +144,7 @@ def train(
         if fabric.global_rank == 0:
             write_json(run / RECIPE, recipe.as_dict())
             if report is not None:
-                (run / INIT_REPORT).write_text(report.summary() + "\n", encoding="utf-8")
+                write_text(run / INIT_REPORT, report.summary() + "\n")
         if cpp_ops and fabric.device.type == "cpu":
             from rvos_deploy.training.cpu_ops.ms_deform_attn import cpp_ops as use_cpp_ops
 

@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 
 from rvos_deploy.errors import VideoError
 from rvos_deploy.images import MAX_PIXELS, oversize
+from rvos_deploy.redaction import redact_text
 from rvos_deploy.video.damage import Damage
 from rvos_deploy.video.frames import Frame
 from rvos_deploy.video.geometry import Display
@@ -194,8 +195,8 @@ def _header_end(container: InputContainer, stream: VideoStream) -> float | None:
 
 
 def reason(error: BaseException) -> str:
-    """Why FFmpeg failed, on one line, without the address (which may hold a password)."""
+    """Why FFmpeg failed, on one line, without the secrets of an address."""
     if isinstance(error, av.error.ExitError):  # PyAV's time-out, which FFmpeg calls an exit
         return "no data came in time"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())
+    return redact_text(" ".join(str(text).split()))

@@ -7,7 +7,6 @@ import stat
 import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
-from urllib.parse import urlsplit
 
 import av
 from av.container import InputContainer
@@ -15,6 +14,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from rvos_deploy.errors import VideoError
+from rvos_deploy.redaction import redact
 from rvos_deploy.video.decoding import READ_ERRORS, reason
 from rvos_deploy.video.demuxers import Origin, input_options
 
@@ -59,12 +59,11 @@ class _Pipe:
 
 
 def name_of(source: str) -> str:
-    """A short name for people: no folders, and no password or query from a URL."""
+    """A short name for people: no folders, and no secrets of a URL."""
     if source == STANDARD_INPUT:
         return "standard input"
-    if is_url(source):
-        parts = urlsplit(source)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if (shown := redact(source)) != source or is_url(source):
+        return shown
     return Path(source).resolve().name or source
 
 
@@ -143,7 +142,7 @@ def open_container(
 
     Raises VideoError with what to do instead.
     """
-    shown = name_of(source) if is_url(source) or source == STANDARD_INPUT else source
+    shown = name_of(source) if source == STANDARD_INPUT else redact(source)
     _check_file(source)
     try:
         container = av.open(

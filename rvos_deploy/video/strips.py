@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import fromarray
 
-from rvos_deploy.files import replacing
+from rvos_deploy.errors import InputError
+from rvos_deploy.files import cannot_write, made_folder, replacing
 from rvos_deploy.video.frames import Image
 from rvos_deploy.video.overlay import draw_overlay
 
@@ -57,11 +58,16 @@ def write_strips(
     truth: NDArray[np.bool_],
     labels: Sequence[str],
 ) -> None:
-    """Write what :func:`draw_strips` draws as a PNG, complete or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        picture = fromarray(draw_strips(images, masks, truth, labels))
-        picture.save(temporary, format="PNG", optimize=True)
+    """Write what :func:`draw_strips` draws as a PNG, complete or not at all.
+
+    Raises InputError when it cannot be written.
+    """
+    picture = fromarray(draw_strips(images, masks, truth, labels))
+    try:
+        with made_folder(file.parent), replacing(file) as temporary:
+            picture.save(temporary, format="PNG", optimize=True)
+    except OSError as error:
+        raise InputError(cannot_write(file, error)) from error
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

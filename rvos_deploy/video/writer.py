@@ -21,8 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from rvos_deploy.errors import InputError, VideoError
-from rvos_deploy.files import create_temporary, discard, put_in_place, replacing
-from rvos_deploy.video.decoding import READ_ERRORS, reason, usable_threads
+from rvos_deploy.files import (
+    cannot_write,
+    create_temporary,
+    discard,
+    made_folder,
+    put_in_place,
+)
+from rvos_deploy.video.decoding import READ_ERRORS, usable_threads
 from rvos_deploy.video.frames import Image, VideoInfo, check_image
 from rvos_deploy.video.geometry import SWSCALE_THREADS
 
@@ -38,6 +44,24 @@ _X264 = {"preset": "veryfast", "crf": "20", "bf": "0"}
 _BT709 = 1  # the same code for matrix, primaries and transfer
 
 
+class PreparedMask(NamedTuple):
+    """A mask that is written, but not under its name yet."""
+
+    temporary: Path
+    path: Path
+
+    def put_in_place(self) -> None:
+        """Give the file its name. VideoError when that fails."""
+        try:
+            put_in_place(self.temporary, self.path)
+        except OSError as error:
+            raise VideoError(cannot_write(self.path, error)) from error
+
+    def discard(self) -> None:
+        """Remove the file, unless it has its name. Raises nothing."""
+        discard(self.temporary)
+
+
 class MaskWriter:
     """Writes masks as ``DIRECTORY/<expression index>/<frame index, 5 digits>.png``.
 
@@ -49,7 +73,18 @@ class MaskWriter:
         self._directory = Path(directory)
 
     def write(self, expression_index: int, frame_index: int, mask: NDArray[np.bool_]) -> Path:
-        """Write one mask, bool [H, W], and give its path.
+        """Write one mask, bool [H, W], and give its path. Raises as :meth:`prepare`."""
+        prepared = self.prepare(expression_index, frame_index, mask)
+        try:
+            prepared.put_in_place()
+        finally:
+            prepared.discard()
+        return prepared.path
+
+    def prepare(
+        self, expression_index: int, frame_index: int, mask: NDArray[np.bool_]
+    ) -> PreparedMask:
+        """Write one mask, bool [H, W], under a temporary name.
 
         Raises InputError for another shape or dtype, VideoError when the file cannot be written.
         """
@@ -60,12 +95,14 @@ class MaskWriter:
         path = self._directory / str(expression_index) / f"{frame_index:05d}.png"
         image = Pillow.fromarray(mask.astype(np.uint8) * np.uint8(255))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
+            with made_folder(path.parent), ExitStack() as undo:
+                temporary = create_temporary(path)
+                undo.callback(discard, temporary)
                 image.save(temporary, format="PNG", compress_level=_PNG_LEVEL)
+                undo.pop_all()
         except OSError as error:
-            raise VideoError(_cannot_write(path, error)) from error
-        return path
+            raise VideoError(cannot_write(path, error)) from error
+        return PreparedMask(temporary, path)
 
 
 class _Encoder(NamedTuple):
@@ -120,7 +157,8 @@ class OverlayWriter:
         except InputError:
             raise
         except (*READ_ERRORS, ValueError) as error:
-            raise VideoError(_cannot_write(self._path, error)) from error
+            self.abort()  # what FFmpeg has written so far cannot be completed
+            raise VideoError(cannot_write(self._path, error)) from error
 
     def close(self) -> None:
         """Complete the file and put it under its name. Safe to call twice."""
@@ -138,8 +176,16 @@ class OverlayWriter:
         except InputError:
             raise
         except (*READ_ERRORS, ValueError) as error:
-            raise VideoError(_cannot_write(self._path, error)) from error
+            raise VideoError(cannot_write(self._path, error)) from error
         finally:
+            discard(encoder.temporary)
+
+    def abort(self) -> None:
+        """Remove the unfinished file; harmless after :meth:`close`. Raises nothing."""
+        encoder, self._encoder, self._closed = self._encoder, None, True
+        if encoder is not None:
+            with suppress(*READ_ERRORS, ValueError):
+                encoder.container.close()
             discard(encoder.temporary)
 
     def __enter__(self) -> OverlayWriter:
@@ -172,7 +218,11 @@ class OverlayWriter:
                 options={"movflags": "+faststart", "movie_timescale": str(self._movie_timescale())},
             )
             undo.callback(container.close)
-            self._encoder = _Encoder(container, self._add_stream(container), temporary)
+            stream = self._add_stream(container)
+            # Here rather than with the first packet: where the header could not be written, FFmpeg
+            # must not be asked to write another packet, or it ends the process.
+            container.start_encoding()
+            self._encoder = _Encoder(container, stream, temporary)
             undo.pop_all()
         return self._encoder
 
@@ -228,7 +278,3 @@ class OverlayWriter:
             # The encoder forgets durations; the muxer needs the last one, the gaps give the others.
             packet.duration = self._ticks_to_duration.pop(packet.pts or 0, 0)
             encoder.container.mux(packet)
-
-
-def _cannot_write(path: Path, error: BaseException) -> str:
-    return f"{path} cannot be written: {reason(error)}; check the folder, its rights and free space"

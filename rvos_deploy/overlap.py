@@ -1,0 +1,83 @@
+"""What a command reads must not be what it replaces: refused before anything is touched."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from rvos_deploy.errors import InputError
+
+_PATTERN = set("%*?[")  # of a sequence of image files, for FFmpeg
+
+
+def refuse_overlap(inputs: Iterable[Path], replaced: Iterable[Path]) -> None:
+    """Refuse to replace an input, also where a symlink or a hard link leads to it.
+
+    Args:
+        inputs: files that are read, and folders of which any file may be read.
+        replaced: files, and folders with all that they hold, that would be replaced. What does not
+            exist yet cannot be lost.
+
+    Raises:
+        InputError: one of ``replaced`` is an input, is a file in one, or a folder that holds one.
+    """
+    read = [path for path in inputs if path.exists()]
+    files = {_identity(path): path for path in read if not path.is_dir()}
+    folders = [path for path in read if path.is_dir()]
+    for target in replaced:
+        if not target.exists():
+            continue
+        if target.is_dir():
+            found = next((path for path in read if _lies_in(path, target)), None)
+        else:
+            inside = (folder for folder in folders if _lies_in(target, folder))
+            found = files.get(_identity(target)) or next(inside, None)
+        if found is not None:
+            what = f"{target} is" if found == target else f"{target} belongs to {found}, which is"
+            raise InputError(
+                f"{what} an input of this command, and its output would replace it; choose another "
+                "place for the output"
+            )
+
+
+def source_files(source: str) -> list[Path]:
+    """Files of this machine that a video source may read.
+
+    ``source``: what ``open_video`` takes: a file, a folder, ``-``, or an address of FFmpeg's, which
+    may name files too (``file:x.mp4``, ``concat:a.ts|b.ts``, ``frames/%05d.png``).
+    """
+    if source == "-":
+        return _standard_input()
+    names = {source, *(part.rpartition(":")[2] for part in source.split("|"))} - {""}
+    return [file for name in sorted(names) for file in _existing(Path(name))]
+
+
+def _existing(path: Path) -> list[Path]:
+    try:
+        if path.is_dir():
+            return [file for file in path.iterdir() if file.is_file()]
+        if path.exists():
+            return [path]
+    except (OSError, ValueError):  # too long for a name, or with a NUL
+        return []
+    return _existing(path.parent) if _PATTERN & set(path.name) else []
+
+
+def _standard_input() -> list[Path]:
+    link = Path("/proc/self/fd/0")
+    return [link] if sys.stdin is not None and link.is_file() else []
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Device and inode: the same for all hard links of a file and for symlinks that lead to it."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether ``path``, or what it leads to where it is a symlink, is ``folder`` or lies in it."""
+    whole = os.path.realpath(folder)
+    name = Path(os.path.realpath(path.parent), path.name)
+    return name.is_relative_to(whole) or Path(os.path.realpath(path)).is_relative_to(whole)

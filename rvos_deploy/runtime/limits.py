@@ -1,0 +1,68 @@
+"""What a bundle's graphs can take, checked before the first frame; the fix is in the message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.runtime.settings import StreamSettings
+
+
+def check_limits(
+    graphs: Mapping[str, GraphSpec],
+    settings: StreamSettings,
+    box: tuple[int, int],
+    expressions: int,
+    frames: int | None = None,
+) -> None:
+    """Refuse what some graph's contract does not allow.
+
+    Args:
+        graphs: contracts by name.
+        settings: of the stream.
+        box: (height, width) that frames are fitted into.
+        expressions: how many are followed at once.
+        frames: of the video, where known.
+
+    Raises:
+        InputError: says what is allowed and what to do.
+    """
+    largest = _largest(graphs)
+    if expressions > (most := largest.get("E", expressions)):
+        raise InputError(
+            f"found {expressions} expressions, at most {most} go into one run; split them into "
+            "several runs"
+        )
+    for axis, side in zip("HW", box, strict=True):
+        if side > (most := largest.get(axis, side)):
+            raise InputError(
+                f"size {box[0]}x{box[1]} is too large: this bundle takes sides up to {most}; give "
+                "a smaller --size"
+            )
+    _check_memory(largest.get("M"), settings, frames)
+
+
+def _check_memory(most: int | None, settings: StreamSettings, frames: int | None) -> None:
+    if most is None:
+        return
+    if settings.window is None:
+        if frames is not None and frames > most:
+            raise InputError(
+                f"the video has {frames} frames, and offline at most {most} can be remembered; use "
+                f"--memory {most}, --mode online, or --max-frames {most}"
+            )
+    elif settings.window + settings.anchors > most:
+        raise InputError(
+            f"memory {settings.window} and anchors {settings.anchors} are more than the {most} "
+            "frames that can be remembered; give a smaller --memory or --anchors"
+        )
+
+
+def _largest(graphs: Mapping[str, GraphSpec]) -> dict[str, int]:
+    """The greatest size of every axis that all graphs allow."""
+    largest: dict[str, int] = {}
+    for spec in graphs.values():
+        for axis in spec.axes:
+            largest[axis.name] = min(axis.maximum, largest.get(axis.name, axis.maximum))
+    return largest

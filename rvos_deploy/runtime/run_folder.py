@@ -1,0 +1,114 @@
+"""The folder of a run: what an earlier run left there, and when that may be replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.files import (
+    cannot_write,
+    create_temporary_folder,
+    discard,
+    discard_stale,
+    holding,
+    remove_empty,
+)
+from rvos_deploy.overlap import refuse_overlap
+from rvos_deploy.runtime.result_file import is_result_file
+
+MASKS, OVERLAY, RESULT = "masks", "overlay.mp4", "result.json"
+
+
+def check_run_folder(out: Path, inputs: list[Path]) -> None:
+    """Refuse a folder whose files a run must not replace; nothing is changed.
+
+    Args:
+        out: folder of the run, which need not exist.
+        inputs: files and folders that the run reads.
+
+    Raises:
+        InputError: a file is in the way, ``result.json`` is another program's, masks would be
+            written through a symlink, or an input would be replaced.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; choose a folder for --out")
+    for folder in (out / MASKS, *_mask_folders(out)):
+        if folder.is_symlink():
+            raise InputError(
+                f"{folder} is a symlink, and masks are not written through one; remove it, or "
+                "choose another --out"
+            )
+    result = out / RESULT
+    if result.is_dir() or (result.is_file() and not is_result_file(result)):
+        raise InputError(
+            f"{result} was not written by a run, so it is not replaced; move it, or choose another "
+            "--out"
+        )
+    refuse_overlap(inputs, earlier_files(out))
+
+
+@contextmanager
+def run_folder(out: Path) -> Iterator[None]:
+    """Make the folder and hold it for one run; it goes again if nothing was put there.
+
+    Raises:
+        InputError: it cannot be made, or another run holds it.
+    """
+    with holding(out, "writing into"):
+        _discard_stale(out)
+        yield
+
+
+def earlier_files(out: Path) -> list[Path]:
+    """What an earlier run wrote, and nothing else."""
+    masks = [
+        file
+        for folder in _mask_folders(out)
+        for file in folder.glob("*.png")
+        if file.stem.isdecimal()
+    ]
+    return masks + [out / name for name in (OVERLAY, RESULT) if (out / name).is_file()]
+
+
+@contextmanager
+def replacing_earlier_files(out: Path) -> Iterator[None]:
+    """Move what an earlier run wrote aside; it goes when the block ends well, else it comes back.
+
+    Raises:
+        InputError: it cannot be moved.
+    """
+    files = earlier_files(out)
+    if not files:
+        yield
+        return
+    try:
+        aside = create_temporary_folder(out / "earlier")
+    except OSError as error:
+        raise InputError(cannot_write(out, error)) from error
+    with ExitStack() as undo:
+        undo.callback(remove_empty, aside)
+        try:
+            for number, file in enumerate(files):
+                file.rename(aside / str(number))
+                undo.callback((aside / str(number)).rename, file)
+        except OSError as error:
+            raise InputError(cannot_write(out, error)) from error
+        yield
+        undo.pop_all()
+    discard(aside)
+    for folder in _mask_folders(out):
+        remove_empty(folder)
+
+
+def _mask_folders(out: Path) -> list[Path]:
+    """``masks/0`` and so on."""
+    return [folder for folder in (out / MASKS).glob("*") if folder.name.isdecimal()]
+
+
+def _discard_stale(out: Path) -> None:
+    for name in (OVERLAY, RESULT):
+        discard_stale(out, name)
+    for folder in _mask_folders(out):
+        discard_stale(folder, "*.png")

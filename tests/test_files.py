@@ -1,0 +1,256 @@
+"""Files that are complete or absent, whatever stands at their place."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from rvos_deploy import files
+from rvos_deploy.errors import InputError
+from rvos_deploy.files import (
+    check_output_file,
+    create_temporary,
+    discard,
+    discard_all,
+    discard_stale,
+    locked,
+    made_folder,
+    replacing,
+    replacing_folder,
+    write_text,
+    writing,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_name_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    file = tmp_path / ("ö" * 125 + ".json")
+    write_text(file, "whole")
+    assert file.read_text() == "whole"
+    assert len(names(tmp_path)) == 1
+
+
+def write_half(path: Path) -> None:
+    path.write_text("half")
+    raise LookupError
+
+
+def test_a_failure_leaves_the_file_before_and_no_folder(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text("before")
+    for target in (file, tmp_path / "new" / "deep" / "a.json"):
+        with pytest.raises(LookupError), writing(target) as temporary:
+            write_half(temporary)
+    assert names(tmp_path) == ["a.json"]
+    assert file.read_text() == "before"
+
+
+def test_a_planted_symlink_is_replaced_never_followed(tmp_path: Path) -> None:
+    victim, place = tmp_path / "victim", tmp_path / "mask.png"
+    victim.write_text("mine")
+    place.symlink_to(victim)
+    with replacing(place) as temporary:
+        temporary.write_text("new")
+    assert victim.read_text() == "mine"
+    assert place.read_text() == "new"
+    assert not place.is_symlink()
+
+
+def test_of_a_symlink_that_the_user_named_the_target_is_replaced(tmp_path: Path) -> None:
+    target, link, dangling = tmp_path / "target", tmp_path / "link", tmp_path / "dangling"
+    target.write_text("before")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    dangling.symlink_to(tmp_path / "folder" / "new")
+    for path in (link, dangling):
+        write_text(path, "after")
+        assert path.is_symlink()
+        assert path.read_text() == "after"
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert names(tmp_path) == ["dangling", "folder", "link", "target"]
+
+
+def test_a_loop_of_symlinks_and_a_folder_are_refused(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path, why in ((loop, "symbolic links"), (tmp_path, "Is a directory")):
+        with pytest.raises(InputError, match=f"{path.name} cannot be written: .*{why}"):
+            write_text(path, "x")
+    assert loop.is_symlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make device nodes")
+def test_a_device_is_written_into(tmp_path: Path) -> None:
+    null = tmp_path / "null"
+    try:
+        os.mknod(null, 0o666 | 0o020000, os.makedev(1, 3))
+    except OSError:
+        pytest.skip("device nodes cannot be made here")
+    before = null.stat()
+    write_text(null, "text")
+    assert (null.stat().st_ino, null.stat().st_rdev) == (before.st_ino, before.st_rdev)
+    assert names(tmp_path) == ["null"]
+
+
+def test_a_fifo_is_written_into(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append(fifo.read_text()))
+    reader.start()
+    write_text(fifo, "text")
+    reader.join()
+    assert found == ["text"]
+    assert names(tmp_path) == ["fifo"]
+    assert fifo.is_fifo()
+
+
+@pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("mode", ["w", "a"])
+def test_standard_output_in_a_file_is_continued(tmp_path: Path, path: str, mode: str) -> None:
+    if not Path(path).exists():
+        pytest.skip("this system has no such name")
+    code = (
+        "import sys; from pathlib import Path; from rvos_deploy.files import write_text\n"
+        "print('first'); write_text(Path(sys.argv[1]), 'second\\n'); print('third')"
+    )
+    output = tmp_path / "output"
+    output.write_text("earlier\n")
+    with output.open(mode) as file:
+        subprocess.run([sys.executable, "-c", code, path], stdout=file, check=True)
+    start = "earlier\n" if mode == "a" else ""
+    assert output.read_text() == f"{start}first\nsecond\nthird\n"
+    assert names(tmp_path) == ["output"]
+
+
+def test_standard_output_in_a_pipe() -> None:
+    code = "from pathlib import Path; from rvos_deploy.files import write_text\n"
+    code += "write_text(Path('/dev/stdout'), 'text')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout == "text"
+
+
+def test_a_file_that_cannot_be_written_is_told_before(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(InputError, match="is a folder; name a file"):
+        check_output_file(tmp_path)
+    with pytest.raises(InputError, match=r"cannot be written: .*file"):
+        check_output_file(file / "a.json")
+    for fine in (file, tmp_path / "new" / "a.json", Path("/dev/null"), Path("relative.json")):
+        check_output_file(fine)
+    assert names(tmp_path) == ["file"]
+
+
+def test_stale_temporaries_go_and_others_stay(tmp_path: Path) -> None:
+    stale = tmp_path / ".result.json.0123456789ab.part"
+    others = [".result.json.part", ".other.json.0123456789ab.part", "result.json", ".film.mp4.part"]
+    for path in (stale, *(tmp_path / name for name in others)):
+        path.touch()
+    ours = create_temporary(tmp_path / "result.json")
+    discard_stale(tmp_path, "result.json")
+    assert names(tmp_path) == sorted([*others, ours.name])
+    discard(ours)
+
+
+def test_all_temporaries_go_when_the_process_ends_at_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        create_temporary(tmp_path / name)
+    (files.create_temporary_folder(tmp_path / "folder") / "inside").touch()
+    discard_all()
+    assert names(tmp_path) == []
+
+
+def test_a_folder_is_held_by_one_thread_which_may_hold_it_again(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def other() -> None:
+        try:
+            with locked(tmp_path, "writing into"):
+                pass
+        except InputError as error:
+            refused.append(str(error))
+
+    def beside() -> None:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    with locked(tmp_path, "writing into"), locked(tmp_path, "writing into"):
+        beside()
+    assert refused == [
+        f"another process is writing into {tmp_path}; wait for it, or choose another folder"
+    ]
+    beside()
+    assert len(refused) == 1
+    assert names(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_used_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS gives EBADF for a folder that is open for reading."""
+
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    stale = tmp_path / ".b.0123456789ab.part"
+    stale.mkdir()
+    with locked(tmp_path, "writing into"), replacing_folder(tmp_path / "b"):
+        pass
+    assert names(tmp_path) == [stale.name, "b"], "whether it is in use cannot be known"
+
+
+def test_folders_that_were_made_for_nothing_go_again(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), made_folder(tmp_path / "a" / "b"):
+        raise RuntimeError
+    assert names(tmp_path) == []
+    with made_folder(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "kept").touch()
+    assert names(tmp_path / "a") == ["kept"]
+
+
+@pytest.mark.parametrize("atomic", [True, False], ids=["exchanged", "two renames"])
+def test_a_folder_is_replaced_only_where_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, atomic: bool
+) -> None:
+    if not atomic:
+        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    target = tmp_path / "bundle"
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    with replacing_folder(link) as folder:
+        (folder / "first").touch()
+    with pytest.raises(OSError, match="not empty"), replacing_folder(target) as folder:
+        (folder / "second").touch()
+    assert names(target) == ["first"]
+    with replacing_folder(target, overwrite=True) as folder:
+        (folder / "second").touch()
+    assert names(target) == ["second"]
+    assert link.is_symlink()
+    assert names(tmp_path) == ["bundle", "link"]
+
+
+def test_a_folder_comes_back_when_the_new_one_cannot_be_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    target = tmp_path / "bundle"
+    target.mkdir()
+    (target / "before").touch()
+    with (
+        pytest.raises(OSError, match="No such file"),
+        replacing_folder(target, overwrite=True) as folder,
+    ):
+        folder.rmdir()
+    assert names(target) == ["before"]
+    assert names(tmp_path) == ["bundle"]
