@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import warnings
 from pathlib import Path
 
@@ -15,16 +16,29 @@ from rvos_deploy.errors import BundleError, InputError
 from rvos_deploy.model.config import CONTEXT_LENGTH
 
 
+START_OF_TEXT, END_OF_TEXT = "<start_of_text>", "<end_of_text>"
+
+# Special tokens are no text: in a sentence they are spelled. Tokenizers of older bundles match them
+# as whole words, so the sentence is cut behind their "<". That is where a word ends anyway: CLIP's
+# words are runs of letters, or of symbols.
+_INSIDE_SPECIAL_TOKENS = re.compile(r"(?<=<)(?=start_of_text>|end_of_text>)")
+
+
 class Tokenizer:
-    """Byte-pair tokenizer of CLIP, read from a bundle's ``tokenizer.json``."""
+    """Byte-pair tokenizer of CLIP, read from a bundle's ``tokenizer.json``.
+
+    The ids are open_clip's, with one exception that is meant: a special token that a sentence
+    contains, in any case or writing, is plain text. (open_clip takes it for the token itself unless
+    it follows a symbol, and the text encoder would read the sentence up to there.)
+    """
 
     def __init__(self, file: Path) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:
             raise BundleError(f"{file} is not a tokenizer: {error}; export again") from error
-        self._start = self._special("<start_of_text>")
-        self._end = self._special("<end_of_text>")
+        self._start = self._special(START_OF_TEXT)
+        self._end = self._special(END_OF_TEXT)
 
     def _special(self, token: str) -> int:
         index = self._tokenizer.token_to_id(token)
@@ -33,13 +47,26 @@ class Tokenizer:
         return int(index)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text between start and end, neither added nor cut."""
-        return list(self._tokenizer.encode(clean_text(text), add_special_tokens=False).ids)
+        """Ids of the text between start and end, neither added nor cut.
+
+        Raises InputError when it is no text.
+        """
+        if not isinstance(text, str):
+            raise InputError(
+                f"an expression must be a string, found {type(text).__name__}; "
+                "say what to segment, for example 'the brown dog'"
+            )
+        pieces = _INSIDE_SPECIAL_TOKENS.split(clean_text(text))
+        return [
+            index
+            for piece in pieces
+            for index in self._tokenizer.encode(piece, add_special_tokens=False).ids
+        ]
 
     def __call__(self, text: str) -> NDArray[np.int64]:
         """Ids from start to end of text, as long as the sentence needs: int64 [L], L at most 77.
 
-        Warns when the sentence is cut. Raises InputError when it is empty.
+        Warns when the sentence is cut. Raises InputError when it is empty or no text.
         """
         ids = self.encode(text)
         if not ids:
