@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from rvos_deploy.errors import BundleError, InputError
 from rvos_deploy.model.config import CONTEXT_LENGTH
 
-
 START_OF_TEXT, END_OF_TEXT = "<start_of_text>", "<end_of_text>"
 
 # Special tokens are no text: in a sentence they are spelled. Tokenizers of older bundles match them
@@ -51,11 +50,7 @@ class Tokenizer:
 
         Raises InputError when it is no text.
         """
-        if not isinstance(text, str):
-            raise InputError(
-                f"an expression must be a string, found {type(text).__name__}; "
-                "say what to segment, for example 'the brown dog'"
-            )
+        check_text(text)
         pieces = _INSIDE_SPECIAL_TOKENS.split(clean_text(text))
         return [
             index
@@ -81,6 +76,15 @@ class Tokenizer:
                 stacklevel=2,
             )
         return np.array([self._start, *kept, self._end], dtype=np.int64)
+
+
+def check_text(text: object) -> None:
+    """Raise InputError unless it is a string."""
+    if not isinstance(text, str):
+        raise InputError(
+            f"an expression must be a string, found {type(text).__name__}; "
+            "say what to segment, for example 'the brown dog'"
+        )
 
 
 def clean_text(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -11,6 +10,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from rvos_deploy.runtime.environment import usable_cores
 from rvos_deploy.video.damage import Damage
 from rvos_deploy.video.frames import Frame
 from rvos_deploy.video.geometry import Display
@@ -31,8 +31,7 @@ def use_threads(stream: VideoStream) -> None:
 
 def usable_threads() -> int:
     """Threads for a codec: one a core that this process may run on, within the bound on memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(_MOST_THREADS, cores or 1)
+    return min(_MOST_THREADS, usable_cores())
 
 
 def decode(

@@ -6,7 +6,6 @@ import html
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import pytest
 from hypothesis import given, seed, settings
@@ -38,9 +37,12 @@ WRITINGS: tuple[Callable[[str], str], ...] = (
 )
 """Ways to write a token that cleaning undoes, or does not."""
 
+ASSIGNED = st.characters(exclude_categories=["Cn", "Cs"])
+"""Unassigned code points are letters in the tables of one library and none in those of another."""
+
 written = st.builds(lambda token, write: write(token), *map(st.sampled_from, (TOKENS, WRITINGS)))
 words = st.sampled_from(["the dog", " ", "!!!", "<", ">", "_", "&", "'s", "3", "\u00e9t\u00e9", ""])
-sentences = st.lists(written | words | st.text(max_size=4), max_size=8).map("".join)
+sentences = st.lists(written | words | st.text(ASSIGNED, max_size=4), max_size=8).map("".join)
 
 
 @pytest.fixture(scope="module", params=["packaged", "exported now"])
@@ -75,7 +77,9 @@ def test_a_special_token_after_a_symbol_as_open_clip_has_it(ours: Tokenizer) -> 
 
 
 @pytest.mark.parametrize("token", TOKENS)
-@pytest.mark.parametrize("place", ["{}", "{} the dog", "the dog{}", "the {} dog", "!!!{}", "a{0}{0}"])
+@pytest.mark.parametrize(
+    "place", ["{}", "{} the dog", "the dog{}", "the {} dog", "!!!{}", "a{0}{0}"]
+)
 def test_a_special_token_is_spelled(
     ours: Tokenizer, spelled: Callable[[str], list[int]], token: str, place: str
 ) -> None:
@@ -86,7 +90,9 @@ def test_a_special_token_is_spelled(
         assert ids[1:-1] == spelled(text), repr(text)
 
 
-def check(attempt: Attempt, ours: Tokenizer, spelled: Callable[[str], list[int]], text: str) -> None:
+def check(
+    attempt: Attempt, ours: Tokenizer, spelled: Callable[[str], list[int]], text: str
+) -> None:
     with attempt(KIND):
         ids = ours.encode(text)
         assert not {START_OF_TEXT, END_OF_TEXT} & set(ids)
