@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from rvos_deploy.errors import InputError
 
-_MEDIA = frozenset(
-    ".3gp .avi .bmp .flv .gif .jpeg .jpg .m2ts .m3u8 .m4v .mjpeg .mkv .mov .mp4 .mpeg .mpg .mts "
-    ".mxf .ogv .png .tif .tiff .ts .webm .webp .wmv".split()
-)
+_MEDIA = {
+    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m3u8", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv"),
+    *(".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
+}
 
 
 def check_expressions(texts: Sequence[str]) -> None:
@@ -38,11 +40,9 @@ def _something_else(text: str) -> str | None:
         return "looks like an option"
     if "://" in text:
         return "is a URL"
-    # Not Path.exists, which raises for names that are too long to be one.
-    if text and os.path.isdir(text):
-        return "is a folder that exists"
+    # Not Path's own, which raises for names that are too long to be one.
     if text and os.path.lexists(text):
-        return "is a file that exists"
-    if os.path.splitext(text)[1].lower() in _MEDIA:
+        return f"is a {'folder' if Path(text).is_dir() else 'file'} that exists"
+    if Path(text).suffix.lower() in _MEDIA:
         return "looks like a video or picture"
     return None

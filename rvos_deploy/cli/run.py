@@ -48,8 +48,8 @@ def run(
         list[str],
         typer.Argument(
             metavar="EXPRESSION",
-            help="What to segment; one or more, each in quotes. Names of files, URLs and options are "
-            "refused; where such words are meant, put a space before them: ' dog.png'.",
+            help="What to segment; one or more, each in quotes. Names of files, URLs and options "
+            "are refused; where such words are meant, put a space before them: ' dog.png'.",
         ),
     ],
     bundle: BundleOption = PACKAGED,
@@ -113,8 +113,8 @@ def run(
             "--mask-budget",
             metavar="MIB",
             min=0,
-            help="Memory for frames that wait for the end; more goes to disk. Default: an eighth of "
-            "the memory that this process may use, at most 1024. Offline, tokens stay in memory "
+            help="Memory for frames that wait for the end; more goes to disk. Default: an eighth "
+            "of the memory that this process may use, at most 1024. Offline, tokens stay in memory "
             "beyond it: queries x width x 4 bytes a frame and expression, 10 KiB for tiny (2 bytes "
             "in fp16), unless --memory says how many frames are remembered.",
         ),

@@ -26,7 +26,7 @@ from rvos_deploy.runtime.expression import (
 from rvos_deploy.runtime.finite import MapCheck, require_finite
 from rvos_deploy.runtime.geometry import FrameGeometry, fit_frame
 from rvos_deploy.runtime.selection import thresholds
-from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.runtime.settings import StreamSettings, described
 from rvos_deploy.runtime.slots import SlotCues, SlotTracker
 from rvos_deploy.runtime.spill_store import SpillStore
 from rvos_deploy.runtime.stream_use import ExclusiveUse, FrameTime
@@ -217,7 +217,7 @@ class Stream(Closing):
             known = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
             if not known or number not in self._expressions:
                 raise InputError(
-                    f"no expression {number!r} in this stream; "
+                    f"no expression {described(number)} in this stream; "
                     f"there are {', '.join(map(str, self._expressions)) or 'none'}"
                 )
             with self._all_or_failed():

@@ -149,7 +149,9 @@ def test_the_budget_used_is_in_the_result(  # type: ignore[no-untyped-def]
     for options, budget in (((), 64 * MIB), (("--mask-budget", 3), 3 * MIB)):
         out = output(tmp_path / "out")
         small = ("--max-frames", 1, "--size", "32x32")
-        result = rvos("run", video, "the dog", "-b", tiny_bundle, "-o", out.folder, *small, *options)
+        result = rvos(
+            "run", video, "the dog", "-b", tiny_bundle, "-o", out.folder, *small, *options
+        )
         assert result.code == 0
         assert out.result["settings"]["mask_budget"] == budget
 

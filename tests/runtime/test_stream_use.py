@@ -33,13 +33,16 @@ def settings(**changes: object) -> StreamSettings:
 def test_results_are_values_that_can_be_compared_and_kept(segmenter: Segmenter, clip: Clip) -> None:
     with segmenter.stream([TEXT], settings()) as stream:
         (one,), (other,) = stream.push(clip[0]), stream.push(clip[1])
-    assert one == one  # noqa: PLR0124
+    same = one
+    assert one == same
     assert one != other
     assert {one: 1, other: 2}[one] == 1
     assert [one, other].index(other) == 1
 
 
-def test_a_removed_expressions_text_stays_with_its_results(segmenter: Segmenter, clip: Clip) -> None:
+def test_a_removed_expressions_text_stays_with_its_results(
+    segmenter: Segmenter, clip: Clip
+) -> None:
     with segmenter.stream([TEXT, OTHER], settings()) as stream:
         (before,) = stream.push(clip[0])
         stream.remove_expression(0)
@@ -274,9 +277,13 @@ def test_a_segmenter_that_is_closed_under_a_stream(tiny_bundle: Path, clip: Clip
                 opened.close()
 
         stream = segmenter.stream([TEXT], settings(), on_stage=stage)
-        with pytest.raises(RvosError):
+
+        def use(stream: Stream = stream) -> None:
             for frame in clip[:2]:
                 stream.push(frame)
+
+        with pytest.raises(RvosError):
+            use()
         stream.close()
 
 
