@@ -10,16 +10,14 @@ import tokenizers
 from open_clip.tokenizer import bytes_to_unicode, default_bpe
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
-from rvos_deploy.runtime.probe import END_OF_TEXT
+from rvos_deploy.runtime import probe
+from rvos_deploy.runtime.tokenizer import END_OF_TEXT, START_OF_TEXT
 
-START, END = "<start_of_text>", "<end_of_text>"
-_MERGES = END_OF_TEXT - 1 - 2 * 256
-# Words, as CLIP splits them; cleaned text is lower-case already. U+0345 belongs to no word: CLIP's
-# case-insensitive classes fold it into a letter on one side only.
-_WORDS = (
-    r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d"
-    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{0345}]+"
-)
+_MERGES = probe.END_OF_TEXT - 1 - 2 * 256
+# Words, as CLIP splits them; cleaned text is lower-case already. Special tokens are no words: see
+# rvos_deploy/runtime/tokenizer.py. CLIP ignores case, so that the long s is an s after an
+# apostrophe, and U+0345 belongs to no word: case folds it into a letter on one side only.
+_WORDS = r"'[s\x{017F}]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{0345}]+"
 
 
 def write_tokenizer(file: Path) -> None:
@@ -28,7 +26,7 @@ def write_tokenizer(file: Path) -> None:
     merges = [_pair(line) for line in lines[1 : _MERGES + 1]]
     alphabet = list(bytes_to_unicode().values())
     words = [*alphabet, *(letter + "</w>" for letter in alphabet), *map("".join, merges)]
-    vocabulary = {word: index for index, word in enumerate([*words, START, END])}
+    vocabulary = {word: index for index, word in enumerate([*words, START_OF_TEXT, END_OF_TEXT])}
     tokenizer = tokenizers.Tokenizer(
         models.BPE(vocabulary, merges, end_of_word_suffix="</w>", fuse_unk=False)
     )
@@ -39,8 +37,6 @@ def write_tokenizer(file: Path) -> None:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    # open_clip takes these words in a sentence for the tokens themselves.
-    tokenizer.add_special_tokens([START, END])
     content = json.loads(tokenizer.to_str())
     # Each pair as one string, which is a fifth of the file shorter.
     content["model"]["merges"] = [" ".join(pair) for pair in merges]

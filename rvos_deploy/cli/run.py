@@ -45,7 +45,11 @@ def run(
     ],
     expressions: Annotated[
         list[str],
-        typer.Argument(metavar="EXPRESSION", help="What to segment; one or more, each in quotes."),
+        typer.Argument(
+            metavar="EXPRESSION",
+            help="What to segment; one or more, each in quotes. Names of files, URLs and options "
+            "are refused; where such words are meant, put a space before them: ' dog.png'.",
+        ),
     ],
     bundle: BundleOption = PACKAGED,
     out: Annotated[
@@ -103,14 +107,17 @@ def run(
         typer.Option("--max-frames", metavar="N", min=1, help="Stop after so many."),
     ] = None,
     mask_budget: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--mask-budget",
             metavar="MIB",
             min=0,
-            help="Memory for frames that wait for the end; more goes to disk.",
+            help="Memory for frames that wait for the end; more goes to disk. Default: an eighth "
+            "of the memory that this process may use, at most 1024. Offline, tokens stay in memory "
+            "beyond it: queries x width x 4 bytes a frame and expression, 10 KiB for tiny (2 bytes "
+            "in fp16), unless --memory says how many frames are remembered.",
         ),
-    ] = 1024,
+    ] = None,
     allow_playlists: Annotated[
         bool,
         typer.Option(
@@ -121,13 +128,16 @@ def run(
 ) -> None:
     """Segment a video: one mask for every frame and expression."""
     from rvos_deploy import stopping
+    from rvos_deploy.cli.expressions import check_expressions
     from rvos_deploy.cli.output import counted, frame_progress
     from rvos_deploy.redaction import redact, redact_command
     from rvos_deploy.runtime.bundle import find_bundle
     from rvos_deploy.runtime.segment_video import has_end, segment_video
     from rvos_deploy.runtime.segmenter import load
     from rvos_deploy.runtime.settings import StreamSettings
+    from rvos_deploy.runtime.spill_store import default_mask_budget
 
+    check_expressions(expressions)
     if find_bundle(bundle) != bundle:
         typer.echo(
             "note: the packaged bundle knows the world of Moving Sprites only; for other videos "
@@ -142,7 +152,7 @@ def run(
         threshold=threshold,
         fallback=fallback.value,
         size=parse_size(size),
-        mask_budget=mask_budget * 2**20,
+        mask_budget=default_mask_budget() if mask_budget is None else mask_budget * 2**20,
     )
     with (
         load(bundle, backend=backend.value, device=device.value, threads=threads) as segmenter,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from rvos_deploy.runtime.container_limits import ROOT, memory_limit_bytes, quota_cores
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -22,20 +25,39 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in bytes, and system."""
+    """Processor, cores and memory (bytes) that this process may use, the machine's own memory, and
+    system.
+    """
     return {
         "processor": _processor(),
         "cores": usable_cores(),
+        "usable_memory_bytes": usable_memory_bytes(),
         "memory_bytes": _memory_bytes(),
         "system": platform.platform(),
     }
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
+def usable_cores(root: Path = ROOT) -> int:
+    """Cores that this process may use: by affinity, and by its container's quota, rounded up.
+
+    ``root``: of the file system, for tests.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    quota = quota_cores(root)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def usable_memory_bytes(root: Path = ROOT) -> int:
+    """Memory that this process may take: the machine's, or its container's limit where that is
+    less; 0 where the system does not tell.
+
+    ``root``: of the file system, for tests.
+    """
+    limit, memory = memory_limit_bytes(root), _memory_bytes()
+    return memory if limit is None else min(limit, memory or limit)
 
 
 def peak_memory_bytes() -> int:

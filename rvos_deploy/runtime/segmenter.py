@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
 from rvos_deploy.closing import Closing
+from rvos_deploy.errors import BundleError, InputError
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.bundle import TOKENIZER, Bundle, open_bundle
 from rvos_deploy.runtime.expression import EncodedText
+from rvos_deploy.runtime.finite import require_finite
 from rvos_deploy.runtime.limits import check_limits
-from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.runtime.settings import StreamSettings, described, whole_number
 from rvos_deploy.runtime.stream import StageCallback, Stream, add_expressions
-from rvos_deploy.runtime.tokenizer import Tokenizer
+from rvos_deploy.runtime.tokenizer import Tokenizer, check_text
 
 _CACHED_TEXTS = 1024
 
@@ -29,6 +32,7 @@ class Segmenter(Closing):
         self._tokenizer = Tokenizer(bundle.path / TOKENIZER, bundle.read(TOKENIZER))
         self._texts: OrderedDict[str, EncodedText] = OrderedDict()
         self._lock = threading.Lock()
+        self._closed = False
         self._runners = {
             name: backend.runner(spec, bundle.graph_file(name))
             for name, spec in bundle.graphs.items()
@@ -49,20 +53,48 @@ class Segmenter(Closing):
     ) -> Stream:
         """Start a stream over one video; use it in a ``with`` block.
 
+        Args:
+            expressions: a list of sentences.
+            settings: None: the default ones.
+            on_stage: called after every stage.
+
         Raises:
-            InputError: an empty expression, more than the graphs take, or settings that the back
-                end does not have.
+            InputError: no list of sentences, an empty one, more than the graphs take, settings of
+                another type or that the back end does not have, or the segmenter is closed.
         """
+        self._require_open()
+        if settings is not None and not isinstance(settings, StreamSettings):
+            raise InputError(
+                f"settings must be StreamSettings, found {type(settings).__name__}; write "
+                "rvos_deploy.StreamSettings(mode='online')"
+                + (", or StreamSettings(**settings)" if isinstance(settings, dict) else "")
+            )
+        if on_stage is not None and not callable(on_stage):
+            raise InputError(
+                f"on_stage must be a function of a name and seconds, found {described(on_stage)}; "
+                "leave it out"
+            )
         settings = settings or StreamSettings()
-        if not isinstance(expressions, str):
+        if isinstance(expressions, Sequence) and not isinstance(expressions, str):
             box = settings.size or self.bundle.config.input_size
             check_limits(self.bundle.graphs, settings, box, len(expressions))
         stream = Stream(self.bundle.config, self._runners, self.encode_text, settings, on_stage)
-        add_expressions(stream, expressions)
+        try:
+            add_expressions(stream, expressions)
+        except BaseException:
+            stream.close()
+            raise
         return stream
 
     def encode_text(self, text: str) -> EncodedText:
-        """Encode an expression; the last 1,024 are remembered."""
+        """Encode an expression; the last 1,024 are remembered.
+
+        Raises:
+            InputError: no text, an empty one, or the segmenter is closed.
+            BackendError: the back end failed, or gave what is no number.
+        """
+        self._require_open()
+        check_text(text)
         with self._lock:
             if text in self._texts:
                 self._texts.move_to_end(text)
@@ -70,11 +102,9 @@ class Segmenter(Closing):
         ids = self._tokenizer(text)
         runner = self._runners["text_encoder"]
         outputs = runner.infer({"token_ids": ids[None]})
-        encoded = EncodedText(
-            text,
-            tokens=runner.to_host(outputs["text_tokens"])[0],
-            sentence=runner.to_host(outputs["sentence"])[0],
-        )
+        arrays = {name: runner.to_host(outputs[name]) for name in ("text_tokens", "sentence")}
+        require_finite(runner.spec.name, arrays, f"expression '{text[:40]}'")
+        encoded = EncodedText(text, tokens=arrays["text_tokens"][0], sentence=arrays["sentence"][0])
         with self._lock:
             self._texts[text] = encoded
             if len(self._texts) > _CACHED_TEXTS:
@@ -82,9 +112,16 @@ class Segmenter(Closing):
         return encoded
 
     def close(self) -> None:
-        """Free the graphs."""
+        """Free the graphs; its streams can do nothing more, but be closed."""
+        self._closed = True
         for runner in self._runners.values():
             runner.deactivate()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise InputError(
+                "this segmenter is closed; load the bundle again with rvos_deploy.load(...)"
+            )
 
 
 def load(
@@ -93,17 +130,33 @@ def load(
     """Check a bundle's hashes and load its graphs.
 
     Args:
-        bundle: the folder, or the name of a packaged bundle.
+        bundle: the folder (a string or path), or the name of a packaged bundle.
         backend: ``auto`` or a back end's name.
         device: ``cpu`` or ``cuda``; never another than the one named. ``auto``: the back end's
             own, the CPU for onnxruntime and the GPU for tensorrt.
-        threads: for a graph's arithmetic on the CPU; None takes every core.
+        threads: for a graph's arithmetic on the CPU, at least 1; None takes every core that this
+            process may use, by affinity and by its container's quota.
 
     Raises:
-        BundleError: the bundle is damaged or of another schema.
+        InputError: an argument of another type.
+        BundleError: the bundle cannot be read, is damaged or of another schema.
         BackendError: the back end is not installed or cannot run there.
     """
-    opened = open_bundle(bundle, check_files=False)
+    if not isinstance(bundle, (str, os.PathLike)):
+        raise InputError(
+            f"bundle must be the path of a folder or the name of a packaged bundle, found "
+            f"{described(bundle)}; write rvos_deploy.load('tiny')"
+        )
+    for name, value in (("backend", backend), ("device", device)):
+        if not isinstance(value, str):
+            raise InputError(f"{name} must be a name, found {described(value)}; write 'auto'")
+    threads = None if threads is None else whole_number("threads", threads, 1)
+    try:
+        opened = open_bundle(bundle, check_files=False)
+    except OSError as error:
+        raise BundleError(
+            f"the bundle cannot be read ({error.strerror}); check the path and its permissions"
+        ) from error
     segmenter = Segmenter(opened, make_backend(backend, device, threads))
     try:
         # What no back end read: each file is hashed, and none twice.

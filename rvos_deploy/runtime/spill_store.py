@@ -13,13 +13,22 @@ from numpy.typing import NDArray
 
 from rvos_deploy.closing import Closing
 from rvos_deploy.errors import InputError
+from rvos_deploy.runtime.environment import usable_memory_bytes
 
 Array = NDArray[Any]
-DEFAULT_BUDGET = 2**30
-"""Bytes kept in memory."""
+GREATEST_DEFAULT = 2**30
+SHARE_OF_MEMORY = 8
 
 _SPARE_DISK = 2**26
 _MORE_ROOM = "set TMPDIR to a larger disk, use --mode online, or fewer frames (--max-frames)"
+
+
+def default_mask_budget() -> int:
+    """Bytes that wait in memory where nobody says how many: an eighth of what this process may use
+    (``run`` has two such stores, one of them for images), at most 1 GiB.
+    """
+    memory = usable_memory_bytes()
+    return min(GREATEST_DEFAULT, memory // SHARE_OF_MEMORY) if memory else GREATEST_DEFAULT
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class SpillStore(Closing):
     it is closed or the process ends, however that happens. Its room is used again.
     """
 
-    def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
+    def __init__(self, budget: int) -> None:
         self._budget = budget
         self._held: dict[int, Array | _Spilled] = {}
         self._next = 0

@@ -23,11 +23,13 @@ from rvos_deploy.runtime.expression import (
     stack_memory,
     stack_text,
 )
+from rvos_deploy.runtime.finite import MapCheck, require_finite
 from rvos_deploy.runtime.geometry import FrameGeometry, fit_frame
 from rvos_deploy.runtime.selection import thresholds
-from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.runtime.settings import StreamSettings, described
 from rvos_deploy.runtime.slots import SlotCues, SlotTracker
 from rvos_deploy.runtime.spill_store import SpillStore
+from rvos_deploy.runtime.stream_use import ExclusiveUse, FrameTime
 from rvos_deploy.runtime.token_memory import TokenMemory
 from rvos_deploy.video.frames import Frame, check_image
 
@@ -39,9 +41,13 @@ _CUES = ("slot_values", "slot_logits", "slot_position", "slot_content", "slot_sc
 """What slots are aligned by, on the host: a few KiB an expression."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FrameMasks:
     """What a stream says of one frame.
+
+    Two results are equal when they are one and the same object, and they can be keys of a dict:
+    masks may still be on their way, so that comparing them would wait. Compare what you mean, for
+    example ``(a.masks == b.masks).all()``.
 
     Args:
         index: the frame's number, from 0.
@@ -49,6 +55,7 @@ class FrameMasks:
         size: (height, width) of the masks: the displayed size.
         scores: float32 [E]: the best query's probability of being referred to.
         expressions: [E] numbers of the expressions, as ``Stream.add_expression`` gave them.
+        texts: [E] their sentences, which stay here when an expression is removed.
         coming: the masks, which a GPU may still be computing or sending.
     """
 
@@ -57,6 +64,7 @@ class FrameMasks:
     size: tuple[int, int]
     scores: NDArray[np.float32]
     expressions: tuple[int, ...]
+    texts: tuple[str, ...]
     coming: Coming
 
     @property
@@ -71,6 +79,8 @@ class FrameMasks:
         CUDA array interface (``torch.from_dlpack``, ``cupy.asarray``). Nothing is waited for here:
         the reader's stream does. Keep the result until what reads it is done, since its room is
         used again when nobody refers to it, and no longer than its segmenter, with which it ends.
+
+        Raises BackendError: the device failed, or gave what is no number.
         """
         return self.coming.get()
 
@@ -125,8 +135,14 @@ class _Decision:
 class Stream(Closing):
     """The network as a stream (see ``StreamSettings`` for what can be chosen).
 
-    Made by :meth:`rvos_deploy.runtime.segmenter.Segmenter.stream`. Belongs to one thread. Memory
-    depends on the settings and the number of expressions, never on the length of the video.
+    Made by :meth:`rvos_deploy.runtime.segmenter.Segmenter.stream`. Belongs to one thread: a call
+    while another one runs is refused. Once it or its segmenter is closed, or a call has failed in
+    the middle of a frame, every method but ``close`` raises InputError.
+
+    Memory depends on the settings and the number of expressions. Online, the length of the video
+    makes no difference. Offline, what waits for the end beyond ``mask_budget`` goes to disk, but
+    the tokens of every frame stay in memory: see
+    :func:`rvos_deploy.runtime.token_memory.token_bytes`.
     """
 
     def __init__(
@@ -150,46 +166,63 @@ class Stream(Closing):
         self._expressions: dict[int, ExpressionState] = {}
         self._next_number = 0
         self._frame_count = 0
+        self._last: FrameTime | None = None
         self._started: _StartedFrame | None = None
         self._pending: deque[_PendingFrame] = deque()
         self._store = SpillStore(settings.mask_budget)
         self._coming: Coming | None = None
+        self._check: MapCheck | None = None
+        self._flushed: _Decision | None = None
+        self._flushing = False
+        self._use = ExclusiveUse()
         self._closed = False
+        self._failure: Exception | None = None
 
     @property
     def expressions(self) -> dict[int, str]:
         """Texts of the expressions present, by number."""
+        self._require_open()
         return {number: state.text.text for number, state in self._expressions.items()}
 
     def add_expression(self, text: str) -> int:
         """Follow one more expression, from the next frame on; returns its number.
 
-        Raises InputError when it is empty; warns when it is cut to 77 tokens.
+        Raises InputError when it is no text, or empty; warns when it is cut to 77 tokens.
         """
-        self._settle()
-        number, self._next_number = self._next_number, self._next_number + 1
-        memory = TokenMemory(self.settings.window, self.settings.anchors)
-        self._expressions[number] = ExpressionState(
-            number, self._encode_text(text), self._config.initializer, memory
-        )
-        return number
+        with self._using():
+            encoded = self._encode_text(text)
+            with self._all_or_failed():
+                self._settle()
+            number, self._next_number = self._next_number, self._next_number + 1
+            memory = TokenMemory(self.settings.window, self.settings.anchors)
+            self._expressions[number] = ExpressionState(
+                number, encoded, self._config.initializer, memory
+            )
+            return number
 
     def track_by(self, trackers: Sequence[SlotTracker]) -> None:
         """Align the slots of the expressions present by these, one each, before the first frame:
         for proofs, which record slots or replay them.
         """
-        for state, tracker in zip(self._expressions.values(), trackers, strict=True):
-            state.tracker = tracker
+        with self._using():
+            for state, tracker in zip(self._expressions.values(), trackers, strict=True):
+                state.tracker = tracker
 
     def remove_expression(self, number: int) -> None:
-        """Stop following an expression; frames not yet given leave it out too."""
-        if number not in self._expressions:
-            raise InputError(
-                f"no expression {number} in this stream; "
-                f"there are {', '.join(map(str, self._expressions)) or 'none'}"
-            )
-        self._settle()
-        del self._expressions[number]
+        """Stop following an expression; frames not yet given leave it out too.
+
+        ``number``: as :meth:`add_expression` gave it. Raises InputError when there is none.
+        """
+        with self._using():
+            known = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+            if not known or number not in self._expressions:
+                raise InputError(
+                    f"no expression {described(number)} in this stream; "
+                    f"there are {', '.join(map(str, self._expressions)) or 'none'}"
+                )
+            with self._all_or_failed():
+                self._settle()
+            del self._expressions[number]
 
     def push(self, frame: Frame | NDArray[np.uint8] | Any) -> list[FrameMasks]:
         """Take the next frame; returns the frames that are decided now, oldest first.
@@ -201,19 +234,32 @@ class Stream(Closing):
                 ``backend="tensorrt"``; ONNX Runtime's goes by the host unless it has the network's
                 own size (``fit_frame``).
 
+        Index and time must be greater than those of the frame before.
+
         Raises:
-            InputError: not such a frame, on another device, or the stream is closed.
+            InputError: not such a frame, on another device, not later than the one before, or
+                pushed while frames of :meth:`flush` are left.
+            BackendError: the back end failed, or a graph gave what is no number.
         """
-        if self._closed:
-            raise InputError("this stream is closed; open another with segmenter.stream(...)")
-        if isinstance(frame, Frame):
-            started = self._start(frame.index, frame.pts, frame.image)
-        else:
-            count = self._frame_count
-            started = self._start(count, float(count), self._take_image(frame))
-        self._frame_count += 1
+        with self._using():
+            if self._flushing and self._pending:
+                raise InputError(
+                    f"{len(self._pending)} frames of flush() were not read, and a frame cannot be "
+                    "pushed before they are; loop over stream.flush() to its end"
+                )
+            at = FrameTime.of(frame, self._frame_count)
+            image = self._take_image(frame.image if isinstance(frame, Frame) else frame)
+            at.require_after(self._last)
+            with self._all_or_failed(spared=InputError):
+                started = self._start(at.index, at.pts, image)
+            with self._all_or_failed():
+                self._last, self._flushing = at, False
+                self._frame_count += 1
+                return self._advance(started)
+
+    def _advance(self, started: _StartedFrame) -> list[FrameMasks]:
         # Beside the arithmetic of this frame, which is queued.
-        self._receive(None)
+        self._receive()
         self._settle()
         self._started = started
         if self.settings.mode == "offline" or len(self._pending) < self.settings.lookahead:
@@ -222,23 +268,93 @@ class Stream(Closing):
         return [self._emit(self._pending.popleft(), self._decode_video())]
 
     def flush(self) -> Iterator[FrameMasks]:
-        """Give the frames still held, one at a time; the stream can go on afterwards."""
-        self._settle()
-        if not self._pending:
-            return
-        decision = self._decode_video()
-        while self._pending:
-            yield self._emit(self._pending.popleft(), decision)
+        """Decide now for all frames still held, and give them one at a time, oldest first.
+
+        The call itself decides; the masks of a frame are made when it is read, so that those of a
+        whole clip never are in memory together. Frames that were not read stay: another call goes
+        on where reading stopped, and :meth:`push` is refused until the last was read. Then the
+        stream can go on.
+
+        Raises:
+            InputError, BackendError: as :meth:`push`; reading raises them too.
+        """
+        with self._using():
+            if not (self._flushing and self._pending):
+                with self._all_or_failed():
+                    self._settle()
+                    self._flushed = self._decode_video() if self._pending else None
+                self._flushing = True
+        return _Flush(self)
+
+    def _next_flushed(self) -> FrameMasks | None:
+        """The next frame of a flush; None when there is none left."""
+        with self._using():
+            if not (self._flushing and self._pending):
+                return None
+            with self._all_or_failed():
+                return self._emit(self._pending.popleft(), self._flushed)
 
     def close(self) -> None:
-        """Free what the stream holds; frames not yet given are dropped, given ones stay."""
+        """Free what the stream holds; frames not yet given are dropped, given ones stay.
+
+        While a call runs in another thread, that call frees it at its end.
+        """
         self._closed = True
+        self._free_when_unused()
+
+    def _free_when_unused(self) -> None:
+        # Who holds the stream comes here after releasing it: nobody misses the other.
+        while self._closed and self._use.try_hold():
+            try:
+                self._free()
+            finally:
+                self._use.release()
+            return
+
+    def _free(self) -> None:
         self._started = None
+        self._flushed = None
         self._pending.clear()
         # Their memories may lie on a GPU, whose room others need.
         self._expressions.clear()
         self._store.close()
-        self._receive(None)
+        self._receive()
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """Alone, and open: every method but ``close``."""
+        try:
+            with self._use.hold():
+                self._require_open()
+                yield
+        finally:
+            self._free_when_unused()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise InputError("this stream is closed; open another with segmenter.stream(...)")
+        if not self._runners["backbone"].active:
+            raise InputError(
+                "the segmenter of this stream is closed; load the bundle again with "
+                "rvos_deploy.load(...), and keep the segmenter open as long as its streams"
+            )
+        if self._failure is not None:
+            raise InputError(
+                f"this stream failed before ({self._failure}); open another with "
+                "segmenter.stream(...)"
+            )
+
+    @contextmanager
+    def _all_or_failed(self, spared: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+        """What fails in the middle of a frame leaves slots and memories that do not belong
+        together: nothing may follow. ``spared``: raised before anything has changed.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, spared):
+                self._failure = error
+            raise
 
     def _start(self, index: int, pts: float, frame: Value) -> _StartedFrame:
         """Backbone once, frame decoder for all expressions."""
@@ -249,10 +365,11 @@ class Stream(Closing):
             return _StartedFrame(index, pts, geometry, ())
         with self._stage("resize"):
             image = self._fit(frame, geometry)
-        pyramid = self._run("backbone", {"frame": image})
+        occasion = f"frame {index}"
+        pyramid = self._run("backbone", {"frame": image}, occasion)
         features = {name: pyramid[name] for name in _FRAME_FEATURES}
         text = stack_text([state.text for state in self._expressions.values()])
-        decoded = self._run("frame_decoder", {**features, **text})
+        decoded = self._run("frame_decoder", {**features, **text}, occasion)
         cues = self._runners["frame_decoder"].fetch([decoded[name] for name in _CUES])
         return _StartedFrame(
             index,
@@ -273,7 +390,9 @@ class Stream(Closing):
         kept: tuple[int, ...] = ()
         if frame.cues is not None:
             with self._stage("alignment"):
-                embeddings = self._advance_slots(frame, frame.cues.arrays())
+                cues = dict(zip(_CUES, frame.cues.arrays(), strict=True))
+                require_finite("frame_decoder", cues, f"frame {frame.index}")
+                embeddings = self._advance_slots(frame, list(cues.values()))
             kept = tuple(self._store.put(array) for array in (frame.features, embeddings))
         self._pending.append(
             _PendingFrame(frame.index, frame.pts, frame.geometry, frame.expressions, *kept)
@@ -332,8 +451,10 @@ class Stream(Closing):
                 "video_queries": queries.astype(types["video_queries"], copy=False),
                 **stack_text([state.text for state in states]),
             }
-        outputs = self._run("video_decoder", inputs)
+        occasion = f"frame {self._last.index}" if self._last is not None else "no frame"
+        outputs = self._run("video_decoder", inputs, occasion)
         (scores,) = runner.fetch([outputs["scores"]]).arrays()
+        require_finite("video_decoder", {"scores": scores}, occasion)
         return _Decision(
             rows={state.number: row for row, state in enumerate(states)},
             scores=scores,
@@ -364,6 +485,7 @@ class Stream(Closing):
                 "frame_mask_embeddings": gather(embeddings, kept),
                 "mask_features": gather(features, kept),
             },
+            f"frame {frame.index}",
         )
         best = decision.scores[rows].max(axis=1)
         return self._give(frame, outputs["mask_logits"], best, numbers)
@@ -378,24 +500,35 @@ class Stream(Closing):
         """The result of a frame, its masks on their way."""
         runner, geometry = self._runners["mask_head"], frame.geometry
         with self._stage("post-processing"):
+            check = None
+            if not isinstance(logits, np.ndarray):
+                check = MapCheck(runner.finite_maps(logits), f"frame {frame.index}")
             if self.settings.masks == "device":
+                # Whoever reads these waits for nothing; the stream's next step asks the check.
                 coming = Coming(Fetched([runner.show_on_device(logits, geometry)]))
             else:
-                coming = Coming(runner.show(logits, geometry))
-        self._receive(coming)
-        return FrameMasks(frame.index, frame.pts, geometry.display, scores, numbers, coming)
+                coming = Coming(runner.show(logits, geometry), check)
+        self._receive()
+        self._coming, self._check = coming, check
+        texts = tuple(self._expressions[number].text.text for number in numbers)
+        return FrameMasks(frame.index, frame.pts, geometry.display, scores, numbers, texts, coming)
 
-    def _receive(self, following: Coming | None) -> None:
+    def _receive(self) -> None:
         """Wait for the masks given last, so that never more than one frame's are on their way: what
         they lie in meanwhile is bounded, and whoever keeps results may close the stream.
         """
-        last, self._coming = self._coming, following
+        last, self._coming = self._coming, None
+        check, self._check = self._check, None
+        if check is not None:
+            check.require()
         if last is not None:
             last.get()
 
-    def _run(self, graph: str, inputs: Mapping[str, Value]) -> dict[str, Value]:
+    def _run(self, graph: str, inputs: Mapping[str, Value], occasion: str) -> dict[str, Value]:
         with self._stage(graph):
-            return self._runners[graph].infer(inputs)
+            outputs = self._runners[graph].infer(inputs)
+            require_finite(graph, outputs, occasion)
+            return outputs
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -409,9 +542,33 @@ def _is_foreign(frame: object) -> bool:
     return hasattr(frame, "__dlpack__") or hasattr(frame, "__cuda_array_interface__")
 
 
+class _Flush(Iterator[FrameMasks]):
+    """The frames that a stream's flush gives."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream: Stream | None = stream
+
+    def __next__(self) -> FrameMasks:
+        # Once at its end it stays there, whatever is pushed afterwards.
+        result = None if self._stream is None else self._stream._next_flushed()
+        if result is None:
+            self._stream = None
+            raise StopIteration
+        return result
+
+
 def add_expressions(stream: Stream, expressions: Sequence[str]) -> None:
-    """Add several expressions; a single string is refused, since it would be read by letters."""
-    if isinstance(expressions, str):
+    """Add several expressions.
+
+    Raises InputError when one cannot be added, or when it is no list: a single string would be read
+    by letters.
+    """
+    if isinstance(expressions, (str, bytes)):
         raise InputError(f"expressions must be a list of sentences; write [{expressions!r}]")
+    if not isinstance(expressions, Sequence):
+        raise InputError(
+            f"expressions must be a list of sentences, found {type(expressions).__name__}; "
+            "write ['the brown dog']"
+        )
     for text in expressions:
         stream.add_expression(text)

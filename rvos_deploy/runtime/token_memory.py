@@ -8,11 +8,26 @@ from numpy.typing import NDArray
 from rvos_deploy.runtime.backends.base import Value
 
 
+def token_bytes(
+    frames: int, expressions: int, num_queries: int, dim: int, itemsize: int = 4
+) -> int:
+    """Bytes of frame queries that ``frames`` remembered frames hold, where the back end keeps them.
+
+    Offline without ``memory`` that is every frame of the clip, whatever ``mask_budget`` says: for
+    the network ``tiny`` (20 queries of 128 numbers) 10 KiB a frame and expression in float32, for
+    ``large`` (20 of 256) 20 KiB; half of that where the graphs give float16 (``itemsize`` 2). The
+    video decoder takes them in one piece, so that there are twice as many while it decides. Python
+    adds about 1 KiB a frame and 0.4 KiB a frame and expression on the host.
+    """
+    return frames * expressions * num_queries * dim * itemsize
+
+
 class TokenMemory:
     """Frame queries [N,C] of the last ``window`` frames, and up to ``anchors`` older ones.
 
     Anchors are spread evenly over what has left the window: every s-th frame, s doubling whenever
-    they become too many. With ``window`` None everything is kept (offline).
+    they become too many. With ``window`` None everything is kept (offline; how much that is:
+    :func:`token_bytes`).
     """
 
     def __init__(self, window: int | None, anchors: int = 0) -> None:

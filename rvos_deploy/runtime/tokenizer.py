@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import warnings
 from pathlib import Path
 
@@ -16,10 +17,21 @@ from rvos_deploy.files import read_regular_file
 from rvos_deploy.model.config import CONTEXT_LENGTH
 
 _MAXIMUM_BYTES = 64 << 20
+START_OF_TEXT, END_OF_TEXT = "<start_of_text>", "<end_of_text>"
+
+# Special tokens are no text: in a sentence they are spelled. Tokenizers of older bundles match them
+# as whole words, so the sentence is cut behind their "<". That is where a word ends anyway: CLIP's
+# words are runs of letters, or of symbols.
+_INSIDE_SPECIAL_TOKENS = re.compile(r"(?<=<)(?=start_of_text>|end_of_text>)")
 
 
 class Tokenizer:
-    """Byte-pair tokenizer of CLIP, read from a bundle's ``tokenizer.json``."""
+    """Byte-pair tokenizer of CLIP, read from a bundle's ``tokenizer.json``.
+
+    The ids are open_clip's, with one exception that is meant: a special token that a sentence
+    contains, in any case or writing, is plain text. (open_clip takes it for the token itself unless
+    it follows a symbol, and the text encoder would read the sentence up to there.)
+    """
 
     def __init__(self, file: Path, content: bytes | None = None) -> None:
         """``content``: of the file, where it was read and hashed before; ``file`` is named then.
@@ -28,8 +40,8 @@ class Tokenizer:
             BundleError: not the tokenizer of a bundle.
         """
         self._tokenizer = _parse(file, content)
-        self._start = self._special("<start_of_text>")
-        self._end = self._special("<end_of_text>")
+        self._start = self._special(START_OF_TEXT)
+        self._end = self._special(END_OF_TEXT)
 
     def _special(self, token: str) -> int:
         index = self._tokenizer.token_to_id(token)
@@ -38,13 +50,22 @@ class Tokenizer:
         return int(index)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text between start and end, neither added nor cut."""
-        return list(self._tokenizer.encode(clean_text(text), add_special_tokens=False).ids)
+        """Ids of the text between start and end, neither added nor cut.
+
+        Raises InputError when it is no text.
+        """
+        check_text(text)
+        pieces = _INSIDE_SPECIAL_TOKENS.split(clean_text(text))
+        return [
+            index
+            for piece in pieces
+            for index in self._tokenizer.encode(piece, add_special_tokens=False).ids
+        ]
 
     def __call__(self, text: str) -> NDArray[np.int64]:
         """Ids from start to end of text, as long as the sentence needs: int64 [L], L at most 77.
 
-        Warns when the sentence is cut. Raises InputError when it is empty.
+        Warns when the sentence is cut. Raises InputError when it is empty or no text.
         """
         ids = self.encode(text)
         if not ids:
@@ -74,6 +95,15 @@ def _parse(file: Path, content: bytes | None) -> tokenizers.Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def check_text(text: object) -> None:
+    """Raise InputError unless it is a string."""
+    if not isinstance(text, str):
+        raise InputError(
+            f"an expression must be a string, found {type(text).__name__}; "
+            "say what to segment, for example 'the brown dog'"
+        )
 
 
 def clean_text(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import cast
@@ -18,6 +17,7 @@ from av.video.stream import VideoStream
 from rvos_deploy.errors import VideoError
 from rvos_deploy.images import MAX_PIXELS, oversize
 from rvos_deploy.redaction import redact_text
+from rvos_deploy.runtime.environment import usable_cores
 from rvos_deploy.video.damage import Damage
 from rvos_deploy.video.frames import Frame
 from rvos_deploy.video.geometry import Display
@@ -35,8 +35,7 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 def usable_threads() -> int:
     """Threads for a codec: one a core that this process may run on, within the bound on memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(_MOST_THREADS, cores or 1)
+    return min(_MOST_THREADS, usable_cores())
 
 
 def open_decoder(stream: VideoStream) -> VideoCodecContext:

@@ -16,6 +16,11 @@ extern "C" void host_rvos_show_masks(int grid, int block, RVOS_MASK_PARAMETERS) 
   launch(dim3(grid), dim3(block), [&] { rvos_show_masks(RVOS_MASK_ARGUMENTS); });
 }
 
+extern "C" void host_rvos_flag_rows(int grid, int block, const float* logits, int rows, int width,
+                                    unsigned char* output) {
+  launch(dim3(grid), dim3(block), [&] { rvos_flag_rows(logits, rows, width, output); });
+}
+
 extern "C" void host_rvos_fit_frame(int grid, int block, RVOS_FIT_PARAMETERS) {
   launch(dim3(grid), dim3(block), [&] {
     rvos_fit_frame(frame, frame_width, row_first, row_count, row_weights, row_most, column_first,

@@ -48,7 +48,7 @@ def test_a_failure_is_raised_where_it_is_asked_for() -> None:
 def test_results_can_be_sent_and_shown_before_they_are_there() -> None:
     fetching = Once(np.eye(3, dtype=np.bool_)[None])
     scores = np.array([0.5], np.float32)
-    result = FrameMasks(4, 0.25, (3, 3), scores, (7,), Coming(fetching))
+    result = FrameMasks(4, 0.25, (3, 3), scores, (7,), ("a dog",), Coming(fetching))
     assert repr(result) == "FrameMasks(index=4, pts=0.250, masks=bool[1, 3, 3], expressions=[7])"
     assert fetching.asked == 0
     sent = pickle.loads(pickle.dumps(result))

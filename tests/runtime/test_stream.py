@@ -238,7 +238,7 @@ def test_two_threads_share_a_segmenter(segmenter: Segmenter, clip) -> None:
         ({"memory": 0}, "at least 1"),
         ({"threshold": 1.5}, "0..1"),
         ({"size": (100, 160)}, "nearest that is: 96x160"),
-        ({"lookahead": -1}, "negative"),
+        ({"lookahead": -1}, "lookahead must be at least 0, found -1"),
         ({"masks": "gpu"}, "masks must be one of host, device"),
     ],
 )

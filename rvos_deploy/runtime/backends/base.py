@@ -51,7 +51,7 @@ class Fetched:
 class Runner(ABC):
     """One graph, ready to run. A back end overrides only the ``*_impl`` methods and, where its
     values stay on a device, what is done to them around the graphs (``fit``, ``fetch``, ``gather``,
-    ``stack``, ``show``, ``take``); here that is done on the host.
+    ``stack``, ``show``, ``finite_maps``, ``take``); here that is done on the host.
 
     Use as a context manager, or call :meth:`activate` and :meth:`deactivate`.
     """
@@ -60,6 +60,11 @@ class Runner(ABC):
         self.spec = spec
         self.last_seconds = 0.0
         self._active = False
+
+    @property
+    def active(self) -> bool:
+        """Whether :meth:`infer` can be called."""
+        return self._active
 
     def activate(self) -> None:
         """Load the graph; needed once before :meth:`infer`.
@@ -149,6 +154,18 @@ class Runner(ABC):
             What gives one array, bool [E,H,W] (see ``geometry.display_masks``).
         """
         return Fetched([display_masks(self.to_host(logits), geometry)])
+
+    def finite_maps(self, logits: Value) -> Fetching:
+        """Which maps of mask logits hold numbers, on the way to the host.
+
+        Args:
+            logits: float32 [E,h,w].
+
+        Returns:
+            What gives one array, bool [E]: False where a map holds NaN or infinity. Minus infinity
+            passes: a pixel that is hidden for certain.
+        """
+        return Fetched([self.to_host(logits).max(axis=(1, 2), initial=-np.inf) < np.inf])
 
     def require_device_masks(self) -> None:
         """Make sure that :meth:`show_on_device` can be called.

@@ -24,6 +24,7 @@ OPTIONS = ("--std=c++17", "--fmad=false")
 KERNELS = (
     "rvos_pack_masks",
     "rvos_show_masks",
+    "rvos_flag_rows",
     "rvos_fit_frame",
     "rvos_stack_vectors",
     "rvos_stack_bytes",

@@ -47,6 +47,26 @@ class MaskDisplay:
         packed = self._launch("rvos_pack_masks", logits, geometry, shape, np.dtype(np.uint8))
         return PackedFetch(Fetch([packed]), width)
 
+    def finite(self, logits: DeviceTensor) -> FiniteFetch:
+        """Whether each map of logits float32 [E,h,w] holds numbers, on its way to the host.
+
+        Raises:
+            BackendError: as :meth:`show`.
+        """
+        device = self._device
+        with device.lock, device.current():
+            count, height, width = logits.shape
+            arguments = [pointer(logits.address), number(count * height), number(width)]
+            flags = compute(
+                device,
+                "rvos_flag_rows",
+                count * height,
+                arguments,
+                (count, height),
+                np.dtype(np.uint8),
+            )
+            return FiniteFetch(Fetch([flags]))
+
     def _launch(
         self,
         kernel: str,
@@ -68,6 +88,18 @@ class MaskDisplay:
                     *map(number, geometry.display),
                 ]
             return compute(device, kernel, math.prod(shape), arguments, shape, dtype)
+
+
+class FiniteFetch:
+    """Flags of rows that hold what is not a number, on their way to the host."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+
+    def arrays(self) -> list[HostArray]:
+        """One array, bool [E]: whether a map holds none; waits. Once only."""
+        (flags,) = self._fetch.arrays()
+        return [np.asarray(~flags.any(axis=1))]
 
 
 class PackedFetch:

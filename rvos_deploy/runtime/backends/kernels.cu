@@ -124,6 +124,18 @@ extern "C" __global__ void rvos_show_masks(RVOS_MASK_PARAMETERS) {
   output[index] = rvos::is_foreground(map, map_width, rows, columns, y, x) ? 1 : 0;
 }
 
+// Which rows of maps [rows,width] hold what is not a number, or infinity: 1, else 0. One thread a row.
+extern "C" __global__ void rvos_flag_rows(const float* logits, int rows, int width,
+                                          unsigned char* output) {
+  const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= rows) return;
+  const float* row = logits + index * width;
+  bool sound = true;
+  // The greatest float32; what is not a number is not below it either.
+  for (int x = 0; x < width; ++x) sound = sound && row[x] <= 3.402823466e+38f;
+  output[index] = sound ? 0 : 1;
+}
+
 #define RVOS_FIT_PARAMETERS                                                                      \
   const unsigned char *frame, int frame_width, const int *row_first, const int *row_count,       \
       const int *row_weights, int row_most, const int *column_first, const int *column_count,    \

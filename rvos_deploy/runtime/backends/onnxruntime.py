@@ -136,10 +136,14 @@ class OnnxRuntimeRunner(Runner):
 
     def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
         """Run the session; on a GPU its outputs stay there, for the next graph."""
+        # Kept here, because another thread may close the segmenter meanwhile.
+        session = self._session
+        if session is None:
+            raise BackendError(f"the graph {self.spec.name} was closed; load the bundle again")
         try:
             if self._provider == PROVIDERS["cuda"]:
-                return run_bound(self._session, "cuda", inputs, self.spec.outputs)
-            outputs = self._session.run(self._outputs, dict(inputs))
+                return run_bound(session, "cuda", inputs, self.spec.outputs)
+            outputs = session.run(self._outputs, dict(inputs))
         except Exception as error:
             raise BackendError(
                 f"onnxruntime failed in {self.spec.name}: {_first_line(error)}"

@@ -283,6 +283,12 @@ class TensorRtRunner(Runner):
             return super().show(logits, geometry)
         return self._display.fetch(logits, geometry)
 
+    def finite_maps(self, logits: Value) -> Fetching:
+        """Looked at on the device, a byte a row comes down; by the host where it cannot."""
+        if self._display is None or not isinstance(logits, DeviceTensor):
+            return super().finite_maps(logits)
+        return self._display.finite(logits)
+
     def require_device_masks(self) -> None:
         """Raises BackendError where our kernels could not be compiled or loaded; says why."""
         self._require_device().kernels()

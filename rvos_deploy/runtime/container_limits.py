@@ -1,0 +1,90 @@
+"""What a container grants this process: processor time and memory, from its control groups.
+
+Linux only; elsewhere nothing is limited. Both versions are read, and every group from the process's
+own up to the root of the mount, since the least of a hierarchy counts. Inside a container the path
+in ``/proc/self/cgroup`` is often the host's: what is not below the mount is taken for its root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+ROOT = Path("/")
+
+
+def quota_cores(root: Path = ROOT) -> float | None:
+    """Processors' worth of time that the process may use (0.5: half of one); None: no quota.
+
+    ``root``: of the file system, for tests.
+    """
+    quotas = []
+    for group in _groups("cpu", root):
+        # Version 2: "50000 100000" or "max 100000". Version 1: two files, -1 for none.
+        words = _read(group / "cpu.max").split() or [
+            _read(group / "cpu.cfs_quota_us"),
+            _read(group / "cpu.cfs_period_us"),
+        ]
+        with suppress(ValueError):
+            quota, period = map(int, words)
+            if quota > 0 and period > 0:
+                quotas.append(quota / period)
+    return min(quotas, default=None)
+
+
+def memory_limit_bytes(root: Path = ROOT) -> int | None:
+    """Bytes that the process may take; None: no limit. (Version 1 writes a huge number for none.)
+
+    ``root``: of the file system, for tests.
+    """
+    limits = []
+    for group in _groups("memory", root):
+        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
+            with suppress(ValueError):
+                limits.append(int(_read(group / name)))
+    return min((limit for limit in limits if limit > 0), default=None)
+
+
+def _groups(controller: str, root: Path) -> Iterator[Path]:
+    """Folders of the process's groups that may limit this controller, innermost first."""
+    memberships = [line.split(":", 2) for line in _read(root / "proc/self/cgroup").splitlines()]
+    paths = {
+        name: fields[2]
+        for fields in memberships
+        if len(fields) == 3
+        for name in (fields[1].split(",") if fields[1] else [""])
+    }
+    for mount, top, name in _mounts(controller, root):
+        path = paths.get(name)
+        if path is None:
+            continue
+        below = PurePosixPath("/")
+        if ".." not in path:
+            with suppress(ValueError):
+                below = PurePosixPath("/") / PurePosixPath(path).relative_to(top)
+        for part in (below, *below.parents):
+            yield root / mount.lstrip("/") / str(part).lstrip("/")
+
+
+def _mounts(controller: str, root: Path) -> Iterator[tuple[str, str, str]]:
+    """Mount point, the group that is mounted there, and the name under which the process's own
+    group is listed: the controller's, or none for version 2.
+    """
+    for line in _read(root / "proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, kind = before.split(), after.split()
+        if len(fields) < 5 or len(kind) < 3:
+            continue
+        if kind[0] == "cgroup2":
+            yield fields[4], fields[3], ""
+        elif kind[0] == "cgroup" and controller in kind[2].split(","):
+            yield fields[4], fields[3], controller
+
+
+def _read(file: Path) -> str:
+    """Text of a small file; nothing where there is none."""
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
