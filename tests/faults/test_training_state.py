@@ -35,7 +35,7 @@ from rvos_deploy.training.trainer import TrainingResult, train
 
 Attempt = Callable[[str], AbstractContextManager[None]]
 
-QUICK, MANY = 25, 800
+QUICK, MANY = 25, 400
 COMMON: dict[str, Any] = {
     "derandomize": True,
     "database": None,
