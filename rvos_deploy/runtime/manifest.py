@@ -72,7 +72,7 @@ class CheckRecord(msgspec.Struct, frozen=True):
     max_rel: float | UnsetType = UNSET
     cosine: float | UnsetType = UNSET
     scale: float | UnsetType = UNSET
-    worst_index: Annotated[tuple[Count, ...], Meta(max_length=16)] | UnsetType = UNSET
+    worst_index: Annotated[list[Count], Meta(max_length=16)] | UnsetType = UNSET
     j: Share | UnsetType = UNSET
     f: Share | UnsetType = UNSET
     j_and_f: Share | UnsetType = UNSET
