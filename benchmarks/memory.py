@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,24 @@ SETTLED = 200
 
 def benchmark_memory(segmenter: Segmenter, frames: int = 3000) -> dict[str, Any]:
     """Push a repeating clip through an online stream; resident bytes every 200 frames."""
+    resident = resident_over_frames(segmenter, frames)
+    return {
+        "schema": "rvos-deploy/benchmark/memory/1",
+        "command": f"python -m rvos_deploy.benchmarks.memory BUNDLE --frames {frames}",
+        "versions": {**versions(), "backend": segmenter.backend.describe()},
+        "machine": machine(),
+        "resident_bytes": {str(number): size for number, size in resident.items()},
+        "growth": resident[frames] / resident[SETTLED] - 1,
+    }
+
+
+def resident_over_frames(
+    segmenter: Segmenter, frames: int, on_frame: Callable[[int], None] | None = None
+) -> dict[int, int]:
+    """Resident bytes by the number of frames pushed, every 200 and at the end.
+
+    ``on_frame``: called with the number pushed so far. Raises InputError: not more than 200 frames.
+    """
     if frames <= SETTLED:
         raise InputError(f"frames must exceed {SETTLED}, found {frames}")
     clip = probe_clip()
@@ -34,14 +53,9 @@ def benchmark_memory(segmenter: Segmenter, frames: int = 3000) -> dict[str, Any]
             stream.push(clip[number % len(clip)])
             if number % SETTLED == 0 or number == frames:
                 resident[number] = resident_memory_bytes()
-    return {
-        "schema": "rvos-deploy/benchmark/memory/1",
-        "command": f"python -m rvos_deploy.benchmarks.memory BUNDLE --frames {frames}",
-        "versions": {**versions(), "backend": segmenter.backend.describe()},
-        "machine": machine(),
-        "resident_bytes": {str(number): size for number, size in resident.items()},
-        "growth": resident[frames] / resident[SETTLED] - 1,
-    }
+            if on_frame is not None:
+                on_frame(number)
+    return resident
 
 
 @one_line_errors

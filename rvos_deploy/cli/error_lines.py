@@ -84,6 +84,13 @@ def _explain(error: Exception) -> tuple[str | None, int]:
     if isinstance(error, OSError):
         named = f"{error.filename}: " if error.filename else ""
         return f"{named}{error.strerror or error}; check the path and free space", WRONG_USE
+    if isinstance(error, MemoryError):
+        found = f" ({error})" if str(error) else ""
+        return (
+            f"memory is short{found}; use a smaller --size, fewer expressions, fewer frames or "
+            "--mode online, or a machine with more",
+            WRONG_USE,
+        )
     # Typer's own errors of usage: their base class has moved between its versions.
     if hasattr(error, "format_message"):
         text = error.format_message().strip().rstrip(".").replace("Value error, ", "")

@@ -207,6 +207,42 @@ def test_the_real_bindings_pass_the_arguments_as_the_kernels_take_them(tmp_path:
     assert done.stdout == "arguments arrived\n", done.stderr
 
 
+def test_rows_that_hold_no_numbers_are_flagged() -> None:
+    """NaN and infinity anywhere in a row; neither minus infinity nor the largest numbers."""
+    random = np.random.default_rng(8)
+    for _ in range(100):
+        height, width = (int(side) for side in random.integers(1, 40, 2))
+        maps = random.standard_normal((int(random.integers(1, 4)), height, width))
+        maps = (maps * 3e38 / np.abs(maps).max()).astype(np.float32)
+        for value in (np.nan, -np.nan, np.inf, -np.inf):
+            maps[random.random(maps.shape) < 0.5 / width] = value
+        rows = maps.shape[0] * height
+        room = np.full(rows + 64, 0xA5, np.uint8)
+        arguments = [pointer(maps.ctypes.data), number(rows), number(width)]
+        arguments.append(pointer(room.ctypes.data))
+        launch_on_host("rvos_flag_rows", -(-rows // 64), 64, *zip(*arguments, strict=True))
+        assert (room[rows:] == 0xA5).all()
+        wrong = (np.isnan(maps) | (maps == np.inf)).any(axis=2)
+        assert (room[:rows].reshape(wrong.shape) == wrong).all()
+
+
+def test_maps_on_the_device_are_looked_at_there(gpu: Gpu) -> None:
+    device = hold_device(gpu.libraries)
+    display = MaskDisplay(device)
+    maps = np.zeros((5, 24, 40), np.float32)
+    maps[1, 23, 39], maps[2, 0, 0], maps[3] = np.nan, np.inf, -np.inf
+    there, none = send(device, maps), send(device, maps[:0])
+    gpu.machine.copied.update(up=0, down=0)
+    (sound,) = display.finite(there).arrays()
+    assert (sound.dtype, sound.tolist()) == (np.bool_, [True, False, False, True, True])
+    assert gpu.machine.copied == {"up": 0, "down": 5 * 24}
+    (empty,) = display.finite(none).arrays()
+    assert empty.shape == (0,)
+    del there, none, display
+    device.let_go()
+    gpu.check_clean()
+
+
 def test_masks_on_the_device_in_order_and_freed(gpu: Gpu) -> None:
     device = hold_device(gpu.libraries)
     display = MaskDisplay(device)

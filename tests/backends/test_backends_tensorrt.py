@@ -7,8 +7,10 @@ masks that ONNX Runtime gives alone. Not shown: anything of TensorRT's or a GPU'
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import math
+import shutil
 import sys
 import threading
 import warnings
@@ -19,16 +21,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from broken_graphs import poison_output
 from recording_cuda import Gpu
 
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.json_file import write_json
 from rvos_deploy.runtime.backends import nvrtc
 from rvos_deploy.runtime.backends.base import Runner
 from rvos_deploy.runtime.backends.device_tensor import DeviceTensor
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.backends.tensorrt import TensorRtBackend
 from rvos_deploy.runtime.bundle import Bundle
-from rvos_deploy.runtime.engine_sidecar import EngineError, plan_file, sidecar_file
+from rvos_deploy.runtime.engine_sidecar import (
+    EngineError,
+    plan_file,
+    read_sidecar,
+    sidecar_file,
+)
 from rvos_deploy.runtime.probe import PROBE_BOX, probe_clip, probe_inputs
 from rvos_deploy.runtime.segmenter import Segmenter, load
 from rvos_deploy.runtime.settings import StreamSettings
@@ -329,7 +338,71 @@ def test_what_crosses_the_bus_a_frame(gpu: Gpu, tensorrt: FakeTensorRt, engines:
         sizes(engines, "frame_decoder", cues, axes)
         + sizes(engines, "video_decoder", ("scores",), axes)
         + packed_bytes(2)
+        + 2 * 96 // 4  # whether each row of the mask logits holds numbers
     )
+    gpu.check_clean()
+
+
+def break_engine(bundle: Bundle, graph: str, output: str) -> None:
+    """Its plan now names a graph that gives NaN there; hashes as build-engine would have them."""
+    # The stand-in knows a plan's graph by its file's name.
+    onnx = bundle.path / "broken" / f"{graph}.onnx"
+    onnx.parent.mkdir()
+    shutil.copy(bundle.graph_file(graph), onnx)
+    poison_output(onnx, output, math.nan)
+    plan = plan_file(bundle.path, "tensorrt", graph)
+    plan.write_bytes(str(onnx).encode())
+    sidecar = replace(
+        read_sidecar(bundle.path, "tensorrt", graph),
+        plan_sha256=hashlib.sha256(plan.read_bytes()).hexdigest(),
+        plan_bytes=plan.stat().st_size,
+    )
+    write_json(sidecar_file(plan), sidecar.as_dict())
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+@pytest.mark.parametrize(
+    ("graph", "output"),
+    [
+        ("text_encoder", "sentence"),
+        ("frame_decoder", "slot_logits"),
+        ("video_decoder", "scores"),
+        ("mask_head", "mask_logits"),
+    ],
+)
+def test_what_is_no_number_is_an_error(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, graph: str, output: str, place: str
+) -> None:
+    break_engine(engines, graph, output)
+    occasion = "expression 'the disc'" if graph == "text_encoder" else "frame 0"
+    settings = replace(SETTINGS["online"], masks=place)
+    clip = probe_clip(2)
+    with load(engines.path, backend="tensorrt") as segmenter:
+
+        def run() -> None:
+            with segmenter.stream(["the disc"], settings) as stream:
+                for frame in clip:
+                    stream.push(frame)
+
+        with pytest.raises(BackendError, match=rf"^{occasion}: graph {graph} gave {output} that"):
+            run()
+    gpu.check_clean()
+
+
+def test_masks_of_no_numbers_cannot_be_read(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    """The last frame's too, which no later step of the stream looks at."""
+    break_engine(engines, "mask_head", "mask_logits")
+    with load(engines.path, backend="tensorrt") as segmenter:
+        stream = segmenter.stream(["the disc"], SETTINGS["online"])
+        (result,) = stream.push(probe_clip(1)[0])
+        for _ in range(2):
+            with pytest.raises(BackendError, match=r"^frame 0: graph mask_head gave mask_logits"):
+                _ = result.masks
+        with pytest.raises(BackendError, match=r"^frame 0: graph mask_head gave mask_logits"):
+            stream.close()
+        del result, stream
     gpu.check_clean()
 
 

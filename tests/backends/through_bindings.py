@@ -43,6 +43,12 @@ for name, shape in {"rvos_pack_masks": (3, 101, 18), "rvos_show_masks": truth.sh
     kernels.launch(name, output.size, arguments, STREAM)
     found = np.unpackbits(output, axis=-1, count=143) if "pack" in name else output
     assert (found == truth).all(), name
+rows = np.zeros((5, 7), np.float32)
+rows[1, 6], rows[2, 0], rows[3, 3] = np.nan, np.inf, -np.inf
+output = np.full(5, 9, np.uint8)
+arguments = [pointer(rows.ctypes.data), number(5), number(7), pointer(output.ctypes.data)]
+kernels.launch("rvos_flag_rows", 5, arguments, STREAM)
+assert output.tolist() == [0, 1, 1, 0, 0]
 frame = np.random.default_rng(1).integers(0, 256, (101, 143, 3), dtype=np.uint8)
 output = np.zeros((1, *geometry.padded, 3), np.uint8)
 tables = frame_taps(geometry)

@@ -80,6 +80,34 @@ def test_a_file_that_is_no_graph(tmp_path: Path, tiny_bundle: Path) -> None:
         runner.activate()
 
 
+def test_a_graph_that_fails_is_one_error_and_nothing_on_the_terminal(
+    tmp_path: Path, tiny_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime would log the same error in red, with a line break."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    bundle = open_bundle(tiny_bundle)
+    spec = bundle.graphs["mask_head"]
+    model = onnx.load(str(bundle.graph_file("mask_head")))
+    for node in model.graph.node:
+        for index, name in enumerate(node.output):
+            if name == "mask_logits":
+                node.output[index] = "whole"
+    shape = numpy_helper.from_array(np.array([7, 7, 7], np.int64), "impossible")
+    model.graph.initializer.append(shape)
+    model.graph.node.append(helper.make_node("Reshape", ["whole", "impossible"], ["mask_logits"]))
+    onnx.save(model, str(tmp_path / "mask_head.onnx"))
+    inputs = probe_inputs(spec, {"E": 2, "H": 32, "W": 64}, 0)
+    with (
+        make_backend().runner(spec, tmp_path / "mask_head.onnx") as runner,
+        pytest.raises(BackendError, match="onnxruntime failed in mask_head") as error,
+    ):
+        runner.infer(inputs)
+    assert len(str(error.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")
+
+
 class _Sessions:
     """Records what a session is opened with, and opens it on the CPU."""
 

@@ -72,7 +72,8 @@ class OnnxRuntimeRunner(Runner):
         ort = _import()
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
-        options.log_severity_level = 3
+        # Fatal messages only: what fails is raised too, and an error is one line of ours.
+        options.log_severity_level = 4
         # Threads that spin while they wait take the cores from decoding and writing, which run
         # beside inference: on two cores that halved the frames per second of ``run``.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
