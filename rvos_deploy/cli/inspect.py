@@ -26,7 +26,7 @@ def inspect(
     Engines are hashed like all else, but not loaded: neither TensorRT nor a GPU is needed.
     """
     from rvos_deploy.cli.output import result_console
-    from rvos_deploy.cli.parity_table import parity_table
+    from rvos_deploy.cli.parity_table import notes, parity_table
     from rvos_deploy.json_file import write_json
     from rvos_deploy.runtime.bundle import open_bundle
     from rvos_deploy.runtime.engine_sidecar import list_engines
@@ -44,6 +44,8 @@ def inspect(
     if parity:
         console.print()
         console.print(parity_table(opened.manifest["parity"]["checks"], console.width))
+        for line in notes(opened.manifest["parity"]["checks"]):
+            typer.echo(line)
     if json is not None:
         write_json(
             json,
@@ -91,8 +93,22 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
             "parity",
             f"{len(checks)} checks against {manifest['parity']['reference']}, {failed} failed",
         ),
+        ("accepted", _accepted(bundle)),
         *([("not proved", unproved)] if (unproved := manifest["parity"].get("not_proved")) else []),
     ]
+
+
+def _accepted(bundle: Bundle) -> str:
+    """What the masks of the clip may differ by from PyTorch's in this bundle."""
+    from rvos_deploy.runtime.verification import MINIMUM_J_AND_F, default_slot_excess
+
+    parity = bundle.manifest["parity"]
+    excess, stated = parity.get("maximum_slot_excess"), ""
+    if excess is None:
+        excess = default_slot_excess(bundle.graphs["frame_decoder"].tolerance)
+        stated = " (the default)"
+    minimum = parity.get("minimum_j_and_f", MINIMUM_J_AND_F)
+    return f"J&F of the clip's masks {minimum}, excess cost of slots {excess:.2g}{stated}"
 
 
 def _versions(versions: dict[str, Any]) -> str:
