@@ -57,10 +57,10 @@ Masked attention hides a pixel as its logit falls through a twentieth of a unit,
 a query's best pixel falls from 0 to -1. Logits reach 50, and float16 resolves such sums to a few
 hundredths, so the last bit decides what a query that sees few pixels reads: rounding at random
 moves one or two queries of 20 of the trained ``tiny`` by more than 1e-2 (7 in the worst of 24
-draws at 128x224), and the others by 3e-3. Which they are differs between libraries and instruction sets.
-Float32 islands do not help: rounding the levels and mask features once, with all that follows in
-float32, moves them as far; nor does gentler hiding, with which the trained network lost 0.011 of
-J&F. A wrong kernel moves every query; a wrong operator is found without rounding
+draws at 128x224), and the others by 3e-3. Which they are differs between libraries, and between
+instruction sets of one. Float32 islands do not help: with the whole frame decoder in float32, what
+the encoder rounds moves them as far; nor does gentler hiding, with which the trained network lost
+0.011 of J&F. A wrong kernel moves every query; a wrong operator is found without rounding
 (``export/parity.py``); and what such queries do to masks is measured on masks."""
 FURTHEST_QUERY = 0.5
 """And never by more than this: rounding moved none by more than 0.24, another object is 1 away."""
