@@ -29,6 +29,7 @@ from rvos_deploy.runtime.verification import (
     judge,
     judge_probe,
     probe_masks,
+    query_of_values,
 )
 
 
@@ -40,12 +41,14 @@ def compare_graph(engine: Runner, reference: Runner, profiles: Sequence[Profile]
         inputs = probe_inputs(spec, axes, seed)
         expected, found = reference.infer(inputs), engine.infer(inputs)
         for tensor in spec.outputs:
+            theirs = reference.to_host(expected[tensor.name])
             checks.append(
                 judge(
                     f"{case_name(spec.name, axes)} {tensor.name}",
                     spec.tolerance,
-                    reference.to_host(expected[tensor.name]),
+                    theirs,
                     engine.to_host(found[tensor.name]),
+                    query_of_values(spec, tensor, theirs.shape),
                 )
             )
     return checks

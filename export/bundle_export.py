@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -71,6 +72,8 @@ class Weights:
         store: "fp16" rounds the weights and stores them so; the graphs compute in float32 still.
         precision: what the graphs compute in; its float32 islands are named in model/precision.py.
         minimum_j_and_f: what the masks of the clip must keep of PyTorch's, 0 to 1.
+        maximum_slot_excess: what PyTorch's slots may cost more than the file's best ones; None:
+            what rounding explains (``verification.default_slot_excess``).
     """
 
     checkpoint: Path | None = None
@@ -80,6 +83,7 @@ class Weights:
     store: Store = "fp32"
     precision: Precision = "fp32"
     minimum_j_and_f: float = MINIMUM_J_AND_F
+    maximum_slot_excess: float | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +198,7 @@ def _fill(
         files += written
         say(f"parity {graph.spec.name}")
         verdicts += check_graph(graph, network, written[0], backend, reference)
-        if narrow:
+        if weights.precision != "fp32":
             verdicts += check_without_rounding(graph, network, written[0])
     write_tokenizer(folder / TOKENIZER)
     say("parity of the masks of a clip")
@@ -208,6 +212,7 @@ def _fill(
         manifest["parity"] = {
             "reference": f"PyTorch {torch.__version__}",
             "minimum_j_and_f": weights.minimum_j_and_f,
+            "maximum_slot_excess": weights.maximum_slot_excess,
             "not_proved": NOT_PROVED.get(weights.precision),
             "checks": [verdict.as_dict() for verdict in results],
         }
@@ -258,14 +263,27 @@ def _require_all(verdicts: tuple[Verdict, ...]) -> None:
 
 
 def _what_failed(verdict: Verdict) -> str:
-    """A check's name; of masks also what was found, and how to accept it where that can be."""
+    """A check's name; of masks also what was found, and the options that accept it."""
     if not isinstance(verdict, MaskCheck):
         return verdict.name
     found = (
         f"{verdict.name} (J&F {verdict.j_and_f:.4f}, needed {verdict.tolerance}; "
         f"{verdict.undecided:.2%} undecided, slots cost {verdict.slot_excess:.2g} more than the "
-        "best; export with --precision fp32"
+        f"best, allowed {verdict.allowed_excess:.2g}; export with --precision fp32"
     )
-    if verdict.j_and_f >= verdict.tolerance:
+    options = []
+    if verdict.j_and_f < verdict.tolerance:
+        options.append(f"--minimum-j-and-f {_floor(verdict.j_and_f)}")
+    if verdict.slot_excess > verdict.allowed_excess:
+        options.append(f"--maximum-slot-excess {_ceil(verdict.slot_excess)}")
+    if not options:
         return found + ")"
-    return found + ", or measure what videos lose and accept it with --minimum-j-and-f)"
+    return f"{found}, or measure what videos lose and accept it with {' '.join(options)})"
+
+
+def _floor(share: float) -> float:
+    return math.floor(share * 1000) / 1000
+
+
+def _ceil(excess: float) -> float:
+    return math.ceil(excess * 100) / 100

@@ -1,9 +1,10 @@
 """PyTorch against the exported files: every graph at several sizes, then the masks of a clip.
 
-bfloat16 graphs are compared twice. As they are, within what rounding after other operators may
-cost, which is too much to prove an operator by. And without any rounding, the network's bfloat16
+Graphs in half precision are compared twice. As they are, within what rounding after other
+operators may cost, and without the queries that the last bit decides (``MAXIMUM_UNDECIDED_QUERIES``
+of ``verification``): too much to prove an operator by. And without any rounding, the network's
 weights and the file's computed in float32: what differs is the rounding of constants, and a wrong
-operator, weight or order of axes cannot hide in that.
+operator, weight or order of axes cannot hide in that, whatever the machine and the query.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from rvos_deploy.runtime.backends.base import Backend, HostArray, Runner
 from rvos_deploy.runtime.backends.bf16_reference import Bf16ReferenceBackend
 from rvos_deploy.runtime.comparison import sample
 from rvos_deploy.runtime.geometry import fit_frame, resize_frame
+from rvos_deploy.runtime.graph_spec import TensorSpec
 from rvos_deploy.runtime.onnx_file import OnnxFile
 from rvos_deploy.runtime.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
 from rvos_deploy.runtime.tokenizer import Tokenizer
@@ -32,6 +34,7 @@ from rvos_deploy.runtime.verification import (
     CLIP_ORDER,
     Check,
     judge,
+    query_of_values,
     run_cases,
 )
 
@@ -42,34 +45,36 @@ def check_graph(
     graph: Graph, network: RvosNetwork, file: Path, backend: Backend, reference: Reference
 ) -> list[Check]:
     """Compare one graph's whole outputs at every size; samples go to ``reference``."""
-    checks = []
-    with backend.runner(graph.spec, OnnxFile(file)) as runner:
-        for name, expected, measured in _pairs(graph.module, runner, network.config):
-            checks.append(judge(name, graph.spec.tolerance, expected, measured))
+    checks, spec = [], graph.spec
+    with backend.runner(spec, OnnxFile(file)) as runner:
+        for name, tensor, expected, measured in _pairs(graph.module, runner, network.config):
+            queries = query_of_values(spec, tensor, expected.shape)
+            checks.append(judge(name, spec.tolerance, expected, measured, queries))
             reference[name] = sample(expected).copy()
     return checks
 
 
 def check_without_rounding(graph: Graph, network: RvosNetwork, file: Path) -> list[Check]:
-    """Compare a bfloat16 graph at every size, all of it in float32 on both sides."""
-    module = copy.deepcopy(graph.module).float()
+    """Compare a graph of half precision at every size, all of it in float32 on both sides."""
+    module, tolerance = copy.deepcopy(graph.module).float(), WITHOUT_ROUNDING[graph.spec.precision]
     with Bf16ReferenceBackend(rounding=False).runner(graph.spec, OnnxFile(file)) as runner:
         return [
-            judge(f"{name}, without rounding", WITHOUT_ROUNDING, expected, measured)
-            for name, expected, measured in _pairs(module, runner, network.config)
+            judge(f"{name}, without rounding", tolerance, expected, measured)
+            for name, _, expected, measured in _pairs(module, runner, network.config)
         ]
 
 
 @torch.inference_mode()
 def _pairs(
     module: torch.nn.Module, runner: Runner, config: ModelConfig
-) -> Iterator[tuple[str, HostArray, HostArray]]:
-    """Every output at every size: its name, PyTorch's and the runner's."""
+) -> Iterator[tuple[str, TensorSpec, HostArray, HostArray]]:
+    """Every output at every size: its name and contract, PyTorch's and the runner's."""
     for case, inputs, outputs in run_cases(runner, config):
         expected = module(*(torch.from_numpy(array) for array in inputs.values()))
         tensors = (expected,) if isinstance(expected, torch.Tensor) else expected
         for spec, tensor in zip(runner.spec.outputs, tensors, strict=True):
-            yield f"{case} {spec.name}", tensor.numpy(), runner.to_host(outputs[spec.name])
+            found = runner.to_host(outputs[spec.name])
+            yield f"{case} {spec.name}", spec, tensor.numpy(), found
 
 
 def record_clip(network: RvosNetwork, tokenizer: Tokenizer, reference: Reference) -> None:

@@ -72,6 +72,17 @@ def export(
             "Rounding can move an unsure query by more than the default allows.",
         ),
     ] = 0.999,
+    slot_excess: Annotated[
+        float | None,
+        typer.Option(
+            "--maximum-slot-excess",
+            metavar="COST",
+            min=0.0,
+            help="What PyTorch's slots may cost more than the best ones of the file on that clip; "
+            "the bundle records it. Default: what rounding explains, 0.16 in fp16; 0.4 and more is "
+            "another object.",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a bundle that is there.")
     ] = False,
@@ -82,6 +93,7 @@ def export(
 
     from rvos_deploy.cli.extras import needs_extra
     from rvos_deploy.cli.output import mebibytes, step_progress
+    from rvos_deploy.cli.parity_table import notes
     from rvos_deploy.json_file import write_json
     from rvos_deploy.model.config import preset
     from rvos_deploy.runtime.environment import machine, versions
@@ -93,7 +105,14 @@ def export(
     with needs_extra("export", "cpu,export"):
         from rvos_deploy.export import bundle_export
     weights = bundle_export.Weights(
-        checkpoint, clip_weights, random_weights, seed, store.value, precision.value, minimum
+        checkpoint,
+        clip_weights,
+        random_weights,
+        seed,
+        store.value,
+        precision.value,
+        minimum,
+        slot_excess,
     )
     with step_progress() as progress:
         report = bundle_export.export_bundle(
@@ -106,6 +125,8 @@ def export(
         f"{out}: {mebibytes(stored)}, 5 graphs; {len(report.verdicts)} parity checks passed "
         f"(largest difference {worst:.1e}, J&F of the masks {masks.j_and_f:.4f})"
     )
+    for line in notes([verdict.as_dict() for verdict in report.verdicts]):
+        typer.echo(line)
     if (unproved := bundle_export.NOT_PROVED.get(precision.value)) is not None:
         typer.echo(f"not proved: {unproved}")
     typer.echo(f"{report.seconds:.1f} s, peak memory {mebibytes(report.peak_memory_bytes)}")

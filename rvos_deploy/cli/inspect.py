@@ -28,7 +28,7 @@ def inspect(
     Engines are hashed like all else, but not loaded: neither TensorRT nor a GPU is needed.
     """
     from rvos_deploy.cli.output import result_console
-    from rvos_deploy.cli.parity_table import parity_table
+    from rvos_deploy.cli.parity_table import notes, parity_table
     from rvos_deploy.json_file import write_json
     from rvos_deploy.runtime.bundle import bundle_files, find_bundle, open_bundle
     from rvos_deploy.runtime.engine_sidecar import list_engines
@@ -47,9 +47,10 @@ def inspect(
         console.print(engine_table(opened, engines))
     if parity:
         console.print()
-        console.print(
-            parity_table([plain(check) for check in opened.manifest.parity.checks], console.width)
-        )
+        checks = [plain(check) for check in opened.manifest.parity.checks]
+        console.print(parity_table(checks, console.width))
+        for line in notes(checks):
+            typer.echo(line)
     if json is not None:
         write_json(
             json,
@@ -97,8 +98,21 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
             "parity",
             f"{len(checks)} checks against {manifest.parity.reference}, {failed} failed",
         ),
+        ("accepted", _accepted(bundle)),
         *([("not proved", unproved)] if (unproved := manifest.parity.not_proved) else []),
     ]
+
+
+def _accepted(bundle: Bundle) -> str:
+    """What the masks of the clip may differ by from PyTorch's in this bundle."""
+    from rvos_deploy.runtime.verification import allowed_differences
+
+    allowed = allowed_differences(bundle)
+    stated = "" if allowed.excess_is_stated else " (the default)"
+    return (
+        f"J&F of the clip's masks {allowed.j_and_f}, excess cost of slots {allowed.excess:.2g}"
+        f"{stated}"
+    )
 
 
 def _versions(versions: Mapping[str, Any]) -> str:

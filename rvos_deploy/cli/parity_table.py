@@ -30,6 +30,18 @@ def parity_table(checks: Sequence[Mapping[str, Any]], width: int) -> Table:
     return table
 
 
+def notes(checks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What verdicts rest on beside their numbers, a line each; equal ones share a line."""
+    found: dict[str, list[str]] = {}
+    for check in checks:
+        if note := check.get("note"):
+            found.setdefault(note, []).append(check["name"])
+    return [
+        f"note: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {note}"
+        for note, names in found.items()
+    ]
+
+
 def _decisive(check: Mapping[str, Any]) -> tuple[str, str]:
     """What was found, and what was allowed."""
     if "j_and_f" in check:

@@ -28,7 +28,7 @@ def verify(
     The reference is what PyTorch gave at export: it is in the bundle, PyTorch is not needed.
     """
     from rvos_deploy.cli.output import result_console, step_progress
-    from rvos_deploy.cli.parity_table import parity_table
+    from rvos_deploy.cli.parity_table import notes, parity_table
     from rvos_deploy.json_file import write_json
     from rvos_deploy.runtime import verification
     from rvos_deploy.runtime.backends.registry import make_backend
@@ -45,6 +45,8 @@ def verify(
     passed = all(verdict.passed for verdict in verdicts)
     console = result_console()
     console.print(parity_table(checks, console.width))
+    for line in notes(checks):
+        typer.echo(line)
     if left_out:
         typer.echo(f"left out, outside the engines' profiles: {'; '.join(left_out)}")
     failed = sum(not verdict.passed for verdict in verdicts)

@@ -79,6 +79,8 @@ class CheckRecord(msgspec.Struct, frozen=True):
     foreground: Share | UnsetType = UNSET
     undecided: Share | UnsetType = UNSET
     slot_excess: float | UnsetType = UNSET
+    allowed_excess: float | UnsetType = UNSET
+    note: Line | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         tensor = ("max_abs", "max_rel", "cosine", "worst_index")
@@ -92,6 +94,7 @@ class ParityRecord(msgspec.Struct, frozen=True):
     reference: Line
     checks: Annotated[tuple[CheckRecord, ...], Meta(max_length=10_000)]
     minimum_j_and_f: Share | UnsetType = UNSET
+    maximum_slot_excess: Annotated[float, Meta(ge=0)] | UnsetType | None = UNSET
     not_proved: Line | UnsetType | None = UNSET
 
 

@@ -205,10 +205,12 @@ class ReplayedTracker(SlotTracker):
         orders: int64 [T,N], as :meth:`advance` gave them there, frame by frame.
         excess: by how much its choice costs more than the best here, at most, in the units of
             ``LOST``.
+        tie: the frame where that was, and the slots whose queries differ; None while none does.
     """
 
     orders: NDArray[np.int64]
     excess: float = 0.0
+    tie: tuple[int, tuple[int, ...]] | None = None
     _frame: int = field(default=0, init=False)
 
     def _choose(self, cost: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -216,8 +218,11 @@ class ReplayedTracker(SlotTracker):
         self._frame += 1
         theirs: NDArray[np.int64] = self.orders[self._frame]
         slots = np.arange(len(cost))
-        best = cost[slots, super()._choose(cost)].sum()
-        self.excess = max(self.excess, float(cost[slots, theirs].sum() - best))
+        ours = super()._choose(cost)
+        excess = float(cost[slots, theirs].sum() - cost[slots, ours].sum())
+        if excess > self.excess:
+            self.excess = excess
+            self.tie = self._frame, tuple(np.flatnonzero(ours != theirs).tolist())
         return theirs
 
 

@@ -69,6 +69,20 @@ def test_export_reports_what_it_proved(rvos: Callable, tmp_path: Path) -> None:
     assert {"command", "versions", "machine", "seconds", "peak_memory_bytes"} <= set(found)
 
 
+@pytest.mark.usefixtures("ready_graphs")
+def test_a_stated_excess_of_slots_is_recorded_and_shown(rvos: Callable, tmp_path: Path) -> None:
+    arguments = ("--random-weights", "--out", tmp_path / "stated", "--maximum-slot-excess", "0.3")
+    assert rvos("export", "tiny", *arguments, "--minimum-j-and-f", "0.97").code == 0
+    shown = " ".join(rvos("inspect", tmp_path / "stated").stdout.split())
+    assert "J&F of the clip's masks 0.97, excess cost of slots 0.3" in shown
+    assert "(the default)" not in shown
+    assert rvos("export", "tiny", "--random-weights", "--out", tmp_path / "plain").code == 0
+    shown = " ".join(rvos("inspect", tmp_path / "plain").stdout.split())
+    assert "J&F of the clip's masks 0.999, excess cost of slots 0.0016 (the default)" in shown
+    refused = rvos("export", "tiny", "--random-weights", "--out", tmp_path / "n", arguments[3], -1)
+    assert refused.code == 2
+
+
 def test_the_minimum_is_the_one_that_bundles_are_judged_by() -> None:
     """Written out in the command, whose start-up does not import what judges."""
     assert inspect.signature(export).parameters["minimum"].default == MINIMUM_J_AND_F

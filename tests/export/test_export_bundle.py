@@ -232,14 +232,29 @@ def test_the_papers_scale_exports_and_loads(tmp_path: Path) -> None:
     assert "backbone.onnx.data" in open_bundle(tmp_path / "large").manifest.files
 
 
-def test_masks_that_fail_say_how_far_and_what_to_do() -> None:
-    masks = MaskCheck("masks", False, 0.999, 0.98, 0.99, 0.5, 0.004, 0.03)
+@pytest.mark.parametrize(
+    ("j_and_f", "excess", "options"),
+    [
+        (0.98549, 0.03, "--minimum-j-and-f 0.985"),
+        (1.0, 0.21234, "--maximum-slot-excess 0.22"),
+        (0.98549, 2.0, "--minimum-j-and-f 0.985 --maximum-slot-excess 2.0"),
+    ],
+)
+def test_masks_that_fail_say_how_far_and_what_accepts_it(
+    j_and_f: float, excess: float, options: str
+) -> None:
+    """Options that do not help are not offered."""
+    masks = MaskCheck("masks", False, 0.999, j_and_f, j_and_f, 0.5, 0.004, excess, 0.16)
     with pytest.raises(ParityError) as error:
         bundle_export._require_all((masks,))
     text = str(error.value)
-    assert "masks (J&F 0.9850, needed 0.999; 0.40% undecided, slots cost 0.03 more" in text
-    assert text.endswith("accept it with --minimum-j-and-f)")
-    # Another minimum does not help where slots are others, so it is not offered.
-    with pytest.raises(ParityError) as error:
-        bundle_export._require_all((replace(masks, j=1.0, f=1.0, slot_excess=2.0),))
-    assert "--minimum-j-and-f" not in str(error.value)
+    assert f"masks (J&F {j_and_f:.4f}, needed 0.999; 0.40% undecided, slots cost" in text
+    assert "more than the best, allowed 0.16; export with --precision fp32, or measure" in text
+    assert text.endswith(f"accept it with {options})")
+
+
+def test_masks_that_no_option_mends_offer_none() -> None:
+    masks = MaskCheck("masks", False, 0.999, 1.0, 1.0, 0.5, 0.4, 0.0, 0.16)
+    with pytest.raises(ParityError, match=r"40\.00% undecided") as error:
+        bundle_export._require_all((masks,))
+    assert "accept it with" not in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,9 @@ from rvos_deploy.runtime.geometry import display_mask, fit_frame
 from rvos_deploy.runtime.graph_spec import GraphSpec
 from rvos_deploy.runtime.probe import PROBE_BOX
 from rvos_deploy.runtime.verification import (
+    MAXIMUM_SLOT_EXCESS,
     MAXIMUM_UNDECIDED,
+    MaskCheck,
     ProbeMasks,
     check_masks,
     judge_masks,
@@ -67,27 +70,67 @@ def test_the_minimum_is_the_bundles_and_is_recorded() -> None:
     assert check.as_dict()["tolerance"] == 0.9
 
 
-@pytest.mark.parametrize(("excess", "passed"), [(0.0, True), (0.159, True), (0.161, False)])
-def test_slots_that_only_rounding_explains_pass(
-    monkeypatch: pytest.MonkeyPatch, excess: float, passed: bool
-) -> None:
-    """At a tolerance of 1e-2: 16 times as much."""
+Probe = Callable[..., MaskCheck]
+
+
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
+    """Checks masks of which replayed slots, and own ones, are right or not; of a fp16 bundle."""
     logits = np.full((1, 6, 24, 40), -9.0, np.float32)
     logits[:, :, 4:12, 8:20] = 9.0
     geometry = fit_frame((90, 157), PROBE_BOX)
     masks = np.stack([[display_mask(m, geometry) for m in maps] for maps in logits])
     order = np.zeros((1, 6, 20), np.int64)
-
-    def probe(bundle, backend, clip, box, orders):  # type: ignore[no-untyped-def]
-        assert orders is order
-        return ProbeMasks(masks, orders, excess)
-
-    monkeypatch.setattr(verification, "probe_masks", probe)
     graph = GraphSpec("frame_decoder", (), (), (), 1e-2)
-    bundle = SimpleNamespace(
-        manifest=SimpleNamespace(parity=SimpleNamespace(minimum_j_and_f=UNSET)),
-        graphs={"frame_decoder": graph},
-        precision="fp16",
-    )
-    check = check_masks(bundle, None, logits, order)  # type: ignore[arg-type]
+
+    def check(
+        excess: float, *, replayed: bool = True, own: bool = False, accepted: float | None = None
+    ) -> MaskCheck:
+        def run(bundle, backend, clip, box, orders=None):  # type: ignore[no-untyped-def]
+            right = own if orders is None else replayed
+            tie = "near tie at slot 3" if excess and orders is not None else ""
+            return ProbeMasks(masks if right else ~masks, order, excess if tie else 0.0, tie)
+
+        monkeypatch.setattr(verification, "probe_masks", run)
+        bundle = SimpleNamespace(
+            manifest=SimpleNamespace(
+                parity=SimpleNamespace(minimum_j_and_f=UNSET, maximum_slot_excess=accepted)
+            ),
+            graphs={"frame_decoder": graph},
+            precision="fp16",
+        )
+        return check_masks(bundle, None, logits, order)  # type: ignore[arg-type]
+
+    return check
+
+
+@pytest.mark.parametrize(("excess", "passed"), [(0.0, True), (0.159, True), (0.161, False)])
+def test_slots_that_only_rounding_explains_pass(probe: Probe, excess: float, passed: bool) -> None:
+    """At a tolerance of 1e-2: 16 times as much."""
+    check = probe(excess)
     assert (check.j_and_f, check.slot_excess, check.passed) == (1.0, excess, passed)
+    assert check.allowed_excess == pytest.approx(0.16)
+    # Who reads it learns that there was a tie, and what was compared.
+    assert check.note == ("near tie at slot 3: masks compared with PyTorch's choice" * bool(excess))
+    assert check.as_dict()["note"] == check.note
+
+
+def test_where_slots_are_nearly_tied_what_the_tie_decides_is_compared(probe: Probe) -> None:
+    check = probe(0.3, own=True)
+    assert check.passed
+    assert check.slot_excess == 0.3
+    assert check.note == "near tie at slot 3: masks by own slots compared instead"
+    # Even where the replayed ones are wrong, as they are when a choice does not fit.
+    assert probe(0.3, replayed=False, own=True).passed
+
+
+def test_another_object_is_no_tie(probe: Probe) -> None:
+    assert not probe(MAXIMUM_SLOT_EXCESS + 0.01, own=True).passed
+    assert not probe(0.1, replayed=False, own=True).passed
+
+
+@pytest.mark.parametrize(("accepted", "passed"), [(0.29, False), (0.31, True)])
+def test_a_stated_excess_is_accepted(probe: Probe, accepted: float, passed: bool) -> None:
+    check = probe(0.3, accepted=accepted)
+    assert (check.passed, check.allowed_excess) == (passed, accepted)
+    assert not probe(0.3, accepted=accepted, replayed=False).passed

@@ -214,6 +214,7 @@ def test_a_replayed_choice_of_its_own_costs_nothing_more() -> None:
     again = [replayed.advance(cues(objects, order)) for order in frames]
     np.testing.assert_array_equal(again, chosen)
     assert replayed.excess == 0.0
+    assert replayed.tie is None
 
 
 def test_a_replayed_choice_is_followed_and_its_excess_is_the_cost() -> None:
@@ -239,3 +240,4 @@ def test_a_replayed_choice_is_followed_and_its_excess_is_the_cost() -> None:
     assert replayed.advance(second).tolist() == [1, 0]
     # 0.4 of a tenth of doubt, and each of two slots changed its query.
     assert replayed.excess == pytest.approx(DOUBTFUL * 0.1 + 2 * CHANGED, abs=1e-6)
+    assert replayed.tie == (1, (0, 1))

@@ -10,7 +10,7 @@ what a library's own kernels add to it is not seen here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from rvos_deploy.runtime.backends.onnxruntime import (
     OnnxRuntimeRunner,
 )
 from rvos_deploy.runtime.environment import usable_cores
-from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.runtime.graph_spec import GraphSpec, TensorSpec
 from rvos_deploy.runtime.onnx_file import OnnxContent, OnnxFile, external_slices
 
 NAME = "bf16-reference"
@@ -42,7 +42,8 @@ class Bf16ReferenceBackend(Backend):
     Args:
         threads: for one graph's arithmetic; None takes every core that the process may use.
         rounding: False leaves the rounding out: the same operators and weights in float32, which
-            can be compared much more closely.
+            can be compared much more closely. It takes graphs of float16 too, whose inputs and
+            outputs are then float32.
     """
 
     threads: int | None = None
@@ -55,6 +56,7 @@ class Bf16ReferenceBackend(Backend):
 
     def runner(self, spec: GraphSpec, file: OnnxFile) -> OnnxRuntimeRunner:
         """A runner, not yet active, of the graph in this file."""
+        spec = spec if self.rounding else _float32_edges(spec)
         return _Runner(spec, file, self.threads or usable_cores(), rounding=self.rounding)
 
     def describe(self) -> dict[str, str]:
@@ -88,12 +90,20 @@ class _Runner(OnnxRuntimeRunner):
         """Nothing that is left in it is bfloat16."""
 
 
+def _float32_edges(spec: GraphSpec) -> GraphSpec:
+    def wide(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(replace(t, dtype="float32") if t.dtype == "float16" else t for t in tensors)
+
+    return replace(spec, inputs=wide(spec.inputs), outputs=wide(spec.outputs))
+
+
 def widened(file: OnnxFile, *, rounding: bool = True) -> Any:
     """An ONNX graph with its bfloat16 tensors in float32.
 
     Args:
         file: of our exporter; its inputs and outputs are not bfloat16.
-        rounding: cast what operators compute in bfloat16 to it and back.
+        rounding: cast what operators compute in bfloat16 to it and back. Without, tensors of
+            float16 become float32 as well, inputs and outputs included.
 
     Returns:
         ``onnx.ModelProto``, functions inlined. A graph without bfloat16 keeps its numbers.
@@ -104,6 +114,7 @@ def widened(file: OnnxFile, *, rounding: bool = True) -> Any:
     """
     onnx, path = _onnx(), file.path
     narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    halves = (narrow,) if rounding else (narrow, onnx.TensorProto.FLOAT16)
     model = onnx.inliner.inline_local_functions(_load(onnx, file))
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     graph = model.graph
@@ -111,14 +122,17 @@ def widened(file: OnnxFile, *, rounding: bool = True) -> Any:
     types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.graph.value_info, *edges)}
     if any(types[value.name] == narrow for value in edges):
         raise BackendError(f"{path.name} has bfloat16 at its edges; export the bundle again")
+    for value in edges:
+        if value.type.tensor_type.elem_type in halves:
+            value.type.tensor_type.elem_type = wide
     del graph.value_info[:]
     for weight in graph.initializer:
-        if weight.data_type == narrow:
+        if weight.data_type in halves:
             weight.CopyFrom(_wide_tensor(onnx, weight))
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
-        _widen_attributes(onnx, node, path)
+        _widen_attributes(onnx, node, path, halves)
         unknown = [name for name in node.output if name and name not in types]
         if unknown:
             # Not to be taken for one that needs no rounding.
@@ -148,15 +162,14 @@ def _load(onnx: Any, file: OnnxFile) -> Any:
     return model
 
 
-def _widen_attributes(onnx: Any, node: Any, path: Path) -> None:
-    """Casts and constants of a node that name bfloat16."""
+def _widen_attributes(onnx: Any, node: Any, path: Path, halves: tuple[int, ...]) -> None:
+    """Casts and constants of a node that name a type of half precision."""
     for attribute in node.attribute:
         if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
             raise BackendError(f"{path.name}: {node.op_type} holds a graph; export it again")
-        narrow = onnx.TensorProto.BFLOAT16
-        if (node.op_type, attribute.name, attribute.i) == ("Cast", "to", narrow):
+        if (node.op_type, attribute.name) == ("Cast", "to") and attribute.i in halves:
             attribute.i = onnx.TensorProto.FLOAT
-        if attribute.t.data_type == narrow:
+        if attribute.t.data_type in halves:
             attribute.t.CopyFrom(_wide_tensor(onnx, attribute.t))
 
 
