@@ -26,7 +26,7 @@ from rvos_deploy.runtime.expression import (
 from rvos_deploy.runtime.geometry import FrameGeometry, fit_frame
 from rvos_deploy.runtime.selection import thresholds
 from rvos_deploy.runtime.settings import StreamSettings
-from rvos_deploy.runtime.slots import SlotCues, SlotTracker
+from rvos_deploy.runtime.slots import SlotCues, Tracker, make_tracker
 from rvos_deploy.runtime.spill_store import SpillStore
 from rvos_deploy.runtime.token_memory import TokenMemory
 from rvos_deploy.video.frames import Frame, check_image
@@ -170,11 +170,15 @@ class Stream(Closing):
         number, self._next_number = self._next_number, self._next_number + 1
         memory = TokenMemory(self.settings.window, self.settings.anchors)
         self._expressions[number] = ExpressionState(
-            number, self._encode_text(text), self._config.initializer, memory
+            number,
+            self._encode_text(text),
+            self._config.initializer,
+            memory,
+            make_tracker(self._config.alignment),
         )
         return number
 
-    def track_by(self, trackers: Sequence[SlotTracker]) -> None:
+    def track_by(self, trackers: Sequence[Tracker]) -> None:
         """Align the slots of the expressions present by these, one each, before the first frame:
         for proofs, which record slots or replay them.
         """
