@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.model.attention import hide
+from rvos_deploy.model.clip_weights import find_clip_weights
 from rvos_deploy.model.config import ModelConfig
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -132,9 +133,10 @@ def build_clip(config: ModelConfig, weights: str | None = None) -> FrozenClip:
             f"open_clip {open_clip.__version__} knows no model '{config.clip}'; see "
             "open_clip.list_models()"
         )
+    file = None if weights is None else find_clip_weights(config.clip, weights)
     try:
         with _quiet_random_initialisation(weights is None):
-            model = open_clip.create_model(config.clip, pretrained=weights)
+            model = open_clip.create_model(config.clip, pretrained=file)
     except Exception as error:
         if weights is None:
             raise
@@ -145,9 +147,8 @@ def build_clip(config: ModelConfig, weights: str | None = None) -> FrozenClip:
 def _weights_message(config: ModelConfig, weights: str, error: Exception) -> str:
     cause = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
-        f"CLIP weights '{weights}' for {config.clip} could not be loaded ({cause}); "
-        f"connect to the network, or pass a file of open_clip weights with --clip-weights FILE, "
-        f"or use --random-weights"
+        f"CLIP weights '{weights}' could not be loaded into {config.clip} ({cause}); pass a file "
+        "of open_clip weights of this architecture with --clip-weights FILE"
     )
 
 
