@@ -244,7 +244,7 @@ def graphs(network: RvosNetwork) -> tuple[Graph, ...]:
                 TensorSpec("slot_values", real, queries),
                 TensorSpec("slot_logits", real, ("E", slots)),
                 TensorSpec("slot_position", "float32", ("E", slots, POSITION_NUMBERS)),
-                TensorSpec("slot_content", real, ("E", slots, network.clip.image_channels[1])),
+                TensorSpec("slot_content", real, ("E", slots, network.content_width)),
                 TensorSpec("slot_score", "float32", ("E", slots)),
             ),
             HEIGHT,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.model.attention import hide
+from rvos_deploy.model.clip_weights import find_clip_weights
 from rvos_deploy.model.config import ModelConfig
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -134,12 +135,13 @@ def build_clip(config: ModelConfig, weights: str | None = None) -> FrozenClip:
             f"open_clip {open_clip.__version__} knows no model '{config.clip}'; see "
             "open_clip.list_models()"
         )
-    # open_clip would open a FIFO and wait, and take a path that does not exist for a tag.
+    # open_clip would open a FIFO and wait.
     if weights is not None and Path(weights).exists() and not Path(weights).is_file():
         raise InputError(f"CLIP weights '{weights}' are no regular file; pass a file or a tag")
+    file = None if weights is None else find_clip_weights(config.clip, weights)
     try:
         with _quiet(random=weights is None):
-            model = open_clip.create_model(config.clip, pretrained=weights)
+            model = open_clip.create_model(config.clip, pretrained=file)
     except Exception as error:  # open_clip, torch and the hub each raise their own
         if weights is None:
             raise
@@ -157,9 +159,8 @@ def _weights_message(config: ModelConfig, weights: str, error: Exception) -> str
             "damaged, or of another model: get it again, or pass another with --clip-weights"
         )
     return (
-        f"CLIP weights '{weights}' for {config.clip} could not be loaded ({cause}); "
-        f"connect to the network, or pass a file of open_clip weights with --clip-weights FILE, "
-        f"or use --random-weights"
+        f"CLIP weights '{weights}' could not be loaded into {config.clip} ({cause}); pass a file "
+        "of open_clip weights of this architecture with --clip-weights FILE"
     )
 
 

@@ -10,6 +10,9 @@ from typing import Any, Literal, get_args
 from rvos_deploy.errors import InputError
 
 Initializer = Literal["aligned", "weighted", "sentence"]
+Alignment = Literal["sight", "cosine"]
+ReferredHeadKind = Literal["product", "linear"]
+Hiding = Literal["ramp", "threshold"]
 
 STRIDE = 32
 """Heights and widths are multiples of this: the coarsest feature map's stride."""
@@ -37,11 +40,37 @@ _COUNTS = (
 )
 
 
+_CHOICES = {
+    "initializer": Initializer,
+    "alignment": Alignment,
+    "referred_head": ReferredHeadKind,
+    "hiding": Hiding,
+}
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Everything that decides the network's shape and arithmetic.
 
     Widths of the CLIP part follow from ``clip``, an open_clip model name.
+
+    These fields switch what is ours and in none of the paper's ancestors. The preset
+    ``large-paper`` has all of them off:
+
+    Args:
+        text_words: the text resizer also reads the embeddings of the words that go into CLIP.
+        mask_position: frame tokens carry the position of their mask.
+        mask_content: frame tokens carry CLIP's features under their mask.
+        frame_masks: a mask is the video query's embedding plus that of its slot's frame query.
+        course: video queries start with the trajectory of their slot.
+        rivals: scores are compared with the best query of the clip.
+        alignment: how slots follow objects: by where masks lie and what CLIP sees there ("sight"),
+            or by the cosine of frame queries ("cosine", after MinVIS and DVIS).
+        own_slot: half of the video decoder's heads begin by preferring a query's own slot.
+        temporal_position: the video decoder's memory carries the age of each frame.
+        referred_head: query times text ("product"), or a linear layer on both ("linear", LMPM).
+        hiding: masked attention hides pixels by degrees ("ramp"), or all under a probability of one
+            half ("threshold", Mask2Former).
     """
 
     name: str
@@ -69,6 +98,11 @@ class ModelConfig:
     frame_masks: bool = True
     course: bool = True
     rivals: bool = True
+    alignment: Alignment = "sight"
+    own_slot: bool = True
+    temporal_position: bool = True
+    referred_head: ReferredHeadKind = "product"
+    hiding: Hiding = "ramp"
     input_size: tuple[int, int] = (448, 800)
     threshold: float = 0.5
 
@@ -87,11 +121,9 @@ class ModelConfig:
                 f"fusion_dim {self.fusion_dim} is not a multiple of "
                 f"fusion_heads {self.fusion_heads}"
             )
-        if self.initializer not in get_args(Initializer):
-            raise InputError(
-                f"unknown initializer '{self.initializer}'; "
-                f"known: {', '.join(get_args(Initializer))}"
-            )
+        for name, choices in _CHOICES.items():
+            if (value := getattr(self, name)) not in get_args(choices):
+                raise InputError(f"unknown {name} '{value}'; known: {', '.join(get_args(choices))}")
         check_size(*self.input_size)
 
     def _check_numbers(self) -> None:
@@ -155,6 +187,23 @@ _PRESETS = (
         name="large",
         clip="convnext_large_d_320",
         clip_pretrained="laion2b_s29b_b131k_ft_soup",
+    ),
+    # What the paper and its stated ancestors have, and nothing of ours.
+    ModelConfig(
+        name="large-paper",
+        clip="convnext_large_d_320",
+        clip_pretrained="laion2b_s29b_b131k_ft_soup",
+        fusion_dim=1024,
+        mask_position=False,
+        mask_content=False,
+        frame_masks=False,
+        course=False,
+        rivals=False,
+        alignment="cosine",
+        own_slot=False,
+        temporal_position=False,
+        referred_head="linear",
+        hiding="threshold",
     ),
     ModelConfig(
         name="base",

@@ -57,6 +57,7 @@ class FrameQueryDecoder(nn.Module):
         dim = config.dim
         self.dim, self.num_queries = dim, config.num_queries
         self.position_cycles = config.position_cycles
+        self.attention_bias = ramped_bias if config.hiding == "ramp" else thresholded_bias
         self.query_position = nn.Parameter(torch.randn(config.num_queries, dim))
         self.level_embedding = nn.Parameter(torch.randn(3, dim) * 0.02)
         self.layers = nn.ModuleList(QueryLayer(config) for _ in range(config.frame_decoder_layers))
@@ -68,7 +69,7 @@ class FrameQueryDecoder(nn.Module):
         # Most of a query is its own embedding, whatever it lies on; a token starts with little of
         # that where something else says what and where its object is.
         described = config.mask_position or config.mask_content
-        self.query_share = nn.Parameter(torch.full((dim,), 0.1 if described else 1.0))
+        self.query_share = nn.Parameter(torch.full((dim,), 0.1)) if described else None
 
     def forward(self, frame: EncodedFrame, sentence: Tensor, padding: Tensor) -> DecodedFrame:
         """Decode B frames, each with its sentence.
@@ -99,7 +100,7 @@ class FrameQueryDecoder(nn.Module):
                 self.query_position,
                 memories[level],
                 positions[level],
-                attention_bias(logits)[:, None],
+                self.attention_bias(logits)[:, None],
                 frame.text,
                 text_bias,
             )
@@ -120,7 +121,7 @@ class FrameQueryDecoder(nn.Module):
 
     def tokens(self, facts: SlotFacts) -> Tensor:
         """Frame tokens [B,N,C] from what is known of the slots, for any leading axes."""
-        tokens = facts.queries * self.query_share
+        tokens = facts.queries if self.query_share is None else facts.queries * self.query_share
         if self.mask_position is not None:
             placed = torch.cat((scale_free(facts.position), 2 * facts.score[..., None] - 1), dim=-1)
             tokens = tokens + self.mask_position(placed.to(tokens.dtype))
@@ -149,7 +150,15 @@ HIDING_SLOPE = 20.0
 HIDING_FLOOR = 30.0
 
 
-def attention_bias(logits: Tensor) -> Tensor:
+def thresholded_bias(logits: Tensor) -> Tensor:
+    """As ``ramped_bias``, but as Mask2Former (Cheng et al. 2022) has it: every pixel with a
+    probability under one half is hidden, unless that is all of them.
+    """
+    hidden = logits.detach() < 0
+    return hide(hidden & ~hidden.all(dim=-1, keepdim=True))
+
+
+def ramped_bias(logits: Tensor) -> Tensor:
     """How much each query must not look at each pixel: float32 [B,N,S] from mask logits [B,N,S].
 
     Mask2Former hides every pixel that the previous prediction gives a probability under one half,

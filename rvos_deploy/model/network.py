@@ -132,14 +132,24 @@ class RvosNetwork(nn.Module):
         return VideoOutput(aligned, order, predictions, mask_embeddings)
 
     def slot_cues(self, facts: SlotFacts) -> tuple[Tensor, Tensor, Tensor]:
-        """What slots are aligned by: position, content at stride 8 alone, and score."""
-        stride_8 = self.clip.image_channels[1]
-        return facts.position, facts.content[..., :stride_8], facts.score
+        """What slots are aligned by: position, content, and score.
+
+        The content is CLIP's at stride 8 alone; for cosine alignment it is the queries.
+        """
+        if self.config.alignment == "cosine":
+            return facts.position, facts.queries, facts.score
+        return facts.position, facts.content[..., : self.content_width], facts.score
+
+    @property
+    def content_width(self) -> int:
+        """Width of the content that slots are aligned by."""
+        cosine = self.config.alignment == "cosine"
+        return self.config.dim if cosine else self.clip.image_channels[1]
 
     def slot_order(self, facts: SlotFacts) -> Tensor:
         """Which query takes each slot, int64 [B,T,N], by what is known of those of whole clips."""
         if self.config.initializer == "aligned":
-            return align_slots(*self.slot_cues(facts))
+            return align_slots(self.config.alignment, *self.slot_cues(facts))
         batch, length, slots = facts.score.shape
         return torch.arange(slots, device=facts.score.device).repeat(batch, length, 1)
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rvos_deploy.runtime.slots import SlotCues, SlotTracker
+from rvos_deploy.model.config import Alignment
+from rvos_deploy.runtime.slots import SlotCues, make_tracker
 
 
-def align_slots(position: Tensor, content: Tensor, score: Tensor) -> Tensor:
+def align_slots(alignment: Alignment, position: Tensor, content: Tensor, score: Tensor) -> Tensor:
     """Index of the query that takes each slot: int64 [B,T,N].
 
-    The runtime's own :class:`SlotTracker` assigns, so that both are one piece of code.
+    The runtime's own tracker assigns, so that both are one piece of code.
 
     Args:
+        alignment: which tracker.
         position: [B,T,N,5] of masks.
-        content: [B,T,N,K] of masks, at stride 8.
+        content: [B,T,N,K] of masks, at stride 8; for cosine alignment, the queries.
         score: [B,T,N], of being an object's query.
     """
     cues = [x.detach().float().cpu().numpy() for x in (position, content, score)]
     order = torch.empty(score.shape, dtype=torch.int64)
     for clip in range(score.shape[0]):
-        tracker = SlotTracker()
+        tracker = make_tracker(alignment)
         for t in range(score.shape[1]):
             frame = SlotCues(*(x[clip, t] for x in cues))
             order[clip, t] = torch.from_numpy(tracker.advance(frame))

@@ -121,6 +121,25 @@ class ReferredHead(nn.Module):
         return logits if self.rivals is None else self.rivals(logits, said)
 
 
+class LinearReferredHead(nn.Module):
+    """Whether a query is referred to, by a linear layer on query and sentence (LMPM)."""
+
+    def __init__(self, dim: int, rivals: bool) -> None:
+        super().__init__()
+        self.decide = nn.Linear(2 * dim, 2)
+        self.rivals = Rivals(dim) if rivals else None
+
+    def said(self, text: Tensor, sentence: Tensor, padding: Tensor) -> Tensor:
+        """What is asked for, [B,C]: the sentence."""
+        return sentence
+
+    def forward(self, queries: Tensor, course: Tensor, said: Tensor) -> Tensor:
+        """Logits [B,N,2] of queries [B,N,C], which hold their courses already."""
+        beside = said[:, None].expand(-1, queries.shape[1], -1)
+        logits: Tensor = self.decide(torch.cat((queries, beside), dim=-1))
+        return logits if self.rivals is None else self.rivals(logits, said)
+
+
 class VideoQueryDecoder(nn.Module):
     """Decoder over the memory of aligned frame queries, with temporal and slot positions.
 
@@ -138,11 +157,13 @@ class VideoQueryDecoder(nn.Module):
         self.slot_position = nn.Parameter(torch.zeros(config.num_queries, dim))
         self.layers = nn.ModuleList(QueryLayer(config) for _ in range(config.video_decoder_layers))
         self.course = Course(dim) if config.course else None
+        self.temporal_position = config.temporal_position
         own = torch.zeros(config.video_decoder_layers, config.num_heads)
         own[:, : config.num_heads // 2] = OWN_SLOT
-        self.own_slot = nn.Parameter(own)
+        self.own_slot = nn.Parameter(own) if config.own_slot else None
         self.norm = nn.LayerNorm(dim)
-        self.referred_head = ReferredHead(dim, config.rivals)
+        head = ReferredHead if config.referred_head == "product" else LinearReferredHead
+        self.referred_head = head(dim, config.rivals)
         self.mask_embedding = Mlp(dim, dim, dim, dim)
 
     def forward(
@@ -168,14 +189,15 @@ class VideoQueryDecoder(nn.Module):
         """
         num_queries = memory.shape[2]
         sentences = 1 if torch.compiler.is_exporting() else sentence.shape[0] // memory.shape[0]
-        time = temporal_position(ages, self.dim).to(memory.dtype)
-        # Time goes into what is read as well as into where it is looked for: motion is the
-        # difference between what a slot said early and what it says late.
-        tokens = memory + time[:, :, None]
+        tokens = memory
+        if self.temporal_position:
+            # Time goes into what is read as well as into where it is looked for: motion is the
+            # difference between what a slot said early and what it says late.
+            tokens = tokens + temporal_position(ages, self.dim).to(memory.dtype)[:, :, None]
         tokens = tokens.flatten(1, 2)
         memory_position = self.slot_position.repeat(memory.shape[1], 1)
-        memory_bias = hide(empty)[:, :, None].expand(-1, -1, num_queries).flatten(1)
-        same_slot = torch.eye(num_queries, device=memory.device).repeat(1, memory.shape[1])
+        empty_bias = hide(empty)[:, :, None].expand(-1, -1, num_queries).flatten(1)
+        memory_bias = self._memory_bias(empty_bias[:, None, None], memory.shape[1])
         text_bias = hide(padding)[:, None, None]
         said = self.referred_head.said(text, sentence, padding)
         queries, predictions = video_queries, []
@@ -185,19 +207,29 @@ class VideoQueryDecoder(nn.Module):
             if sentences > 1:
                 course = course.repeat_interleave(sentences, 0)
             queries = queries + course
-        for own_slot, layer in zip(self.own_slot.float(), self.layers, strict=True):
+        for bias, layer in zip(memory_bias, self.layers, strict=True):
             queries = layer(
                 queries,
                 self.slot_position,
                 tokens,
                 memory_position,
-                memory_bias[:, None, None] + own_slot[:, None, None] * same_slot,
+                bias,
                 text,
                 text_bias,
                 sentences,
             )
             predictions.append(self._predict(queries, course, said))
         return predictions
+
+    def _memory_bias(self, empty: Tensor, frames: int) -> list[Tensor]:
+        """Biases of every layer, [B,heads or 1,N,M*N], of one that hides empty frames
+        [B,1,1,M*N].
+        """
+        slots = self.slot_position.shape[0]
+        if self.own_slot is None:
+            return [empty.expand(-1, -1, slots, -1)] * len(self.layers)
+        same_slot = torch.eye(slots, device=empty.device).repeat(1, frames)
+        return [empty + own[:, None, None] * same_slot for own in self.own_slot.float()]
 
     def _predict(self, queries: Tensor, course: Tensor, said: Tensor) -> VideoPrediction:
         normed = self.norm(queries)

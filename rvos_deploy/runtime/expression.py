@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rvos_deploy.model.config import Initializer
 from rvos_deploy.runtime.backends.base import Value
-from rvos_deploy.runtime.slots import OnlineSoftmax, SlotCues, SlotTracker
+from rvos_deploy.runtime.slots import OnlineSoftmax, SlotCues, Tracker
 from rvos_deploy.runtime.token_memory import TokenMemory
 
 Array = NDArray[np.float32]
@@ -33,7 +33,7 @@ class ExpressionState:
     text: EncodedText
     initializer: Initializer
     memory: TokenMemory
-    tracker: SlotTracker = field(default_factory=SlotTracker)
+    tracker: Tracker
     _slots: int = field(default=0, init=False)
     _mean: OnlineSoftmax = field(default_factory=OnlineSoftmax, init=False)
 

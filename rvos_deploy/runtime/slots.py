@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+
+from rvos_deploy.model.config import Alignment
 
 Array = NDArray[np.float32]
 
@@ -16,8 +19,9 @@ class SlotCues(NamedTuple):
     """What each of the N queries of one frame is known again by.
 
     position [N,5] of its mask: centre (x, y) in -1..1, extent (x, y) and the square root of its
-    share of the image. content [N,K]: CLIP's features under the mask, at stride 8. score [N]: the
-    probability that it is the query of an object, and not one of several that lie on it.
+    share of the image. content [N,K]: CLIP's features under the mask, at stride 8; with cosine
+    alignment the queries themselves. score [N]: the probability that it is the query of an object,
+    and not one of several that lie on it.
     """
 
     position: Array
@@ -75,6 +79,57 @@ class _Sight(NamedTuple):
         )
 
 
+Choose = Callable[[NDArray[np.float64]], NDArray[np.int64]]
+"""Gives the query [N] of each slot, from costs [N,N] (slots, queries)."""
+
+
+def cheapest(cost: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The assignment that costs least; deterministic."""
+    _, columns = linear_sum_assignment(cost)
+    return np.asarray(columns, dtype=np.int64)
+
+
+class Tracker(Protocol):
+    """Slot alignment, a frame at a time: which query takes which slot."""
+
+    def advance(self, cues: SlotCues) -> NDArray[np.int64]:
+        """Take one frame.
+
+        Returns:
+            permutation [N]: ``queries[permutation]`` are in the order of the slots. (The assignment
+            solver's columns are exactly that; its inverse is a published mistake that a swap
+            hides.)
+        """
+
+
+def make_tracker(alignment: Alignment, choose: Choose = cheapest) -> Tracker:
+    """Return the tracker that a configuration asks for."""
+    return CosineTracker(choose) if alignment == "cosine" else SlotTracker(choose)
+
+
+@dataclass
+class CosineTracker:
+    """Assigns each frame to the one before by the cosine of their queries (MinVIS, DVIS).
+
+    A cosine that is no number (of a query that is zero or not finite) costs as much as a right
+    angle. Optimal assignment in float64, deterministic.
+    """
+
+    choose: Choose = cheapest
+    _directions: NDArray[np.float64] | None = field(default=None, init=False)
+
+    def advance(self, cues: SlotCues) -> NDArray[np.int64]:
+        """Take one frame, whose content [N,K] are its queries; see ``Tracker``."""
+        wide = cues.content.astype(np.float64)
+        directions = _unit(np.where(np.isfinite(wide).all(axis=1, keepdims=True), wide, 0.0))
+        if self._directions is None:
+            order = np.arange(len(directions))
+        else:
+            order = self.choose(1.0 - self._directions @ directions.T)
+        self._directions = directions[order]
+        return order
+
+
 @dataclass
 class SlotTracker:
     """Slot alignment, a frame at a time: which query takes the slot of which object.
@@ -91,6 +146,7 @@ class SlotTracker:
     Optimal assignment in float64, deterministic; numbers that are not finite count as lost.
     """
 
+    choose: Choose = cheapest
     _query: NDArray[np.int64] = field(init=False)
     _holds: NDArray[np.bool_] = field(init=False)
     _centre: NDArray[np.float64] = field(init=False)
@@ -100,13 +156,7 @@ class SlotTracker:
     _started: bool = field(default=False, init=False)
 
     def advance(self, cues: SlotCues) -> NDArray[np.int64]:
-        """Take one frame.
-
-        Returns:
-            permutation [N]: ``queries[permutation]`` are in the order of the slots. (The assignment
-            solver's columns are exactly that; its inverse is a published mistake that a swap
-            hides.)
-        """
+        """Take one frame; see ``Tracker``."""
         sound = np.all(np.isfinite(cues.content), axis=1) & np.isfinite(cues.position).all(axis=1)
         position = np.where(sound[:, None], cues.position, 0.0).astype(np.float64)
         now = _Sight(
@@ -127,16 +177,11 @@ class SlotTracker:
             apart = LOST * np.minimum(unlike / most, 1)
             cost = np.where(self._holds[:, None], apart + doubt, 0.0)
             cost += CHANGED * (self._query[:, None] != slots)
-            order = self._choose(cost)
+            order = self.choose(cost)
             known = unlike[slots, order] < most[:, 0]
         self._query = order
         self._remember(now.ordered(order), known)
         return order
-
-    def _choose(self, cost: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The query [N] of each slot, of costs [N,N] (slots, queries)."""
-        _, columns = linear_sum_assignment(cost)
-        return np.asarray(columns, dtype=np.int64)
 
     def _start(self, now: _Sight) -> None:
         slots = len(now.score)
@@ -181,30 +226,31 @@ class SlotTracker:
 
 
 @dataclass
-class RecordedTracker(SlotTracker):
-    """Slots that keep which query [N] each took, frame by frame, in ``orders``."""
+class RecordedTracker:
+    """Keeps which query [N] each slot of ``tracker`` took, frame by frame, in ``orders``."""
 
+    tracker: Tracker
     orders: list[NDArray[np.int64]] = field(default_factory=list, init=False)
 
     def advance(self, cues: SlotCues) -> NDArray[np.int64]:
-        """As a tracker does."""
-        order = super().advance(cues)
+        """As the tracker does."""
+        order = self.tracker.advance(cues)
         self.orders.append(order)
         return order
 
 
 @dataclass
-class ReplayedTracker(SlotTracker):
-    """Slots as another library chose them on the same clip, and how good its choice is here.
+class Replay:
+    """Chooses as another library did on the same clip, and says how good that choice is here.
 
     Of two queries that lie on one object, rounding decides which is taken, and the masks of that
     slot then differ by what those two do. To compare arithmetic, both take the same; the choice is
     judged by ``excess``.
 
     Args:
-        orders: int64 [T,N], as :meth:`advance` gave them there, frame by frame.
-        excess: by how much its choice costs more than the best here, at most, in the units of
-            ``LOST``.
+        orders: int64 [T,N], the queries of each slot there, frame by frame.
+        excess: by how much its choice costs more than the cheapest here, at most, in the units of
+            the tracker's costs.
         tie: the frame where that was, and the slots whose queries differ; None while none does.
     """
 
@@ -213,12 +259,12 @@ class ReplayedTracker(SlotTracker):
     tie: tuple[int, tuple[int, ...]] | None = None
     _frame: int = field(default=0, init=False)
 
-    def _choose(self, cost: NDArray[np.float64]) -> NDArray[np.int64]:
-        # The first frame's order is not chosen.
-        self._frame += 1
+    def __call__(self, cost: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The query [N] of each slot, of costs [N,N] (slots, queries)."""
+        self._frame += 1  # The first frame's order is not chosen.
         theirs: NDArray[np.int64] = self.orders[self._frame]
         slots = np.arange(len(cost))
-        ours = super()._choose(cost)
+        ours = cheapest(cost)
         excess = float(cost[slots, theirs].sum() - cost[slots, ours].sum())
         if excess > self.excess:
             self.excess = excess

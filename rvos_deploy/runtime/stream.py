@@ -27,7 +27,7 @@ from rvos_deploy.runtime.finite import MapCheck, require_finite
 from rvos_deploy.runtime.geometry import FrameGeometry, fit_frame
 from rvos_deploy.runtime.selection import thresholds
 from rvos_deploy.runtime.settings import StreamSettings, described
-from rvos_deploy.runtime.slots import SlotCues, SlotTracker
+from rvos_deploy.runtime.slots import SlotCues, Tracker, make_tracker
 from rvos_deploy.runtime.spill_store import SpillStore
 from rvos_deploy.runtime.stream_use import ExclusiveUse, FrameTime
 from rvos_deploy.runtime.token_memory import TokenMemory
@@ -195,12 +195,13 @@ class Stream(Closing):
                 self._settle()
             number, self._next_number = self._next_number, self._next_number + 1
             memory = TokenMemory(self.settings.window, self.settings.anchors)
+            tracker = make_tracker(self._config.alignment)
             self._expressions[number] = ExpressionState(
-                number, encoded, self._config.initializer, memory
+                number, encoded, self._config.initializer, memory, tracker
             )
             return number
 
-    def track_by(self, trackers: Sequence[SlotTracker]) -> None:
+    def track_by(self, trackers: Sequence[Tracker]) -> None:
         """Align the slots of the expressions present by these, one each, before the first frame:
         for proofs, which record slots or replay them.
         """

@@ -34,7 +34,7 @@ from rvos_deploy.runtime.probe import (
 )
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.runtime.settings import StreamSettings
-from rvos_deploy.runtime.slots import LOST, RecordedTracker, ReplayedTracker
+from rvos_deploy.runtime.slots import LOST, RecordedTracker, Replay, make_tracker
 
 MINIMUM_J_AND_F = 0.999
 """Masks of the clip against PyTorch's: a mask of 1,000 pixels may differ in one at its edge. What
@@ -420,18 +420,19 @@ def probe_masks(
         Segmenter(bundle, backend) as segmenter,
         segmenter.stream(PROBE_EXPRESSIONS, settings) as stream,
     ):
-        recorded = [RecordedTracker() for _ in PROBE_EXPRESSIONS]
-        replayed = [] if orders is None else [ReplayedTracker(of_one) for of_one in orders]
-        stream.track_by(replayed or recorded)
+        alignment = bundle.config.alignment
+        recorded = [RecordedTracker(make_tracker(alignment)) for _ in PROBE_EXPRESSIONS]
+        replays = [] if orders is None else [Replay(of_one) for of_one in orders]
+        stream.track_by([make_tracker(alignment, replay) for replay in replays] or recorded)
         for frame in clip:
             stream.push(frame)
         masks = np.stack([result.masks for result in stream.flush()], axis=1)
     if orders is None:
         orders = np.stack([np.array(tracker.orders, np.int64) for tracker in recorded])
-    worst = max(range(len(replayed)), key=lambda i: replayed[i].excess, default=None)
-    if worst is None or (tie := replayed[worst].tie) is None:
+    worst = max(range(len(replays)), key=lambda i: replays[i].excess, default=None)
+    if worst is None or (tie := replays[worst].tie) is None:
         return ProbeMasks(masks, orders, 0.0)
-    excess, (frame, slots) = replayed[worst].excess, tie
+    excess, (frame, slots) = replays[worst].excess, tie
     named = f"slot {slots[0]}" if len(slots) == 1 else f"slots {', '.join(map(str, slots))}"
     text = f"near tie at {named} (expression {worst}, frame {frame}; costs differ by {excess:.2g})"
     return ProbeMasks(masks, orders, excess, text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.model import clip as clip_module
+from rvos_deploy.model import clip_weights
 from rvos_deploy.model.clip import FrozenClip, build_clip
 from rvos_deploy.model.config import ModelConfig, preset
 
@@ -118,39 +121,88 @@ def test_weights_from_a_file(
     assert not any(part.training for part in loaded.modules())
 
 
-@pytest.mark.parametrize(
-    ("error", "cause"),
-    [
-        (OSError("no route to host\nand a long traceback"), "no route to host"),
-        (TimeoutError(), "TimeoutError"),
-    ],
-)
-def test_weights_that_cannot_be_had(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str
-) -> None:
-    def offline(*_: object, **__: object) -> None:
-        raise error
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, empty."""
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(clip_module.open_clip, "create_model", offline)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
+    """What the error says when the hub is at ``address``."""
+    monkeypatch.setenv("HF_ENDPOINT", address)
     large = preset("large")
     with pytest.raises(InputError) as caught:
         build_clip(large, large.clip_pretrained)
     message = str(caught.value)
     assert "\n" not in message
-    for part in (
-        "laion2b_s29b_b131k_ft_soup",
-        "convnext_large_d_320",
-        "--clip-weights FILE",
-        "--random-weights",
-        cause,
-    ):
+    repository = "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
+    file = f"{address}/{repository}/resolve/main/open_clip_model.safetensors"
+    for part in ("laion2b_s29b_b131k_ft_soup", "convnext_large_d_320", file, "--clip-weights FILE"):
         assert part in message
-    assert caught.value.__cause__ is error
+    assert "--random-weights" not in message  # train has no such option
+    return message
+
+
+def test_without_a_network_the_error_comes_at_once(
+    monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    """Nobody listens there. The hub's own client would try for 90 s; the suite's limit is 300."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+    assert "refused" in refuse(monkeypatch, address)
+
+
+def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
+    """It accepts and says nothing, as behind a firewall; without a limit the test would hang."""
+    monkeypatch.setattr(clip_weights, "HUB_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert "time" in refuse(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_a_name_server_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    import huggingface_hub
+
+    released = threading.Event()
+    monkeypatch.setattr(clip_weights, "HUB_SECONDS", -0.8)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: released.wait(60))
+    try:
+        assert "no answer within 0 s" in refuse(monkeypatch, "http://hub.invalid")
+    finally:
+        released.set()
+
+
+def test_what_is_in_the_cache_needs_no_network(
+    monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    folder = empty_cache / "models--laion--CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
+    file = folder / "snapshots" / "abc" / "open_clip_pytorch_model.bin"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    large = preset("large")
+    assert large.clip_pretrained is not None
+    assert clip_weights.find_clip_weights(large.clip, large.clip_pretrained) == str(file)
 
 
 def test_a_file_that_is_not_there(tiny_config: ModelConfig, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent\.pt.*--clip-weights FILE.*--random-weights"):
+    with pytest.raises(InputError, match=r"absent\.pt.*no published weights.*--clip-weights FILE"):
         build_clip(tiny_config, str(tmp_path / "absent.pt"))
+    with pytest.raises(InputError, match=r"absent.*tags: laion2b_s29b_b131k_ft, laion2b_.*soup"):
+        clip_weights.find_clip_weights(preset("large").clip, "absent")
+
+
+def test_a_file_of_other_weights(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    file = tmp_path / "clip.pt"
+    torch.save({"visual.nothing": torch.zeros(2)}, file)
+    with pytest.raises(InputError, match=r"clip\.pt' could not be loaded into rvos_tiny"):
+        build_clip(tiny_config, str(file))
 
 
 def test_random_weights_leave_errors_and_logging_alone(

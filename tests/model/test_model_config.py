@@ -42,7 +42,7 @@ def test_round_trip_through_json(name: str) -> None:
     assert again == config
     assert isinstance(again.input_size, tuple)
     assert preset(name).name == name
-    assert set(PRESETS) == {"large", "base", "tiny"}
+    assert set(PRESETS) == {"large", "large-paper", "base", "tiny"}
 
 
 def test_configurations_that_cannot_be_read() -> None:
@@ -65,6 +65,9 @@ def test_configurations_that_cannot_be_read() -> None:
         ({"dim": 66, "num_heads": 2, "norm_groups": 2}, "multiple of 4"),
         ({"fusion_dim": 130}, "fusion_dim 130"),
         ({"initializer": "average"}, "aligned, weighted, sentence"),
+        ({"alignment": "iou"}, "unknown alignment 'iou'; known: sight, cosine"),
+        ({"referred_head": "mlp"}, "known: product, linear"),
+        ({"hiding": "never"}, "known: ramp, threshold"),
         ({"input_size": (100, 448)}, "100x448"),
     ],
 )
@@ -92,5 +95,5 @@ def test_a_size_is_two_positive_multiples_of_32(height: int, width: int, nearest
 
 
 def test_an_unknown_preset_lists_those_that_there_are() -> None:
-    with pytest.raises(InputError, match="'huge'; known: large, base, tiny"):
+    with pytest.raises(InputError, match="'huge'; known: large, large-paper, base, tiny"):
         preset("huge")

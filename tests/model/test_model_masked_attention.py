@@ -21,9 +21,9 @@ from rvos_deploy.model.frame_query_decoder import (
     FramePrediction,
     FrameQueryDecoder,
     SlotFacts,
-    attention_bias,
     mask_position,
     pool_under_masks,
+    ramped_bias,
     resize_mask_features,
 )
 from rvos_deploy.model.network import RvosNetwork
@@ -139,7 +139,7 @@ def test_the_decoder_equals_its_plain_form(
     decoder: FrameQueryDecoder, frame: EncodedFrame, wide_text: TextFeatures
 ) -> None:
     decoded = decoder(frame, wide_text.sentence, wide_text.padding)
-    expected = plain_decode(decoder, frame, wide_text, attention_bias)
+    expected = plain_decode(decoder, frame, wide_text, ramped_bias)
     assert len(decoded.predictions) == len(decoder.layers) + 1
     # The bias and softmax are float32: logits of some tens carry 1e-6, times a slope of 20.
     tolerance = {"rtol": 0, "atol": 2e-4}
@@ -204,7 +204,7 @@ def test_the_bias_is_mask2formers_mask_away_from_the_threshold() -> None:
     logits = logits.sign() * (logits.abs() + HIDING_FLOOR / HIDING_SLOPE)
     logits[0, :5] = -logits[0, :5].abs()  # nothing to see
     logits[0, 5:9] = logits[0, 5:9].abs()  # everything to see
-    bias = attention_bias(logits)
+    bias = ramped_bias(logits)
     hard = hard_bias(logits)
     assert (bias[hard == 0] == 0).all()
     assert (bias[hard < 0] == -HIDING_FLOOR).all()
@@ -219,20 +219,20 @@ def test_the_bias_is_mask2formers_mask_away_from_the_threshold() -> None:
 def test_a_row_that_would_hide_everything_hides_nothing(best: float) -> None:
     logits = best - torch.rand(2, 3, 40) * 7
     logits[..., 17] = best
-    assert (attention_bias(logits) == 0).all()
+    assert (ramped_bias(logits) == 0).all()
 
 
 def test_one_row_does_not_open_another() -> None:
     logits = torch.full((1, 2, 4), -9.0)
     logits[0, 1, 2] = 9.0
-    assert attention_bias(logits).tolist() == [[[0, 0, 0, 0], [-30, -30, 0, -30]]]
+    assert ramped_bias(logits).tolist() == [[[0, 0, 0, 0], [-30, -30, 0, -30]]]
 
 
 def test_hiding_sets_in_and_is_lifted_gradually() -> None:
     logits = torch.tensor([[[3.0, 0.0, -0.05, -0.5, -1.5, -9.0], [-0.25] * 5 + [-9.0]]])
     expected = torch.tensor([[[0.0, 0.0, -1.0, -10.0, -30.0, -30.0], [-3.75] * 5 + [-22.5]]])
     # Exact but for one product of float32.
-    torch.testing.assert_close(attention_bias(logits), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ramped_bias(logits), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [0.02, 0.3, 1.0, 10.0])
@@ -244,7 +244,7 @@ def test_close_logits_give_close_biases(size: float) -> None:
     logits[2] = logits[2] - logits[2].amax(-1, keepdim=True) - 1  # and exactly at -1
     for eps in (1e-3, 1e-4):
         change = eps * (2 * torch.rand_like(logits) - 1)
-        difference = (attention_bias(logits + change) - attention_bias(logits)).abs().max()
+        difference = (ramped_bias(logits + change) - ramped_bias(logits)).abs().max()
         # Float32 rounding: logits of up to 30 carry 2e-6, times 50.
         assert difference <= (HIDING_SLOPE + HIDING_FLOOR) * eps + 2e-4
 
@@ -252,7 +252,7 @@ def test_close_logits_give_close_biases(size: float) -> None:
 def test_the_bias_is_float32_and_takes_no_gradient() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         logits = torch.randn(1, 2, 9, dtype=dtype, requires_grad=True)
-        bias = attention_bias(logits)
+        bias = ramped_bias(logits)
         assert bias.dtype == torch.float32
         assert not bias.requires_grad
         assert (bias <= 0).all()

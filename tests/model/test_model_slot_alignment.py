@@ -59,7 +59,7 @@ def permutations(clips: int, length: int, slots: int) -> Tensor:
 
 def followed(cues: Cues, order: Tensor) -> Tensor:
     """Which object each slot holds [B,T,N], where ``order`` says which is at each query."""
-    return gather_slots(order, align_slots(*shuffle(cues, order)))
+    return gather_slots(order, align_slots("sight", *shuffle(cues, order)))
 
 
 def circle(slots: int) -> Tensor:
@@ -231,7 +231,7 @@ def test_every_assignment_is_the_best_of_all_permutations() -> None:
     decided = moved = kept = refused = again = 0
     for _ in range(20):
         cues = eventful_clip()
-        found = align_slots(*cues)[0].tolist()
+        found = align_slots("sight", *cues)[0].tolist()
         frames = [look(*(x[0, t] for x in cues)) for t in range(len(found))]
         slow = SlowTracker(list(range(5)))
         assert found[0] == slow.queries
@@ -269,7 +269,7 @@ def test_a_five_cycle_is_undone(cue: str) -> None:
     cycle = torch.tensor([1, 2, 3, 4, 0])
     order = torch.stack([torch.arange(5), cycle, cycle[cycle]])[None]
     clip = shuffle(make_cues(centres.expand(1, 3, 5, 2), contents.expand(1, 3, 5, 5)), order)
-    found = align_slots(*clip)
+    found = align_slots("sight", *clip)
     assert found.dtype == torch.int64
     assert found[0].tolist() == [[0, 1, 2, 3, 4], [4, 0, 1, 2, 3], [3, 4, 0, 1, 2]]
     told = clip[0][..., :2] if cue == "centre" else clip[1]
@@ -293,10 +293,10 @@ def test_every_clip_and_frame_has_its_own_permutation() -> None:
 def test_a_clip_does_not_know_of_the_others_nor_of_its_future() -> None:
     clips = [eventful_clip() for _ in range(3)]
     position, content, score = (torch.cat(parts) for parts in zip(*clips, strict=True))
-    together = align_slots(position, content, score)
-    assert torch.equal(together, torch.cat([align_slots(*clip) for clip in clips]))
+    together = align_slots("sight", position, content, score)
+    assert torch.equal(together, torch.cat([align_slots("sight", *clip) for clip in clips]))
     for length in (1, 5, 13):
-        begun = align_slots(position[:, :length], content[:, :length], score[:, :length])
+        begun = align_slots("sight", position[:, :length], content[:, :length], score[:, :length])
         assert torch.equal(begun, together[:, :length])
 
 
@@ -314,7 +314,7 @@ def test_what_half_precision_rounds_decides_nothing() -> None:
     """
     contents = torch.randn(16) + 4e-4 * torch.randn(2, 6, 8, 16)
     cues = make_cues(torch.zeros(2, 6, 8, 2), contents)
-    assert torch.equal(align_slots(*cues), torch.arange(8).expand(2, 6, 8))
+    assert torch.equal(align_slots("sight", *cues), torch.arange(8).expand(2, 6, 8))
     # A hundred times as much, the same in every frame, is enough (where no two differ alike).
     shared = torch.cat((torch.zeros(8), torch.randn(8)))
     clear = shared + 4e-2 * shared.norm() * torch.eye(8, 16)
@@ -392,7 +392,7 @@ def test_of_two_queries_on_an_object_the_one_with_the_higher_score_is_taken() ->
     cues = make_cues(
         centres[on_first].expand(1, 4, 3, 2), contents[on_first].expand(1, 4, 3, 3), scores[None]
     )
-    assert align_slots(*cues)[0].tolist() == [[0, 1, 2], [1, 0, 2], [0, 1, 2], [0, 1, 2]]
+    assert align_slots("sight", *cues)[0].tolist() == [[0, 1, 2], [1, 0, 2], [0, 1, 2], [0, 1, 2]]
 
 
 def test_a_slot_that_holds_nothing_keeps_its_query() -> None:
@@ -449,7 +449,7 @@ def test_a_frame_of_nothing_but_broken_numbers_is_forgotten() -> None:
 
 def test_one_frame_is_left_as_it_is() -> None:
     cues = make_cues(torch.rand(2, 1, 7, 2), torch.randn(2, 1, 7, 4), torch.rand(2, 1, 7))
-    order = align_slots(*cues)
+    order = align_slots("sight", *cues)
     assert torch.equal(order, torch.arange(7).expand(2, 1, 7))
     assert torch.equal(gather_slots(cues[1], order), cues[1])
 
@@ -462,7 +462,7 @@ def test_between_equals_every_slot_keeps_its_query(objects: int, size: float) ->
     cues = make_cues(
         circle(3)[which].expand(1, 4, 6, 2), torch.eye(3)[which].expand(1, 4, 6, 3), size=size
     )
-    assert torch.equal(align_slots(*cues), torch.arange(6).expand(1, 4, 6))
+    assert torch.equal(align_slots("sight", *cues), torch.arange(6).expand(1, 4, 6))
 
 
 def test_ties_resolve_the_same_way_every_time() -> None:
@@ -471,9 +471,9 @@ def test_ties_resolve_the_same_way_every_time() -> None:
     cues = make_cues(circle(3)[which].expand(4, 5, 6, 2), torch.eye(3)[which].expand(4, 5, 6, 3))
     order = permutations(4, 5, 6)
     clip = shuffle(cues, order)
-    found = align_slots(*clip)
+    found = align_slots("sight", *clip)
     for _ in range(5):
-        assert torch.equal(align_slots(*(x.clone() for x in clip)), found)
+        assert torch.equal(align_slots("sight", *(x.clone() for x in clip)), found)
     held = which[gather_slots(order, found)]
     for clip_held in held:
         # Of two slots that are equally sure, the first one follows the object.
@@ -598,7 +598,7 @@ def test_of_two_queries_as_near_and_as_like_the_one_of_the_size_is_taken(other: 
         ([0.205, 0.2, 0.2], [0, 1, 2]),
     ):
         size = torch.tensor([[[0.2, 1e-3, 0.2], sizes]])
-        found = align_slots(*make_cues(centres[None], contents, size=size))
+        found = align_slots("sight", *make_cues(centres[None], contents, size=size))
         assert found[0].tolist() == [[0, 1, 2], expected]
 
 
@@ -607,7 +607,7 @@ def test_the_size_is_learned_slowly() -> None:
     contents = torch.eye(2)[[0, 0, 1]].expand(1, 3, 3, 2)
     places = [[[0.0, 0.0], [0.9, 0.0], [0.0, 0.9]]] * 2 + [[[-0.1, 0], [0.1, 0], [0, 0.9]]]
     size = torch.tensor([[[0.2, 1e-3, 0.2], [0.4, 1e-3, 0.2], [0.4, 0.2, 0.2]]])
-    found = align_slots(*make_cues(torch.tensor([places]), contents, size=size))
+    found = align_slots("sight", *make_cues(torch.tensor([places]), contents, size=size))
     assert found[0].tolist() == [[0, 1, 2], [0, 1, 2], [1, 0, 2]]
 
 
@@ -617,9 +617,9 @@ def test_other_precisions_align_like_float32(dtype: torch.dtype) -> None:
     contents = torch.randn(1, 1, 8, 16) + 0.1 * torch.randn(1, 4, 8, 16)
     cues = make_cues(circle(8).expand(1, 4, 8, 2), contents)
     clip = shuffle(cues, permutations(1, 4, 8))
-    wide = align_slots(*clip)
+    wide = align_slots("sight", *clip)
     assert not torch.equal(wide, torch.arange(8).expand(1, 4, 8))
-    assert torch.equal(align_slots(*(x.to(dtype) for x in clip)), wide)
+    assert torch.equal(align_slots("sight", *(x.to(dtype) for x in clip)), wide)
 
 
 def test_the_order_is_detached_and_gradients_flow_through_the_gathering() -> None:
@@ -627,7 +627,7 @@ def test_the_order_is_detached_and_gradients_flow_through_the_gathering() -> Non
         make_cues(circle(5).expand(2, 3, 5, 2), torch.randn(2, 3, 5, 4)), permutations(2, 3, 5)
     )
     content = content.clone().requires_grad_()
-    order = align_slots(position, content, score.clone().requires_grad_())
+    order = align_slots("sight", position, content, score.clone().requires_grad_())
     assert not order.requires_grad
     assert not torch.equal(order, torch.arange(5).expand(2, 3, 5))
     weights = torch.randn(2, 3, 5, 4)

@@ -17,7 +17,7 @@ from rvos_deploy.runtime.slots import (
     DOUBTFUL,
     OnlineSoftmax,
     RecordedTracker,
-    ReplayedTracker,
+    Replay,
     SlotCues,
     SlotTracker,
 )
@@ -74,7 +74,7 @@ def test_an_overflow_of_half_precision_passes() -> None:
 
 def state(initializer: Initializer) -> ExpressionState:
     text = EncodedText("", np.zeros((1, 3), np.float32), np.array([1, 2, 3], dtype=np.float32))
-    return ExpressionState(0, text, initializer, TokenMemory(window=None))
+    return ExpressionState(0, text, initializer, TokenMemory(window=None), SlotTracker())
 
 
 @pytest.mark.parametrize("initializer", ["aligned", "weighted", "sentence"])
@@ -205,16 +205,17 @@ def test_the_spill_file_does_not_outlive_a_killed_process(tmp_path) -> None:  # 
 
 def test_a_replayed_choice_of_its_own_costs_nothing_more() -> None:
     objects, frames = np.eye(4, 8, dtype=np.float32), orders(5, 4, seed=2)
-    tracker = RecordedTracker()
+    tracker = RecordedTracker(SlotTracker())
     chosen = np.stack([tracker.advance(cues(objects, order)) for order in frames])
     plain = SlotTracker()
     np.testing.assert_array_equal([plain.advance(cues(objects, o)) for o in frames], chosen)
     np.testing.assert_array_equal(tracker.orders, chosen)
-    replayed = ReplayedTracker(chosen)
+    replay = Replay(chosen)
+    replayed = SlotTracker(replay)
     again = [replayed.advance(cues(objects, order)) for order in frames]
     np.testing.assert_array_equal(again, chosen)
-    assert replayed.excess == 0.0
-    assert replayed.tie is None
+    assert replay.excess == 0.0
+    assert replay.tie is None
 
 
 def test_a_replayed_choice_is_followed_and_its_excess_is_the_cost() -> None:
@@ -235,9 +236,10 @@ def test_a_replayed_choice_is_followed_and_its_excess_is_the_cost() -> None:
     tracker = SlotTracker()
     assert tracker.advance(first).tolist() == [0, 1]
     assert tracker.advance(second).tolist() == [0, 1]
-    replayed = ReplayedTracker(np.array([[0, 1], [1, 0]]))
+    replay = Replay(np.array([[0, 1], [1, 0]]))
+    replayed = SlotTracker(replay)
     replayed.advance(first)
     assert replayed.advance(second).tolist() == [1, 0]
     # 0.4 of a tenth of doubt, and each of two slots changed its query.
-    assert replayed.excess == pytest.approx(DOUBTFUL * 0.1 + 2 * CHANGED, abs=1e-6)
-    assert replayed.tie == (1, (0, 1))
+    assert replay.excess == pytest.approx(DOUBTFUL * 0.1 + 2 * CHANGED, abs=1e-6)
+    assert replay.tie == (1, (0, 1))

@@ -26,7 +26,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.model.clip import ImageFeatures
 from rvos_deploy.model.config import ModelConfig, preset
 from rvos_deploy.model.cross_modal_encoder import EncodedFrame
-from rvos_deploy.model.frame_query_decoder import attention_bias, resize_mask_features
+from rvos_deploy.model.frame_query_decoder import ramped_bias, resize_mask_features
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.model.position import pixel_centres, sine_position_2d
 from rvos_deploy.training.init_from import InitReport, init_from
@@ -369,7 +369,7 @@ def published_decoder(state: State, frame: EncodedFrame, queries: Tensor) -> Ten
         memory, shape = frame.levels[2 - i % 3], frame.shapes[2 - i % 3]
         memory = memory + head["level_embed.weight"][i % 3]
         key = memory + sine_position_2d(*shape, DIM, 1.0, torch.device("cpu"))
-        mask = attention_bias(embeddings[-1] @ resize_mask_features(frame.mask_features, shape))
+        mask = ramped_bias(embeddings[-1] @ resize_mask_features(frame.mask_features, shape))
         cross = under(head, f"transformer_cross_attention_layers.{i}.")
         attend = multihead_attention(under(cross, "multihead_attn."))
         read = attend(queries + position, key, memory, attn_mask=mask.repeat_interleave(HEADS, 0))[
