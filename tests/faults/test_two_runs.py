@@ -116,7 +116,7 @@ def test_a_second_training_is_refused(process: Callable, tmp_path: Path, attempt
     pytest.importorskip("torch")
     run = tmp_path / "run"
     for command in (
-        ("train", "sprites_tiny", "--out", run),
+        ("train", "mevis_large", "--out", run, "--data", tmp_path),
         ("pretrain-clip", "--out", run),
     ):
         with attempt(f"two at once: {command[0]}"), holding(run, "training in"):

@@ -97,10 +97,13 @@ def test_an_existing_folder_is_kept_unless_told(tmp_path: Path) -> None:
     (target / "precious.txt").write_text("mine")
     with pytest.raises(InputError, match="exists already"):
         write_mevis(target, seed=1, split="valid", videos=1, config=CONFIG)
+    with pytest.raises(InputError, match="is no split of sprites"):
+        write_mevis(target, seed=1, split="valid", videos=1, config=CONFIG, overwrite=True)
     assert (target / "precious.txt").read_text() == "mine"
-    write_mevis(target, seed=1, split="valid", videos=1, config=CONFIG, overwrite=True)
-    assert not (target / "precious.txt").exists()
-    assert (target / "mask_dict.json").exists()
+    (target / "precious.txt").unlink()
+    for seed in (1, 2):
+        write_mevis(target, seed=seed, split="valid", videos=1, config=CONFIG, overwrite=True)
+        assert f'"seed": {seed}' in (target / "sprites.json").read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["valid"]
 
 
