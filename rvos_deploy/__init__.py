@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rvos_deploy.errors import RvosError
     from rvos_deploy.runtime.segmenter import Segmenter, load
     from rvos_deploy.runtime.settings import StreamSettings
     from rvos_deploy.runtime.stream import FrameMasks, Stream
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Frame",
     "FrameMasks",
+    "RvosError",
     "Segmenter",
     "Stream",
     "StreamSettings",
@@ -29,6 +31,7 @@ __all__ = [
 _HOMES = {
     "Frame": "rvos_deploy.video",
     "FrameMasks": "rvos_deploy.runtime.stream",
+    "RvosError": "rvos_deploy.errors",
     "Segmenter": "rvos_deploy.runtime.segmenter",
     "Stream": "rvos_deploy.runtime.stream",
     "StreamSettings": "rvos_deploy.runtime.settings",

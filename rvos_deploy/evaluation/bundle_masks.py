@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,8 @@ def bundle_masks(
                         on_frame()
                     yield from (result.masks for result in decided)
 
-            yield from chain(pushed(), (result.masks for result in stream.flush()))
+            yield from pushed()
+            yield from (result.masks for result in stream.flush())
 
     return predict
 

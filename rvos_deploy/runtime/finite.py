@@ -16,6 +16,11 @@ import numpy as np
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.base import Fetching, Value
 
+
+class NotFiniteError(BackendError):
+    """A graph gave what is no number."""
+
+
 _HIDDEN = ("mask_logits",)
 """Outputs whose -infinity says that a pixel is hidden for certain."""
 
@@ -29,7 +34,7 @@ def require_finite(graph: str, outputs: Mapping[str, Value], occasion: str) -> N
         occasion: what it ran for, as "frame 12".
 
     Raises:
-        BackendError: one holds NaN, or an infinity that cannot be meant.
+        NotFiniteError: one holds NaN, or an infinity that cannot be meant.
     """
     for name, array in outputs.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or not array.size:
@@ -40,9 +45,9 @@ def require_finite(graph: str, outputs: Mapping[str, Value], occasion: str) -> N
             raise not_finite(graph, name, occasion)
 
 
-def not_finite(graph: str, output: str, occasion: str) -> BackendError:
+def not_finite(graph: str, output: str, occasion: str) -> NotFiniteError:
     """The error of an output that is not a number."""
-    return BackendError(
+    return NotFiniteError(
         f"{occasion}: graph {graph} gave {output} that are no finite numbers; its weights are "
         "damaged, or its numbers too large for its precision: check with 'rvos-deploy verify "
         "BUNDLE', and export again (instead of half precision with --precision fp32)"
@@ -60,7 +65,7 @@ class MapCheck:
         self._lock = threading.Lock()
 
     def require(self) -> None:
-        """Raise BackendError unless all of them do; every time that it is asked."""
+        """Raise NotFiniteError unless all of them do; every time that it is asked."""
         with self._lock:
             if self._fetching is not None:
                 (sound,) = self._fetching.arrays()

@@ -274,7 +274,8 @@ class Stream(Closing):
         The call itself decides; the masks of a frame are made when it is read, so that those of a
         whole clip never are in memory together. Frames that were not read stay: another call goes
         on where reading stopped, and :meth:`push` is refused until the last was read. Then the
-        stream can go on.
+        stream can go on. Call it after the last push: what is pushed later is not in it, and it
+        cannot be read then.
 
         Raises:
             InputError, BackendError: as :meth:`push`; reading raises them too.
@@ -285,11 +286,18 @@ class Stream(Closing):
                     self._settle()
                     self._flushed = self._decode_video() if self._pending else None
                 self._flushing = True
-        return _Flush(self)
+        return _Flush(self, self._frame_count)
 
-    def _next_flushed(self) -> FrameMasks | None:
-        """The next frame of a flush; None when there is none left."""
+    def _next_flushed(self, frames: int) -> FrameMasks | None:
+        """The next frame of the flush that was called after so many frames; None when there is none
+        left.
+        """
         with self._using():
+            if self._frame_count != frames:
+                raise InputError(
+                    f"{self._frame_count - frames} frames were pushed after this flush() was "
+                    "called, before it was read; call flush() after the last push"
+                )
             if not (self._flushing and self._pending):
                 return None
             with self._all_or_failed():
@@ -546,12 +554,13 @@ def _is_foreign(frame: object) -> bool:
 class _Flush(Iterator[FrameMasks]):
     """The frames that a stream's flush gives."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, frames: int) -> None:
         self._stream: Stream | None = stream
+        self._frames = frames
 
     def __next__(self) -> FrameMasks:
         # Once at its end it stays there, whatever is pushed afterwards.
-        result = None if self._stream is None else self._stream._next_flushed()
+        result = None if self._stream is None else self._stream._next_flushed(self._frames)
         if result is None:
             self._stream = None
             raise StopIteration

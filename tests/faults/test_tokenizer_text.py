@@ -109,7 +109,7 @@ def test_generated_text(attempt: Attempt, ours: Tokenizer, spelled, text: str) -
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=None, database=None)
+@settings(max_examples=5_000, deadline=None, database=None)
 @given(text=sentences)
 def test_much_generated_text(attempt: Attempt, ours: Tokenizer, spelled, text: str) -> None:  # type: ignore[no-untyped-def]
     check(attempt, ours, spelled, text)

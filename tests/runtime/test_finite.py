@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -218,10 +219,14 @@ def test_verify_reports_it_and_ends(rvos: Callable, tiny_bundle: Path, tmp_path:
     folder = copy_bundle(tiny_bundle, tmp_path / "broken")
     poison_output(folder / "video_decoder.onnx", "scores", np.nan)
     sign_again(folder)
-    result = rvos("verify", folder)
-    assert result.code in (1, 2)
-    assert "Traceback" not in result.stderr
-    assert "finite" in result.stderr or "fail" in result.stdout + result.stderr
+    result = rvos("verify", folder, "--json", tmp_path / "checks.json")
+    assert result.code == 1
+    checks = json.loads((tmp_path / "checks.json").read_text(encoding="utf-8"))["checks"]
+    failed = [check["name"] for check in checks if not check["passed"]]
+    assert len(failed) == 5
+    assert all(name.startswith("video_decoder ") for name in failed[:4])
+    assert failed[4].startswith("masks of a clip")
+    assert checks[-1]["j_and_f"] == 0.0
 
 
 @pytest.mark.slow
@@ -257,3 +262,21 @@ def test_any_weight(tiny_bundle: Path, tmp_path: Path, graph: str, value: float)
         index += 1
     assert refused > 0
     print(f"{graph}, {value}: {refused} of {index} refused, {unused} without effect")
+
+
+@pytest.mark.parametrize("output", ["scores", "mask_logits"])
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_run_ends_with_one_line(
+    rvos: Callable, tiny_bundle: Path, video: Path, tmp_path: Path, mode: str, output: str
+) -> None:
+    """No traceback, no empty masks with exit code 0, no result.json, nothing half-written."""
+    folder, out = copy_bundle(tiny_bundle, tmp_path / "broken"), tmp_path / "out"
+    graph = "video_decoder" if output == "scores" else "mask_head"
+    poison_output(folder / f"{graph}.onnx", output, np.nan)
+    sign_again(folder)
+    result = rvos("run", video, "the dog", "-b", folder, "-o", out, "--mode", mode)
+    assert result.code == 2
+    assert f"graph {graph} gave {output} that are no finite numbers" in result.error
+    assert result.error.startswith("frame ")
+    left = {path.name for path in out.rglob("*") if path.is_file()}
+    assert not {name for name in left if name.startswith(".") or name == "result.json"}

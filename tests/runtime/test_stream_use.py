@@ -150,6 +150,17 @@ def test_a_flush_that_is_read_ends_for_good(segmenter: Segmenter, clip: Clip) ->
     assert list(second) == []
 
 
+def test_a_flush_that_is_called_too_early(segmenter: Segmenter, clip: Clip) -> None:
+    """``chain(pushes, stream.flush())`` calls it before the first push: never a silent nothing."""
+    with segmenter.stream([TEXT], settings(mode="offline")) as stream:
+        early = stream.flush()
+        for frame in clip[:2]:
+            stream.push(frame)
+        with pytest.raises(InputError, match=r"2 frames were pushed after this flush\(\)"):
+            next(early)
+        assert len(list(stream.flush())) == 2
+
+
 BARE, FRAMES = "push one kind only", "order of their times"
 
 
