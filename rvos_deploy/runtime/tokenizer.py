@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import html
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import ftfy
+import msgspec
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
@@ -18,6 +22,23 @@ from rvos_deploy.model.config import CONTEXT_LENGTH
 _MAXIMUM_BYTES = 64 << 20
 
 
+class _BytePairs(msgspec.Struct):
+    """What CLIP's has not: a dropout would draw ids by chance, and ``tokenizers`` panics over some
+    prefixes and raises over some unknown tokens, but only when a text is encoded.
+    """
+
+    type: Literal["BPE"]
+    dropout: None = None
+    unk_token: None = None
+    continuing_subword_prefix: None = None
+
+
+class _Form(msgspec.Struct):
+    """The part of ``tokenizer.json`` that is checked before ``tokenizers`` reads it."""
+
+    model: _BytePairs
+
+
 class Tokenizer:
     """Byte-pair tokenizer of CLIP, read from a bundle's ``tokenizer.json``."""
 
@@ -27,7 +48,14 @@ class Tokenizer:
         Raises:
             BundleError: not the tokenizer of a bundle.
         """
-        self._tokenizer = _parse(file, content)
+        self._file = file
+        with _refusing(file):
+            content = read_regular_file(file, _MAXIMUM_BYTES) if content is None else content
+            msgspec.json.decode(content, type=_Form)
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+            # A file may ask for padding of any length; ids are neither padded nor cut here.
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
         self._start = self._special("<start_of_text>")
         self._end = self._special("<end_of_text>")
 
@@ -39,7 +67,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text between start and end, neither added nor cut."""
-        return list(self._tokenizer.encode(clean_text(text), add_special_tokens=False).ids)
+        cleaned = clean_text(text)
+        with _refusing(self._file):
+            return list(self._tokenizer.encode(cleaned, add_special_tokens=False).ids)
 
     def __call__(self, text: str) -> NDArray[np.int64]:
         """Ids from start to end of text, as long as the sentence needs: int64 [L], L at most 77.
@@ -61,19 +91,16 @@ class Tokenizer:
         return np.array([self._start, *kept, self._end], dtype=np.int64)
 
 
-def _parse(file: Path, content: bytes | None) -> tokenizers.Tokenizer:
+@contextmanager
+def _refusing(file: Path) -> Iterator[None]:
+    """What ``tokenizers`` raises, when it is read and when it is used, means that it is damaged."""
     try:
-        content = read_regular_file(file, _MAXIMUM_BYTES) if content is None else content
-        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        yield
     except BaseException as error:
-        # A panic of its Rust code is no Exception.
+        # Plain Exceptions, or a panic of its Rust code, which is none.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise BundleError(f"{file} is not a tokenizer ({one_line(error)}); export again") from error
-    # A file may ask for padding of any length; ids are neither padded nor cut here.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
 
 
 def clean_text(text: str) -> str:
