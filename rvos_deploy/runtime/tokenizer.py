@@ -5,9 +5,13 @@ from __future__ import annotations
 import html
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import ftfy
+import msgspec
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
@@ -25,6 +29,23 @@ START_OF_TEXT, END_OF_TEXT = "<start_of_text>", "<end_of_text>"
 _INSIDE_SPECIAL_TOKENS = re.compile(r"(?<=<)(?=start_of_text>|end_of_text>)")
 
 
+class _BytePairs(msgspec.Struct):
+    """What CLIP's has not: a dropout would draw ids by chance, and ``tokenizers`` panics over some
+    prefixes and raises over some unknown tokens, but only when a text is encoded.
+    """
+
+    type: Literal["BPE"]
+    dropout: None = None
+    unk_token: None = None
+    continuing_subword_prefix: None = None
+
+
+class _Form(msgspec.Struct):
+    """The part of ``tokenizer.json`` that is checked before ``tokenizers`` reads it."""
+
+    model: _BytePairs
+
+
 class Tokenizer:
     """Byte-pair tokenizer of CLIP, read from a bundle's ``tokenizer.json``.
 
@@ -39,7 +60,14 @@ class Tokenizer:
         Raises:
             BundleError: not the tokenizer of a bundle.
         """
-        self._tokenizer = _parse(file, content)
+        self._file = file
+        with _refusing(file):
+            content = read_regular_file(file, _MAXIMUM_BYTES) if content is None else content
+            msgspec.json.decode(content, type=_Form)
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
+            # A file may ask for padding of any length; ids are neither padded nor cut here.
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
         self._start = self._special(START_OF_TEXT)
         self._end = self._special(END_OF_TEXT)
 
@@ -56,11 +84,12 @@ class Tokenizer:
         """
         check_text(text)
         pieces = _INSIDE_SPECIAL_TOKENS.split(clean_text(text))
-        return [
-            index
-            for piece in pieces
-            for index in self._tokenizer.encode(piece, add_special_tokens=False).ids
-        ]
+        with _refusing(self._file):
+            return [
+                index
+                for piece in pieces
+                for index in self._tokenizer.encode(piece, add_special_tokens=False).ids
+            ]
 
     def __call__(self, text: str) -> NDArray[np.int64]:
         """Ids from start to end of text, as long as the sentence needs: int64 [L], L at most 77.
@@ -82,19 +111,16 @@ class Tokenizer:
         return np.array([self._start, *kept, self._end], dtype=np.int64)
 
 
-def _parse(file: Path, content: bytes | None) -> tokenizers.Tokenizer:
+@contextmanager
+def _refusing(file: Path) -> Iterator[None]:
+    """What ``tokenizers`` raises, when it is read and when it is used, means that it is damaged."""
     try:
-        content = read_regular_file(file, _MAXIMUM_BYTES) if content is None else content
-        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        yield
     except BaseException as error:
-        # A panic of its Rust code is no Exception.
+        # Plain Exceptions, or a panic of its Rust code, which is none.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise BundleError(f"{file} is not a tokenizer ({one_line(error)}); export again") from error
-    # A file may ask for padding of any length; ids are neither padded nor cut here.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
 
 
 def check_text(text: object) -> None:

@@ -168,6 +168,25 @@ def test_damaged_tokenizers(
     assert not capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("unk_token", ""),
+        ("continuing_subword_prefix", "H/x"),
+        ("dropout", 0.5),
+        ("type", "WordPiece"),
+    ],
+)
+def test_a_tokenizer_that_would_fail_when_it_is_used(
+    tiny_bundle: Path, attempt: Attempt, key: str, value: object
+) -> None:
+    """The second ends the library in a panic, which prints a traceback of its own."""
+    tree, long = tokenizer_tree(tiny_bundle)
+    tree["model"] |= {**long, key: value}
+    with attempt("damaged tokenizers"):
+        assert f"$.model.{key}" in ends_well(lambda: encode(json.dumps(tree).encode()))
+
+
 def test_a_tokenizer_that_asks_for_padding_without_end(tiny_bundle: Path) -> None:
     tree, long = tokenizer_tree(tiny_bundle)
     tree["model"] |= long
@@ -225,7 +244,8 @@ def test_damaged_graphs(tiny_bundle: Path, tmp_path: Path, attempt: Attempt, cou
     while left:
         command = [sys.executable, "-c", _RUN_GRAPHS, str(tiny_bundle), *left]
         done = subprocess.run(command, capture_output=True, text=True)
-        reached = len(done.stdout.split())
+        reached = len(done.stdout.splitlines())
+        assert done.stdout.splitlines() == left[:reached], "nobody else prints"
         for _ in range(reached):
             with attempt("damaged graphs"):
                 pass
@@ -238,7 +258,11 @@ def test_damaged_graphs(tiny_bundle: Path, tmp_path: Path, attempt: Attempt, cou
 
 
 def test_a_model_in_another_format_is_refused(
-    tiny_bundle: Path, tmp_path: Path, resign: Resign, attempt: Attempt
+    tiny_bundle: Path,
+    tmp_path: Path,
+    resign: Resign,
+    attempt: Attempt,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """ONNX Runtime would read its own format by its mark, which our walk does not see through."""
     folder = linked(tiny_bundle, tmp_path / "bundle", "mask_head.onnx", MANIFEST)
@@ -248,3 +272,4 @@ def test_a_model_in_another_format_is_refused(
     runner = make_backend().runner(bundle.graphs["mask_head"], bundle.graph_file("mask_head"))
     with attempt("damaged graphs"), pytest.raises(BackendError, match="cannot load mask_head"):
         runner.activate()
+    assert not capfd.readouterr().out, "ONNX Runtime told of another provider"

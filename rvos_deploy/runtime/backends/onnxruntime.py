@@ -87,6 +87,8 @@ class OnnxRuntimeRunner(Runner):
                 options,
                 providers=[(self._provider, self._provider_options())],
                 disabled_optimizers=self._harmful_optimizers(),
+                # It would try other providers, and print that to stdout.
+                enable_fallback=0,
             )
         except Exception as error:
             raise BackendError(
@@ -100,7 +102,6 @@ class OnnxRuntimeRunner(Runner):
                 f"{session.get_providers()[0]}; check the driver and CUDA version, or use "
                 "--device cpu"
             )
-        session.disable_fallback()
         # It keeps the model's bytes, to open them again with other providers: never done here.
         session._model_bytes = None
         self._session = session
