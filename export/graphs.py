@@ -25,7 +25,8 @@ TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 0.13}
 """Outputs of one graph on the same inputs differ by the order of summation only. In float32 that is
 about 1e-6 a layer on normalised scales: 1e-4 leaves room for tens of layers and none for a wrong
 operator. In float16 PyTorch and the file round after each operator, and not after the same ones:
-5e-4 each, about 3e-3 after tens of layers; what survives of it shows in J&F. bfloat16
+5e-4 each, about 3e-3 after tens of layers; what survives of it shows in J&F. Queries that the last
+bit decides go further (``verification.MAXIMUM_UNDECIDED_QUERIES``). bfloat16
 rounds by 4e-3: 2.3e-2 after 36 layers, the largest of ten thousand numbers four times that, and the
 difference of two such results 1.4 times that again. It is too much to prove an operator by, which
 is why the same file is also compared without its rounding (see parity.py)."""

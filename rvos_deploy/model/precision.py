@@ -12,6 +12,10 @@ These are the float32 islands, each a few operators wide; everything else is in 
 - positions in space and time, mask positions, hiding in masked attention;
 - mask logits and scores;
 - slot alignment and the online softmax over time, on the host (``runtime/slots.py``).
+
+What stays unsteady: masked attention of a query that sees few pixels. Its rounding is not its own
+but that of everything before it, so no island of a few operators steadies it; checks count such
+queries (``runtime/verification.py: MAXIMUM_UNDECIDED_QUERIES``).
 """
 
 from __future__ import annotations
