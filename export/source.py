@@ -1,4 +1,4 @@
-"""What ``export`` was asked for: a training run, a recipe or a preset, and where its weights lie."""
+"""What ``export`` was asked for: a training run, a recipe or a preset, and its weights."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _weights(weights: WeightsRecord) -> str:
     if weights.random:
         return f"random, seed {weights.seed} (to try the pipeline; masks mean nothing)"
     text = f"{weights.checkpoint} (sha256 {(weights.checkpoint_sha256 or '')[:12]}...)"
-    if weights.origin is UNSET:
+    if weights.origin is None:
         return text
     network = weights.origin.network
     if network.run is not None:
@@ -136,7 +136,7 @@ def _weights(weights: WeightsRecord) -> str:
 
 def _clip(weights: WeightsRecord) -> str:
     """Where the CLIP part came from."""
-    if weights.origin is UNSET:
+    if weights.origin is None:
         return f"{weights.clip or 'not recorded'} (an older export, which does not say more)"
     clip = weights.origin.clip
     if clip.random_seed is not None:
@@ -147,9 +147,7 @@ def _clip(weights: WeightsRecord) -> str:
 
 
 def _recorded(recorded: bool, what: str) -> str:
-    return (
-        f"; its checkpoint names {what}" if recorded else f"; its checkpoint does not name {what}"
-    )
+    return f"; its checkpoint {'names' if recorded else 'does not name'} {what}"
 
 
 def _graph_table(bundle: Bundle) -> Table:

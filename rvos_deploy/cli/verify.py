@@ -41,8 +41,9 @@ def verify(
     opened = open_bundle(bundle)
     if opened.manifest.revision < 1:
         warnings.warn(
-            f"{bundle} does not say where its weights came from (an older export): verify shows that "
-            "it gives what PyTorch gave, not that the right network was exported; export it again",
+            f"{bundle} does not say where its weights came from (an older export): verify shows "
+            "that it gives what PyTorch gave, not that the right network was exported; export it "
+            "again",
             stacklevel=2,
         )
     engine = make_backend(backend.value, device.value, threads)

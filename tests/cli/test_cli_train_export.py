@@ -80,7 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, process: Callable) -> Run:
 def test_each_command_as_the_one_before_printed_it(
     trained: Run, process: Callable, make_video: Callable, tmp_path: Path
 ) -> None:
-    """The bundle's masks are those of the network that was trained, in every pixel but near ties."""
+    """The bundle's masks are those of the network that was trained, but for near ties."""
     assert trained.printed[-2] == "export it:"
     command = shlex.split(trained.printed[-1])
     assert command[0] == "rvos-deploy"
