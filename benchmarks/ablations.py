@@ -47,7 +47,7 @@ from rvos_deploy.benchmarks.video_queries import decode_queries
 from rvos_deploy.cli.error_lines import one_line_errors
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.evaluate import evaluate
-from rvos_deploy.export.bundle_export import Weights, load_network
+from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.files import write_text
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.config import ModelConfig

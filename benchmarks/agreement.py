@@ -43,7 +43,7 @@ def compare(
     Raises:
         RvosError: the bundle or the weights cannot be used.
     """
-    from rvos_deploy.export.bundle_export import Weights, load_network
+    from rvos_deploy.export.weights import Weights, load_network
     from rvos_deploy.training.clips import training_tokenizer
     from rvos_deploy.training.validation import summary, validate
 

@@ -209,7 +209,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.")] = None,
 ) -> None:
     """Report the largest magnitudes of a network in half precision; exit 1 beyond the limit."""
-    from rvos_deploy.export.bundle_export import Weights, load_network
+    from rvos_deploy.export.weights import Weights, load_network
     from rvos_deploy.training.clips import training_tokenizer
 
     if precision not in ("fp16", "bf16"):

@@ -166,7 +166,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.")] = None,
 ) -> None:
     """Tell masks from selection, by kind of expression, over a split."""
-    from rvos_deploy.export.bundle_export import Weights, load_network
+    from rvos_deploy.export.weights import Weights, load_network
     from rvos_deploy.training.clips import training_tokenizer
 
     network = load_network(preset(config), Weights(checkpoint, clip_weights))

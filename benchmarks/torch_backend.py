@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.bundle_export import Weights, load_network
 from rvos_deploy.export.graphs import Graph, graphs
+from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.files import sha256_file
 from rvos_deploy.runtime.backends.base import Backend, Runner, Value
 from rvos_deploy.runtime.bundle import Bundle

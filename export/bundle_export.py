@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from rvos_deploy.errors import InputError, ParityError
-from rvos_deploy.export.checkpoint import load_checkpoint
 from rvos_deploy.export.graphs import graphs
-from rvos_deploy.export.half_storage import Store, round_to_half
+from rvos_deploy.export.half_storage import round_to_half
 from rvos_deploy.export.onnx_graph import export_graph
 from rvos_deploy.export.parity import (
     Reference,
@@ -24,10 +23,11 @@ from rvos_deploy.export.parity import (
     record_clip,
 )
 from rvos_deploy.export.tokenizer import write_tokenizer
-from rvos_deploy.files import cannot_write, replacing_folder, sha256_file
+from rvos_deploy.export.weights import Weights, load_with_origin
+from rvos_deploy.files import cannot_write, replacing_folder
 from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.model.network import RvosNetwork, build_network
-from rvos_deploy.model.precision import Precision, set_precision
+from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.model.precision import set_precision
 from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
@@ -40,11 +40,11 @@ from rvos_deploy.runtime.bundle import (
     write_manifest,
 )
 from rvos_deploy.runtime.environment import peak_memory_bytes, versions
+from rvos_deploy.runtime.manifest import REVISION, Origin, plain
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.runtime.verification import (
     CLIP_LOGITS,
     CLIP_ORDER,
-    MINIMUM_J_AND_F,
     MaskCheck,
     Verdict,
     check_masks,
@@ -58,32 +58,6 @@ NOT_PROVED = {
     "float32 and rounded to bfloat16 after every operator"
 }
 """What an export cannot show, by precision; it stands in the manifest."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Where the weights come from.
-
-    Args:
-        checkpoint: safetensors of the trained part, with or without the CLIP part.
-        clip: open_clip tag or file; None takes the preset's tag, unless the checkpoint has it.
-        random: no weights at all, seeded: to try the pipeline.
-        seed: of the random weights.
-        store: "fp16" rounds the weights and stores them so; the graphs compute in float32 still.
-        precision: what the graphs compute in; its float32 islands are named in model/precision.py.
-        minimum_j_and_f: what the masks of the clip must keep of PyTorch's, 0 to 1.
-        maximum_slot_excess: what PyTorch's slots may cost more than the file's best ones; None:
-            what rounding explains (``verification.default_slot_excess``).
-    """
-
-    checkpoint: Path | None = None
-    clip: str | None = None
-    random: bool = False
-    seed: int = 0
-    store: Store = "fp32"
-    precision: Precision = "fp32"
-    minimum_j_and_f: float = MINIMUM_J_AND_F
-    maximum_slot_excess: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +95,7 @@ def export_bundle(
     if size is not None:
         config = replace(config, input_size=size)
     say("network")
-    network = load_network(config, weights)
+    network, origin = load_with_origin(config, weights)
     if weights.store == "fp16":
         if weights.precision == "bf16":
             raise InputError(
@@ -132,37 +106,11 @@ def export_bundle(
     set_precision(network, weights.precision)
     try:
         with replacing_folder(out, overwrite=overwrite) as staging:
-            verdicts = _fill(staging, network, weights, say)
+            verdicts = _fill(staging, network, weights, origin, say)
             _require_all(verdicts)
     except OSError as error:
         raise InputError(cannot_write(out, error)) from error
     return ExportReport(out, verdicts, time.perf_counter() - started, peak_memory_bytes())
-
-
-def load_network(config: ModelConfig, weights: Weights) -> RvosNetwork:
-    """Build the network with these weights, in eval mode.
-
-    Raises:
-        InputError: no weights were named, or they cannot be had.
-    """
-    torch.manual_seed(weights.seed)
-    if weights.random:
-        if weights.checkpoint is not None:
-            raise InputError("--random-weights and --checkpoint exclude each other; leave one out")
-        return build_network(config, weights.clip).eval()
-    if weights.checkpoint is None:
-        tag = weights.clip or config.clip_pretrained
-        raise InputError(
-            f"export '{config.name}' needs trained weights: pass --checkpoint FILE.safetensors"
-            + (f" (its CLIP part comes from open_clip's '{tag}'" if tag else " (")
-            + (", or from --clip-weights FILE)" if tag else "with or without the CLIP part)")
-            + ", or --random-weights to try the pipeline without"
-        )
-    network = build_network(config, None).eval()
-    if not load_checkpoint(network, weights.checkpoint):
-        network = build_network(config, weights.clip or config.clip_pretrained).eval()
-        load_checkpoint(network, weights.checkpoint)
-    return network
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
@@ -183,7 +131,7 @@ def _check_target(out: Path, overwrite: bool) -> None:
 
 
 def _fill(
-    folder: Path, network: RvosNetwork, weights: Weights, say: Progress
+    folder: Path, network: RvosNetwork, weights: Weights, origin: Origin, say: Progress
 ) -> tuple[Verdict, ...]:
     """Write everything that a bundle holds; returns every check's verdict."""
     narrow = weights.precision == "bf16"
@@ -205,7 +153,7 @@ def _fill(
     record_clip(network, Tokenizer(folder / TOKENIZER), reference)
     np.savez_compressed(folder / PARITY, **reference)
     names = [file.name for file in files] + [TOKENIZER, PARITY]
-    manifest = _manifest(network, weights, backend)
+    manifest = _manifest(network, weights, origin, backend)
     manifest["graphs"] = {graph.spec.name: graph.spec.as_dict() for graph in all_graphs}
 
     def write(results: list[Verdict]) -> None:
@@ -227,10 +175,12 @@ def _fill(
     return tuple(verdicts)
 
 
-def _manifest(network: RvosNetwork, weights: Weights, backend: Backend) -> dict[str, Any]:
+def _manifest(
+    network: RvosNetwork, weights: Weights, origin: Origin, backend: Backend
+) -> dict[str, Any]:
     config = network.config
-    checkpoint = weights.checkpoint
     return {
+        "revision": REVISION,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "model": config.as_dict(),
         "precision": weights.precision,
@@ -239,10 +189,11 @@ def _manifest(network: RvosNetwork, weights: Weights, backend: Backend) -> dict[
         "weights": {
             "random": weights.random,
             "seed": weights.seed if weights.random else None,
-            "checkpoint": checkpoint.name if checkpoint else None,
-            "checkpoint_sha256": sha256_file(checkpoint) if checkpoint else None,
+            "checkpoint": origin.network.file,
+            "checkpoint_sha256": origin.network.sha256,
             "stored": weights.store,
             "clip": weights.clip or (None if weights.random else config.clip_pretrained),
+            "origin": plain(origin),
         },
         "parameters": sum(p.numel() for p in network.parameters()),
         "versions": {

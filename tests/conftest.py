@@ -22,7 +22,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny network at random weights, exported once (or RVOS_TEST_BUNDLE, when that is set)."""
     if ready := os.environ.get("RVOS_TEST_BUNDLE"):
         return Path(ready)
-    from rvos_deploy.export.bundle_export import Weights, export_bundle
+    from rvos_deploy.export.bundle_export import export_bundle
+    from rvos_deploy.export.weights import Weights
 
     out = tmp_path_factory.mktemp("bundle") / "tiny"
     return export_bundle(preset("tiny"), out, Weights(random=True)).path
@@ -33,7 +34,8 @@ def tiny_bundle_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same network computing in float16 (or RVOS_TEST_BUNDLE_FP16, when that is set)."""
     if ready := os.environ.get("RVOS_TEST_BUNDLE_FP16"):
         return Path(ready)
-    from rvos_deploy.export.bundle_export import Weights, export_bundle
+    from rvos_deploy.export.bundle_export import export_bundle
+    from rvos_deploy.export.weights import Weights
 
     out = tmp_path_factory.mktemp("bundle") / "tiny-fp16"
     return export_bundle(preset("tiny"), out, Weights(random=True, precision="fp16")).path
@@ -42,7 +44,7 @@ def tiny_bundle_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_network():  # type: ignore[no-untyped-def]
     """The network that the bundle was exported from, in eval mode. Do not change it."""
-    from rvos_deploy.export.bundle_export import Weights, load_network
+    from rvos_deploy.export.weights import Weights, load_network
 
     return load_network(preset("tiny"), Weights(random=True))
 

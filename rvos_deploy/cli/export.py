@@ -18,6 +18,13 @@ class Stored(str, Enum):
     fp16 = "fp16"
 
 
+class WhichCheckpoint(str, Enum):
+    """Checkpoints of a training run by name."""
+
+    best = "best"
+    latest = "latest"
+
+
 class Computing(str, Enum):
     """Types that graphs compute in."""
 
@@ -27,18 +34,35 @@ class Computing(str, Enum):
 
 
 def export(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="Preset: large, base or tiny.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|RECIPE|PRESET",
+            help="Folder of a training run, which has everything; or a recipe (.toml) or a preset "
+            "(large, large-paper, base, tiny), with --checkpoint.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the bundle goes.")],
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", metavar="FILE", help="Trained weights, .safetensors."),
+        typer.Option(
+            "--checkpoint",
+            metavar="FILE",
+            help="Trained weights, .safetensors, of the recipe or preset.",
+        ),
+    ] = None,
+    which: Annotated[
+        WhichCheckpoint | None,
+        typer.Option(
+            "--which", help="Checkpoint of the run. Default: the best, or the latest if none is."
+        ),
     ] = None,
     clip_weights: Annotated[
         str | None,
         typer.Option(
             "--clip-weights",
             metavar="TAG|FILE",
-            help="open_clip tag or file for the frozen CLIP part.",
+            help="open_clip tag or file for the frozen CLIP part. A run has its own.",
         ),
     ] = None,
     random_weights: Annotated[
@@ -94,26 +118,33 @@ def export(
     from rvos_deploy.cli.extras import needs_extra
     from rvos_deploy.cli.output import mebibytes, step_progress
     from rvos_deploy.cli.parity_table import notes
+    from rvos_deploy.errors import InputError
     from rvos_deploy.json_file import write_json
-    from rvos_deploy.model.config import preset
     from rvos_deploy.runtime.environment import machine, versions
 
     check_outputs([json], [checkpoint] if checkpoint else [])
-    chosen, box = preset(config), parse_size(size)
-    if threshold is not None:
-        chosen = replace(chosen, threshold=threshold)
+    box = parse_size(size)
     with needs_extra("export", "cpu,export"):
         from rvos_deploy.export import bundle_export
-    weights = bundle_export.Weights(
-        checkpoint,
-        clip_weights,
+        from rvos_deploy.export.source import find_source
+        from rvos_deploy.export.weights import Weights
+    found = find_source(source, checkpoint, clip_weights, which.value if which else None)
+    if found.run is not None and random_weights:
+        raise InputError(f"{source} is a training run and has weights; leave --random-weights out")
+    chosen = found.config if threshold is None else replace(found.config, threshold=threshold)
+    weights = Weights(
+        found.checkpoint,
+        found.clip,
         random_weights,
         seed,
         store.value,
         precision.value,
         minimum,
         slot_excess,
+        found.run,
     )
+    if found.run is not None:
+        typer.echo(f"weights: {found.checkpoint}, {found.run.checkpoint}, step {found.run.step}")
     with step_progress() as progress:
         report = bundle_export.export_bundle(
             chosen, out, weights, size=box, overwrite=overwrite, progress=progress

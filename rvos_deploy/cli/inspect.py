@@ -90,6 +90,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("bundle", str(bundle.path)),
         ("model", f"{bundle.config.name}, {manifest.parameters / 1e6:.1f} M parameters"),
         ("weights", _weights(manifest.weights)),
+        ("CLIP part", _clip(manifest.weights)),
         ("precision", bundle.precision),
         ("input", f"{height}x{width} box, threshold {bundle.config.threshold}"),
         ("created", manifest.created),
@@ -122,7 +123,31 @@ def _versions(versions: Mapping[str, Any]) -> str:
 def _weights(weights: WeightsRecord) -> str:
     if weights.random:
         return f"random, seed {weights.seed} (to try the pipeline; masks mean nothing)"
-    return f"{weights.checkpoint} (sha256 {(weights.checkpoint_sha256 or '')[:12]}...)"
+    text = f"{weights.checkpoint} (sha256 {(weights.checkpoint_sha256 or '')[:12]}...)"
+    if weights.origin is None:
+        return text
+    network = weights.origin.network
+    if network.run is not None:
+        text += f", {network.checkpoint} of training run {network.run}"
+    if network.step is not None:
+        text += f", step {network.step}"
+    return text + _recorded(network.recorded, "this configuration")
+
+
+def _clip(weights: WeightsRecord) -> str:
+    """Where the CLIP part came from."""
+    if weights.origin is None:
+        return f"{weights.clip or 'not recorded'} (an older export, which does not say more)"
+    clip = weights.origin.clip
+    if clip.random_seed is not None:
+        return f"random, seed {clip.random_seed}"
+    where = clip.tag or f"{clip.file} (sha256 {(clip.sha256 or '')[:12]}...)"
+    text = f"{where}, fingerprint {clip.fingerprint[:12]}..."
+    return text + _recorded(clip.recorded, "this fingerprint")
+
+
+def _recorded(recorded: bool, what: str) -> str:
+    return f"; its checkpoint {'names' if recorded else 'does not name'} {what}"
 
 
 def _graph_table(bundle: Bundle) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,8 +101,9 @@ def train(
     )
     if result.best_checkpoint is not None:
         typer.echo(f"best: {result.best_checkpoint}, J&F {result.best:.4f}")
-    chosen = result.best_checkpoint or result.checkpoint
-    typer.echo(f"export it with --checkpoint {chosen / 'weights.safetensors'}")
+    bundle = out.with_name(f"{out.name}-bundle")
+    typer.echo("export it:")
+    typer.echo(shlex.join(["rvos-deploy", "export", str(out), "--out", str(bundle)]))
 
 
 def _check_inputs(

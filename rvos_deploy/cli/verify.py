@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import typer
 
 from rvos_deploy.cli.options import (
@@ -37,6 +39,13 @@ def verify(
 
     check_outputs([json], bundle_files(find_bundle(bundle)))
     opened = open_bundle(bundle)
+    if opened.manifest.revision < 1:
+        warnings.warn(
+            f"{bundle} does not say where its weights came from (an older export): verify shows "
+            "that it gives what PyTorch gave, not that the right network was exported; export it "
+            "again",
+            stacklevel=2,
+        )
     engine = make_backend(backend.value, device.value, threads)
     left_out: list[str] = []
     with step_progress() as progress:

@@ -45,8 +45,54 @@ class FileEntry(msgspec.Struct, frozen=True):
     bytes: Annotated[int, Meta(ge=0, le=MAXIMUM_FILE_BYTES)]
 
 
+class NetworkOrigin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the trained part came from: random numbers, or a checkpoint and its training run.
+
+    ``recorded``: the checkpoint names its configuration, which is the bundle's.
+    """
+
+    random_seed: Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)] | None = None
+    file: Line | None = None
+    sha256: Sha256 | None = None
+    recorded: bool = False
+    run: Line | None = None
+    checkpoint: Literal["best", "latest"] | None = None
+    step: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.random_seed is None and (self.file is None or self.sha256 is None):
+            raise ValueError("neither random_seed, nor file and sha256, is given")
+
+
+class ClipOrigin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the frozen CLIP part came from: random numbers, an open_clip tag, or a file.
+
+    ``fingerprint``: of its weights, before they were rounded. ``recorded``: the checkpoint names
+    that fingerprint.
+    """
+
+    fingerprint: Line
+    random_seed: Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)] | None = None
+    tag: Line | None = None
+    file: Line | None = None
+    sha256: Sha256 | None = None
+    recorded: bool = False
+
+    def __post_init__(self) -> None:
+        of_file = self.file is not None and self.sha256 is not None
+        if self.random_seed is None and self.tag is None and not of_file:
+            raise ValueError("neither random_seed, nor tag, nor file and sha256, is given")
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where each weight came from."""
+
+    network: NetworkOrigin
+    clip: ClipOrigin
+
+
 class WeightsRecord(msgspec.Struct, frozen=True):
-    """Where the weights came from."""
+    """Where the weights came from; bundles of revision 0 have no ``origin``."""
 
     random: bool
     seed: Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)] | None
@@ -54,6 +100,7 @@ class WeightsRecord(msgspec.Struct, frozen=True):
     checkpoint_sha256: Sha256 | None
     stored: Line
     clip: Line | None
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         needed = ("seed",) if self.random else ("checkpoint", "checkpoint_sha256")
@@ -98,10 +145,15 @@ class ParityRecord(msgspec.Struct, frozen=True):
     not_proved: Line | UnsetType | None = UNSET
 
 
+REVISION = 1
+"""What a manifest must hold within its schema: from 1 on, the origin of every weight."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a bundle says of itself."""
 
     schema: Literal[1]
+    revision: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
     manifest_sha256: Sha256
     created: Line
     model: Annotated[dict[Line, Any], Meta(max_length=256)]
@@ -114,6 +166,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     graphs: Annotated[dict[Line, GraphSpec], Meta(max_length=16)]
     parity: ParityRecord
     files: Annotated[dict[Line, FileEntry], Meta(max_length=64)]
+
+    def __post_init__(self) -> None:
+        if self.revision >= 1 and self.weights.origin is None:
+            raise ValueError("weights.origin is missing: it must say where each weight came from")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

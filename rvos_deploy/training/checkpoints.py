@@ -2,6 +2,7 @@
 
 ::
 
+    RUN/clip.safetensors                                  the CLIP part, unless a tag names it
     RUN/checkpoints/step-00000500/weights.safetensors     as `export --checkpoint` takes it
                                   optimizer.safetensors   moments of AdamW, by parameter
                                   state.json              where the run stands
@@ -31,15 +32,22 @@ from torch import Tensor, nn
 
 from rvos_deploy import stopping
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.checkpoint import CLIP_PREFIX, load_checkpoint, read_safetensors
 from rvos_deploy.files import cannot_write, replacing, replacing_folder
 from rvos_deploy.json_file import write_json
+from rvos_deploy.model.checkpoint import (
+    CLIP_PREFIX,
+    Provenance,
+    load_checkpoint,
+    read_safetensors,
+    write_checkpoint,
+)
 from rvos_deploy.model.network import RvosNetwork
 
 FOLDER = "checkpoints"
+CLIP = "clip.safetensors"
 LATEST, BEST = "latest", "best"
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
-_SCHEMA = "rvos-deploy/training-state/1"
+_SCHEMA = "rvos-deploy/training-state/2"
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 _MAX_STATE_BYTES = 2**24
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -55,6 +63,7 @@ class TrainingState:
         stage_step: steps done of it.
         recipe: the resolved recipe, as plain values.
         clip: fingerprint of the frozen CLIP part; empty where CLIP itself is trained.
+        clip_source: file or open_clip tag of that part.
         best: best J&F so far, None before the first validation.
         scaler: state of the gradient scaler (16-mixed).
         versions: of what it was trained with.
@@ -65,13 +74,14 @@ class TrainingState:
     stage_step: _Count
     recipe: dict[str, Any]
     clip: str
+    clip_source: str = ""
     best: float | None = None
     scaler: dict[str, int | float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
 
 class _Header(msgspec.Struct):
-    schema: Literal["rvos-deploy/training-state/1"]
+    schema: Literal["rvos-deploy/training-state/2"]
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -108,7 +118,7 @@ def save_checkpoint(
         try:
             # The target may be there: complete, but its run was interrupted, or is being repeated.
             with replacing_folder(target, overwrite=True) as partial:
-                save_file(trained_weights(network), partial / WEIGHTS)
+                _save_weights(partial / WEIGHTS, network, state)
                 save_file(_moments(network, optimizer), partial / OPTIMIZER)
                 write_json(partial / STATE, {"schema": _SCHEMA, **asdict(state)})
                 for file in partial.iterdir():
@@ -120,6 +130,31 @@ def save_checkpoint(
             raise InputError(cannot_write(target, error)) from error
         _prune(root, keep)
     return target
+
+
+def _save_weights(file: Path, network: nn.Module, state: TrainingState) -> None:
+    weights = trained_weights(network)
+    if isinstance(network, RvosNetwork):
+        model = network.config.as_dict()
+        write_checkpoint(
+            file, weights, Provenance(model, state.clip, state.clip_source, state.step)
+        )
+    else:  # CLIP itself
+        save_file(weights, file)
+
+
+def save_clip(file: Path, network: RvosNetwork) -> None:
+    """Write the frozen CLIP part as ``--clip-weights`` takes it.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    state = {name: tensor.contiguous() for name, tensor in network.clip.model.state_dict().items()}
+    try:
+        with replacing(file) as temporary:
+            save_file(state, temporary)
+    except (OSError, SafetensorError) as error:
+        raise InputError(cannot_write(file, error)) from error
 
 
 @contextmanager
@@ -250,18 +285,6 @@ def _check_moments(
                 f"{file} does not fit: {name}/{part} is {found.dtype} {list(found.shape)}, the "
                 f"parameter is {parameter.dtype} {list(parameter.shape)}"
             )
-
-
-def clip_fingerprint(network: RvosNetwork) -> str:
-    """Short hash that tells one frozen CLIP part from another: of a sample of each tensor."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.clip.state_dict().items()):
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 64)][:64].double().cpu()
-        digest.update(name.encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

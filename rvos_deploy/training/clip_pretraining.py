@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.checkpoint import load_state, read_safetensors
 from rvos_deploy.files import replacing
+from rvos_deploy.model.checkpoint import load_state, read_safetensors
 from rvos_deploy.model.clip import FrozenClip, build_clip
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.model.inference import tokenize

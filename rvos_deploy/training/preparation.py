@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from safetensors import SafetensorError, safe_open
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.checkpoint import load_checkpoint
+from rvos_deploy.model.checkpoint import load_checkpoint
 from rvos_deploy.model.network import RvosNetwork, build_network
 from rvos_deploy.sprites.emoji import require_font
 from rvos_deploy.training import checkpoints
@@ -71,6 +71,14 @@ def make_network(
     return network, None
 
 
+def clip_source(recipe: Recipe, clip_weights: str | None) -> str:
+    """Where the CLIP part comes from: an open_clip tag, or the file that the run keeps it in."""
+    source = clip_weights or recipe.model.clip_pretrained
+    if source is None or Path(source).is_file():
+        return checkpoints.CLIP
+    return source
+
+
 def resumed_state(folder: Path, fresh: TrainingState, recipe: Recipe) -> TrainingState:
     """The state to go on from, once it is sure that the run is the same."""
     state = checkpoints.read_state(folder)
@@ -91,7 +99,9 @@ def resumed_state(folder: Path, fresh: TrainingState, recipe: Recipe) -> Trainin
             f"{folder} was trained with other CLIP weights; pass the same --clip-weights"
         )
     _check_steps(folder, state, recipe)
-    return replace(state, recipe=fresh.recipe, versions=fresh.versions)
+    return replace(
+        state, recipe=fresh.recipe, clip_source=fresh.clip_source, versions=fresh.versions
+    )
 
 
 def _check_steps(folder: Path, state: TrainingState, recipe: Recipe) -> None:

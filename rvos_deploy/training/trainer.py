@@ -28,6 +28,7 @@ from torch import Tensor
 from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.files import write_text
 from rvos_deploy.json_file import write_json
+from rvos_deploy.model.checkpoint import clip_fingerprint
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.environment import versions
 from rvos_deploy.training import checkpoints
@@ -53,6 +54,7 @@ from rvos_deploy.training.objective import (
 from rvos_deploy.training.preparation import (
     RECIPE,
     check_resumable,
+    clip_source,
     make_fabric,
     make_network,
     read_training_data,
@@ -104,8 +106,9 @@ def train(
         valid: folder of a valid split; Moving Sprites render their own.
         init_from: weights to start from: our own safetensors, or a checkpoint of FC-CLIP or
             Mask2Former; what of that was loaded is written to ``init_from.txt``.
-        clip_weights: open_clip tag or file; None: the preset's tag, or without gates random ones
-            by the seed.
+        clip_weights: open_clip tag or file; None: the run's own when it is resumed, else the
+            preset's tag, or without gates random ones by the seed. What no tag names is kept in
+            the run as ``clip.safetensors``.
         resume: go on from the latest checkpoint in ``out``; from the start if there is none.
         steps: stop after so many in all; the schedule stays that of the recipe.
         cpp_ops: compute deformable attention in C++ on a CPU.
@@ -124,9 +127,19 @@ def train(
     loss_config(recipe.loss)
     fabric = make_fabric(recipe, accelerator)
     first_weights = init_from if folder is None else None
+    # A run keeps its CLIP part, so that it can be resumed and exported without the file.
+    own_clip = run / checkpoints.CLIP
+    if folder is not None and clip_weights is None and own_clip.is_file():
+        clip_weights = str(own_clip)
     network, report = make_network(recipe, clip_weights, first_weights)
     state = TrainingState(
-        0, 0, 0, recipe.as_dict(), checkpoints.clip_fingerprint(network), versions=versions("torch")
+        0,
+        0,
+        0,
+        recipe.as_dict(),
+        clip_fingerprint(network.clip),
+        clip_source(recipe, clip_weights),
+        versions=versions("torch"),
     )
     if folder is not None:
         state = resumed_state(folder, state, recipe)
@@ -143,6 +156,8 @@ def train(
         # Only now: whatever could not be read has been refused, and the folder is as it was.
         if fabric.global_rank == 0:
             write_json(run / RECIPE, recipe.as_dict())
+            if state.clip_source == checkpoints.CLIP and not own_clip.is_file():
+                checkpoints.save_clip(own_clip, network)
             if report is not None:
                 write_text(run / INIT_REPORT, report.summary() + "\n")
         if cpp_ops and fabric.device.type == "cpu":

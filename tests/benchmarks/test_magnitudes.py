@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from rvos_deploy.benchmarks import magnitudes
 from rvos_deploy.benchmarks.magnitudes import Layer, Magnitudes, join, require_room
 from rvos_deploy.errors import ParityError
-from rvos_deploy.export import bundle_export
+from rvos_deploy.export import weights
 from rvos_deploy.model.attention import HIDDEN, MultiHeadAttention, hide
 from rvos_deploy.model.network import RvosNetwork
 
@@ -142,7 +142,7 @@ def test_weights_scaled_up_fire(
     with torch.no_grad():
         layer = network.encoder.mask_features
         layer.weight.mul_(factor / layer.weight.abs().max())
-    monkeypatch.setattr(bundle_export, "load_network", lambda *_: network)
+    monkeypatch.setattr(weights, "load_network", lambda *_: network)
     code, output = run(frames, "--frames", "1")
     assert code == 1, output
     assert len([line for line in output.splitlines() if line.startswith("error: ")]) == 1

@@ -28,13 +28,15 @@ def ready_graphs(
     tiny_bundle: Path, tiny_network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rvos_deploy.export import bundle_export
+    from rvos_deploy.export.weights import Weights, load_with_origin
     from rvos_deploy.runtime import verification
 
     def copied(graph: Any, folder: Path, store: str) -> list[Path]:
         return [Path(shutil.copy(tiny_bundle / f"{graph.spec.name}.onnx", folder))]
 
     monkeypatch.setattr(bundle_export, "export_graph", copied)
-    monkeypatch.setattr(bundle_export, "load_network", lambda *_: tiny_network)
+    origin = load_with_origin(tiny_network.config, Weights(random=True))[1]
+    monkeypatch.setattr(bundle_export, "load_with_origin", lambda *_: (tiny_network, origin))
     monkeypatch.setattr(verification, "probe_cases", lambda config: probe_cases(config)[:1])
 
 

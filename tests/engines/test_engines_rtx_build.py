@@ -66,9 +66,9 @@ def export_graphs_alone(
 
     ``only``: those that are exported; of the rest there are contracts.
     """
-    from rvos_deploy.export.bundle_export import Weights, load_network
     from rvos_deploy.export.graphs import graphs
     from rvos_deploy.export.onnx_graph import export_graph
+    from rvos_deploy.export.weights import Weights, load_network
     from rvos_deploy.model.precision import set_precision
 
     network = set_precision(load_network(preset(name), Weights(random=True)), precision)

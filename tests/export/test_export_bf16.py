@@ -13,11 +13,12 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.bundle_export import NOT_PROVED, Weights, export_bundle
+from rvos_deploy.export.bundle_export import NOT_PROVED, export_bundle
 from rvos_deploy.export.graphs import TOLERANCES, WITHOUT_ROUNDING, Graph, graphs
 from rvos_deploy.export.ms_deform_attn import BF16_OPSET, NODE, ms_deform_attn_function
 from rvos_deploy.export.onnx_graph import export_graph
 from rvos_deploy.export.parity import check_graph, check_without_rounding
+from rvos_deploy.export.weights import Weights
 from rvos_deploy.model.config import preset
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.model.precision import set_precision

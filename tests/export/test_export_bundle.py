@@ -13,9 +13,10 @@ import torch
 
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.export import bundle_export
-from rvos_deploy.export.bundle_export import Weights, export_bundle, load_network
-from rvos_deploy.export.checkpoint import load_checkpoint
+from rvos_deploy.export.bundle_export import export_bundle
 from rvos_deploy.export.graphs import graphs
+from rvos_deploy.export.weights import Weights, load_network
+from rvos_deploy.model.checkpoint import load_checkpoint
 from rvos_deploy.model.clip import ImageFeatures, TextFeatures
 from rvos_deploy.model.config import preset
 from rvos_deploy.model.network import RvosNetwork

@@ -17,9 +17,10 @@ import torch
 from onnx import numpy_helper
 from stochastic_rounding import StochasticRounding
 
-from rvos_deploy.export.bundle_export import Weights, export_bundle, load_network
+from rvos_deploy.export.bundle_export import export_bundle
 from rvos_deploy.export.graphs import TOLERANCES, WITHOUT_ROUNDING, Graph, graphs
 from rvos_deploy.export.parity import check_without_rounding
+from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.model.config import preset
 from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.model.precision import set_precision

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from rvos_deploy.errors import InputError, RvosError
-from rvos_deploy.export.checkpoint import load_checkpoint
 from rvos_deploy.model import network as network_module
+from rvos_deploy.model.checkpoint import load_checkpoint
 from rvos_deploy.model.clip import build_clip
 from rvos_deploy.model.config import preset
 from rvos_deploy.model.network import RvosNetwork

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.checkpoint import load_checkpoint
+from rvos_deploy.model.checkpoint import load_checkpoint
 from rvos_deploy.model.config import ModelConfig, preset
 from rvos_deploy.model.network import RvosNetwork, build_network
 from rvos_deploy.training import checkpoints

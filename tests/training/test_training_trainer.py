@@ -25,7 +25,7 @@ from rvos_deploy.model.frame_query_decoder import SlotFacts
 from rvos_deploy.model.network import RvosNetwork, VideoOutput
 from rvos_deploy.model.slot_alignment import gather_slots
 from rvos_deploy.sprites import write_mevis
-from rvos_deploy.training import preparation, trainer
+from rvos_deploy.training import trainer
 from rvos_deploy.training.clips import Clips, collate
 from rvos_deploy.training.frame_cache import (
     CachedClips,
@@ -675,7 +675,7 @@ def wrong_objects(recipe: Recipe) -> Recipe:
 def test_other_clip_weights_are_refused(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation.checkpoints, "clip_fingerprint", lambda _: "another")
+    monkeypatch.setattr(trainer, "clip_fingerprint", lambda _: "another")
     with pytest.raises(InputError, match="other CLIP weights"):
         run(whole, resume=True)
     assert trainer.RECIPE == "recipe.json"

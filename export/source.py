@@ -1,0 +1,107 @@
+"""What ``export`` was asked for: a training run, a recipe or a preset, and its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.model.config import PRESETS, ModelConfig, preset
+
+Pointer = Literal["best", "latest"]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The training run that weights come from: its name, which checkpoint, and after which step."""
+
+    name: str
+    checkpoint: Pointer
+    step: int
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """A configuration with its weights: the checkpoint, the CLIP part (file or open_clip tag), and
+    the training run where both come from one.
+    """
+
+    config: ModelConfig
+    checkpoint: Path | None = None
+    clip: str | None = None
+    run: RunRecord | None = None
+
+
+def find_source(
+    name: str,
+    checkpoint: Path | None = None,
+    clip: str | None = None,
+    pointer: Pointer | None = None,
+) -> ExportSource:
+    """Find what ``export`` was asked for.
+
+    Args:
+        name: folder of a training run, a recipe (its file or name), or a preset's name.
+        checkpoint: weights for a recipe or preset.
+        clip: open_clip tag or file of the CLIP part; of a run, its own by default.
+        pointer: which checkpoint of a run; None takes the best, or the latest where none was
+            validated.
+
+    Raises:
+        InputError: no such thing, or options that do not go with it.
+    """
+    folder = Path(name)
+    if folder.is_dir() and name not in PRESETS:
+        if checkpoint is not None:
+            raise InputError(
+                f"{name} is a training run and has its own weights; leave --checkpoint out, or "
+                "name the preset or recipe that the file belongs to"
+            )
+        return _run_source(folder, clip, pointer)
+    if pointer is not None:
+        raise InputError(f"'{name}' is no folder of a training run; leave --which out")
+    return ExportSource(_configuration(name), checkpoint, clip)
+
+
+def _configuration(name: str) -> ModelConfig:
+    from rvos_deploy.training.recipe_file import packaged_recipes, read_recipe
+
+    if name in PRESETS:
+        return preset(name)
+    recipes = packaged_recipes()
+    if name in recipes or name.endswith(".toml"):
+        return read_recipe(name).model
+    raise InputError(
+        f"'{name}' is neither the folder of a training run, nor a recipe (a .toml file, or "
+        f"{', '.join(recipes)}), nor a preset ({', '.join(PRESETS)}); check the name"
+    )
+
+
+def _run_source(run: Path, clip: str | None, pointer: Pointer | None) -> ExportSource:
+    from rvos_deploy.training import checkpoints
+
+    chosen: Pointer = pointer or "best"
+    folder = checkpoints.find_checkpoint(run, chosen)
+    if folder is None and pointer is None:
+        chosen = "latest"
+        folder = checkpoints.find_checkpoint(run, chosen)
+    if folder is None:
+        what = f"has no {pointer} checkpoint" if pointer else "holds no checkpoint"
+        raise InputError(
+            f"{run} {what}; give the folder that 'rvos-deploy train' was given as --out"
+        )
+    state = checkpoints.read_state(folder)
+    model = state.recipe.get("model")
+    if not isinstance(model, dict):
+        raise InputError(
+            f"{folder} trained CLIP alone; pass its clip.safetensors by --clip-weights"
+        )
+    own = run / checkpoints.CLIP
+    kept = str(own) if state.clip_source == checkpoints.CLIP else state.clip_source
+    return ExportSource(
+        ModelConfig.from_dict(model),
+        folder / checkpoints.WEIGHTS,
+        clip or kept or None,
+        RunRecord(run.resolve().name, chosen, state.step),
+    )

@@ -1,0 +1,140 @@
+"""The network with its weights, and the record of where each weight came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.export.half_storage import Store
+from rvos_deploy.export.source import RunRecord
+from rvos_deploy.files import sha256_file
+from rvos_deploy.model.checkpoint import (
+    CLIP_PREFIX,
+    Provenance,
+    check_clip,
+    check_configuration,
+    clip_fingerprint,
+    load_checkpoint,
+    read_provenance,
+    read_safetensors,
+)
+from rvos_deploy.model.config import ModelConfig
+from rvos_deploy.model.network import RvosNetwork, build_network
+from rvos_deploy.model.precision import Precision
+from rvos_deploy.runtime.manifest import ClipOrigin, NetworkOrigin, Origin
+from rvos_deploy.runtime.verification import MINIMUM_J_AND_F
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights come from.
+
+    Args:
+        checkpoint: safetensors of the trained part, with or without the CLIP part.
+        clip: open_clip tag or file; None takes the preset's tag, unless the checkpoint has it.
+        random: no weights at all, seeded: to try the pipeline.
+        seed: of the random weights.
+        store: "fp16" rounds the weights and stores them so; the graphs compute in float32 still.
+        precision: what the graphs compute in; its float32 islands are named in model/precision.py.
+        minimum_j_and_f: what the masks of the clip must keep of PyTorch's, 0 to 1.
+        maximum_slot_excess: what PyTorch's slots may cost more than the file's best ones; None:
+            what rounding explains (``verification.default_slot_excess``).
+        run: the training run that the checkpoint is of.
+    """
+
+    checkpoint: Path | None = None
+    clip: str | None = None
+    random: bool = False
+    seed: int = 0
+    store: Store = "fp32"
+    precision: Precision = "fp32"
+    minimum_j_and_f: float = MINIMUM_J_AND_F
+    maximum_slot_excess: float | None = None
+    run: RunRecord | None = None
+
+
+def load_network(config: ModelConfig, weights: Weights) -> RvosNetwork:
+    """Build the network with these weights, in eval mode; see ``load_with_origin``."""
+    return load_with_origin(config, weights)[0]
+
+
+def load_with_origin(config: ModelConfig, weights: Weights) -> tuple[RvosNetwork, Origin]:
+    """Build the network with these weights, in eval mode, and say where each came from.
+
+    What a checkpoint records of its network (``Provenance``) must hold here: the configuration and
+    the CLIP part that it was trained with.
+
+    Raises:
+        InputError: no weights were named, they cannot be had, or they belong to another network.
+    """
+    torch.manual_seed(weights.seed)
+    if weights.random:
+        if weights.checkpoint is not None:
+            raise InputError("--random-weights and --checkpoint exclude each other; leave one out")
+        network = build_network(config, weights.clip).eval()
+        clip = _clip_origin(network, weights.clip, weights.seed, None)
+        return network, Origin(NetworkOrigin(random_seed=weights.seed), clip)
+    file = _require_checkpoint(config, weights)
+    provenance = read_provenance(file)
+    if provenance is not None:
+        check_configuration(file, provenance, config)
+    has_clip = any(name.startswith(CLIP_PREFIX) for name in read_safetensors(file))
+    source = None if has_clip else _clip_source(config, weights, file, provenance)
+    network = build_network(config, source).eval()
+    load_checkpoint(network, file)
+    if provenance is not None:
+        check_clip(file, provenance, network.clip, source)
+    origin = NetworkOrigin(
+        file=file.name,
+        sha256=sha256_file(file),
+        recorded=provenance is not None,
+        run=weights.run.name if weights.run else None,
+        checkpoint=weights.run.checkpoint if weights.run else None,
+        step=provenance.step if provenance else None,
+    )
+    return network, Origin(origin, _clip_origin(network, source or str(file), None, provenance))
+
+
+def _require_checkpoint(config: ModelConfig, weights: Weights) -> Path:
+    if weights.checkpoint is not None:
+        if not weights.checkpoint.is_file():
+            raise InputError(
+                f"checkpoint {weights.checkpoint} does not exist; give a .safetensors file"
+            )
+        return weights.checkpoint
+    raise InputError(
+        f"export '{config.name}' needs trained weights: give the folder of a training run, or "
+        "pass --checkpoint FILE.safetensors, or --random-weights to try the pipeline without"
+    )
+
+
+def _clip_source(
+    config: ModelConfig, weights: Weights, file: Path, provenance: Provenance | None
+) -> str:
+    """Tag or file of the CLIP part of a checkpoint that does not hold it."""
+    source = weights.clip or config.clip_pretrained
+    if source is None:
+        known = f" ({provenance.clip_source}, {provenance.clip})" if provenance else ""
+        raise InputError(
+            f"checkpoint {file} holds no CLIP part, and '{config.clip}' has no published weights; "
+            f"pass the CLIP part that it was trained with{known} by --clip-weights FILE, or export "
+            "the folder of the training run, which keeps it"
+        )
+    return source
+
+
+def _clip_origin(
+    network: RvosNetwork, source: str | None, seed: int | None, provenance: Provenance | None
+) -> ClipOrigin:
+    file = Path(source) if source is not None and Path(source).is_file() else None
+    return ClipOrigin(
+        fingerprint=clip_fingerprint(network.clip),
+        file=file.name if file else None,
+        sha256=sha256_file(file) if file else None,
+        tag=source if source is not None and file is None else None,
+        random_seed=seed if source is None else None,
+        recorded=provenance is not None,
+    )
