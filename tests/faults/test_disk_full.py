@@ -392,3 +392,35 @@ def test_an_export_with_a_limit_on_files(tmp_path: Path, attempt: Callable, limi
         assert done.returncode == 2, done.stderr
         assert done.stderr.startswith(f"error: {out} cannot be written: File too large; free some")
         assert list(tmp_path.iterdir()) == []
+
+
+SPILL = """
+import shutil, sys
+import numpy as np
+from rvos_deploy.errors import InputError
+from rvos_deploy.runtime.spill_store import SpillStore
+usage = shutil.disk_usage("/")._replace(free=2**40)  # another process takes the rest meanwhile
+shutil.disk_usage = lambda folder: usage
+with SpillStore(0) as store:
+    kept = store.put(np.ones(1000))
+    try:
+        store.put(np.ones(100_000))
+    except InputError as error:
+        print(error)
+    assert store.take(kept).sum() == 1000
+"""
+
+
+def test_frames_that_wait_on_a_disk_that_fills_up(small_disk: Path, attempt: Callable) -> None:
+    """A page of a mapped file that the disk has no room for would end the process by a signal."""
+    with attempt("disk full: frames that wait"):
+        done = subprocess.run(
+            [sys.executable, "-c", SPILL],
+            env={**os.environ, "TMPDIR": str(small_disk)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "No space left on device; set TMPDIR to a larger disk" in done.stdout
+        assert list(small_disk.iterdir()) == []
