@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rvos_deploy.files import replacing
+from rvos_deploy.files import cannot_write, writing
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -44,10 +44,15 @@ def read_cache(file: Path) -> bytes:
 
 
 def write_cache(file: Path, content: bytes) -> None:
-    """Write it whole: two builds at once leave one of both caches, never a mixture."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        temporary.write_bytes(content)
+    """Write it whole: two builds at once leave one of both caches, never a mixture.
+
+    Where it cannot be written, it warns: the engines, which took long, are worth more.
+    """
+    try:
+        with writing(file) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        warnings.warn(cannot_write(file, error), stacklevel=2)
 
 
 def attach_cache(config: trt.IBuilderConfig, file: Path) -> None:

@@ -19,6 +19,7 @@ from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.runtime.result_file import is_result_file
 
 MASKS, OVERLAY, RESULT = "masks", "overlay.mp4", "result.json"
+_EARLIER = "earlier"
 
 
 def check_run_folder(out: Path, inputs: list[Path]) -> None:
@@ -84,7 +85,7 @@ def replacing_earlier_files(out: Path) -> Iterator[None]:
         yield
         return
     try:
-        aside = create_temporary_folder(out / "earlier")
+        aside = create_temporary_folder(out / _EARLIER)
     except OSError as error:
         raise InputError(cannot_write(out, error)) from error
     with ExitStack() as undo:
@@ -108,7 +109,7 @@ def _mask_folders(out: Path) -> list[Path]:
 
 
 def _discard_stale(out: Path) -> None:
-    for name in (OVERLAY, RESULT):
+    for name in (OVERLAY, RESULT, _EARLIER):
         discard_stale(out, name)
     for folder in _mask_folders(out):
         discard_stale(folder, "*.png")

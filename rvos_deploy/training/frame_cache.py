@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from rvos_deploy.files import replacing
+from rvos_deploy.errors import InputError
+from rvos_deploy.files import cannot_write, replacing
 from rvos_deploy.json_file import write_json
 from rvos_deploy.model.clip import TextFeatures
 from rvos_deploy.model.frame_query_decoder import SlotFacts
@@ -276,8 +277,7 @@ def fill_cache(
     for part, drawn in zip(parts, loader, strict=True):
         rows |= _frame_part(fabric, network, clips.stage, part, drawn)
         if part.stop % SHARD == 0 or part.stop == stage.cached:
-            with replacing(folder / _shard_name((part.stop - 1) // SHARD)) as temporary:
-                save_file(rows, temporary)
+            _write_shard(folder / _shard_name((part.stop - 1) // SHARD), rows)
             rows = {}
     network.train(was_training)
     fabric.barrier()
@@ -424,6 +424,14 @@ def _claim(folder: Path, key: dict[str, Any]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_json(file, key)
+
+
+def _write_shard(file: Path, rows: dict[str, Tensor]) -> None:
+    try:
+        with replacing(file) as temporary:
+            save_file(rows, temporary)
+    except (OSError, SafetensorError) as error:
+        raise InputError(cannot_write(file, error)) from error
 
 
 def _shard_name(number: int) -> str:

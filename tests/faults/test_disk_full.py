@@ -345,3 +345,82 @@ def test_a_small_file_system(
             frames = int(result.stderr.split(" frames")[0].split()[-1])
             assert f"{frames} frames are complete in" in result.stderr
             assert len(list(out.folder.glob("masks/0/*.png"))) == frames
+
+
+LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))\n"
+
+CHECKPOINTS = """
+import signal, sys, torch
+from pathlib import Path
+from rvos_deploy.errors import InputError
+from rvos_deploy.training.checkpoints import TrainingState, save_checkpoint
+network = torch.nn.Linear(400, 400)
+optimizer = torch.optim.AdamW(network.parameters())
+for step in (1, 2):
+    try:
+        save_checkpoint(
+            Path(sys.argv[1]), TrainingState(step, 0, step, {}, ""), network, optimizer
+        )
+    except InputError as error:
+        print(error)
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+"""
+
+
+def test_a_checkpoint_with_a_limit_on_files(tmp_path: Path, attempt: Callable) -> None:
+    pytest.importorskip("torch")
+    with attempt("disk full: checkpoint"):
+        command = [sys.executable, "-c", CHECKPOINTS, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        (line,) = done.stdout.splitlines()
+        assert "step-00000002 cannot be written: " in line
+        root = tmp_path / "checkpoints"
+        assert {path.name for path in root.iterdir()} == {"latest", "step-00000001"}
+        assert (root / "latest").read_text() == "step-00000001\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [50_000, 1_000_000, 4_000_000])
+def test_an_export_with_a_limit_on_files(tmp_path: Path, attempt: Callable, limit: int) -> None:
+    pytest.importorskip("torch")
+    code = LIMITED.format(limit) + "from rvos_deploy.cli.app import main; main()"
+    out = tmp_path / "deep" / "bundle"
+    with attempt("disk full: export"):
+        command = [sys.executable, "-c", code, "export", "tiny", "--random-weights", "--out", out]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith(f"error: {out} cannot be written: File too large; free some")
+        assert list(tmp_path.iterdir()) == []
+
+
+SPILL = """
+import shutil, sys
+import numpy as np
+from rvos_deploy.errors import InputError
+from rvos_deploy.runtime.spill_store import SpillStore
+usage = shutil.disk_usage("/")._replace(free=2**40)  # another process takes the rest meanwhile
+shutil.disk_usage = lambda folder: usage
+with SpillStore(0) as store:
+    kept = store.put(np.ones(1000))
+    try:
+        store.put(np.ones(100_000))
+    except InputError as error:
+        print(error)
+    assert store.take(kept).sum() == 1000
+"""
+
+
+def test_frames_that_wait_on_a_disk_that_fills_up(small_disk: Path, attempt: Callable) -> None:
+    """A page of a mapped file that the disk has no room for would end the process by a signal."""
+    with attempt("disk full: frames that wait"):
+        done = subprocess.run(
+            [sys.executable, "-c", SPILL],
+            env={**os.environ, "TMPDIR": str(small_disk)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "No space left on device; set TMPDIR to a larger disk" in done.stdout
+        assert list(small_disk.iterdir()) == []
