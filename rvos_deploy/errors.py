@@ -4,9 +4,22 @@ from __future__ import annotations
 
 
 class RvosError(Exception):
-    """Base of all errors of rvos-deploy. ``exit_code`` is what the command line returns for it."""
+    """Base of all errors of rvos-deploy. ``exit_code`` is what the command line returns for it.
+
+    Its text is one line that every terminal can show, also where it quotes a user's words or the
+    name of a file that hold line breaks, control codes or bytes that are no text.
+    """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return "".join(map(_shown, super().__str__()))
+
+
+def _shown(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    return " " if letter.isspace() else letter.encode("unicode_escape").decode()
 
 
 class InputError(RvosError, ValueError):

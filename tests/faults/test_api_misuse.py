@@ -234,6 +234,24 @@ def test_load(attempt: Attempt, arguments: dict[str, Any], message: str) -> None
         rvos.load(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("quoted", "shown"),
+    [
+        ("a\nb", "a b"),
+        ("a\r\x1e\u2028b", "a   b"),
+        ("\x1b[31mred", r"\x1b[31mred"),
+        (b"\xff.mp4".decode("utf-8", "surrogateescape"), r"\udcff.mp4"),
+        ("a  b \u00e9\u72ac", "a  b \u00e9\u72ac"),
+    ],
+)
+def test_errors_are_one_line_whatever_they_quote(attempt: Attempt, quoted: str, shown: str) -> None:
+    with attempt(KIND):
+        with pytest.raises(RvosError) as error:
+            rvos.load(quoted)
+        assert str(error.value).startswith(f"{shown} is not a bundle")
+        assert len(str(error.value).encode().splitlines()) == 1
+
+
 @pytest.mark.parametrize("number", [True, "0", None, 1, -1, 0.0, [0], np.array([0, 1])])
 def test_numbers_of_expressions(attempt: Attempt, segmenter: rvos.Segmenter, number: Any) -> None:
     with (
