@@ -278,7 +278,7 @@ def test_ctrl_c_ends_the_build_and_leaves_nothing(bundle: Bundle) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         build_engines(bundle, BuildSettings(TARGET), graphs=["video_decoder"], progress=interrupt)
-    assert list(engine_folder(bundle.path, TARGET).iterdir()) == []
+    assert not engine_folder(bundle.path, TARGET).exists()
 
 
 def test_a_graph_of_mixed_types_is_refused(bundle: Bundle, resign: Callable[..., None]) -> None:
