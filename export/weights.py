@@ -105,9 +105,12 @@ def _require_checkpoint(config: ModelConfig, weights: Weights) -> Path:
                 f"checkpoint {weights.checkpoint} does not exist; give a .safetensors file"
             )
         return weights.checkpoint
+    tag = weights.clip or config.clip_pretrained
+    clip = f"open_clip's '{tag}'" if tag else "its own file"
     raise InputError(
-        f"export '{config.name}' needs trained weights: give the folder of a training run, or "
-        "pass --checkpoint FILE.safetensors, or --random-weights to try the pipeline without"
+        f"export '{config.name}' needs trained weights: give the folder of a training run, or pass "
+        f"--checkpoint FILE.safetensors (unless it holds the CLIP part, that comes from {clip}, or "
+        "by --clip-weights FILE), or --random-weights to try the pipeline without"
     )
 
 

@@ -348,7 +348,7 @@ def break_engine(bundle: Bundle, graph: str, output: str) -> None:
     # The stand-in knows a plan's graph by its file's name.
     onnx = bundle.path / "broken" / f"{graph}.onnx"
     onnx.parent.mkdir()
-    shutil.copy(bundle.graph_file(graph), onnx)
+    shutil.copy(bundle.graph_file(graph).path, onnx)
     poison_output(onnx, output, math.nan)
     plan = plan_file(bundle.path, "tensorrt", graph)
     plan.write_bytes(str(onnx).encode())

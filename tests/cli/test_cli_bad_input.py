@@ -257,7 +257,10 @@ def test_one_flipped_bit_in_a_value_of_the_manifest(
 def test_unknown_preset(rvos: Callable, tmp_path: Path) -> None:
     result = rvos("export", "huge", "--random-weights", "--out", tmp_path / "bundle")
     assert result.code == 2
-    assert result.error == "unknown preset 'huge'; known: large, base, tiny"
+    assert result.error == (
+        "'huge' is neither the folder of a training run, nor a recipe (a .toml file, or "
+        "mevis_large, sprites_tiny), nor a preset (large, large-paper, base, tiny); check the name"
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -72,7 +72,7 @@ def test_version(rvos: Callable) -> None:
         (("run", "a.mp4", "the dog", "--bundle", "b", "--mode", "sometimes"), "--mode"),
         (("run", "a.mp4", "the dog", "--bundle", "b", "--max-frames", "0"), "--max-frames"),
         (("run", "a.mp4", "the dog", "--bundle", "b", "--max-frames", "all"), "--max-frames"),
-        (("export",), "CONFIG"),
+        (("export",), "RUN|RECIPE|PRESET"),
         (("export", "tiny"), "--out"),
         (("verify",), "BUNDLE"),
     ],

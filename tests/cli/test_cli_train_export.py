@@ -28,6 +28,7 @@ from rvos_deploy.video import read_video
 
 RECIPE = """
 data = "sprites"
+seed = 1
 checkpoint_every = 1
 validate_every = 0
 gates = false
@@ -49,9 +50,11 @@ name = "joint"
 steps = 2
 batch = 1
 length = 2
-learning_rate = 1e-3
+learning_rate = 1e-5
 """
-"""A run of seconds with switches and a size that are no preset's."""
+"""A run of seconds with switches and a size that are no preset's; the masks stay those of the seed,
+which are neither empty nor full.
+"""
 
 
 @dataclass(frozen=True)

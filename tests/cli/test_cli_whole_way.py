@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +52,7 @@ learning_rate = 1e-4
 
 
 def test_from_nothing_to_a_score(rvos: Callable, tmp_path: Path) -> None:
-    recipe, clip, run, bundle = (tmp_path / n for n in ("recipe.toml", "clip", "run", "bundle"))
+    recipe, clip, run, bundle = (tmp_path / n for n in ("recipe.toml", "clip", "run", "run-bundle"))
     recipe.write_text(RECIPE)
 
     def done(*arguments: object) -> str:
@@ -69,9 +70,9 @@ def test_from_nothing_to_a_score(rvos: Callable, tmp_path: Path) -> None:
     weights = ("--clip-weights", clip / "clip.safetensors")
     shown = done("train", recipe, "--out", run, *weights, "--no-gates", "--no-cpp-ops")
     assert "step 6 of 6" in shown
-    checkpoint = Path(shown.split("--checkpoint ")[1].strip())
-    done("export", "tiny", "--checkpoint", checkpoint, *weights, "--out", bundle,
-         "--store", "fp16", "--size", "64x96", "--threshold", 0.4)  # fmt: skip
+    program, *printed = shlex.split(shown.splitlines()[-1])
+    assert (program, printed[-1]) == ("rvos-deploy", str(bundle))
+    done(*printed, "--store", "fp16", "--size", "64x96", "--threshold", 0.4)
     done("verify", bundle)
     report = tmp_path / "report.json"
     done("evaluate", bundle, "--data", tmp_path / "valid", "--protocol", "mevis", "--json", report)

@@ -89,7 +89,7 @@ def test_a_graph_that_fails_is_one_error_and_nothing_on_the_terminal(
 
     bundle = open_bundle(tiny_bundle)
     spec = bundle.graphs["mask_head"]
-    model = onnx.load(str(bundle.graph_file("mask_head")))
+    model = onnx.load(str(bundle.graph_file("mask_head").path))
     for node in model.graph.node:
         for index, name in enumerate(node.output):
             if name == "mask_logits":
@@ -100,7 +100,7 @@ def test_a_graph_that_fails_is_one_error_and_nothing_on_the_terminal(
     onnx.save(model, str(tmp_path / "mask_head.onnx"))
     inputs = probe_inputs(spec, {"E": 2, "H": 32, "W": 64}, 0)
     with (
-        make_backend().runner(spec, tmp_path / "mask_head.onnx") as runner,
+        make_backend().runner(spec, OnnxFile(tmp_path / "mask_head.onnx")) as runner,
         pytest.raises(BackendError, match="onnxruntime failed in mask_head") as error,
     ):
         runner.infer(inputs)
