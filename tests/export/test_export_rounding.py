@@ -179,7 +179,7 @@ def test_a_wrong_weight_is_found_without_rounding(
     """A hundredth of one of 128 columns of the mask head: within what rounding may cost."""
     half = set_precision(copy.deepcopy(tiny_network), "fp16")
     graph = next(g for g in graphs(half) if g.spec.name == "mask_head")
-    file = open_bundle(tiny_bundle_fp16).graph_file("mask_head")
+    file = open_bundle(tiny_bundle_fp16).graph_file("mask_head").path
     right = check_without_rounding(graph, half, file)
     assert all(check.passed for check in right)
     assert all(check.tolerance == WITHOUT_ROUNDING["fp16"] for check in right)

@@ -201,7 +201,7 @@ def test_a_file_that_is_not_there(tiny_config: ModelConfig, tmp_path: Path) -> N
 def test_a_file_of_other_weights(tiny_config: ModelConfig, tmp_path: Path) -> None:
     file = tmp_path / "clip.pt"
     torch.save({"visual.nothing": torch.zeros(2)}, file)
-    with pytest.raises(InputError, match=r"clip\.pt' could not be loaded into rvos_tiny"):
+    with pytest.raises(InputError, match=r"clip\.pt for rvos_tiny could not be loaded"):
         build_clip(tiny_config, str(file))
 
 

@@ -536,7 +536,8 @@ def test_the_command(
     shown = capsys.readouterr().out
     folder = tmp_path / "run" / "checkpoints" / "step-00000002"
     assert f"{folder}: step 2 of 2" in shown
-    assert f"--checkpoint {folder / 'weights.safetensors'}" in shown
+    run = tmp_path / "run"
+    assert shown.endswith(f"export it:\nrvos-deploy export {run} --out {run}-bundle\n")
     assert seeds == [4, 4, 4]
 
 
