@@ -299,7 +299,7 @@ def test_the_demo_at_some_operations(
 ) -> None:
     (once,) = everything(server, attempt, commands, "demo", tmp_path / "out")
     count = once()
-    for fail_at in sorted(random.Random(3).sample(range(1, count + 1), 12)):
+    for fail_at in sorted(random.Random(3).sample(range(1, count + 1), 5)):
         once(fail_at=fail_at)
 
 
