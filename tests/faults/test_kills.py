@@ -295,7 +295,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 MODULES: dict[str, tuple[str, ...]] = {
     "metrics": ("--frames", "40"),
-    "memory": (),
+    "memory": ("BUNDLE",),
 }
 
 
@@ -358,14 +358,15 @@ def test_every_command_at_random_moments(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_every_benchmark_at_random_moments(
-    name: str, attempt: Callable[[str], Any], tmp_path: Path
+    name: str, attempt: Callable[[str], Any], tiny_bundle: Path, tmp_path: Path
 ) -> None:
+    options = [str(tiny_bundle) if one == "BUNDLE" else one for one in MODULES[name]]
     rng = random.Random(repr((SEED, name)))
     for _ in range(6):
         number = rng.choice([signal.SIGINT, signal.SIGTERM])
         with attempt("kills: python -m rvos_deploy.benchmarks"):
             child = subprocess.Popen(
-                [sys.executable, "-m", f"rvos_deploy.benchmarks.{name}", *MODULES[name]],
+                [sys.executable, "-m", f"rvos_deploy.benchmarks.{name}", *options],
                 cwd=tmp_path,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
