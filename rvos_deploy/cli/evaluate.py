@@ -74,6 +74,23 @@ def evaluate(
             help="Bundle: score a query must pass, 0 to 1. Default: the model's own.",
         ),
     ] = None,
+    lookahead: Annotated[
+        int | None,
+        typer.Option("--lookahead", metavar="N", min=0, help="Bundle: as in 'run'. Default: 0."),
+    ] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            "--memory",
+            metavar="N",
+            min=1,
+            help="Bundle: as in 'run'. Default: 64 online, all offline.",
+        ),
+    ] = None,
+    anchors: Annotated[
+        int | None,
+        typer.Option("--anchors", metavar="N", min=0, help="Bundle: as in 'run'. Default: 0."),
+    ] = None,
     fallback: Annotated[
         FallbackName | None,
         typer.Option(
@@ -111,7 +128,15 @@ def evaluate(
     from rvos_deploy.runtime.bundle import bundle_files, find_bundle
     from rvos_deploy.runtime.environment import usable_cores
 
-    options = {"mode": mode, "threshold": threshold, "fallback": fallback, "size": size}
+    options = {
+        "mode": mode,
+        "lookahead": lookahead,
+        "memory": memory,
+        "anchors": anchors,
+        "threshold": threshold,
+        "fallback": fallback,
+        "size": size,
+    }
     workers = jobs or usable_cores()
     folder = find_bundle(predictions)
     is_bundle = (folder / "manifest.json").is_file()
@@ -162,6 +187,9 @@ def _run_bundle(
     mode, fallback = options["mode"], options["fallback"]
     settings = StreamSettings(
         mode=mode.value if mode else "offline",
+        lookahead=options["lookahead"] or 0,
+        memory=options["memory"],
+        anchors=options["anchors"] or 0,
         fallback=fallback.value if fallback else rules.fallback,
         threshold=options["threshold"],
         size=parse_size(options["size"]),

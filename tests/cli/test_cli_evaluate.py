@@ -166,7 +166,8 @@ def test_masks_under_other_names_are_no_score(rvos: Callable, data: Path, truth:
 
 def test_a_bundle(rvos: Callable, tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
     json_file, zip_file = tmp_path / "e.json", tmp_path / "s.zip"
-    settings = ("--mode", "online", "--threshold", "0", "--size", "64x96", "--jobs", 1)
+    settings = ("--mode", "online", "--threshold", "0", "--size", "64x96", "--jobs", 1,
+                "--lookahead", 2, "--memory", 3, "--anchors", 1)  # fmt: skip
     result = rvos(
         "evaluate", tiny_bundle, "--data", data, *settings,
         "--json", json_file, "--submission", zip_file,
@@ -182,6 +183,7 @@ def test_a_bundle(rvos: Callable, tiny_bundle: Path, data: Path, tmp_path: Path)
         [64, 96],
         "none",
     ]
+    assert [used[key] for key in ("lookahead", "memory", "anchors")] == [2, 3, 1]
     zipfile.ZipFile(zip_file).extractall(tmp_path / "masks")
     again = tmp_path / "again.json"
     rvos("evaluate", tmp_path / "masks", "--data", data, "--jobs", 1, "--json", again)
@@ -197,6 +199,8 @@ def test_refusals(
         ("evaluate", tmp_path / "none", "--data", data): "is no folder; pass a bundle, or",
         ("evaluate", truth, "--data", data, "--protocol", "davis"): "--protocol",
         ("evaluate", truth, "--data", data, "--mode", "online"): "--mode has no meaning",
+        ("evaluate", truth, "--data", data, "--lookahead", 0): "--lookahead has no meaning",
+        ("evaluate", tiny_bundle, "--data", data, "--lookahead", 2): "no meaning offline",
         ("evaluate", truth, "--data", data, "--json", tmp_path): "is a folder; name a file",
         ("evaluate", tiny_bundle, "--data", data, "--size", "65x96"): "65",
         ("evaluate", tiny_bundle, "--data", data, "--threshold", "2"): "threshold must lie in 0..1",
