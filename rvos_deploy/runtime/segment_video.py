@@ -77,7 +77,7 @@ def segment_video(
         stages = StageTimes()
         stream = stack.enter_context(segmenter.stream(expressions, settings, on_stage=stages.add))
         # From here on a stop waits for the frame in hand, and for the files of those before it.
-        deferral = stack.enter_context(stopping.deferred())
+        stack.enter_context(stopping.deferred())
         _clear_previous(out)
         writer = stack.enter_context(_RunWriter(out, reader, expressions))
         started = time.perf_counter()
@@ -105,7 +105,8 @@ def segment_video(
                 "memory": {"peak_bytes": peak_memory_bytes()},
             }
         )
-        deferral.hint = f"all {writer.frames} frames are complete in {out}"  # should one come now
+        if stopped is None:
+            stopping.tell(f"all {writer.frames} frames are complete in {out}")
         return RunReport(out, writer.frames, seconds, reader.damage, stopped)
 
 
