@@ -77,12 +77,6 @@ STOPS = (KeyboardInterrupt, Stopped)
 INTERRUPTED = 128 + int(signal.SIGINT)
 
 
-class Deferral:
-    """What to say when the stop that was put off is raised."""
-
-    hint = ""
-
-
 class _State:
     """Of the process. Everything but ``request`` is changed by the main thread only."""
 
@@ -92,6 +86,7 @@ class _State:
         self.request: int | None = None
         self.answered = False  # the main thread ran the handler, or was told by check()
         self.raised: Stopped | None = None
+        self.hint = ""
         self.deferred = 0
         self.interruptible = 0
         self.said = False
@@ -143,23 +138,27 @@ def install_for_module() -> None:
         install()
 
 
+def tell(hint: str) -> None:
+    """Set what a stop from now on says beside its reason: what there is already."""
+    _state.hint = hint
+
+
 @contextmanager
-def deferred() -> Iterator[Deferral]:
+def deferred() -> Iterator[None]:
     """Raise no stop inside the block, but where it asks for it; at its end instead.
 
     Only the main thread is ever stopped: in others this does nothing.
     """
-    deferral = Deferral()
     if not _in_main_thread():
-        yield deferral
+        yield
         return
     _state.deferred += 1
     try:
-        yield deferral
+        yield
     finally:
         _state.deferred -= 1
     if not _state.deferred:
-        check(deferral.hint)
+        check()
 
 
 @contextmanager
@@ -176,10 +175,10 @@ def interruptible() -> Iterator[None]:
         _state.interruptible -= 1
 
 
-def check(hint: str = "") -> None:
+def check() -> None:
     """Raise Stopped if the process was asked to stop and nothing was raised for it yet."""
     if _state.request is not None and _state.raised is None and _in_main_thread():
-        _raise(hint)
+        _raise()
 
 
 def requested(patience: float = 0.0) -> Stopped | None:
@@ -192,7 +191,7 @@ def requested(patience: float = 0.0) -> Stopped | None:
         time.sleep(_POLL)
     if _state.raised is not None or _state.request is None:
         return _state.raised
-    return Stopped(_state.request)
+    return Stopped(_state.request, _state.hint)
 
 
 def was_raised() -> bool:
@@ -213,10 +212,10 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _raise(hint: str = "") -> NoReturn:
+def _raise() -> NoReturn:
     assert _state.request is not None
     _state.answered = True
-    _state.raised = Stopped(_state.request, hint)
+    _state.raised = Stopped(_state.request, _state.hint)
     raise _state.raised
 
 
@@ -277,7 +276,7 @@ def _leave(number: int) -> NoReturn:
     if not _state.leaving.acquire(blocking=False):
         while True:  # another thread is at it
             time.sleep(1)
-    say(Stopped(number).line)
+    say(Stopped(number, _state.hint).line)
     _end_children()
     _discard_files(ending=True)
     if "rich" in sys.modules and sys.stderr is not None and sys.stderr.isatty():

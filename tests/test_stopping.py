@@ -128,12 +128,12 @@ with files.replacing(Path("a")):
 def test_a_deferred_stop_waits_for_the_end_of_the_block(stop: Run) -> None:
     ended = stop(
         """
-with stopping.deferred() as deferral:
+with stopping.deferred():
     ready()
     end = time.monotonic() + 1.5
     while time.monotonic() < end: time.sleep(0.01)
     Path("a").write_text("whole")
-    deferral.hint = "a is whole"
+    stopping.tell("a is whole")
 print("never")
 """,
         signal.SIGTERM,

@@ -154,34 +154,33 @@ def run(
         size=parse_size(size),
         mask_budget=default_mask_budget() if mask_budget is None else mask_budget * 2**20,
     )
-    segmenter = load(bundle, backend=backend.value, device=device.value, threads=threads)
-    # A stop that comes while the last files are closed still says what is complete.
-    with stopping.deferred() as deferral:
-        with segmenter, frame_progress() as progress:
-            report = segment_video(
-                segmenter,
-                video,
-                expressions,
-                out,
-                settings,
-                max_frames=max_frames,
-                allow_playlists=allow_playlists,
-                command=redact_command(),
-                progress=progress,
-            )
-        deferral.hint = f"all {report.frames} frames are complete in {out}"
-        typer.echo(
-            f"{counted(report.frames, 'frame')}, {counted(len(expressions), 'expression')}, "
-            f"{settings.mode}: "
-            f"{report.seconds:.1f} s, {report.frames_per_second:.1f} fps -> {out}"
+    with (
+        load(bundle, backend=backend.value, device=device.value, threads=threads) as segmenter,
+        frame_progress() as progress,
+    ):
+        report = segment_video(
+            segmenter,
+            video,
+            expressions,
+            out,
+            settings,
+            max_frames=max_frames,
+            allow_playlists=allow_playlists,
+            command=redact_command(),
+            progress=progress,
         )
-        if report.stopped:
-            stopping.say(f"warning: {report.stopped}; {report.frames} frames are complete in {out}")
-            raise typer.Exit(stopping.exit_code_of(report.stopped))
-        if report.damage:
-            typer.echo(
-                f"warning: {redact(video)} is damaged ({report.damage}); the {report.frames} "
-                f"frames before that are complete in {out}",
-                err=True,
-            )
-            raise typer.Exit(1)
+    typer.echo(
+        f"{counted(report.frames, 'frame')}, {counted(len(expressions), 'expression')}, "
+        f"{settings.mode}: "
+        f"{report.seconds:.1f} s, {report.frames_per_second:.1f} fps -> {out}"
+    )
+    if report.stopped:
+        stopping.say(f"warning: {report.stopped}; {report.frames} frames are complete in {out}")
+        raise typer.Exit(stopping.exit_code_of(report.stopped))
+    if report.damage:
+        typer.echo(
+            f"warning: {redact(video)} is damaged ({report.damage}); the {report.frames} frames "
+            f"before that are complete in {out}",
+            err=True,
+        )
+        raise typer.Exit(1)

@@ -114,7 +114,7 @@ def segment_video(
         stack.enter_context(run_folder(out))
         check_run_folder(out, inputs)  # once more: now nobody else changes it
         # From here on a stop waits for the frame in hand, and for the files of those before it.
-        deferral = stack.enter_context(stopping.deferred())
+        stack.enter_context(stopping.deferred())
         started = time.perf_counter()
 
         def describe(stopped: str | None) -> dict[str, Any]:
@@ -149,7 +149,8 @@ def segment_video(
         writer.finish()
         seconds = time.perf_counter() - started
         writer.complete(stopped)
-        deferral.hint = f"all {writer.frames} frames are complete in {out}"  # should one come now
+        if stopped is None:
+            stopping.tell(f"all {writer.frames} frames are complete in {out}")
         return RunReport(out, writer.frames, seconds, reader.damage, stopped)
 
 
