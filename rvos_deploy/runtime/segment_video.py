@@ -110,7 +110,6 @@ def segment_video(
             len(expressions),
             reader.info.frame_count,
         )
-        stopping.check()
         stack.enter_context(run_folder(out))
         check_run_folder(out, inputs)  # once more: now nobody else changes it
         # From here on a stop waits for the frame in hand, and for the files of those before it.
