@@ -16,6 +16,7 @@ from rvos_deploy.cli import (
     make_data,
     pretrain_clip,
     run,
+    set_threshold,
     train,
     verify,
 )
@@ -54,6 +55,7 @@ app.command("build-engine")(build_engine.build_engine)
 app.command("verify")(verify.verify)
 app.command("inspect")(inspect.inspect)
 app.command("evaluate")(evaluate.evaluate)
+app.command("set-threshold")(set_threshold.set_threshold)
 app.command("benchmark")(benchmark_command.benchmark)
 app.command("make-data")(make_data.make_data)
 app.command("pretrain-clip")(pretrain_clip.pretrain_clip)

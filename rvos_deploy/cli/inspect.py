@@ -92,7 +92,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("weights", _weights(manifest.weights)),
         ("CLIP part", _clip(manifest.weights)),
         ("precision", bundle.precision),
-        ("input", f"{height}x{width} box, threshold {bundle.config.threshold}"),
+        ("input", f"{height}x{width} box, threshold {_threshold(bundle)}"),
         ("created", manifest.created),
         ("versions", _versions(manifest.versions)),
         (
@@ -102,6 +102,14 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("accepted", _accepted(bundle)),
         *([("not proved", unproved)] if (unproved := manifest.parity.not_proved) else []),
     ]
+
+
+def _threshold(bundle: Bundle) -> str:
+    """One for both modes, or one for each, with the note of the one who set them."""
+    thresholds = bundle.manifest.thresholds
+    if thresholds is None:
+        return str(bundle.config.threshold)
+    return f"{thresholds.offline} offline, {thresholds.online} online ({thresholds.note})"
 
 
 def _accepted(bundle: Bundle) -> str:

@@ -91,6 +91,8 @@ def bundle_settings(segmenter: Segmenter, settings: StreamSettings) -> dict[str,
         "precision": segmenter.bundle.precision,
         **asdict(settings),
         "memory": settings.window,
-        "threshold": config.threshold if settings.threshold is None else settings.threshold,
+        "threshold": segmenter.bundle.threshold(settings.mode)
+        if settings.threshold is None
+        else settings.threshold,
         "size": list(settings.size or config.input_size),
     }

@@ -6,15 +6,16 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from msgspec import UNSET
 
 from rvos_deploy.errors import BundleError, InputError, one_line
-from rvos_deploy.files import read_regular_file, sha256_file
+from rvos_deploy.files import locked, read_regular_file, replacing, sha256_file
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.runtime.graph_spec import GraphSpec
 from rvos_deploy.runtime.manifest import (
@@ -27,6 +28,7 @@ from rvos_deploy.runtime.manifest import (
 )
 from rvos_deploy.runtime.network_contract import GRAPHS, check_contracts
 from rvos_deploy.runtime.onnx_file import MAXIMUM_MODEL_BYTES, OnnxFile
+from rvos_deploy.runtime.settings import Mode
 
 __all__ = ["GRAPHS", "Bundle", "open_bundle", "packaged_bundles", "read_manifest", "write_manifest"]
 
@@ -59,6 +61,13 @@ class Bundle:
     def precision(self) -> str:
         """What the graphs compute in: fp32, fp16 or bf16."""
         return self.manifest.precision
+
+    def threshold(self, mode: Mode) -> float:
+        """Score that a query must pass: what ``set-threshold`` wrote, or the model's."""
+        set_later = self.manifest.thresholds
+        if set_later is None:
+            return self.config.threshold
+        return set_later.online if mode == "online" else set_later.offline
 
     def graph_file(self, name: str) -> OnnxFile:
         """The ONNX file of a graph; what it reads has been hashed."""
@@ -206,7 +215,46 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any], files: Iterable[st
     content = {"schema": SCHEMA, _DIGEST_KEY: _NO_DIGEST, **manifest, "files": entries}
     text = json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
-    (folder / MANIFEST).write_text(text.replace(_NO_DIGEST, digest, 1), encoding="utf-8")
+    with replacing(folder / MANIFEST) as temporary:
+        temporary.write_text(text.replace(_NO_DIGEST, digest, 1), encoding="utf-8")
+
+
+def set_threshold(
+    path: str | Path, *, offline: float | None = None, online: float | None = None
+) -> Bundle:
+    """Write a bundle's own thresholds into its manifest; a mode that is None keeps its threshold.
+
+    The graphs stay as they are, and so does what was proved of them: parity is checked at the
+    threshold of the export.
+
+    Raises:
+        BundleError: as :func:`open_bundle`, or the bundle comes with the package.
+        InputError: no threshold, or one outside 0..1.
+    """
+    given = {"offline": offline, "online": online}
+    values = {mode: value for mode, value in given.items() if value is not None}
+    if not values:
+        raise InputError("no threshold was given; pass --offline SCORE, --online SCORE, or both")
+    for mode, value in values.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"the {mode} threshold must lie in 0..1, found {value}")
+    bundle = open_bundle(path)
+    if bundle.path in packaged_bundles().values():
+        raise BundleError(
+            f"{path} comes with the package and stays as it is; copy {bundle.path} and change that"
+        )
+    with locked(bundle.path, "writing into"):
+        before = {mode: bundle.threshold(mode) for mode in get_args(Mode)}
+        manifest = bundle.manifest.as_dict()
+        manifest["thresholds"] = {
+            **before,
+            **values,
+            "note": f"set on {time.strftime('%Y-%m-%d', time.gmtime())}; the export had "
+            f"{bundle.config.threshold}",
+        }
+        kept = {k: v for k, v in manifest.items() if k not in ("schema", _DIGEST_KEY, "files")}
+        write_manifest(bundle.path, kept, bundle.manifest.files)
+    return open_bundle(bundle.path)
 
 
 def _manifest_digest(raw: bytes, digest: str) -> str:

@@ -145,6 +145,14 @@ class ParityRecord(msgspec.Struct, frozen=True):
     not_proved: Line | UnsetType | None = UNSET
 
 
+class Thresholds(msgspec.Struct, frozen=True):
+    """Scores that a query must pass, by mode, and when ``set-threshold`` wrote them."""
+
+    offline: Share
+    online: Share
+    note: Line
+
+
 REVISION = 1
 """What a manifest must hold within its schema: from 1 on, the origin of every weight."""
 
@@ -159,6 +167,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[dict[Line, Any], Meta(max_length=256)]
     precision: Precision
     threshold: Share | UnsetType = UNSET
+    thresholds: Thresholds | None = None
     input_size: tuple[int, int] | UnsetType = UNSET
     weights: WeightsRecord
     parameters: Count

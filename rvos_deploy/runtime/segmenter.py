@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rvos_deploy.closing import Closing
@@ -78,6 +79,8 @@ class Segmenter(Closing):
         if isinstance(expressions, Sequence) and not isinstance(expressions, str):
             box = settings.size or self.bundle.config.input_size
             check_limits(self.bundle.graphs, settings, box, len(expressions))
+        if settings.threshold is None:
+            settings = replace(settings, threshold=self.bundle.threshold(settings.mode))
         stream = Stream(self.bundle.config, self._runners, self.encode_text, settings, on_stage)
         try:
             add_expressions(stream, expressions)

@@ -421,7 +421,10 @@ def probe_masks(
 
     ``orders``: int64 [E,T,N], slots to replay; None: as this back end finds.
     """
-    settings = StreamSettings(mode="offline", fallback="top1", size=box)
+    # The export's threshold, whatever set-threshold wrote since.
+    settings = StreamSettings(
+        mode="offline", fallback="top1", size=box, threshold=bundle.config.threshold
+    )
     with (
         Segmenter(bundle, backend) as segmenter,
         segmenter.stream(PROBE_EXPRESSIONS, settings) as stream,
