@@ -29,7 +29,7 @@ pytestmark = [
 SEED = int(os.environ.get("RVOS_FAULT_SEED", "11"))
 FRAMES, SIZE, EXPRESSIONS = 40, (48, 80), ("a", "b")
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
-PATIENCE = 120
+PATIENCE = 600
 
 
 @dataclass(frozen=True)
