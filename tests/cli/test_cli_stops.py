@@ -169,7 +169,10 @@ def test_a_closed_terminal_leaves_whole_files(
     """SIGHUP comes to the group, and nothing can be written to the terminal any more."""
     long = make_video(tmp_path / "long.mp4", frames=600)
     out = output(tmp_path / "out")
-    main, side = pty.openpty()
+    try:
+        main, side = pty.openpty()
+    except OSError as error:
+        pytest.skip(f"no terminal can be made here ({error})")
     child = subprocess.Popen(
         [
             *(sys.executable, "-c", "from rvos_deploy.cli.app import main; main()", "run", long),
