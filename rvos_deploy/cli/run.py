@@ -132,10 +132,11 @@ def run(
     from rvos_deploy.cli.output import counted, frame_progress
     from rvos_deploy.redaction import redact, redact_command
     from rvos_deploy.runtime.bundle import find_bundle
-    from rvos_deploy.runtime.segment_video import has_end, segment_video
+    from rvos_deploy.runtime.segment_video import segment_video
     from rvos_deploy.runtime.segmenter import load
     from rvos_deploy.runtime.settings import StreamSettings
     from rvos_deploy.runtime.spill_store import default_mask_budget
+    from rvos_deploy.video.source import has_end
 
     check_expressions(expressions)
     if find_bundle(bundle) != bundle:

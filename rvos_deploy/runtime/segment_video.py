@@ -24,6 +24,7 @@ from rvos_deploy.runtime.spill_store import SpillStore
 from rvos_deploy.runtime.stream import FrameMasks, Stream
 from rvos_deploy.video import VideoReader, open_video
 from rvos_deploy.video.pipeline import prefetch
+from rvos_deploy.video.source import has_end
 
 FRAMES_AHEAD = 4
 """Frames decoded ahead of inference: bounds the memory."""
@@ -221,11 +222,6 @@ def _settings(segmenter: Segmenter, stream: Stream) -> dict[str, Any]:
         "threshold": stream.threshold,
         "size": list(stream.box),
     }
-
-
-def has_end(source: str | Path) -> bool:
-    """Whether the source is a file or folder; a pipe, URL or device may go on for ever."""
-    return Path(source).is_file() or Path(source).is_dir()
 
 
 def _silent(phase: str, done: int, total: int | None) -> None:

@@ -224,9 +224,10 @@ def _why_silent(name: str, kind: Kind, limit: float | None) -> str:
     return f"{name_of(name)} gave no frame for {limit:g} s; check {where}"
 
 
-def _images(path: Path) -> list[Path]:
+def _images(opening: _Opening) -> list[Path]:
     """Files of a folder of images, or a single picture; none where FFmpeg must read the source."""
-    if path.is_dir():
+    path = Path(opening.name)
+    if opening.kind == "folder":
         return image_files(path)
     # By suffix first: JPEGs end to end are a video that begins as a picture does.
     return [path] if path.suffix.lower() in SUFFIXES and is_still(path) else []
@@ -236,7 +237,7 @@ def _read(
     opening: _Opening, damage: Damage, *, skip: bool
 ) -> Generator[_Opened | Frame, None, None]:
     """Open a source and read it; whatever may hang is done here, in the reader's thread."""
-    if opening.kind in ("file", "folder") and (files := _images(Path(opening.name))):
+    if opening.kind in ("file", "folder") and (files := _images(opening)):
         yield from _read_images(opening, files[: opening.max_frames], damage, skip=skip)
     else:
         yield from _read_stream(opening, damage, skip=skip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import sys
@@ -64,7 +65,10 @@ def name_of(source: str) -> str:
         return "standard input"
     if (shown := redact(source)) != source or is_url(source):
         return shown
-    return Path(source).resolve().name or source
+    try:
+        return Path(source).resolve().name or source
+    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, a loop of links
+        return source
 
 
 def mending(source: str) -> str:
@@ -91,6 +95,19 @@ def kind_of(source: str, format: str | None = None) -> Kind:
     if stat.S_ISREG(mode):
         return "file"
     return "device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "pipe"
+
+
+def has_path(source: str) -> bool:
+    """Whether something of this name exists. A name that no file can have is that of none: a long
+    URL, for one, over which pathlib raises.
+    """
+    return os.path.exists(source)  # noqa: PTH110
+
+
+def has_end(source: str | os.PathLike[str]) -> bool:
+    """Whether the source is a file or folder; a pipe, URL or device may go on for ever."""
+    name = os.fspath(source)
+    return has_path(name) and kind_of(name) in ("file", "folder")
 
 
 def is_url(source: str) -> bool:
@@ -176,7 +193,7 @@ def _check_file(source: str) -> None:
             raise VideoError(
                 "nothing is piped into standard input; use `... < VIDEO`, or a file name"
             )
-    elif path.is_file() and path.stat().st_size == 0:
+    elif kind_of(source) == "file" and has_path(source) and path.stat().st_size == 0:
         raise VideoError(f"{source} is empty (0 bytes); a video is needed: copy or record it again")
 
 
@@ -189,7 +206,7 @@ def _ffmpeg_name(source: str, format: str | None) -> Any:
         return protocol + source[len(protocol) :]
     if kind == "device":
         return source
-    if Path(source).exists():
+    if has_path(source):
         return f"file:{Path(source).resolve()}"
     # Without "file:", FFmpeg takes what stands before a colon in a file's name for a protocol.
     return f"file:{source}" if protocol and protocol not in {"file", *_PIPES} else source

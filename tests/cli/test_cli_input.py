@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from PIL import Image
 
 
@@ -74,3 +75,22 @@ def test_a_playlist_needs_the_option(
     assert not out.exists()
     assert rvos(*call, "--allow-playlists").code == 0
     output(out).check(frames=6, expressions=1, size=(48, 80))
+
+
+def test_a_long_signed_url_is_a_url(rvos: Callable, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Its query is longer than any file's name, over which pathlib raised."""
+    url = f"http://127.0.0.1:9/video.mp4?signature={'a' * 400}"
+    result = rvos("run", url, "the dog", "-b", tiny_bundle, "-o", tmp_path / "out")
+    assert result.code == 2
+    assert result.error.startswith("http://127.0.0.1:9/video.mp4 cannot be opened")
+    assert "aaa" not in result.error
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x/" * 3000, f"{'y' * 300}.mp4"])
+def test_a_name_that_is_too_long(
+    rvos: Callable, tiny_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    result = rvos("run", name, "the dog", "-b", tiny_bundle, "-o", tmp_path / "out")
+    assert result.code == 2
+    assert result.error
+    assert not (tmp_path / "out").exists()

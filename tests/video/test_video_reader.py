@@ -280,3 +280,10 @@ def test_frames_are_validated_and_show_their_shape() -> None:
     ):
         with pytest.raises(InputError):
             Frame(**{"index": 0, "pts": 0.0, "image": image, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [".\0\0", "a\0b.mp4", "x" * 5000, "x/" * 3000, "\0"])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    """Found by the fuzzer: a NUL was a ValueError of pathlib's."""
+    with pytest.raises(VideoError):
+        open_video(name)
