@@ -12,6 +12,8 @@ def main() -> None:
     """Run the command line and end the process."""
     stopping.install()
     code = run_command_line()
+    if code:
+        _drop_what_nobody_reads()
     from rvos_deploy.iterator_thread import any_stuck
 
     if any_stuck():
@@ -21,6 +23,19 @@ def main() -> None:
             stream.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _drop_what_nobody_reads() -> None:
+    """Point output that cannot be written (a closed terminal) to nowhere: the interpreter would try
+    once more at its end, and exit with 120 instead of the command's own code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def run_command_line() -> int:
