@@ -106,8 +106,10 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
 
 def _threshold(bundle: Bundle) -> str:
     """One for both modes, or one for each, with the note of the one who set them."""
+    from msgspec import UNSET
+
     thresholds = bundle.manifest.thresholds
-    if thresholds is None:
+    if thresholds is UNSET:
         return str(bundle.config.threshold)
     return f"{thresholds.offline} offline, {thresholds.online} online ({thresholds.note})"
 

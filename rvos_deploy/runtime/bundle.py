@@ -65,7 +65,7 @@ class Bundle:
     def threshold(self, mode: Mode) -> float:
         """Score that a query must pass: what ``set-threshold`` wrote, or the model's."""
         set_later = self.manifest.thresholds
-        if set_later is None:
+        if set_later is UNSET:
             return self.config.threshold
         return set_later.online if mode == "online" else set_later.offline
 

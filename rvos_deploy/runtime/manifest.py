@@ -167,7 +167,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     model: Annotated[dict[Line, Any], Meta(max_length=256)]
     precision: Precision
     threshold: Share | UnsetType = UNSET
-    thresholds: Thresholds | None = None
+    thresholds: Thresholds | UnsetType = UNSET
     input_size: tuple[int, int] | UnsetType = UNSET
     weights: WeightsRecord
     parameters: Count
