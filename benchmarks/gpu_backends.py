@@ -10,7 +10,6 @@ import gc
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,9 @@ from rvos_deploy.environment import resident_memory_bytes
 from rvos_deploy.errors import RvosError
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.graph_io.probe import probe_inputs
+from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.parity.verification import MaskCheck, verify
-from rvos_deploy.runtime.backends.base import Runner, Value
+from rvos_deploy.runtime.backends.base import Graph
 from rvos_deploy.runtime.segment_video import segment_video
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import DEFAULT_MEMORY, StreamSettings
@@ -192,33 +192,31 @@ def _measure_graphs(bench: Bench, segmenter: Segmenter) -> dict[str, Any]:
     host, its upload included.
     """
     axes = axes_of(bench.request)
-    values: dict[str, Value] = {}
+    values: dict[str, Tensor] = {}
     results: dict[str, Any] = {}
-    with ExitStack() as stack:
+    with segmenter.backend.open(segmenter.bundle) as session:
         for seed, (name, spec) in enumerate(segmenter.bundle.graphs.items()):
-            file = segmenter.bundle.graph_file(name)
-            runner = stack.enter_context(segmenter.backend.runner(spec, file))
             own = {**axes, "E": 1} if name == "text_encoder" else axes
-            inputs: dict[str, Value] = {
+            inputs: dict[str, Tensor] = {
                 **probe_inputs(spec, {axis.name: own[axis.name] for axis in spec.axes}, seed),
                 **{t.name: values[t.name] for t in spec.inputs if t.name in values},
             }
-            results[name], outputs = _time_graph(bench, runner, inputs)
+            results[name], outputs = _time_graph(bench, session.graphs[name], inputs)
             values.update({key: value for key, value in outputs.items() if key in _ON_DEVICE})
     return results
 
 
 def _time_graph(
-    bench: Bench, runner: Runner, inputs: Mapping[str, Value]
-) -> tuple[dict[str, Any], dict[str, Value]]:
+    bench: Bench, graph: Graph, inputs: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for _ in range(bench.graph_warm_up):
-        runner.infer(inputs)
+        graph.run(inputs)
     bench.synchronise()
     seconds: list[float] = []
-    outputs: dict[str, Value] = {}
+    outputs: dict[str, Tensor] = {}
     for _ in range(bench.graph_runs):
         started = time.perf_counter()
-        outputs = runner.infer(inputs)
+        outputs = graph.run(inputs)
         bench.synchronise()
         seconds.append(time.perf_counter() - started)
     return summarise(seconds), outputs
@@ -237,12 +235,12 @@ def _measure_job(bench: Bench, segmenter: Segmenter, name: str) -> dict[str, Any
 
 def _check_parity(segmenter: Segmenter) -> dict[str, Any]:
     """Against what PyTorch gave on the CPU when the bundle was exported, as ``verify`` does."""
-    verdicts = verify(segmenter.bundle, segmenter.backend)
-    masks = next(verdict for verdict in verdicts if isinstance(verdict, MaskCheck))
-    failed = [verdict.name for verdict in verdicts if not verdict.passed]
+    results = verify(segmenter.bundle, segmenter.backend)
+    masks = next(result for result in results if isinstance(result, MaskCheck))
+    failed = [result.name for result in results if not result.passed]
     return {
         "passed": not failed,
-        "checks": len(verdicts),
+        "checks": len(results),
         "failed": failed,
         "j": masks.j,
         "f": masks.f,

@@ -258,12 +258,12 @@ def _masks(record: Mapping[str, Any]) -> str:
     for name, figures in _contenders(record).items():
         parity = figures["parity"]
         failed = f"<span class=bad>{len(parity.get('failed', ()))} failed</span>"
-        verdict = "all passed" if parity.get("passed") else failed
+        result = "all passed" if parity.get("passed") else failed
         rows.append(
             (
                 escape(name),
                 str(parity.get("checks", "")),
-                escape(parity["reason"]) if "reason" in parity else verdict,
+                escape(parity["reason"]) if "reason" in parity else result,
                 _number(parity, "j_and_f", 4),
                 _number(figures["demo"], "j_and_f", 4),
             )

@@ -33,7 +33,6 @@ from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, deformable_macs
 from rvos_deploy.engines.gpu import find_gpu
 from rvos_deploy.engines.profiles import default_profile
 from rvos_deploy.errors import BackendError, ParityError, RvosError
-from rvos_deploy.graph_io.probe import probe_cases
 from rvos_deploy.runtime.segmenter import Segmenter, load
 
 MEASURED = "this card, measured"
@@ -168,7 +167,7 @@ def build_target(target: str) -> Work:
 
 def engine_profile(request: Request) -> str:
     """The default profile, best for the expressions asked for, and wide enough for ``verify``."""
-    cases = probe_cases(request.bundle.config)
+    cases = request.bundle.network.probe_cases()
     parts = []
     for axis, (low, best, high) in default_profile(request.bundle).items():
         wanted = request.expressions if axis == "E" else best
@@ -283,7 +282,7 @@ def passed(record: Mapping[str, Any]) -> bool:
         if isinstance(step.get("result"), dict) and "parity" in step["result"]
     )
     return all(step["status"] != "failed" for step in steps) and all(
-        verdict is not False for verdict in parities
+        result is not False for result in parities
     )
 
 

@@ -5,22 +5,25 @@ NOT RUN: it needs a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import DTypeLike, NDArray
+from torch import nn
 
 from rvos_deploy.benchmarks.torch_backend import TorchBackend
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.environment import usable_cores
-from rvos_deploy.graph_io.graph_spec import GraphSpec
-from rvos_deploy.networks.pan2024.graphs import Graph, graphs
+from rvos_deploy.graph_io.tensors import Tensor
+from rvos_deploy.networks.pan2024.graphs import Graph as ExportedGraph
+from rvos_deploy.networks.pan2024.graphs import graphs as graphs_of
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
-from rvos_deploy.runtime.backends.base import HostArray, Runner, Value
+from rvos_deploy.runtime.backends.base import Graph, Session
+from rvos_deploy.runtime.backends.host_ops import HostOps
 
 
 class CudaTorchBackend(TorchBackend):
@@ -40,13 +43,17 @@ class CudaTorchBackend(TorchBackend):
         set_precision(network.network, bundle.precision)
         network.network.to("cuda")
         # Once more: the contracts name the type that the network computes in now.
-        self._graphs: dict[str, Graph] = {
-            graph.spec.name: graph for graph in graphs(network.network)
+        self._graphs: dict[str, ExportedGraph] = {
+            graph.spec.name: graph for graph in graphs_of(network.network)
         }
 
-    def runner(self, spec: GraphSpec, path: Path) -> CudaTorchRunner:
-        """A runner of the module that this graph was exported from."""
-        return CudaTorchRunner(self._graphs[spec.name], compiled=self._compiled)
+    def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
+        """The modules that these graphs were exported from."""
+        names = bundle.graphs if graphs is None else graphs
+        opened = {
+            name: CudaTorchGraph(self._graphs[name], compiled=self._compiled) for name in names
+        }
+        return Session(opened, HostOps())
 
     def describe(self) -> dict[str, str]:
         """Library, version and device."""
@@ -57,7 +64,7 @@ class CudaTorchBackend(TorchBackend):
 class OnDevice:
     """A tensor on the GPU with what the runtime asks of a value."""
 
-    tensor: Tensor
+    tensor: torch.Tensor
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,51 +72,46 @@ class OnDevice:
         return tuple(self.tensor.shape)
 
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> np.dtype[np.generic]:
         """NumPy's name of its type."""
-        return str(self.tensor.dtype).removeprefix("torch.")
+        return np.dtype(str(self.tensor.dtype).removeprefix("torch."))
 
     @property
     def nbytes(self) -> int:
         """Its size."""
         return self.tensor.nbytes
 
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        array = self.tensor.cpu().numpy()
+        return array if dtype is None else array.astype(dtype, copy=False)
 
-class CudaTorchRunner(Runner):
+
+class CudaTorchGraph(Graph):
     """One graph's module on the GPU; what it gives stays there."""
 
-    def __init__(self, graph: Graph, *, compiled: bool) -> None:
+    def __init__(self, graph: ExportedGraph, *, compiled: bool) -> None:
         super().__init__(graph.spec)
         self._module: Any = graph.module
         if compiled:
-            # Shapes may change: the memory grows, sentences differ.
+            # Shapes may change: the memory grows offline, sentences differ.
             self._module = torch.compile(graph.module)
 
-    def activate_impl(self) -> None:
-        """Nothing to load."""
-
-    def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+    def _run(self, inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
         """Queue the module without gradients; nothing is waited for."""
         with torch.inference_mode():
             outputs = self._module(*(_on_device(inputs[t.name]) for t in self.spec.inputs))
-        tensors = (outputs,) if isinstance(outputs, Tensor) else outputs
+        tensors = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
         return {
             spec.name: OnDevice(tensor)
             for spec, tensor in zip(self.spec.outputs, tensors, strict=True)
         }
 
-    def to_host(self, value: Value) -> HostArray:
-        """A NumPy array of the value; waits for it."""
-        if isinstance(value, OnDevice):
-            return value.tensor.cpu().numpy()
-        return np.asarray(value)
-
-    def deactivate_impl(self) -> None:
+    def _close(self) -> None:
         """Drop the module; the backend still holds its weights."""
         self._module = nn.Identity()
 
 
-def _on_device(value: Value) -> Tensor:
+def _on_device(value: Tensor) -> torch.Tensor:
     if isinstance(value, OnDevice):
         return value.tensor
     return torch.from_numpy(np.ascontiguousarray(value)).to("cuda")

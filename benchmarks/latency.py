@@ -19,9 +19,9 @@ from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.backends.base import Backend
+from rvos_deploy.runtime.frame_masks import FrameMasks
 from rvos_deploy.runtime.segment_video import segment_video
 from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.runtime.stream import FrameMasks
 from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video import Frame, open_video
 

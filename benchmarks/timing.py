@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.runtime.stream import FrameMasks, Stream
+from rvos_deploy.runtime.frame_masks import FrameMasks
+from rvos_deploy.runtime.stream import Stream
 from rvos_deploy.video.frames import Frame
 
 PERCENTILES = (50, 90, 95, 99)

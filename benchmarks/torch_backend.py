@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from rvos_deploy.bundle.folder import Bundle
-from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.files import sha256_file
-from rvos_deploy.graph_io.graph_spec import GraphSpec
-from rvos_deploy.networks.pan2024.graphs import Graph, graphs
-from rvos_deploy.runtime.backends.base import Backend, Runner, Value
+from rvos_deploy.graph_io.tensors import Tensor
+from rvos_deploy.networks.pan2024.graphs import Graph as ExportedGraph
+from rvos_deploy.networks.pan2024.graphs import graphs as graphs_of
+from rvos_deploy.runtime.backends.base import Backend, Graph, Session
+from rvos_deploy.runtime.backends.host_ops import HostOps
 
 
 class TorchBackend(Backend):
@@ -26,28 +27,26 @@ class TorchBackend(Backend):
     def __init__(self, bundle: Bundle, checkpoint: Path | None, threads: int) -> None:
         torch.set_num_threads(threads)
         network = load_network(bundle.config, _weights(bundle, checkpoint))
-        self._graphs = {graph.spec.name: graph for graph in graphs(network)}
+        self._graphs = {graph.spec.name: graph for graph in graphs_of(network)}
 
-    def runner(self, spec: GraphSpec, file: OnnxFile) -> TorchRunner:
-        """A runner of the module that this graph was exported from."""
-        return TorchRunner(self._graphs[spec.name])
+    def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
+        """The modules that these graphs were exported from."""
+        names = bundle.graphs if graphs is None else graphs
+        return Session({name: TorchGraph(self._graphs[name]) for name in names}, HostOps())
 
     def describe(self) -> dict[str, str]:
         """Library, version and device."""
         return {"name": self.name, "version": torch.__version__, "device": "cpu"}
 
 
-class TorchRunner(Runner):
+class TorchGraph(Graph):
     """One graph's module, run eagerly."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: ExportedGraph) -> None:
         super().__init__(graph.spec)
         self._module = graph.module
 
-    def activate_impl(self) -> None:
-        """Nothing to load."""
-
-    def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+    def _run(self, inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
         """Run the module without gradients."""
         arrays = [np.ascontiguousarray(inputs[tensor.name]) for tensor in self.spec.inputs]
         with torch.inference_mode():
@@ -58,7 +57,7 @@ class TorchRunner(Runner):
             for spec, tensor in zip(self.spec.outputs, tensors, strict=True)
         }
 
-    def deactivate_impl(self) -> None:
+    def _close(self) -> None:
         """Nothing to free."""
 
 

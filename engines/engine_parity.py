@@ -6,7 +6,7 @@ NOT RUN.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,41 +14,51 @@ from numpy.typing import NDArray
 
 from rvos_deploy.bundle.engine_sidecar import Profile, takes
 from rvos_deploy.bundle.folder import Bundle
-from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.engines.profiles import corners
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.graph_io.frame_geometry import fit_frame
-from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.probe import probe_clip, probe_inputs
+from rvos_deploy.networks.network import Network
 from rvos_deploy.parity.verification import (
     Check,
+    CheckResult,
     MaskCheck,
-    Verdict,
     case_name,
     judge,
     judge_probe,
     probe_masks,
-    query_of_values,
 )
-from rvos_deploy.runtime.backends.base import Backend, Runner
+from rvos_deploy.runtime.backends.base import Backend, Session
 
 
-def compare_graph(engine: Runner, reference: Runner, profiles: Sequence[Profile]) -> list[Check]:
-    """Every output of a graph at every corner of every profile, both runners on the same inputs."""
-    spec = engine.spec
+def compare_graph(
+    name: str, engine: Session, reference: Session, network: Network, profiles: Sequence[Profile]
+) -> list[Check]:
+    """Compare every output of a graph at every corner of every profile, on the same inputs.
+
+    Args:
+        name: of the graph.
+        engine: has the graph as an engine.
+        reference: has the graph in ONNX Runtime.
+        network: that the graph belongs to.
+        profiles: of the engine.
+    """
+    spec = engine.graphs[name].spec
     checks: list[Check] = []
     for seed, axes in enumerate(corners(spec, profiles)):
         inputs = probe_inputs(spec, axes, seed)
-        expected, found = reference.infer(inputs), engine.infer(inputs)
+        expected = reference.graphs[name].run(inputs)
+        found = engine.graphs[name].run(inputs)
         for tensor in spec.outputs:
-            theirs = reference.to_host(expected[tensor.name])
+            (theirs,) = reference.ops.to_host([expected[tensor.name]]).arrays()
+            (ours,) = engine.ops.to_host([found[tensor.name]]).arrays()
             checks.append(
                 judge(
                     f"{case_name(spec.name, axes)} {tensor.name}",
                     spec.tolerance,
                     theirs,
-                    engine.to_host(found[tensor.name]),
-                    query_of_values(spec, tensor, theirs.shape),
+                    ours,
+                    network.independent_rows(spec, tensor, theirs.shape),
                 )
             )
     return checks
@@ -87,12 +97,12 @@ def fitting_clip(profiles: Sequence[Profile]) -> tuple[NDArray[np.uint8], tuple[
     )
 
 
-def require_all(verdicts: Sequence[Verdict], target: str) -> None:
+def require_all(results: Sequence[CheckResult], target: str) -> None:
     """Raise ParityError when a check failed; no engine is put in place then."""
-    failed = [verdict.name for verdict in verdicts if not verdict.passed]
+    failed = [result.name for result in results if not result.passed]
     if failed:
         raise ParityError(
-            f"{len(failed)} of {len(verdicts)} parity checks of the {target} engines failed, none "
+            f"{len(failed)} of {len(results)} parity checks of the {target} engines failed, none "
             f"was put in place: {'; '.join(failed[:8])}{' ...' if len(failed) > 8 else ''}; try "
             "--optimization-level 2 or another TensorRT version, and report it with this line"
         )
@@ -102,14 +112,30 @@ def require_all(verdicts: Sequence[Verdict], target: str) -> None:
 class PartlyEngines(Backend):
     """Engines for the graphs that have one, ONNX Runtime for the rest of the bundle."""
 
-    engines: Mapping[str, Runner]
+    engines: Session
     rest: Backend
     name = "engines"
 
-    def runner(self, spec: GraphSpec, file: OnnxFile) -> Runner:
-        """The graph's engine, or a runner of its ONNX."""
-        return self.engines.get(spec.name) or self.rest.runner(spec, file)
+    def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
+        """Open the rest beside the engines, which stay open when this session is closed."""
+        names = tuple(bundle.graphs if graphs is None else graphs)
+        missing = [name for name in names if name not in self.engines.graphs]
+        return _Mixed(names, self.engines, self.rest.open(bundle, missing))
 
     def describe(self) -> dict[str, str]:
         """Library and version of the rest; the engines' are in their sidecars."""
         return self.rest.describe()
+
+
+class _Mixed(Session):
+    """Graphs of two sessions; tensors are those of the engines."""
+
+    def __init__(self, names: Sequence[str], engines: Session, rest: Session) -> None:
+        both = {**rest.graphs, **engines.graphs}
+        super().__init__({name: both[name] for name in names}, engines.ops)
+        self._rest = rest
+
+    def close(self) -> None:
+        """Free the graphs of the rest."""
+        self.closed = True
+        self._rest.close()

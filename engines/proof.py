@@ -7,7 +7,6 @@ place, the reading of the inspector's JSON with samples of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +22,14 @@ from rvos_deploy.engines.engine_parity import (
 from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.layer_types import check_engine, inspected_types
 from rvos_deploy.engines.messages import Messages, make_logger
-from rvos_deploy.engines.plan_runner import PlanRunner
 from rvos_deploy.engines.settings import BuildSettings
-from rvos_deploy.parity.verification import Verdict
+from rvos_deploy.errors import InputError
+from rvos_deploy.parity.verification import CheckResult
+from rvos_deploy.runtime.backends.cuda.libraries import import_cuda
 from rvos_deploy.runtime.backends.registry import make_backend
+from rvos_deploy.runtime.backends.tensorrt.engine_loading import deserialize
+from rvos_deploy.runtime.backends.tensorrt.graph import Engine, TensorRtGraph
+from rvos_deploy.runtime.backends.tensorrt.session import open_engines
 
 REFERENCE = {"bf16": "bf16-reference"}
 """Back end that engines are compared with, by precision; onnxruntime for the others."""
@@ -39,7 +42,7 @@ class Proof:
     """Results by graph; where ``reason`` is set, nothing was run, and it says why."""
 
     reason: str | None
-    checks: Mapping[str, tuple[Verdict, ...]] = field(default_factory=dict)
+    checks: Mapping[str, tuple[CheckResult, ...]] = field(default_factory=dict)
     layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
@@ -74,32 +77,47 @@ def prove(
     if reason is not None:
         return Proof(reason)
     reference = make_backend(REFERENCE.get(bundle.precision, "onnxruntime"), "cpu")
-    logger = make_logger(trt, Messages())
-    checks: dict[str, tuple[Verdict, ...]] = {}
+    checks: dict[str, tuple[CheckResult, ...]] = {}
     layers: dict[str, dict[str, int]] = {}
-    with ExitStack() as stack:
-        runners: dict[str, PlanRunner] = {}
+    with open_engines(trt, import_cuda(), _engines(trt, bundle, settings, plans)) as engines:
         for index, plan in enumerate(plans):
             say(plan.graph, "parity", index / len(plans), None)
-            spec, onnx_file = bundle.graphs[plan.graph], bundle.graph_file(plan.graph)
-            runner = PlanRunner(
-                trt,
-                logger,
-                spec,
-                plan.path,
-                onnx_file if settings.strip_weights else None,
-                plan.profiles,
-                allow_host_code=settings.version_compatible,
-            )
-            stack.enter_context(runner)
-            runners[plan.graph] = runner
-            layers[plan.graph] = inspected_types(runner.layer_report())
+            graph = engines.graphs[plan.graph]
+            assert isinstance(graph, TensorRtGraph)
+            layers[plan.graph] = inspected_types(graph.layer_report())
             check_engine(plan.types["all"], layers[plan.graph], bundle.precision, plan.graph)
-            with reference.runner(spec, onnx_file) as expected:
-                checks[plan.graph] = tuple(compare_graph(runner, expected, plan.profiles))
+            with reference.open(bundle, [plan.graph]) as expected:
+                compared = compare_graph(
+                    plan.graph, engines, expected, bundle.network, plan.profiles
+                )
+                checks[plan.graph] = tuple(compared)
         # All at once, so that one message tells every check that failed.
-        require_all([v for verdicts in checks.values() for v in verdicts], settings.target)
+        require_all([result for own in checks.values() for result in own], settings.target)
         say("masks of a clip", "parity", 1.0, None)
-        masks = compare_masks(bundle, PartlyEngines(runners, reference), reference, profiles)
+        masks = compare_masks(bundle, PartlyEngines(engines, reference), reference, profiles)
         require_all([masks], settings.target)
     return Proof(None, {name: (*own, masks) for name, own in checks.items()}, layers)
+
+
+def _engines(
+    trt: Any, bundle: Bundle, settings: BuildSettings, plans: Sequence[BuiltPlan]
+) -> list[Engine]:
+    """The plans as engines to load: just built, so that nothing of them needs a check."""
+    logger = make_logger(trt, Messages())
+
+    def engine(plan: BuiltPlan) -> Engine:
+        def load(compute_capability: str) -> Any:
+            return deserialize(
+                trt,
+                logger,
+                plan.path.read_bytes(),
+                bundle.graph_file(plan.graph) if settings.strip_weights else None,
+                allow_host_code=settings.version_compatible,
+            )
+
+        def refuse(axes: Mapping[str, int]) -> InputError:
+            return InputError(f"{plan.graph}: no profile takes {axes}; widen one with --profile")
+
+        return Engine(bundle.graphs[plan.graph], plan.profiles, load, refuse)
+
+    return [engine(plan) for plan in plans]

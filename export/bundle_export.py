@@ -38,17 +38,19 @@ from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.networks.pan2024.graphs import graphs
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
+from rvos_deploy.networks.pan2024.network import Pan2024
 from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
 from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.parity.verification import (
     CLIP_LOGITS,
     CLIP_ORDER,
+    CheckResult,
     MaskCheck,
-    Verdict,
     check_masks,
 )
 from rvos_deploy.runtime.backends.base import Backend
-from rvos_deploy.runtime.backends.registry import make_backend
+from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
+from rvos_deploy.runtime.backends.onnxruntime.bf16_reference import Bf16ReferenceBackend
 
 Progress = Callable[[str], None]
 
@@ -65,7 +67,7 @@ class ExportReport:
     """What an export did: ``seconds`` and ``peak_memory_bytes`` of the whole process."""
 
     path: Path
-    verdicts: tuple[Verdict, ...]
+    results: tuple[CheckResult, ...]
     seconds: float
     peak_memory_bytes: int
 
@@ -106,11 +108,11 @@ def export_bundle(
     set_precision(network, weights.precision)
     try:
         with replacing_folder(out, overwrite=overwrite) as staging:
-            verdicts = _fill(staging, network, weights, origin, say)
-            _require_all(verdicts)
+            results = _fill(staging, network, weights, origin, say)
+            _require_all(results)
     except OSError as error:
         raise InputError(cannot_write(out, error)) from error
-    return ExportReport(out, verdicts, time.perf_counter() - started, peak_memory_bytes())
+    return ExportReport(out, results, time.perf_counter() - started, peak_memory_bytes())
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
@@ -132,11 +134,11 @@ def _check_target(out: Path, overwrite: bool) -> None:
 
 def _fill(
     folder: Path, network: RvosNetwork, weights: Weights, origin: Origin, say: Progress
-) -> tuple[Verdict, ...]:
-    """Write everything that a bundle holds; returns every check's verdict."""
+) -> tuple[CheckResult, ...]:
+    """Write everything that a bundle holds; returns every check's result."""
     narrow = weights.precision == "bf16"
-    backend = make_backend("bf16-reference" if narrow else "auto")
-    verdicts: list[Verdict] = []
+    backend = Bf16ReferenceBackend() if narrow else OnnxRuntimeBackend()
+    results: list[CheckResult] = []
     reference: Reference = {}
     files: list[Path] = []
     all_graphs = graphs(network)
@@ -145,9 +147,9 @@ def _fill(
         written = export_graph(graph, folder, weights.store)
         files += written
         say(f"parity {graph.spec.name}")
-        verdicts += check_graph(graph, network, written[0], backend, reference)
+        results += check_graph(graph, network, written[0], backend, reference)
         if weights.precision != "fp32":
-            verdicts += check_without_rounding(graph, network, written[0])
+            results += check_without_rounding(graph, network, written[0])
     write_tokenizer(folder / TOKENIZER)
     say("parity of the masks of a clip")
     record_clip(network, Tokenizer(folder / TOKENIZER), reference)
@@ -156,23 +158,23 @@ def _fill(
     manifest = _manifest(network, weights, origin, backend)
     manifest["graphs"] = {graph.spec.name: graph.spec.as_dict() for graph in all_graphs}
 
-    def write(results: list[Verdict]) -> None:
+    def write(results: list[CheckResult]) -> None:
         manifest["parity"] = {
             "reference": f"PyTorch {torch.__version__}",
             "minimum_j_and_f": weights.minimum_j_and_f,
             "maximum_slot_excess": weights.maximum_slot_excess,
             "not_proved": NOT_PROVED.get(weights.precision),
-            "checks": [verdict.as_dict() for verdict in results],
+            "checks": [result.as_dict() for result in results],
         }
         write_manifest(folder, manifest, names)
 
     # The masks are checked through the runtime, which opens only what has a manifest.
-    write(verdicts)
-    verdicts.append(
+    write(results)
+    results.append(
         check_masks(open_bundle(folder), backend, reference[CLIP_LOGITS], reference[CLIP_ORDER])
     )
-    write(verdicts)
-    return tuple(verdicts)
+    write(results)
+    return tuple(results)
 
 
 def _manifest(
@@ -181,6 +183,7 @@ def _manifest(
     config = network.config
     return {
         "revision": REVISION,
+        "family": Pan2024.family,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "model": config.as_dict(),
         "precision": weights.precision,
@@ -203,30 +206,30 @@ def _manifest(
     }
 
 
-def _require_all(verdicts: tuple[Verdict, ...]) -> None:
-    failed = [_what_failed(verdict) for verdict in verdicts if not verdict.passed]
+def _require_all(results: tuple[CheckResult, ...]) -> None:
+    failed = [_what_failed(result) for result in results if not result.passed]
     if failed:
         raise ParityError(
-            f"{len(failed)} of {len(verdicts)} parity checks failed, no bundle was written: "
+            f"{len(failed)} of {len(results)} parity checks failed, no bundle was written: "
             + "; ".join(failed[:8])
             + (" ..." if len(failed) > 8 else "")
         )
 
 
-def _what_failed(verdict: Verdict) -> str:
+def _what_failed(result: CheckResult) -> str:
     """A check's name; of masks also what was found, and the options that accept it."""
-    if not isinstance(verdict, MaskCheck):
-        return verdict.name
+    if not isinstance(result, MaskCheck):
+        return result.name
     found = (
-        f"{verdict.name} (J&F {verdict.j_and_f:.4f}, needed {verdict.tolerance}; "
-        f"{verdict.undecided:.2%} undecided, slots cost {verdict.slot_excess:.2g} more than the "
-        f"best, allowed {verdict.allowed_excess:.2g}; export with --precision fp32"
+        f"{result.name} (J&F {result.j_and_f:.4f}, needed {result.tolerance}; "
+        f"{result.undecided:.2%} undecided, slots cost {result.slot_excess:.2g} more than the "
+        f"best, allowed {result.allowed_excess:.2g}; export with --precision fp32"
     )
     options = []
-    if verdict.j_and_f < verdict.tolerance:
-        options.append(f"--minimum-j-and-f {_floor(verdict.j_and_f)}")
-    if verdict.slot_excess > verdict.allowed_excess:
-        options.append(f"--maximum-slot-excess {_ceil(verdict.slot_excess)}")
+    if result.j_and_f < result.tolerance:
+        options.append(f"--minimum-j-and-f {_floor(result.j_and_f)}")
+    if result.slot_excess > result.allowed_excess:
+        options.append(f"--maximum-slot-excess {_ceil(result.slot_excess)}")
     if not options:
         return found + ")"
     return f"{found}, or measure what videos lose and accept it with {' '.join(options)})"

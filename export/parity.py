@@ -21,34 +21,40 @@ from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
 from rvos_deploy.graph_io.graph_spec import TensorSpec
 from rvos_deploy.graph_io.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
+from rvos_deploy.graph_io.tensors import HostArray
 from rvos_deploy.graph_io.tokenizer import Tokenizer
-from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.networks.pan2024.graphs import WITHOUT_ROUNDING, Graph
 from rvos_deploy.networks.pan2024.modules.inference import segment_clip, tokenize
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.network import Pan2024
 from rvos_deploy.parity.comparison import sample
 from rvos_deploy.parity.verification import (
     CLIP_LOGITS,
     CLIP_ORDER,
     Check,
     judge,
-    query_of_values,
     run_cases,
 )
-from rvos_deploy.runtime.backends.base import Backend, HostArray, Runner
+from rvos_deploy.runtime.backends.base import Session
+from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from rvos_deploy.runtime.backends.onnxruntime.bf16_reference import Bf16ReferenceBackend
 
 Reference = dict[str, NDArray[Any]]
 
 
 def check_graph(
-    graph: Graph, network: RvosNetwork, file: Path, backend: Backend, reference: Reference
+    graph: Graph,
+    network: RvosNetwork,
+    file: Path,
+    backend: OnnxRuntimeBackend,
+    reference: Reference,
 ) -> list[Check]:
     """Compare one graph's whole outputs at every size; samples go to ``reference``."""
     checks, spec = [], graph.spec
-    with backend.runner(spec, OnnxFile(file)) as runner:
-        for name, tensor, expected, measured in _pairs(graph.module, runner, network.config):
-            queries = query_of_values(spec, tensor, expected.shape)
+    known = Pan2024(network.config)
+    with backend.open_files([(spec, OnnxFile(file))]) as session:
+        for name, tensor, expected, measured in _pairs(graph.module, session, known):
+            queries = known.independent_rows(spec, tensor, expected.shape)
             checks.append(judge(name, spec.tolerance, expected, measured, queries))
             reference[name] = sample(expected).copy()
     return checks
@@ -57,23 +63,27 @@ def check_graph(
 def check_without_rounding(graph: Graph, network: RvosNetwork, file: Path) -> list[Check]:
     """Compare a graph of half precision at every size, all of it in float32 on both sides."""
     module, tolerance = copy.deepcopy(graph.module).float(), WITHOUT_ROUNDING[graph.spec.precision]
-    with Bf16ReferenceBackend(rounding=False).runner(graph.spec, OnnxFile(file)) as runner:
+    files = [(graph.spec, OnnxFile(file))]
+    with Bf16ReferenceBackend(rounding=False).open_files(files) as session:
         return [
             judge(f"{name}, without rounding", tolerance, expected, measured)
-            for name, _, expected, measured in _pairs(module, runner, network.config)
+            for name, _, expected, measured in _pairs(module, session, Pan2024(network.config))
         ]
 
 
 @torch.inference_mode()
 def _pairs(
-    module: torch.nn.Module, runner: Runner, config: ModelConfig
+    module: torch.nn.Module, session: Session, network: Pan2024
 ) -> Iterator[tuple[str, TensorSpec, HostArray, HostArray]]:
-    """Every output at every size: its name and contract, PyTorch's and the runner's."""
-    for case, inputs, outputs in run_cases(runner, config):
+    """Every output of the session's one graph at every size: its name and contract, PyTorch's
+    numbers and the graph's.
+    """
+    (graph,) = session.graphs.values()
+    for case, inputs, outputs in run_cases(graph, network):
         expected = module(*(torch.from_numpy(array) for array in inputs.values()))
         tensors = (expected,) if isinstance(expected, torch.Tensor) else expected
-        for spec, tensor in zip(runner.spec.outputs, tensors, strict=True):
-            found = runner.to_host(outputs[spec.name])
+        for spec, tensor in zip(graph.spec.outputs, tensors, strict=True):
+            (found,) = session.ops.to_host([outputs[spec.name]]).arrays()
             yield f"{case} {spec.name}", spec, tensor.numpy(), found
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rvos_deploy.errors import RvosError
+    from rvos_deploy.runtime.frame_masks import FrameMasks
     from rvos_deploy.runtime.segmenter import Segmenter, load
-    from rvos_deploy.runtime.stream import FrameMasks, Stream
+    from rvos_deploy.runtime.stream import Stream
     from rvos_deploy.stream_settings import StreamSettings
     from rvos_deploy.video import Frame, open_video, read_video
 
@@ -30,7 +31,7 @@ __all__ = [
 
 _HOMES = {
     "Frame": "rvos_deploy.video",
-    "FrameMasks": "rvos_deploy.runtime.stream",
+    "FrameMasks": "rvos_deploy.runtime.frame_masks",
     "RvosError": "rvos_deploy.errors",
     "Segmenter": "rvos_deploy.runtime.segmenter",
     "Stream": "rvos_deploy.runtime.stream",

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import TypeVar
 
-_Self = TypeVar("_Self", bound="Closing")
+_Self = TypeVar("_Self", bound="Closeable")
 
 
-class Closing(ABC):
+class Closeable(ABC):
     """Gives ``with`` to a class that has ``close``, whatever way the block is left."""
 
     @abstractmethod

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import IO, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rvos_deploy.closeable import Closing
+from rvos_deploy.closeable import Closeable
 from rvos_deploy.environment import usable_memory_bytes
 from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.tensors import Tensor
 
-Array = NDArray[Any]
 GREATEST_DEFAULT = 2**30
 SHARE_OF_MEMORY = 8
 
@@ -39,7 +38,7 @@ class _Spilled:
     nbytes: int
 
 
-class SpillStore(Closing):
+class SpillStore(Closeable):
     """Arrays by number, in memory up to ``budget`` bytes, beyond it memory-mapped from a file.
 
     The file is a nameless temporary one (``tempfile.TemporaryFile``): the system removes it when
@@ -48,7 +47,7 @@ class SpillStore(Closing):
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._held: dict[int, Array | _Spilled] = {}
+        self._held: dict[int, Tensor | _Spilled] = {}
         self._next = 0
         self._file: IO[bytes] | None = None
         self._free: dict[int, list[int]] = {}
@@ -58,8 +57,8 @@ class SpillStore(Closing):
     def __len__(self) -> int:
         return len(self._held)
 
-    def put(self, array: Array) -> int:
-        """Keep an array; returns its number.
+    def put(self, array: Tensor) -> int:
+        """Keep a tensor, and return its number. On disk it becomes a NumPy array.
 
         Raises:
             InputError: when the disk is full; says how much is needed and what else to do.
@@ -72,8 +71,8 @@ class SpillStore(Closing):
             self._held[number] = self._spill(array)
         return number
 
-    def take(self, number: int) -> Array:
-        """Return an array and forget it."""
+    def take(self, number: int) -> Tensor:
+        """Return a tensor, and forget it."""
         held = self._held.pop(number)
         if isinstance(held, _Spilled):
             self._free.setdefault(held.nbytes, []).append(held.offset)
@@ -90,7 +89,8 @@ class SpillStore(Closing):
             self._file.close()
             self._file = None
 
-    def _spill(self, array: Array) -> _Spilled:
+    def _spill(self, tensor: Tensor) -> _Spilled:
+        array = np.asarray(tensor)
         if self._file is None:
             try:
                 self._file = tempfile.TemporaryFile(prefix="rvos-deploy-")  # noqa: SIM115

@@ -26,19 +26,14 @@ from rvos_deploy.bundle.onnx_file import MAXIMUM_MODEL_BYTES, OnnxFile
 from rvos_deploy.errors import BundleError, InputError, one_line
 from rvos_deploy.files import locked, read_regular_file, replacing, sha256_file
 from rvos_deploy.graph_io.graph_spec import GraphSpec
-from rvos_deploy.networks.pan2024.config import ModelConfig
-from rvos_deploy.networks.pan2024.contract import GRAPHS, check_contracts
+from rvos_deploy.networks.network import Network, NetworkConfig
+from rvos_deploy.networks.registry import network_of
 from rvos_deploy.stream_settings import Mode
-
-__all__ = ["GRAPHS", "Bundle", "open_bundle", "packaged_bundles", "read_manifest", "write_manifest"]
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 PARITY = "parity.npz"
-REQUIRED = (*(f"{name}.onnx" for name in GRAPHS), TOKENIZER, PARITY)
-"""Files without which a folder is no bundle."""
-
 _MAXIMUM_BYTES = {TOKENIZER: 64 << 20, PARITY: 256 << 20}
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _DIGEST_KEY = "manifest_sha256"
@@ -52,10 +47,15 @@ class Bundle:
     """
 
     path: Path
-    config: ModelConfig
+    network: Network
     graphs: Mapping[str, GraphSpec]
     manifest: Manifest
     _hashed: set[str] = field(default_factory=set, compare=False, repr=False)
+
+    @property
+    def config(self) -> NetworkConfig:
+        """The network's configuration."""
+        return self.network.config
 
     @property
     def precision(self) -> str:
@@ -154,17 +154,18 @@ def open_bundle(path: str | Path, *, check_files: bool = True) -> Bundle:
     manifest = read_manifest(folder)
     _check_names(folder / MANIFEST, manifest.files)
     try:
-        config = ModelConfig.from_dict(manifest.model)
+        network = network_of(manifest.family, manifest.model)
     except InputError as error:
         raise BundleError(
             f"{folder / MANIFEST} holds no usable network ({one_line(error)}); export again"
         ) from None
-    _check_repeated(folder / MANIFEST, manifest, config)
-    check_contracts(manifest.graphs, config)
+    _require_files(folder / MANIFEST, manifest.files, network)
+    _check_repeated(folder / MANIFEST, manifest, network.config)
+    network.check_contracts(manifest.graphs)
     for name, entry in manifest.files.items():
         _check_size(folder / name, entry)
-    graphs = {name: manifest.graphs[name] for name in GRAPHS}
-    bundle = Bundle(folder, config, graphs, manifest)
+    graphs = {name: manifest.graphs[name] for name in network.graphs}
+    bundle = Bundle(folder, network, graphs, manifest)
     if check_files:
         bundle.check_files()
     return bundle
@@ -263,7 +264,7 @@ def _manifest_digest(raw: bytes, digest: str) -> str:
 
 
 def _check_names(manifest: Path, files: Mapping[str, FileEntry]) -> None:
-    """Files lie directly in the bundle, all that is needed is there, and none is beyond bounds."""
+    """Files lie directly in the bundle, and none is beyond bounds."""
     for name, entry in files.items():
         if not _PLAIN_NAME.fullmatch(name) or name == MANIFEST:
             raise BundleError(
@@ -276,15 +277,22 @@ def _check_names(manifest: Path, files: Mapping[str, FileEntry]) -> None:
             raise BundleError(
                 f"{manifest} gives {name} {entry.bytes} bytes, needed: at most {most}; export again"
             )
-    missing = [name for name in REQUIRED if name not in files]
-    if missing:
+
+
+def required_files(network: Network) -> tuple[str, ...]:
+    """Return the names of the files without which a folder is no bundle of this network."""
+    return (*(f"{name}.onnx" for name in network.graphs), TOKENIZER, PARITY)
+
+
+def _require_files(manifest: Path, files: Mapping[str, FileEntry], network: Network) -> None:
+    if missing := [name for name in required_files(network) if name not in files]:
         raise BundleError(
             f"{manifest} does not list {', '.join(missing)}, without which nothing can be checked; "
             "copy the whole bundle again, or export again"
         )
 
 
-def _check_repeated(file: Path, manifest: Manifest, config: ModelConfig) -> None:
+def _check_repeated(file: Path, manifest: Manifest, config: NetworkConfig) -> None:
     """What the manifest says twice, for people who read it, is the same."""
     for name in ("threshold", "input_size"):
         found, needed = getattr(manifest, name), getattr(config, name)

@@ -149,14 +149,14 @@ def export(
         report = bundle_export.export_bundle(
             chosen, out, weights, size=box, overwrite=overwrite, progress=progress
         )
-    worst = max(v.comparison.max_abs for v in report.verdicts if hasattr(v, "comparison"))
-    masks = next(v for v in report.verdicts if hasattr(v, "j_and_f"))
+    worst = max(v.comparison.max_abs for v in report.results if hasattr(v, "comparison"))
+    masks = next(v for v in report.results if hasattr(v, "j_and_f"))
     stored = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
     typer.echo(
-        f"{out}: {mebibytes(stored)}, 5 graphs; {len(report.verdicts)} parity checks passed "
+        f"{out}: {mebibytes(stored)}, 5 graphs; {len(report.results)} parity checks passed "
         f"(largest difference {worst:.1e}, J&F of the masks {masks.j_and_f:.4f})"
     )
-    for line in notes([verdict.as_dict() for verdict in report.verdicts]):
+    for line in notes([result.as_dict() for result in report.results]):
         typer.echo(line)
     if (unproved := bundle_export.NOT_PROVED.get(precision.value)) is not None:
         typer.echo(f"not proved: {unproved}")
@@ -171,7 +171,7 @@ def export(
                 "bytes": stored,
                 "seconds": report.seconds,
                 "peak_memory_bytes": report.peak_memory_bytes,
-                "checks": [verdict.as_dict() for verdict in report.verdicts],
+                "checks": [result.as_dict() for result in report.results],
                 "versions": versions("torch", "onnx", "onnxruntime"),
                 "machine": machine(),
             },

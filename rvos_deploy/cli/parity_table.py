@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 _FULL_WIDTH = 106
-"""Columns that the whole table takes; a narrower one keeps what decides, and the verdict."""
+"""Columns that the whole table takes; a narrower one keeps what decides, and the result."""
 
 
 def parity_table(checks: Sequence[Mapping[str, Any]], width: int) -> Table:
@@ -25,13 +25,13 @@ def parity_table(checks: Sequence[Mapping[str, Any]], width: int) -> Table:
     table.add_column("", no_wrap=True)
     for check in checks:
         details = _details(check) if full else ()
-        verdict = "[green]ok[/]" if check["passed"] else "[bold red]FAILED[/]"
-        table.add_row(escape(check["name"]), *_decisive(check), *details, verdict)
+        result = "[green]ok[/]" if check["passed"] else "[bold red]FAILED[/]"
+        table.add_row(escape(check["name"]), *_decisive(check), *details, result)
     return table
 
 
 def notes(checks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What verdicts rest on beside their numbers, a line each; equal ones share a line."""
+    """What results rest on beside their numbers, a line each; equal ones share a line."""
     found: dict[str, list[str]] = {}
     for check in checks:
         if note := check.get("note"):

@@ -49,22 +49,22 @@ def verify(
     engine = make_backend(backend.value, device.value, threads)
     left_out: list[str] = []
     with step_progress() as progress:
-        verdicts = verification.verify(opened, engine, progress, left_out.append)
-    checks = [verdict.as_dict() for verdict in verdicts]
-    passed = all(verdict.passed for verdict in verdicts)
+        results = verification.verify(opened, engine, progress, left_out.append)
+    checks = [result.as_dict() for result in results]
+    passed = all(result.passed for result in results)
     console = result_console()
     console.print(parity_table(checks, console.width))
     for line in notes(checks):
         typer.echo(line)
     if left_out:
         typer.echo(f"left out, outside the engines' profiles: {'; '.join(left_out)}")
-    failed = sum(not verdict.passed for verdict in verdicts)
+    failed = sum(not result.passed for result in results)
     what = engine.describe()
     name = f"{what['name']} {what['version']} on {what['device']}"
     typer.echo(
-        f"{bundle}: {len(verdicts)} checks passed with {name}"
+        f"{bundle}: {len(results)} checks passed with {name}"
         if passed
-        else f"{bundle}: {failed} of {len(verdicts)} checks FAILED with {name}"
+        else f"{bundle}: {failed} of {len(results)} checks FAILED with {name}"
     )
     if json is not None:
         write_json(

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
-from rvos_deploy.networks.pan2024.config import ModelConfig
 
 START_OF_TEXT, END_OF_TEXT = 49406, 49407
 
@@ -28,17 +27,6 @@ def probe_inputs(spec: GraphSpec, axes: Mapping[str, int], seed: int) -> dict[st
     """
     random = np.random.RandomState(seed)
     return {tensor.name: _make(tensor, tensor.sizes(axes), random) for tensor in spec.inputs}
-
-
-def probe_cases(config: ModelConfig) -> list[dict[str, int]]:
-    """Sizes at which every graph is checked: the smallest, odd ones, and the bundle's own."""
-    height, width = config.input_size
-    return [
-        {"H": 32, "W": 32, "E": 1, "L": 2, "M": 1},
-        {"H": 64, "W": 96, "E": 3, "L": 9, "M": 4},
-        {"H": 160, "W": 64, "E": 2, "L": 77, "M": 17},
-        {"H": height, "W": width, "E": 1, "L": 12, "M": 64},
-    ]
 
 
 def _make(tensor: TensorSpec, shape: tuple[int, ...], random: np.random.RandomState) -> Probe:

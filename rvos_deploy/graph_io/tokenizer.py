@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from rvos_deploy.errors import BundleError, InputError, one_line
 from rvos_deploy.files import read_regular_file
-from rvos_deploy.networks.pan2024.config import CONTEXT_LENGTH
 
+CONTEXT_LENGTH = 77
+"""The most tokens that a CLIP text tower takes, start and end of text included."""
 _MAXIMUM_BYTES = 64 << 20
 START_OF_TEXT, END_OF_TEXT = "<start_of_text>", "<end_of_text>"
 

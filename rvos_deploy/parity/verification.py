@@ -20,19 +20,18 @@ from rvos_deploy.bundle.parity_file import read_arrays
 from rvos_deploy.errors import BundleError
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.graph_io.frame_geometry import display_logits, fit_frame
-from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
+from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.probe import (
     PROBE_BOX,
     PROBE_EXPRESSIONS,
     Probe,
-    probe_cases,
     probe_clip,
     probe_inputs,
 )
-from rvos_deploy.networks.pan2024.config import ModelConfig
-from rvos_deploy.networks.pan2024.slots import LOST, RecordedTracker, Replay, make_tracker
+from rvos_deploy.graph_io.tensors import HostArray, Tensor
+from rvos_deploy.networks.network import Network
 from rvos_deploy.parity.comparison import Comparison, compare, sample
-from rvos_deploy.runtime.backends.base import Backend, HostArray, Runner, Value
+from rvos_deploy.runtime.backends.base import Backend, Graph
 from rvos_deploy.runtime.finite import NotFiniteError
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import StreamSettings
@@ -47,12 +46,6 @@ MAXIMUM_UNDECIDED = 0.01
 """Masks of which a larger share is undecided prove nothing, and fail."""
 
 
-SLOT_TIE = 16
-"""PyTorch's slots may cost more than the best ones here by so many times what the graph that gives
-their cues may err by. Two queries changed places: four costs, of cues with weights of together 4.4
-(``networks/pan2024/slots.py``), may each err by that, which makes 17.6. In float16 it is 0.16."""
-MAXIMUM_SLOT_EXCESS = LOST / 4
-"""And never by more than this: so far apart, it is another object."""
 CLIP_LOGITS, CLIP_ORDER = "clip mask_logits", "clip slot_order"
 """What a bundle records of the clip (see ``export/parity.py``)."""
 MAXIMUM_UNDECIDED_QUERIES = 0.5
@@ -73,7 +66,7 @@ FURTHEST_QUERY = 0.5
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison with its verdict, and the share of queries that differ by more than the
+    """One comparison with its result, and the share of queries that differ by more than the
     tolerance because the last bit decides what they read.
     """
 
@@ -85,7 +78,7 @@ class Check:
 
     @property
     def note(self) -> str:
-        """What the verdict rests on beside its numbers; empty for most."""
+        """What the result rests on beside its numbers; empty for most."""
         if not (self.passed and self.undecided):
             return ""
         return (
@@ -145,36 +138,36 @@ class MaskCheck:
         }
 
 
-Verdict = Check | MaskCheck
+CheckResult = Check | MaskCheck
 Progress = Callable[[str], None]
 
 
 def run_cases(
-    runner: Runner, config: ModelConfig
-) -> Iterator[tuple[str, dict[str, Probe], dict[str, Value]]]:
-    """Run a graph at every size that the runner takes: the case's name, inputs and outputs.
+    graph: Graph, network: Network
+) -> Iterator[tuple[str, dict[str, Probe], dict[str, Tensor]]]:
+    """Run a graph at every size that it supports: the case's name, inputs and outputs.
 
     Raises:
-        EngineError: the runner takes none of them; says the command.
+        EngineError: the graph supports none of them; says the command.
     """
-    cases = _named_cases(runner.spec, config)
-    taken = {name: case for name, case in cases.items() if runner.takes(case[1])}
-    for name, (seed, axes) in (taken or cases).items():
-        inputs = probe_inputs(runner.spec, axes, seed)
-        yield name, inputs, runner.infer(inputs)
+    cases = _named_cases(graph.spec, network)
+    supported = {name: case for name, case in cases.items() if graph.supports(case[1])}
+    for name, (seed, axes) in (supported or cases).items():
+        inputs = probe_inputs(graph.spec, axes, seed)
+        yield name, inputs, graph.run(inputs)
 
 
-def left_out(runner: Runner, config: ModelConfig) -> list[str]:
-    """Names of the cases that the runner does not take: sizes outside an engine's profiles."""
-    cases = _named_cases(runner.spec, config)
-    return [name for name, (_, axes) in cases.items() if not runner.takes(axes)]
+def left_out(graph: Graph, network: Network) -> list[str]:
+    """Names of the cases that the graph does not support: sizes outside an engine's profiles."""
+    cases = _named_cases(graph.spec, network)
+    return [name for name, (_, axes) in cases.items() if not graph.supports(axes)]
 
 
-def _named_cases(spec: GraphSpec, config: ModelConfig) -> dict[str, tuple[int, dict[str, int]]]:
+def _named_cases(spec: GraphSpec, network: Network) -> dict[str, tuple[int, dict[str, int]]]:
     """Seed and sizes by name: a bundle's own size may be that of another case, and is run once."""
     return {
         case_name(spec.name, axes): (seed, axes)
-        for seed, case in enumerate(probe_cases(config))
+        for seed, case in enumerate(network.probe_cases())
         for axes in [case_axes(spec, case)]
     }
 
@@ -217,24 +210,12 @@ def judge(
     return Check(name, share <= MAXIMUM_UNDECIDED_QUERIES, tolerance, comparison, share)
 
 
-def query_of_values(
-    spec: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...]
-) -> NDArray[np.int64] | None:
-    """Which query each value of an output of this ``shape`` belongs to, in graphs of half precision
-    whose queries read through masks; None: every value must agree.
-    """
-    if spec.name != "frame_decoder" or spec.precision == "fp32" or len(tensor.shape) > 3:
-        return None
-    numbers = np.arange(shape[0] * shape[1]).reshape(*shape[:2], *[1] * (len(shape) - 2))
-    return np.broadcast_to(numbers, shape)
-
-
 def verify(
     bundle: Bundle,
     backend: Backend,
     progress: Progress | None = None,
     on_left_out: Progress | None = None,
-) -> list[Verdict]:
+) -> list[CheckResult]:
     """Run every recorded check on this back end; all run, whatever fails.
 
     Args:
@@ -249,26 +230,27 @@ def verify(
         EngineError: an engine takes none of a graph's cases, or not the clip; says the command.
     """
     recorded = read_reference(bundle)
-    verdicts: list[Verdict] = []
+    results: list[CheckResult] = []
     for spec in bundle.graphs.values():
         if progress is not None:
             progress(spec.name)
-        with backend.runner(spec, bundle.graph_file(spec.name)) as runner:
+        with backend.open(bundle, [spec.name]) as session:
+            graph = session.graphs[spec.name]
             if on_left_out is not None:
-                for name in left_out(runner, bundle.config):
+                for name in left_out(graph, bundle.network):
                     on_left_out(name)
-            for name, _, outputs in run_cases(runner, bundle.config):
+            for name, _, outputs in run_cases(graph, bundle.network):
                 for tensor in spec.outputs:
                     key = f"{name} {tensor.name}"
-                    whole = runner.to_host(outputs[tensor.name])
+                    (whole,) = session.ops.to_host([outputs[tensor.name]]).arrays()
                     expected = _recorded(recorded, key, bundle)
-                    of = query_of_values(spec, tensor, whole.shape)
+                    of = bundle.network.independent_rows(spec, tensor, whole.shape)
                     queries = None if of is None else sample(of)
-                    verdicts.append(judge(key, spec.tolerance, expected, sample(whole), queries))
+                    results.append(judge(key, spec.tolerance, expected, sample(whole), queries))
     if progress is not None:
         progress("masks of a clip")
-    verdicts.append(check_masks(bundle, backend, recorded[CLIP_LOGITS], recorded.get(CLIP_ORDER)))
-    return verdicts
+    results.append(check_masks(bundle, backend, recorded[CLIP_LOGITS], recorded.get(CLIP_ORDER)))
+    return results
 
 
 def read_reference(bundle: Bundle) -> dict[str, NDArray[Any]]:
@@ -286,14 +268,10 @@ def read_reference(bundle: Bundle) -> dict[str, NDArray[Any]]:
     sizes = (*expected, padded[0] // 4, padded[1] // 4)
     if logits is None or logits.shape != sizes or not np.isfinite(logits).all():
         raise _not_recorded(path, CLIP_LOGITS, f"finite numbers {list(sizes)}")
-    slots = np.arange(bundle.config.num_queries)
-    if order is not None and (
-        order.dtype.kind != "i"
-        or order.shape != (*expected, len(slots))
-        or (np.sort(order, axis=-1) != slots).any()
-    ):
-        needed = f"orders of {len(slots)} queries {[*expected, len(slots)]}"
-        raise _not_recorded(path, CLIP_ORDER, needed)
+    if order is not None:
+        needed = bundle.network.check_choices(order)
+        if needed is not None or order.shape[:2] != expected:
+            raise _not_recorded(path, CLIP_ORDER, f"{needed or 'choices'} {[*expected, '...']}")
     return recorded
 
 
@@ -338,7 +316,7 @@ def check_masks(
         return MaskCheck(name, False, minimum, j=0.0, f=0.0, foreground=0.0)
     undecided = np.abs(logits) <= TIE[bundle.precision] * np.abs(logits).max()
     check = judge_probe(name, bundle, logits > 0, found, undecided)
-    if check.allowed_excess < found.excess <= MAXIMUM_SLOT_EXCESS:
+    if check.allowed_excess < found.excess <= bundle.network.maximum_choice_excess:
         own = probe_masks(bundle, backend, clip, PROBE_BOX, None)
         by_own = judge_probe(name, bundle, logits > 0, own, undecided)
         if by_own.passed:
@@ -398,16 +376,8 @@ def allowed_differences(bundle: Bundle) -> AllowedDifferences:
     minimum = MINIMUM_J_AND_F if parity.minimum_j_and_f is UNSET else parity.minimum_j_and_f
     stated = parity.maximum_slot_excess
     if stated is UNSET or stated is None:
-        excess = default_slot_excess(bundle.graphs["frame_decoder"].tolerance)
-        return AllowedDifferences(minimum, excess, False)
+        return AllowedDifferences(minimum, bundle.network.choice_excess(bundle.graphs), False)
     return AllowedDifferences(minimum, stated, True)
-
-
-def default_slot_excess(tolerance: float) -> float:
-    """What PyTorch's slots may cost more than the best where ``--maximum-slot-excess`` says nothing
-    else; ``tolerance``: of the graph that gives the cues.
-    """
-    return min(SLOT_TIE * tolerance, MAXIMUM_SLOT_EXCESS)
 
 
 def probe_masks(
@@ -429,22 +399,12 @@ def probe_masks(
         Segmenter(bundle, backend) as segmenter,
         segmenter.stream(PROBE_EXPRESSIONS, settings) as stream,
     ):
-        alignment = bundle.config.alignment
-        recorded = [RecordedTracker(make_tracker(alignment)) for _ in PROBE_EXPRESSIONS]
-        replays = [] if orders is None else [Replay(of_one) for of_one in orders]
-        stream.track_by([make_tracker(alignment, replay) for replay in replays] or recorded)
+        choices = stream.steps.record_choices(orders)
         for frame in clip:
             stream.push(frame)
         masks = np.stack([result.masks for result in stream.flush()], axis=1)
-    if orders is None:
-        orders = np.stack([np.array(tracker.orders, np.int64) for tracker in recorded])
-    worst = max(range(len(replays)), key=lambda i: replays[i].excess, default=None)
-    if worst is None or (tie := replays[worst].tie) is None:
-        return ProbeMasks(masks, orders, 0.0)
-    excess, (frame, slots) = replays[worst].excess, tie
-    named = f"slot {slots[0]}" if len(slots) == 1 else f"slots {', '.join(map(str, slots))}"
-    text = f"near tie at {named} (expression {worst}, frame {frame}; costs differ by {excess:.2g})"
-    return ProbeMasks(masks, orders, excess, text)
+    replay = choices.replay()
+    return ProbeMasks(masks, choices.orders(), replay.excess, replay.tie)
 
 
 def judge_masks(

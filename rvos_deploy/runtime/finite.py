@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.base import Fetching, Value
+from rvos_deploy.graph_io.tensors import HostCopy, Tensor
 
 
 class NotFiniteError(BackendError):
@@ -26,7 +26,7 @@ _HIDDEN = ("mask_logits",)
 """Outputs whose -infinity says that a pixel is hidden for certain."""
 
 
-def require_finite(graph: str, outputs: Mapping[str, Value], occasion: str) -> None:
+def require_finite(graph: str, outputs: Mapping[str, Tensor], occasion: str) -> None:
     """Refuse outputs of a graph that are not numbers; those that are not NumPy arrays pass.
 
     Args:
@@ -58,9 +58,9 @@ def not_finite(graph: str, output: str, occasion: str) -> NotFiniteError:
 class MapCheck:
     """Whether maps of mask logits on a device hold numbers; waited for by whoever asks first."""
 
-    def __init__(self, fetching: Fetching, occasion: str) -> None:
-        """``fetching``: of ``Runner.finite_maps``; ``occasion``: as in :func:`require_finite`."""
-        self._fetching: Fetching | None = fetching
+    def __init__(self, copy: HostCopy, occasion: str) -> None:
+        """``copy``: of ``TensorOps.finite_maps``; ``occasion``: as in :func:`require_finite`."""
+        self._copy: HostCopy | None = copy
         self._occasion = occasion
         self._sound = False
         self._lock = threading.Lock()
@@ -68,8 +68,8 @@ class MapCheck:
     def require(self) -> None:
         """Raise NotFiniteError unless all of them do; every time that it is asked."""
         with self._lock:
-            if self._fetching is not None:
-                (sound,) = self._fetching.arrays()
-                self._sound, self._fetching = bool(sound.all()), None
+            if self._copy is not None:
+                (sound,) = self._copy.arrays()
+                self._sound, self._copy = bool(sound.all()), None
         if not self._sound:
             raise not_finite("mask_head", "mask_logits", self._occasion)

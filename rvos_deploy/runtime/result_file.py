@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import cannot_write, create_temporary, discard, put_in_place
-from rvos_deploy.runtime.stream import FrameMasks
+from rvos_deploy.runtime.frame_masks import FrameMasks
 
 SCHEMA = "rvos-deploy/run/1"
 _BEGINNING = b'{"schema": "rvos-deploy/run/'

@@ -11,6 +11,7 @@ from typing import Any
 from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.files import cannot_write, made_folder
 from rvos_deploy.redaction import redact_text
+from rvos_deploy.runtime.frame_masks import FrameMasks
 from rvos_deploy.runtime.result_file import ResultFile
 from rvos_deploy.runtime.run_folder import (
     MASKS,
@@ -19,7 +20,6 @@ from rvos_deploy.runtime.run_folder import (
     earlier_files,
     replacing_earlier_files,
 )
-from rvos_deploy.runtime.stream import FrameMasks
 from rvos_deploy.video import MaskWriter, OverlayWriter, VideoInfo, draw_overlay
 from rvos_deploy.video.frames import Image
 from rvos_deploy.video.pipeline import BackgroundSink

@@ -9,17 +9,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rvos_deploy import stopping
 from rvos_deploy.bundle.folder import bundle_files
 from rvos_deploy.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.overlap import source_files
 from rvos_deploy.redaction import redact
+from rvos_deploy.runtime.frame_masks import FrameMasks
 from rvos_deploy.runtime.limits import check_limits
 from rvos_deploy.runtime.run_folder import check_run_folder, run_folder
 from rvos_deploy.runtime.run_writer import RunWriter
 from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.runtime.stream import FrameMasks, Stream
+from rvos_deploy.runtime.stream import Stream
 from rvos_deploy.spill_store import SpillStore
 from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video import VideoReader, open_video
@@ -107,7 +110,7 @@ def segment_video(
         check_limits(
             segmenter.bundle.graphs,
             settings,
-            stream.box,
+            settings.size or segmenter.bundle.config.input_size,
             len(expressions),
             reader.info.frame_count,
         )
@@ -169,7 +172,7 @@ def _drive(
         def write(results: Iterable[FrameMasks]) -> None:
             for result in results:
                 number, duration = waiting.pop(result.index)
-                writer.submit(result, images.take(number), duration)
+                writer.submit(result, np.asarray(images.take(number), np.uint8), duration)
 
         seen = 0
         for frame in prefetch(reader, FRAMES_AHEAD):
@@ -219,8 +222,7 @@ def _settings(segmenter: Segmenter, stream: Stream) -> dict[str, Any]:
         "precision": segmenter.bundle.precision,
         **asdict(stream.settings),
         "memory": stream.settings.window,
-        "threshold": stream.threshold,
-        "size": list(stream.box),
+        "size": list(stream.settings.size or config.input_size),
     }
 
 

@@ -10,21 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from rvos_deploy.bundle.folder import TOKENIZER, Bundle, open_bundle
-from rvos_deploy.closeable import Closing
+from rvos_deploy.closeable import Closeable
 from rvos_deploy.errors import BundleError, InputError
 from rvos_deploy.graph_io.tokenizer import Tokenizer, check_text
-from rvos_deploy.networks.pan2024.expression import EncodedText
+from rvos_deploy.networks.steps import EncodedText
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.finite import require_finite
+from rvos_deploy.runtime.graph_calls import SessionCalls, StageCallback
 from rvos_deploy.runtime.limits import check_limits
-from rvos_deploy.runtime.stream import StageCallback, Stream, add_expressions
+from rvos_deploy.runtime.stream import Stream, add_expressions
 from rvos_deploy.stream_settings import StreamSettings, described, whole_number
 
 _CACHED_TEXTS = 1024
 
 
-class Segmenter(Closing):
+class Segmenter(Closeable):
     """The graphs of one bundle on one back end. May be shared by threads, each with its streams."""
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
@@ -34,16 +34,8 @@ class Segmenter(Closing):
         self._texts: OrderedDict[str, EncodedText] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
-        self._runners = {
-            name: backend.runner(spec, bundle.graph_file(name))
-            for name, spec in bundle.graphs.items()
-        }
-        try:
-            for runner in self._runners.values():
-                runner.activate()
-        except BaseException:
-            self.close()
-            raise
+        self._session = backend.open(bundle)
+        self._calls = SessionCalls(self._session)
 
     def stream(
         self,
@@ -81,7 +73,9 @@ class Segmenter(Closing):
             check_limits(self.bundle.graphs, settings, box, len(expressions))
         if settings.threshold is None:
             settings = replace(settings, threshold=self.bundle.threshold(settings.mode))
-        stream = Stream(self.bundle.config, self._runners, self.encode_text, settings, on_stage)
+        calls = SessionCalls(self._session, on_stage)
+        steps = self.bundle.network.steps(calls, settings)
+        stream = Stream(steps, calls, self.encode_text, settings)
         try:
             add_expressions(stream, expressions)
         except BaseException:
@@ -102,12 +96,7 @@ class Segmenter(Closing):
             if text in self._texts:
                 self._texts.move_to_end(text)
                 return self._texts[text]
-        ids = self._tokenizer(text)
-        runner = self._runners["text_encoder"]
-        outputs = runner.infer({"token_ids": ids[None]})
-        arrays = {name: runner.to_host(outputs[name]) for name in ("text_tokens", "sentence")}
-        require_finite(runner.spec.name, arrays, f"expression '{text[:40]}'")
-        encoded = EncodedText(text, tokens=arrays["text_tokens"][0], sentence=arrays["sentence"][0])
+        encoded = self.bundle.network.encode_text(self._calls, self._tokenizer, text)
         with self._lock:
             self._texts[text] = encoded
             if len(self._texts) > _CACHED_TEXTS:
@@ -117,8 +106,7 @@ class Segmenter(Closing):
     def close(self) -> None:
         """Free the graphs; its streams can do nothing more, but be closed."""
         self._closed = True
-        for runner in self._runners.values():
-            runner.deactivate()
+        self._session.close()
 
     def _require_open(self) -> None:
         if self._closed:

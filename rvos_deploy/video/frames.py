@@ -84,8 +84,8 @@ class VideoInfo:
             raise InputError(f"a time base must be above 0 s, found {self.time_base}")
 
 
-def check_image(image: Image, size: tuple[int, int] | None = None) -> None:
-    """Raise InputError unless ``image`` is uint8 [H, W, 3], of ``size`` (H, W) if given."""
+def check_image(image: object, size: tuple[int, int] | None = None) -> Image:
+    """Return the image. Raises InputError: not uint8 [H, W, 3], or not of ``size`` (H, W)."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         found = getattr(image, "dtype", type(image).__name__)
         raise InputError(f"an image must be a uint8 array, found {found}; convert it first")
@@ -96,3 +96,4 @@ def check_image(image: Image, size: tuple[int, int] | None = None) -> None:
             f"an image of {image.shape[1]}x{image.shape[0]} was given to a video of "
             f"{size[1]}x{size[0]}; resize it first"
         )
+    return image

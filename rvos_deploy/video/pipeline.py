@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Generic, NamedTuple, ParamSpec, TypeVar
 
 from rvos_deploy import stopping
-from rvos_deploy.closeable import Closing
+from rvos_deploy.closeable import Closeable
 from rvos_deploy.errors import InputError
 
 Item = TypeVar("Item")
@@ -30,7 +30,7 @@ def prefetch(iterable: Iterable[Item], depth: int = 4) -> Generator[Item, None, 
     What the iterator raises is raised here, with its traceback. The thread starts with the first
     item asked for. It ends when the items do, or when this generator is closed: by ``close()``, by
     leaving a loop over it, by an exception such as KeyboardInterrupt. The iterator, if it can be
-    closed, is closed then: by that thread, or, if it is a ``Closing``, from here, which wakes a
+    closed, is closed then: by that thread, or, if it is a ``Closeable``, from here, which wakes a
     thread that waits for a silent source. Raises InputError for a depth below 1.
     """
     if depth < 1:
@@ -56,7 +56,7 @@ def _prefetched(iterable: Iterable[Item], depth: int) -> Generator[Item, None, N
     finally:
         stop.set()
         room.release()
-        if isinstance(iterable, Closing):
+        if isinstance(iterable, Closeable):
             iterable.close()
         thread.join(_PATIENCE)
 

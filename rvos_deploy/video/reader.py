@@ -15,7 +15,7 @@ from typing import Literal
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from rvos_deploy.closeable import Closing
+from rvos_deploy.closeable import Closeable
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.images import is_still
 from rvos_deploy.iterator_thread import IteratorThread, NoItemError
@@ -63,7 +63,7 @@ class _Opening:
     allow_playlists: bool
 
 
-class VideoReader(Closing):
+class VideoReader(Closeable):
     """An open video: an iterator over Frame, to be used once, and a context manager.
 
     ``info`` is known from the start, and so are ``notes``: one line each for what a viewer would

@@ -92,7 +92,7 @@ def test_every_operator_is_rounded_once(small: Path, weights: dict[str, np.ndarr
     order of summation does not show.
     """
     x = (np.random.default_rng(5).standard_normal((33, 8)) * 10).astype(np.float32)
-    with Bf16ReferenceBackend().runner(SPEC, OnnxFile(small)) as runner:
+    with Bf16ReferenceBackend().open_files([(SPEC, OnnxFile(small))]) as session:
         found = runner.infer({"x": x})
     narrow = rounded(x)
     left = rounded(narrow[:, :4] * np.float32(2.1))
@@ -106,7 +106,7 @@ def test_every_operator_is_rounded_once(small: Path, weights: dict[str, np.ndarr
 
 def test_without_rounding_it_is_float32(small: Path, weights: dict[str, np.ndarray]) -> None:
     x = np.random.default_rng(6).standard_normal((5, 8)).astype(np.float32)
-    with Bf16ReferenceBackend(rounding=False).runner(SPEC, OnnxFile(small)) as runner:
+    with Bf16ReferenceBackend(rounding=False).open_files([(SPEC, OnnxFile(small))]) as session:
         found = runner.infer({"x": x})
     w, b = (weights[name].astype(np.float32) for name in "wb")
     expected = np.maximum(x[:, :4] * np.float32(2.1) + x[:, 4:], 0) @ w + b

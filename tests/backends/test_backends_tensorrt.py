@@ -683,14 +683,14 @@ def test_verify_leaves_out_what_the_profiles_do_not_take_and_says_so(
     """``build-engine`` reaches up to the bundle's own size: the tall case lies beyond it."""
     narrow(engines, H=(32, 128, 128), W=(32, 224, 224))
     left_out: list[str] = []
-    verdicts = verify(engines, TensorRtBackend(), on_left_out=left_out.append)
-    assert all(verdict.passed for verdict in verdicts)
+    results = verify(engines, TensorRtBackend(), on_left_out=left_out.append)
+    assert all(result.passed for result in results)
     assert left_out == [
         "backbone H160 W64",
         "frame_decoder H160 W64 E2 L77",
         "mask_head H160 W64 E2",
     ]
-    checked = {" ".join(verdict.name.split()[:-1]) for verdict in verdicts}
+    checked = {" ".join(result.name.split()[:-1]) for result in results}
     assert "backbone H64 W96" in checked
     assert not checked & set(left_out)
     gpu.check_clean()

@@ -22,7 +22,7 @@ from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.profiles import read_profiles
 from rvos_deploy.errors import BackendError, InputError, ParityError
-from rvos_deploy.graph_io.probe import probe_cases
+from rvos_deploy.networks.pan2024.contract import probe_cases
 from rvos_deploy.runtime.segmenter import load
 
 Record = dict[str, Any]

@@ -18,7 +18,7 @@ import pytest
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.bundle.manifest import plain
 from rvos_deploy.cli.export import export
-from rvos_deploy.graph_io.probe import probe_cases
+from rvos_deploy.networks.pan2024.contract import probe_cases
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.parity.verification import MINIMUM_J_AND_F, judge
 

@@ -95,10 +95,10 @@ def test_masks_are_compared_over_a_clip(bundle: Bundle) -> None:
     spec = bundle.graphs["mask_head"]
     own = backend.runner(spec, bundle.graph_file(spec.name))
     partly = PartlyEngines({"mask_head": own}, backend)
-    verdict = compare_masks(bundle, partly, backend, profiles)
-    assert verdict.passed
-    assert verdict.j_and_f == 1.0
-    assert "in 64x96" in verdict.name
+    result = compare_masks(bundle, partly, backend, profiles)
+    assert result.passed
+    assert result.j_and_f == 1.0
+    assert "in 64x96" in result.name
     assert partly.describe()["name"] == "onnxruntime"
 
 

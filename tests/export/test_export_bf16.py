@@ -117,7 +117,7 @@ def test_it_equals_pytorch_rounded_and_not(
 def test_what_was_computed_in_bfloat16_is_bfloat16(decoder: tuple[Graph, Path]) -> None:
     graph, file = decoder
     inputs = probe_inputs(graph.spec, {"E": 2, "L": 5, "M": 3}, 1)
-    with Bf16ReferenceBackend().runner(graph.spec, OnnxFile(file)) as runner:
+    with Bf16ReferenceBackend().open_files([(graph.spec, OnnxFile(file))]) as session:
         outputs = runner.infer(inputs)
     embeddings = outputs["mask_embeddings"]
     assert np.array_equal(embeddings, embeddings.astype(ml_dtypes.bfloat16).astype(np.float32))
@@ -168,4 +168,4 @@ def test_a_whole_bundle_is_proved_and_says_what_was_not(tmp_path: Path) -> None:
             if node.op_type == NODE:
                 value, _, points, offsets, logits = (types[i] for i in node.input)
                 assert (value, points, offsets, logits) == (NARROW, WIDE, NARROW, NARROW)
-    assert all(verdict.passed for verdict in verify(bundle, Bf16ReferenceBackend()))
+    assert all(result.passed for result in verify(bundle, Bf16ReferenceBackend()))

@@ -51,7 +51,7 @@ def test_graphs_equal_pytorch_at_sizes_they_were_not_checked_at(
     with torch.inference_mode():
         outputs = graph.module(*map(torch.from_numpy, inputs.values()))
     tensors = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
-    with make_backend().runner(graph.spec, bundle.graph_file(name)) as runner:
+    with make_backend().open_files([(graph.spec, bundle.graph_file(name))]) as session:
         measured = runner.infer(inputs)
     for spec, tensor in zip(graph.spec.outputs, tensors, strict=True):
         assert measured[spec.name].shape == spec.sizes(axes)
@@ -112,7 +112,7 @@ def test_openvino_runs_the_inlined_graph(tiny_bundle: Path) -> None:
     )
     inputs = probe_inputs(spec, case_axes(spec, AXES[1]), 3)
     found = compiled(inputs)
-    with make_backend().runner(spec, bundle.graph_file("frame_decoder")) as runner:
+    with make_backend().open_files([(spec, bundle.graph_file("frame_decoder"))]) as session:
         expected = runner.infer(inputs)
     for tensor in spec.outputs:
         assert compare(expected[tensor.name], found[tensor.name]).max_abs <= spec.tolerance
@@ -120,9 +120,9 @@ def test_openvino_runs_the_inlined_graph(tiny_bundle: Path) -> None:
 
 def test_verify_passes_and_sees_another_networks_graph(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
-    verdicts = verify(bundle, make_backend())
-    assert all(verdict.passed for verdict in verdicts)
-    assert verdicts[-1].name.startswith("masks of a clip")
+    results = verify(bundle, make_backend())
+    assert all(result.passed for result in results)
+    assert results[-1].name.startswith("masks of a clip")
     model = onnx.load(bundle.graph_file("text_encoder").path)
     weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     changed = np.frombuffer(weights.raw_data, dtype=np.float32) * np.float32(1.01)
@@ -139,8 +139,8 @@ def test_verify_passes_and_sees_another_networks_graph(tiny_bundle: Path) -> Non
             return super().graph_file(name)
 
     other = Elsewhere(bundle.path, bundle.config, bundle.graphs, bundle.manifest)
-    failed = [verdict for verdict in verify(other, make_backend()) if not verdict.passed]
-    assert any(verdict.name.startswith("text_encoder") for verdict in failed)
+    failed = [result for result in verify(other, make_backend()) if not result.passed]
+    assert any(result.name.startswith("text_encoder") for result in failed)
 
 
 def test_a_failed_check_leaves_nothing_and_names_every_failure(
@@ -228,7 +228,7 @@ def test_checkpoints_that_do_not_fit_say_why(tiny_network: RvosNetwork, tmp_path
 @pytest.mark.slow
 def test_the_papers_scale_exports_and_loads(tmp_path: Path) -> None:
     report = export_bundle(preset("large"), tmp_path / "large", Weights(random=True))
-    assert all(verdict.passed for verdict in report.verdicts)
+    assert all(result.passed for result in report.results)
     assert report.peak_memory_bytes < 20 * 2**30
     assert "backbone.onnx.data" in open_bundle(tmp_path / "large").manifest.files
 

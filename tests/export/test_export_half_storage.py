@@ -64,7 +64,7 @@ def test_a_graph_stored_as_float16_computes_the_same(
     inputs = probe_inputs(graph.spec, case_axes(graph.spec, axes), seed=5)
     outputs = []
     for file in (wide, half):
-        with make_backend().runner(graph.spec, OnnxFile(file)) as runner:
+        with make_backend().open_files([(graph.spec, OnnxFile(file))]) as session:
             outputs.append(runner.infer(inputs))
     for tensor in graph.spec.outputs:
         # Not bit for bit: the library fuses nodes otherwise when weights come through a cast.

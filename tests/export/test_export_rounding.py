@@ -205,9 +205,9 @@ def test_the_packaged_weights_in_float16_lose_no_masks(tmp_path: Path) -> None:
     from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 
     report = export_bundle(preset("tiny"), tmp_path / "half", TRAINED)
-    assert all(verdict.passed for verdict in report.verdicts)
-    verdicts = verify(open_bundle(report.path), make_backend("onnxruntime"))
-    assert all(verdict.passed for verdict in verdicts)
+    assert all(result.passed for result in report.results)
+    results = verify(open_bundle(report.path), make_backend("onnxruntime"))
+    assert all(result.passed for result in results)
     data = tmp_path / "data"
     config = WorldConfig(emoji=False)
     write_mevis(data, seed=12345, split="valid", videos=12, config=config)

@@ -215,7 +215,7 @@ spec = open_bundle(sys.argv[1]).graphs["mask_head"]
 inputs = probe_inputs(spec, {"E": 2, "H": 32, "W": 64}, 0)
 for file in sys.argv[2:]:
     try:
-        with make_backend("onnxruntime", threads=1).runner(spec, OnnxFile(Path(file))) as runner:
+        with make_backend("onnxruntime", threads=1).open_files([(spec, OnnxFile(Path(file)))]) as session:
             runner.infer(inputs)
     except RvosError:
         pass

@@ -40,7 +40,9 @@ def run_head(folder: Path, backend: str = "onnxruntime") -> Any:
     bundle = open_bundle(folder, check_files=False)
     spec = bundle.graphs["mask_head"]
     inputs = probe_inputs(spec, {"E": 2, "H": 32, "W": 64}, 0)
-    with make_backend(backend, threads=1).runner(spec, bundle.graph_file("mask_head")) as runner:
+    with make_backend(backend, threads=1).open_files(
+        [(spec, bundle.graph_file("mask_head"))]
+    ) as session:
         return runner.infer(inputs)["mask_logits"]
 
 

@@ -14,16 +14,16 @@ from torch import Tensor
 from rvos_deploy.networks.pan2024.modules.slot_alignment import align_slots, gather_slots
 from rvos_deploy.networks.pan2024.slots import (
     ALIKE,
+    CENTRE_WEIGHT,
     CHANGED,
+    CONTENT_WEIGHT,
     DOUBTFUL,
-    FAR,
     KEPT,
     LONG,
-    LOST,
+    MAX_MATCH_COST,
     OBJECT,
-    RESIZED,
     SAME,
-    UNLIKE,
+    SIZE_WEIGHT,
     VISIBLE,
     WANDERED,
 )
@@ -145,12 +145,12 @@ class SlowTracker:
         known = self.objects[slot]
         if not query.seen:
             return math.inf
-        far = FAR * math.dist(known.centre, query.centre)
-        looks = UNLIKE * (1 - product(unit(known.content), query.content))
-        return far + looks + RESIZED * abs(math.log(query.size / known.size))
+        far = CENTRE_WEIGHT * math.dist(known.centre, query.centre)
+        looks = CONTENT_WEIGHT * (1 - product(unit(known.content), query.content))
+        return far + looks + SIZE_WEIGHT * abs(math.log(query.size / known.size))
 
     def limit(self, slot: int) -> float:
-        return LOST + WANDERED * min(self.unseen[slot], LONG)
+        return MAX_MATCH_COST + WANDERED * min(self.unseen[slot], LONG)
 
     def knows(self, slot: int, query: Sight) -> bool:
         return self.unlike(slot, query) < self.limit(slot)
@@ -164,9 +164,9 @@ class SlowTracker:
                 cost = 0.0
                 if slot in self.objects and self.knows(slot, query):
                     share = self.unlike(slot, query) / self.limit(slot)
-                    cost = LOST * share + DOUBTFUL * (1 - query.score)
+                    cost = MAX_MATCH_COST * share + DOUBTFUL * (1 - query.score)
                 elif slot in self.objects:
-                    cost = LOST + DOUBTFUL
+                    cost = MAX_MATCH_COST + DOUBTFUL
                 row.append(cost + (CHANGED if number != last else 0.0))
             table.append(row)
         return table
@@ -561,9 +561,11 @@ def test_the_longer_an_object_is_hidden_the_farther_it_may_have_gone(
     far: float, needed: float
 ) -> None:
     """It looks as it did, so that only its way counts."""
-    limits = [LOST + WANDERED * min(frames, LONG) for frames in range(61)]
+    limits = [MAX_MATCH_COST + WANDERED * min(frames, LONG) for frames in range(61)]
     # The premise.
-    assert [FAR * far < limit for limit in limits] == [frames >= needed for frames in range(61)]
+    assert [CENTRE_WEIGHT * far < limit for limit in limits] == [
+        frames >= needed for frames in range(61)
+    ]
     place = torch.tensor([-0.9, -0.9]) + far * torch.tensor([0.6, 0.8])
     for hide in (0, 1, 4, 5, LONG - 1, LONG, 60):
         cues, order = hidden(hide, place, hide + 4)

@@ -173,7 +173,9 @@ def test_outputs_that_break_the_contract_are_an_error(tiny_bundle: Path) -> None
         (replace(output, dtype="float16"), r"float16 \[2, 8, 16\]"),
     ):
         other = replace(spec, outputs=(changed,))
-        with make_backend(threads=1).runner(other, bundle.graph_file("mask_head")) as runner:
+        with make_backend(threads=1).open_files(
+            [(other, bundle.graph_file("mask_head"))]
+        ) as session:
             with pytest.raises(BackendError) as error:
                 runner.infer(inputs)
             assert error.match(rf"mask_logits is float32 \[2, 8, 16\], its contract says {needed}")

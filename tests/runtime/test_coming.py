@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.base import HostArray
+from rvos_deploy.runtime.frame_masks import FrameMasks
 from rvos_deploy.runtime.pending_masks import Coming
-from rvos_deploy.runtime.stream import FrameMasks
 
 
 class Once:

@@ -19,9 +19,9 @@ from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip
 from rvos_deploy.runtime.backends.base import Backend, Fetched, Runner, Value
 from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from rvos_deploy.runtime.finite import MapCheck, require_finite
+from rvos_deploy.runtime.frame_masks import FrameMasks
 from rvos_deploy.runtime.pending_masks import Coming
 from rvos_deploy.runtime.segmenter import Segmenter, load
-from rvos_deploy.runtime.stream import FrameMasks
 from rvos_deploy.stream_settings import StreamSettings
 
 SETTINGS = StreamSettings(size=PROBE_BOX, fallback="top1")

@@ -1,4 +1,4 @@
-"""The verdict on a clip's masks: what counts as undecided, and what that excuses."""
+"""The result on a clip's masks: what counts as undecided, and what that excuses."""
 
 from __future__ import annotations
 

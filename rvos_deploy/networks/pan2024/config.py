@@ -8,18 +8,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.frame_geometry import check_size
 
 Initializer = Literal["aligned", "weighted", "sentence"]
 Alignment = Literal["sight", "cosine"]
 ReferredHeadKind = Literal["product", "linear"]
 Hiding = Literal["ramp", "threshold"]
-
-STRIDE = 32
-"""Heights and widths are multiples of this: the coarsest feature map's stride."""
-
-CONTEXT_LENGTH = 77
-"""The most tokens that a CLIP text tower takes, start and end of text included."""
-
 
 LARGEST = 1 << 15
 """Of a width, a count or a side: no network has more, and nothing of such a size is allocated."""
@@ -167,19 +161,6 @@ class ModelConfig:
         except msgspec.ValidationError as error:
             reason = str(error).replace("`", "").removesuffix(" - at $")
             raise InputError(f"model configuration: {reason}") from None
-
-
-def check_size(height: int, width: int) -> None:
-    """Raise InputError unless both are positive multiples of 32."""
-    if height < STRIDE or width < STRIDE or height % STRIDE or width % STRIDE:
-
-        def nearest(side: int) -> int:
-            return max(STRIDE, round(side / STRIDE) * STRIDE)
-
-        raise InputError(
-            f"size {height}x{width} is not a multiple of {STRIDE}; "
-            f"the nearest that is: {nearest(height)}x{nearest(width)}"
-        )
 
 
 _PRESETS = (

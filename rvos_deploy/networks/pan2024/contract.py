@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from rvos_deploy.errors import BundleError, InputError
 from rvos_deploy.graph_io.graph_spec import Dim, GraphSpec, TensorSpec
-from rvos_deploy.graph_io.probe import probe_cases
 from rvos_deploy.networks.pan2024.config import ModelConfig
 
 MAXIMUM_ELEMENTS = 1 << 28
@@ -79,6 +78,17 @@ _NEEDED = {
 }
 GRAPHS = tuple(_NEEDED)
 """Names of a bundle's graphs, in the order in which they run."""
+
+
+def probe_cases(config: ModelConfig) -> list[dict[str, int]]:
+    """Sizes at which every graph is checked: the smallest, odd ones, and the bundle's own."""
+    height, width = config.input_size
+    return [
+        {"H": 32, "W": 32, "E": 1, "L": 2, "M": 1},
+        {"H": 64, "W": 96, "E": 3, "L": 9, "M": 4},
+        {"H": 160, "W": 64, "E": 2, "L": 77, "M": 17},
+        {"H": height, "W": width, "E": 1, "L": 12, "M": 64},
+    ]
 
 
 def check_contracts(graphs: Mapping[str, GraphSpec], config: ModelConfig) -> None:

@@ -29,13 +29,13 @@ class SlotCues(NamedTuple):
     score: Array
 
 
-FAR = 2.5
+CENTRE_WEIGHT = 2.5
 """Weight of the distance between centres, in halves of an image."""
-UNLIKE = 1.0
+CONTENT_WEIGHT = 1.0
 """Weight of 1 - cosine of the contents."""
-RESIZED = 0.5
+SIZE_WEIGHT = 0.5
 """Weight of the logarithm of the ratio of the sizes."""
-LOST = 1.6
+MAX_MATCH_COST = 1.6
 """The most that these cost together: so much says that a query is not the object."""
 WANDERED = 0.2
 """Added to that for each frame since the object was last seen, for up to ``LONG`` frames."""
@@ -174,7 +174,7 @@ class SlotTracker:
             unlike, most = self._unlike(now), self._most()
             doubt = np.where(unlike < most, DOUBTFUL * (1 - now.score), DOUBTFUL)
             # In parts of the limit: to have been lost for long is no claim on another's object.
-            apart = LOST * np.minimum(unlike / most, 1)
+            apart = MAX_MATCH_COST * np.minimum(unlike / most, 1)
             cost = np.where(self._holds[:, None], apart + doubt, 0.0)
             cost += CHANGED * (self._query[:, None] != slots)
             order = self.choose(cost)
@@ -196,12 +196,12 @@ class SlotTracker:
         far = np.linalg.norm(self._centre[:, None] - now.centre, axis=-1)
         cosine = _unit(self._content) @ now.content.T
         resized = np.abs(np.log(np.maximum(now.size, VISIBLE) / self._size[:, None]))
-        cost = FAR * far + UNLIKE * (1.0 - cosine) + RESIZED * resized
+        cost = CENTRE_WEIGHT * far + CONTENT_WEIGHT * (1.0 - cosine) + SIZE_WEIGHT * resized
         return np.where(now.seen & np.isfinite(cost), cost, np.inf)
 
     def _most(self) -> NDArray[np.float64]:
         """The most that a query may be unlike the object of each slot: [N,1]."""
-        return (LOST + WANDERED * np.minimum(self._unseen, LONG))[:, None]
+        return (MAX_MATCH_COST + WANDERED * np.minimum(self._unseen, LONG))[:, None]
 
     def _remember(self, now: _Sight, known: NDArray[np.bool_]) -> None:
         """Keep the last sight of every object; all arguments in the order of the slots."""
@@ -223,53 +223,6 @@ class SlotTracker:
         self._size[again] = KEPT * self._size[again] + (1 - KEPT) * now.size[again]
         self._unseen = np.where(taken, 0, self._unseen + 1)
         self._holds |= new
-
-
-@dataclass
-class RecordedTracker:
-    """Keeps which query [N] each slot of ``tracker`` took, frame by frame, in ``orders``."""
-
-    tracker: Tracker
-    orders: list[NDArray[np.int64]] = field(default_factory=list, init=False)
-
-    def advance(self, cues: SlotCues) -> NDArray[np.int64]:
-        """As the tracker does."""
-        order = self.tracker.advance(cues)
-        self.orders.append(order)
-        return order
-
-
-@dataclass
-class Replay:
-    """Chooses as another library did on the same clip, and says how good that choice is here.
-
-    Of two queries that lie on one object, rounding decides which is taken, and the masks of that
-    slot then differ by what those two do. To compare arithmetic, both take the same; the choice is
-    judged by ``excess``.
-
-    Args:
-        orders: int64 [T,N], the queries of each slot there, frame by frame.
-        excess: by how much its choice costs more than the cheapest here, at most, in the units of
-            the tracker's costs.
-        tie: the frame where that was, and the slots whose queries differ; None while none does.
-    """
-
-    orders: NDArray[np.int64]
-    excess: float = 0.0
-    tie: tuple[int, tuple[int, ...]] | None = None
-    _frame: int = field(default=0, init=False)
-
-    def __call__(self, cost: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The query [N] of each slot, of costs [N,N] (slots, queries)."""
-        self._frame += 1  # The first frame's order is not chosen.
-        theirs: NDArray[np.int64] = self.orders[self._frame]
-        slots = np.arange(len(cost))
-        ours = cheapest(cost)
-        excess = float(cost[slots, theirs].sum() - cost[slots, ours].sum())
-        if excess > self.excess:
-            self.excess = excess
-            self.tie = self._frame, tuple(np.flatnonzero(ours != theirs).tolist())
-        return theirs
 
 
 def _directions(content: Array) -> NDArray[np.float64]:

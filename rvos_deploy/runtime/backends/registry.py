@@ -34,7 +34,7 @@ def _bf16_reference(device: str, threads: int | None) -> Backend:
             f"bf16-reference has no device '{device}'; known: cpu (leave --device out, or choose "
             "--backend onnxruntime)"
         )
-    return Bf16ReferenceBackend(threads)
+    return Bf16ReferenceBackend(threads=threads)
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class Staging:
 
 
 class CudaDevice:
-    """The GPU as this package uses it. Get it from :func:`hold_device`; give it back by ``let_go``.
+    """The GPU as this package uses it. Get it from :func:`acquire_device`; end by ``release``.
 
     ``lock`` is held while work is queued: threads share the streams, and what one of them queued
     while another captures would become part of that capture. Waiting needs no lock.
@@ -315,7 +315,7 @@ class CudaDevice:
         with self.lock:
             return sum(block.size for block in self._blocks)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """The end of one hold; the last one frees everything."""
         with _holding:
             self._holds -= 1
@@ -398,8 +398,8 @@ _devices: dict[int, CudaDevice] = {}
 _holding = threading.RLock()
 
 
-def hold_device(libraries: CudaLibraries, ordinal: int = 0) -> CudaDevice:
-    """The process's one object for a GPU; end the hold by ``let_go``.
+def acquire_device(libraries: CudaLibraries, ordinal: int = 0) -> CudaDevice:
+    """The process's one object for a GPU; end the hold by ``release``.
 
     Raises:
         BackendError: there is no such GPU.

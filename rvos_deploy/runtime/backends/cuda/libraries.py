@@ -11,6 +11,7 @@ from rvos_deploy.errors import BackendError
 OLDEST_TENSORRT = 11
 LEGACY_STREAM = 1
 """CUDA's default stream, by DLPack's number and by its own."""
+_CUDA = ("pycuda.driver", "cuda.bindings.driver")
 INSTALL = "pip install 'rvos-deploy[tensorrt]'"
 _NAMES = {
     "tensorrt": "tensorrt",
@@ -28,12 +29,29 @@ class CudaLibraries:
 
 
 def import_tensorrt() -> tuple[Any, CudaLibraries]:
-    """TensorRT and the two CUDA modules.
+    """Import TensorRT and the two CUDA modules.
 
     Raises:
         BackendError: says which of them are missing or too old, and the command that mends it.
     """
-    found = {module: _import(module) for module in _NAMES}
+    found = _import_all("tensorrt", *_CUDA)
+    trt: Any = found["tensorrt"]
+    if int(trt.__version__.split(".")[0]) < OLDEST_TENSORRT:
+        raise BackendError(
+            f"tensorrt {trt.__version__} is installed, {OLDEST_TENSORRT} or newer is needed; "
+            f"pip install --upgrade 'tensorrt>={OLDEST_TENSORRT}'"
+        )
+    return trt, CudaLibraries(*(found[module] for module in _CUDA))
+
+
+def import_cuda() -> CudaLibraries:
+    """Import the two CUDA modules. Raises BackendError: as ``import_tensorrt``."""
+    found = _import_all(*_CUDA)
+    return CudaLibraries(*(found[module] for module in _CUDA))
+
+
+def _import_all(*modules: str) -> dict[str, Any]:
+    found = {module: _import(module) for module in modules}
     missing = [_NAMES[module] for module, library in found.items() if library is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -41,13 +59,7 @@ def import_tensorrt() -> tuple[Any, CudaLibraries]:
             f"back end tensorrt: {', '.join(missing)} {verb} not installed; {INSTALL}"
             + (" (pycuda is compiled: CUDA's headers are needed)" if "pycuda" in missing else "")
         )
-    trt: Any = found["tensorrt"]
-    if int(trt.__version__.split(".")[0]) < OLDEST_TENSORRT:
-        raise BackendError(
-            f"tensorrt {trt.__version__} is installed, {OLDEST_TENSORRT} or newer is needed; "
-            f"pip install --upgrade 'tensorrt>={OLDEST_TENSORRT}'"
-        )
-    return trt, CudaLibraries(found["pycuda.driver"], found["cuda.bindings.driver"])
+    return found
 
 
 def _import(module: str) -> Any | None:

@@ -13,11 +13,11 @@ import math
 import numpy as np
 
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry, display_taps
-from rvos_deploy.runtime.backends.base import HostArray
+from rvos_deploy.graph_io.tensors import HostArray
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.kernels import number, pointer
 from rvos_deploy.runtime.backends.cuda.resample_weights import TapTables
-from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, Fetch, compute
+from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, DeviceTensor, compute
 
 
 class MaskDisplay:
@@ -36,7 +36,7 @@ class MaskDisplay:
         shape = (logits.shape[0], *geometry.display)
         return self._launch("rvos_show_masks", logits, geometry, shape, np.dtype(np.bool_))
 
-    def fetch(self, logits: DeviceTensor, geometry: FrameGeometry) -> PackedFetch:
+    def fetch(self, logits: DeviceTensor, geometry: FrameGeometry) -> PackedMasksCopy:
         """The same masks on their way to the host, packed.
 
         Raises:
@@ -45,9 +45,9 @@ class MaskDisplay:
         height, width = geometry.display
         shape = (logits.shape[0], height, -(-width // 8))
         packed = self._launch("rvos_pack_masks", logits, geometry, shape, np.dtype(np.uint8))
-        return PackedFetch(Fetch([packed]), width)
+        return PackedMasksCopy(DeviceCopy([packed]), width)
 
-    def finite(self, logits: DeviceTensor) -> FiniteFetch:
+    def finite(self, logits: DeviceTensor) -> FiniteMapsCopy:
         """Whether each map of logits float32 [E,h,w] holds numbers, on its way to the host.
 
         Raises:
@@ -65,7 +65,7 @@ class MaskDisplay:
                 (count, height),
                 np.dtype(np.uint8),
             )
-            return FiniteFetch(Fetch([flags]))
+            return FiniteMapsCopy(DeviceCopy([flags]))
 
     def _launch(
         self,
@@ -90,25 +90,25 @@ class MaskDisplay:
             return compute(device, kernel, math.prod(shape), arguments, shape, dtype)
 
 
-class FiniteFetch:
+class FiniteMapsCopy:
     """Flags of rows that hold what is not a number, on their way to the host."""
 
-    def __init__(self, fetch: Fetch) -> None:
-        self._fetch = fetch
+    def __init__(self, copy: DeviceCopy) -> None:
+        self._copy = copy
 
     def arrays(self) -> list[HostArray]:
         """One array, bool [E]: whether a map holds none; waits. Once only."""
-        (flags,) = self._fetch.arrays()
+        (flags,) = self._copy.arrays()
         return [np.asarray(~flags.any(axis=1))]
 
 
-class PackedFetch:
+class PackedMasksCopy:
     """Packed masks on their way to the host."""
 
-    def __init__(self, fetch: Fetch, width: int) -> None:
-        self._fetch, self._width = fetch, width
+    def __init__(self, copy: DeviceCopy, width: int) -> None:
+        self._copy, self._width = copy, width
 
     def arrays(self) -> list[HostArray]:
         """One array, bool [E,H,W]; waits. Once only."""
-        (packed,) = self._fetch.arrays()
+        (packed,) = self._copy.arrays()
         return [np.unpackbits(packed, axis=-1, count=self._width).view(np.bool_)]

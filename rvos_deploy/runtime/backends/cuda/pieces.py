@@ -1,4 +1,4 @@
-"""Pieces of tensors on the GPU put together there: slots in order, the memory of frame queries.
+"""Pieces of tensors on the GPU copied there: slots in order, the memory of frame queries.
 
 One kernel copies pieces of equal size from a list of addresses, which is all that goes up.
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -35,16 +34,40 @@ def gather(value: DeviceTensor, index: NDArray[np.integer]) -> DeviceTensor:
     return _copy(value.device, addresses, nbytes, (*index.shape, *rest), value.dtype)
 
 
-def stack(rows: Sequence[Sequence[DeviceTensor | None]]) -> DeviceTensor:
-    """Tensors of equal shape as one, [rows, columns, ...]; None stands for zeros.
+def zeros(device: CudaDevice, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceTensor:
+    """Return a tensor of zeros [R,M,...].
 
     Queued. Raises BackendError: there are no kernels (says why), or memory is short.
     """
-    pieces = [piece for row in rows for piece in row]
-    first = next(piece for piece in pieces if piece is not None)
-    addresses = np.array([0 if piece is None else piece.address for piece in pieces])
-    shape = (len(rows), len(rows[0]), *first.shape)
-    return _copy(first.device, addresses, first.nbytes, shape, first.dtype)
+    nbytes = math.prod(shape[2:]) * np.dtype(dtype).itemsize
+    return _copy(device, np.zeros(math.prod(shape[:2]), np.uint64), nbytes, shape, dtype)
+
+
+def resized(value: DeviceTensor, rows: NDArray[np.integer], columns: int) -> DeviceTensor:
+    """Return a tensor [len(rows),columns,...] that begins like rows of ``value`` [E,M,...]; -1
+    stands for a row of zeros.
+
+    Queued. Raises BackendError: there are no kernels (says why), or memory is short.
+    """
+    rest = value.shape[2:]
+    nbytes = math.prod(rest) * value.dtype.itemsize
+    place = np.arange(columns)
+    addresses = value.address + (rows[:, None] * value.shape[1] + place) * nbytes
+    addresses[(rows < 0)[:, None] | (place >= value.shape[1])] = 0
+    shape = (len(rows), columns, *rest)
+    return _copy(value.device, addresses.ravel(), nbytes, shape, value.dtype)
+
+
+def write(target: DeviceTensor, positions: NDArray[np.integer], values: DeviceTensor) -> None:
+    """Set ``target[e, positions[e]] = values[e]``: one copy on the device for every e. Queued."""
+    device = target.device
+    nbytes = math.prod(target.shape[2:]) * target.dtype.itemsize
+    with device.lock, device.current():
+        for row, position in enumerate(positions.tolist()):
+            there = target.address + (row * target.shape[1] + position) * nbytes
+            device.driver.memcpy_dtod_async(
+                there, values.address + row * nbytes, nbytes, device.compute
+            )
 
 
 def _copy(

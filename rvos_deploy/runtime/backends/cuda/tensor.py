@@ -131,7 +131,7 @@ class DeviceTensor:
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
             raise ValueError("a tensor on the GPU cannot become a NumPy array without a copy")
-        (array,) = fetch([self])
+        (array,) = DeviceCopy([self]).arrays()
         return array if dtype is None else array.astype(dtype, copy=False)
 
     def reshape(self, *shape: int) -> DeviceTensor:
@@ -155,7 +155,7 @@ class DeviceTensor:
         return f"DeviceTensor(shape={self.shape}, dtype={self.dtype}, on={self.device.name})"
 
 
-class Fetch:
+class DeviceCopy:
     """Tensors on their way to the host; queued when it is made, waited for in :meth:`arrays`."""
 
     def __init__(self, tensors: Sequence[DeviceTensor]) -> None:
@@ -182,11 +182,6 @@ class Fetch:
             self._device.unpin(pinned)
         self._pinned, self._tensors = [], []
         return arrays
-
-
-def fetch(tensors: Sequence[DeviceTensor]) -> list[NDArray[Any]]:
-    """Host copies of tensors on one device, with one wait for all."""
-    return Fetch(tensors).arrays() if tensors else []
 
 
 def compute(

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.bundle.onnx_file import OnnxContent, OnnxFile
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import BackendError, one_line
 from rvos_deploy.graph_io.graph_spec import GraphSpec
-from rvos_deploy.runtime.backends.base import Backend, Runner, Value
-from rvos_deploy.runtime.backends.cuda.foreign_arrays import is_device_array
+from rvos_deploy.graph_io.tensors import Tensor
+from rvos_deploy.runtime.backends.base import Backend, Graph, Session
+from rvos_deploy.runtime.backends.host_ops import HostOps
 from rvos_deploy.runtime.backends.onnxruntime.binding import run_bound
-from rvos_deploy.runtime.backends.onnxruntime.device_arrays import borrow_for_onnxruntime
+from rvos_deploy.runtime.backends.onnxruntime.device_arrays import CudaArrayOps
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -47,27 +52,42 @@ class OnnxRuntimeBackend(Backend):
                 "(the two packages shadow each other)"
             )
 
-    def runner(self, spec: GraphSpec, file: OnnxFile) -> OnnxRuntimeRunner:
-        """A runner, not yet active, of the graph in this file."""
-        threads = self.threads or usable_cores()
-        return OnnxRuntimeRunner(spec, file, PROVIDERS[self.device], threads)
+    def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
+        """Open graphs of a bundle; see ``Backend.open``."""
+        names = bundle.graphs if graphs is None else graphs
+        return self.open_files((bundle.graphs[name], bundle.graph_file(name)) for name in names)
+
+    def open_files(self, files: Iterable[tuple[GraphSpec, OnnxFile]]) -> Session:
+        """Open ONNX files by their contracts; for an export, which has no bundle yet.
+
+        Raises BackendError, BundleError: as ``open``.
+        """
+        with ExitStack() as stack:
+            opened: dict[str, Graph] = {}
+            for spec, file in files:
+                opened[spec.name] = stack.enter_context(self._graph(spec, file))
+            stack.pop_all()
+        return Session(opened, CudaArrayOps() if self.device == "cuda" else HostOps())
+
+    def _graph(self, spec: GraphSpec, file: OnnxFile) -> Graph:
+        return OnnxRuntimeGraph(spec, file, PROVIDERS[self.device], self.threads or usable_cores())
 
     def describe(self) -> dict[str, str]:
         """Library, version and device."""
         return {"name": self.name, "version": _import().__version__, "device": self.device}
 
 
-class OnnxRuntimeRunner(Runner):
+class OnnxRuntimeGraph(Graph):
     """One graph in an ONNX Runtime session."""
 
     def __init__(self, spec: GraphSpec, file: OnnxFile, provider: str, threads: int) -> None:
+        """Open the session, and make sure that it runs where it was asked to.
+
+        Raises BackendError, BundleError: as ``Backend.open``.
+        """
         super().__init__(spec)
         self._file, self._provider, self._threads = file, provider, threads
-        self._session: Any = None
         self._outputs = [tensor.name for tensor in spec.outputs]
-
-    def activate_impl(self) -> None:
-        """Open the session, and make sure that it runs where it was asked to."""
         self._check_precision()
         ort = _import()
         options = ort.SessionOptions()
@@ -104,7 +124,7 @@ class OnnxRuntimeRunner(Runner):
             )
         # It keeps the model's bytes, to open them again with other providers: never done here.
         session._model_bytes = None
-        self._session = session
+        self._session: Any = session
 
     def _content(self) -> OnnxContent:
         """What the session is opened from; freed when it is open."""
@@ -136,29 +156,24 @@ class OnnxRuntimeRunner(Runner):
     def _computes_in_half(self) -> bool:
         return any(tensor.dtype == "float16" for tensor in (*self.spec.inputs, *self.spec.outputs))
 
-    def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+    def _run(self, inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
         """Run the session; on a GPU its outputs stay there, for the next graph."""
-        # Kept here, because another thread may close the segmenter meanwhile.
+        # Kept here, because another thread may close the graph meanwhile.
         session = self._session
         if session is None:
             raise BackendError(f"the graph {self.spec.name} was closed; load the bundle again")
         try:
             if self._provider == PROVIDERS["cuda"]:
                 return run_bound(session, "cuda", inputs, self.spec.outputs)
-            outputs = session.run(self._outputs, dict(inputs))
+            arrays = {name: np.asarray(value) for name, value in inputs.items()}
+            outputs = session.run(self._outputs, arrays)
         except Exception as error:
             raise BackendError(
                 f"onnxruntime failed in {self.spec.name}: {_first_line(error)}"
             ) from error
         return dict(zip(self._outputs, outputs, strict=True))
 
-    def take(self, value: Any) -> Value:
-        """An array on the GPU as it is, where the session runs there; others as NumPy arrays."""
-        if self._provider == PROVIDERS["cuda"] and is_device_array(value):
-            return borrow_for_onnxruntime(value)
-        return super().take(value)
-
-    def deactivate_impl(self) -> None:
+    def _close(self) -> None:
         """Drop the session."""
         self._session = None
 

@@ -18,11 +18,11 @@ from rvos_deploy.bundle.onnx_file import OnnxContent, OnnxFile, external_slices
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import BackendError, RvosError, one_line
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
-from rvos_deploy.runtime.backends.base import Backend
+from rvos_deploy.runtime.backends.base import Graph
 from rvos_deploy.runtime.backends.onnxruntime.backend import (
     PROVIDERS,
     OnnxRuntimeBackend,
-    OnnxRuntimeRunner,
+    OnnxRuntimeGraph,
 )
 
 NAME = "bf16-reference"
@@ -36,45 +36,38 @@ rounded stays so."""
 
 
 @dataclass(frozen=True)
-class Bf16ReferenceBackend(Backend):
+class Bf16ReferenceBackend(OnnxRuntimeBackend):
     """ONNX Runtime on the CPU, bfloat16 rounded as the graph says.
 
     Args:
-        threads: for one graph's arithmetic; None takes every core that the process may use.
         rounding: False leaves the rounding out: the same operators and weights in float32, which
             can be compared much more closely. It takes graphs of float16 too, whose inputs and
             outputs are then float32.
     """
 
-    threads: int | None = None
     rounding: bool = True
     name = NAME
 
     def __post_init__(self) -> None:
-        OnnxRuntimeBackend("cpu")  # says what is missing
+        super().__post_init__()
         _onnx()
 
-    def runner(self, spec: GraphSpec, file: OnnxFile) -> OnnxRuntimeRunner:
-        """A runner, not yet active, of the graph in this file."""
+    def _graph(self, spec: GraphSpec, file: OnnxFile) -> Graph:
         spec = spec if self.rounding else _float32_edges(spec)
-        return _Runner(spec, file, self.threads or usable_cores(), rounding=self.rounding)
+        return _WidenedGraph(spec, file, self.threads or usable_cores(), rounding=self.rounding)
 
     def describe(self) -> dict[str, str]:
-        """Library, version and device, and what stands for bfloat16."""
+        """Return library, version and device, and what stands for bfloat16."""
         how = "rounded after every operator" if self.rounding else "left out"
-        return {
-            **OnnxRuntimeBackend("cpu").describe(),
-            "name": self.name,
-            "bfloat16": f"carried in float32, {how}",
-        }
+        return {**super().describe(), "bfloat16": f"carried in float32, {how}"}
 
 
-class _Runner(OnnxRuntimeRunner):
+class _WidenedGraph(OnnxRuntimeGraph):
     """A rewritten graph in an ONNX Runtime session."""
 
     def __init__(self, spec: GraphSpec, file: OnnxFile, threads: int, *, rounding: bool) -> None:
-        super().__init__(spec, file, PROVIDERS["cpu"], threads)
         self._rounding = rounding
+        super().__init__(spec, file, PROVIDERS["cpu"], threads)
 
     def _content(self) -> OnnxContent:
         try:

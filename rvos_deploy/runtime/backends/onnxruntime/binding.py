@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rvos_deploy.graph_io.graph_spec import TensorSpec
-from rvos_deploy.runtime.backends.base import Value
+from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.backends.onnxruntime.device_arrays import BorrowedArray
 
 
@@ -40,8 +40,8 @@ class OrtTensor:
 
 
 def run_bound(
-    session: Any, device: str, inputs: Mapping[str, Value], outputs: Sequence[TensorSpec]
-) -> dict[str, Value]:
+    session: Any, device: str, inputs: Mapping[str, Tensor], outputs: Sequence[TensorSpec]
+) -> dict[str, Tensor]:
     """Run a session with inputs and outputs on its device.
 
     Args:

@@ -19,8 +19,15 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.cuda.foreign_arrays import FoundArray, find_array
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry
+from rvos_deploy.graph_io.tensors import Tensor
+from rvos_deploy.runtime.backends.cuda.foreign_arrays import (
+    FoundArray,
+    find_array,
+    is_device_array,
+)
 from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_STREAM, call
+from rvos_deploy.runtime.backends.host_ops import HostOps
 
 ORDINAL = 0
 """The GPU that the CUDA provider runs on."""
@@ -63,7 +70,24 @@ class BorrowedArray:
         return BorrowedArray(self._found, shape)
 
 
-def borrow_for_onnxruntime(value: Any) -> BorrowedArray:
+class CudaArrayOps(HostOps):
+    """Tensor operations of ONNX Runtime's CUDA provider: frames on the GPU are read there; all else
+    is done on the host.
+    """
+
+    def from_dlpack(self, array: object) -> Tensor:
+        """Return an array on the GPU as it is, once it is computed; others as NumPy arrays."""
+        return borrow_array(array) if is_device_array(array) else super().from_dlpack(array)
+
+    def preprocess(self, frame: Tensor, geometry: FrameGeometry) -> Tensor:
+        """Leave a frame of the network's own size on the GPU; resize others on the host."""
+        fits = geometry.content == geometry.padded == frame.shape[:2]
+        if fits and isinstance(frame, BorrowedArray):
+            return frame.reshape(1, *frame.shape)
+        return super().preprocess(frame, geometry)
+
+
+def borrow_array(value: Any) -> BorrowedArray:
     """Another library's array, once it is computed: the host waits for that.
 
     Args:

@@ -17,7 +17,6 @@ from rvos_deploy.bundle.engine_sidecar import (
     format_profile,
     plan_file,
     rebuild_command,
-    takes,
 )
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.files import sha256_file
@@ -182,26 +181,20 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def profile_for(bundle: Path, sidecar: EngineSidecar, axes: Mapping[str, int]) -> int:
-    """Index of the first profile that takes these sizes.
+def no_profile(bundle: Path, sidecar: EngineSidecar, axes: Mapping[str, int]) -> EngineError:
+    """Return the error of sizes that no profile supports; its command builds one that would.
 
     Args:
         bundle: its folder, for the command.
         sidecar: of the engine.
         axes: sizes by name, as ``GraphSpec.bind`` gives them.
-
-    Raises:
-        EngineError: none does; the command builds one that would.
     """
-    for index, profile in enumerate(sidecar.profiles):
-        if takes(profile, axes):
-            return index
     wider = {
         name: (min(low, axes.get(name, low)), best, max(high, axes.get(name, high)))
         for name, (low, best, high) in sidecar.profiles[0].items()
     }
     options = (*sidecar.options, "--profile", format_profile(wider))
-    raise EngineError(
+    return EngineError(
         f"the {sidecar.target} engine of {sidecar.graph} takes "
         + " or ".join(map(format_profile, sidecar.profiles)),
         ",".join(f"{name}={size}" for name, size in axes.items()),

@@ -1,0 +1,163 @@
+"""The memory of aligned frame queries that the video decoder reads: a ring, and anchors.
+
+The memory is one tensor [E,M,N,C], which the back end owns. A frame is written into one place of
+every row. The decoder accepts frames in any order, since each place has its age, and empty places
+are masked. Online, M is the window plus the anchors from the first frame on: neither the shape nor
+the address of the tensor changes while the expressions stay the same. Offline, M doubles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.graph_io.graph_spec import AxisSpec
+from rvos_deploy.graph_io.tensors import Tensor, TensorOps
+
+FIRST_CAPACITY = 8
+"""Places of a memory that grows, at first."""
+
+
+def token_bytes(
+    frames: int, expressions: int, num_queries: int, dim: int, itemsize: int = 4
+) -> int:
+    """Return the bytes of frame queries that ``frames`` remembered frames hold.
+
+    Offline without ``memory`` that is every frame of the clip, whatever ``mask_budget`` says: for
+    the network ``tiny`` (20 queries of 128 numbers) 10 KiB a frame and expression in float32, for
+    ``large`` (20 of 256) 20 KiB; half of that where the graphs give float16 (``itemsize`` 2). The
+    capacity doubles, so up to twice as many bytes are allocated, and three times while it grows.
+    """
+    return frames * expressions * num_queries * dim * itemsize
+
+
+class FramePlaces:
+    """Which place of its row each frame of one expression has: a window, and anchors.
+
+    The last ``window`` frames are kept, and up to ``anchors`` older ones, spread evenly over what
+    has left the window: every s-th frame, s doubling whenever they become too many. With ``window``
+    None everything is kept.
+    """
+
+    def __init__(self, window: int | None, anchors: int = 0) -> None:
+        self._window, self._anchors = window, anchors
+        self._anchor_stride = 1
+        self._places: dict[int, int] = {}
+        self._free: list[int] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def append(self) -> int:
+        """Return the place of the newest frame; the place of a forgotten frame is used again."""
+        newest, self._count = self._count, self._count + 1
+        if self._window is not None:
+            self._retire(newest - self._window)
+        place = self._free.pop() if self._free else len(self._places)
+        self._places[newest] = place
+        return place
+
+    def ages(self, capacity: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return the age in frames of each place, float32 [capacity] (0: the newest), and which
+        places are empty, bool [capacity].
+        """
+        ages, empty = np.zeros(capacity, np.float32), np.ones(capacity, np.bool_)
+        for index, place in self._places.items():
+            ages[place], empty[place] = self._count - 1 - index, False
+        return ages, empty
+
+    def _retire(self, index: int) -> None:
+        """Make a frame that leaves the window an anchor, or forget it."""
+        if index < 0:
+            return
+        if not self._anchors or index % self._anchor_stride:
+            self._forget(index)
+            return
+        older = [i for i in self._places if i <= index]
+        while len(older) > self._anchors:
+            self._anchor_stride *= 2
+            for i in [i for i in older if i % self._anchor_stride]:
+                self._forget(i)
+            older = [i for i in older if not i % self._anchor_stride]
+
+    def _forget(self, index: int) -> None:
+        self._free.append(self._places.pop(index))
+
+
+class QueryMemory:
+    """Frame queries of all expressions of a stream, where the back end keeps its tensors."""
+
+    def __init__(
+        self, ops: TensorOps, axis: AxisSpec, window: int | None, anchors: int = 0
+    ) -> None:
+        """``axis``: the video decoder's axis of frames, M; its bounds hold for the capacity."""
+        self._ops, self._axis = ops, axis
+        self._window, self._anchors = window, anchors
+        self._tensor: Tensor | None = None
+        self._rows: tuple[int, ...] = ()
+        self._places: dict[int, FramePlaces] = {}
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Numbers of the expressions that have seen a frame."""
+        return tuple(self._places)
+
+    def append(self, numbers: Sequence[int], queries: Tensor) -> None:
+        """Write the newest frame's aligned queries [E,N,C] of these expressions."""
+        for number in numbers:
+            if number not in self._places:
+                self._places[number] = FramePlaces(self._window, self._anchors)
+        self._places = {number: self._places[number] for number in numbers}
+        positions = np.array([places.append() for places in self._places.values()])
+        if self._tensor is None:
+            shape = (len(numbers), self._capacity(positions), *queries.shape[1:])
+            self._tensor, self._rows = self._ops.zeros(shape, queries.dtype), tuple(numbers)
+        self._fit(self._capacity(positions))
+        self._ops.write(self._tensor, positions, queries)
+
+    def remove(self, number: int) -> None:
+        """Forget an expression."""
+        self._places.pop(number, None)
+
+    def read(self) -> dict[str, Tensor]:
+        """Return the decoder's inputs: memory [E,M,N,C], memory_ages float32 [E,M] in frames, and
+        memory_empty bool [E,M].
+        """
+        assert self._tensor is not None
+        self._fit(self._tensor.shape[1])
+        capacity = self._tensor.shape[1]
+        told = [places.ages(capacity) for places in self._places.values()]
+        return {
+            "memory": self._tensor,
+            "memory_ages": np.stack([ages for ages, _ in told]),
+            "memory_empty": np.stack([empty for _, empty in told]),
+        }
+
+    def clear(self) -> None:
+        """Free the tensor."""
+        self._tensor, self._rows, self._places = None, (), {}
+
+    def _fit(self, capacity: int) -> None:
+        """Give the tensor a row for each expression, in order, and so many places."""
+        assert self._tensor is not None
+        numbers = tuple(self._places)
+        if numbers == self._rows and capacity <= self._tensor.shape[1]:
+            return
+        row_of = {number: row for row, number in enumerate(self._rows)}
+        rows = np.array([row_of.get(number, -1) for number in numbers])
+        self._tensor = self._ops.resized(self._tensor, rows, capacity)
+        self._rows = numbers
+
+    def _capacity(self, positions: NDArray[np.integer]) -> int:
+        """How many places the tensor must have now."""
+        needed = int(positions.max()) + 1
+        if self._window is not None:
+            return max(needed, self._window + self._anchors, self._axis.minimum)
+        held = 0 if self._tensor is None else self._tensor.shape[1]
+        if needed <= held:
+            return held
+        doubled = min(max(2 * held, FIRST_CAPACITY, self._axis.minimum), self._axis.maximum)
+        return max(needed, doubled)

@@ -1,0 +1,68 @@
+"""Run the graphs of a session for a stream: time every stage, refuse what is not a number."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.graph_io.tensors import HostArray, HostCopy, Tensor, TensorOps
+from rvos_deploy.runtime.backends.base import Session
+from rvos_deploy.runtime.finite import require_finite
+
+StageCallback = Callable[[str, float], None]
+"""Called with a stage's name and its seconds, for benchmarks."""
+
+
+class SessionCalls:
+    """The graphs of a session (see ``networks.steps.GraphCalls``)."""
+
+    def __init__(self, session: Session, on_stage: StageCallback | None = None) -> None:
+        self.session = session
+        self._on_stage = on_stage
+
+    @property
+    def ops(self) -> TensorOps:
+        """What is done to tensors between graphs."""
+        return self.session.ops
+
+    def spec(self, graph: str) -> GraphSpec:
+        """Return a graph's contract."""
+        return self.session.graphs[graph].spec
+
+    def run(self, graph: str, inputs: Mapping[str, Tensor], occasion: str) -> dict[str, Tensor]:
+        """Run a graph and check outputs that are on the host.
+
+        Raises BackendError: the back end failed, or the graph gave NaN or infinity.
+        """
+        with self.stage(graph):
+            outputs = self.session.graphs[graph].run(inputs)
+            require_finite(graph, outputs, occasion)
+            return outputs
+
+    def to_host(self, graph: str, outputs: Mapping[str, Tensor], occasion: str) -> _CheckedCopy:
+        """Queue copies of a graph's outputs to the host."""
+        copy = self.ops.to_host(list(outputs.values()))
+        return _CheckedCopy(graph, tuple(outputs), copy, occasion)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        started = time.perf_counter()
+        yield
+        if self._on_stage is not None:
+            self._on_stage(name, time.perf_counter() - started)
+
+
+class _CheckedCopy:
+    """Outputs of a graph on their way to the host."""
+
+    def __init__(self, graph: str, names: tuple[str, ...], copy: HostCopy, occasion: str) -> None:
+        self._graph, self._names, self._copy, self._occasion = graph, names, copy, occasion
+
+    def get(self) -> dict[str, HostArray]:
+        """Wait, check, and return the arrays by name."""
+        arrays = dict(zip(self._names, self._copy.arrays(), strict=True))
+        require_finite(self._graph, arrays, self._occasion)
+        return arrays
