@@ -42,7 +42,7 @@ class Weights:
             networks/pan2024/modules/precision.py.
         minimum_j_and_f: what the masks of the clip must keep of PyTorch's, 0 to 1.
         maximum_slot_excess: what PyTorch's slots may cost more than the file's best ones; None:
-            what rounding explains (``verification.default_slot_excess``).
+            what rounding explains (``pan2024/network.py: default_slot_excess``).
         run: the training run that the checkpoint is of.
     """
 

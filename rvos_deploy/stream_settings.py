@@ -35,7 +35,7 @@ class StreamSettings:
         mask_budget: bytes of what waits for its decision (mask features and embeddings) that are
             kept in memory before they go to disk. Default: an eighth of the memory that this
             process may use (its container's limit, or the machine's), at most 1 GiB. Frame tokens
-            are not counted: see :func:`rvos_deploy.networks.pan2024.token_memory.token_bytes`.
+            are not counted: see :func:`rvos_deploy.networks.pan2024.query_memory.token_bytes`.
         masks: ``host`` gives NumPy arrays; ``device`` leaves masks on the GPU, for other libraries
             there (see ``FrameMasks.masks``). Refused by back ends that run on the host.
 

@@ -399,7 +399,7 @@ def probe_masks(
         Segmenter(bundle, backend) as segmenter,
         segmenter.stream(PROBE_EXPRESSIONS, settings) as stream,
     ):
-        choices = stream.steps.record_choices(orders)
+        choices = stream.record_choices(orders)
         for frame in clip:
             stream.push(frame)
         masks = np.stack([result.masks for result in stream.flush()], axis=1)

@@ -18,7 +18,7 @@ from rvos_deploy.closeable import Closeable
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.tensors import Tensor
-from rvos_deploy.networks.steps import Decision, EncodedText, StartedFrame, Steps
+from rvos_deploy.networks.steps import ChoiceRecorder, Decision, EncodedText, StartedFrame, Steps
 from rvos_deploy.runtime.finite import MapCheck
 from rvos_deploy.runtime.frame_masks import FrameMasks
 from rvos_deploy.runtime.graph_calls import SessionCalls
@@ -83,7 +83,7 @@ class Stream(Closeable):
         if settings.masks == "device":
             calls.ops.require_device_masks()
         self.settings = settings
-        self.steps = steps
+        self._steps = steps
         self._calls = calls
         self._encode_text = encode_text
         self._expressions: dict[int, str] = {}
@@ -117,9 +117,16 @@ class Stream(Closeable):
             with self._all_or_failed():
                 self._settle()
             number, self._next_number = self._next_number, self._next_number + 1
-            self.steps.add(number, encoded)
+            self._steps.add(number, encoded)
             self._expressions[number] = encoded.text
             return number
+
+    def record_choices(self, replayed: NDArray[np.int64] | None = None) -> ChoiceRecorder:
+        """Record the discrete choices of the expressions present, before the first frame; checks of
+        parity use this. See ``Steps.record_choices``.
+        """
+        with self._using():
+            return self._steps.record_choices(replayed)
 
     def remove_expression(self, number: int) -> None:
         """Stop following an expression; frames not yet given leave it out too.
@@ -135,7 +142,7 @@ class Stream(Closeable):
                 )
             with self._all_or_failed():
                 self._settle()
-                self.steps.remove(number)
+                self._steps.remove(number)
             del self._expressions[number]
 
     def push(self, frame: Frame | NDArray[np.uint8] | object) -> list[FrameMasks]:
@@ -239,7 +246,7 @@ class Stream(Closeable):
         self._pending.clear()
         # Their memories may lie on a GPU, which others need.
         for number in list(self._expressions):
-            self.steps.remove(number)
+            self._steps.remove(number)
         self._expressions.clear()
         self._store.close()
         self._finish_last()
@@ -282,13 +289,13 @@ class Stream(Closeable):
 
     def _start(self, at: FrameTime, image: Tensor) -> _StartedFrame:
         """Queue the graphs of a frame, for all expressions."""
-        geometry = self.steps.geometry((image.shape[0], image.shape[1]))
+        geometry = self._steps.geometry((image.shape[0], image.shape[1]))
         frame = _PushedFrame(at.index, at.pts, geometry, tuple(self._expressions))
         if not frame.expressions:
             return _StartedFrame(frame, None)
         with self._calls.stage("resize"):
             ready = self._calls.ops.preprocess(image, geometry)
-        return _StartedFrame(frame, self.steps.start(ready, f"frame {at.index}"))
+        return _StartedFrame(frame, self._steps.start(ready, f"frame {at.index}"))
 
     def _settle(self) -> None:
         """Advance the network's steps by the frame that was queued last."""
@@ -313,7 +320,7 @@ class Stream(Closeable):
 
     def _decide(self) -> Decision | None:
         occasion = f"frame {self._last.index}" if self._last is not None else "no frame"
-        return self.steps.decide(occasion)
+        return self._steps.decide(occasion)
 
     def _emit(self, pending: _PendingFrame, decision: Decision | None) -> FrameMasks:
         """Make the masks of one frame, for its expressions that are still present."""

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rvos_deploy.bundle.folder import GRAPHS, MANIFEST, PARITY, write_manifest
+from rvos_deploy.bundle.folder import MANIFEST, PARITY, write_manifest
 from rvos_deploy.cli.parity_table import parity_table
+from rvos_deploy.networks.pan2024.contract import GRAPHS
 
 
 def read(path: Path) -> dict[str, Any]:

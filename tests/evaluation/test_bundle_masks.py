@@ -40,14 +40,14 @@ def test_evaluation_equals_that_of_written_masks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     passes = {"backbone": 0}
-    runner = segmenter._runners["backbone"]
-    infer = runner.infer
+    graph = segmenter._session.graphs["backbone"]
+    run = graph.run
 
     def counted(inputs):  # type: ignore[no-untyped-def]
         passes["backbone"] += 1
-        return infer(inputs)
+        return run(inputs)
 
-    monkeypatch.setattr(runner, "infer", counted)
+    monkeypatch.setattr(graph, "run", counted)
     settings = rvos.StreamSettings(mode="offline", threshold=0.0, size=(64, 96))
     steps: list[tuple[str, int, int | None]] = []
     direct = evaluate_bundle(

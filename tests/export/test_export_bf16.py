@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from rvos_deploy.bundle.folder import GRAPHS, open_bundle
+from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.bundle_export import NOT_PROVED, export_bundle
@@ -22,6 +22,7 @@ from rvos_deploy.export.parity import check_graph, check_without_rounding
 from rvos_deploy.export.weights import Weights
 from rvos_deploy.graph_io.probe import probe_inputs
 from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.contract import GRAPHS
 from rvos_deploy.networks.pan2024.graphs import TOLERANCES, WITHOUT_ROUNDING, Graph, graphs
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
@@ -118,7 +119,7 @@ def test_what_was_computed_in_bfloat16_is_bfloat16(decoder: tuple[Graph, Path]) 
     graph, file = decoder
     inputs = probe_inputs(graph.spec, {"E": 2, "L": 5, "M": 3}, 1)
     with Bf16ReferenceBackend().open_files([(graph.spec, OnnxFile(file))]) as session:
-        outputs = runner.infer(inputs)
+        outputs = session.graphs[graph.spec.name].run(inputs)
     embeddings = outputs["mask_embeddings"]
     assert np.array_equal(embeddings, embeddings.astype(ml_dtypes.bfloat16).astype(np.float32))
     scores = outputs["scores"]

@@ -11,7 +11,7 @@ import onnx.inliner
 import pytest
 import torch
 
-from rvos_deploy.bundle.folder import GRAPHS, open_bundle
+from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.export import bundle_export
@@ -19,6 +19,7 @@ from rvos_deploy.export.bundle_export import export_bundle
 from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.graph_io.probe import probe_inputs
 from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.contract import GRAPHS
 from rvos_deploy.networks.pan2024.graphs import graphs
 from rvos_deploy.networks.pan2024.modules.checkpoint import load_checkpoint
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
@@ -52,7 +53,7 @@ def test_graphs_equal_pytorch_at_sizes_they_were_not_checked_at(
         outputs = graph.module(*map(torch.from_numpy, inputs.values()))
     tensors = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
     with make_backend().open_files([(graph.spec, bundle.graph_file(name))]) as session:
-        measured = runner.infer(inputs)
+        measured = session.graphs[name].run(inputs)
     for spec, tensor in zip(graph.spec.outputs, tensors, strict=True):
         assert measured[spec.name].shape == spec.sizes(axes)
         assert compare(tensor.numpy(), measured[spec.name]).max_abs <= graph.spec.tolerance
@@ -113,7 +114,7 @@ def test_openvino_runs_the_inlined_graph(tiny_bundle: Path) -> None:
     inputs = probe_inputs(spec, case_axes(spec, AXES[1]), 3)
     found = compiled(inputs)
     with make_backend().open_files([(spec, bundle.graph_file("frame_decoder"))]) as session:
-        expected = runner.infer(inputs)
+        expected = session.graphs[spec.name].run(inputs)
     for tensor in spec.outputs:
         assert compare(expected[tensor.name], found[tensor.name]).max_abs <= spec.tolerance
 

@@ -26,17 +26,18 @@ from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.graphs import TOLERANCES, WITHOUT_ROUNDING, Graph, graphs
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
+from rvos_deploy.networks.pan2024.network import Pan2024
 from rvos_deploy.parity.verification import (
     FURTHEST_QUERY,
     MAXIMUM_UNDECIDED_QUERIES,
     case_axes,
     judge,
     probe_cases,
-    query_of_values,
     verify,
 )
 from rvos_deploy.runtime.backends.registry import make_backend
 
+PAN = Pan2024(preset("tiny"))
 CHECKPOINTS = Path(__file__).parents[2] / "benchmarks" / "checkpoints"
 TRAINED = Weights(
     CHECKPOINTS / "tiny.safetensors",
@@ -96,7 +97,7 @@ def test_only_what_is_half_is_rounded() -> None:
 
 def test_only_queries_that_read_through_masks_are_excused(trained_half: RvosNetwork) -> None:
     excused = {
-        (graph.spec.name, tensor.name): query_of_values(
+        (graph.spec.name, tensor.name): PAN.independent_rows(
             graph.spec, tensor, tensor.sizes({"E": 2, "L": 5, "M": 3, "H": 64, "W": 64})
         )
         for graph in graphs(trained_half)
@@ -110,7 +111,7 @@ def test_only_queries_that_read_through_masks_are_excused(trained_half: RvosNetw
     assert queries.shape == (2, 20, 128)
     assert (queries == np.arange(40).reshape(2, 20, 1)).all()
     wide = replace(frame_decoder(trained_half).spec, precision="fp32")
-    assert query_of_values(wide, wide.outputs[1], (2, 20, 128)) is None
+    assert PAN.independent_rows(wide, wide.outputs[1], (2, 20, 128)) is None
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_rounding_passes_the_check_of_the_trained_network(trained_half: RvosNetw
         with torch.inference_mode(), StochasticRounding(seed, torch.float16):
             drawn = graph.module(*tensors)
         for spec, there, here in zip(graph.spec.outputs, nearest, drawn, strict=True):
-            queries = query_of_values(graph.spec, spec, tuple(there.shape))
+            queries = PAN.independent_rows(graph.spec, spec, tuple(there.shape))
             check = judge(spec.name, TOLERANCES["fp16"], there.numpy(), here.numpy(), queries)
             assert check.passed, check
             undecided.append(check.undecided)
@@ -169,7 +170,7 @@ def test_a_wrong_operator_is_not_taken_for_rounding(trained_half: RvosNetwork) -
         wrong.frame_decoder.layers[-1].self_attention.attention.output.weight *= 1.2
     with torch.inference_mode():
         here, there = frame_decoder(wrong).module(*tensors), graph.module(*tensors)
-    queries = query_of_values(graph.spec, graph.spec.outputs[1], tuple(there[1].shape))
+    queries = PAN.independent_rows(graph.spec, graph.spec.outputs[1], tuple(there[1].shape))
     assert not judge("", TOLERANCES["fp16"], there[1].numpy(), here[1].numpy(), queries).passed
 
 

@@ -215,8 +215,9 @@ spec = open_bundle(sys.argv[1]).graphs["mask_head"]
 inputs = probe_inputs(spec, {"E": 2, "H": 32, "W": 64}, 0)
 for file in sys.argv[2:]:
     try:
-        with make_backend("onnxruntime", threads=1).open_files([(spec, OnnxFile(Path(file)))]) as session:
-            runner.infer(inputs)
+        files = [(spec, OnnxFile(Path(file)))]
+        with make_backend("onnxruntime", threads=1).open_files(files) as session:
+            session.graphs["mask_head"].run(inputs)
     except RvosError:
         pass
     print(file, flush=True)
@@ -269,7 +270,6 @@ def test_a_model_in_another_format_is_refused(
     (folder / "mask_head.onnx").write_bytes(b"\x20\0\0\0ORTM" + bytes(100))
     resign(folder)
     bundle = open_bundle(folder)
-    runner = make_backend().runner(bundle.graphs["mask_head"], bundle.graph_file("mask_head"))
     with attempt("damaged graphs"), pytest.raises(BackendError, match="cannot load mask_head"):
-        runner.activate()
+        make_backend().open(bundle, ["mask_head"])
     assert not capfd.readouterr().out, "ONNX Runtime told of another provider"

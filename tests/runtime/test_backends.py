@@ -1,4 +1,4 @@
-"""Runners: explicit devices, contracts before arithmetic, clean life cycles."""
+"""Back ends: explicit devices, contracts before arithmetic, clean life cycles."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.graph_io.probe import probe_inputs
-from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
+from rvos_deploy.runtime.backends.onnxruntime.backend import (
+    PROVIDERS,
+    OnnxRuntimeBackend,
+    OnnxRuntimeGraph,
+)
 from rvos_deploy.runtime.backends.registry import make_backend
+
+CPU = PROVIDERS["cpu"]
 
 
 def test_a_device_that_is_not_there_is_an_error_and_no_fallback() -> None:
@@ -32,11 +38,8 @@ def test_a_provider_that_onnxruntime_dropped_is_an_error(
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     bundle = open_bundle(tiny_bundle)
-    runner = OnnxRuntimeBackend("cuda").runner(
-        bundle.graphs["mask_head"], bundle.graph_file("mask_head")
-    )
     with pytest.raises(BackendError, match=r"fell back to CPUExecutionProvider|cannot load"):
-        runner.activate()
+        OnnxRuntimeBackend("cuda").open(bundle, ["mask_head"])
 
 
 def test_unknown_names_list_what_there_is() -> None:
@@ -54,30 +57,50 @@ def test_onnxruntime_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch)
         make_backend()
 
 
-def test_a_runner_runs_only_while_active_and_only_what_fits(tiny_bundle: Path) -> None:
+def test_a_graph_runs_until_it_is_closed_and_only_what_fits(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
-    spec = bundle.graphs["mask_head"]
-    runner = make_backend().runner(spec, bundle.graph_file("mask_head"))
-    inputs = probe_inputs(spec, {"E": 2, "H": 32, "W": 64}, 0)
-    with pytest.raises(BackendError, match="not active"):
-        runner.infer(inputs)
-    with runner:
-        first = runner.infer(inputs)["mask_logits"]
-        assert first.shape == (2, 8, 16)
-        assert runner.last_seconds > 0
+    inputs = probe_inputs(bundle.graphs["mask_head"], {"E": 2, "H": 32, "W": 64}, 0)
+    with make_backend().open(bundle, ["mask_head"]) as session:
+        assert list(session.graphs) == ["mask_head"]
+        graph = session.graphs["mask_head"]
+        assert graph.run(inputs)["mask_logits"].shape == (2, 8, 16)
         with pytest.raises(InputError, match="input scores must be float32"):
-            runner.infer({**inputs, "scores": inputs["scores"].astype(np.float64)})
-    runner.deactivate()
-    with runner:
-        assert (runner.infer(inputs)["mask_logits"] == first).all()
+            graph.run({**inputs, "scores": inputs["scores"].astype(np.float64)})
+    session.close()
+    with pytest.raises(BackendError, match="mask_head was closed; load the bundle again"):
+        graph.run(inputs)
+
+
+def test_a_session_has_all_graphs_or_is_not_opened(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    with make_backend(threads=1).open(bundle) as session:
+        assert list(session.graphs) == list(bundle.graphs)
+    closed = []
+    real = OnnxRuntimeGraph._close
+
+    class Recorded(OnnxRuntimeGraph):
+        def _close(self) -> None:
+            closed.append(self.spec.name)
+            real(self)
+
+    (tmp_path / "mask_head.onnx").write_bytes(b"nonsense")
+    backend = OnnxRuntimeBackend(threads=1)
+    object.__setattr__(backend, "_graph", lambda spec, file: Recorded(spec, file, CPU, 1))
+    files = [
+        (bundle.graphs["video_decoder"], bundle.graph_file("video_decoder")),
+        (bundle.graphs["mask_head"], OnnxFile(tmp_path / "mask_head.onnx")),
+    ]
+    with pytest.raises(BackendError, match="cannot load mask_head"):
+        backend.open_files(files)
+    assert closed == ["video_decoder"]
 
 
 def test_a_file_that_is_no_graph(tmp_path: Path, tiny_bundle: Path) -> None:
     file = tmp_path / "mask_head.onnx"
     file.write_bytes(b"nonsense")
-    runner = make_backend().runner(open_bundle(tiny_bundle).graphs["mask_head"], OnnxFile(file))
+    spec = open_bundle(tiny_bundle).graphs["mask_head"]
     with pytest.raises(BackendError, match=r"cannot load mask_head\.onnx"):
-        runner.activate()
+        OnnxRuntimeBackend().open_files([(spec, OnnxFile(file))])
 
 
 def test_a_graph_that_fails_is_one_error_and_nothing_on_the_terminal(
@@ -100,10 +123,10 @@ def test_a_graph_that_fails_is_one_error_and_nothing_on_the_terminal(
     onnx.save(model, str(tmp_path / "mask_head.onnx"))
     inputs = probe_inputs(spec, {"E": 2, "H": 32, "W": 64}, 0)
     with (
-        make_backend().runner(spec, OnnxFile(tmp_path / "mask_head.onnx")) as runner,
+        OnnxRuntimeBackend().open_files([(spec, OnnxFile(tmp_path / "mask_head.onnx"))]) as session,
         pytest.raises(BackendError, match="onnxruntime failed in mask_head") as error,
     ):
-        runner.infer(inputs)
+        session.graphs["mask_head"].run(inputs)
     assert len(str(error.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
 
@@ -145,8 +168,7 @@ def test_cuda_computes_float32_bundles_in_float32(
     spec = opened.graphs["mask_head"]
     if bundle is None:
         spec = replace(spec, inputs=tuple(replace(t, dtype="float16") for t in spec.inputs))
-    runner = OnnxRuntimeBackend("cuda").runner(spec, opened.graph_file("mask_head"))
-    with runner:
+    with OnnxRuntimeBackend("cuda").open_files([(spec, opened.graph_file("mask_head"))]):
         assert sessions.providers == [("CUDAExecutionProvider", options)]
 
 
@@ -177,5 +199,5 @@ def test_outputs_that_break_the_contract_are_an_error(tiny_bundle: Path) -> None
             [(other, bundle.graph_file("mask_head"))]
         ) as session:
             with pytest.raises(BackendError) as error:
-                runner.infer(inputs)
+                session.graphs["mask_head"].run(inputs)
             assert error.match(rf"mask_logits is float32 \[2, 8, 16\], its contract says {needed}")

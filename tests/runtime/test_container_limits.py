@@ -132,7 +132,7 @@ def test_threads_and_budget_follow_the_limits(
     assert environment.machine()["cores"] == usable_threads() == 1
     assert StreamSettings().mask_budget == 64 * MIB
     with load(tiny_bundle) as segmenter:
-        session = segmenter._runners["mask_head"]._session  # type: ignore[attr-defined]
+        session = segmenter._session.graphs["mask_head"]._session  # type: ignore[attr-defined]
         assert session.get_session_options().intra_op_num_threads == 1
     monkeypatch.setattr(spill_store, "usable_memory_bytes", lambda: 64 * 2**30)
     assert StreamSettings().mask_budget == GREATEST_DEFAULT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,21 +12,22 @@ import numpy as np
 import pytest
 from broken_graphs import copy_bundle, poison_output, poison_weight, sign_again
 
-from rvos_deploy.bundle.folder import GRAPHS, Bundle, open_bundle
+from rvos_deploy.bundle.folder import Bundle, open_bundle
 from rvos_deploy.errors import BackendError, InputError
-from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip
-from rvos_deploy.runtime.backends.base import Backend, Fetched, Runner, Value
+from rvos_deploy.graph_io.tensors import FinishedCopy, Tensor
+from rvos_deploy.networks.pan2024.contract import GRAPHS
+from rvos_deploy.runtime.backends.base import Backend, Graph, Session
 from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from rvos_deploy.runtime.finite import MapCheck, require_finite
 from rvos_deploy.runtime.frame_masks import FrameMasks
-from rvos_deploy.runtime.pending_masks import Coming
+from rvos_deploy.runtime.pending_masks import PendingMasks
 from rvos_deploy.runtime.segmenter import Segmenter, load
 from rvos_deploy.stream_settings import StreamSettings
 
 SETTINGS = StreamSettings(size=PROBE_BOX, fallback="top1")
 TEXT = "the disc"
-Tamper = Callable[[str, dict[str, Value]], dict[str, Value]]
+Tamper = Callable[[str, dict[str, Tensor]], dict[str, Tensor]]
 
 
 def segment(segmenter: Segmenter, settings: StreamSettings = SETTINGS) -> list[FrameMasks]:
@@ -70,16 +71,21 @@ class Tampering(Backend):
     def __init__(self, tamper: Tamper, *, on_device: bool = False) -> None:
         self._backend, self._tamper, self._on_device = OnnxRuntimeBackend(), tamper, on_device
 
-    def runner(self, spec: GraphSpec, path: Path) -> Runner:
-        inner = self._backend.runner(spec, path)
-        run, tamper, on_device = inner.infer_impl, self._tamper, self._on_device
+    def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
+        session = self._backend.open(bundle, graphs)
+        for graph in session.graphs.values():
+            self._change(graph)
+        return session
 
-        def infer_impl(inputs: Mapping[str, Value]) -> dict[str, Value]:
-            outputs = tamper(spec.name, run({n: np.asarray(x) for n, x in inputs.items()}))
+    def _change(self, graph: Graph) -> None:
+        run, tamper, on_device = graph._run, self._tamper, self._on_device
+
+        def changed(inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
+            arrays = {name: np.asarray(value) for name, value in inputs.items()}
+            outputs = tamper(graph.spec.name, run(arrays, axes))
             return {n: OnDevice(x) for n, x in outputs.items()} if on_device else outputs
 
-        inner.infer_impl = infer_impl  # type: ignore[method-assign]
-        return inner
+        graph._run = changed  # type: ignore[method-assign]
 
     def describe(self) -> dict[str, str]:
         return {"name": self.name}
@@ -95,15 +101,12 @@ class OnDevice:
     def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
         return self._array
 
-    def __getitem__(self, row: int) -> OnDevice:
-        return OnDevice(self._array[row])
-
 
 def from_frame(number: int, graph: str, output: str, value: float) -> Tamper:
     """Put a value into one element of an output from frame ``number`` on."""
     frames = 0
 
-    def tamper(name: str, outputs: dict[str, Value]) -> dict[str, Value]:
+    def tamper(name: str, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         nonlocal frames
         if name == graph:
             if frames >= number:
@@ -165,22 +168,24 @@ def test_a_stream_that_failed_gives_nothing_more(tiny_bundle: Path, mode: str) -
 
 
 def test_masks_that_are_on_their_way_fail_where_they_are_read() -> None:
-    check = MapCheck(Fetched([np.array([True, False])]), "frame 5")
-    coming = Coming(Fetched([np.zeros((2, 3, 3), np.bool_)]), check)
+    check = MapCheck(FinishedCopy([np.array([True, False])]), "frame 5")
+    coming = PendingMasks(FinishedCopy([np.zeros((2, 3, 3), np.bool_)]), check)
     for _ in range(2):
         with pytest.raises(BackendError, match="frame 5: graph mask_head"):
             coming.get()
-    sound = Coming(Fetched([1]), MapCheck(Fetched([np.array([True])]), "frame 6"))
-    assert sound.get() == sound.get() == 1
+    sound = PendingMasks(
+        FinishedCopy([np.ones(1)]), MapCheck(FinishedCopy([np.array([True])]), "frame 6")
+    )
+    assert sound.get() is sound.get()
 
 
 def test_the_hosts_check_of_maps(segmenter: Segmenter) -> None:
     maps = np.zeros((5, 2, 3), np.float32)
     maps[1, 0, 2], maps[2, 1, 1], maps[3] = np.nan, np.inf, -np.inf
-    runner = segmenter._runners["mask_head"]
-    (sound,) = runner.finite_maps(maps).arrays()
+    ops = segmenter._session.ops
+    (sound,) = ops.finite_maps(maps).arrays()
     assert sound.tolist() == [True, False, False, True, True]
-    (none,) = runner.finite_maps(maps[:0]).arrays()
+    (none,) = ops.finite_maps(maps[:0]).arrays()
     assert none.shape == (0,)
 
 

@@ -12,9 +12,10 @@ from msgspec import UNSET
 from rvos_deploy.graph_io.frame_geometry import display_mask, fit_frame
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.probe import PROBE_BOX
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.network import MAXIMUM_SLOT_EXCESS, Pan2024
 from rvos_deploy.parity import verification
 from rvos_deploy.parity.verification import (
-    MAXIMUM_SLOT_EXCESS,
     MAXIMUM_UNDECIDED,
     MaskCheck,
     ProbeMasks,
@@ -98,6 +99,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
             ),
             graphs={"frame_decoder": graph},
             precision="fp16",
+            network=Pan2024(preset("tiny")),
         )
         return check_masks(bundle, None, logits, order)  # type: ignore[arg-type]
 

@@ -153,6 +153,6 @@ def test_a_session_does_not_keep_the_bytes(tiny_bundle: Path) -> None:
 
     file = tiny_bundle / "mask_head.onnx"
     spec = open_bundle(tiny_bundle).graphs["mask_head"]
-    with make_backend(threads=1).runner(spec, TracedFile(file)):
+    with make_backend(threads=1).open_files([(spec, TracedFile(file))]):
         gc.collect()
         assert freed == [file.stat().st_size]

@@ -10,18 +10,19 @@ import pytest
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.graph_spec import AxisSpec
 from rvos_deploy.networks.pan2024.config import Initializer
-from rvos_deploy.networks.pan2024.expression import EncodedText, ExpressionState
+from rvos_deploy.networks.pan2024.expression import EncodedSentence, ExpressionState
+from rvos_deploy.networks.pan2024.query_memory import FIRST_CAPACITY, FramePlaces, QueryMemory
+from rvos_deploy.networks.pan2024.slot_choices import RecordedTracker, ReplayedOrders
 from rvos_deploy.networks.pan2024.slots import (
     CHANGED,
     DOUBTFUL,
     OnlineSoftmax,
-    RecordedTracker,
-    Replay,
     SlotCues,
     SlotTracker,
 )
-from rvos_deploy.networks.pan2024.token_memory import TokenMemory
+from rvos_deploy.runtime.backends.host_ops import HostOps
 from rvos_deploy.spill_store import SpillStore
 
 
@@ -73,15 +74,15 @@ def test_an_overflow_of_half_precision_passes() -> None:
 
 
 def state(initializer: Initializer) -> ExpressionState:
-    text = EncodedText("", np.zeros((1, 3), np.float32), np.array([1, 2, 3], dtype=np.float32))
-    return ExpressionState(0, text, initializer, TokenMemory(window=None), SlotTracker())
+    text = EncodedSentence("", np.zeros((1, 3), np.float32), np.array([1, 2, 3], dtype=np.float32))
+    return ExpressionState(text, initializer, SlotTracker())
 
 
 @pytest.mark.parametrize("initializer", ["aligned", "weighted", "sentence"])
 def test_an_expression_keeps_what_belongs_to_a_slot_together(initializer: Initializer) -> None:
     random, total, length = np.random.RandomState(2), 6, 5
     objects = np.eye(total, 8, dtype=np.float32)
-    queries, values = (random.standard_normal((length, total, 3)).astype("f4") for _ in range(2))
+    values = random.standard_normal((length, total, 3)).astype("f4")
     logits = random.standard_normal((length, total)).astype(np.float32)
     one, other = state(initializer), state(initializer)
     taken = []
@@ -90,14 +91,9 @@ def test_an_expression_keeps_what_belongs_to_a_slot_together(initializer: Initia
         expected = np.argsort(order) if initializer == "aligned" else np.arange(total)
         found = one.advance(*given, cues(objects, order))
         assert (found == expected).all()
-        one.memory.append(queries[t][found])
         # Slots are each expression's own.
         assert (other.advance(*given, cues(objects, np.arange(total))) == np.arange(total)).all()
         taken.append(expected)
-    tokens, _ = one.memory.read()
-    assert (
-        np.stack(tokens) == np.stack([q[order] for q, order in zip(queries, taken, strict=True)])
-    ).all()
     start = one.initial_video_queries()
     if initializer == "sentence":
         assert (start == np.array([1, 2, 3])).all()
@@ -123,38 +119,111 @@ def test_online_softmax_equals_softmax_even_with_huge_logits() -> None:
         np.testing.assert_allclose(running.mean(), expected, atol=1e-6)
 
 
-def token(number: int) -> np.ndarray:
-    return np.full((2, 3), number, dtype=np.float32)
+def places(window: int | None, anchors: int, frames: int) -> list[int]:
+    """Numbers of the frames that are kept after so many, oldest first; checks every frame's place
+    on the way.
+    """
+    policy, shown = FramePlaces(window, anchors), dict[int, int]()
+    for number in range(frames):
+        place = policy.append()
+        shown[place] = number
+        capacity = max(shown) + 1
+        if window is not None:
+            assert capacity <= window + anchors
+        ages, empty = policy.ages(capacity)
+        kept = [shown[p] for p in range(capacity) if not empty[p]]
+        assert number in kept
+        assert ages[~empty].tolist() == [number - n for n in kept]
+        assert len(policy) == len(kept)
+    return sorted(kept)
 
 
 def test_memory_keeps_the_window_with_ages() -> None:
-    memory = TokenMemory(window=3)
-    for number in range(5):
-        memory.append(token(number))
-    tokens, ages = memory.read()
-    assert np.stack(tokens)[:, 0, 0].tolist() == [2, 3, 4]
-    assert ages.tolist() == [2, 1, 0]
+    assert places(3, 0, 10) == [7, 8, 9]
+    assert places(1, 0, 4) == [3]
+    assert places(5, 2, 3) == [0, 1, 2]
 
 
-def test_anchors_are_bounded_spread_and_older_than_the_window() -> None:
-    memory = TokenMemory(window=4, anchors=5)
-    for number in range(1000):
-        memory.append(token(number))
-        assert len(memory) <= 9
-    tokens, ages = memory.read()
-    kept = np.stack(tokens)[:, 0, 0]
-    assert kept[-4:].tolist() == [996, 997, 998, 999]
+def test_anchors_are_spread_evenly_and_few() -> None:
+    kept = places(4, 5, 1000)
+    assert len(kept) <= 9
+    assert kept[-4:] == [996, 997, 998, 999]
     anchors = kept[:-4]
     assert len(anchors) >= 3
     assert len(set(np.diff(anchors).tolist())) == 1
-    assert (ages == 999 - kept).all()
 
 
 def test_unlimited_memory_keeps_everything() -> None:
-    memory = TokenMemory(window=None)
-    for number in range(100):
-        memory.append(token(number))
-    assert len(memory) == 100
+    assert places(None, 0, 100) == list(range(100))
+
+
+AXIS = AxisSpec("M", 1, 256)
+
+
+def query(number: int, expressions: int = 1) -> NDArray[np.float32]:
+    """Frame queries [E,2,3]; of expression e in frame t: 100 e + t."""
+    rows = 100 * np.arange(expressions, dtype=np.float32) + number
+    return np.tile(rows[:, None, None], (1, 2, 3))
+
+
+def read(memory: QueryMemory) -> list[dict[int, int]]:
+    """Value by age of every expression; empty places must hold age 0."""
+    told = {name: np.asarray(value) for name, value in memory.read().items()}
+    tokens, ages, empty = (told[n] for n in ("memory", "memory_ages", "memory_empty"))
+    assert tokens.shape[:2] == ages.shape == empty.shape
+    assert (ages.dtype, empty.dtype) == (np.float32, np.bool_)
+    assert (tokens == tokens[:, :, :1, :1]).all()
+    return [
+        {int(age): int(token[0, 0]) for token, age, hidden in zip(*row, strict=True) if not hidden}
+        for row in zip(tokens, ages, empty, strict=True)
+    ]
+
+
+def test_the_ring_has_one_shape_and_one_address_online() -> None:
+    memory = QueryMemory(HostOps(), AXIS, window=4, anchors=2)
+    seen = set()
+    for t in range(20):
+        memory.append((7, 9), query(t, 2))
+        tensor = np.asarray(memory.read()["memory"])
+        seen.add((tensor.shape, tensor.__array_interface__["data"][0]))
+        one, other = read(memory)
+        assert list(one) == list(other)
+        assert all(one[age] == t - age and other[age] == 100 + t - age for age in one)
+        assert {age for age in one if age < 4} == set(range(min(4, t + 1)))
+    assert [shape for shape, _ in seen] == [(2, 6, 2, 3)]
+
+
+def test_expressions_come_and_go_with_their_own_frames() -> None:
+    memory = QueryMemory(HostOps(), AXIS, window=3)
+    memory.append((0,), query(0))
+    memory.append((0, 1), query(1, 2))
+    assert read(memory) == [{0: 1, 1: 0}, {0: 101}]
+    memory.append((0, 1, 2), query(2, 3))
+    assert memory.numbers == (0, 1, 2)
+    memory.remove(1)
+    assert memory.numbers == (0, 2)
+    assert read(memory) == [{0: 2, 1: 1, 2: 0}, {0: 202}]
+    memory.append((0, 2, 5), query(3, 3))
+    assert read(memory) == [{0: 3, 1: 2, 2: 1}, {0: 103, 1: 202}, {0: 203}]
+    memory.remove(0)
+    memory.append((2, 5), query(4, 2))
+    assert read(memory) == [{0: 4, 1: 103, 2: 202}, {0: 104, 1: 203}]
+
+
+def test_memory_doubles_offline_up_to_what_the_decoder_reads() -> None:
+    memory = QueryMemory(HostOps(), AxisSpec("M", 1, 21), window=None)
+    sizes = []
+    for t in range(20):
+        memory.append((0,), query(t))
+        sizes.append(np.asarray(memory.read()["memory"]).shape[1])
+        assert read(memory) == [{t - n: n for n in range(t + 1)}]
+    assert sorted(set(sizes)) == [FIRST_CAPACITY, 2 * FIRST_CAPACITY, 21]
+
+
+def test_memory_keeps_the_type_of_the_graphs() -> None:
+    memory = QueryMemory(HostOps(), AXIS, window=2)
+    memory.append((0,), query(1).astype(np.float16))
+    assert memory.read()["memory"].dtype == np.float16
 
 
 @pytest.mark.parametrize("budget", [0, 100, 10**6])
@@ -209,8 +278,8 @@ def test_a_replayed_choice_of_its_own_costs_nothing_more() -> None:
     chosen = np.stack([tracker.advance(cues(objects, order)) for order in frames])
     plain = SlotTracker()
     np.testing.assert_array_equal([plain.advance(cues(objects, o)) for o in frames], chosen)
-    np.testing.assert_array_equal(tracker.orders, chosen)
-    replay = Replay(chosen)
+    np.testing.assert_array_equal(tracker.chosen, chosen)
+    replay = ReplayedOrders(chosen)
     replayed = SlotTracker(replay)
     again = [replayed.advance(cues(objects, order)) for order in frames]
     np.testing.assert_array_equal(again, chosen)
@@ -236,7 +305,7 @@ def test_a_replayed_choice_is_followed_and_its_excess_is_the_cost() -> None:
     tracker = SlotTracker()
     assert tracker.advance(first).tolist() == [0, 1]
     assert tracker.advance(second).tolist() == [0, 1]
-    replay = Replay(np.array([[0, 1], [1, 0]]))
+    replay = ReplayedOrders(np.array([[0, 1], [1, 0]]))
     replayed = SlotTracker(replay)
     replayed.advance(first)
     assert replayed.advance(second).tolist() == [1, 0]

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.base import HostArray
+from rvos_deploy.graph_io.tensors import HostArray
 from rvos_deploy.runtime.frame_masks import FrameMasks
-from rvos_deploy.runtime.pending_masks import Coming
+from rvos_deploy.runtime.pending_masks import PendingMasks
 
 
 class Once:
@@ -31,26 +31,26 @@ class Once:
 
 
 def test_many_threads_ask_once() -> None:
-    fetching = Once(np.ones((2, 3), np.bool_))
-    coming = Coming(fetching)
+    copy = Once(np.ones((2, 3), np.bool_))
+    pending = PendingMasks(copy)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: coming.get(), range(64)))
-    assert all(one is fetching.array for one in found)
+        found = list(pool.map(lambda _: pending.get(), range(64)))
+    assert all(one is copy.array for one in found)
 
 
 def test_a_failure_is_raised_where_it_is_asked_for() -> None:
-    coming = Coming(Once(np.ones(1, np.bool_), failures=1))
+    pending = PendingMasks(Once(np.ones(1, np.bool_), failures=1))
     with pytest.raises(BackendError, match="not yet"):
-        coming.get()
-    assert coming.get().all()
+        pending.get()
+    assert pending.get().all()
 
 
 def test_results_can_be_sent_and_shown_before_they_are_there() -> None:
-    fetching = Once(np.eye(3, dtype=np.bool_)[None])
+    copy = Once(np.eye(3, dtype=np.bool_)[None])
     scores = np.array([0.5], np.float32)
-    result = FrameMasks(4, 0.25, (3, 3), scores, (7,), ("a dog",), Coming(fetching))
+    result = FrameMasks(4, 0.25, (3, 3), scores, (7,), ("a dog",), PendingMasks(copy))
     assert repr(result) == "FrameMasks(index=4, pts=0.250, masks=bool[1, 3, 3], expressions=[7])"
-    assert fetching.asked == 0
+    assert copy.asked == 0
     sent = pickle.loads(pickle.dumps(result))
     assert (sent.masks == result.masks).all()
-    assert (sent.index, sent.expressions, fetching.asked) == (4, (7,), 1)
+    assert (sent.index, sent.expressions, copy.asked) == (4, (7,), 1)
