@@ -23,6 +23,7 @@ from rvos_deploy.export.parity import check_without_rounding
 from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.graph_io.probe import probe_inputs
 from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.contract import probe_cases
 from rvos_deploy.networks.pan2024.graphs import TOLERANCES, WITHOUT_ROUNDING, Graph, graphs
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
@@ -32,7 +33,6 @@ from rvos_deploy.parity.verification import (
     MAXIMUM_UNDECIDED_QUERIES,
     case_axes,
     judge,
-    probe_cases,
     verify,
 )
 from rvos_deploy.runtime.backends.registry import make_backend

@@ -42,7 +42,6 @@ from rvos_deploy.bundle.engine_sidecar import (
     sidecar_file,
 )
 from rvos_deploy.bundle.folder import (
-    GRAPHS,
     MANIFEST,
     PARITY,
     TOKENIZER,
@@ -57,6 +56,7 @@ from rvos_deploy.cli.parity_table import parity_table
 from rvos_deploy.errors import BundleError
 from rvos_deploy.graph_io.probe import probe_clip
 from rvos_deploy.json_file import write_json
+from rvos_deploy.networks.pan2024.contract import GRAPHS
 from rvos_deploy.parity.verification import read_reference
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import (
     EngineMachine,
