@@ -13,6 +13,7 @@ Initializer = Literal["aligned", "weighted", "sentence"]
 Alignment = Literal["sight", "cosine"]
 ReferredHeadKind = Literal["product", "linear"]
 Hiding = Literal["ramp", "threshold"]
+SlotPosition = Literal["shared", "separate"]
 
 STRIDE = 32
 """Heights and widths are multiples of this: the coarsest feature map's stride."""
@@ -45,6 +46,7 @@ _CHOICES = {
     "alignment": Alignment,
     "referred_head": ReferredHeadKind,
     "hiding": Hiding,
+    "slot_position": SlotPosition,
 }
 
 
@@ -71,6 +73,8 @@ class ModelConfig:
         referred_head: query times text ("product"), or a linear layer on both ("linear", LMPM).
         hiding: masked attention hides pixels by degrees ("ramp"), or all under a probability of one
             half ("threshold", Mask2Former).
+        slot_position: a video query and its slot's frame tokens have one learned position, zero at
+            first ("shared"), or each its own, drawn at random ("separate", VITA and LMPM).
     """
 
     name: str
@@ -103,6 +107,7 @@ class ModelConfig:
     temporal_position: bool = True
     referred_head: ReferredHeadKind = "product"
     hiding: Hiding = "ramp"
+    slot_position: SlotPosition = "shared"
     input_size: tuple[int, int] = (448, 800)
     threshold: float = 0.5
 
@@ -204,6 +209,7 @@ _PRESETS = (
         temporal_position=False,
         referred_head="linear",
         hiding="threshold",
+        slot_position="separate",
     ),
     ModelConfig(
         name="base",

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from lightning_fabric import Fabric
 from safetensors import SafetensorError, safe_open
@@ -90,7 +91,8 @@ def resumed_state(folder: Path, fresh: TrainingState, recipe: Recipe) -> Trainin
             f"{len(recipe.stages) - 1}; resume with the recipe that it was trained with"
         )
     plain = json.loads(json.dumps(fresh.recipe))  # as the file has it: lists, no tuples
-    before, now = _decisive(state.recipe, state.stage), _decisive(plain, state.stage)
+    before = _decisive(_with_defaults(state.recipe), state.stage)
+    now = _decisive(plain, state.stage)
     if changed := [name for name in now if now[name] != before.get(name)]:
         raise InputError(
             f"{folder} was trained with another {changed[0]}; resume with the recipe that "
@@ -138,6 +140,16 @@ def _check_steps(folder: Path, state: TrainingState, recipe: Recipe) -> None:
             f"{state.stage}; in the recipe that stage has steps {before} to {before + most}, so "
             "the state is damaged; name another checkpoint in 'latest'"
         )
+
+
+def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recorded recipe with the fields that later versions added, as they behave in it."""
+    try:
+        whole = msgspec.convert(recipe, Recipe).as_dict()
+    except msgspec.ValidationError:
+        return recipe  # what is wrong in it differs from the recipe at hand, and is named so
+    filled: dict[str, Any] = json.loads(json.dumps(whole))
+    return filled
 
 
 def _decisive(recipe: dict[str, Any], stage: int) -> dict[str, Any]:
