@@ -33,7 +33,7 @@ def gather(fabric: Fabric, make: Callable[[], _Made]) -> list[_Made]:
 
     Raises:
         RvosError: that of the lowest rank whose ``make`` raised one; in every process, so that
-            none waits for one that has given up.
+            none waits for one that has given up. Or a process has ended without a word.
     """
     if fabric.world_size == 1:
         return [make()]
@@ -43,7 +43,13 @@ def gather(fabric: Fabric, make: Callable[[], _Made]) -> list[_Made]:
     except RvosError as error:
         mine = error
     everyone: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(everyone, mine, group=_waiting_group())
+    try:
+        torch.distributed.all_gather_object(everyone, mine, group=_waiting_group())
+    except RuntimeError as error:
+        raise RvosError(
+            "another process of the run has ended, or was not heard of for "
+            f"{LONGEST_WAIT.days} day; its own last lines say why. Go on with --resume"
+        ) from error
     for found in everyone:
         if isinstance(found, RvosError):
             raise found

@@ -15,6 +15,7 @@ _LENGTH = 2
 _POINTS = 256
 _SHORT_SIDES = (64, 96)
 _LONG_SIDE = 160
+_INPUT_SIZE = (96, 160)
 
 
 def smoke_recipe(recipe: Recipe) -> Recipe:
@@ -24,11 +25,11 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
     of clips of at most two frames. Frames of a data set are scaled to two small sizes (Moving
     Sprites keep theirs, which gates and cached stages depend on), so clips still differ in size.
     The gates are left out, and so is the tag of CLIP's weights: they are random unless others are
-    given. One video is scored at the end, where the recipe has a validation.
+    given. One video is scored at the end, at a small size, where the recipe has a validation.
     """
     return replace(
         recipe,
-        model=replace(recipe.model, clip_pretrained=None),
+        model=replace(recipe.model, clip_pretrained=None, input_size=_INPUT_SIZE),
         stages=tuple(_smoke_stage(stage) for stage in recipe.stages),
         workers=min(recipe.workers, 1),
         validation_videos=1,

@@ -155,6 +155,12 @@ def test_an_error_of_one_process_is_raised_in_all(folder: Path) -> None:
         assert found["first"] == "of 0"
 
 
+def test_a_process_that_waits_for_one_that_was_killed_says_so(folder: Path) -> None:
+    message = seen(folder, "gathered")[0]["left alone"]
+    assert message.startswith("another process of the run has ended")
+    assert "\n" not in message
+
+
 def test_a_long_video_does_not_end_the_wait(folder: Path) -> None:
     """The group of the gradients gives up after half an hour; that of the waits does not."""
     for found in seen(folder, "gathered"):
@@ -188,6 +194,20 @@ def test_going_on_with_another_number_of_processes_is_said(folder: Path) -> None
     assert "\n" not in line
     assert read_state(latest(run)).processes == 1
     assert go_on(3) == []
+
+
+def test_the_command_says_it_in_one_line(rvos: Any, tmp_path: Path) -> None:
+    file, run = tmp_path / "recipe.toml", tmp_path / "run"
+    text = RECIPE.format(data="sprites", accumulate=4, videos=1, steps=2)
+    file.write_text(text.replace("validate_every = 2", ""))
+    call = ("train", file, "--out", run, "--no-cpp-ops", "--steps")
+    assert rvos(*call, 1).code == 0
+    state = latest(run) / "state.json"
+    state.write_text(state.read_text().replace('"processes": 1', '"processes": 8'))
+    result = rvos(*call, 2, "--resume")
+    assert result.code == 0
+    (line,) = [line for line in result.stderr.splitlines() if "trained with" in line]
+    assert line.startswith(f"warning: {run}/checkpoints/step-00000001 was trained with 8 processes")
 
 
 def test_a_state_that_does_not_say_how_many_processes_is_not_compared() -> None:

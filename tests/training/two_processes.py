@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.errors import InputError, ParityError, RvosError
 from rvos_deploy.training import distributed, trainer, validation
 from rvos_deploy.training.preparation import make_fabric
 from rvos_deploy.training.recipe_file import read_recipe
@@ -53,7 +53,11 @@ def main(folder: Path) -> None:
         seen["best"] = result.best
         (folder / f"{name}-{rank}.json").write_text(json.dumps(seen))
         seen = {"evaluated": [], "rendered": 0, "clips": []}
-    (folder / f"gathered-{rank}.json").write_text(json.dumps(gathered(folder, rank)))
+    found = gathered(folder, rank)
+    if rank == 0:
+        found["left alone"] = left_alone(folder)
+    (folder / f"gathered-{rank}.json").write_text(json.dumps(found))
+    os._exit(0)  # as a process that is killed: without a word to the others
 
 
 def gathered(folder: Path, rank: int) -> dict[str, Any]:
@@ -80,6 +84,16 @@ def gathered(folder: Path, rank: int) -> dict[str, Any]:
         "caught": caught,
         "limit": waiting.options._timeout.total_seconds(),
     }
+
+
+def left_alone(folder: Path) -> str:
+    """The error of a process whose peer has ended."""
+    fabric = make_fabric(read_recipe(folder / "sprites.toml"), "cpu")
+    try:
+        distributed.gather(fabric, lambda: None)
+    except RvosError as error:
+        return str(error)
+    return ""
 
 
 if __name__ == "__main__":
