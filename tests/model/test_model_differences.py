@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rvos_deploy.model.config import PRESETS, ModelConfig, preset
+from rvos_deploy.networks.pan2024.config import PRESETS, ModelConfig, preset
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "differences.md"
 

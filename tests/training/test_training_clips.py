@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from rvos_deploy.datasets import DataSplit, read_mevis
+from rvos_deploy.datasets.moving_sprites import WorldConfig, make_video, render, write_mevis
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import preset
-from rvos_deploy.runtime.geometry import FrameGeometry, resize_frame
-from rvos_deploy.sprites import WorldConfig, make_video, render, write_mevis
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, resize_frame
+from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.training.augmentation import Pictures, crop, mirror, mirror_text, resize
 from rvos_deploy.training.clips import (
     Clip,
@@ -24,7 +25,6 @@ from rvos_deploy.training.clips import (
     frame_indices,
     part_of_step,
 )
-from rvos_deploy.training.data import DataSplit, read_mevis
 from rvos_deploy.training.recipe import Augmentation, Recipe, Stage
 from rvos_deploy.training.recipe_file import read_recipe
 

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
+from rvos_deploy.datasets import DataSplit, read_mevis
+from rvos_deploy.datasets.moving_sprites import write_mevis
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.network import build_network
-from rvos_deploy.sprites import write_mevis
+from rvos_deploy.networks.pan2024.modules.network import build_network
 from rvos_deploy.training.checkpoints import find_checkpoint, load_weights, read_state
 from rvos_deploy.training.clips import training_tokenizer
-from rvos_deploy.training.data import DataSplit, read_mevis
 from rvos_deploy.training.distributed import LONGEST_WAIT
 from rvos_deploy.training.logs import RunLog
 from rvos_deploy.training.preparation import warn_of_other_processes

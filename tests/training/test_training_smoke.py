@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rvos_deploy.model.config import preset
+from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.training.logs import read_log
 from rvos_deploy.training.recipe_file import packaged_recipes, parse_recipe, read_recipe
 from rvos_deploy.training.smoke import smoke_recipe
