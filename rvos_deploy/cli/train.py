@@ -61,6 +61,13 @@ def train(
             help="Refuse to begin long stages where motion cannot be learned (see gates.json).",
         ),
     ] = True,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke",
+            help="Two steps of each stage on small clips, CLIP weights random: does it run here?",
+        ),
+    ] = False,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", min=0, help="Instead of the recipe's.")
     ] = None,
@@ -76,11 +83,14 @@ def train(
     with needs_extra("training", "train"):
         from rvos_deploy.training import recipe_file, trainer
         from rvos_deploy.training.checkpoints import hint_on_stop
+        from rvos_deploy.training.smoke import smoke_recipe
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     recipe = recipe_file.read_recipe(config)
     recipe = replace(recipe, gates=recipe.gates and gates)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
+    if smoke:
+        recipe = smoke_recipe(recipe)
     with hint_on_stop(out, "--resume"), _alone(out), _training_progress() as progress:
         result = trainer.train(
             recipe,

@@ -74,8 +74,7 @@ def crop(
 def resize(pictures: Pictures, short: int, longest: int) -> Pictures:
     """Scale to a short side of ``short`` pixels, or less where the long side would pass."""
     height, width = pictures.frames.shape[1:3]
-    scale = min(short / min(height, width), longest / max(height, width))
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    size = resized_size(height, width, short, longest)
     if size == (height, width):
         return pictures
     frames = np.stack([_resized(frame, size) for frame in pictures.frames])
@@ -86,6 +85,12 @@ def resize(pictures: Pictures, short: int, longest: int) -> Pictures:
         if mask.any():
             masks[row] = _resized(mask, size) >= 128
     return Pictures(frames, masks.reshape(objects, length, *size))
+
+
+def resized_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
+    """Height and width that :func:`resize` gives."""
+    scale = min(short / min(height, width), longest / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -67,6 +67,7 @@ class TrainingState:
         best: best J&F so far, None before the first validation.
         scaler: state of the gradient scaler (16-mixed).
         versions: of what it was trained with.
+        processes: how many train together; None in states of versions that did not say.
     """
 
     step: _Count
@@ -78,6 +79,7 @@ class TrainingState:
     best: float | None = None
     scaler: dict[str, int | float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    processes: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class _Header(msgspec.Struct):

@@ -30,7 +30,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import PADDING, STRIDE
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
-from rvos_deploy.training.augmentation import Pictures, augment, mirror_text
+from rvos_deploy.training.augmentation import Pictures, augment, mirror_text, resized_size
 from rvos_deploy.training.recipe import Recipe, Stage
 from rvos_deploy.training.targets import ClipTargets
 
@@ -248,9 +248,19 @@ def _entries(split: DataSplit, stage: Stage) -> tuple[tuple[int, int], ...]:
 
 
 def collate(clips: Sequence[Clip]) -> Batch:
-    """Put clips of one length in a batch: frames padded to one size, multiples of 32; ids by 0."""
-    sides = zip(*(clip.frames.shape[1:3] for clip in clips), strict=True)
-    height, width = (-(-max(side) // STRIDE) * STRIDE for side in sides)
+    """Put clips of one length in a batch: frames padded to multiples of 32; ids by 0.
+
+    Raises:
+        InputError: the frames, so padded, have more than one size. The network would see the rest
+            of the padding as picture, which it never does at run time.
+    """
+    sizes = sorted({padded_size(*clip.frames.shape[1:3]) for clip in clips})
+    if len(sizes) > 1:
+        raise InputError(
+            f"clips of {_size(sizes[0])} and of {_size(sizes[-1])} pixels cannot be computed "
+            "together; set accumulate = 0, which computes one clip at a time"
+        )
+    ((height, width),) = sizes
     frames = torch.empty((len(clips), len(clips[0].frames), height, width, 3), dtype=torch.uint8)
     frames[:] = torch.tensor(PADDING, dtype=torch.uint8)
     spoken = [s for clip in clips for s in ((clip.referred, clip.token_ids), *clip.further)]
@@ -266,6 +276,47 @@ def collate(clips: Sequence[Clip]) -> Batch:
     return Batch(frames, ids, ages, tuple(masks), tuple(sentence[0] for sentence in spoken))
 
 
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width of a frame with its padding, as at run time: the next multiples of 32."""
+    return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def check_sizes(recipe: Recipe, split: DataSplit, processes: int) -> None:
+    """Refuse a recipe that would put clips of several sizes in one part of a step.
+
+    Raises:
+        InputError: it would; or a video's first frame cannot be read.
+    """
+    together = [s for s in recipe.stages if s.batch // s.parts(processes) // processes > 1]
+    if not together:
+        return
+    settings = recipe.augment
+    if settings.crop > 0 and settings.crop_side < 1:
+        why = "augment.crop cuts out a part of some clips"
+    elif len(set(settings.short_sides)) > 1:
+        why = f"augment.short_sides has {len(set(settings.short_sides))} sides to draw from"
+    else:
+        # One side, no crop: what is left is the shape of the videos.
+        (short,) = set(settings.short_sides)
+        sizes = {
+            padded_size(*resized_size(*video.size, short, settings.long_side))
+            for video in split.videos
+        }
+        if len(sizes) < 2:
+            return
+        why = f"the videos of {split.meta} have {len(sizes)} sizes"
+    stage = together[0]
+    raise InputError(
+        f"stage '{stage.name}' computes {stage.batch // stage.parts(processes) // processes} clips "
+        f"at once, and they would differ in size ({why}); set accumulate = 0, which computes one "
+        "clip at a time, or give all clips one size"
+    )
+
+
 def part_of_step(
     first: int, stage: Stage, step: int, part: int, rank: int, processes: int
 ) -> range:
@@ -274,13 +325,7 @@ def part_of_step(
     Raises:
         InputError: the batch cannot be shared evenly.
     """
-    shares = stage.accumulate * processes
-    if stage.batch % shares:
-        raise InputError(
-            f"stage '{stage.name}': batch {stage.batch} is not a multiple of {processes} processes "
-            f"times {stage.accumulate} parts; change batch or accumulate"
-        )
-    size = stage.batch // shares
+    size = stage.batch // (stage.parts(processes) * processes)
     start = first + step * stage.batch + (part * processes + rank) * size
     return range(start, start + size)
 
@@ -300,7 +345,7 @@ def batches(
     parts = [
         part_of_step(first, clips.stage, step, part, rank, processes)
         for step in steps
-        for part in range(clips.stage.accumulate)
+        for part in range(clips.stage.parts(processes))
     ]
     yield from DataLoader(
         clips,

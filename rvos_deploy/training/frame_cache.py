@@ -48,6 +48,7 @@ from rvos_deploy.training.clips import (
     part_of_step,
     permutation,
 )
+from rvos_deploy.training.distributed import gather, on_first
 from rvos_deploy.training.losses import LossConfig, tube_losses
 from rvos_deploy.training.matching import pack_tubes
 from rvos_deploy.training.points import look_at
@@ -233,7 +234,7 @@ def cached_batches(
     parts = [
         [shuffled(i) for i in part_of_step(0, stage, step, part, rank, processes)]
         for step in steps
-        for part in range(stage.accumulate)
+        for part in range(stage.parts(processes))
     ]
     yield from DataLoader(
         clips, batch_sampler=parts, collate_fn=_collate, generator=torch.Generator()
@@ -255,18 +256,27 @@ def fill_cache(
     stage = clips.stage
     clips = Clips(clips.recipe, replace(stage, length=stage.frames_cached))
     key = _key(network, clips, first)
-    if fabric.global_rank == 0:
-        _claim(folder, key)
-    fabric.barrier()
+    on_first(fabric, lambda: _claim(folder, key))
     was_training = network.training
     network.eval()
+    # What is missing may be the share of one process alone: a long wait for the others.
+    gather(fabric, lambda: _fill_share(fabric, network, clips, first, folder))
+    network.train(was_training)
+    return CachedClips(folder, stage, clips.recipe.seed)
+
+
+def _fill_share(
+    fabric: Fabric, network: RvosNetwork, clips: Clips, first: int, folder: Path
+) -> None:
+    """Make this process's shards of those that are missing."""
+    stage = clips.stage
     shards = range(-(-stage.cached // SHARD))
     missing = [
         shard
         for shard in shards[fabric.global_rank :: fabric.world_size]
-        if not _is_whole(folder / _shard_name(shard), shard, clips.stage)
+        if not _is_whole(folder / _shard_name(shard), shard, stage)
     ]
-    parts = [part for shard in missing for part in _parts_of_shard(shard, clips.stage)]
+    parts = [part for shard in missing for part in _parts_of_shard(shard, stage)]
     loader = DataLoader(
         _WithSentences(clips),
         batch_sampler=[[first + position for position in part] for part in parts],
@@ -275,13 +285,10 @@ def fill_cache(
     )
     rows: dict[str, Tensor] = {}
     for part, drawn in zip(parts, loader, strict=True):
-        rows |= _frame_part(fabric, network, clips.stage, part, drawn)
+        rows |= _frame_part(fabric, network, stage, part, drawn)
         if part.stop % SHARD == 0 or part.stop == stage.cached:
             _write_shard(folder / _shard_name((part.stop - 1) // SHARD), rows)
             rows = {}
-    network.train(was_training)
-    fabric.barrier()
-    return CachedClips(folder, stage, clips.recipe.seed)
 
 
 def _is_whole(file: Path, shard: int, stage: Stage) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from lightning_fabric import Fabric
 from safetensors import SafetensorError, safe_open
@@ -19,11 +21,12 @@ from rvos_deploy.networks.pan2024.modules.checkpoint import load_checkpoint
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
 from rvos_deploy.training import checkpoints
 from rvos_deploy.training.checkpoints import TrainingState
+from rvos_deploy.training.distributed import on_first
 from rvos_deploy.training.init_from import InitReport
 from rvos_deploy.training.init_from import init_from as load_published
 from rvos_deploy.training.objective import select_trained
 from rvos_deploy.training.recipe import OPERATIONAL, Recipe, Stage
-from rvos_deploy.training.validation import sprite_validation
+from rvos_deploy.training.validation import check_validation, render_validation
 
 RECIPE = "recipe.json"
 
@@ -88,7 +91,8 @@ def resumed_state(folder: Path, fresh: TrainingState, recipe: Recipe) -> Trainin
             f"{len(recipe.stages) - 1}; resume with the recipe that it was trained with"
         )
     plain = json.loads(json.dumps(fresh.recipe))  # as the file has it: lists, no tuples
-    before, now = _decisive(state.recipe, state.stage), _decisive(plain, state.stage)
+    before = _decisive(_with_defaults(state.recipe), state.stage)
+    now = _decisive(plain, state.stage)
     if changed := [name for name in now if now[name] != before.get(name)]:
         raise InputError(
             f"{folder} was trained with another {changed[0]}; resume with the recipe that "
@@ -100,7 +104,29 @@ def resumed_state(folder: Path, fresh: TrainingState, recipe: Recipe) -> Trainin
         )
     _check_steps(folder, state, recipe)
     return replace(
-        state, recipe=fresh.recipe, clip_source=fresh.clip_source, versions=fresh.versions
+        state,
+        recipe=fresh.recipe,
+        clip_source=fresh.clip_source,
+        versions=fresh.versions,
+    )
+
+
+def warn_of_other_processes(folder: Path, before: int | None, now: int) -> None:
+    """Warn where a run goes on with another number of processes, and say what that changes.
+
+    Args:
+        folder: the checkpoint.
+        before: with how many it was trained; None where it does not say, and nothing is compared.
+        now: how many go on.
+    """
+    if before is None or before == now:
+        return
+    warnings.warn(
+        f"{folder} was trained with {before} process{'es' if before > 1 else ''}, and the run goes "
+        f"on with {now}: a step has the same clips, but the processes share them in another way "
+        "and draw other points for the mask losses, so the numbers will differ from those of an "
+        "uninterrupted run",
+        stacklevel=2,
     )
 
 
@@ -114,6 +140,16 @@ def _check_steps(folder: Path, state: TrainingState, recipe: Recipe) -> None:
             f"{state.stage}; in the recipe that stage has steps {before} to {before + most}, so "
             "the state is damaged; name another checkpoint in 'latest'"
         )
+
+
+def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recorded recipe with the fields that later versions added, as they behave in it."""
+    try:
+        whole = msgspec.convert(recipe, Recipe).as_dict()
+    except msgspec.ValidationError:
+        return recipe  # what is wrong in it differs from the recipe at hand, and is named so
+    filled: dict[str, Any] = json.loads(json.dumps(whole))
+    return filled
 
 
 def _decisive(recipe: dict[str, Any], stage: int) -> dict[str, Any]:
@@ -140,14 +176,27 @@ def check_resumable(run: Path, folder: Path, stage: Stage, network: RvosNetwork)
 
 
 def read_validation_data(
-    recipe: Recipe, run: Path, valid: str | os.PathLike[str] | None
+    fabric: Fabric, recipe: Recipe, run: Path, valid: str | os.PathLike[str] | None
 ) -> DataSplit | None:
-    """Read or render the valid split; None where a recipe has none."""
+    """Read the valid split in every process, for Moving Sprites once the first has rendered it.
+
+    Returns:
+        None where a recipe has none.
+
+    Raises:
+        InputError: it cannot be read, or not be scored.
+    """
     if not recipe.validate_every:
         return None
     if valid is not None:
-        return (read_ref_youtube_vos if recipe.data == "ref-youtube-vos" else read_mevis)(valid)
-    return sprite_validation(recipe, run / "valid") if recipe.data == "sprites" else None
+        read = read_ref_youtube_vos if recipe.data == "ref-youtube-vos" else read_mevis
+        split = read(valid)
+        check_validation(split, recipe.validation_videos)
+        return split
+    if recipe.data != "sprites":
+        return None
+    on_first(fabric, lambda: render_validation(recipe, run / "valid"))
+    return read_mevis(run / "valid")
 
 
 def _initialise(network: RvosNetwork, file: Path) -> InitReport | None:

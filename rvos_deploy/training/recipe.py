@@ -75,7 +75,8 @@ class Stage:
         schedule: constant, or cosine or linear down to ``final_rate`` times the learning rate.
         weight_decay: of AdamW; not on biases, norms and learned positions.
         clip_gradient: greatest norm of the gradient.
-        accumulate: parts in which a step's batch is computed.
+        accumulate: parts in which a step's batch is computed; 0: one clip at a time, which clips of
+            several sizes need, since the network has no mask for padding.
         cached: so many clips are run through the frame part once, and the stage trains on what came
             of them, epoch after epoch (Moving Sprites; ``trained`` within the video part); 0: none.
         cached_length: frames of a cached clip, over which its slots are aligned; each step reads
@@ -119,9 +120,9 @@ class Stage:
                 f"begin with none of the last three; found {self.name[:100]!r}"
             )
         where = f"stage '{self.name}'"
-        for name in ("steps", "batch", "length", "per_video", "accumulate", "sentences"):
+        for name in ("steps", "batch", "length", "per_video", "sentences"):
             _at_least(where, name, getattr(self, name), 1)
-        for name in ("warmup", "single_every", "final_rate", "weight_decay"):
+        for name in ("warmup", "single_every", "final_rate", "weight_decay", "accumulate"):
             _at_least(where, name, getattr(self, name), 0)
         for name in ("learning_rate", "clip_gradient"):
             _at_least(where, name, getattr(self, name), 0)
@@ -138,7 +139,7 @@ class Stage:
                 raise InputError(
                     f"{where}: {name} is for cached stages; set cached, or leave it out"
                 )
-        if self.batch % self.accumulate:
+        if self.accumulate and self.batch % self.accumulate:
             raise InputError(
                 f"{where}: batch {self.batch} is not a multiple of accumulate {self.accumulate}"
             )
@@ -159,6 +160,21 @@ class Stage:
             raise InputError(f"{where}: mirror must lie in 0..1, found {self.mirror}")
         if self.single_every:
             raise InputError(f"{where}: single_every does not go with cached; leave one out")
+
+    def parts(self, processes: int) -> int:
+        """Parts of a step in each of so many processes.
+
+        Raises:
+            InputError: the batch cannot be shared evenly.
+        """
+        shares = processes * (self.accumulate or 1)
+        if self.batch % shares:
+            parts = f" times {self.accumulate} parts" if self.accumulate else ""
+            raise InputError(
+                f"stage '{self.name}': batch {self.batch} is not a multiple of {processes} "
+                f"processes{parts}; change batch or accumulate"
+            )
+        return self.accumulate or self.batch // processes
 
     @property
     def trains_video_part_alone(self) -> bool:

@@ -34,7 +34,14 @@ from rvos_deploy.networks.pan2024.modules.checkpoint import clip_fingerprint
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.training import checkpoints
 from rvos_deploy.training.checkpoints import TrainingState, save_checkpoint
-from rvos_deploy.training.clips import Batch, Clips, batches, training_tokenizer
+from rvos_deploy.training.clips import (
+    Batch,
+    Clips,
+    batches,
+    check_sizes,
+    training_tokenizer,
+)
+from rvos_deploy.training.distributed import on_first
 from rvos_deploy.training.frame_cache import (
     CachedBatch,
     VideoObjective,
@@ -60,6 +67,7 @@ from rvos_deploy.training.preparation import (
     read_training_data,
     read_validation_data,
     resumed_state,
+    warn_of_other_processes,
 )
 from rvos_deploy.training.recipe import Recipe, Stage
 from rvos_deploy.training.validation import validate
@@ -126,6 +134,10 @@ def train(
     split = read_training_data(recipe, data)
     loss_config(recipe.loss)
     fabric = make_fabric(recipe, accelerator)
+    for stage in recipe.stages:
+        stage.parts(fabric.world_size)
+    if split is not None:
+        check_sizes(recipe, split, fabric.world_size)
     first_weights = init_from if folder is None else None
     # A run keeps its CLIP part, so that it can be resumed and exported without the file.
     own_clip = run / checkpoints.CLIP
@@ -140,16 +152,18 @@ def train(
         clip_fingerprint(network.clip),
         clip_source(recipe, clip_weights),
         versions=versions("torch"),
+        processes=fabric.world_size,
     )
     if folder is not None:
         state = resumed_state(folder, state, recipe)
+        if fabric.global_rank == 0:
+            warn_of_other_processes(folder, state.processes, fabric.world_size)
+        state = replace(state, processes=fabric.world_size)
         checkpoints.load_weights(folder, network)
         stage = recipe.stages[state.stage]
         if 0 < state.stage_step < stage.steps:
             check_resumable(run, folder, stage, network)
-    validation = None
-    if fabric.global_rank == 0:
-        validation = read_validation_data(recipe, run, valid)
+    validation = read_validation_data(fabric, recipe, run, valid)
     fabric.to_device(network)
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(RunLog(run, state.step)) if fabric.global_rank == 0 else None
@@ -279,17 +293,18 @@ class _Job:
         """One optimizer step; ``step`` counts over all stages, from 0."""
         sums: dict[str, Tensor] = {}
         single = stage.single_every > 0 and (step + 1) % stage.single_every == 0
-        for part, batch in enumerate(islice(source, stage.accumulate)):
+        parts = stage.parts(self.fabric.world_size)
+        for part, batch in enumerate(islice(source, parts)):
             batch = batch.to(self.fabric.device)
             if isinstance(batch, Batch) and single:
                 batch = batch.single_frames()
             generator = step_generator(self.recipe.seed, step, part, self.fabric.global_rank)
-            last = part + 1 == stage.accumulate
+            last = part + 1 == parts
             with self.fabric.no_backward_sync(model, enabled=not last):
                 losses = model(*batch, generator)
-                self.fabric.backward(losses["total"] / stage.accumulate)
+                self.fabric.backward(losses["total"] / parts)
             for name, loss in losses.items():
-                share = loss.detach() / stage.accumulate
+                share = loss.detach() / parts
                 sums[name] = sums[name] + share if name in sums else share
         norm = self.fabric.clip_gradients(
             model, wrapped, max_norm=stage.clip_gradient, error_if_nonfinite=False
@@ -313,30 +328,36 @@ class _Job:
         last: bool,
         folder: Path | None,
     ) -> tuple[TrainingState, Path | None]:
-        """Validate and write a checkpoint where they are due; process 0 does it for all."""
+        """Validate, all processes together, and write a checkpoint, by process 0, where they are
+        due.
+        """
         every = self.recipe.validate_every
         validates = every > 0 and (last or state.step % every == 0)
         if not (last or validates or state.step % self.recipe.checkpoint_every == 0):
             return state, folder
-        if self.fabric.global_rank == 0:
-            better = False
-            if validates and self.validation is not None:
-                found = self._validate(state)
-                better = state.best is None or found > state.best
-                state = replace(state, best=found if better else state.best)
-            state = replace(state, scaler=self.fabric.strategy.precision.state_dict())
-            keep = self.recipe.keep
-            save_checkpoint(self.run, state, self.network, optimizer, keep=keep, best=better)
-        self.fabric.barrier()
-        return state, checkpoints.find_checkpoint(self.run)
+        better = False
+        if validates and self.validation is not None:
+            found = self._validate(state, self.validation)
+            better = state.best is None or found > state.best
+            state = replace(state, best=found if better else state.best)
+        state = replace(state, scaler=self.fabric.strategy.precision.state_dict())
 
-    def _validate(self, state: TrainingState) -> float:
-        assert self.validation is not None
-        assert self.log is not None
-        pictures = self.run / "overlays" / f"step-{state.step:08d}"
-        videos = self.recipe.validation_videos
+        def save() -> Path:
+            keep = self.recipe.keep
+            return save_checkpoint(self.run, state, self.network, optimizer, keep=keep, best=better)
+
+        return state, on_first(self.fabric, save)
+
+    def _validate(self, state: TrainingState, split: DataSplit) -> float:
+        """J&F of all processes; process 0 writes it down."""
         values = validate(
-            self.network, training_tokenizer(), self.validation, videos=videos, pictures=pictures
+            self.network,
+            training_tokenizer(),
+            split,
+            videos=self.recipe.validation_videos,
+            pictures=self.run / "overlays" / f"step-{state.step:08d}",
+            fabric=self.fabric,
         )
-        self.log.validation(state.step, self.recipe.stages[state.stage].name, values)
+        if self.log is not None:
+            self.log.validation(state.step, self.recipe.stages[state.stage].name, values)
         return values["j_and_f"]

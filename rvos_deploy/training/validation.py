@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from rvos_deploy.datasets import DataSplit, VideoRecord, read_mevis
 from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.evaluate import Evaluation, evaluate
 from rvos_deploy.evaluation.predictions import Predict
+from rvos_deploy.evaluation.protocols import ExpressionScore
 from rvos_deploy.graph_io.frame_geometry import display_mask, fit_frame, resize_frame
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.pan2024.modules.inference import segment_clip, tokenize
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.training.distributed import gather
 from rvos_deploy.training.recipe import Recipe
 from rvos_deploy.video import write_strips
 
@@ -27,8 +32,14 @@ PICTURED_VIDEOS = 3
 
 
 def sprite_validation(recipe: Recipe, folder: Path) -> DataSplit:
-    """Render the valid videos of a recipe, once a run, and read them; with as many expressions as
-    the benchmark has, however many the recipe trains on.
+    """Render the valid videos of a recipe, unless they are there, and read them."""
+    render_validation(recipe, folder)
+    return read_mevis(folder)
+
+
+def render_validation(recipe: Recipe, folder: Path) -> None:
+    """Render the valid videos of a recipe, once a run; with as many expressions as the benchmark
+    has, however many the recipe trains on.
     """
     usual = WorldConfig()
     if not folder.is_dir():
@@ -39,7 +50,6 @@ def sprite_validation(recipe: Recipe, folder: Path) -> DataSplit:
             videos=recipe.validation_videos,
             config=replace(recipe.sprites, expressions=usual.expressions, wordings=usual.wordings),
         )
-    return read_mevis(folder)
 
 
 def clip_masks(
@@ -77,21 +87,58 @@ def clip_masks(
 def network_predictor(
     network: RvosNetwork, tokenizer: Tokenizer, pictures: Path | None = None
 ) -> Predict:
-    """Make a predictor for ``evaluate``; overlays of the first videos go to ``pictures``."""
-    drawn = 0
+    """Make a predictor for ``evaluate``; an overlay of each video goes to ``pictures``."""
 
     def predict(video: VideoRecord) -> NDArray[np.bool_]:
-        nonlocal drawn
         images = [video.image(i) for i in range(len(video.frames))]
         texts = [expression.text for expression in video.expressions]
         masks = clip_masks(network, tokenizer, images, texts)
-        if pictures is not None and drawn < PICTURED_VIDEOS:
+        if pictures is not None:
             truth = np.stack([video.union_masks(e) for e in video.expressions], axis=1)
             write_strips(pictures / f"{video.name}.png", images, masks, truth, texts)
-            drawn += 1
         return masks
 
     return predict
+
+
+def check_validation(split: DataSplit, videos: int) -> None:
+    """Refuse what cannot be scored at the first validation, which may be hours away.
+
+    Raises:
+        InputError: the first ``videos`` have no ground truth, or no expression.
+    """
+    if not DataSplit(split.meta, split.videos[:videos]).has_truth:
+        raise InputError(
+            f"{split.meta} has no ground truth, so nothing can be scored on the way; give --valid "
+            "the folder of a split that has masks"
+        )
+    _scored(split, videos)
+
+
+def _scored(split: DataSplit, videos: int | None) -> list[VideoRecord]:
+    """Those of the first ``videos`` that have an expression. InputError where none has."""
+    scored = [video for video in split.videos[:videos] if video.expressions]
+    if not scored:
+        raise InputError(
+            f"{split.meta} lists no expression for its first {len(split.videos[:videos])} videos; "
+            "there is nothing to evaluate"
+        )
+    return scored
+
+
+def share_videos(videos: Sequence[VideoRecord], processes: int) -> list[list[int]]:
+    """Numbers of the videos of each process, ascending: longest first, to who has least so far.
+
+    The frame decoder takes most of the time, and runs for each frame and expression.
+    """
+    cost = [len(video.frames) * len(video.expressions) for video in videos]
+    loads = [0] * processes
+    shares: list[list[int]] = [[] for _ in range(processes)]
+    for number in sorted(range(len(videos)), key=lambda i: (-cost[i], i)):
+        least = loads.index(min(loads))
+        loads[least] += cost[number]
+        shares[least].append(number)
+    return [sorted(share) for share in shares]
 
 
 def validate(
@@ -101,24 +148,55 @@ def validate(
     *,
     videos: int | None = None,
     pictures: Path | None = None,
+    fabric: Fabric | None = None,
 ) -> dict[str, float]:
     """J&F over the first ``videos`` of a split, overall and by kind; N-acc and T-acc.
 
     The network is left in the mode in which it was.
+
+    Args:
+        network: the same in all processes.
+        tokenizer: CLIP's.
+        split: with ground truth; the same in all processes.
+        videos: how many; None: all.
+        pictures: folder for overlays of the first ones.
+        fabric: whose processes share the videos between them, and all get the means over all of
+            them, the same as one process would compute; None: this process alone.
+
+    Raises:
+        InputError: a file of the split cannot be read, or it has no expression.
     """
-    part = DataSplit(split.meta, split.videos[:videos])
+    scored = _scored(split, videos)
+    rank, processes = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+    mine = share_videos(scored, processes)[rank]
+
+    def score() -> dict[int, tuple[ExpressionScore, ...]]:
+        rows = {}
+        for number in mine:
+            folder = pictures if number < PICTURED_VIDEOS else None
+            predict = network_predictor(network, tokenizer, folder)
+            part = DataSplit(split.meta, (scored[number],))
+            rows[number] = evaluate(predict, part, "mevis").scores
+        return rows
+
     was_training = network.training
     network.eval()
     try:
-        evaluation = evaluate(network_predictor(network, tokenizer, pictures), part, "mevis")
+        parts = [score()] if fabric is None else gather(fabric, score)
     finally:
         network.train(was_training)
-    return summary(evaluation)
+    # In the order of the split, so that sums are rounded alike however the videos were shared.
+    by_video = {number: rows for part in parts for number, rows in part.items()}
+    return means([row for number in sorted(by_video) for row in by_video[number]])
 
 
 def summary(evaluation: Evaluation) -> dict[str, float]:
+    """:func:`means` of what an evaluation scored."""
+    return means(evaluation.scores)
+
+
+def means(rows: Sequence[ExpressionScore]) -> dict[str, float]:
     """Means over expressions: j_and_f, j, f; n_acc, t_acc; j_and_f of each kind."""
-    rows = evaluation.scores
     values = {
         "j_and_f": float(np.mean([row.j_and_f for row in rows])),
         "j": float(np.mean([row.j for row in rows])),

@@ -30,6 +30,7 @@ OURS: dict[str, Any] = {
     "temporal_position": False,
     "referred_head": "linear",
     "hiding": "threshold",
+    "slot_position": "separate",
 }
 """Every switch of ours, switched off."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,20 @@ import torch
 from rvos_deploy.datasets import DataSplit, read_mevis
 from rvos_deploy.datasets.moving_sprites import WorldConfig, make_video, render, write_mevis
 from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, resize_frame
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.training.augmentation import Pictures, crop, mirror, mirror_text, resize
-from rvos_deploy.training.clips import Clip, Clips, batches, collate, frame_indices, part_of_step
+from rvos_deploy.training.clips import (
+    Clip,
+    Clips,
+    batches,
+    check_sizes,
+    collate,
+    frame_indices,
+    part_of_step,
+)
 from rvos_deploy.training.recipe import Augmentation, Recipe, Stage
+from rvos_deploy.training.recipe_file import read_recipe
 
 WORLD = WorldConfig(height=64, width=96, frames=8, objects=(2, 4), expressions=(1, 4), emoji=False)
 STAGE = Stage("joint", steps=3, batch=4, length=3, learning_rate=1e-3, per_video=2)
@@ -179,14 +190,22 @@ def test_frames_of_a_clip() -> None:
     assert len(frame_indices(2, replace(STAGE, length=5, window=10), rng)) == 5
 
 
-def test_a_batch_pads_to_one_size_and_splits_into_frames(split: DataSplit) -> None:
+def cut(clip: Clip, height: int, width: int) -> Clip:
+    frames, masks = clip.frames[:, :height, :width], clip.masks[..., :height, :width]
+    return clip._replace(frames=frames, masks=masks)
+
+
+def test_a_batch_pads_as_the_runtime_does_and_splits_into_frames(split: DataSplit) -> None:
     clip = Clips(folder_recipe(), STAGE, split)[0]
-    small = clip._replace(frames=clip.frames[:, :40, :50], masks=clip.masks[..., :40, :50])
+    small = cut(clip, 40, 70)
     batch = collate([small, clip])
     assert batch.frames.shape == (2, 3, 64, 96, 3)
-    assert torch.equal(batch.frames[0, :, :40, :50], small.frames)
-    assert batch.frames[0, 0, 63, 95].tolist() == [122, 116, 104]
+    for row, one in enumerate((small, clip)):
+        geometry = FrameGeometry((0, 0), one.frames.shape[1:3], (64, 96))
+        for t, image in enumerate(one.frames.numpy()):
+            assert np.array_equal(resize_frame(image, geometry)[0], batch.frames[row, t].numpy())
     assert not batch.masks[0][..., 40:, :].any()
+    assert torch.equal(batch.masks[0][..., :40, :70], small.masks)
     single = batch.single_frames()
     assert single.frames.shape == (6, 1, 64, 96, 3)
     assert torch.equal(single.frames[4, 0], clip.frames[1])
@@ -194,6 +213,49 @@ def test_a_batch_pads_to_one_size_and_splits_into_frames(split: DataSplit) -> No
     assert (single.targets.batch, single.targets.length) == (6, 1)
     assert batch.ages.shape == (2, 3)
     assert torch.equal(single.ages, torch.zeros(6, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("size", [(32, 96), (64, 64), (64, 33), (1, 1)])
+def test_clips_of_several_sizes_are_not_put_together(
+    split: DataSplit, size: tuple[int, int]
+) -> None:
+    """The network has no mask for padding: it would see the rest of a small clip as picture."""
+    clip = Clips(folder_recipe(), STAGE, split)[0]
+    with pytest.raises(InputError, match=r"of 64x96 pixels cannot .* set accumulate = 0"):
+        collate([clip, cut(clip, *size), clip])
+
+
+@pytest.mark.parametrize(
+    ("augment", "reason"),
+    [
+        (Augmentation(short_sides=(64,), long_side=96, crop=0.1), "augment.crop cuts"),
+        (Augmentation(short_sides=(64, 80), long_side=96, crop=0), "short_sides has 2 sides"),
+        (Augmentation(short_sides=(64,), long_side=128, crop=0), "have 2 sizes"),
+    ],
+)
+def test_a_recipe_that_would_mix_sizes_is_refused_at_once(
+    split: DataSplit, augment: Augmentation, reason: str
+) -> None:
+    wide = SimpleNamespace(size=(64, 128))
+    several = DataSplit(split.meta, (*split.videos, wide))  # type: ignore[arg-type]
+    stage = replace(STAGE, batch=8)
+    recipe = replace(folder_recipe(), augment=augment, stages=(stage,))
+    with pytest.raises(InputError, match=rf"computes 4 clips at once.*{reason}.*accumulate = 0"):
+        check_sizes(recipe, several, 2)
+    check_sizes(recipe, several, 8)
+    check_sizes(replace(recipe, stages=(replace(stage, accumulate=0),)), several, 2)
+    same = Augmentation(short_sides=(64, 64), long_side=96, crop=0.5, crop_side=1.0)
+    check_sizes(replace(recipe, augment=same), split, 2)
+
+
+def test_one_clip_at_a_time_is_a_part_each() -> None:
+    stage = replace(STAGE, batch=8, accumulate=0)
+    assert [stage.parts(processes) for processes in (1, 2, 4, 8)] == [8, 4, 2, 1]
+    shares = [part_of_step(100, stage, 3, part, rank, 2) for part in range(4) for rank in (0, 1)]
+    assert [list(share) for share in shares] == [[i] for i in range(124, 132)]
+    with pytest.raises(InputError, match="batch 8 is not a multiple of 3 processes; change batch"):
+        stage.parts(3)
+    assert read_recipe("mevis_large").stages[0].accumulate == 0
 
 
 def test_ages_count_frames_of_the_video() -> None:

@@ -14,6 +14,7 @@ Initializer = Literal["aligned", "weighted", "sentence"]
 Alignment = Literal["sight", "cosine"]
 ReferredHeadKind = Literal["product", "linear"]
 Hiding = Literal["ramp", "threshold"]
+SlotPosition = Literal["shared", "separate"]
 
 LARGEST = 1 << 15
 """Of a width, a count or a side: no network has more, and nothing of such a size is allocated."""
@@ -39,6 +40,7 @@ _CHOICES = {
     "alignment": Alignment,
     "referred_head": ReferredHeadKind,
     "hiding": Hiding,
+    "slot_position": SlotPosition,
 }
 
 
@@ -65,6 +67,8 @@ class ModelConfig:
         referred_head: query times text ("product"), or a linear layer on both ("linear", LMPM).
         hiding: masked attention hides pixels by degrees ("ramp"), or all under a probability of one
             half ("threshold", Mask2Former).
+        slot_position: a video query and its slot's frame tokens have one learned position, zero at
+            first ("shared"), or each its own, drawn at random ("separate", VITA and LMPM).
     """
 
     name: str
@@ -97,6 +101,7 @@ class ModelConfig:
     temporal_position: bool = True
     referred_head: ReferredHeadKind = "product"
     hiding: Hiding = "ramp"
+    slot_position: SlotPosition = "shared"
     input_size: tuple[int, int] = (448, 800)
     threshold: float = 0.5
 
@@ -185,6 +190,7 @@ _PRESETS = (
         temporal_position=False,
         referred_head="linear",
         hiding="threshold",
+        slot_position="separate",
     ),
     ModelConfig(
         name="base",

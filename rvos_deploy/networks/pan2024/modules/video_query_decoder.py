@@ -154,7 +154,9 @@ class VideoQueryDecoder(nn.Module):
         dim = config.dim
         self.dim = dim
         # Slots are alike until they prove otherwise: what they are told apart by is what they hold.
-        self.slot_position = nn.Parameter(torch.zeros(config.num_queries, dim))
+        shape, shared = (config.num_queries, dim), config.slot_position == "shared"
+        self.slot_position = nn.Parameter(torch.zeros(shape) if shared else torch.randn(shape))
+        self.memory_slot_position = None if shared else nn.Parameter(torch.randn(shape))
         self.layers = nn.ModuleList(QueryLayer(config) for _ in range(config.video_decoder_layers))
         self.course = Course(dim) if config.course else None
         self.temporal_position = config.temporal_position
@@ -195,7 +197,9 @@ class VideoQueryDecoder(nn.Module):
             # difference between what a slot said early and what it says late.
             tokens = tokens + temporal_position(ages, self.dim).to(memory.dtype)[:, :, None]
         tokens = tokens.flatten(1, 2)
-        memory_position = self.slot_position.repeat(memory.shape[1], 1)
+        of_memory = self.memory_slot_position
+        of_memory = self.slot_position if of_memory is None else of_memory
+        memory_position = of_memory.repeat(memory.shape[1], 1)
         empty_bias = hide(empty)[:, :, None].expand(-1, -1, num_queries).flatten(1)
         memory_bias = self._memory_bias(empty_bias[:, None, None], memory.shape[1])
         text_bias = hide(padding)[:, None, None]
