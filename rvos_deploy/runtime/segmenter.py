@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rvos_deploy.closing import Closing
 from rvos_deploy.errors import BundleError, InputError
-from rvos_deploy.runtime.backends.base import Backend
+from rvos_deploy.runtime.backends.base import Backend, Runner
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.bundle import TOKENIZER, Bundle, open_bundle
+from rvos_deploy.runtime.decided_frame import Render
 from rvos_deploy.runtime.expression import EncodedText
 from rvos_deploy.runtime.finite import require_finite
 from rvos_deploy.runtime.limits import check_limits
 from rvos_deploy.runtime.settings import StreamSettings, described, whole_number
 from rvos_deploy.runtime.stream import StageCallback, Stream, add_expressions
+from rvos_deploy.runtime.streams_in_step import StreamsInStep, run_once_a_step
 from rvos_deploy.runtime.tokenizer import Tokenizer, check_text
 
 _CACHED_TEXTS = 1024
@@ -51,6 +53,7 @@ class Segmenter(Closing):
         settings: StreamSettings | None = None,
         *,
         on_stage: StageCallback | None = None,
+        render: Render | None = None,
     ) -> Stream:
         """Start a stream over one video; use it in a ``with`` block.
 
@@ -58,12 +61,59 @@ class Segmenter(Closing):
             expressions: a list of sentences.
             settings: None: the default ones.
             on_stage: called after every stage.
+            render: makes ``FrameMasks.masks`` from a decided frame, for evaluations that need more
+                than one mask an expression. None: the masks by the settings' threshold.
 
         Raises:
             InputError: no list of sentences, an empty one, more than the graphs take, settings of
                 another type or that the back end does not have, or the segmenter is closed.
         """
         self._require_open()
+        return self._open_stream(self._runners, expressions, settings, on_stage, render)
+
+    def streams_in_step(
+        self,
+        expressions: Sequence[str],
+        settings: Sequence[StreamSettings],
+        *,
+        render: Render | None = None,
+    ) -> StreamsInStep:
+        """Start one stream for each of several settings over the same frames and expressions;
+        backbone and frame decoder run once a frame for all of them. Use it in a ``with`` block.
+
+        Args:
+            expressions: a list of sentences.
+            settings: one or more, of one ``size``.
+            render: as for :meth:`stream`.
+
+        Raises:
+            InputError: as :meth:`stream`, or the sizes differ.
+        """
+        self._require_open()
+        if len(sizes := {one.size for one in settings}) != 1:
+            raise InputError(
+                f"streams in step need settings of one size, found {described(sizes)}; frames of "
+                "another size need another pass"
+            )
+        runners, next_step = run_once_a_step(self._runners)
+        streams: list[Stream] = []
+        try:
+            for one in settings:
+                streams.append(self._open_stream(runners, expressions, one, None, render))
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            raise
+        return StreamsInStep(tuple(streams), next_step)
+
+    def _open_stream(
+        self,
+        runners: Mapping[str, Runner],
+        expressions: Sequence[str],
+        settings: StreamSettings | None,
+        on_stage: StageCallback | None,
+        render: Render | None,
+    ) -> Stream:
         if settings is not None and not isinstance(settings, StreamSettings):
             raise InputError(
                 f"settings must be StreamSettings, found {type(settings).__name__}; write "
@@ -81,7 +131,7 @@ class Segmenter(Closing):
             check_limits(self.bundle.graphs, settings, box, len(expressions))
         if settings.threshold is None:
             settings = replace(settings, threshold=self.bundle.threshold(settings.mode))
-        stream = Stream(self.bundle.config, self._runners, self.encode_text, settings, on_stage)
+        stream = Stream(self.bundle.config, runners, self.encode_text, settings, on_stage, render)
         try:
             add_expressions(stream, expressions)
         except BaseException:

@@ -17,6 +17,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.model.config import ModelConfig
 from rvos_deploy.runtime.backends.base import Fetched, Fetching, Runner, Value
 from rvos_deploy.runtime.coming import Coming
+from rvos_deploy.runtime.decided_frame import DecidedFrame, Render
 from rvos_deploy.runtime.expression import (
     EncodedText,
     ExpressionState,
@@ -128,7 +129,6 @@ class _Decision:
 
     rows: Mapping[int, int]
     scores: NDArray[np.float32]
-    thresholds: NDArray[np.float32]
     mask_embeddings: Value
 
 
@@ -152,8 +152,13 @@ class Stream(Closing):
         encode_text: Callable[[str], EncodedText],
         settings: StreamSettings,
         on_stage: StageCallback | None = None,
+        render: Render | None = None,
     ) -> None:
-        """Raises InputError: settings that the back end does not have."""
+        """``render``: makes the masks of a frame with expressions. None: the mask of an expression
+        is where the logits of the queries that pass the threshold are above 0.
+
+        Raises InputError: settings that the back end does not have.
+        """
         if settings.masks == "device":
             runners["mask_head"].require_device_masks()
         self.settings = settings
@@ -161,6 +166,7 @@ class Stream(Closing):
         self._runners = runners
         self._encode_text = encode_text
         self._on_stage = on_stage
+        self._render = render
         self.box = settings.size or config.input_size
         self.threshold = config.threshold if settings.threshold is None else settings.threshold
         self._expressions: dict[int, ExpressionState] = {}
@@ -467,7 +473,6 @@ class Stream(Closing):
         return _Decision(
             rows={state.number: row for row, state in enumerate(states)},
             scores=scores,
-            thresholds=thresholds(scores, self.threshold, self.settings.fallback),
             mask_embeddings=outputs["mask_embeddings"],
         )
 
@@ -481,46 +486,62 @@ class Stream(Closing):
         numbers = tuple(n for n in frame.expressions if n in self._expressions)
         if features is None or embeddings is None or decision is None or not numbers:
             nothing = np.zeros((0, 1, 1), dtype=np.float32)
-            return self._give(frame, nothing, np.zeros(0, np.float32), ())
+            return self._give(frame, np.zeros(0, np.float32), (), self._show(frame, nothing))
         gather = self._runners["mask_head"].gather
         kept = np.array([rows_then[number] for number in numbers])
         rows = np.array([decision.rows[number] for number in numbers])
-        outputs = self._run(
-            "mask_head",
+        decided = DecidedFrame(
+            frame.index,
+            frame.pts,
+            frame.geometry,
+            numbers,
+            decision.scores[rows],
             {
                 "scores": decision.scores[rows],
-                "threshold": decision.thresholds[rows],
                 "mask_embeddings": gather(decision.mask_embeddings, rows),
                 "frame_mask_embeddings": gather(embeddings, kept),
                 "mask_features": gather(features, kept),
             },
-            f"frame {frame.index}",
+            lambda inputs: self._run("mask_head", inputs, f"frame {frame.index}"),
+            self._runners["mask_head"].to_host,
         )
-        best = decision.scores[rows].max(axis=1)
-        return self._give(frame, outputs["mask_logits"], best, numbers)
+        return self._give(frame, decided.scores.max(axis=1), numbers, self._make_masks(decided))
 
-    def _give(
-        self,
-        frame: _PendingFrame,
-        logits: Value,
-        scores: NDArray[np.float32],
-        numbers: tuple[int, ...],
-    ) -> FrameMasks:
-        """The result of a frame, its masks on their way."""
-        runner, geometry = self._runners["mask_head"], frame.geometry
+    def _make_masks(self, decided: DecidedFrame) -> tuple[Coming, MapCheck | None]:
+        if self._render is not None:
+            return Coming(Fetched([self._render(decided)])), None
+        passing = thresholds(decided.scores, self.threshold, self.settings.fallback)
+        return self._show(decided, decided.mask_logits(passing))
+
+    def _show(
+        self, frame: _PendingFrame | DecidedFrame, logits: Value
+    ) -> tuple[Coming, MapCheck | None]:
+        """Masks of logits, on their way, and the check that the logits are numbers."""
+        runner = self._runners["mask_head"]
         with self._stage("post-processing"):
             check = None
             if not isinstance(logits, np.ndarray):
                 check = MapCheck(runner.finite_maps(logits), f"frame {frame.index}")
             if self.settings.masks == "device":
                 # Whoever reads these waits for nothing; the stream's next step asks the check.
-                coming = Coming(Fetched([runner.show_on_device(logits, geometry)]))
-            else:
-                coming = Coming(runner.show(logits, geometry), check)
+                on_device = runner.show_on_device(logits, frame.geometry)
+                return Coming(Fetched([on_device])), check
+            return Coming(runner.show(logits, frame.geometry), check), check
+
+    def _give(
+        self,
+        frame: _PendingFrame,
+        scores: NDArray[np.float32],
+        numbers: tuple[int, ...],
+        made: tuple[Coming, MapCheck | None],
+    ) -> FrameMasks:
+        """The result of a frame, its masks on their way."""
         self._receive()
-        self._coming, self._check = coming, check
+        coming, self._check = made
+        self._coming = coming
         texts = tuple(self._expressions[number].text.text for number in numbers)
-        return FrameMasks(frame.index, frame.pts, geometry.display, scores, numbers, texts, coming)
+        display = frame.geometry.display
+        return FrameMasks(frame.index, frame.pts, display, scores, numbers, texts, coming)
 
     def _receive(self) -> None:
         """Wait for the masks given last, so that never more than one frame's are on their way: what
