@@ -86,7 +86,9 @@ def evaluate(
             root = rules.submission_root or ""
             writer = stack.enter_context(Submission(Path(submission), root))
         chunks = _chunks(split, source, rules, png=writer is not None)
-        rows, missing = _collect(split, rules, in_order(score_chunk, chunks, jobs), writer, progress)
+        rows, missing = _collect(
+            split, rules, in_order(score_chunk, chunks, jobs), writer, progress
+        )
     return Evaluation(protocol, split, rows, missing, time.perf_counter() - started)
 
 

@@ -122,7 +122,6 @@ class Protocol:
     groups: Callable[[VideoRecord], list[list[int]]] | None = None
     submission_root: str | None = None
 
-
     def overlaps(self, asked: Overlaps | None = None) -> Overlaps:
         """What is done with pixels that several objects claim; None: what the benchmark does.
 

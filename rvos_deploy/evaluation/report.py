@@ -46,9 +46,10 @@ def report(
 
     ``n_acc`` is the share of expressions without a target that were predicted empty in every frame,
     by area (F of a full mask against an empty one is 1, so J&F would not tell); ``t_acc`` the share
-    of expressions with a target that were not. Missing masks make the first wrong where one is
-    missing, the second where all that are there are empty (see ``protocols``). The definitions are those of GRES (Liu et al., CVPR 2023; ReLA, refer_evaluation.py), which MeViS v2
-    takes over. They are None where the data set, or the split, has no such expressions.
+    of expressions with a target that were not. A missing mask makes the first wrong, and shows no
+    pixel in the second (see ``protocols``). The definitions are those of GRES (Liu et al., CVPR
+    2023; ReLA, refer_evaluation.py), which MeViS v2 takes over. They are None where the data set,
+    or the split, has no such expressions.
     ``with_target`` repeats the means without the expressions that mean nothing.
     """
     scores = evaluation.scores
