@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rvos_deploy.runtime.segmenter import Segmenter
     from rvos_deploy.runtime.settings import Mode, StreamSettings
 
+_SWEEP_PANEL = "Sweep of thresholds"
 _NAMED = 5
 """Missing predictions that are printed; the JSON file names all."""
 
@@ -117,8 +118,8 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="DIR",
-            help="Folder of one split, or its meta_expressions*.json. Of two versions in a folder, "
-            "v2 is read.",
+            help="Folder of one split, or the file that lists its expressions. Of two versions in "
+            "a folder, v2 is read.",
         ),
     ],
     protocol: Annotated[
@@ -177,6 +178,7 @@ def evaluate(
         bool,
         typer.Option(
             "--sweep-threshold",
+            rich_help_panel=_SWEEP_PANEL,
             help="Bundle: table of J&F, N-acc and T-acc by threshold, offline and online, from one "
             "pass. --lookahead, --memory and --anchors are those of online; --fallback holds at "
             "every threshold.",
@@ -187,6 +189,7 @@ def evaluate(
         typer.Option(
             "--sweep-at",
             metavar="SCORES",
+            rich_help_panel=_SWEEP_PANEL,
             help="Thresholds of the sweep, as 0.2,0.3,0.4; the bundle's own are added. Default: "
             "0.1 to 0.9 by 0.05.",
         ),
@@ -214,9 +217,10 @@ def evaluate(
 ) -> None:
     """Score a bundle, or masks that were written before, as a benchmark does.
 
-    A mask file that is missing counts J = F = 0, also where the truth is empty. N-acc: an
-    expression without a target is right only when all its masks are there and empty. T-acc: one
-    with a target is wrong when no mask of it shows a pixel, missing or empty.
+    Where a mask file is missing, the prediction is wrong there:
+    - J and F are 0 in that frame, also where the truth is empty.
+    - N-acc: an expression without a target needs all its masks, all empty.
+    - T-acc: an expression with a target needs one mask that shows a pixel.
     """
     from rvos_deploy.evaluation.report import report, write_csv
     from rvos_deploy.json_file import write_json

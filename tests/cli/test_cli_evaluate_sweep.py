@@ -24,7 +24,7 @@ SMALL = ("--size", "64x96", "--jobs", 1)
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
     root = tmp_path_factory.mktemp("sprites")
-    write_mevis(root / "valid", seed=5, split="valid", videos=1, config=config)
+    write_mevis(root / "valid", seed=4, split="valid", videos=1, config=config)
     return root
 
 
@@ -192,5 +192,5 @@ def test_missing_masks_of_no_target_are_not_right(
 
 def test_help_says_what_missing_masks_count(rvos: Callable) -> None:
     shown = " ".join(rvos("evaluate", "--help").stdout.split())
-    assert "A mask file that is missing counts J = F = 0" in shown
-    assert "N-acc: an expression without a target is right only when all its masks are" in shown
+    assert "J and F are 0 in that frame, also where the truth is empty." in shown
+    assert "N-acc: an expression without a target needs all its masks, all empty." in shown

@@ -52,7 +52,6 @@ def count_calls(owner: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list[
 
 
 def test_every_row_is_a_separate_evaluation(segmenter: rvos.Segmenter, sprites: DataSplit) -> None:
-    sprites = DataSplit(sprites.meta, sprites.videos[:1])
     swept = sweep_thresholds(segmenter, sprites, online=ONLINE, at=(0.2, 0.8))
     assert swept.thresholds == (0.2, 0.6, 0.8)  # 0.6 is the bundle's own
     assert any(score.no_target for score in swept.scores["online"][0])
