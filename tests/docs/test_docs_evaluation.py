@@ -13,6 +13,7 @@ import pytest
 DOCUMENT = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
 
+@pytest.mark.slow
 def test_the_commands_run_as_written(
     rvos: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
