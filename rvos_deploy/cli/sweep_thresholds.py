@@ -14,7 +14,7 @@ from rvos_deploy.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rvos_deploy.cli.evaluate import BundleRun
+    from rvos_deploy.cli.bundle_run import BundleRun
 
 _SCORES = {"j_and_f": "J&F", "n_acc": "N-acc", "t_acc": "T-acc"}
 _FALLBACKS = {
