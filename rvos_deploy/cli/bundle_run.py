@@ -8,13 +8,13 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvos_deploy.cli.options import BackendName, Device, parse_size
+from rvos_deploy.console.options import BackendName, Device, parse_size
 
 if TYPE_CHECKING:
     from rvos_deploy.evaluation.overlaps import Overlaps
     from rvos_deploy.evaluation.protocols import Protocol
     from rvos_deploy.runtime.segmenter import Segmenter
-    from rvos_deploy.runtime.settings import Mode, StreamSettings
+    from rvos_deploy.stream_settings import Mode, StreamSettings
 
 
 class ProtocolName(str, Enum):
@@ -60,7 +60,7 @@ class BundleRun:
 
     def settings(self, mode: Mode) -> StreamSettings:
         """Of the stream; defaults are the protocol's. InputError as ``StreamSettings``."""
-        from rvos_deploy.runtime.settings import StreamSettings
+        from rvos_deploy.stream_settings import StreamSettings
 
         fallback = self.options["fallback"]
         return StreamSettings(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rvos_deploy.cli.bundle_run import BundleRun, OverlapsName, ProtocolName
-from rvos_deploy.cli.options import (
+from rvos_deploy.cli.run import FallbackName, ModeName
+from rvos_deploy.console.options import (
     BackendName,
     BackendOption,
     Device,
@@ -19,7 +20,6 @@ from rvos_deploy.cli.options import (
     ThreadsOption,
     check_outputs,
 )
-from rvos_deploy.cli.run import FallbackName, ModeName
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -148,10 +148,10 @@ def evaluate(
     - N-acc: an expression without a target needs all its masks, all empty.
     - T-acc: an expression with a target needs one mask that shows a pixel.
     """
+    from rvos_deploy.bundle.folder import bundle_files, find_bundle
+    from rvos_deploy.environment import usable_cores
     from rvos_deploy.evaluation.report import report, write_csv
     from rvos_deploy.json_file import write_json
-    from rvos_deploy.runtime.bundle import bundle_files, find_bundle
-    from rvos_deploy.runtime.environment import usable_cores
 
     options = {
         "mode": mode,
@@ -195,7 +195,7 @@ _Evaluated = tuple["Evaluation", dict[str, Any], "dict[str, str] | None"]
 
 
 def _run_bundle(run: BundleRun, submission: Path | None) -> _Evaluated:
-    from rvos_deploy.cli.output import frame_progress
+    from rvos_deploy.console.output import frame_progress
     from rvos_deploy.evaluation.bundle_masks import bundle_settings, evaluate_bundle
 
     mode = run.options["mode"]
@@ -218,7 +218,7 @@ def _run_bundle(run: BundleRun, submission: Path | None) -> _Evaluated:
 
 
 def _score_masks(run: BundleRun, submission: Path | None) -> _Evaluated:
-    from rvos_deploy.cli.output import frame_progress
+    from rvos_deploy.console.output import frame_progress
     from rvos_deploy.evaluation.evaluate import evaluate as evaluate_folder
 
     with frame_progress() as progress:
@@ -270,7 +270,7 @@ def _refuse_options(predictions: Path, options: Mapping[str, object]) -> None:
 
 
 def _print(result: Mapping[str, Any], submission: Path | None) -> None:
-    from rvos_deploy.cli.output import counted, overlaps_line, result_console
+    from rvos_deploy.console.output import counted, overlaps_line, result_console
 
     if result["j"] is not None:
         result_console().print(_table(result))
@@ -315,7 +315,7 @@ def _warn_of_missing(evaluation: Evaluation, predictions: Path) -> None:
 
 def _missing_counts(evaluation: Evaluation) -> str:
     """``3 of 12 expressions have no masks, 2 masks of others are missing``."""
-    from rvos_deploy.cli.output import counted
+    from rvos_deploy.console.output import counted
 
     sizes = {video.name: len(video.expressions) for video in evaluation.split.videos}
     depths = [name.count("/") for name in evaluation.missing]

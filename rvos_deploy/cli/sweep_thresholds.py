@@ -40,7 +40,7 @@ def parse_scores(text: str | None) -> tuple[float, ...] | None:
 
 def sweep(run: BundleRun, at: Sequence[float] | None, json: Path | None, csv: Path | None) -> None:
     """Sweep, print, and write what was asked for."""
-    from rvos_deploy.cli.output import frame_progress
+    from rvos_deploy.console.output import frame_progress
     from rvos_deploy.evaluation.sweep_report import sweep_report, write_sweep_csv
     from rvos_deploy.evaluation.threshold_sweep import GRID, sweep_thresholds
     from rvos_deploy.json_file import write_json
@@ -68,7 +68,7 @@ def sweep(run: BundleRun, at: Sequence[float] | None, json: Path | None, csv: Pa
 
 
 def _print(result: Mapping[str, Any], run: BundleRun) -> None:
-    from rvos_deploy.cli.output import counted, overlaps_line, result_console
+    from rvos_deploy.console.output import counted, overlaps_line, result_console
 
     modes = result["modes"]
     result_console().print(_table(modes))
@@ -96,7 +96,7 @@ def _print(result: Mapping[str, Any], run: BundleRun) -> None:
 
 def _commands(bundle: Path, modes: Mapping[str, Any]) -> list[str]:
     """What writes the best thresholds, by a shell; a packaged bundle is copied first."""
-    from rvos_deploy.runtime.bundle import find_bundle, packaged_bundles
+    from rvos_deploy.bundle.folder import find_bundle, packaged_bundles
 
     folder, target, lines = find_bundle(bundle), bundle, []
     if folder.resolve() in {path.resolve() for path in packaged_bundles().values()}:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rvos_deploy.environment import machine, versions
 from rvos_deploy.evaluation.bundle_masks import bundle_settings
 from rvos_deploy.evaluation.protocols import protocol_named
 from rvos_deploy.evaluation.report import Row, accuracies_and_means
 from rvos_deploy.evaluation.threshold_sweep import Sweep
 from rvos_deploy.files import write_text
-from rvos_deploy.runtime.environment import machine, versions
 from rvos_deploy.runtime.segmenter import Segmenter
 
 SCHEMA = "rvos-deploy/evaluate-sweep/1"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.datasets import VideoRecord
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.evaluation.scoring import Scores
-from rvos_deploy.runtime.settings import Mode
-from rvos_deploy.training.data import VideoRecord
+from rvos_deploy.stream_settings import Mode
 
 
 @dataclass(frozen=True, eq=False)

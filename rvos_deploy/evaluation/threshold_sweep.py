@@ -15,6 +15,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.evaluation.bundle_masks import FRAMES_AHEAD
 from rvos_deploy.evaluation.evaluate import Progress, check_split
 from rvos_deploy.evaluation.overlaps import Groups, Overlaps, resolve_overlaps
@@ -32,12 +33,11 @@ from rvos_deploy.evaluation.sweep_scoring import (
     SweptFrame,
     score_sweep_chunk,
 )
+from rvos_deploy.graph_io.frame_geometry import display_all_logits, display_masks
+from rvos_deploy.networks.pan2024.selection import thresholds
 from rvos_deploy.runtime.decided_frame import DecidedFrame, Render
-from rvos_deploy.runtime.geometry import display_all_logits, display_masks
 from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.runtime.selection import thresholds
-from rvos_deploy.runtime.settings import Fallback, Mode, StreamSettings
-from rvos_deploy.training.data import DataSplit, VideoRecord
+from rvos_deploy.stream_settings import Fallback, Mode, StreamSettings
 from rvos_deploy.video.pipeline import prefetch
 
 GRID = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))

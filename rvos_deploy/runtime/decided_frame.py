@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.runtime.backends.base import Value
 from rvos_deploy.runtime.finite import require_finite
-from rvos_deploy.runtime.geometry import FrameGeometry
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.closing import Closing
+from rvos_deploy.closeable import Closing
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.runtime.backends.base import Fetching, Runner, Value
-from rvos_deploy.runtime.geometry import FrameGeometry
 from rvos_deploy.runtime.stream import FrameMasks, Stream
 from rvos_deploy.video.frames import Frame
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rvos_deploy.runtime.bundle import open_bundle, packaged_bundles
-from rvos_deploy.sprites import WorldConfig, write_mevis
-from rvos_deploy.training.data import read_mevis
+from rvos_deploy.bundle.folder import open_bundle, packaged_bundles
+from rvos_deploy.datasets import read_mevis
+from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 
 SMALL = ("--size", "64x96", "--jobs", 1)
 

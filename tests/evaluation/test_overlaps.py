@@ -10,14 +10,14 @@ import pytest
 from numpy.typing import NDArray
 
 import rvos_deploy as rvos
+from rvos_deploy.datasets import VideoRecord, read_ref_davis
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.bundle_masks import bundle_masks, evaluate_bundle
 from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.evaluation.overlaps import resolve_overlaps
 from rvos_deploy.evaluation.protocols import annotator_sets
-from rvos_deploy.runtime.geometry import display_logits
-from rvos_deploy.runtime.selection import thresholds
-from rvos_deploy.training.data import VideoRecord, read_ref_davis
+from rvos_deploy.graph_io.frame_geometry import display_logits
+from rvos_deploy.networks.pan2024.selection import thresholds
 
 Logits = NDArray[np.float32]
 ALL_QUERIES = rvos.StreamSettings(mode="offline", threshold=0.0, size=(64, 96))

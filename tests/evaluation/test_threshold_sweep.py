@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import rvos_deploy as rvos
+from rvos_deploy.datasets import DataSplit, read_mevis, read_ref_davis
+from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation import sweep_scoring, threshold_sweep
 from rvos_deploy.evaluation.bundle_masks import evaluate_bundle
 from rvos_deploy.evaluation.sweep_report import best_row, sweep_report
 from rvos_deploy.evaluation.threshold_sweep import GRID, distinct_answers, sweep_thresholds
-from rvos_deploy.sprites import WorldConfig, write_mevis
-from rvos_deploy.training.data import DataSplit, read_mevis, read_ref_davis
 
 ONLINE = rvos.StreamSettings(lookahead=2, memory=4, anchors=1, size=(64, 96))
 OFFLINE = rvos.StreamSettings(mode="offline", size=(64, 96))

@@ -9,11 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.probe import PROBE_BOX
+from rvos_deploy.graph_io.probe import PROBE_BOX
+from rvos_deploy.networks.pan2024.selection import thresholds
 from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.runtime.selection import thresholds
-from rvos_deploy.runtime.settings import StreamSettings
 from rvos_deploy.runtime.stream import Stream
+from rvos_deploy.stream_settings import StreamSettings
 
 TEXTS = ["the square moving to the right", "the disc"]
 SETTINGS = [
