@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rvos_deploy.cli.bundle_run import BundleRun, OverlapsName, ProtocolName
 from rvos_deploy.cli.run import FallbackName, ModeName
 from rvos_deploy.console.options import (
     BackendName,
@@ -19,7 +19,6 @@ from rvos_deploy.console.options import (
     SizeOption,
     ThreadsOption,
     check_outputs,
-    parse_size,
 )
 
 if TYPE_CHECKING:
@@ -27,16 +26,9 @@ if TYPE_CHECKING:
 
     from rvos_deploy.evaluation.evaluate import Evaluation
 
+_SWEEP_PANEL = "Sweep of thresholds"
 _NAMED = 5
 """Missing predictions that are printed; the JSON file names all."""
-
-
-class ProtocolName(str, Enum):
-    """Benchmarks by name."""
-
-    mevis = "mevis"
-    ref_youtube_vos = "ref-youtube-vos"
-    ref_davis = "ref-davis"
 
 
 def evaluate(
@@ -52,8 +44,8 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="DIR",
-            help="Folder of one split, or its meta_expressions*.json. Of two versions in a folder, "
-            "v2 is read.",
+            help="Folder of one split, or the file that lists its expressions. Of two versions in "
+            "a folder, v2 is read.",
         ),
     ],
     protocol: Annotated[
@@ -99,6 +91,35 @@ def evaluate(
             "for the others, whose expressions all have a target.",
         ),
     ] = None,
+    overlaps: Annotated[
+        OverlapsName | None,
+        typer.Option(
+            "--overlaps",
+            help="Bundle: pixels that several objects of one annotator claim go to the greatest "
+            "mask logit, or are kept. Default: argmax for ref-davis, whose predictions hold all "
+            "objects; keep for the others.",
+        ),
+    ] = None,
+    sweep_threshold: Annotated[
+        bool,
+        typer.Option(
+            "--sweep-threshold",
+            rich_help_panel=_SWEEP_PANEL,
+            help="Bundle: table of J&F, N-acc and T-acc by threshold, offline and online, from one "
+            "pass. --lookahead, --memory and --anchors are those of online; --fallback holds at "
+            "every threshold.",
+        ),
+    ] = False,
+    sweep_at: Annotated[
+        str | None,
+        typer.Option(
+            "--sweep-at",
+            metavar="SCORES",
+            rich_help_panel=_SWEEP_PANEL,
+            help="Thresholds of the sweep, as 0.2,0.3,0.4; the bundle's own are added. Default: "
+            "0.1 to 0.9 by 0.05.",
+        ),
+    ] = None,
     size: SizeOption = None,
     backend: BackendOption = BackendName.auto,
     device: DeviceOption = Device.auto,
@@ -120,11 +141,15 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Score a bundle, or masks that were written before, as a benchmark does."""
+    """Score a bundle, or masks that were written before, as a benchmark does.
+
+    Where a mask file is missing, the prediction is wrong there:
+    - J and F are 0 in that frame, also where the truth is empty.
+    - N-acc: an expression without a target needs all its masks, all empty.
+    - T-acc: an expression with a target needs one mask that shows a pixel.
+    """
     from rvos_deploy.bundle.folder import bundle_files, find_bundle
-    from rvos_deploy.console.output import frame_progress
     from rvos_deploy.environment import usable_cores
-    from rvos_deploy.evaluation.evaluate import evaluate as evaluate_folder
     from rvos_deploy.evaluation.report import report, write_csv
     from rvos_deploy.json_file import write_json
 
@@ -135,6 +160,9 @@ def evaluate(
         "anchors": anchors,
         "threshold": threshold,
         "fallback": fallback,
+        "overlaps": overlaps,
+        "sweep-threshold": sweep_threshold or None,
+        "sweep-at": sweep_at,
         "size": size,
     }
     workers = jobs or usable_cores()
@@ -142,22 +170,17 @@ def evaluate(
     is_bundle = (folder / "manifest.json").is_file()
     read = bundle_files(folder) if is_bundle else [predictions]
     check_outputs([json, csv, submission], [*read, data])
-    if is_bundle:
-        evaluation, settings, ran_on = _run_bundle(
-            predictions, data, protocol, options, (backend, device, threads), workers, submission
-        )
-    else:
+    run = BundleRun(predictions, data, protocol, options, backend, device, threads, workers)
+    if not is_bundle:
         _refuse_options(predictions, options)
-        with frame_progress() as progress:
-            evaluation = evaluate_folder(
-                predictions,
-                data,
-                protocol.value,
-                jobs=workers,
-                submission=submission,
-                progress=progress,
-            )
-        settings, ran_on = {"predictions": str(predictions)}, None
+    _check_sweep(options, submission)
+    if sweep_threshold:
+        from rvos_deploy.cli.sweep_thresholds import parse_scores, sweep
+
+        sweep(run, parse_scores(sweep_at), json, csv)
+        return
+    evaluated = _run_bundle(run, submission) if is_bundle else _score_masks(run, submission)
+    evaluation, settings, ran_on = evaluated
     result = report(evaluation, settings, ran_on)
     _print(result, submission)
     _warn_of_missing(evaluation, predictions)
@@ -167,49 +190,72 @@ def evaluate(
         write_csv(csv, result)
 
 
-def _run_bundle(
-    bundle: Path,
-    data: Path,
-    protocol: ProtocolName,
-    options: Mapping[str, Any],
-    runs_on: tuple[BackendName, Device, int | None],
-    jobs: int,
-    submission: Path | None,
-) -> tuple[Evaluation, dict[str, Any], dict[str, str]]:
-    """Evaluate a bundle: what came of it, how it was run, and on what."""
+_Evaluated = tuple["Evaluation", dict[str, Any], "dict[str, str] | None"]
+"""What came of an evaluation, where the masks come from, and what computed them."""
+
+
+def _run_bundle(run: BundleRun, submission: Path | None) -> _Evaluated:
     from rvos_deploy.console.output import frame_progress
     from rvos_deploy.evaluation.bundle_masks import bundle_settings, evaluate_bundle
-    from rvos_deploy.evaluation.protocols import protocol_named
-    from rvos_deploy.runtime.segmenter import load
-    from rvos_deploy.stream_settings import StreamSettings
 
-    rules = protocol_named(protocol.value)
-    mode, fallback = options["mode"], options["fallback"]
-    settings = StreamSettings(
-        mode=mode.value if mode else "offline",
-        lookahead=options["lookahead"] or 0,
-        memory=options["memory"],
-        anchors=options["anchors"] or 0,
-        fallback=fallback.value if fallback else rules.fallback,
-        threshold=options["threshold"],
-        size=parse_size(options["size"]),
-    )
-    split = rules.read(data)  # before the bundle: loading a large one takes a while
-    backend, device, threads = runs_on
-    with (
-        load(bundle, backend=backend.value, device=device.value, threads=threads) as segmenter,
-        frame_progress() as progress,
-    ):
+    mode = run.options["mode"]
+    settings = run.settings(mode.value if mode else "offline")
+    overlaps = run.rules.overlaps(run.overlaps)
+    split = run.rules.read(run.data)  # before the bundle: loading a large one takes a while
+    with run.load() as segmenter, frame_progress() as progress:
         evaluation = evaluate_bundle(
             segmenter,
             split,
-            protocol.value,
+            run.rules.name,
             settings,
-            jobs=jobs,
+            overlaps=overlaps,
+            jobs=run.jobs,
             submission=submission,
             progress=progress,
         )
-        return evaluation, bundle_settings(segmenter, settings), segmenter.backend.describe()
+        used = {**bundle_settings(segmenter, settings), "overlaps": overlaps}
+        return evaluation, used, segmenter.backend.describe()
+
+
+def _score_masks(run: BundleRun, submission: Path | None) -> _Evaluated:
+    from rvos_deploy.console.output import frame_progress
+    from rvos_deploy.evaluation.evaluate import evaluate as evaluate_folder
+
+    with frame_progress() as progress:
+        evaluation = evaluate_folder(
+            run.bundle,
+            run.data,
+            run.rules.name,
+            jobs=run.jobs,
+            submission=submission,
+            progress=progress,
+        )
+    settings = {"predictions": str(run.bundle)}
+    if run.rules.groups is not None:
+        settings["overlaps"] = "keep"  # binary masks hold no logits to resolve overlaps by
+    return evaluation, settings, None
+
+
+def _check_sweep(options: Mapping[str, object], submission: Path | None) -> None:
+    """Refuse what has no meaning with a sweep, or without one."""
+    from rvos_deploy.errors import InputError
+
+    if not options["sweep-threshold"]:
+        if options["sweep-at"] is not None:
+            raise InputError("--sweep-at names the thresholds of a sweep; add --sweep-threshold")
+        return
+    reasons = {
+        "mode": "which covers both modes",
+        "threshold": "which tries many; list them with --sweep-at",
+    }
+    for name, reason in reasons.items():
+        if options[name] is not None:
+            raise InputError(f"--{name} has no meaning with --sweep-threshold, {reason}")
+    if submission is not None:
+        raise InputError(
+            "--submission has no meaning with --sweep-threshold, whose masks differ by threshold; "
+            "choose one first, then evaluate with --threshold SCORE --submission FILE.zip"
+        )
 
 
 def _refuse_options(predictions: Path, options: Mapping[str, object]) -> None:
@@ -224,7 +270,7 @@ def _refuse_options(predictions: Path, options: Mapping[str, object]) -> None:
 
 
 def _print(result: Mapping[str, Any], submission: Path | None) -> None:
-    from rvos_deploy.console.output import counted, result_console
+    from rvos_deploy.console.output import counted, overlaps_line, result_console
 
     if result["j"] is not None:
         result_console().print(_table(result))
@@ -242,6 +288,8 @@ def _print(result: Mapping[str, Any], submission: Path | None) -> None:
         f"{result['data']}, {result['protocol']}{f', {mode}' if mode else ''}: "
         f"{result['seconds']:.1f} s"
     )
+    if result["by_annotator"]:
+        typer.echo(overlaps_line(result["settings"]))
     if submission is not None:
         typer.echo(f"wrote {submission}")
 
@@ -249,6 +297,7 @@ def _print(result: Mapping[str, Any], submission: Path | None) -> None:
 def _warn_of_missing(evaluation: Evaluation, predictions: Path) -> None:
     """One line on standard error: how much is missing, and what may be misnamed."""
     from rvos_deploy.evaluation.mismatch import strays
+    from rvos_deploy.evaluation.protocols import protocol_named
 
     if not (missing := evaluation.missing):
         return
@@ -257,6 +306,10 @@ def _warn_of_missing(evaluation: Evaluation, predictions: Path) -> None:
     line = f"{_missing_counts(evaluation)} ({', '.join(missing[:_NAMED])}{more}) and count 0"
     if predictions.is_dir() and (found := strays(predictions, videos, missing)):
         line += f"; nobody asked for {', '.join(found)}"
+    if protocol_named(evaluation.protocol).accuracies and any(
+        score.no_target and score.missing_frames for score in evaluation.scores
+    ):
+        line += "; N-acc counts empty masks, and no missing ones"
     typer.echo(f"warning: {line}", err=True)
 
 

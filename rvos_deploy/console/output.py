@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,15 @@ def result_console() -> Console:
 def counted(count: int, noun: str) -> str:
     """``1 frame``, ``2 frames``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def overlaps_line(settings: Mapping[str, Any]) -> str:
+    """What an evaluation, by the settings of its report, did where objects overlap."""
+    done = "argmax of mask logits, as published"
+    if settings["overlaps"] == "keep":
+        held = ", which a folder of masks does not hold" if "predictions" in settings else ""
+        done = f"kept (published: argmax of mask logits{held})"
+    return f"overlaps of an annotator's objects: {done}"
 
 
 def mebibytes(count: float) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.evaluation.evaluate import Evaluation, Progress, evaluate
+from rvos_deploy.evaluation.overlaps import Groups, Overlaps, argmax_masks
 from rvos_deploy.evaluation.predictions import Predict
 from rvos_deploy.evaluation.protocols import protocol_named
 from rvos_deploy.runtime.segmenter import Segmenter
@@ -23,7 +24,10 @@ FRAMES_AHEAD = 4
 
 
 def bundle_masks(
-    segmenter: Segmenter, settings: StreamSettings, on_frame: Callable[[], None] | None = None
+    segmenter: Segmenter,
+    settings: StreamSettings,
+    on_frame: Callable[[], None] | None = None,
+    groups: Callable[[VideoRecord], Groups] | None = None,
 ) -> Predict:
     """Make a predictor of a loaded bundle.
 
@@ -31,12 +35,18 @@ def bundle_masks(
         segmenter: what ``rvos_deploy.load`` gives.
         settings: mode, threshold, fallback, size and memory, as for any stream.
         on_frame: called after each frame that went in, for a progress bar.
+        groups: of a video, the expressions that form one multi-object prediction; overlaps in it
+            are resolved by the argmax of mask logits. None: overlaps are kept.
     """
+    threshold = resolved_threshold(segmenter, settings)
 
     def predict(video: VideoRecord) -> Iterator[NDArray[np.bool_]]:
         texts = [expression.text for expression in video.expressions]
         images = (video.image(index) for index in range(len(video.frames)))
-        with segmenter.stream(texts, settings) as stream:
+        render = None
+        if groups is not None:
+            render = argmax_masks(threshold, settings.fallback, groups(video))
+        with segmenter.stream(texts, settings, render=render) as stream:
 
             def pushed() -> Iterator[NDArray[np.bool_]]:
                 for image in prefetch(images, FRAMES_AHEAD):
@@ -57,18 +67,24 @@ def evaluate_bundle(
     protocol: str = "mevis",
     settings: StreamSettings | None = None,
     *,
+    overlaps: Overlaps | None = None,
     jobs: int = 1,
     submission: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run a loaded bundle over a split and score it; no mask is written to disk.
 
-    ``settings``: offline by default, with the protocol's fallback. The rest as
-    :func:`rvos_deploy.evaluation.evaluate.evaluate`; ``progress`` also hears of the phase "frames".
+    Args:
+        segmenter: what ``rvos_deploy.load`` gives.
+        data: as for :func:`rvos_deploy.evaluation.evaluate.evaluate`, and so are ``protocol``,
+            ``jobs``, ``submission`` and ``progress``, which also hears of the phase "frames".
+        settings: offline by default, with the protocol's fallback.
+        overlaps: ``argmax`` or ``keep``; None: what the protocol does.
     """
     rules = protocol_named(protocol)
     split = data if isinstance(data, DataSplit) else rules.read(Path(data))
     settings = settings or StreamSettings(mode="offline", fallback=rules.fallback)
+    groups = rules.groups if rules.overlaps(overlaps) == "argmax" else None
     total = sum(len(video.frames) for video in split.videos if video.expressions)
     done = 0
 
@@ -78,8 +94,15 @@ def evaluate_bundle(
         if progress is not None:
             progress("frames", done, total)
 
-    predict = bundle_masks(segmenter, settings, on_frame)
+    predict = bundle_masks(segmenter, settings, on_frame, groups)
     return evaluate(predict, split, protocol, jobs=jobs, submission=submission, progress=progress)
+
+
+def resolved_threshold(segmenter: Segmenter, settings: StreamSettings) -> float:
+    """The settings' threshold, or the bundle's own for their mode."""
+    if settings.threshold is None:
+        return segmenter.bundle.threshold(settings.mode)
+    return settings.threshold
 
 
 def bundle_settings(segmenter: Segmenter, settings: StreamSettings) -> dict[str, Any]:
@@ -91,8 +114,6 @@ def bundle_settings(segmenter: Segmenter, settings: StreamSettings) -> dict[str,
         "precision": segmenter.bundle.precision,
         **asdict(settings),
         "memory": settings.window,
-        "threshold": segmenter.bundle.threshold(settings.mode)
-        if settings.threshold is None
-        else settings.threshold,
+        "threshold": resolved_threshold(segmenter, settings),
         "size": list(settings.size or config.input_size),
     }

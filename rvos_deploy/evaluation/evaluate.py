@@ -24,7 +24,7 @@ from rvos_deploy.evaluation.protocols import (
     VideoScores,
     protocol_named,
 )
-from rvos_deploy.evaluation.scoring import Chunk, ChunkScores, Scores, score_all
+from rvos_deploy.evaluation.scoring import Chunk, ChunkScores, Scores, in_order, score_chunk
 from rvos_deploy.evaluation.submission import Submission
 
 Progress = Callable[[str, int, int | None], None]
@@ -78,7 +78,7 @@ def evaluate(
     started = time.perf_counter()
     rules = protocol_named(protocol)
     split = data if isinstance(data, DataSplit) else rules.read(Path(data))
-    _check(rules, split, submission is not None)
+    check_split(rules, split, submits=submission is not None)
     source = _source(predictions, split)
     with ExitStack() as stack:
         writer = None
@@ -86,11 +86,14 @@ def evaluate(
             root = rules.submission_root or ""
             writer = stack.enter_context(Submission(Path(submission), root))
         chunks = _chunks(split, source, rules, png=writer is not None)
-        rows, missing = _collect(split, rules, score_all(chunks, jobs), writer, progress)
+        rows, missing = _collect(
+            split, rules, in_order(score_chunk, chunks, jobs), writer, progress
+        )
     return Evaluation(protocol, split, rows, missing, time.perf_counter() - started)
 
 
-def _check(rules: Protocol, split: DataSplit, submits: bool) -> None:
+def check_split(rules: Protocol, split: DataSplit, *, submits: bool = False) -> None:
+    """Raise InputError for a split that cannot be scored, or submitted; before anything is run."""
     if not any(video.expressions for video in split.videos):
         raise InputError(f"{split.meta} lists no expression; there is nothing to evaluate")
     if submits and rules.submission_root is None:
@@ -103,9 +106,9 @@ def _check(rules: Protocol, split: DataSplit, submits: bool) -> None:
             f"{split.meta} has no ground truth, so nothing can be scored here; write what the "
             "benchmark's server takes with --submission FILE.zip"
         )
-    if rules.check is not None:
+    if rules.groups is not None:
         for video in split.videos:
-            rules.check(video)
+            rules.groups(video)
 
 
 def _source(predictions: str | Path | Predict, split: DataSplit) -> Predictions:

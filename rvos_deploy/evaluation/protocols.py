@@ -6,7 +6,19 @@
 - ``ref-davis``: the DAVIS 2017 unsupervised protocol (davis2017/evaluation.py), once for each
   annotator. An annotator's masks are the proposals; they are assigned to the objects so that J&F is
   best; the mean is over the objects, then over the annotators. Every frame counts. Objects that
-  nobody described count too, with an empty mask where no proposal is left for them.
+  nobody described count too, with an empty mask where no proposal is left for them. An annotator's
+  masks form one multi-object prediction: each pixel belongs to the object with the greatest mask
+  logit above 0, as in ReferFormer (inference_davis.py) and the methods that follow it.
+
+What is missing in a folder of predictions counts as wrong, everywhere:
+
+- J = F = 0 for every frame without a mask file, also where the truth is empty. MeViS' script gives
+  a missing video 0 and stops with an error at any other missing mask; here those count 0 and are
+  named, so that a score exists and is never better than the prediction.
+- N-acc: an expression without a target is right only when all its mask files are there, and all of
+  them are empty. A missing mask says nothing; it does not say "no target".
+- T-acc: an expression with a target is wrong when no file of it shows a pixel: when all are missing
+  or empty. One mask with a pixel makes it right, whatever else is missing.
 """
 
 from __future__ import annotations
@@ -27,6 +39,7 @@ from rvos_deploy.datasets import (
     read_ref_youtube_vos,
 )
 from rvos_deploy.errors import InputError
+from rvos_deploy.evaluation.overlaps import Overlaps
 from rvos_deploy.stream_settings import Fallback
 
 Scores = NDArray[np.float64]
@@ -55,7 +68,7 @@ class ExpressionScore:
         j: mean J over the frames, 0..1.
         f: mean F over the frames, 0..1.
         frames: how many.
-        missing_frames: how many have no prediction; they count 0.
+        missing_frames: how many have no prediction; they count 0 (see the module).
         no_target: whether the expression means nothing.
         predicted_empty: whether no pixel of any frame was predicted.
         annotator: ref-davis: which set, from 0.
@@ -93,7 +106,9 @@ class Protocol:
         fallback: what a network gives when no query passes: every expression of the older
             benchmarks has a target, so there the best query answers.
         accuracies: whether expressions may mean nothing, so N-acc and T-acc say something.
-        check: raises InputError for a video that cannot be scored, before anything is computed.
+        groups: rows of the expressions that form one multi-object prediction, in which no pixel
+            belongs to two; raises InputError for a video that cannot be scored. None: every
+            expression is an answer of its own.
         submission_root: the folder inside a submission that holds the videos ("" for none); None
             where no server takes submissions.
     """
@@ -104,8 +119,20 @@ class Protocol:
     objects: Callable[[VideoRecord], tuple[int, ...]] | None = None
     fallback: Fallback = "none"
     accuracies: bool = False
-    check: Callable[[VideoRecord], object] | None = None
+    groups: Callable[[VideoRecord], list[list[int]]] | None = None
     submission_root: str | None = None
+
+    def overlaps(self, asked: Overlaps | None = None) -> Overlaps:
+        """What is done with pixels that several objects claim; None: what the benchmark does.
+
+        Raises InputError: argmax, where every expression is an answer of its own.
+        """
+        if asked == "argmax" and self.groups is None:
+            raise InputError(
+                f"overlaps have no meaning in {self.name}, where every expression is an answer of "
+                "its own; leave out --overlaps argmax"
+            )
+        return asked or ("keep" if self.groups is None else "argmax")
 
 
 def protocol_named(name: str) -> Protocol:
@@ -238,7 +265,7 @@ PROTOCOLS = {
             score_objects,
             objects=objects_of_first_frame,
             fallback="top1",
-            check=annotator_sets,
+            groups=annotator_sets,
         ),
     )
 }

@@ -46,9 +46,10 @@ def report(
 
     ``n_acc`` is the share of expressions without a target that were predicted empty in every frame,
     by area (F of a full mask against an empty one is 1, so J&F would not tell); ``t_acc`` the share
-    of expressions with a target that were not. A missing prediction is wrong in both. The
-    definitions are those of GRES (Liu et al., CVPR 2023; ReLA, refer_evaluation.py), which MeViS v2
-    takes over. They are None where the data set, or the split, has no such expressions.
+    of expressions with a target that were not. A missing mask makes the first wrong, and shows no
+    pixel in the second (see ``protocols``). The definitions are those of GRES (Liu et al., CVPR
+    2023; ReLA, refer_evaluation.py), which MeViS v2 takes over. They are None where the data set,
+    or the split, has no such expressions.
     ``with_target`` repeats the means without the expressions that mean nothing.
     """
     scores = evaluation.scores
@@ -87,7 +88,9 @@ def accuracies_and_means(scores: Sequence[ExpressionScore], *, accuracies: bool 
 
 
 def n_acc(scores: Iterable[ExpressionScore]) -> float | None:
-    """Share of expressions without a target that were predicted empty in every frame."""
+    """Share of expressions without a target that were predicted empty in every frame; a frame
+    without a mask file is not predicted empty.
+    """
     right = [s.predicted_empty and not s.missing_frames for s in scores if s.no_target]
     return sum(right) / len(right) if right else None
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from rvos_deploy.evaluation.predictions import Mask, PredictedMasks, prediction_
 from rvos_deploy.processes import WorkerPool
 
 Scores = NDArray[np.float64]
+Work = TypeVar("Work")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -128,19 +131,22 @@ def _compare(line: list[Mask | None], truth: NDArray[np.bool_]) -> Scores:
     return both
 
 
-def score_all(chunks: Iterable[Chunk], jobs: int) -> Iterator[ChunkScores]:
+def in_order(
+    score: Callable[[Work], Result], chunks: Iterable[Work], jobs: int
+) -> Iterator[Result]:
     """Score chunks in ``jobs`` processes; results come in the order of the chunks.
 
     At most a few chunks wait, so a slow consumer or producer costs no memory. With more than one
-    job a script must guard its main code by ``if __name__ == "__main__"``.
+    job a script must guard its main code by ``if __name__ == "__main__"``, and ``score`` must be a
+    function of a module.
     """
     if jobs <= 1:
-        yield from map(score_chunk, chunks)
+        yield from map(score, chunks)
         return
     with WorkerPool(jobs) as pool:
-        waiting: deque[Future[ChunkScores]] = deque()
+        waiting: deque[Future[Result]] = deque()
         for chunk in chunks:
-            waiting.append(pool.submit(score_chunk, chunk))
+            waiting.append(pool.submit(score, chunk))
             while len(waiting) > 2 * jobs or (waiting and waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:

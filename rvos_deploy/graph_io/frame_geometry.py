@@ -89,6 +89,14 @@ def display_logits(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDAr
     return np.asarray(resized)
 
 
+def display_all_logits(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.float32]:
+    """:func:`display_logits` of each of E maps [E, padded height/4, padded width/4]: [E,H,W]."""
+    shown = np.empty((len(logits), *geometry.display), dtype=np.float32)
+    for target, one in zip(shown, logits, strict=True):
+        target[:] = display_logits(one, geometry)
+    return shown
+
+
 def display_taps(logits: tuple[int, int], geometry: FrameGeometry) -> tuple[Taps, Taps]:
     """What :func:`display_logits` makes of logits of this (height, width): rows, then columns.
 

@@ -41,6 +41,8 @@ class Network(ABC):
     """Name in a bundle's manifest."""
     graphs: tuple[str, ...]
     """Names of its graphs, in the order in which they run."""
+    frame_graphs: tuple[str, ...]
+    """Those that read a frame and the texts alone: mode, memory and threshold change nothing."""
 
     @property
     @abstractmethod

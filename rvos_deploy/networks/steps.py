@@ -62,16 +62,6 @@ class GraphCalls(Protocol):
         """Time a block under this name."""
 
 
-@dataclass(frozen=True)
-class MaskLogits:
-    """Mask logits float32 [E, padded height/4, padded width/4] of a frame, and the score of each
-    expression, float32 [E].
-    """
-
-    logits: Tensor
-    scores: NDArray[np.float32]
-
-
 class StartedFrame(Protocol):
     """A frame whose graphs were queued."""
 
@@ -83,17 +73,36 @@ class StartedFrame(Protocol):
         """
 
 
+class MaskMaker(Protocol):
+    """Makes the masks of one frame, for E expressions."""
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Score of each candidate for an expression, float32 [E,N]: the probability that the
+        expression refers to it.
+        """
+
+    @property
+    def thresholds(self) -> NDArray[np.float32]:
+        """What a candidate's score must exceed by the stream's settings: float32 [E]."""
+
+    def mask_logits(self, thresholds: NDArray[np.float32]) -> Tensor:
+        """Make mask logits float32 [E, padded height/4, padded width/4] of the candidates whose
+        score is greater than the threshold [E] of their expression.
+        """
+
+
 class Decision(Protocol):
     """What the masks of all frames that wait are made by."""
 
-    def masks(
+    def mask_maker(
         self,
         kept: Sequence[Tensor],
         then: Sequence[int],
         now: Sequence[int],
         occasion: str,
-    ) -> MaskLogits:
-        """Make the masks of one frame.
+    ) -> MaskMaker:
+        """Return what makes the masks of one frame.
 
         Args:
             kept: what ``StartedFrame.advance`` returned.

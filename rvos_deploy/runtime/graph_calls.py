@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.tensors import HostArray, HostCopy, Tensor, TensorOps
 from rvos_deploy.runtime.backends.base import Session
@@ -30,6 +31,11 @@ class SessionCalls:
     def spec(self, graph: str) -> GraphSpec:
         """Return a graph's contract."""
         return self.session.graphs[graph].spec
+
+    def preprocess(self, frame: Tensor, geometry: FrameGeometry) -> Tensor:
+        """Resize and pad a frame uint8 [H,W,3]: network input uint8 [1,h,w,3]."""
+        with self.stage("resize"):
+            return self.ops.preprocess(frame, geometry)
 
     def run(self, graph: str, inputs: Mapping[str, Tensor], occasion: str) -> dict[str, Tensor]:
         """Run a graph and check outputs that are on the host.

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from rvos_deploy.graph_io.tokenizer import Tokenizer, check_text
 from rvos_deploy.networks.steps import EncodedText
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
+from rvos_deploy.runtime.decided_frame import Render
 from rvos_deploy.runtime.graph_calls import SessionCalls, StageCallback
 from rvos_deploy.runtime.limits import check_limits
 from rvos_deploy.runtime.stream import Stream, add_expressions
+from rvos_deploy.runtime.streams_in_step import FrameResults, SharedCalls, StreamsInStep
 from rvos_deploy.stream_settings import StreamSettings, described, whole_number
 
 _CACHED_TEXTS = 1024
@@ -43,6 +46,7 @@ class Segmenter(Closeable):
         settings: StreamSettings | None = None,
         *,
         on_stage: StageCallback | None = None,
+        render: Render | None = None,
     ) -> Stream:
         """Start a stream over one video; use it in a ``with`` block.
 
@@ -50,22 +54,71 @@ class Segmenter(Closeable):
             expressions: a list of sentences.
             settings: None: the default ones.
             on_stage: called after every stage.
+            render: makes the masks of a decided frame, for evaluations. None: the masks by the
+                settings' threshold.
 
         Raises:
             InputError: no list of sentences, an empty one, more than the graphs take, settings of
                 another type or that the back end does not have, or the segmenter is closed.
         """
         self._require_open()
+        if on_stage is not None and not callable(on_stage):
+            raise InputError(
+                f"on_stage must be a function of a name and seconds, found {described(on_stage)}; "
+                "leave it out"
+            )
+        calls = SessionCalls(self._session, on_stage)
+        return self._open_stream(calls, expressions, settings, render)
+
+    def streams_in_step(
+        self,
+        expressions: Sequence[str],
+        settings: Sequence[StreamSettings],
+        renders: Sequence[Render] | None = None,
+    ) -> StreamsInStep:
+        """Start one stream for each of several settings over the same frames and expressions; the
+        graphs that see only the frame run once for all of them. Use it in a ``with`` block.
+
+        Args:
+            expressions: a list of sentences.
+            settings: one or more, of one ``size``.
+            renders: for each of them, as for :meth:`stream`.
+
+        Raises:
+            InputError: as :meth:`stream`, or the sizes differ.
+        """
+        self._require_open()
+        if len(sizes := {one.size for one in settings}) != 1:
+            raise InputError(
+                f"streams in step need settings of one size, found {described(sizes)}; frames of "
+                "another size need another pass"
+            )
+        results, shared = FrameResults(), self.bundle.network.frame_graphs
+        makers: Sequence[Render | None] = renders or [None] * len(settings)
+        with ExitStack() as undo:
+            streams = [
+                undo.enter_context(
+                    self._open_stream(
+                        SharedCalls(self._session, shared, results), expressions, one, render
+                    )
+                )
+                for one, render in zip(settings, makers, strict=True)
+            ]
+            undo.pop_all()
+        return StreamsInStep(tuple(streams), results)
+
+    def _open_stream(
+        self,
+        calls: SessionCalls,
+        expressions: Sequence[str],
+        settings: StreamSettings | None,
+        render: Render | None,
+    ) -> Stream:
         if settings is not None and not isinstance(settings, StreamSettings):
             raise InputError(
                 f"settings must be StreamSettings, found {type(settings).__name__}; write "
                 "rvos_deploy.StreamSettings(mode='online')"
                 + (", or StreamSettings(**settings)" if isinstance(settings, dict) else "")
-            )
-        if on_stage is not None and not callable(on_stage):
-            raise InputError(
-                f"on_stage must be a function of a name and seconds, found {described(on_stage)}; "
-                "leave it out"
             )
         settings = settings or StreamSettings()
         if isinstance(expressions, Sequence) and not isinstance(expressions, str):
@@ -73,9 +126,8 @@ class Segmenter(Closeable):
             check_limits(self.bundle.graphs, settings, box, len(expressions))
         if settings.threshold is None:
             settings = replace(settings, threshold=self.bundle.threshold(settings.mode))
-        calls = SessionCalls(self._session, on_stage)
         steps = self.bundle.network.steps(calls, settings)
-        stream = Stream(steps, calls, self.encode_text, settings)
+        stream = Stream(steps, calls, self.encode_text, settings, render)
         try:
             add_expressions(stream, expressions)
         except BaseException:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 from rvos_deploy.closeable import Closeable
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry
-from rvos_deploy.graph_io.tensors import Tensor
+from rvos_deploy.graph_io.tensors import FinishedCopy, Tensor
 from rvos_deploy.networks.steps import ChoiceRecorder, Decision, EncodedText, StartedFrame, Steps
+from rvos_deploy.runtime.decided_frame import DecidedFrame, Render
 from rvos_deploy.runtime.finite import MapCheck
 from rvos_deploy.runtime.frame_masks import FrameMasks
 from rvos_deploy.runtime.graph_calls import SessionCalls
@@ -59,6 +61,10 @@ class _PendingFrame:
     kept: tuple[int, ...]
 
 
+_Made: TypeAlias = tuple[PendingMasks | Tensor, MapCheck | None]
+"""Masks of a frame, and the check of their logits where these are not on the host."""
+
+
 class Stream(Closeable):
     """The network as a stream (see ``StreamSettings`` for what can be chosen).
 
@@ -78,14 +84,20 @@ class Stream(Closeable):
         calls: SessionCalls,
         encode_text: Callable[[str], EncodedText],
         settings: StreamSettings,
+        render: Render | None = None,
     ) -> None:
-        """Raises InputError: settings that the back end does not have."""
+        """``render``: makes the masks of a decided frame. None: a mask is where the logits of the
+        candidates that pass the threshold are above 0.
+
+        Raises InputError: settings that the back end does not have.
+        """
         if settings.masks == "device":
             calls.ops.require_device_masks()
         self.settings = settings
         self._steps = steps
         self._calls = calls
         self._encode_text = encode_text
+        self._render = render
         self._expressions: dict[int, str] = {}
         self._next_number = 0
         self._frame_count = 0
@@ -293,8 +305,7 @@ class Stream(Closeable):
         frame = _PushedFrame(at.index, at.pts, geometry, tuple(self._expressions))
         if not frame.expressions:
             return _StartedFrame(frame, None)
-        with self._calls.stage("resize"):
-            ready = self._calls.ops.preprocess(image, geometry)
+        ready = self._calls.preprocess(image, geometry)
         return _StartedFrame(frame, self._steps.start(ready, f"frame {at.index}"))
 
     def _settle(self) -> None:
@@ -328,35 +339,42 @@ class Stream(Closeable):
         kept = [self._store.take(number) for number in pending.kept]
         numbers = tuple(n for n in frame.expressions if n in self._expressions)
         if not kept or decision is None or not numbers:
-            nothing = np.zeros((0, 1, 1), dtype=np.float32)
+            nothing = self._masks_of(frame, np.zeros((0, 1, 1), dtype=np.float32))
             return self._result(frame, nothing, np.zeros(0, np.float32), ())
-        found = decision.masks(kept, frame.expressions, numbers, f"frame {frame.index}")
-        return self._result(frame, found.logits, found.scores, numbers)
+        maker = decision.mask_maker(kept, frame.expressions, numbers, f"frame {frame.index}")
+        if self._render is None:
+            made = self._masks_of(frame, maker.mask_logits(maker.thresholds))
+        else:
+            decided = DecidedFrame(frame.index, frame.geometry, numbers, maker, self._calls.ops)
+            made = PendingMasks(FinishedCopy([self._render(decided)])), None
+        return self._result(frame, made, maker.scores.max(axis=1), numbers)
 
-    def _result(
-        self,
-        frame: _PushedFrame,
-        logits: Tensor,
-        scores: NDArray[np.float32],
-        numbers: tuple[int, ...],
-    ) -> FrameMasks:
-        """The result of a frame, its masks on their way."""
+    def _masks_of(self, frame: _PushedFrame, logits: Tensor) -> _Made:
+        """Queue the masks of logits, and the check that the logits are numbers."""
         ops, geometry = self._calls.ops, frame.geometry
-        masks: PendingMasks | Tensor
         with self._calls.stage("post-processing"):
             check = None
             if not isinstance(logits, np.ndarray):
                 check = MapCheck(ops.finite_maps(logits), f"frame {frame.index}")
             if self.settings.masks == "device":
                 # The reader waits for nothing; the stream's next step asks the check.
-                masks = ops.upsample_masks_on_device(logits, geometry)
-            else:
-                masks = PendingMasks(ops.upsample_masks(logits, geometry), check)
+                return ops.upsample_masks_on_device(logits, geometry), check
+            return PendingMasks(ops.upsample_masks(logits, geometry), check), check
+
+    def _result(
+        self,
+        frame: _PushedFrame,
+        made: _Made,
+        scores: NDArray[np.float32],
+        numbers: tuple[int, ...],
+    ) -> FrameMasks:
+        """Return the result of a frame, its masks on their way."""
         self._finish_last()
+        masks, self._last_check = made
         self._last_masks = masks if isinstance(masks, PendingMasks) else None
-        self._last_check = check
         texts = tuple(self._expressions[number] for number in numbers)
-        return FrameMasks(frame.index, frame.pts, geometry.display, scores, numbers, texts, masks)
+        size = frame.geometry.display
+        return FrameMasks(frame.index, frame.pts, size, scores, numbers, texts, masks)
 
     def _finish_last(self) -> None:
         """Wait for the masks given last, so that never more than one frame's masks are on their

@@ -36,11 +36,11 @@ from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip, probe_inputs
 from rvos_deploy.json_file import write_json
 from rvos_deploy.parity.verification import verify
-from rvos_deploy.runtime.backends.base import Runner
+from rvos_deploy.runtime.backends.base import Runner, Value
 from rvos_deploy.runtime.backends.cuda import nvrtc
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.backends.tensorrt.backend import TensorRtBackend
+from rvos_deploy.runtime.backends.tensorrt.backend import TensorRtBackend, TensorRtRunner
 from rvos_deploy.runtime.segmenter import Segmenter, load
 from rvos_deploy.stream_settings import StreamSettings
 
@@ -178,6 +178,39 @@ def test_a_stream_gives_the_masks_that_onnxruntime_gives(
     for one, other in zip(found, truth, strict=True):
         assert (one == other).all()
     assert replays(gpu) > 0
+    gpu.check_clean()
+
+
+def test_streams_in_step_share_what_stays_on_the_device(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each frame is decoded once, and the tensors of the shared graphs serve both streams."""
+    names = ("offline", "online")
+    with load(engines.path, backend="tensorrt") as segmenter:
+        alone = [masks(segmenter, SETTINGS[name]) for name in names]
+    runs: list[str] = []
+    infer = TensorRtRunner.infer
+
+    def counted(runner: Runner, inputs: dict[str, Value]) -> dict[str, Value]:
+        runs.append(runner.spec.name)
+        return infer(runner, inputs)
+
+    monkeypatch.setattr(TensorRtRunner, "infer", counted)
+    texts = ["the square moving to the right", "the disc"]
+    found: list[list[np.ndarray]] = [[] for _ in names]
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.streams_in_step(texts, [SETTINGS[name] for name in names]) as streams,
+    ):
+        for frame in probe_clip(5):
+            for held, decided in zip(found, streams.push(frame), strict=True):
+                held += [result.masks for result in decided]
+        for held, stream in zip(found, streams.streams, strict=True):
+            held += [result.masks for result in stream.flush()]
+    for one, other in zip(found, alone, strict=True):
+        assert np.array_equal(one, other)
+    assert (runs.count("backbone"), runs.count("frame_decoder")) == (5, 5)
+    assert runs.count("mask_head") == 10
     gpu.check_clean()
 
 

@@ -73,7 +73,7 @@ def test_defaults_are_offline_with_the_protocols_fallback(
 ) -> None:
     used: list[rvos.StreamSettings] = []
 
-    def stream(texts, settings):  # type: ignore[no-untyped-def]
+    def stream(texts, settings, **options):  # type: ignore[no-untyped-def]
         used.append(settings)
         raise KeyboardInterrupt
 

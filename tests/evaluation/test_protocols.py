@@ -75,6 +75,24 @@ def test_a_missing_prediction_of_no_target_is_not_right(split: Path, predictions
     assert found.missing == ("one/0/00003.png", "two/5")
 
 
+def test_n_acc_and_t_acc_of_what_is_missing(split: Path, predictions: Path) -> None:
+    """What the module's docstring says of missing masks, line by line."""
+    before = report(evaluate(predictions, split), {})
+    assert (before["n_acc"], before["t_acc"]) == (0.5, 0.75)
+    # No target, all masks empty but one, which is missing: J and F lose that frame, N-acc all.
+    (predictions / "two" / "5" / "00002.png").unlink()
+    found = evaluate(predictions, split)
+    assert scores(found)["two/5"] == (0.75, 0.75)
+    assert report(found, {})["n_acc"] == 0.0
+    # A target, one mask with a pixel left of four: still right.
+    for index in (0, 1, 3):
+        (predictions / "one" / "1" / f"{index:05d}.png").unlink()
+    assert report(evaluate(predictions, split), {})["t_acc"] == 0.75
+    # The last one goes: nothing shows a pixel, as if all were empty.
+    (predictions / "one" / "1" / "00002.png").unlink()
+    assert report(evaluate(predictions, split), {})["t_acc"] == 0.5
+
+
 def test_a_missing_video_counts_0_and_is_named(split: Path, predictions: Path) -> None:
     (predictions / "two").rename(predictions / "zwei")
     found = evaluate(predictions, split)

@@ -34,6 +34,7 @@ class Pan2024(Network):
     _config: ModelConfig
     family = "pan2024"
     graphs = GRAPHS
+    frame_graphs = ("backbone", "frame_decoder")
 
     @staticmethod
     def from_dict(model: Mapping[str, object]) -> Pan2024:

@@ -27,7 +27,7 @@ from rvos_deploy.networks.steps import (
     Decision,
     EncodedText,
     GraphCalls,
-    MaskLogits,
+    MaskMaker,
     PendingArrays,
     StartedFrame,
     Steps,
@@ -129,12 +129,15 @@ class Pan2024Steps(Steps):
         found = self.calls.to_host("video_decoder", {"scores": outputs["scores"]}, occasion).get()
         scores = found["scores"].astype(np.float32, copy=False)
         return _Decision(
-            self.calls,
+            self,
             rows={number: row for row, number in enumerate(numbers)},
             scores=scores,
-            thresholds=thresholds(scores, self._threshold, self._settings.fallback),
             mask_embeddings=outputs["mask_embeddings"],
         )
+
+    def thresholds(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the scores [E,N] of queries must exceed: float32 [E]."""
+        return thresholds(scores, self._threshold, self._settings.fallback)
 
     def record_choices(self, replayed: NDArray[np.int64] | None = None) -> SlotChoices:
         """Record which query takes each slot, or replay what was recorded."""
@@ -162,30 +165,44 @@ class _StartedFrame:
 class _Decision:
     """The video decoder's answer for the expressions that had seen a frame."""
 
-    calls: GraphCalls
+    steps: Pan2024Steps
     rows: Mapping[int, int]
     scores: NDArray[np.float32]
-    thresholds: NDArray[np.float32]
     mask_embeddings: Tensor
 
-    def masks(
+    def mask_maker(
         self, kept: Sequence[Tensor], then: Sequence[int], now: Sequence[int], occasion: str
-    ) -> MaskLogits:
-        """Unite the masks of the queries that pass."""
+    ) -> MaskMaker:
+        """Gather what the mask head needs."""
         features, embeddings = kept
         row_then = {number: row for row, number in enumerate(then)}
         of_frame = np.array([row_then[number] for number in now])
         rows = np.array([self.rows[number] for number in now])
-        gather = self.calls.ops.gather
-        outputs = self.calls.run(
-            "mask_head",
-            {
-                "scores": self.scores[rows],
-                "threshold": self.thresholds[rows],
-                "mask_embeddings": gather(self.mask_embeddings, rows),
-                "frame_mask_embeddings": gather(embeddings, of_frame),
-                "mask_features": gather(features, of_frame),
-            },
-            occasion,
-        )
-        return MaskLogits(outputs["mask_logits"], self.scores[rows].max(axis=1))
+        gather = self.steps.calls.ops.gather
+        inputs = {
+            "scores": self.scores[rows],
+            "mask_embeddings": gather(self.mask_embeddings, rows),
+            "frame_mask_embeddings": gather(embeddings, of_frame),
+            "mask_features": gather(features, of_frame),
+        }
+        return _MaskMaker(self.steps, self.scores[rows], inputs, occasion)
+
+
+@dataclass(frozen=True)
+class _MaskMaker:
+    """One frame's inputs of the mask head."""
+
+    steps: Pan2024Steps
+    scores: NDArray[np.float32]
+    inputs: Mapping[str, Tensor]
+    occasion: str
+
+    @property
+    def thresholds(self) -> NDArray[np.float32]:
+        """By the settings' threshold and fallback."""
+        return self.steps.thresholds(self.scores)
+
+    def mask_logits(self, thresholds: NDArray[np.float32]) -> Tensor:
+        """Unite the masks of the queries that pass."""
+        inputs = {**self.inputs, "threshold": thresholds}
+        return self.steps.calls.run("mask_head", inputs, self.occasion)["mask_logits"]

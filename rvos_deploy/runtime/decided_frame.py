@@ -1,0 +1,52 @@
+"""A decided frame, before candidates are chosen and masks are made: for evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry
+from rvos_deploy.graph_io.tensors import TensorOps
+from rvos_deploy.networks.steps import MaskMaker
+from rvos_deploy.runtime.finite import require_finite
+
+
+@dataclass(frozen=True, eq=False)
+class DecidedFrame:
+    """A frame that masks can be made of, for the E expressions that are present.
+
+    Args:
+        index: the frame's number, from 0.
+        geometry: its sizes as displayed and as the network sees it.
+        expressions: [E] numbers of the expressions.
+        maker: the network's part.
+        ops: of the session.
+    """
+
+    index: int
+    geometry: FrameGeometry
+    expressions: tuple[int, ...]
+    maker: MaskMaker
+    ops: TensorOps
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Score of each candidate: float32 [E,N]."""
+        return self.maker.scores
+
+    def mask_logits(self, thresholds: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Make mask logits float32 [E, padded height/4, padded width/4] of the candidates whose
+        score is greater than the threshold [E] of their expression.
+
+        Raises BackendError: the back end failed, or a logit is NaN or plus infinity.
+        """
+        (logits,) = self.ops.to_host([self.maker.mask_logits(thresholds)]).arrays()
+        require_finite("mask_head", {"mask_logits": logits}, f"frame {self.index}")
+        return logits.astype(np.float32, copy=False)
+
+
+Render = Callable[[DecidedFrame], NDArray[np.bool_]]
+"""Makes the masks bool [E,H,W] of a decided frame. A stream calls it once a frame, in order."""
