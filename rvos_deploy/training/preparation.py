@@ -18,7 +18,12 @@ from rvos_deploy.model.network import RvosNetwork, build_network
 from rvos_deploy.sprites.emoji import require_font
 from rvos_deploy.training import checkpoints
 from rvos_deploy.training.checkpoints import TrainingState
-from rvos_deploy.training.data import DataSplit, read_mevis, read_ref_youtube_vos
+from rvos_deploy.training.data import (
+    DataSplit,
+    find_layout,
+    read_mevis,
+    read_ref_youtube_vos,
+)
 from rvos_deploy.training.init_from import InitReport
 from rvos_deploy.training.init_from import init_from as load_published
 from rvos_deploy.training.objective import select_trained
@@ -46,12 +51,21 @@ def read_training_data(recipe: Recipe, data: str | os.PathLike[str] | None) -> D
     """Read the train split of a recipe; None for clips that are rendered, once they can be."""
     if recipe.data == "sprites":
         if data is not None:
-            raise InputError('--data is not used by data = "sprites"; set data = "mevis" for it')
+            raise InputError(
+                '--data is not used by data = "sprites", whose clips are rendered; leave it out, or '
+                f"train on that folder by 'rvos-deploy train {recipe.model.name} --data {data}'"
+            )
         if recipe.sprites.emoji:
             require_font()
         return None
     if data is None:
         raise InputError(f"data = '{recipe.data}' needs --data DIR, the folder of its train split")
+    layout = find_layout(data)
+    if layout not in (None, recipe.data):
+        raise InputError(
+            f"{data} is laid out as {layout}, but the recipe says data = '{recipe.data}'; pass "
+            f"--set data={layout}, or another folder"
+        )
     return (read_mevis if recipe.data == "mevis" else read_ref_youtube_vos)(data)
 
 
@@ -89,10 +103,11 @@ def resumed_state(folder: Path, fresh: TrainingState, recipe: Recipe) -> Trainin
         )
     plain = json.loads(json.dumps(fresh.recipe))  # as the file has it: lists, no tuples
     before, now = _decisive(state.recipe, state.stage), _decisive(plain, state.stage)
-    if changed := [name for name in now if now[name] != before.get(name)]:
+    if changed := _first_difference(before, now):
         raise InputError(
-            f"{folder} was trained with another {changed[0]}; resume with the recipe that "
-            f"{folder.parent.parent / RECIPE} records, or start in another folder with --init-from"
+            f"{folder} was trained with another {changed}; resume with the recipe and the --set "
+            f"values that {folder.parent.parent / RECIPE} records, or start in another folder with "
+            "--init-from"
         )
     if state.clip != fresh.clip:
         raise InputError(
@@ -123,6 +138,21 @@ def _decisive(recipe: dict[str, Any], stage: int) -> dict[str, Any]:
     return {**kept, "stages": stages[: stage + 1] if isinstance(stages, list) else None}
 
 
+def _first_difference(before: object, now: object, key: str = "") -> str | None:
+    """The key, as ``--set`` names it, of the first value that is not as it was; None if all are."""
+    if before == now:
+        return None
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        before, now = dict(enumerate(before)), dict(enumerate(now))
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return key
+    for name in now:
+        inner = f"{key}.{name}" if key else {"stages": "stage"}.get(name, str(name))
+        if found := _first_difference(before.get(name), now[name], inner):
+            return found
+    return key
+
+
 def check_resumable(run: Path, folder: Path, stage: Stage, network: RvosNetwork) -> None:
     """Read what else a resumed run will need, before the run writes anything.
 
@@ -142,12 +172,33 @@ def check_resumable(run: Path, folder: Path, stage: Stage, network: RvosNetwork)
 def read_validation_data(
     recipe: Recipe, run: Path, valid: str | os.PathLike[str] | None
 ) -> DataSplit | None:
-    """Read or render the valid split; None where a recipe has none."""
+    """Read or render the valid split; None where a recipe has none.
+
+    Raises:
+        InputError: the split cannot be read, or has no ground truth to validate against.
+    """
     if not recipe.validate_every:
         return None
     if valid is not None:
-        return (read_ref_youtube_vos if recipe.data == "ref-youtube-vos" else read_mevis)(valid)
+        layout = find_layout(valid)
+        if layout is None:
+            raise InputError(
+                f"{valid} has no ground truth, so J&F cannot be measured; pass a split that has "
+                "masks (of MeViS, valid_u) as --valid, or leave it out"
+            )
+        return (read_mevis if layout == "mevis" else read_ref_youtube_vos)(valid)
     return sprite_validation(recipe, run / "valid") if recipe.data == "sprites" else None
+
+
+def missing_validation(recipe: Recipe, valid: str | os.PathLike[str] | None) -> str | None:
+    """A warning for a recipe that wants validation and is given no split for it; else None."""
+    if not recipe.validate_every or recipe.data == "sprites" or valid is not None:
+        return None
+    return (
+        f"the recipe validates every {recipe.validate_every} steps, but --valid is not given, so no "
+        "J&F is measured and no best checkpoint is kept; pass --valid DIR, or --set "
+        "validate_every=0"
+    )
 
 
 def _initialise(network: RvosNetwork, file: Path) -> InitReport | None:
