@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -48,7 +48,7 @@ def parse_change(text: str) -> Change:
         InputError: there is no ``=``, no key, or the value is not TOML.
     """
     key, equals, value = (part.strip() for part in text.partition("="))
-    change = Change(text, key, None)
+    change = Change(" ".join(text.split()), key, None)
     if not equals or not key or not value:
         raise change.fault("write KEY=VALUE, for example stage.0.steps=200")
     if value == "none":
@@ -58,7 +58,7 @@ def parse_change(text: str) -> Change:
     except ValueError:
         if not _BARE_WORD.fullmatch(value):
             raise change.fault(
-                f'{value} is no value in TOML syntax; write 0.5, true, word, "some words" or [1, 2]'
+                'the value is not in TOML syntax; write 0.5, true, word, "some words" or [1, 2]'
             ) from None
         return change._replace(value=value)
 
@@ -127,7 +127,9 @@ def _find_stage(stages: list[dict[str, Any]], change: Change, rest: str) -> tupl
     """The number of the stage that a key names, and the rest of the key."""
     number, _, key = rest.partition(".")
     if number.isascii() and number.isdecimal():
-        if key and len(number) < 10 and int(number) < len(stages):
+        if len(number) < 10 and int(number) < len(stages):
+            if not key:
+                raise change.fault(f"name a key of the stage, for example stage.{number}.steps")
             return int(number), key
     else:
         # Names may have dots in them.
@@ -157,6 +159,9 @@ def _checked(change: Change, kind: type, key: str) -> Any:
         raise change.fault(f"'{key}' cannot be none")
     if hints[key] == LossSettings | None:
         return change.value  # what it leaves out is the recipe's
+    if get_origin(hints[key]) is Literal and change.value not in get_args(hints[key]):
+        known = ", ".join(get_args(hints[key]))
+        raise change.fault(f"unknown {key} '{change.value}'; known: {known}")
     try:
         msgspec.convert(change.value, hints[key])
     except msgspec.ValidationError as error:
