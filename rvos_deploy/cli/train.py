@@ -17,9 +17,9 @@ def train(
         str,
         typer.Argument(
             metavar="CONFIG",
-            help="What to train: a recipe of the package (sprites_tiny, mevis_tiny, mevis_large), a "
-            "recipe file (.toml), or a model preset (tiny, base, large, large-paper) for the data "
-            "in --data.",
+            help="What to train: a recipe of the package (sprites_tiny, mevis_tiny, mevis_large), "
+            "a recipe file (.toml), or a model preset (tiny, base, large, large-paper) for the "
+            "data in --data.",
         ),
     ],
     out: Annotated[

@@ -104,7 +104,6 @@ class ModelConfig:
         threshold: Score that a query must pass to be part of the answer. [0..1]
     """
 
-
     name: str
     clip: str
     clip_pretrained: str | None = None

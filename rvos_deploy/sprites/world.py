@@ -42,7 +42,6 @@ class WorldConfig:
             drawn.
     """
 
-
     height: int = 128
     width: int = 224
     frames: int = 24

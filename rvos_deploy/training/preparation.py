@@ -52,8 +52,8 @@ def read_training_data(recipe: Recipe, data: str | os.PathLike[str] | None) -> D
     if recipe.data == "sprites":
         if data is not None:
             raise InputError(
-                '--data is not used by data = "sprites", whose clips are rendered; leave it out, or '
-                f"train on that folder by 'rvos-deploy train {recipe.model.name} --data {data}'"
+                '--data is not used by data = "sprites", whose clips are rendered; leave it out, '
+                f"or give the preset '{recipe.model.name}' as CONFIG to train on {data}"
             )
         if recipe.sprites.emoji:
             require_font()
@@ -195,8 +195,8 @@ def missing_validation(recipe: Recipe, valid: str | os.PathLike[str] | None) -> 
     if not recipe.validate_every or recipe.data == "sprites" or valid is not None:
         return None
     return (
-        f"the recipe validates every {recipe.validate_every} steps, but --valid is not given, so no "
-        "J&F is measured and no best checkpoint is kept; pass --valid DIR, or --set "
+        f"the recipe validates every {recipe.validate_every} steps, but --valid is not given, so "
+        "no J&F is measured and no best checkpoint is kept; pass --valid DIR, or --set "
         "validate_every=0"
     )
 

@@ -63,7 +63,6 @@ class LossSettings:
             query was matched with that object.
     """
 
-
     frame_class: float = 2.0
     video_class: float = 2.0
     mask: float = 5.0
@@ -122,7 +121,6 @@ class Stage:
         loss: Losses of this stage; in a file, the table ``[stage.loss]``. A key that it leaves out
             has the value of ``[loss]``. None: ``[loss]`` as it is.
     """
-
 
     name: str
     steps: int
@@ -227,7 +225,6 @@ class Augmentation:
             sentence. [0..1]
     """
 
-
     short_sides: tuple[int, ...] = (288, 320, 352, 384, 416, 448, 480, 512)
     long_side: int = 768
     crop: float = 0.5
@@ -268,7 +265,6 @@ class Recipe:
         augment: The table ``[augment]``.
         loss: The table ``[loss]``.
     """
-
 
     model: ModelConfig
     data: str

@@ -1,7 +1,7 @@
-"""The reference of recipes as Markdown, from the dataclasses and the docstrings that hold them.
+"""The reference of recipes as Markdown, from the dataclasses and their docstrings.
 
-``python -m rvos_deploy.training.recipe_reference docs/recipes.md`` writes it. A meaning stands once,
-in the ``Attributes:`` section of its dataclass; a unit ends it, in square brackets.
+``python -m rvos_deploy.training.recipe_reference docs/recipes.md`` writes it. A meaning stands
+once, in the ``Attributes:`` section of its dataclass; a unit ends it, in square brackets.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ _HEAD = f"""# Recipe reference
 
 <!-- Generated: change the docstrings of the dataclasses, then run {COMMAND} -->
 
-A recipe is a TOML file that decides a whole training run. `rvos-deploy train CONFIG` takes a file, the
-name of a packaged recipe, or a model preset; [training.md](training.md) says how to train. Every key can
-be changed on the command line by `--set KEY=VALUE`, with the key as it stands in the tables below and the
-value in TOML syntax. A word without quotes is a string, and `none` is none. Stages are named by number or
-by name: `--set stage.0.steps=200`, `--set stage.joint.loss.dice=2`.
+A recipe is a TOML file that decides a whole training run. `rvos-deploy train CONFIG` takes a file,
+the name of a packaged recipe, or a model preset; [training.md](training.md) says how to train. Every
+key can be changed on the command line by `--set KEY=VALUE`, with the key as it stands in the tables
+below and the value in TOML syntax. A word without quotes is a string, and `none` is none. Stages are
+named by number or by name: `--set stage.0.steps=200`, `--set stage.joint.loss.dice=2`.
 
 ```toml
 data = "mevis"
@@ -102,8 +102,8 @@ learning_rate = 5e-5
 
 _LOSSES_HEAD = """## The losses, as `training.csv` names them
 
-The total is the sum of the losses, each times its weight. `training.csv` has them without their weights.
-The class, mask and dice losses are sums over all layers of their decoder.
+The total is the sum of the losses, each times its weight. `training.csv` has them without their
+weights. The class, mask and dice losses are sums over all layers of their decoder.
 """
 
 _PRESETS_HEAD = """### Presets
@@ -143,7 +143,7 @@ def rows(kind: type, prefix: str = "") -> list[Row]:
         InputError: a field without a meaning, or a meaning without a field.
     """
     meanings, hints = _meanings(kind), get_type_hints(kind)
-    listed = fields(kind)  # type: ignore[arg-type]
+    listed = fields(kind)
     if odd := {field.name for field in listed} ^ set(meanings):
         raise InputError(
             f"{kind.__name__}: {', '.join(sorted(odd))} must be both a field and in 'Attributes:'"
@@ -159,7 +159,9 @@ def rows(kind: type, prefix: str = "") -> list[Row]:
 
 def _network_rows() -> list[Row]:
     """As ``rows``; what a recipe leaves out is the preset's."""
-    preset = "Preset whose values the other keys change; `model = NAME` is short for this key alone."
+    preset = (
+        "Preset whose values the other keys change; `model = NAME` is short for this key alone."
+    )
     names = " or ".join(f"`{json.dumps(name)}`" for name in PRESETS)
     found = [Row("`model.preset`", names, "required", "", preset)]
     for field, row in zip(fields(ModelConfig), rows(ModelConfig, "model."), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from rvos_deploy.model.config import PRESETS
 from rvos_deploy.sprites import WorldConfig, write_mevis
-from rvos_deploy.training.recipe_file import packaged_recipes
+from rvos_deploy.training.recipe_file import packaged_recipes, read_recipe
 
 SMALL = (
     "stage.0.steps=2", "stage.0.batch=1", "stage.0.length=2", "loss.num_points=16",
@@ -86,12 +87,41 @@ def test_a_wrong_change_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_help_names_what_there_is_to_train(
-    rvos: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_names_what_there_is_to_train(rvos: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     shown = " ".join(re.sub("[│╭╮╰╯─]", " ", rvos("train", "--help").stdout).split())
     for name in (*packaged_recipes(), *PRESETS):
         assert re.search(rf"\b{name}\b", shown), name
     assert "a checkpoint of Mask2Former or FC-CLIP" in shown
     assert "--set KEY=VALUE" in shown
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def documented() -> list[list[str]]:
+    """Commands of docs/training.md, each from ``rvos-deploy`` on."""
+    blocks = re.findall(r"```sh\n(.*?)```", (DOCS / "training.md").read_text(), re.DOTALL)
+    words = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    return [line[line.index("rvos-deploy") + 1 :] for line in words if "rvos-deploy" in line]
+
+
+def test_documented_commands_have_the_options_that_they_use(rvos: Callable) -> None:
+    commands = documented()
+    assert len(commands) > 10
+    for command, *arguments in commands:
+        shown = rvos(command, "--help").stdout
+        for option in (word for word in arguments if word.startswith("--")):
+            assert re.search(rf"{option}\b", shown), (command, option)
+
+
+def test_documented_changes_fit_their_recipes() -> None:
+    checked = 0
+    for command, *arguments in documented():
+        if command == "train":
+            changes = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--set"]
+            folder = ["data=mevis"] if "--data" in arguments else []
+            recipe = read_recipe(arguments[0], [*folder, *changes])
+            assert (recipe.data == "sprites") == ("--data" not in arguments)
+            checked += len(changes)
+    assert checked > 2

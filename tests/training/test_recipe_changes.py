@@ -103,7 +103,10 @@ def test_nothing_else_changes_and_the_last_one_counts() -> None:
         ("stage.0.stepz=3", "unknown key 'stepz'; known: name, steps, "),
         ("stage.0.loss.musk=3", "unknown key 'musk'; known: frame_class, "),
         ("stage.0=3", "name a key of the stage, for example stage.0.steps"),
-        ("stage.2.steps=3", r"no such stage; known: stage.0.KEY \(joint\), stage.1.KEY \(v 1.0-a\)"),
+        (
+            "stage.2.steps=3",
+            r"no such stage; known: stage.0.KEY \(joint\), stage.1.KEY \(v 1.0-a\)",
+        ),
         ("stage.99999999999999999999.steps=3", "no such stage"),
         ("stage.-1.steps=3", "no such stage"),
         ("stage.video.steps=3", "no such stage"),
@@ -114,7 +117,10 @@ def test_nothing_else_changes_and_the_last_one_counts() -> None:
         ("stage.0.steps=2020-01-01", "Expected int"),
         ("stage.0.loss.dice=x", "Expected float, got str"),
         ("model.input_size=[64]", "Expected array of length 2"),
-        ("model.initializer=best", "unknown initializer 'best'; known: aligned, weighted, sentence"),
+        (
+            "model.initializer=best",
+            "unknown initializer 'best'; known: aligned, weighted, sentence",
+        ),
         ("precision=half", "unknown precision 'half'; known: 32-true"),
         ("loss=3", "'loss' is a table; set one of its keys, as loss.KEY=VALUE"),
         ("stage.0.name=first=1", "not in TOML syntax"),
@@ -149,7 +155,7 @@ def test_every_check_of_a_recipe_applies(text: str, message: str) -> None:
 
 def test_stages_of_one_name_are_told_apart_by_number() -> None:
     content = {**CONTENT, "stage": [STAGE, STAGE]}
-    with pytest.raises(InputError, match="several stages .* by its number"):
+    with pytest.raises(InputError, match=r"several stages .* by its number"):
         apply_changes(content, ["stage.joint.steps=9"])
     recipe = parse_recipe(apply_changes(content, ["stage.1.steps=9"]))
     assert [stage.steps for stage in recipe.stages] == [5, 9]
@@ -164,9 +170,7 @@ def test_any_key_of_any_recipe_can_be_set_to_what_it_is(name: str) -> None:
     assert read_recipe(name, texts) == replace(
         recipe,
         # Written out, a stage's losses are its own.
-        stages=tuple(
-            replace(stage, loss=stage.loss or recipe.loss) for stage in recipe.stages
-        ),
+        stages=tuple(replace(stage, loss=stage.loss or recipe.loss) for stage in recipe.stages),
     )
 
 

@@ -112,7 +112,7 @@ def test_others_need_data_or_are_told_to_render() -> None:
 def test_the_data_kind_that_is_set_is_taken(mevis: Path) -> None:
     recipe = read_recipe("tiny", ["data=ref-youtube-vos"], mevis)
     assert recipe.data == "ref-youtube-vos"
-    with pytest.raises(InputError, match="is laid out as mevis.*pass --set data=mevis"):
+    with pytest.raises(InputError, match=r"is laid out as mevis.*pass --set data=mevis"):
         read_training_data(recipe, mevis)
     with pytest.raises(InputError, match="data 'mewis' is unknown"):
         read_recipe("tiny", ["data=mewis"], mevis)
@@ -127,11 +127,10 @@ def test_a_recipe_of_the_other_layout_is_refused(youtube: Path) -> None:
 
 def test_data_is_never_ignored(mevis: Path) -> None:
     recipe = read_recipe("sprites_tiny", ["sprites.emoji=false"])
-    with pytest.raises(InputError, match="--data is not used by data = \"sprites\"") as caught:
+    with pytest.raises(InputError, match='--data is not used by data = "sprites"') as caught:
         read_training_data(recipe, mevis)
     advised = str(caught.value).split("'")[1]
-    assert advised == f"rvos-deploy train tiny --data {mevis}"
-    assert read_recipe("tiny", data=mevis).data == "mevis"
+    assert read_recipe(advised, data=mevis).data == "mevis"
 
 
 def test_a_split_without_ground_truth_is_refused_before_training(

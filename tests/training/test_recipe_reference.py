@@ -26,7 +26,9 @@ def test_the_document_is_what_the_generator_gives() -> None:
     assert FILE.read_text(encoding="utf-8") == reference(), f"run {recipe_reference.COMMAND}"
 
 
-@pytest.mark.parametrize(("prefix", "kind"), TABLES.values(), ids=lambda v: getattr(v, "__name__", v))
+@pytest.mark.parametrize(
+    ("prefix", "kind"), TABLES.values(), ids=lambda v: getattr(v, "__name__", v)
+)
 def test_every_field_has_a_meaning_in_whole_sentences(prefix: str, kind: type) -> None:
     found = rows(kind, prefix)
     assert len(found) == len(fields(kind))  # type: ignore[arg-type]
@@ -69,7 +71,9 @@ def test_a_field_without_a_meaning_is_refused() -> None:
 
 
 def test_a_row_has_type_default_and_unit() -> None:
-    by_key = {row.key: row for row in (*rows(Stage, "stage.N."), *rows(Recipe), *rows(LossSettings))}
+    by_key = {
+        row.key: row for row in (*rows(Stage, "stage.N."), *rows(Recipe), *rows(LossSettings))
+    }
     assert by_key["`stage.N.window`"][:4] == (
         "`stage.N.window`",
         "integer or none",
