@@ -83,10 +83,10 @@ _HEAD = f"""# Recipe reference
 <!-- Generated: change the docstrings of the dataclasses, then run {COMMAND} -->
 
 A recipe is a TOML file that decides a whole training run. `rvos-deploy train CONFIG` takes a file,
-the name of a packaged recipe, or a model preset; [training.md](training.md) says how to train. Every
-key can be changed on the command line by `--set KEY=VALUE`, with the key as it stands in the tables
-below and the value in TOML syntax. A word without quotes is a string, and `none` is none. Stages are
-named by number or by name: `--set stage.0.steps=200`, `--set stage.joint.loss.dice=2`.
+the name of a packaged recipe, or a model preset; [training.md](training.md) says how to train.
+Every key can be changed on the command line by `--set KEY=VALUE`, with the key as it stands in the
+tables below and the value in TOML syntax. A word without quotes is a string, and `none` is none.
+Stages are named by number or by name: `--set stage.0.steps=200`, `--set stage.joint.loss.dice=2`.
 
 ```toml
 data = "mevis"
