@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.graph_spec import GraphSpec
-from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.stream_settings import StreamSettings
 
 
 def check_limits(

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rvos_deploy.closing import Closing
+from rvos_deploy.bundle.folder import TOKENIZER, Bundle, open_bundle
+from rvos_deploy.closeable import Closing
 from rvos_deploy.errors import BundleError, InputError
+from rvos_deploy.graph_io.tokenizer import Tokenizer, check_text
+from rvos_deploy.networks.pan2024.expression import EncodedText
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import TOKENIZER, Bundle, open_bundle
-from rvos_deploy.runtime.expression import EncodedText
 from rvos_deploy.runtime.finite import require_finite
 from rvos_deploy.runtime.limits import check_limits
-from rvos_deploy.runtime.settings import StreamSettings, described, whole_number
 from rvos_deploy.runtime.stream import StageCallback, Stream, add_expressions
-from rvos_deploy.runtime.tokenizer import Tokenizer, check_text
+from rvos_deploy.stream_settings import StreamSettings, described, whole_number
 
 _CACHED_TEXTS = 1024
 

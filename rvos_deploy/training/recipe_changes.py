@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 import msgspec
 
+from rvos_deploy.datasets.moving_sprites.world import WorldConfig
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.sprites.world import WorldConfig
+from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.training.recipe import Augmentation, LossSettings, Recipe, Stage
 
 TABLES: Mapping[str, type] = {

@@ -17,9 +17,9 @@ from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
+from rvos_deploy.datasets.detection import find_layout
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import PRESETS, ModelConfig, preset
-from rvos_deploy.training.data.detection import find_layout
+from rvos_deploy.networks.pan2024.config import PRESETS, ModelConfig, preset
 from rvos_deploy.training.recipe import LossSettings, Recipe, Stage
 from rvos_deploy.training.recipe_changes import (
     PLAIN_KEYS,

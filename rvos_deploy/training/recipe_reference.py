@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import typer
 
+from rvos_deploy.datasets.moving_sprites.world import WorldConfig
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import write_text
-from rvos_deploy.model.config import PRESETS, ModelConfig
-from rvos_deploy.sprites.world import WorldConfig
+from rvos_deploy.networks.pan2024.config import PRESETS, ModelConfig
 from rvos_deploy.training.recipe import Augmentation, LossSettings, Recipe, Stage
 
 COMMAND = "python -m rvos_deploy.training.recipe_reference docs/recipes.md"
@@ -281,6 +281,6 @@ def main(
 
 
 if __name__ == "__main__":
-    from rvos_deploy.cli.error_lines import one_line_errors
+    from rvos_deploy.console.error_lines import one_line_errors
 
     typer.run(one_line_errors(main))

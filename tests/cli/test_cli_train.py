@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rvos_deploy.model.config import PRESETS
-from rvos_deploy.sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.networks.pan2024.config import PRESETS
 from rvos_deploy.training.recipe_file import packaged_recipes, read_recipe
 
 SMALL = (

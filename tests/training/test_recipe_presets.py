@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rvos_deploy.datasets import find_layout
+from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import PRESETS
-from rvos_deploy.sprites import WorldConfig, write_mevis
-from rvos_deploy.training.data import find_layout
+from rvos_deploy.networks.pan2024.config import PRESETS
 from rvos_deploy.training.preparation import (
     missing_validation,
     read_training_data,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from rvos_deploy.datasets.moving_sprites.world import KINDS
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import ModelConfig, preset
-from rvos_deploy.sprites.world import KINDS
+from rvos_deploy.networks.pan2024.config import ModelConfig, preset
 from rvos_deploy.training import losses, recipe_reference
 from rvos_deploy.training.logs import COLUMNS
 from rvos_deploy.training.losses import LossWeights, TubeLosses

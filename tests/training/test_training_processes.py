@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rvos_deploy.model.config import preset
-from rvos_deploy.model.network import RvosNetwork, build_network
-from rvos_deploy.sprites.world import WorldConfig
+from rvos_deploy.datasets.moving_sprites.world import WorldConfig
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
 from rvos_deploy.training import points
 from rvos_deploy.training.clips import Clip, Clips, collate, part_of_step
 from rvos_deploy.training.losses import LossConfig, training_losses

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from rvos_deploy.training.data.entries import read_json
-from rvos_deploy.training.data.layout import find_split
+from rvos_deploy.datasets.entries import read_json
+from rvos_deploy.datasets.layout import find_split
 
 Layout = Literal["mevis", "ref-youtube-vos"]
 
@@ -15,7 +15,7 @@ def find_layout(data: str | os.PathLike[str]) -> Layout | None:
     """The layout of a split: MeViS lists the objects of an expression, Ref-YouTube-VOS names one.
 
     Args:
-        data: as :func:`rvos_deploy.training.data.layout.find_split` takes it.
+        data: as :func:`rvos_deploy.datasets.layout.find_split` takes it.
 
     Returns:
         None for a split that is published without ground truth.
