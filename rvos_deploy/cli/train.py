@@ -14,51 +14,95 @@ import typer
 
 def train(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="Recipe: sprites_tiny, mevis_large, or a file.")
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            help="What to train: a recipe of the package (sprites_tiny, mevis_tiny, mevis_large), "
+            "a recipe file (.toml), or a model preset (tiny, base, large, large-paper) for the "
+            "data in --data.",
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="RUN", help="Folder for checkpoints and logs.")
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="RUN", help="Folder of the run: checkpoints, logs, recipe.json."
+        ),
     ],
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", metavar="DIR", help="Folder of the train split; sprites are rendered."
+            "--data",
+            metavar="DIR",
+            help="Train split of MeViS or Ref-YouTube-VOS, or of data in the same layout. Not used "
+            "for Moving Sprites, which are rendered during training.",
         ),
     ] = None,
     valid: Annotated[
         Path | None,
-        typer.Option("--valid", metavar="DIR", help="Folder of a valid split, for J&F on the way."),
+        typer.Option(
+            "--valid",
+            metavar="DIR",
+            help="Split with ground truth on which J&F is measured during training; the best "
+            "checkpoint is kept.",
+        ),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change one key of the recipe, for example stage.0.steps=200 or model.dim=64. "
+            "Repeat it for more keys; docs/recipes.md lists them.",
+        ),
     ] = None,
     init_from: Annotated[
         Path | None,
-        typer.Option("--init-from", metavar="FILE", help="Weights to start from, .safetensors."),
+        typer.Option(
+            "--init-from",
+            metavar="FILE",
+            help="Weights to start from: a checkpoint of Mask2Former or FC-CLIP (.safetensors or "
+            ".pth), of which the pixel decoder and the transformer decoder are loaded, or "
+            "weights.safetensors of an earlier run.",
+        ),
     ] = None,
     clip_weights: Annotated[
         str | None,
         typer.Option(
             "--clip-weights",
             metavar="TAG|FILE",
-            help="open_clip tag or file for the frozen CLIP part.",
+            help="Weights of the frozen CLIP part: a file, or a tag of open_clip. Default: the tag "
+            "of the preset; 'tiny' has none.",
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the latest checkpoint in RUN.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue from the latest checkpoint in RUN. Give CONFIG, --set and --data again.",
+        ),
     ] = False,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", metavar="N", min=1, help="Stop after N steps in all."),
+        typer.Option(
+            "--steps",
+            metavar="N",
+            min=1,
+            help="Stop after N steps of the whole run. The learning rate follows the recipe.",
+        ),
     ] = None,
     cpp_ops: Annotated[
         bool,
         typer.Option(
-            "--cpp-ops/--no-cpp-ops", help="On a CPU, compute deformable attention in C++."
+            "--cpp-ops/--no-cpp-ops",
+            help="On a CPU, compute deformable attention in C++, which needs a compiler.",
         ),
     ] = True,
     gates: Annotated[
         bool,
         typer.Option(
             "--gates/--no-gates",
-            help="Refuse to begin long stages where motion cannot be learned (see gates.json).",
+            help="Check before long stages that motion can be learned, and stop where it cannot. "
+            "RUN/gates.json has the findings.",
         ),
     ] = True,
     smoke: Annotated[
@@ -69,10 +113,13 @@ def train(
         ),
     ] = False,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", min=0, help="Instead of the recipe's.")
+        int | None,
+        typer.Option(
+            "--seed", metavar="N", min=0, help="Seed of the run. Default: that of the recipe."
+        ),
     ] = None,
 ) -> None:
-    """Train a network; under torchrun on several GPUs, by the same command."""
+    """Train a network by a recipe. On several GPUs, start the same command with torchrun."""
     import logging
     from dataclasses import replace
 
@@ -85,7 +132,7 @@ def train(
         from rvos_deploy.training.checkpoints import hint_on_stop
         from rvos_deploy.training.smoke import smoke_recipe
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    recipe = recipe_file.read_recipe(config)
+    recipe = recipe_file.read_recipe(config, changes or (), data)
     recipe = replace(recipe, gates=recipe.gates and gates)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
@@ -127,7 +174,7 @@ def _check_inputs(
         if folder is not None and folder.exists() and run.exists() and folder.samefile(run):
             raise InputError(f"{folder} is the data to train on; choose another folder for --out")
     folders = ("checkpoints", "cache", "overlays")
-    written = ("recipe.json", "training.csv", "validation.csv", "init_from.txt")
+    written = ("recipe.json", "training.csv", "validation.csv", "init_from.txt", "warnings.txt")
     inputs = [Path(file) for file in (config, data, valid, *files) if file is not None]
     refuse_overlap(inputs, [run / name for name in folders])
     refuse_overlap([file for file in inputs if file.is_file()], [run / name for name in written])

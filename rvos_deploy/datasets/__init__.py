@@ -12,6 +12,7 @@ read when they are asked for::
 from __future__ import annotations
 
 from rvos_deploy.datasets.annotations import PaletteAnnotation, RleAnnotation
+from rvos_deploy.datasets.detection import find_layout
 from rvos_deploy.datasets.mevis import read_mevis
 from rvos_deploy.datasets.records import (
     Annotation,
@@ -28,6 +29,7 @@ __all__ = [
     "PaletteAnnotation",
     "RleAnnotation",
     "VideoRecord",
+    "find_layout",
     "read_mevis",
     "read_ref_davis",
     "read_ref_youtube_vos",

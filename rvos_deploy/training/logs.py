@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,8 @@ COLUMNS = (
 )
 """Of the table of steps; stages that train a part leave some empty."""
 TRAINING, VALIDATION, BOARD = "training.csv", "validation.csv", "tensorboard"
+WARNINGS = "warnings.txt"
+"""What a run warned of, with the step at which it began or went on."""
 
 
 class RunLog:
@@ -41,7 +44,7 @@ class RunLog:
                 "training logs need 'tensorboard'; pip install 'rvos-deploy[train]'"
             ) from error
         run.mkdir(parents=True, exist_ok=True)
-        self._run = run
+        self._run, self._begin = run, step
         tables = [(run / name, read_log(run / name)) for name in (TRAINING, VALIDATION)]
         kept = [(file, rows, _until(file, rows, step)) for file, rows in tables]
         for file, rows, until in kept:
@@ -59,6 +62,13 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         self._board.close()
+
+    def warn(self, text: str) -> None:
+        """Show a warning on standard error, and keep it in ``warnings.txt`` and TensorBoard."""
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        with (self._run / WARNINGS).open("a", encoding="utf-8") as stream:
+            stream.write(f"step {self._begin}: {text}\n")
+        self._board.add_text("warnings", text, self._begin)
 
     def training(self, step: int, stage: str, values: Mapping[str, float]) -> None:
         """Log a step: its losses, rate, gradient norm and seconds."""

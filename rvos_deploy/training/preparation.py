@@ -14,7 +14,12 @@ import torch
 from lightning_fabric import Fabric
 from safetensors import SafetensorError, safe_open
 
-from rvos_deploy.datasets import DataSplit, read_mevis, read_ref_youtube_vos
+from rvos_deploy.datasets import (
+    DataSplit,
+    find_layout,
+    read_mevis,
+    read_ref_youtube_vos,
+)
 from rvos_deploy.datasets.moving_sprites.emoji import require_font
 from rvos_deploy.errors import InputError
 from rvos_deploy.networks.pan2024.modules.checkpoint import load_checkpoint
@@ -49,12 +54,21 @@ def read_training_data(recipe: Recipe, data: str | os.PathLike[str] | None) -> D
     """Read the train split of a recipe; None for clips that are rendered, once they can be."""
     if recipe.data == "sprites":
         if data is not None:
-            raise InputError('--data is not used by data = "sprites"; set data = "mevis" for it')
+            raise InputError(
+                '--data is not used by data = "sprites", whose clips are rendered; leave it out, '
+                f"or give the preset '{recipe.model.name}' as CONFIG to train on {data}"
+            )
         if recipe.sprites.emoji:
             require_font()
         return None
     if data is None:
         raise InputError(f"data = '{recipe.data}' needs --data DIR, the folder of its train split")
+    layout = find_layout(data)
+    if layout not in (None, recipe.data):
+        raise InputError(
+            f"{data} is laid out as {layout}, but the recipe says data = '{recipe.data}'; pass "
+            f"--set data={layout}, or another folder"
+        )
     return (read_mevis if recipe.data == "mevis" else read_ref_youtube_vos)(data)
 
 
@@ -93,10 +107,11 @@ def resumed_state(folder: Path, fresh: TrainingState, recipe: Recipe) -> Trainin
     plain = json.loads(json.dumps(fresh.recipe))  # as the file has it: lists, no tuples
     before = _decisive(_with_defaults(state.recipe), state.stage)
     now = _decisive(plain, state.stage)
-    if changed := [name for name in now if now[name] != before.get(name)]:
+    if changed := _first_difference(before, now):
         raise InputError(
-            f"{folder} was trained with another {changed[0]}; resume with the recipe that "
-            f"{folder.parent.parent / RECIPE} records, or start in another folder with --init-from"
+            f"{folder} was trained with another {changed}; resume with the recipe and the --set "
+            f"values that {folder.parent.parent / RECIPE} records, or start in another folder with "
+            "--init-from"
         )
     if state.clip != fresh.clip:
         raise InputError(
@@ -159,6 +174,21 @@ def _decisive(recipe: dict[str, Any], stage: int) -> dict[str, Any]:
     return {**kept, "stages": stages[: stage + 1] if isinstance(stages, list) else None}
 
 
+def _first_difference(before: object, now: object, key: str = "") -> str | None:
+    """The key, as ``--set`` names it, of the first value that is not as it was; None if all are."""
+    if before == now:
+        return None
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        before, now = dict(enumerate(before)), dict(enumerate(now))
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return key
+    for name in now:
+        inner = f"{key}.{name}" if key else {"stages": "stage"}.get(name, str(name))
+        if found := _first_difference(before.get(name), now[name], inner):
+            return found
+    return key
+
+
 def check_resumable(run: Path, folder: Path, stage: Stage, network: RvosNetwork) -> None:
     """Read what else a resumed run will need, before the run writes anything.
 
@@ -184,19 +214,35 @@ def read_validation_data(
         None where a recipe has none.
 
     Raises:
-        InputError: it cannot be read, or not be scored.
+        InputError: the split cannot be read, or has nothing to validate against.
     """
     if not recipe.validate_every:
         return None
     if valid is not None:
-        read = read_ref_youtube_vos if recipe.data == "ref-youtube-vos" else read_mevis
-        split = read(valid)
+        layout = find_layout(valid)
+        if layout is None:
+            raise InputError(
+                f"{valid} has no ground truth, so J&F cannot be measured; pass a split that has "
+                "masks (of MeViS, valid_u) as --valid, or leave it out"
+            )
+        split = (read_mevis if layout == "mevis" else read_ref_youtube_vos)(valid)
         check_validation(split, recipe.validation_videos)
         return split
     if recipe.data != "sprites":
         return None
     on_first(fabric, lambda: render_validation(recipe, run / "valid"))
     return read_mevis(run / "valid")
+
+
+def missing_validation(recipe: Recipe, valid: str | os.PathLike[str] | None) -> str | None:
+    """A warning for a recipe that wants validation and is given no split for it; else None."""
+    if not recipe.validate_every or recipe.data == "sprites" or valid is not None:
+        return None
+    return (
+        f"the recipe validates every {recipe.validate_every} steps, but --valid is not given, so "
+        "no J&F is measured and no best checkpoint is kept; pass --valid DIR, or --set "
+        "validate_every=0"
+    )
 
 
 def _initialise(network: RvosNetwork, file: Path) -> InitReport | None:

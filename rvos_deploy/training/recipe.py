@@ -37,7 +37,31 @@ OPERATIONAL = (
 
 @dataclass(frozen=True)
 class LossSettings:
-    """The fields of LossWeights, PointSampling and LossConfig of training/losses.py, in one."""
+    """What the losses weigh, which points they compare, and which objects count.
+
+    Attributes:
+        frame_class: Weight of the loss ``frame_class``.
+        video_class: Weight of the loss ``video_class``.
+        mask: Weight of the losses ``frame_mask`` and ``video_mask``, and of the mask cost in the
+            matching.
+        dice: Weight of the losses ``frame_dice`` and ``video_dice``, and of the dice cost in the
+            matching.
+        similarity: Weight of the loss ``similarity``.
+        no_object: Weight, inside ``frame_class`` and ``video_class``, of a query that is matched
+            with no object. A query with an object has the weight 1.
+        match_class: Weight of the class cost in the matching of queries and objects. None: the same
+            as ``frame_class`` for frames and ``video_class`` for clips. A heavy class cost lets a
+            query that is believed to be meant answer for an object that it does not cover.
+        num_points: Points at which each mask is compared with its object, in each frame. [points]
+        oversample: Candidates that are drawn for each of these points (PointRend). [candidates per
+            point]
+        importance: Share of the points that are the most uncertain candidates; the other points are
+            drawn uniformly. [0..1]
+        frame_objects: Objects that frame queries should find: "all" that are visible in the frame,
+            or only those that the sentence means ("referred").
+        accept_duplicates: Whether a video query on a meant object counts as right although another
+            query was matched with that object.
+    """
 
     frame_class: float = 2.0
     video_class: float = 2.0
@@ -58,34 +82,45 @@ class Stage:
     """A part of the training with one learning rate and one set of trained parameters.
 
     Attributes:
-        name: in logs and checkpoints.
-        steps: optimizer steps.
-        batch: clips a step, over all processes and accumulated parts.
-        length: frames of a clip.
-        window: frames lie within so many of one drawn at random; None: one is drawn from each of
-            ``length`` equal parts of the whole video.
-        per_video: clips drawn in turn from one rendered video (Moving Sprites).
-        kinds: kinds of expressions to draw; all by default (data sets without kinds: leave empty).
-        timeless: leave out expressions that claim a motion, which no single frame shows (Moving
-            Sprites).
-        single_every: at every so many steps, the frames of a batch count as clips of one frame.
-        trained: first parts of the names of the parameters to train; empty: all but the CLIP part.
-        learning_rate: after the warm-up.
-        warmup: steps of linear warm-up.
-        schedule: constant, or cosine or linear down to ``final_rate`` times the learning rate.
-        weight_decay: of AdamW; not on biases, norms and learned positions.
-        clip_gradient: greatest norm of the gradient.
-        accumulate: parts in which a step's batch is computed; 0: one clip at a time, which clips of
-            several sizes need, since the network has no mask for padding.
-        cached: so many clips are run through the frame part once, and the stage trains on what came
-            of them, epoch after epoch (Moving Sprites; ``trained`` within the video part); 0: none.
-        cached_length: frames of a cached clip, over which its slots are aligned; each step reads
-            ``length`` of them, drawn anew; 0: just those.
-        cache_stride: stride at which mask features are kept for that.
-        mirror: how often a cached clip is read mirrored, left to right, with the words for it.
-        sentences: with how many sentences of its video a clip is shown (Moving Sprites). The frame
-            part reads the first, the video part all: frames are dear, sentences are not.
-        loss: of this stage; None: the recipe's. In a file, ``[stage.loss]`` names what differs.
+        name: Name in logs and checkpoints, and for ``--set stage.NAME.KEY``.
+        steps: Optimizer steps of the stage. [steps]
+        batch: Clips in one step, over all processes and accumulated parts. [clips]
+        length: Frames of a clip. [frames]
+        learning_rate: Learning rate after the warm-up.
+        window: Distance from a frame drawn at random within which the frames of a clip are drawn.
+            None: the video is split into ``length`` equal parts, and one frame is drawn from each.
+            [frames]
+        per_video: Clips that are drawn one after the other from one rendered video. Only for Moving
+            Sprites. [clips]
+        kinds: Kinds of expressions to draw: "appearance", "motion", "relation", "plural",
+            "no_target". Empty: all. Data sets that name no kinds need it empty.
+        timeless: Whether to leave out expressions that claim a motion, which no single frame shows.
+            Only for Moving Sprites.
+        single_every: Interval of steps at which each frame of the batch counts as a clip of one
+            frame. 0: never. [steps]
+        trained: First parts of the names of the parameters to train. Empty: all but the CLIP part.
+        warmup: Steps over which the learning rate rises linearly. [steps]
+        schedule: Course of the learning rate after the warm-up: "constant", or "cosine" or "linear"
+            down to ``final_rate``.
+        final_rate: Share of the learning rate that is left at the end of the stage. [0..1]
+        weight_decay: Weight decay of AdamW. It does not act on biases, norms and learned positions.
+        clip_gradient: Norm to which a greater gradient is scaled down.
+        accumulate: Parts in which the batch of a step is computed one after the other, to save
+            memory. 0: one clip at a time, which clips of several sizes need, since the network has
+            no mask for padding. [parts]
+        cached: Clips that the frame part computes once and keeps in RUN/cache; the stage then
+            trains the video part on them, epoch after epoch. 0: no cache. Only for Moving Sprites.
+            [clips]
+        cached_length: Frames of a cached clip, over which its slots are aligned; each step draws
+            ``length`` of them. 0: the same as ``length``. [frames]
+        cache_stride: Stride at which the mask features of cached clips are kept: 4, 8, 16 or 32.
+            [pixels]
+        mirror: Probability that a cached clip is read mirrored, left to right, with left and right
+            swapped in its sentences. [0..1]
+        sentences: Sentences of its video that a clip is trained with. The frame part reads the
+            first, the video part reads all. Only for Moving Sprites. [sentences]
+        loss: Losses of this stage; in a file, the table ``[stage.loss]``. A key that it leaves out
+            has the value of ``[loss]``. None: ``[loss]`` as it is.
     """
 
     name: str
@@ -194,14 +229,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How clips of a data set are varied (not Moving Sprites, which never repeats itself).
+    """How the clips of a data set are varied. Moving Sprites, which never repeat, are not.
 
     Attributes:
-        short_sides: one is drawn for the short side.
-        long_side: the most that the long side may become.
-        crop: how often a random part is cut out, at least ``crop_side`` of each side.
-        crop_side: see ``crop``.
-        flip: how often frames are mirrored, and left and right swapped in the text.
+        short_sides: Lengths of the short side, of which one is drawn for each clip. [pixels]
+        long_side: Greatest length of the long side; the short side becomes shorter where the long
+            side would pass it. [pixels]
+        crop: Probability that a random box is cut out of all frames of a clip. [0..1]
+        crop_side: Least share of each side that the box keeps. [0..1]
+        flip: Probability that a clip is mirrored, left to right, with left and right swapped in its
+            sentence. [0..1]
     """
 
     short_sides: tuple[int, ...] = (288, 320, 352, 384, 416, 448, 480, 512)
@@ -219,22 +256,30 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole training run; see the module.
+    """A whole training run. The plain keys stand at the top of a recipe file.
 
     Attributes:
-        model: the network.
-        data: "sprites" (rendered on the way), "mevis" or "ref-youtube-vos" (a folder).
-        stages: one after the other.
-        seed: of initial weights, clips and points.
-        precision: of Lightning Fabric.
-        workers: processes that prepare clips, for each training process; 0: none.
-        checkpoint_every: steps; one is also written at the end of each stage.
-        keep: checkpoints kept, besides the best.
-        validate_every: steps; 0: never.
-        validation_videos: how many; of Moving Sprites, rendered with ``validation_seed``.
-        validation_seed: see there.
-        gates: whether to check, before long stages, that motion can be learned (gates.py), and
-            refuse a CLIP part with random weights.
+        model: The network: the name of a preset, or the table ``[model]`` with ``preset`` and the
+            keys that differ.
+        data: Data set: "sprites" (Moving Sprites, rendered during training), "mevis" or
+            "ref-youtube-vos" (a folder, ``--data``).
+        stages: The tables ``[[stage]]``, trained one after the other.
+        seed: Seed of the initial weights, the clips and the points of the losses.
+        precision: Number format of the computation, as Lightning Fabric names it.
+        workers: Processes that prepare clips, for each training process. 0: the training process
+            prepares them itself. [processes]
+        checkpoint_every: Interval at which checkpoints are written; one is also written at the end
+            of each stage. [steps]
+        keep: Newest checkpoints that are kept, besides the best one. [checkpoints]
+        validate_every: Interval at which J&F is measured; it is also measured at the end of each
+            stage. 0: never. [steps]
+        validation_videos: Videos on which J&F is measured, the first ones of the split. [videos]
+        validation_seed: Seed by which the validation videos of Moving Sprites are rendered.
+        gates: Whether to check, before long stages, that motion can be learned, and to refuse a
+            CLIP part with random weights.
+        sprites: The table ``[sprites]``: the world that Moving Sprites are rendered from.
+        augment: The table ``[augment]``.
+        loss: The table ``[loss]``.
     """
 
     model: ModelConfig

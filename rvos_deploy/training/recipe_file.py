@@ -1,7 +1,7 @@
 """Recipes as TOML files: those of the package by name, others by path. Imports no torch.
 
-The tables of a file are the fields of the dataclasses in recipe.py; what it leaves out has the
-default that stands there.
+The keys of a file are the fields of the dataclasses in recipe.py; a key that the file leaves out
+has the default that stands there (docs/recipes.md lists them all).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import reprlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,36 +17,86 @@ from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
-from rvos_deploy.datasets.moving_sprites.world import WorldConfig
+from rvos_deploy.datasets.detection import find_layout
 from rvos_deploy.errors import InputError
-from rvos_deploy.networks.pan2024.config import ModelConfig, preset
-from rvos_deploy.training.recipe import Augmentation, LossSettings, Recipe, Stage
+from rvos_deploy.networks.pan2024.config import PRESETS, ModelConfig, preset
+from rvos_deploy.training.recipe import LossSettings, Recipe, Stage
+from rvos_deploy.training.recipe_changes import (
+    PLAIN_KEYS,
+    TABLES,
+    apply_changes,
+    parse_change,
+)
 
 _MAX_BYTES = 2**20
 
 
-def read_recipe(name: str | os.PathLike[str]) -> Recipe:
-    """Read a recipe: a TOML file, or a name of those that come with the package.
+def read_recipe(
+    name: str | os.PathLike[str],
+    changes: Sequence[str] = (),
+    data: str | os.PathLike[str] | None = None,
+) -> Recipe:
+    """Read a recipe: a TOML file, a name of those that come with the package, or a model preset.
+
+    A preset is trained by the stages of a packaged recipe that suit it, on the data set that
+    ``data`` holds: of MeViS or Ref-YouTube-VOS, which is found out.
+
+    Args:
+        name: of the recipe, file or preset.
+        changes: ``KEY=VALUE`` of single keys, as
+            :func:`rvos_deploy.training.recipe_changes.apply_changes` takes them.
+        data: folder of the train split, for a preset.
 
     Raises:
-        InputError: neither, or not a recipe; names the file and what is wrong in it.
+        InputError: no such recipe, or not a recipe; names the file and what is wrong in it.
     """
-    file = Path(name)
-    packaged = packaged_recipes()
-    if str(name) in packaged:
-        text = packaged[str(name)]
-    elif file.is_file():
-        text = _read(file)
-    else:
-        raise InputError(
-            f"recipe {name} does not exist; give a .toml file, or one of {', '.join(packaged)}"
-        )
+    filled: dict[str, str] = {}
+    source = name
+    if str(name) in PRESETS:
+        filled = _preset_keys(str(name), changes, data)
+        source = _recipe_of_preset(str(name), filled.get("data"))
+    text = _read_text(source)
     try:
-        return parse_recipe(_toml(text))
+        return parse_recipe(apply_changes({**_toml(text), **filled}, changes))
     except RecursionError:
         raise InputError(f"recipe {name} is nested too deeply to be one") from None
     except ValueError as error:  # InputError is one
         raise InputError(f"recipe {name}: {error}") from error
+
+
+def _preset_keys(
+    name: str, changes: Sequence[str], data: str | os.PathLike[str] | None
+) -> dict[str, str]:
+    """The keys ``model`` and, as far as they are known, ``data`` of the recipe for a preset."""
+    said = [change.value for change in map(parse_change, changes) if change.key == "data"]
+    if said:
+        return {"model": name, "data": str(said[-1])}
+    if data is None:
+        return {"model": name}
+    layout = find_layout(data)
+    if layout is None:
+        raise InputError(f"{data} has no ground truth; train on a split that has masks")
+    return {"model": name, "data": layout}
+
+
+def _recipe_of_preset(name: str, data: str | None) -> str:
+    """The packaged recipe whose stages suit a preset and the data."""
+    if name != "tiny":
+        return "mevis_large"
+    return "sprites_tiny" if data in (None, "sprites") else "mevis_tiny"
+
+
+def _read_text(name: str | os.PathLike[str]) -> str:
+    """The text of a packaged recipe or of a file. InputError when there is none."""
+    packaged = packaged_recipes()
+    if str(name) in packaged:
+        return packaged[str(name)]
+    if Path(name).is_file():
+        return _read(Path(name))
+    raise InputError(
+        f"recipe {name} does not exist; give a .toml file, a recipe of the package "
+        f"({', '.join(packaged)}), or a preset ({', '.join(PRESETS)})"
+    )
 
 
 def packaged_recipes() -> dict[str, str]:
@@ -62,14 +112,17 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     ``model`` is the name of a preset, or a table of its fields with the name as ``preset``.
     """
     values = dict(content)
+    if unknown := sorted(set(values) - {*PLAIN_KEYS, *TABLES, "stage"}):
+        known = ", ".join((*PLAIN_KEYS, *TABLES, "stage"))
+        raise InputError(f"recipe has unknown {reprlib.repr(unknown[0])}; known: {known}")
     stages = values.pop("stage", [])
     if not isinstance(stages, list):
         raise InputError("stages are written as [[stage]], found one table [stage]")
     if "model" not in values or "data" not in values:
         raise InputError("a recipe needs 'model' and 'data'")
     values["model"] = _model(values["model"])
-    for name, kind in (("sprites", WorldConfig), ("augment", Augmentation), ("loss", LossSettings)):
-        if name in values:
+    for name, kind in TABLES.items():
+        if name in values and name != "model":
             values[name] = _make(kind, values[name], name)
     loss = values.get("loss", LossSettings())
     ready: dict[str, Any] = {name: value for name, value in values.items() if is_dataclass(value)}

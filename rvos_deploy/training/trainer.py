@@ -64,6 +64,7 @@ from rvos_deploy.training.preparation import (
     clip_source,
     make_fabric,
     make_network,
+    missing_validation,
     read_training_data,
     read_validation_data,
     resumed_state,
@@ -174,6 +175,8 @@ def train(
                 checkpoints.save_clip(own_clip, network)
             if report is not None:
                 write_text(run / INIT_REPORT, report.summary() + "\n")
+        if log is not None and (warning := missing_validation(recipe, valid)):
+            log.warn(warning)
         if cpp_ops and fabric.device.type == "cpu":
             from rvos_deploy.training.cpu_ops.ms_deform_attn import cpp_ops as use_cpp_ops
 

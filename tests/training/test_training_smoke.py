@@ -69,7 +69,7 @@ def test_a_short_recipe_grows_in_nothing() -> None:
 
 @pytest.mark.slow
 def test_the_paper_scale_recipe_runs_on_a_cpu(rvos: Any, tmp_path: Path) -> None:
-    """The commands of docs/training-notes.md: a minute of two cores, 4 GiB."""
+    """The commands of docs/training.md: a minute of two cores, 4 GiB."""
     data, run = tmp_path / "sprites", tmp_path / "smoke"
     for split, videos in (("train", 4), ("valid", 1)):
         made = ("--split", split, "--videos", videos, "--frames", 8)

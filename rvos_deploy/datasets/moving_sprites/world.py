@@ -25,12 +25,21 @@ WORLD_VERSION = 1
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """The settings of a world. Sizes in pixels; ranges include both ends.
+    """The world that Moving Sprites are rendered from. Ranges include both ends.
 
-    emoji: draw emoji beside shapes; making such a video needs the font (``emoji.require_font``),
-    which a config alone does not. photos: a folder of photographs to use as backgrounds. wordings:
-    expressions that may say the same of the same objects in other words; they do not change the
-    video.
+    Attributes:
+        height: Height of a frame, 64 to 4096. [pixels]
+        width: Width of a frame, 64 to 4096, at most 2.5 times the height or the reverse. [pixels]
+        frames: Frames of a video, at least 8. [frames]
+        objects: Least and greatest number of objects in a video, within 2 to 6. [objects]
+        expressions: Least and greatest number of expressions of a video, within 1 to 48.
+            [expressions]
+        wordings: Expressions of a video that may say the same of the same objects in other words.
+            They do not change the frames. [expressions]
+        emoji: Whether emoji are drawn beside shapes. Rendering them needs the font
+            NotoColorEmoji.ttf.
+        photos: Folder of photographs, from which seven in ten backgrounds are taken. None: all are
+            drawn.
     """
 
     height: int = 128

@@ -48,27 +48,59 @@ _CHOICES = {
 class ModelConfig:
     """Everything that decides the network's shape and arithmetic.
 
-    Widths of the CLIP part follow from ``clip``, an open_clip model name.
+    The widths of the CLIP part follow from ``clip``. The keys that are marked "Ours" switch what
+    none of the paper's ancestors has; the preset ``large-paper`` has all of them off.
 
-    These fields switch what is ours and in none of the paper's ancestors. The preset
-    ``large-paper`` has all of them off:
-
-    Args:
-        text_words: the text resizer also reads the embeddings of the words that go into CLIP.
-        mask_position: frame tokens carry the position of their mask.
-        mask_content: frame tokens carry CLIP's features under their mask.
-        frame_masks: a mask is the video query's embedding plus that of its slot's frame query.
-        course: video queries start with the trajectory of their slot.
-        rivals: scores are compared with the best query of the clip.
-        alignment: how slots follow objects: by where masks lie and what CLIP sees there ("sight"),
-            or by the cosine of frame queries ("cosine", after MinVIS and DVIS).
-        own_slot: half of the video decoder's heads begin by preferring a query's own slot.
-        temporal_position: the video decoder's memory carries the age of each frame.
-        referred_head: query times text ("product"), or a linear layer on both ("linear", LMPM).
-        hiding: masked attention hides pixels by degrees ("ramp"), or all under a probability of one
-            half ("threshold", Mask2Former).
-        slot_position: a video query and its slot's frame tokens have one learned position, zero at
-            first ("shared"), or each its own, drawn at random ("separate", VITA and LMPM).
+    Attributes:
+        name: Name of the configuration, in messages and bundles.
+        clip: Name of the frozen CLIP model, as open_clip has it.
+        clip_pretrained: open_clip's tag of the weights of the CLIP part. None: there are no
+            published weights, and ``--clip-weights`` is needed.
+        dim: Width of queries, image tokens and text tokens; a multiple of ``num_heads``,
+            ``norm_groups`` and 4. [channels]
+        num_queries: Queries in each frame and clip: the most objects that can be found. [queries]
+        num_heads: Attention heads of both decoders and of deformable attention. [heads]
+        encoder_layers: Layers of the cross-modal encoder. [layers]
+        encoder_ffn: Hidden width of the encoder's feed-forward networks. [channels]
+        num_points: Sampling points of deformable attention, for each head and feature level.
+            [points]
+        fusion_heads: Attention heads of text fusion and of the text's self-attention in the
+            encoder. [heads]
+        fusion_dim: Width inside text fusion; a multiple of ``fusion_heads``. [channels]
+        fusion_layer_scale: Initial scale of what text fusion adds (LayerScale).
+        frame_decoder_layers: Layers of the frame query decoder. [layers]
+        video_decoder_layers: Layers of the video query decoder. [layers]
+        decoder_ffn: Hidden width of the feed-forward networks of both decoders. [channels]
+        norm_groups: Groups of the encoder's group norms. [groups]
+        position_cycles: Turns that the quickest sine of the positions makes across a feature map.
+            Mask2Former has 1; more turns tell neighbours on small maps apart. [turns]
+        initializer: Where video queries start: from the sum over time of aligned frame queries
+            ("aligned"), from the same sum without alignment ("weighted", LBVQ), or from the
+            sentence ("sentence", LMPM).
+        text_fusion: Whether image and text attend to each other in the encoder.
+        text_words: Ours. Whether the text resizer also reads the embeddings of the words that go
+            into CLIP.
+        mask_position: Ours. Whether frame tokens carry the position of their mask.
+        mask_content: Ours. Whether frame tokens carry CLIP's features under their mask.
+        frame_masks: Ours. Whether a mask is the video query's embedding plus that of its slot's
+            frame query.
+        course: Ours. Whether video queries start with the trajectory of their slot.
+        rivals: Ours. Whether scores are compared with the best query of the clip.
+        alignment: How slots follow objects: by where masks lie and what CLIP sees there ("sight",
+            ours), or by the cosine of frame queries ("cosine", after MinVIS and DVIS).
+        own_slot: Ours. Whether half of the video decoder's heads begin by preferring a query's own
+            slot.
+        temporal_position: Ours. Whether the video decoder's memory carries the age of each frame.
+        referred_head: How queries are scored: query times text ("product", ours), or a linear layer
+            on both ("linear", LMPM).
+        hiding: How masked attention hides pixels: by degrees ("ramp", ours), or all under a
+            probability of one half ("threshold", Mask2Former).
+        slot_position: Learned position of a video query and of its slot's frame tokens: one for
+            both, zero at first ("shared", ours), or one each, drawn at random ("separate", VITA and
+            LMPM).
+        input_size: Height and width of the box that frames are fitted into for validation and in
+            a bundle, multiples of 32. [pixels]
+        threshold: Score that a query must pass to be part of the answer. [0..1]
     """
 
     name: str
