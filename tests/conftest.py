@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 pytest_plugins = ["command_line", "emoji_font", "stalled_sources"]
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+# nohup, and a shell that runs tests in the background, start pytest with signals that are ignored.
+# Its children would inherit that, and the tests of stops would wait for ever. A handler that does
+# nothing ignores a signal here, and is reset in children.
+for _stop in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
+    if signal.getsignal(_stop) is signal.SIG_IGN:
+        signal.signal(_stop, lambda number, frame: None)
 
 
 @pytest.fixture(scope="session")

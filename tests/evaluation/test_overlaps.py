@@ -18,6 +18,7 @@ from rvos_deploy.evaluation.overlaps import resolve_overlaps
 from rvos_deploy.evaluation.protocols import annotator_sets
 from rvos_deploy.graph_io.frame_geometry import display_logits
 from rvos_deploy.networks.pan2024.selection import thresholds
+from rvos_deploy.runtime.decided_frame import DecidedFrame
 
 Logits = NDArray[np.float32]
 ALL_QUERIES = rvos.StreamSettings(mode="offline", threshold=0.0, size=(64, 96))
@@ -59,15 +60,18 @@ def test_no_number_wins_no_pixel() -> None:
 def reference(segmenter: rvos.Segmenter, video: VideoRecord) -> list[NDArray[np.bool_]]:
     """The masks of every frame, made from the stream's logits by plain NumPy."""
 
-    def logits(frame):  # type: ignore[no-untyped-def]
+    frames = []
+
+    def logits(frame: DecidedFrame) -> NDArray[np.bool_]:
         values = frame.mask_logits(thresholds(frame.scores, 0.0, "none"))
-        return np.stack([display_logits(one, frame.geometry) for one in values])
+        frames.append(np.stack([display_logits(one, frame.geometry) for one in values]))
+        return frames[-1] > 0
 
     texts = [expression.text for expression in video.expressions]
     with segmenter.stream(texts, ALL_QUERIES, render=logits) as stream:
         for index in range(len(video.frames)):
             assert stream.push(video.image(index)) == []
-        frames = [result.masks for result in stream.flush()]
+        assert len(list(stream.flush())) == len(frames) == len(video.frames)
     found = []
     for frame in frames:
         masks = np.zeros(frame.shape, np.bool_)

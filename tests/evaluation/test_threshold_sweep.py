@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import rvos_deploy as rvos
 from rvos_deploy.datasets import DataSplit, read_mevis, read_ref_davis
@@ -18,6 +19,7 @@ from rvos_deploy.evaluation import sweep_scoring, threshold_sweep
 from rvos_deploy.evaluation.bundle_masks import evaluate_bundle
 from rvos_deploy.evaluation.sweep_report import best_row, sweep_report
 from rvos_deploy.evaluation.threshold_sweep import GRID, distinct_answers, sweep_thresholds
+from rvos_deploy.runtime.decided_frame import DecidedFrame
 
 ONLINE = rvos.StreamSettings(lookahead=2, memory=4, anchors=1, size=(64, 96))
 OFFLINE = rvos.StreamSettings(mode="offline", size=(64, 96))
@@ -74,18 +76,25 @@ def test_one_pass_and_every_answer_once(
     for video in sprites.videos:
         texts = [expression.text for expression in video.expressions]
         for settings in (OFFLINE, ONLINE):
-            with segmenter.stream(texts, settings, render=lambda f: f.scores.copy()) as stream:
-                given = [r for i in range(len(video.frames)) for r in stream.push(video.image(i))]
-                decided = [result.masks for result in [*given, *stream.flush()]]
+            decided: list[NDArray[np.float32]] = []
+
+            def render(frame: DecidedFrame, to: list = decided) -> NDArray[np.bool_]:
+                to.append(frame.scores)
+                return np.zeros((len(frame.scores), 0, 0), np.bool_)
+
+            with segmenter.stream(texts, settings, render=render) as stream:
+                for index in range(len(video.frames)):
+                    stream.push(video.image(index))
+                assert len(list(stream.flush())) <= len(decided) == len(video.frames)
             for scores in decided:
                 sets = [
                     {tuple(line > np.float32(value)) for value in (*GRID, 0.6)} for line in scores
                 ]
                 expected_heads += max(map(len, sets))
                 expected_scores += sum(map(len, sets))
-    runners = segmenter._runners
+    graphs = segmenter._session.graphs
     calls = {
-        name: count_calls(runners[name], "infer", monkeypatch)
+        name: count_calls(graphs[name], "run", monkeypatch)
         for name in ("backbone", "frame_decoder", "mask_head")
     }
     scored = count_calls(sweep_scoring, "frame_scores", monkeypatch)

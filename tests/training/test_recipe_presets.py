@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lightning_fabric import Fabric
 from PIL import Image
 
 from rvos_deploy.datasets import find_layout
@@ -139,7 +140,7 @@ def test_a_split_without_ground_truth_is_refused_before_training(
     with pytest.raises(InputError, match="has no ground truth; train on a split that has masks"):
         read_recipe("tiny", data=without_truth)
     with pytest.raises(InputError, match="has no ground truth, so J&F cannot be measured"):
-        read_validation_data(read_recipe("mevis_tiny"), tmp_path, without_truth)
+        read_validation_data(Fabric(), read_recipe("mevis_tiny"), tmp_path, without_truth)
 
 
 def test_a_validation_split_is_read_in_its_own_layout(
@@ -147,7 +148,7 @@ def test_a_validation_split_is_read_in_its_own_layout(
 ) -> None:
     for name in ("mevis_tiny", "sprites_tiny"):
         for folder in (mevis, youtube):
-            split = read_validation_data(read_recipe(name), tmp_path, folder)
+            split = read_validation_data(Fabric(), read_recipe(name), tmp_path, folder)
             assert split is not None
             assert split.has_truth
 
