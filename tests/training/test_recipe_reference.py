@@ -110,7 +110,7 @@ def test_what_is_marked_as_ours_is_off_in_large_paper() -> None:
     }
     assert len(switches) == 12
     for name in switches:
-        assert getattr(paper, name) in (False, "cosine", "linear", "threshold"), name
+        assert getattr(paper, name) in (False, "cosine", "linear", "threshold", "separate"), name
         assert getattr(paper, name) != getattr(plain, name) or name == "text_words"
 
 
