@@ -17,10 +17,11 @@ from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.runtime.backends.base import Backend, Runner
 from rvos_deploy.runtime.bundle import Bundle
 from rvos_deploy.runtime.engine_sidecar import Profile, takes
+from rvos_deploy.runtime.fixed_shapes import fixed_box
 from rvos_deploy.runtime.geometry import fit_frame
 from rvos_deploy.runtime.graph_spec import GraphSpec
 from rvos_deploy.runtime.onnx_file import OnnxFile
-from rvos_deploy.runtime.probe import probe_clip, probe_inputs
+from rvos_deploy.runtime.probe import clip_probe, probe_clip, probe_inputs
 from rvos_deploy.runtime.verification import (
     Check,
     MaskCheck,
@@ -63,7 +64,11 @@ def compare_masks(
     Raises:
         InputError: no profile takes the clip.
     """
-    clip, box = fitting_clip(profiles)
+    if fixed_box(bundle.graphs) is None:
+        clip, box = fitting_clip(profiles)
+    else:
+        probe = clip_probe(bundle.graphs)
+        clip, box = probe.frames, probe.box
     truth = probe_masks(bundle, reference, clip, box)
     found = probe_masks(bundle, engine, clip, box, truth.orders)
     count = len(truth.masks)

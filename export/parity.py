@@ -10,7 +10,7 @@ operator, weight or order of axes cannot hide in that, whatever the machine and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,10 @@ from rvos_deploy.model.network import RvosNetwork
 from rvos_deploy.runtime.backends.base import Backend, HostArray, Runner
 from rvos_deploy.runtime.backends.bf16_reference import Bf16ReferenceBackend
 from rvos_deploy.runtime.comparison import sample
-from rvos_deploy.runtime.geometry import fit_frame, resize_frame
-from rvos_deploy.runtime.graph_spec import TensorSpec
+from rvos_deploy.runtime.geometry import resize_frame
+from rvos_deploy.runtime.graph_spec import GraphSpec, TensorSpec
 from rvos_deploy.runtime.onnx_file import OnnxFile
-from rvos_deploy.runtime.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
+from rvos_deploy.runtime.probe import PROBE_EXPRESSIONS, clip_probe
 from rvos_deploy.runtime.tokenizer import Tokenizer
 from rvos_deploy.runtime.verification import (
     CLIP_LOGITS,
@@ -77,13 +77,19 @@ def _pairs(
             yield f"{case} {spec.name}", spec, tensor.numpy(), found
 
 
-def record_clip(network: RvosNetwork, tokenizer: Tokenizer, reference: Reference) -> None:
+def record_clip(
+    network: RvosNetwork,
+    tokenizer: Tokenizer,
+    contracts: Mapping[str, GraphSpec],
+    reference: Reference,
+) -> None:
     """PyTorch's answer to the probe clip, offline, into ``reference``: united mask logits float32
     [E,T,h,w] at stride 4, and the query that takes each slot, int64 [E,T,N].
+
+    ``contracts``: of the graphs, by name: they say what the clip is fitted into.
     """
-    clip = probe_clip()
-    geometry = fit_frame((clip.shape[1], clip.shape[2]), PROBE_BOX)
-    frames = [torch.from_numpy(resize_frame(frame, geometry)) for frame in clip]
+    probe = clip_probe(contracts)
+    frames = [torch.from_numpy(resize_frame(frame, probe.geometry)) for frame in probe.frames]
     ids = tokenize(tokenizer, PROBE_EXPRESSIONS)
     answer = segment_clip(network, frames, ids, "top1")
     reference[CLIP_LOGITS] = answer.mask_logits.numpy()

@@ -61,9 +61,12 @@ class ExpressionState:
         return self._mean.mean()
 
 
-def stack_text(texts: list[EncodedText]) -> dict[str, NDArray[np.generic]]:
-    """Inputs of the decoders for E expressions, padded to the longest: by input name."""
-    length = max(len(text.tokens) for text in texts)
+def stack_text(texts: list[EncodedText], least: int = 1) -> dict[str, NDArray[np.generic]]:
+    """Inputs of the decoders for E expressions, by input name.
+
+    Padded to the longest, and to ``least`` tokens.
+    """
+    length = max(least, *(len(text.tokens) for text in texts))
     dim = texts[0].tokens.shape[1]
     tokens = np.zeros((len(texts), length, dim), dtype=texts[0].tokens.dtype)
     padding = np.ones((len(texts), length), dtype=np.bool_)
@@ -78,14 +81,17 @@ def stack_text(texts: list[EncodedText]) -> dict[str, NDArray[np.generic]]:
 
 
 def stack_memory(
-    states: list[ExpressionState], stack: Callable[[Sequence[Sequence[Value | None]]], Value]
+    states: list[ExpressionState],
+    stack: Callable[[Sequence[Sequence[Value | None]]], Value],
+    least: int = 1,
 ) -> dict[str, Value]:
-    """Memory inputs of the video decoder for E expressions, short ones padded with empty frames.
+    """Memory inputs of the video decoder for E expressions.
 
+    Padded with empty frames to the longest, and to ``least`` frames.
     ``stack``: of the back end that keeps the memories (``Runner.stack``).
     """
     parts = [state.memory.read() for state in states]
-    frames = max(len(ages) for _, ages in parts)
+    frames = max(least, *(len(ages) for _, ages in parts))
     ages = np.zeros((len(parts), frames), dtype=np.float32)
     empty = np.ones((len(parts), frames), dtype=np.bool_)
     for row, (_, part_ages) in enumerate(parts):

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.runtime.fixed_shapes import fixed_box
 from rvos_deploy.runtime.graph_spec import GraphSpec
 from rvos_deploy.runtime.settings import StreamSettings
+
+MAXIMUM_EXPRESSIONS = 256
+"""That follow one video. A graph that is fixed to fewer runs once for each chunk of them."""
 
 
 def check_limits(
@@ -29,10 +33,19 @@ def check_limits(
         InputError: says what is allowed and what to do.
     """
     largest = _largest(graphs)
-    if expressions > (most := largest.get("E", expressions)):
+    most = largest.get("E", expressions)
+    if any("E" in spec.fixed for spec in graphs.values()):
+        most = MAXIMUM_EXPRESSIONS  # they run in chunks
+    if expressions > most:
         raise InputError(
             f"found {expressions} expressions, at most {most} go into one run; split them into "
             "several runs"
+        )
+    only = fixed_box(graphs)
+    if only is not None and box != only:
+        raise InputError(
+            f"size {box[0]}x{box[1]} is not the one that this bundle is fixed to, "
+            f"{only[0]}x{only[1]}; leave --size out, or export another bundle"
         )
     for axis, side in zip("HW", box, strict=True):
         if side > (most := largest.get(axis, side)):

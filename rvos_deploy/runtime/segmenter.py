@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from rvos_deploy.closing import Closing
 from rvos_deploy.errors import BundleError, InputError
+from rvos_deploy.model.config import CONTEXT_LENGTH
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.bundle import TOKENIZER, Bundle, open_bundle
 from rvos_deploy.runtime.expression import EncodedText
 from rvos_deploy.runtime.finite import require_finite
+from rvos_deploy.runtime.fixed_shapes import infer_rows, least
 from rvos_deploy.runtime.limits import check_limits
 from rvos_deploy.runtime.settings import StreamSettings, described, whole_number
 from rvos_deploy.runtime.stream import StageCallback, Stream, add_expressions
@@ -30,7 +34,12 @@ class Segmenter(Closing):
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self.backend = backend
-        self._tokenizer = Tokenizer(bundle.path / TOKENIZER, bundle.read(TOKENIZER))
+        tokens = bundle.graphs["text_encoder"].axis("L")
+        self._tokenizer = Tokenizer(
+            bundle.path / TOKENIZER,
+            bundle.read(TOKENIZER),
+            CONTEXT_LENGTH if tokens is None else tokens.maximum,
+        )
         self._texts: OrderedDict[str, EncodedText] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
@@ -104,10 +113,12 @@ class Segmenter(Closing):
                 return self._texts[text]
         ids = self._tokenizer(text)
         runner = self._runners["text_encoder"]
-        outputs = runner.infer({"token_ids": ids[None]})
+        padding = max(0, least(runner.spec, "L") - len(ids))
+        outputs = infer_rows(runner, {"token_ids": np.pad(ids, (0, padding))[None]})
         arrays = {name: runner.to_host(outputs[name]) for name in ("text_tokens", "sentence")}
         require_finite(runner.spec.name, arrays, f"expression '{text[:40]}'")
-        encoded = EncodedText(text, tokens=arrays["text_tokens"][0], sentence=arrays["sentence"][0])
+        tokens = arrays["text_tokens"][0][: len(ids)]
+        encoded = EncodedText(text, tokens=tokens, sentence=arrays["sentence"][0])
         with self._lock:
             self._texts[text] = encoded
             if len(self._texts) > _CACHED_TEXTS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from rvos_deploy.runtime.expression import (
     stack_text,
 )
 from rvos_deploy.runtime.finite import MapCheck, require_finite
+from rvos_deploy.runtime.fixed_shapes import fixed_box, infer_rows, least
 from rvos_deploy.runtime.geometry import FrameGeometry, fit_frame
 from rvos_deploy.runtime.selection import thresholds
 from rvos_deploy.runtime.settings import StreamSettings, described
@@ -162,6 +163,7 @@ class Stream(Closing):
         self._encode_text = encode_text
         self._on_stage = on_stage
         self.box = settings.size or config.input_size
+        self._fixed = fixed_box({name: runner.spec for name, runner in runners.items()}) is not None
         self.threshold = config.threshold if settings.threshold is None else settings.threshold
         self._expressions: dict[int, ExpressionState] = {}
         self._next_number = 0
@@ -368,7 +370,7 @@ class Stream(Closing):
     def _start(self, index: int, pts: float, frame: Value) -> _StartedFrame:
         """Backbone once, frame decoder for all expressions."""
         height, width = frame.shape[:2]
-        geometry = fit_frame((height, width), self.box)
+        geometry = fit_frame((height, width), self.box, fixed=self._fixed)
         numbers = tuple(self._expressions)
         if not numbers:
             return _StartedFrame(index, pts, geometry, ())
@@ -377,7 +379,7 @@ class Stream(Closing):
         occasion = f"frame {index}"
         pyramid = self._run("backbone", {"frame": image}, occasion)
         features = {name: pyramid[name] for name in _FRAME_FEATURES}
-        text = stack_text([state.text for state in self._expressions.values()])
+        text = self._stack_text("frame_decoder", self._expressions.values())
         decoded = self._run("frame_decoder", {**features, **text}, occasion)
         cues = self._runners["frame_decoder"].fetch([decoded[name] for name in _CUES])
         return _StartedFrame(
@@ -456,9 +458,9 @@ class Stream(Closing):
             types = {tensor.name: tensor.dtype for tensor in runner.spec.inputs}
             queries = np.stack([state.initial_video_queries() for state in states])
             inputs = {
-                **stack_memory(states, runner.stack),
+                **stack_memory(states, runner.stack, least(runner.spec, "M")),
                 "video_queries": queries.astype(types["video_queries"], copy=False),
-                **stack_text([state.text for state in states]),
+                **self._stack_text("video_decoder", states),
             }
         occasion = f"frame {self._last.index}" if self._last is not None else "no frame"
         outputs = self._run("video_decoder", inputs, occasion)
@@ -533,9 +535,15 @@ class Stream(Closing):
         if last is not None:
             last.get()
 
+    def _stack_text(
+        self, graph: str, states: Iterable[ExpressionState]
+    ) -> dict[str, NDArray[np.generic]]:
+        shortest = least(self._runners[graph].spec, "L")
+        return stack_text([state.text for state in states], shortest)
+
     def _run(self, graph: str, inputs: Mapping[str, Value], occasion: str) -> dict[str, Value]:
         with self._stage(graph):
-            outputs = self._runners[graph].infer(inputs)
+            outputs = infer_rows(self._runners[graph], inputs)
             require_finite(graph, outputs, occasion)
             return outputs
 

@@ -22,15 +22,14 @@ from rvos_deploy.runtime.backends.base import Backend, HostArray, Runner, Value
 from rvos_deploy.runtime.bundle import PARITY, Bundle
 from rvos_deploy.runtime.comparison import Comparison, compare, sample
 from rvos_deploy.runtime.finite import NotFiniteError
-from rvos_deploy.runtime.geometry import display_logits, fit_frame
+from rvos_deploy.runtime.geometry import display_logits
 from rvos_deploy.runtime.graph_spec import GraphSpec, TensorSpec
 from rvos_deploy.runtime.parity_file import read_arrays
 from rvos_deploy.runtime.probe import (
-    PROBE_BOX,
     PROBE_EXPRESSIONS,
     Probe,
+    clip_probe,
     probe_cases,
-    probe_clip,
     probe_inputs,
 )
 from rvos_deploy.runtime.segmenter import Segmenter
@@ -180,8 +179,8 @@ def _named_cases(spec: GraphSpec, config: ModelConfig) -> dict[str, tuple[int, d
 
 
 def case_axes(spec: GraphSpec, case: Mapping[str, int]) -> dict[str, int]:
-    """The case's sizes of those axes that the graph has."""
-    return {axis.name: case[axis.name] for axis in spec.axes}
+    """The case's sizes of those axes that the graph has, or what they are fixed to."""
+    return spec.at(case)
 
 
 def case_name(graph: str, axes: Mapping[str, int]) -> str:
@@ -279,9 +278,9 @@ def read_reference(bundle: Bundle) -> dict[str, NDArray[Any]]:
     """
     path = bundle.path / PARITY
     recorded = read_arrays(bundle.read(PARITY), path)
-    clip = probe_clip()
-    padded = fit_frame((clip.shape[1], clip.shape[2]), PROBE_BOX).padded
-    expected = (len(PROBE_EXPRESSIONS), len(clip))
+    probe = clip_probe(bundle.graphs)
+    padded = probe.geometry.padded
+    expected = (len(PROBE_EXPRESSIONS), len(probe.frames))
     logits, order = recorded.get(CLIP_LOGITS), recorded.get(CLIP_ORDER)
     sizes = (*expected, padded[0] // 4, padded[1] // 4)
     if logits is None or logits.shape != sizes or not np.isfinite(logits).all():
@@ -326,12 +325,12 @@ def check_masks(
         reference_logits: float32 [E,T,h,w] at stride 4.
         reference_order: int64 [E,T,N], the query of each slot; None: as this back end finds.
     """
-    clip = probe_clip()
-    geometry = fit_frame((clip.shape[1], clip.shape[2]), PROBE_BOX)
+    probe = clip_probe(bundle.graphs)
+    clip, box, geometry = probe.frames, probe.box, probe.geometry
     logits = np.stack([[display_logits(m, geometry) for m in maps] for maps in reference_logits])
     name = f"masks of a clip, {len(clip)} frames, {len(logits)} expressions"
     try:
-        found = probe_masks(bundle, backend, clip, PROBE_BOX, reference_order)
+        found = probe_masks(bundle, backend, clip, box, reference_order)
     except NotFiniteError:
         # There are no masks; which graph it was stands among the checks of its tensors.
         minimum = allowed_differences(bundle).j_and_f
@@ -339,7 +338,7 @@ def check_masks(
     undecided = np.abs(logits) <= TIE[bundle.precision] * np.abs(logits).max()
     check = judge_probe(name, bundle, logits > 0, found, undecided)
     if check.allowed_excess < found.excess <= MAXIMUM_SLOT_EXCESS:
-        own = probe_masks(bundle, backend, clip, PROBE_BOX, None)
+        own = probe_masks(bundle, backend, clip, box, None)
         by_own = judge_probe(name, bundle, logits > 0, own, undecided)
         if by_own.passed:
             note = f"{found.tie}: masks by own slots compared instead"

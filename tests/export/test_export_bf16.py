@@ -14,8 +14,9 @@ from onnx import TensorProto, numpy_helper
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.bundle_export import NOT_PROVED, export_bundle
+from rvos_deploy.export.graph_form import DEFAULT_OPSET
 from rvos_deploy.export.graphs import TOLERANCES, WITHOUT_ROUNDING, Graph, graphs
-from rvos_deploy.export.ms_deform_attn import BF16_OPSET, NODE, ms_deform_attn_function
+from rvos_deploy.export.ms_deform_attn import NODE, ms_deform_attn_function
 from rvos_deploy.export.onnx_graph import export_graph
 from rvos_deploy.export.parity import check_graph, check_without_rounding
 from rvos_deploy.export.weights import Weights
@@ -75,7 +76,7 @@ def test_what_leaves_a_graph_enters_the_next_unchanged(narrow_network: RvosNetwo
 
 def test_operators_are_typed_strictly(decoder: tuple[Graph, Path]) -> None:
     model = onnx.load(decoder[1])
-    assert [entry.version for entry in model.opset_import if not entry.domain] == [BF16_OPSET]
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [22]
     types = element_types(model)
     multiplied = [types[n.input[0]] for n in model.graph.node if n.op_type in ("MatMul", "Gemm")]
     assert set(multiplied) == {NARROW}
@@ -91,9 +92,8 @@ def test_operators_are_typed_strictly(decoder: tuple[Graph, Path]) -> None:
 
 
 def test_the_function_body_has_the_opset_of_its_model() -> None:
-    function = ms_deform_attn_function(BF16_OPSET)
-    assert [entry.version for entry in function.opset_import] == [BF16_OPSET]
-    assert ms_deform_attn_function().opset_import[0].version == 18
+    function = ms_deform_attn_function(DEFAULT_OPSET["bf16"])
+    assert [entry.version for entry in function.opset_import] == [22]
 
 
 def test_it_equals_pytorch_rounded_and_not(
