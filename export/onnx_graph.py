@@ -185,8 +185,10 @@ def _drop_traces(model: onnx.ModelProto, keep_shapes: bool) -> None:
     not every runtime that wants them can infer them through a function's body.
     """
     for holder in (model.graph, *model.functions):
-        if not keep_shapes:
-            del holder.value_info[:]
+        made = {name for node in holder.node for name in node.output} if keep_shapes else set()
+        kept = [value for value in holder.value_info if value.name in made]
+        del holder.value_info[:]
+        holder.value_info.extend(kept)
         for node in holder.node:
             del node.metadata_props[:]
 

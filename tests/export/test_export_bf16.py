@@ -14,9 +14,8 @@ from onnx import TensorProto, numpy_helper
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.bundle_export import NOT_PROVED, export_bundle
-from rvos_deploy.export.graph_form import DEFAULT_OPSET
 from rvos_deploy.export.graphs import TOLERANCES, WITHOUT_ROUNDING, Graph, graphs
-from rvos_deploy.export.ms_deform_attn import NODE, ms_deform_attn_function
+from rvos_deploy.export.ms_deform_attn import NODE
 from rvos_deploy.export.onnx_graph import export_graph
 from rvos_deploy.export.parity import check_graph, check_without_rounding
 from rvos_deploy.export.weights import Weights
@@ -89,11 +88,6 @@ def test_operators_are_typed_strictly(decoder: tuple[Graph, Path]) -> None:
     large = [w.data_type for w in model.graph.initializer if np.prod(w.dims) > 4096]
     assert large
     assert set(large) == {NARROW}
-
-
-def test_the_function_body_has_the_opset_of_its_model() -> None:
-    function = ms_deform_attn_function(DEFAULT_OPSET["bf16"])
-    assert [entry.version for entry in function.opset_import] == [22]
 
 
 def test_it_equals_pytorch_rounded_and_not(
