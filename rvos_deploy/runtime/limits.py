@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rvos_deploy.errors import InputError
 from rvos_deploy.runtime.fixed_shapes import fixed_box
 from rvos_deploy.runtime.graph_spec import GraphSpec
-from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.runtime.settings import DEFAULT_MEMORY, StreamSettings
 
 MAXIMUM_EXPRESSIONS = 256
 """That follow one video. A graph that is fixed to fewer runs once for each chunk of them."""
@@ -61,9 +61,10 @@ def _check_memory(most: int | None, settings: StreamSettings, frames: int | None
         return
     if settings.window is None:
         if frames is not None and frames > most:
+            online = "--mode online, " if most >= DEFAULT_MEMORY else ""
             raise InputError(
                 f"the video has {frames} frames, and offline at most {most} can be remembered; use "
-                f"--memory {most}, --mode online, or --max-frames {most}"
+                f"--memory {most}, {online}or --max-frames {most}"
             )
     elif settings.window + settings.anchors > most:
         raise InputError(

@@ -196,7 +196,10 @@ class Stream(Closing):
             with self._all_or_failed():
                 self._settle()
             number, self._next_number = self._next_number, self._next_number + 1
-            memory = TokenMemory(self.settings.window, self.settings.anchors)
+            frames = self._runners["video_decoder"].spec.axis("M")
+            memory = TokenMemory(
+                self.settings.window, self.settings.anchors, frames.maximum if frames else None
+            )
             tracker = make_tracker(self._config.alignment)
             self._expressions[number] = ExpressionState(
                 number, encoded, self._config.initializer, memory, tracker

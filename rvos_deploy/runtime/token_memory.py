@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.errors import InputError
 from rvos_deploy.runtime.backends.base import Value
 
 
@@ -27,21 +28,30 @@ class TokenMemory:
 
     Anchors are spread evenly over what has left the window: every s-th frame, s doubling whenever
     they become too many. With ``window`` None everything is kept (offline; how much that is:
-    :func:`token_bytes`).
+    :func:`token_bytes`). ``capacity``: frames that the video decoder can read; None: any number.
     """
 
-    def __init__(self, window: int | None, anchors: int = 0) -> None:
-        self._window, self._anchors = window, anchors
+    def __init__(self, window: int | None, anchors: int = 0, capacity: int | None = None) -> None:
+        self._window, self._anchors, self._capacity = window, anchors, capacity
         self._anchor_stride = 1
         self._tokens: dict[int, Value] = {}
         self._count = 0
 
     def append(self, tokens: Value) -> None:
-        """Take the newest frame's aligned queries [N,C], where the back end keeps them."""
+        """Take the newest frame's aligned queries [N,C], where the back end keeps them.
+
+        Raises InputError when there are more than the video decoder can read.
+        """
         self._tokens[self._count] = tokens
         self._count += 1
         if self._window is not None:
             self._retire(self._count - 1 - self._window)
+        if self._capacity is not None and len(self._tokens) > self._capacity:
+            raise InputError(
+                f"frame {self._count} is one more than the {self._capacity} that this bundle can "
+                f"remember; use --memory {self._capacity} (in Python, "
+                f"StreamSettings(memory={self._capacity}))"
+            )
 
     def _retire(self, index: int) -> None:
         """A frame leaves the window: it becomes an anchor or is forgotten."""
