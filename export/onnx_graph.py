@@ -26,8 +26,10 @@ EXTERNAL_DATA_BYTES = 256 * 2**20
 """Weights above this go into a ``.data`` file beside the graph: protobuf ends at 2 GiB, and a
 runtime can map a separate file into memory."""
 
-_TRACED_OPSET = 18
-"""The least that the exporter writes; below it, onnx's converter takes over."""
+_CONVERSION_LOGGERS = (
+    "torch.onnx._internal.exporter._compat",
+    "onnxscript.version_converter",
+)
 
 # Sizes to trace with: no two axes alike, none 0 or 1, so that no accidental equality is baked in.
 _TRACE_AXES = {"H": 128, "W": 192, "E": 3, "L": 7, "M": 5}
@@ -57,20 +59,18 @@ def export_graph(
     shapes: tuple[Any, ...] = _dynamic_shapes(spec)
     if isinstance(graph.module, Float32Edges):
         shapes = (shapes,)  # its forward takes all inputs as one *argument
-    with _only_real_warnings():
+    with _only_real_warnings(), _quiet_conversion():
         program = torch.onnx.export(
             graph.module,
             tuple(map(torch.from_numpy, probe_inputs(spec, axes, seed=0).values())),
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             dynamic_shapes=shapes,
-            opset_version=max(wanted, _TRACED_OPSET),
+            opset_version=wanted,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
-    if wanted < _TRACED_OPSET:
-        _lower_opset(program.model, wanted)
     model = program.model_proto
     _require_opset(model, wanted, spec.name)
     attach_function(model)
@@ -81,18 +81,20 @@ def export_graph(
     return _save(model, folder / f"{spec.name}.onnx")
 
 
-def _lower_opset(model: Any, opset: int) -> None:
-    """Convert an onnx_ir model to an opset below those that the exporter writes, in place."""
-    from onnxscript import version_converter
-
-    # It logs that it asks onnx's own converter, which is what is wanted here.
-    logger = logging.getLogger(version_converter.__name__)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+@contextmanager
+def _quiet_conversion() -> Iterator[None]:
+    """Keep off the terminal that an opset below 18 goes through onnx's own converter: it was asked
+    for, and ``_require_opset`` finds a conversion that failed.
+    """
+    loggers = [logging.getLogger(name) for name in _CONVERSION_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
-        version_converter.convert_version(model, opset, fallback=True)
+        yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxscript.version_converter
 import pytest
-from onnx import shape_inference
+from onnx import shape_inference, version_converter
 
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.export.bundle_export import export_bundle
@@ -125,6 +124,7 @@ def test_a_small_graph_in_another_opset(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("opset", OPSETS["fp32"])
 def test_every_opset_that_is_offered_passes_every_check(
     tiny_network: RvosNetwork, tmp_path: Path, opset: int
@@ -140,6 +140,7 @@ def test_every_opset_that_is_offered_passes_every_check(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", ["text_encoder", "frame_decoder"])
 def test_half_precision_in_the_outermost_opsets(tmp_path: Path, precision: str, name: str) -> None:
@@ -154,6 +155,7 @@ def test_half_precision_in_the_outermost_opsets(tmp_path: Path, precision: str, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_half_precision_of_fixed_sizes_in_an_old_opset(tmp_path: Path) -> None:
     """float16 throughout; its masks, and its runs, pass through the same checks."""
     form = GraphForm(opset=17, static=StaticShapes(64, 96, 3, 16))
@@ -170,7 +172,7 @@ def test_a_converter_that_stops_short_is_an_error(
     tiny_network: RvosNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """onnxscript logs that it failed, and leaves the model as it was."""
-    monkeypatch.setattr(onnxscript.version_converter, "convert_version", lambda *_, **__: None)
+    monkeypatch.setattr(version_converter, "convert_version", lambda *_, **__: None)
     with pytest.raises(
         ParityError, match="mask_head: the converter left opset 18, asked for was 17"
     ):
