@@ -172,6 +172,7 @@ def test_a_converter_that_stops_short_is_an_error(
     tiny_network: RvosNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """onnxscript logs that it failed, and leaves the model as it was."""
+
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("No Adapter From Version $18 for Split")
 
