@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvos_deploy.cli.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import one_line_errors
 from rvos_deploy.errors import BackendError, InputError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _verdict(step: dict[str, Any]) -> str:
 
 def print_plan(record: dict[str, Any]) -> None:
     """Plan, counts and floors, as tables."""
-    from rvos_deploy.cli.output import result_console
+    from rvos_deploy.console.output import result_console
 
     console = result_console()
     bundle, axes = record["bundle"], record["axes"]
@@ -172,8 +172,8 @@ def main(
 ) -> None:
     """Measure a bundle on this machine's GPU, beside what the card could do at best."""
     from rvos_deploy.benchmarks.gpu_plan import Request, choose_cards, new_record
+    from rvos_deploy.bundle.folder import open_bundle
     from rvos_deploy.redaction import redact_command
-    from rvos_deploy.runtime.bundle import open_bundle
 
     command = f"python -m rvos_deploy.benchmarks.gpu {redact_command(sys.argv[1:])}".strip()
     if not dry_run:

@@ -10,15 +10,15 @@ from typing import Any
 import onnx
 
 from rvos_deploy.benchmarks.cards import CARDS, Card, Rates
-from rvos_deploy.benchmarks.floors import GraphCost, count_model, floor
 from rvos_deploy.benchmarks.latency import EXPRESSIONS
+from rvos_deploy.benchmarks.roofline import GraphCost, count_model, floor
+from rvos_deploy.bundle.folder import TOKENIZER, Bundle
 from rvos_deploy.engines.profiles import bundle_axes, default_profile
+from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.bundle import TOKENIZER, Bundle
-from rvos_deploy.runtime.environment import machine, versions
-from rvos_deploy.runtime.geometry import fit_frame
-from rvos_deploy.runtime.settings import DEFAULT_MEMORY
-from rvos_deploy.runtime.tokenizer import Tokenizer
+from rvos_deploy.graph_io.frame_geometry import fit_frame
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.stream_settings import DEFAULT_MEMORY
 
 SCHEMA = "rvos-deploy/benchmark/gpu/1"
 EVERY_FRAME = ("backbone", "frame_decoder", "video_decoder", "mask_head")

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rvos_deploy.benchmarks.floors import SAMPLING, GraphCost, deformable_macs, floor
-from rvos_deploy.benchmarks.gpu_contenders import (
+from rvos_deploy.benchmarks.gpu_backends import (
     Bench,
     Measured,
     agreement,
@@ -30,10 +29,11 @@ from rvos_deploy.benchmarks.gpu_rates import (
     require_torch_cuda,
 )
 from rvos_deploy.benchmarks.latency import MINIMUM_AGREEMENT
+from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, deformable_macs, floor
 from rvos_deploy.engines.gpu import find_gpu
 from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.errors import BackendError, ParityError, RvosError
-from rvos_deploy.runtime.probe import probe_cases
+from rvos_deploy.graph_io.probe import probe_cases
 from rvos_deploy.runtime.segmenter import Segmenter, load
 
 MEASURED = "this card, measured"

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from rvos_deploy.benchmarks.torch_backend import TorchBackend
-from rvos_deploy.export.graphs import Graph, graphs
-from rvos_deploy.model.precision import set_precision
+from rvos_deploy.bundle.folder import Bundle
+from rvos_deploy.environment import usable_cores
+from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.networks.pan2024.graphs import Graph, graphs
+from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.runtime.backends.base import HostArray, Runner, Value
-from rvos_deploy.runtime.bundle import Bundle
-from rvos_deploy.runtime.environment import usable_cores
-from rvos_deploy.runtime.graph_spec import GraphSpec
 
 
 class CudaTorchBackend(TorchBackend):

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from rvos_deploy.benchmarks.timing import push_through, summarise
+from rvos_deploy.datasets.moving_sprites import sample_video
+from rvos_deploy.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.backends.base import Backend
-from rvos_deploy.runtime.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.runtime.segment_video import segment_video
 from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.runtime.settings import StreamSettings
 from rvos_deploy.runtime.stream import FrameMasks
-from rvos_deploy.sprites import sample_video
+from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video import Frame, open_video
 
 SHORTEST_FILM = 8

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from rvos_deploy.cli.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.environment import machine, resident_memory_bytes, versions
 from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
 from rvos_deploy.json_file import write_json
-from rvos_deploy.runtime.environment import machine, resident_memory_bytes, versions
-from rvos_deploy.runtime.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
 from rvos_deploy.runtime.segmenter import Segmenter, load
-from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.stream_settings import StreamSettings
 
 SETTLED = 200
 """Frames after which the ring of 64 frames is full and allocators have what they need."""

@@ -21,11 +21,11 @@ from rich.table import Table
 from scipy import ndimage
 
 from rvos_deploy.benchmarks.timing import summarise
-from rvos_deploy.cli.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.metrics import DAVIS_BOUND, FrameScores, frame_scores
 from rvos_deploy.json_file import write_json
-from rvos_deploy.runtime.environment import machine, versions
 
 SIZE = (480, 854)
 RADII = (12.0, 30.0, 60.0, 110.0, 180.0)

@@ -22,13 +22,13 @@ import numpy as np
 import typer
 
 from rvos_deploy.benchmarks.memory import SETTLED, resident_over_frames
-from rvos_deploy.cli.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.environment import machine, resident_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.graph_io.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
 from rvos_deploy.json_file import write_json
-from rvos_deploy.runtime.environment import machine, resident_memory_bytes, versions
-from rvos_deploy.runtime.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
 from rvos_deploy.runtime.segmenter import Segmenter, load
-from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.stream_settings import StreamSettings
 
 MAXIMUM_GROWTH = 0.03
 """Of resident memory while frames, or streams, go by: what allocators of two libraries may keep."""

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rvos_deploy.bundle.folder import Bundle
+from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.graphs import Graph, graphs
 from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.files import sha256_file
+from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.networks.pan2024.graphs import Graph, graphs
 from rvos_deploy.runtime.backends.base import Backend, Runner, Value
-from rvos_deploy.runtime.bundle import Bundle
-from rvos_deploy.runtime.graph_spec import GraphSpec
-from rvos_deploy.runtime.onnx_file import OnnxFile
 
 
 class TorchBackend(Backend):

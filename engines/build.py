@@ -8,6 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rvos_deploy.bundle.engine_sidecar import (
+    EngineSidecar,
+    engine_folder,
+    plan_file,
+    sidecar_file,
+)
+from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.engines.build_plan import BuiltPlan, build_plan
 from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.layer_types import check_network, half_share
@@ -20,6 +27,7 @@ from rvos_deploy.engines.profiles import (
 from rvos_deploy.engines.proof import Proof, Say, prove
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.engines.targets import open_target
+from rvos_deploy.environment import versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import (
     cannot_write,
@@ -29,14 +37,6 @@ from rvos_deploy.files import (
     sha256_file,
 )
 from rvos_deploy.json_file import write_json
-from rvos_deploy.runtime.bundle import Bundle
-from rvos_deploy.runtime.engine_sidecar import (
-    EngineSidecar,
-    engine_folder,
-    plan_file,
-    sidecar_file,
-)
-from rvos_deploy.runtime.environment import versions
 
 AMPERE = 80
 """The architecture of hardware-compatible engines' PTX (see HARDWARE_COMPATIBLE_FROM)."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rvos_deploy.bundle.engine_sidecar import Profile
+from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.engines.builder_config import add_profiles, make_config, set_capabilities
 from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.layer_types import network_types
@@ -18,8 +20,6 @@ from rvos_deploy.engines.progress import BuildProgress, Report, make_monitor
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.engines.timing_cache import attach_cache, default_cache_file, save_cache
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.bundle import Bundle
-from rvos_deploy.runtime.engine_sidecar import Profile
 
 if TYPE_CHECKING:
     import tensorrt as trt

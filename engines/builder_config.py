@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rvos_deploy.bundle.engine_sidecar import Profile
 from rvos_deploy.engines.profiles import input_shapes
 from rvos_deploy.engines.settings import DEFAULT_CAPABILITIES, BuildSettings
 from rvos_deploy.errors import BackendError, InputError
-from rvos_deploy.runtime.engine_sidecar import Profile
-from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.graph_io.graph_spec import GraphSpec
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -12,17 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.bundle.engine_sidecar import Profile, takes
+from rvos_deploy.bundle.folder import Bundle
+from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.engines.profiles import corners
 from rvos_deploy.errors import InputError, ParityError
-from rvos_deploy.runtime.backends.base import Backend, Runner
-from rvos_deploy.runtime.bundle import Bundle
-from rvos_deploy.runtime.engine_sidecar import Profile, takes
-from rvos_deploy.runtime.fixed_shapes import fixed_box
-from rvos_deploy.runtime.geometry import fit_frame
-from rvos_deploy.runtime.graph_spec import GraphSpec
-from rvos_deploy.runtime.onnx_file import OnnxFile
-from rvos_deploy.runtime.probe import clip_probe, probe_clip, probe_inputs
-from rvos_deploy.runtime.verification import (
+from rvos_deploy.graph_io.frame_geometry import fit_frame
+from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.graph_io.probe import clip_probe, probe_clip, probe_inputs
+from rvos_deploy.parity.verification import (
     Check,
     MaskCheck,
     Verdict,
@@ -32,6 +30,8 @@ from rvos_deploy.runtime.verification import (
     probe_masks,
     query_of_values,
 )
+from rvos_deploy.runtime.backends.base import Backend, Runner
+from rvos_deploy.runtime.fixed_shapes import fixed_box
 
 
 def compare_graph(engine: Runner, reference: Runner, profiles: Sequence[Profile]) -> list[Check]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rvos_deploy.bundle.onnx_file import address_of
 from rvos_deploy.engines.messages import Messages
 from rvos_deploy.engines.onnx_source import PLUGIN_DOMAIN, PLUGIN_NODE, OnnxSource
 from rvos_deploy.engines.targets import Target
 from rvos_deploy.errors import BackendError, one_line
-from rvos_deploy.runtime.onnx_file import address_of
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import onnx
 
+from rvos_deploy.bundle.onnx_file import OnnxFile, external_slices
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.onnx_file import OnnxFile, external_slices
 
 PLUGIN_DOMAIN, PLUGIN_NODE = "rvos", "MSDeformAttn"
 _MOVES_ONLY = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice"}

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rvos_deploy.bundle.engine_sidecar import Profile, takes
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.runtime.backends.base import HostArray, Runner, Value
-from rvos_deploy.runtime.backends.cuda_libraries import call
-from rvos_deploy.runtime.engine_loading import deserialize
-from rvos_deploy.runtime.engine_sidecar import Profile, takes
-from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.runtime.backends.cuda.libraries import call
+from rvos_deploy.runtime.backends.tensorrt.engine_loading import deserialize
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import tensorrt as trt
 
-    from rvos_deploy.runtime.onnx_file import OnnxFile
+    from rvos_deploy.bundle.onnx_file import OnnxFile
 
 
 class PlanRunner(Runner):

@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 
+from rvos_deploy.bundle.engine_sidecar import Profile
+from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.bundle import Bundle
-from rvos_deploy.runtime.engine_sidecar import Profile
-from rvos_deploy.runtime.graph_spec import AxisSpec, GraphSpec
+from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec
 
 EXAMPLE = "H=128:256:448,W=224:448:800,E=1:2:8,M=1:24:64"
 Sizes = tuple[int, int, int]

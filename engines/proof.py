@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from rvos_deploy.bundle.engine_sidecar import Profile
+from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.engines.build_plan import BuiltPlan
 from rvos_deploy.engines.engine_parity import (
     PartlyEngines,
@@ -23,10 +25,8 @@ from rvos_deploy.engines.layer_types import check_engine, inspected_types
 from rvos_deploy.engines.messages import Messages, make_logger
 from rvos_deploy.engines.plan_runner import PlanRunner
 from rvos_deploy.engines.settings import BuildSettings
+from rvos_deploy.parity.verification import Verdict
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import Bundle
-from rvos_deploy.runtime.engine_sidecar import Profile
-from rvos_deploy.runtime.verification import Verdict
 
 REFERENCE = {"bf16": "bf16-reference"}
 """Back end that engines are compared with, by precision; onnxruntime for the others."""

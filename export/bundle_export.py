@@ -12,9 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from rvos_deploy.bundle.folder import (
+    MANIFEST,
+    PARITY,
+    TOKENIZER,
+    bundle_files,
+    open_bundle,
+    write_manifest,
+)
+from rvos_deploy.bundle.manifest import REVISION, Origin, plain
+from rvos_deploy.environment import peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.export.graph_form import GraphForm, choose_opset
-from rvos_deploy.export.graphs import graphs
 from rvos_deploy.export.half_storage import round_to_half
 from rvos_deploy.export.onnx_graph import export_graph
 from rvos_deploy.export.parity import (
@@ -23,35 +32,26 @@ from rvos_deploy.export.parity import (
     check_without_rounding,
     record_clip,
 )
-from rvos_deploy.export.tokenizer import write_tokenizer
 from rvos_deploy.export.weights import Weights, load_with_origin
 from rvos_deploy.files import cannot_write, replacing_folder
-from rvos_deploy.model.config import CONTEXT_LENGTH, ModelConfig
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.precision import set_precision
+from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.config import CONTEXT_LENGTH, ModelConfig
+from rvos_deploy.networks.pan2024.contract import MAXIMUM_ELEMENTS
+from rvos_deploy.networks.pan2024.graphs import graphs
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.precision import set_precision
+from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
 from rvos_deploy.overlap import refuse_overlap
-from rvos_deploy.runtime.backends.base import Backend
-from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import (
-    MANIFEST,
-    PARITY,
-    TOKENIZER,
-    bundle_files,
-    open_bundle,
-    write_manifest,
-)
-from rvos_deploy.runtime.environment import peak_memory_bytes, versions
-from rvos_deploy.runtime.graph_spec import GraphSpec
-from rvos_deploy.runtime.manifest import REVISION, Origin, plain
-from rvos_deploy.runtime.network_contract import MAXIMUM_ELEMENTS
-from rvos_deploy.runtime.tokenizer import Tokenizer
-from rvos_deploy.runtime.verification import (
+from rvos_deploy.parity.verification import (
     CLIP_LOGITS,
     CLIP_ORDER,
     MaskCheck,
     Verdict,
     check_masks,
 )
+from rvos_deploy.runtime.backends.base import Backend
+from rvos_deploy.runtime.backends.registry import make_backend
 
 Progress = Callable[[str], None]
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.graphs import EXPRESSIONS, HEIGHT, MEMORY, TOKENS, WIDTH
+from rvos_deploy.networks.pan2024.graphs import EXPRESSIONS, HEIGHT, MEMORY, TOKENS, WIDTH
 
 OPSETS: dict[str, range] = {
     "fp32": range(17, 26),

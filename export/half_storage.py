@@ -13,8 +13,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.precision import in_range
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.precision import in_range
 
 Store = Literal["fp32", "fp16"]
 """How weights are stored."""

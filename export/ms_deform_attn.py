@@ -1,8 +1,8 @@
 """Deformable attention as ONNX: the body that runs wherever no plugin is registered.
 
 The network exports one node ``rvos::MSDeformAttn`` with attribute ``plugin_namespace`` (see
-:func:`rvos_deploy.model.deformable_attention.ms_deform_attn` for its inputs). TensorRT takes the
-plugin of that name. Everyone else runs this model-local function, made of plain operators.
+``modules/deformable_attention.py: ms_deform_attn`` for its inputs). TensorRT takes the plugin of
+that name. Everyone else runs this model-local function, made of plain operators.
 
 No GridSample: TensorRT 10 and 11 compile deformable attention written with it wrongly
 (NVIDIA/TensorRT#4813). On a CPU, gathering rows of channels took 25 ms where GridSample took 18 at

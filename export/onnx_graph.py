@@ -15,12 +15,12 @@ from torch.export import Dim
 
 from rvos_deploy.errors import ParityError
 from rvos_deploy.export.graph_form import choose_opset
-from rvos_deploy.export.graphs import Float32Edges, Graph
 from rvos_deploy.export.half_storage import Store, store_as_half
 from rvos_deploy.export.ms_deform_attn import attach_function
-from rvos_deploy.runtime.graph_spec import Dim as ShapeDim
-from rvos_deploy.runtime.graph_spec import GraphSpec, TensorSpec
-from rvos_deploy.runtime.probe import probe_inputs
+from rvos_deploy.graph_io.graph_spec import Dim as ShapeDim
+from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
+from rvos_deploy.graph_io.probe import probe_inputs
+from rvos_deploy.networks.pan2024.graphs import Float32Edges, Graph
 
 EXTERNAL_DATA_BYTES = 256 * 2**20
 """Weights above this go into a ``.data`` file beside the graph: protobuf ends at 2 GiB, and a

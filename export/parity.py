@@ -17,19 +17,17 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from rvos_deploy.export.graphs import WITHOUT_ROUNDING, Graph
-from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.model.inference import segment_clip, tokenize
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.runtime.backends.base import Backend, HostArray, Runner
-from rvos_deploy.runtime.backends.bf16_reference import Bf16ReferenceBackend
-from rvos_deploy.runtime.comparison import sample
-from rvos_deploy.runtime.geometry import resize_frame
-from rvos_deploy.runtime.graph_spec import GraphSpec, TensorSpec
-from rvos_deploy.runtime.onnx_file import OnnxFile
-from rvos_deploy.runtime.probe import PROBE_EXPRESSIONS, clip_probe
-from rvos_deploy.runtime.tokenizer import Tokenizer
-from rvos_deploy.runtime.verification import (
+from rvos_deploy.bundle.onnx_file import OnnxFile
+from rvos_deploy.graph_io.frame_geometry import resize_frame
+from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
+from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS, clip_probe
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.networks.pan2024.graphs import WITHOUT_ROUNDING, Graph
+from rvos_deploy.networks.pan2024.modules.inference import segment_clip, tokenize
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.parity.comparison import sample
+from rvos_deploy.parity.verification import (
     CLIP_LOGITS,
     CLIP_ORDER,
     Check,
@@ -37,6 +35,8 @@ from rvos_deploy.runtime.verification import (
     query_of_values,
     run_cases,
 )
+from rvos_deploy.runtime.backends.base import Backend, HostArray, Runner
+from rvos_deploy.runtime.backends.onnxruntime.bf16_reference import Bf16ReferenceBackend
 
 Reference = dict[str, NDArray[Any]]
 

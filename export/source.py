@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import PRESETS, ModelConfig, preset
+from rvos_deploy.networks.pan2024.config import PRESETS, ModelConfig, preset
 
 Pointer = Literal["best", "latest"]
 

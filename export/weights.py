@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
+from rvos_deploy.bundle.manifest import ClipOrigin, NetworkOrigin, Origin
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.half_storage import Store
 from rvos_deploy.export.source import RunRecord
 from rvos_deploy.files import sha256_file
-from rvos_deploy.model.checkpoint import (
+from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.networks.pan2024.modules.checkpoint import (
     CLIP_PREFIX,
     Provenance,
     check_clip,
@@ -21,11 +23,9 @@ from rvos_deploy.model.checkpoint import (
     read_provenance,
     read_safetensors,
 )
-from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.model.network import RvosNetwork, build_network
-from rvos_deploy.model.precision import Precision
-from rvos_deploy.runtime.manifest import ClipOrigin, NetworkOrigin, Origin
-from rvos_deploy.runtime.verification import MINIMUM_J_AND_F
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
+from rvos_deploy.networks.pan2024.modules.precision import Precision
+from rvos_deploy.parity.verification import MINIMUM_J_AND_F
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Weights:
         random: no weights at all, seeded: to try the pipeline.
         seed: of the random weights.
         store: "fp16" rounds the weights and stores them so; the graphs compute in float32 still.
-        precision: what the graphs compute in; its float32 islands are named in model/precision.py.
+        precision: what the graphs compute in; its float32 islands are named in
+            networks/pan2024/modules/precision.py.
         minimum_j_and_f: what the masks of the clip must keep of PyTorch's, 0 to 1.
         maximum_slot_excess: what PyTorch's slots may cost more than the file's best ones; None:
             what rounding explains (``verification.default_slot_excess``).

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rvos_deploy.errors import RvosError
     from rvos_deploy.runtime.segmenter import Segmenter, load
-    from rvos_deploy.runtime.settings import StreamSettings
     from rvos_deploy.runtime.stream import FrameMasks, Stream
+    from rvos_deploy.stream_settings import StreamSettings
     from rvos_deploy.video import Frame, open_video, read_video
 
 __all__ = [
@@ -34,7 +34,7 @@ _HOMES = {
     "RvosError": "rvos_deploy.errors",
     "Segmenter": "rvos_deploy.runtime.segmenter",
     "Stream": "rvos_deploy.runtime.stream",
-    "StreamSettings": "rvos_deploy.runtime.settings",
+    "StreamSettings": "rvos_deploy.stream_settings",
     "load": "rvos_deploy.runtime.segmenter",
     "open_video": "rvos_deploy.video",
     "read_video": "rvos_deploy.video",

@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy import stopping
+from rvos_deploy.bundle.folder import bundle_files
+from rvos_deploy.datasets.moving_sprites import Expression, Kind, Sample, sample_video
+from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.evaluation.protocols import ExpressionScore
@@ -23,13 +26,10 @@ from rvos_deploy.files import discard_stale, replacing
 from rvos_deploy.images import read_image
 from rvos_deploy.json_file import write_json
 from rvos_deploy.overlap import refuse_overlap
-from rvos_deploy.runtime.bundle import bundle_files
-from rvos_deploy.runtime.environment import machine, versions
 from rvos_deploy.runtime.run_folder import MASKS, run_folder
 from rvos_deploy.runtime.segment_video import Progress, segment_video
 from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.runtime.settings import StreamSettings
-from rvos_deploy.sprites import Expression, Kind, Sample, sample_video
+from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video import read_video, write_strips
 
 SCHEMA = "rvos-deploy/demo/1"

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from rvos_deploy.runtime.bundle import MANIFEST, write_manifest
+from rvos_deploy.bundle.folder import MANIFEST, write_manifest
 
 
 def poison_output(file: Path, output: str, value: float) -> None:

@@ -25,8 +25,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from rvos_deploy.bundle.folder import MANIFEST, write_manifest
 from rvos_deploy.cli.app import run_command_line
-from rvos_deploy.runtime.bundle import MANIFEST, write_manifest
 
 PROGRAM = "from rvos_deploy.cli.app import main; main()"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rvos_deploy.model.config import preset
+from rvos_deploy.networks.pan2024.config import preset
 
 # pytest's importlib mode leaves this folder off the path; these modules lie in it.
 sys.path.insert(0, str(Path(__file__).parent))

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image, ImageDraw
 
-from rvos_deploy.sprites import emoji
-from rvos_deploy.sprites.render import paint_sprite
+from rvos_deploy.datasets.moving_sprites import emoji
+from rvos_deploy.datasets.moving_sprites.render import paint_sprite
 
 PIXELS = 109
 

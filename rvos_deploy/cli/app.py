@@ -46,7 +46,7 @@ def run_command_line() -> int:
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
     if len(sys.argv) == 1:
         sys.argv.append("--help")
-    from rvos_deploy.cli.error_lines import one_line
+    from rvos_deploy.console.error_lines import one_line
 
     return one_line(_call, debug=debug)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvos_deploy.cli.options import (
+from rvos_deploy.console.options import (
     PACKAGED,
     BackendName,
     BackendOption,
@@ -25,8 +25,8 @@ from rvos_deploy.cli.options import (
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from rvos_deploy.bundle.folder import Bundle
     from rvos_deploy.runtime.backends.base import Backend
-    from rvos_deploy.runtime.bundle import Bundle
 
 
 class Reference(str, Enum):
@@ -68,13 +68,13 @@ def benchmark(
 ) -> None:
     """Measure latency by stage, throughput with stages overlapped, and peak memory."""
     from rvos_deploy.benchmarks.latency import benchmark_latency
-    from rvos_deploy.cli.output import mebibytes, result_console, step_progress
+    from rvos_deploy.bundle.folder import bundle_files, find_bundle
+    from rvos_deploy.console.output import mebibytes, result_console, step_progress
+    from rvos_deploy.environment import usable_cores
     from rvos_deploy.json_file import write_json
     from rvos_deploy.overlap import source_files
-    from rvos_deploy.runtime.bundle import bundle_files, find_bundle
-    from rvos_deploy.runtime.environment import usable_cores
     from rvos_deploy.runtime.segmenter import load
-    from rvos_deploy.runtime.settings import StreamSettings
+    from rvos_deploy.stream_settings import StreamSettings
 
     inputs = [*bundle_files(find_bundle(bundle)), *(source_files(video) if video else ())]
     check_outputs([json], inputs + ([checkpoint] if checkpoint else []))
@@ -125,7 +125,7 @@ def _pytorch(bundle: Bundle, checkpoint: Path | None, threads: int) -> Backend:
 
 
 def _title(result: dict[str, Any]) -> str:
-    from rvos_deploy.cli.output import counted
+    from rvos_deploy.console.output import counted
 
     height, width = result["input_size"]
     backend = result["versions"]["backend"]

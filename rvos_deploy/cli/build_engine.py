@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rvos_deploy.cli.options import BundleArgument, JsonOption, check_outputs
+from rvos_deploy.console.options import BundleArgument, JsonOption, check_outputs
 
 if TYPE_CHECKING:
-    from rvos_deploy.runtime.engine_sidecar import EngineSidecar
+    from rvos_deploy.bundle.engine_sidecar import EngineSidecar
 
 
 class TargetName(str, Enum):
@@ -98,12 +98,12 @@ def build_engine(
     An engine is put in place only when every check that can be run here has passed.
     Without a GPU none can: such an engine says so, and is refused when it is loaded.
     """
+    from rvos_deploy.bundle.folder import bundle_files, find_bundle, open_bundle
     from rvos_deploy.cli.build_progress import build_progress
-    from rvos_deploy.cli.output import counted, mebibytes
+    from rvos_deploy.console.output import counted, mebibytes
+    from rvos_deploy.environment import machine, versions
     from rvos_deploy.errors import InputError
     from rvos_deploy.json_file import write_json
-    from rvos_deploy.runtime.bundle import bundle_files, find_bundle, open_bundle
-    from rvos_deploy.runtime.environment import machine, versions
 
     check_outputs([json, timing_cache], bundle_files(find_bundle(bundle)))
     try:

@@ -1,4 +1,4 @@
-"""The bar of ``build-engine``: on a terminal only, as in :mod:`rvos_deploy.cli.output`."""
+"""The bar of ``build-engine``: on a terminal only, as in :mod:`rvos_deploy.console.output`."""
 
 from __future__ import annotations
 

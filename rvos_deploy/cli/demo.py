@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rvos_deploy.cli.options import (
+from rvos_deploy.console.options import (
     PACKAGED,
     BackendName,
     BackendOption,
@@ -33,7 +33,7 @@ def demo(
     """Segment a rendered video, and score the masks against ground truth."""
     from rich.table import Table
 
-    from rvos_deploy.cli.output import frame_progress, result_console
+    from rvos_deploy.console.output import frame_progress, result_console
     from rvos_deploy.demo import SEED, run_demo
     from rvos_deploy.redaction import redact_command
     from rvos_deploy.runtime.segmenter import load

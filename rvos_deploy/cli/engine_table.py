@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from rvos_deploy.cli.output import mebibytes
-from rvos_deploy.runtime.bundle import Bundle
-from rvos_deploy.runtime.engine_checks import check_plan
-from rvos_deploy.runtime.engine_sidecar import EngineError, EngineSidecar, format_profile
+from rvos_deploy.bundle.engine_sidecar import EngineError, EngineSidecar, format_profile
+from rvos_deploy.bundle.folder import Bundle
+from rvos_deploy.console.output import mebibytes
+from rvos_deploy.runtime.backends.tensorrt.engine_checks import check_plan
 
 
 def engine_table(bundle: Bundle, engines: Sequence[EngineSidecar | EngineError]) -> Table:

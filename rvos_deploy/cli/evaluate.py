@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvos_deploy.cli.options import (
+from rvos_deploy.cli.run import FallbackName, ModeName
+from rvos_deploy.console.options import (
     BackendName,
     BackendOption,
     Device,
@@ -20,7 +21,6 @@ from rvos_deploy.cli.options import (
     check_outputs,
     parse_size,
 )
-from rvos_deploy.cli.run import FallbackName, ModeName
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -121,12 +121,12 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a bundle, or masks that were written before, as a benchmark does."""
-    from rvos_deploy.cli.output import frame_progress
+    from rvos_deploy.bundle.folder import bundle_files, find_bundle
+    from rvos_deploy.console.output import frame_progress
+    from rvos_deploy.environment import usable_cores
     from rvos_deploy.evaluation.evaluate import evaluate as evaluate_folder
     from rvos_deploy.evaluation.report import report, write_csv
     from rvos_deploy.json_file import write_json
-    from rvos_deploy.runtime.bundle import bundle_files, find_bundle
-    from rvos_deploy.runtime.environment import usable_cores
 
     options = {
         "mode": mode,
@@ -177,11 +177,11 @@ def _run_bundle(
     submission: Path | None,
 ) -> tuple[Evaluation, dict[str, Any], dict[str, str]]:
     """Evaluate a bundle: what came of it, how it was run, and on what."""
-    from rvos_deploy.cli.output import frame_progress
+    from rvos_deploy.console.output import frame_progress
     from rvos_deploy.evaluation.bundle_masks import bundle_settings, evaluate_bundle
     from rvos_deploy.evaluation.protocols import protocol_named
     from rvos_deploy.runtime.segmenter import load
-    from rvos_deploy.runtime.settings import StreamSettings
+    from rvos_deploy.stream_settings import StreamSettings
 
     rules = protocol_named(protocol.value)
     mode, fallback = options["mode"], options["fallback"]
@@ -224,7 +224,7 @@ def _refuse_options(predictions: Path, options: Mapping[str, object]) -> None:
 
 
 def _print(result: Mapping[str, Any], submission: Path | None) -> None:
-    from rvos_deploy.cli.output import counted, result_console
+    from rvos_deploy.console.output import counted, result_console
 
     if result["j"] is not None:
         result_console().print(_table(result))
@@ -262,7 +262,7 @@ def _warn_of_missing(evaluation: Evaluation, predictions: Path) -> None:
 
 def _missing_counts(evaluation: Evaluation) -> str:
     """``3 of 12 expressions have no masks, 2 masks of others are missing``."""
-    from rvos_deploy.cli.output import counted
+    from rvos_deploy.console.output import counted
 
     sizes = {video.name: len(video.expressions) for video in evaluation.split.videos}
     depths = [name.count("/") for name in evaluation.missing]

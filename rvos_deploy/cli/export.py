@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rvos_deploy.cli.options import JsonOption, SizeOption, check_outputs, parse_size
+from rvos_deploy.console.options import JsonOption, SizeOption, check_outputs, parse_size
 
 
 class Stored(str, Enum):
@@ -134,11 +134,11 @@ def export(
     from dataclasses import replace
 
     from rvos_deploy.cli.extras import needs_extra
-    from rvos_deploy.cli.output import mebibytes, step_progress
     from rvos_deploy.cli.parity_table import notes
+    from rvos_deploy.console.output import mebibytes, step_progress
+    from rvos_deploy.environment import machine, versions
     from rvos_deploy.errors import InputError
     from rvos_deploy.json_file import write_json
-    from rvos_deploy.runtime.environment import machine, versions
 
     check_outputs([json], [checkpoint] if checkpoint else [])
     box = parse_size(size)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvos_deploy.cli.options import BundleArgument, JsonOption, check_outputs
+from rvos_deploy.console.options import BundleArgument, JsonOption, check_outputs
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rvos_deploy.runtime.bundle import Bundle
-    from rvos_deploy.runtime.manifest import WeightsRecord
+    from rvos_deploy.bundle.folder import Bundle
+    from rvos_deploy.bundle.manifest import WeightsRecord
 
 
 def inspect(
@@ -27,13 +27,13 @@ def inspect(
 
     Engines are hashed like all else, but not loaded: neither TensorRT nor a GPU is needed.
     """
-    from rvos_deploy.cli.output import result_console
+    from rvos_deploy.bundle.engine_sidecar import list_engines
+    from rvos_deploy.bundle.folder import bundle_files, find_bundle, open_bundle
+    from rvos_deploy.bundle.manifest import plain
     from rvos_deploy.cli.parity_table import notes, parity_table
+    from rvos_deploy.console.output import result_console
+    from rvos_deploy.environment import machine, versions
     from rvos_deploy.json_file import write_json
-    from rvos_deploy.runtime.bundle import bundle_files, find_bundle, open_bundle
-    from rvos_deploy.runtime.engine_sidecar import list_engines
-    from rvos_deploy.runtime.environment import machine, versions
-    from rvos_deploy.runtime.manifest import plain
 
     check_outputs([json], bundle_files(find_bundle(bundle)))
     opened = open_bundle(bundle)
@@ -139,7 +139,7 @@ def _threshold(bundle: Bundle) -> str:
 
 def _accepted(bundle: Bundle) -> str:
     """What the masks of the clip may differ by from PyTorch's in this bundle."""
-    from rvos_deploy.runtime.verification import allowed_differences
+    from rvos_deploy.parity.verification import allowed_differences
 
     allowed = allowed_differences(bundle)
     stated = "" if allowed.excess_is_stated else " (the default)"
@@ -186,7 +186,7 @@ def _recorded(recorded: bool, what: str) -> str:
 def _graph_table(bundle: Bundle) -> Table:
     from rich.table import Table
 
-    from rvos_deploy.cli.output import mebibytes
+    from rvos_deploy.console.output import mebibytes
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("inputs", no_wrap=True)

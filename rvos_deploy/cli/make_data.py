@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rvos_deploy.cli.options import EmojiOption, check_outputs, read_sides
+from rvos_deploy.console.options import EmojiOption, check_outputs, read_sides
 
 VIDEOS = {"train": 1000, "valid": 100}
 """Videos of a split when nobody says how many."""
@@ -112,7 +112,7 @@ def make_data(
 
 
 def _make_sample(out: Path, seed: int, emoji: bool) -> None:
-    from rvos_deploy.sprites import sample_video
+    from rvos_deploy.datasets.moving_sprites import sample_video
 
     sample = sample_video(out, seed=seed, emoji=emoji)
     typer.echo(f"{out}: {len(sample.masks)} frames, {len(sample.video.objects)} objects")
@@ -129,9 +129,9 @@ def _make_sprites(
     jobs: int | None,
     overwrite: bool,
 ) -> None:
-    from rvos_deploy.cli.output import counted, frame_progress
-    from rvos_deploy.runtime.environment import usable_cores
-    from rvos_deploy.sprites import WorldConfig, write_mevis
+    from rvos_deploy.console.output import counted, frame_progress
+    from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+    from rvos_deploy.environment import usable_cores
 
     config = WorldConfig(**world)
     with frame_progress() as progress:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rvos_deploy.cli.options import EmojiOption, JsonOption, check_outputs
+from rvos_deploy.console.options import EmojiOption, JsonOption, check_outputs
 
 
 def pretrain_clip(
@@ -31,14 +31,14 @@ def pretrain_clip(
     check_outputs([json])
     let_threads_sleep()
     with needs_extra("training", "train"):
-        from rvos_deploy.model.clip import build_clip
+        from rvos_deploy.networks.pan2024.modules.clip import build_clip
         from rvos_deploy.training import clip_pretraining, motion_words
         from rvos_deploy.training.checkpoints import hint_on_stop
         from rvos_deploy.training.clips import training_tokenizer
+    from rvos_deploy.environment import machine, versions
     from rvos_deploy.files import holding
     from rvos_deploy.json_file import write_json
-    from rvos_deploy.model.config import preset
-    from rvos_deploy.runtime.environment import machine, versions
+    from rvos_deploy.networks.pan2024.config import preset
 
     chosen = preset(config)
     recipe = clip_pretraining.PretrainRecipe(

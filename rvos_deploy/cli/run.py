@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rvos_deploy.cli.options import (
+from rvos_deploy.console.options import (
     PACKAGED,
     BackendName,
     BackendOption,
@@ -128,14 +128,14 @@ def run(
 ) -> None:
     """Segment a video: one mask for every frame and expression."""
     from rvos_deploy import stopping
+    from rvos_deploy.bundle.folder import find_bundle
     from rvos_deploy.cli.expressions import check_expressions
-    from rvos_deploy.cli.output import counted, frame_progress
+    from rvos_deploy.console.output import counted, frame_progress
     from rvos_deploy.redaction import redact, redact_command
-    from rvos_deploy.runtime.bundle import find_bundle
     from rvos_deploy.runtime.segment_video import segment_video
     from rvos_deploy.runtime.segmenter import load
-    from rvos_deploy.runtime.settings import StreamSettings
-    from rvos_deploy.runtime.spill_store import default_mask_budget
+    from rvos_deploy.spill_store import default_mask_budget
+    from rvos_deploy.stream_settings import StreamSettings
     from rvos_deploy.video.source import has_end
 
     check_expressions(expressions)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rvos_deploy.cli.options import BundleArgument
+from rvos_deploy.console.options import BundleArgument
 
 
 def set_threshold(
@@ -24,7 +24,7 @@ def set_threshold(
 
     Measure first: 'rvos-deploy evaluate BUNDLE --data DIR --mode online --threshold SCORE'.
     """
-    from rvos_deploy.runtime import bundle as bundles
+    from rvos_deploy.bundle import folder as bundles
 
     changed = bundles.set_threshold(bundle, offline=offline, online=online)
     typer.echo(

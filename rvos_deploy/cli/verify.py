@@ -6,7 +6,7 @@ import warnings
 
 import typer
 
-from rvos_deploy.cli.options import (
+from rvos_deploy.console.options import (
     BackendName,
     BackendOption,
     BundleArgument,
@@ -29,13 +29,13 @@ def verify(
 
     The reference is what PyTorch gave at export: it is in the bundle, PyTorch is not needed.
     """
-    from rvos_deploy.cli.output import result_console, step_progress
+    from rvos_deploy.bundle.folder import bundle_files, find_bundle, open_bundle
     from rvos_deploy.cli.parity_table import notes, parity_table
+    from rvos_deploy.console.output import result_console, step_progress
+    from rvos_deploy.environment import machine, versions
     from rvos_deploy.json_file import write_json
-    from rvos_deploy.runtime import verification
+    from rvos_deploy.parity import verification
     from rvos_deploy.runtime.backends.registry import make_backend
-    from rvos_deploy.runtime.bundle import bundle_files, find_bundle, open_bundle
-    from rvos_deploy.runtime.environment import machine, versions
 
     check_outputs([json], bundle_files(find_bundle(bundle)))
     opened = open_bundle(bundle)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.evaluation.evaluate import Evaluation, Progress, evaluate
 from rvos_deploy.evaluation.predictions import Predict
 from rvos_deploy.evaluation.protocols import protocol_named
 from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.runtime.settings import StreamSettings
-from rvos_deploy.training.data import DataSplit, VideoRecord
+from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video.pipeline import prefetch
 
 FRAMES_AHEAD = 4

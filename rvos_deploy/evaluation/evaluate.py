@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.predictions import (
     NetworkPredictions,
@@ -25,7 +26,6 @@ from rvos_deploy.evaluation.protocols import (
 )
 from rvos_deploy.evaluation.scoring import Chunk, ChunkScores, Scores, score_all
 from rvos_deploy.evaluation.submission import Submission
-from rvos_deploy.training.data import DataSplit, VideoRecord
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a phase ("scores"), frames done in it, and all frames."""

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from rvos_deploy.datasets import VideoRecord
 from rvos_deploy.errors import InputError
-from rvos_deploy.training.data import VideoRecord
 
 _NAMED = 3
 """Names that a message lists of a folder."""

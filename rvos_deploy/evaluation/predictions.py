@@ -10,10 +10,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.datasets import VideoRecord
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.mismatch import no_match
 from rvos_deploy.images import read_image
-from rvos_deploy.training.data import VideoRecord
 
 Mask = NDArray[np.bool_]
 

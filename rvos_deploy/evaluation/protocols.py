@@ -18,9 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.settings import Fallback
-from rvos_deploy.training.data import (
+from rvos_deploy.datasets import (
     DataSplit,
     PaletteAnnotation,
     VideoRecord,
@@ -28,6 +26,8 @@ from rvos_deploy.training.data import (
     read_ref_davis,
     read_ref_youtube_vos,
 )
+from rvos_deploy.errors import InputError
+from rvos_deploy.stream_settings import Fallback
 
 Scores = NDArray[np.float64]
 

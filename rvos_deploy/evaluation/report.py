@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rvos_deploy.environment import machine, versions
 from rvos_deploy.evaluation.evaluate import Evaluation
 from rvos_deploy.evaluation.protocols import ExpressionScore, protocol_named
 from rvos_deploy.files import write_text
-from rvos_deploy.runtime.environment import machine, versions
 
 SCHEMA = "rvos-deploy/evaluate/1"
 

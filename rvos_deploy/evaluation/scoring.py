@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from rvos_deploy.datasets import VideoRecord
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.evaluation.predictions import Mask, PredictedMasks, prediction_name
 from rvos_deploy.processes import WorkerPool
-from rvos_deploy.training.data import VideoRecord
 
 Scores = NDArray[np.float64]
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
 from rvos_deploy.runtime.backends.base import Runner, Value
-from rvos_deploy.runtime.graph_spec import GraphSpec, TensorSpec
 
 ROWS = "E"
 """The axis of expressions; the first one of every tensor that has it."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.runtime.fixed_shapes import fixed_box
-from rvos_deploy.runtime.graph_spec import GraphSpec
-from rvos_deploy.runtime.settings import DEFAULT_MEMORY, StreamSettings
+from rvos_deploy.stream_settings import DEFAULT_MEMORY, StreamSettings
 
 MAXIMUM_EXPRESSIONS = 256
 """That follow one video. A graph that is fixed to fewer runs once for each chunk of them."""

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from rvos_deploy import stopping
+from rvos_deploy.bundle.folder import bundle_files
+from rvos_deploy.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.overlap import source_files
 from rvos_deploy.redaction import redact
-from rvos_deploy.runtime.bundle import bundle_files
-from rvos_deploy.runtime.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.runtime.limits import check_limits
 from rvos_deploy.runtime.run_folder import check_run_folder, run_folder
 from rvos_deploy.runtime.run_writer import RunWriter
 from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.runtime.settings import StreamSettings
-from rvos_deploy.runtime.spill_store import SpillStore
 from rvos_deploy.runtime.stream import FrameMasks, Stream
+from rvos_deploy.spill_store import SpillStore
+from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video import VideoReader, open_video
 from rvos_deploy.video.pipeline import prefetch
 from rvos_deploy.video.source import has_end

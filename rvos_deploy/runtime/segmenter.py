@@ -11,19 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from rvos_deploy.closing import Closing
+from rvos_deploy.bundle.folder import TOKENIZER, Bundle, open_bundle
+from rvos_deploy.closeable import Closing
 from rvos_deploy.errors import BundleError, InputError
-from rvos_deploy.model.config import CONTEXT_LENGTH
+from rvos_deploy.graph_io.tokenizer import Tokenizer, check_text
+from rvos_deploy.networks.pan2024.config import CONTEXT_LENGTH
+from rvos_deploy.networks.pan2024.expression import EncodedText
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import TOKENIZER, Bundle, open_bundle
-from rvos_deploy.runtime.expression import EncodedText
 from rvos_deploy.runtime.finite import require_finite
 from rvos_deploy.runtime.fixed_shapes import infer_rows, least
 from rvos_deploy.runtime.limits import check_limits
-from rvos_deploy.runtime.settings import StreamSettings, described, whole_number
 from rvos_deploy.runtime.stream import StageCallback, Stream, add_expressions
-from rvos_deploy.runtime.tokenizer import Tokenizer, check_text
+from rvos_deploy.stream_settings import StreamSettings, described, whole_number
 
 _CACHED_TEXTS = 1024
 

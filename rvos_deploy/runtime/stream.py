@@ -12,26 +12,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.closing import Closing
+from rvos_deploy.closeable import Closing
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.runtime.backends.base import Fetched, Fetching, Runner, Value
-from rvos_deploy.runtime.coming import Coming
-from rvos_deploy.runtime.expression import (
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, fit_frame
+from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.networks.pan2024.expression import (
     EncodedText,
     ExpressionState,
     stack_memory,
     stack_text,
 )
+from rvos_deploy.networks.pan2024.selection import thresholds
+from rvos_deploy.networks.pan2024.slots import SlotCues, Tracker, make_tracker
+from rvos_deploy.networks.pan2024.token_memory import TokenMemory
+from rvos_deploy.runtime.backends.base import Fetched, Fetching, Runner, Value
 from rvos_deploy.runtime.finite import MapCheck, require_finite
 from rvos_deploy.runtime.fixed_shapes import fixed_box, infer_rows, least
-from rvos_deploy.runtime.geometry import FrameGeometry, fit_frame
-from rvos_deploy.runtime.selection import thresholds
-from rvos_deploy.runtime.settings import StreamSettings, described
-from rvos_deploy.runtime.slots import SlotCues, Tracker, make_tracker
-from rvos_deploy.runtime.spill_store import SpillStore
+from rvos_deploy.runtime.pending_masks import Coming
 from rvos_deploy.runtime.stream_use import ExclusiveUse, FrameTime
-from rvos_deploy.runtime.token_memory import TokenMemory
+from rvos_deploy.spill_store import SpillStore
+from rvos_deploy.stream_settings import StreamSettings, described
 from rvos_deploy.video.frames import Frame, check_image
 
 StageCallback = Callable[[str, float], None]
@@ -143,7 +143,7 @@ class Stream(Closing):
     Memory depends on the settings and the number of expressions. Online, the length of the video
     makes no difference. Offline, what waits for the end beyond ``mask_budget`` goes to disk, but
     the tokens of every frame stay in memory: see
-    :func:`rvos_deploy.runtime.token_memory.token_bytes`.
+    :func:`rvos_deploy.networks.pan2024.token_memory.token_bytes`.
     """
 
     def __init__(

@@ -34,14 +34,14 @@ from rvos_deploy import stopping
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import cannot_write, replacing, replacing_folder
 from rvos_deploy.json_file import write_json
-from rvos_deploy.model.checkpoint import (
+from rvos_deploy.networks.pan2024.modules.checkpoint import (
     CLIP_PREFIX,
     Provenance,
     load_checkpoint,
     read_safetensors,
     write_checkpoint,
 )
-from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 
 FOLDER = "checkpoints"
 CLIP = "clip.safetensors"

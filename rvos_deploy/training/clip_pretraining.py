@@ -22,17 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from rvos_deploy.datasets.moving_sprites import caption_record, contrast_pair
+from rvos_deploy.datasets.moving_sprites.emoji import require_font
+from rvos_deploy.datasets.moving_sprites.palette import Split
+from rvos_deploy.environment import versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import replacing
-from rvos_deploy.model.checkpoint import load_state, read_safetensors
-from rvos_deploy.model.clip import FrozenClip, build_clip
-from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.model.inference import tokenize
-from rvos_deploy.runtime.environment import versions
-from rvos_deploy.runtime.tokenizer import Tokenizer
-from rvos_deploy.sprites import caption_record, contrast_pair
-from rvos_deploy.sprites.emoji import require_font
-from rvos_deploy.sprites.palette import Split
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.networks.pan2024.modules.checkpoint import load_state, read_safetensors
+from rvos_deploy.networks.pan2024.modules.clip import FrozenClip, build_clip
+from rvos_deploy.networks.pan2024.modules.inference import tokenize
 from rvos_deploy.training import checkpoints
 from rvos_deploy.training.checkpoints import (
     TrainingState,

@@ -18,14 +18,20 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from rvos_deploy.datasets import DataSplit
+from rvos_deploy.datasets.moving_sprites import (
+    Expression,
+    SpriteVideo,
+    WorldConfig,
+    make_video,
+    render,
+)
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.tokenizer import write_tokenizer
-from rvos_deploy.model.config import STRIDE
-from rvos_deploy.runtime.geometry import PADDING
-from rvos_deploy.runtime.tokenizer import Tokenizer
-from rvos_deploy.sprites import Expression, SpriteVideo, WorldConfig, make_video, render
+from rvos_deploy.graph_io.frame_geometry import PADDING
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.config import STRIDE
+from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
 from rvos_deploy.training.augmentation import Pictures, augment, mirror_text
-from rvos_deploy.training.data import DataSplit
 from rvos_deploy.training.recipe import Recipe, Stage
 from rvos_deploy.training.targets import ClipTargets
 

@@ -31,12 +31,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import cannot_write, replacing
+from rvos_deploy.graph_io.frame_geometry import MASK_STRIDE
 from rvos_deploy.json_file import write_json
-from rvos_deploy.model.clip import TextFeatures
-from rvos_deploy.model.frame_query_decoder import SlotFacts
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.runtime import slots
-from rvos_deploy.runtime.geometry import MASK_STRIDE
+from rvos_deploy.networks.pan2024 import slots
+from rvos_deploy.networks.pan2024.modules.clip import TextFeatures
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.training.clips import (
     Batch,
     Clip,

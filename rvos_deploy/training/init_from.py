@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.training.published_checkpoint import read_published
 from rvos_deploy.training.published_names import (
     ARITHMETIC,

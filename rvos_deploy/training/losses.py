@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.frame_query_decoder import FramePrediction
-from rvos_deploy.model.network import NetworkOutput
-from rvos_deploy.model.video_query_decoder import VideoPrediction
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import FramePrediction
+from rvos_deploy.networks.pan2024.modules.network import NetworkOutput
+from rvos_deploy.networks.pan2024.modules.video_query_decoder import VideoPrediction
 from rvos_deploy.training.matching import (
     MatchingWeights,
     PaddedTubes,

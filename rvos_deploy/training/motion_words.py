@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rvos_deploy.model.clip import FrozenClip
-from rvos_deploy.runtime.tokenizer import Tokenizer
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.modules.clip import FrozenClip
 
 MINIMUM_RATIO = 0.35
 """A trial's tower that could not learn motion had 2.2 / 15.5 = 0.14 (see ../shared/model.md)."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.checkpoint import CLIP_PREFIX
-from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.checkpoint import CLIP_PREFIX
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.training.losses import LossConfig, LossWeights, training_losses
 from rvos_deploy.training.points import PointSampling
 from rvos_deploy.training.recipe import LossSettings, Stage

@@ -12,13 +12,13 @@ import torch
 from lightning_fabric import Fabric
 from safetensors import SafetensorError, safe_open
 
+from rvos_deploy.datasets import DataSplit, read_mevis, read_ref_youtube_vos
+from rvos_deploy.datasets.moving_sprites.emoji import require_font
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.checkpoint import load_checkpoint
-from rvos_deploy.model.network import RvosNetwork, build_network
-from rvos_deploy.sprites.emoji import require_font
+from rvos_deploy.networks.pan2024.modules.checkpoint import load_checkpoint
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
 from rvos_deploy.training import checkpoints
 from rvos_deploy.training.checkpoints import TrainingState
-from rvos_deploy.training.data import DataSplit, read_mevis, read_ref_youtube_vos
 from rvos_deploy.training.init_from import InitReport
 from rvos_deploy.training.init_from import init_from as load_published
 from rvos_deploy.training.objective import select_trained

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from rvos_deploy.model.config import ModelConfig
+from rvos_deploy.networks.pan2024.config import ModelConfig
 
 HEAD = "sem_seg_head."
 PIXEL_DECODER = HEAD + "pixel_decoder."

@@ -6,9 +6,9 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from rvos_deploy.datasets.moving_sprites.world import KINDS, WorldConfig
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import ModelConfig
-from rvos_deploy.sprites.world import KINDS, WorldConfig
+from rvos_deploy.networks.pan2024.config import ModelConfig
 
 DATA = ("sprites", "mevis", "ref-youtube-vos")
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]

@@ -17,9 +17,9 @@ from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
+from rvos_deploy.datasets.moving_sprites.world import WorldConfig
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import ModelConfig, preset
-from rvos_deploy.sprites.world import WorldConfig
+from rvos_deploy.networks.pan2024.config import ModelConfig, preset
 from rvos_deploy.training.recipe import Augmentation, LossSettings, Recipe, Stage
 
 _MAX_BYTES = 2**20

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.slot_alignment import gather_slots
-from rvos_deploy.runtime.geometry import MASK_STRIDE
+from rvos_deploy.graph_io.frame_geometry import MASK_STRIDE
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.slot_alignment import gather_slots
 from rvos_deploy.training.clips import Batch, Clips, collate
 from rvos_deploy.training.recipe import Recipe, Stage
 

@@ -25,23 +25,22 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from rvos_deploy.datasets import DataSplit
+from rvos_deploy.environment import versions
 from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.files import write_text
 from rvos_deploy.json_file import write_json
-from rvos_deploy.model.checkpoint import clip_fingerprint
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.runtime.environment import versions
+from rvos_deploy.networks.pan2024.modules.checkpoint import clip_fingerprint
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.training import checkpoints
 from rvos_deploy.training.checkpoints import TrainingState, save_checkpoint
 from rvos_deploy.training.clips import Batch, Clips, batches, training_tokenizer
-from rvos_deploy.training.data import DataSplit
 from rvos_deploy.training.frame_cache import (
     CachedBatch,
     VideoObjective,
     cached_batches,
     fill_cache,
 )
-from rvos_deploy.training.gates import check_slots, check_text
 from rvos_deploy.training.logs import RunLog
 from rvos_deploy.training.objective import (
     Objective,
@@ -51,6 +50,7 @@ from rvos_deploy.training.objective import (
     select_trained,
     step_generator,
 )
+from rvos_deploy.training.preflight import check_slots, check_text
 from rvos_deploy.training.preparation import (
     RECIPE,
     check_resumable,

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rvos_deploy.datasets import DataSplit, VideoRecord, read_mevis
+from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 from rvos_deploy.evaluation.evaluate import Evaluation, evaluate
 from rvos_deploy.evaluation.predictions import Predict
-from rvos_deploy.model.inference import segment_clip, tokenize
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.runtime.geometry import display_mask, fit_frame, resize_frame
-from rvos_deploy.runtime.tokenizer import Tokenizer
-from rvos_deploy.sprites import WorldConfig, write_mevis
-from rvos_deploy.training.data import DataSplit, VideoRecord, read_mevis
+from rvos_deploy.graph_io.frame_geometry import display_mask, fit_frame, resize_frame
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.modules.inference import segment_clip, tokenize
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.training.recipe import Recipe
 from rvos_deploy.video import write_strips
 

@@ -14,11 +14,11 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import VideoError
 from rvos_deploy.images import MAX_PIXELS, oversize
 from rvos_deploy.redaction import redact_text
-from rvos_deploy.runtime.environment import usable_cores
-from rvos_deploy.video.damage import Damage
+from rvos_deploy.video.decode_errors import Damage
 from rvos_deploy.video.frames import Frame
 from rvos_deploy.video.geometry import Display
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.images import displayed_size, read_rgb
-from rvos_deploy.video.damage import Damage
+from rvos_deploy.video.decode_errors import Damage
 from rvos_deploy.video.frames import Frame
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif")

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Generic, NamedTuple, ParamSpec, TypeVar
 
 from rvos_deploy import stopping
-from rvos_deploy.closing import Closing
+from rvos_deploy.closeable import Closing
 from rvos_deploy.errors import InputError
 
 Item = TypeVar("Item")

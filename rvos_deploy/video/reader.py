@@ -15,11 +15,11 @@ from typing import Literal
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from rvos_deploy.closing import Closing
+from rvos_deploy.closeable import Closing
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.images import is_still
 from rvos_deploy.iterator_thread import IteratorThread, NoItemError
-from rvos_deploy.video.damage import Damage
+from rvos_deploy.video.decode_errors import Damage
 from rvos_deploy.video.decoding import decode, promised_end
 from rvos_deploy.video.folder import SUFFIXES, check_sizes, decode_images, image_files
 from rvos_deploy.video.frames import Frame, VideoInfo

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rvos_deploy.json_file import write_json
-from rvos_deploy.runtime.bundle import Bundle, open_bundle
-from rvos_deploy.runtime.engine_sidecar import (
+from rvos_deploy.bundle.engine_sidecar import (
     EngineSidecar,
     engine_folder,
     plan_file,
     sidecar_file,
 )
+from rvos_deploy.bundle.folder import Bundle, open_bundle
+from rvos_deploy.json_file import write_json
 
 # pytest's importlib mode leaves this folder off the path; tests here share the stand-ins.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -32,7 +32,7 @@ SIZES = {"H": (32, 96, 256), "W": (32, 160, 256), "E": (1, 2, 4), "L": (2, 16, 7
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     from recording_cuda import FakeBindings, FakePycuda, Gpu, Machine
 
-    from rvos_deploy.runtime.backends import cuda_device
+    from rvos_deploy.runtime.backends.cuda import device as cuda_device
 
     machine = Machine()
     monkeypatch.setattr(cuda_device, "_devices", {})
@@ -85,7 +85,7 @@ def tensorrt(gpu: Gpu, engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> Fake
     """The three stand-ins, where Python looks for the real modules."""
     from recording_tensorrt import FakeTensorRt
 
-    from rvos_deploy.runtime.backends.nvrtc import load_nvrtc
+    from rvos_deploy.runtime.backends.cuda.nvrtc import load_nvrtc
 
     # The real one, which needs no GPU; it takes its helpers from the real driver module.
     load_nvrtc()

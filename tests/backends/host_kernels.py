@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rvos_deploy.engines.plugins.ms_deform_attn import host
-from rvos_deploy.runtime.backends.cuda_kernels import SOURCE
+from rvos_deploy.runtime.backends.cuda.kernels import SOURCE
 
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.runtime.backends.cuda_kernels import Argument, number, pointer
-from rvos_deploy.runtime.geometry import FrameGeometry, fit_frame
-from rvos_deploy.runtime.resampling import Taps
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, fit_frame
+from rvos_deploy.graph_io.resampling import Taps
+from rvos_deploy.runtime.backends.cuda.kernels import Argument, number, pointer
 
 
 def random_case(random: np.random.Generator) -> tuple[NDArray[np.float32], FrameGeometry]:

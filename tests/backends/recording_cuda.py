@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from rvos_deploy.runtime.backends.cuda_libraries import CudaLibraries
+from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries
 
 Work = Callable[[], None]
 

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 from recording_cuda import Machine
 
-from rvos_deploy.runtime.graph_spec import GraphSpec
+from rvos_deploy.graph_io.graph_spec import GraphSpec
 
 WORKSPACE = 4096
 

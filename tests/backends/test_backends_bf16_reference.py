@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.bf16_reference import Bf16ReferenceBackend, widened
+from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec, TensorSpec
+from rvos_deploy.runtime.backends.onnxruntime.bf16_reference import Bf16ReferenceBackend, widened
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.graph_spec import AxisSpec, GraphSpec, TensorSpec
-from rvos_deploy.runtime.onnx_file import OnnxFile
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="comes with onnx")
 NARROW = ml_dtypes.bfloat16

@@ -9,8 +9,8 @@ import pytest
 from recording_cuda import Gpu
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.cuda_device import CudaDevice, hold_device
-from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, Fetch, fetch
+from rvos_deploy.runtime.backends.cuda.device import CudaDevice, hold_device
+from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, Fetch, fetch
 
 
 def tensor(device: CudaDevice, array: np.ndarray) -> DeviceTensor:

@@ -15,15 +15,15 @@ import pytest
 import torch
 from recording_cuda import Gpu
 
+from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.backends.cuda_device import CudaDevice, hold_device
-from rvos_deploy.runtime.backends.device_array import borrow, is_device_array
-from rvos_deploy.runtime.backends.device_tensor import DeviceTensor, send
-from rvos_deploy.runtime.backends.dlpack import CPU, CUDA, Capsule, make_capsule
-from rvos_deploy.runtime.bundle import Bundle
-from rvos_deploy.runtime.geometry import fit_frame
+from rvos_deploy.graph_io.frame_geometry import fit_frame
+from rvos_deploy.runtime.backends.cuda.device import CudaDevice, hold_device
+from rvos_deploy.runtime.backends.cuda.dlpack import CPU, CUDA, Capsule, make_capsule
+from rvos_deploy.runtime.backends.cuda.foreign_arrays import borrow, is_device_array
+from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, send
 from rvos_deploy.runtime.segmenter import load
-from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.stream_settings import StreamSettings
 
 if TYPE_CHECKING:
     from recording_cuda import FakeStream

@@ -18,12 +18,7 @@ from numpy.typing import NDArray
 from recording_cuda import Gpu
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends import device_pieces, nvrtc
-from rvos_deploy.runtime.backends.cuda_device import hold_device
-from rvos_deploy.runtime.backends.cuda_kernels import KERNELS, kernel_ptx, number, pointer
-from rvos_deploy.runtime.backends.device_masks import MaskDisplay
-from rvos_deploy.runtime.backends.device_tensor import send
-from rvos_deploy.runtime.geometry import (
+from rvos_deploy.graph_io.frame_geometry import (
     PADDING,
     FrameGeometry,
     display_logits,
@@ -33,6 +28,12 @@ from rvos_deploy.runtime.geometry import (
     frame_taps,
     resize_frame,
 )
+from rvos_deploy.runtime.backends.cuda import nvrtc
+from rvos_deploy.runtime.backends.cuda import pieces as device_pieces
+from rvos_deploy.runtime.backends.cuda.device import hold_device
+from rvos_deploy.runtime.backends.cuda.kernels import KERNELS, kernel_ptx, number, pointer
+from rvos_deploy.runtime.backends.cuda.masks import MaskDisplay
+from rvos_deploy.runtime.backends.cuda.tensor import send
 
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
 

@@ -14,14 +14,14 @@ from host_kernels import host_library
 from kernel_cases import random_case, random_frame
 from recording_cuda import Gpu
 
-from rvos_deploy.runtime.backends import device_pieces
-from rvos_deploy.runtime.backends.cuda_device import CudaDevice, hold_device
-from rvos_deploy.runtime.backends.cuda_libraries import CudaLibraries
-from rvos_deploy.runtime.backends.device_array import borrow
-from rvos_deploy.runtime.backends.device_frames import FrameFitter
-from rvos_deploy.runtime.backends.device_masks import MaskDisplay
-from rvos_deploy.runtime.backends.device_tensor import fetch, send
-from rvos_deploy.runtime.geometry import display_masks, resize_frame
+from rvos_deploy.graph_io.frame_geometry import display_masks, resize_frame
+from rvos_deploy.runtime.backends.cuda import pieces as device_pieces
+from rvos_deploy.runtime.backends.cuda.device import CudaDevice, hold_device
+from rvos_deploy.runtime.backends.cuda.foreign_arrays import borrow
+from rvos_deploy.runtime.backends.cuda.frames import FrameFitter
+from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries
+from rvos_deploy.runtime.backends.cuda.masks import MaskDisplay
+from rvos_deploy.runtime.backends.cuda.tensor import fetch, send
 
 
 @pytest.fixture(params=["stand-in", pytest.param("card", marks=pytest.mark.gpu)])

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rvos_deploy.runtime.backends import onnxruntime as ort_backend
-from rvos_deploy.runtime.backends.onnxruntime_binding import OrtTensor, run_bound
-from rvos_deploy.runtime.bundle import open_bundle
-from rvos_deploy.runtime.probe import probe_clip
+from rvos_deploy.bundle.folder import open_bundle
+from rvos_deploy.graph_io.probe import probe_clip
+from rvos_deploy.runtime.backends.onnxruntime.backend import backend as ort_backend
+from rvos_deploy.runtime.backends.onnxruntime.binding import OrtTensor, run_bound
 from rvos_deploy.runtime.segmenter import load
-from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.stream_settings import StreamSettings
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])

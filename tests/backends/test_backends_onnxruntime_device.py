@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 from recording_cuda import FakeStream, Gpu
 
+from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.errors import BackendError, InputError
-from rvos_deploy.runtime.backends import onnxruntime as ort_backend
-from rvos_deploy.runtime.backends.device_array import FoundArray
-from rvos_deploy.runtime.backends.onnxruntime_binding import run_bound
-from rvos_deploy.runtime.backends.onnxruntime_device import BorrowedArray, borrow_for_onnxruntime
-from rvos_deploy.runtime.bundle import open_bundle
-from rvos_deploy.runtime.probe import probe_inputs
+from rvos_deploy.graph_io.probe import probe_inputs
+from rvos_deploy.runtime.backends.cuda.foreign_arrays import FoundArray
+from rvos_deploy.runtime.backends.onnxruntime.backend import backend as ort_backend
+from rvos_deploy.runtime.backends.onnxruntime.binding import run_bound
+from rvos_deploy.runtime.backends.onnxruntime.device_arrays import (
+    BorrowedArray,
+    borrow_for_onnxruntime,
+)
 from rvos_deploy.runtime.segmenter import load
-from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.stream_settings import StreamSettings
 
 
 class Theirs:
@@ -91,7 +94,7 @@ def test_the_host_waits_until_the_array_is_there(
 
 
 def test_what_speaks_dlpack_is_waited_for_on_the_default_stream(driver: Gpu) -> None:
-    from rvos_deploy.runtime.backends.dlpack import CUDA, make_capsule
+    from rvos_deploy.runtime.backends.cuda.dlpack import CUDA, make_capsule
 
     array = np.arange(5, dtype=np.int64)
     theirs = Theirs(driver, array, on_default=True)

@@ -25,24 +25,24 @@ from broken_graphs import poison_output
 from host_kernels import host_library
 from recording_cuda import Gpu
 
-from rvos_deploy.errors import BackendError, InputError
-from rvos_deploy.json_file import write_json
-from rvos_deploy.runtime.backends import nvrtc
-from rvos_deploy.runtime.backends.base import Runner
-from rvos_deploy.runtime.backends.device_tensor import DeviceTensor
-from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.backends.tensorrt import TensorRtBackend
-from rvos_deploy.runtime.bundle import Bundle
-from rvos_deploy.runtime.engine_sidecar import (
+from rvos_deploy.bundle.engine_sidecar import (
     EngineError,
     plan_file,
     read_sidecar,
     sidecar_file,
 )
-from rvos_deploy.runtime.probe import PROBE_BOX, probe_clip, probe_inputs
+from rvos_deploy.bundle.folder import Bundle
+from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip, probe_inputs
+from rvos_deploy.json_file import write_json
+from rvos_deploy.parity.verification import verify
+from rvos_deploy.runtime.backends.base import Runner
+from rvos_deploy.runtime.backends.cuda import nvrtc
+from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor
+from rvos_deploy.runtime.backends.registry import make_backend
+from rvos_deploy.runtime.backends.tensorrt.backend import TensorRtBackend
 from rvos_deploy.runtime.segmenter import Segmenter, load
-from rvos_deploy.runtime.settings import StreamSettings
-from rvos_deploy.runtime.verification import verify
+from rvos_deploy.stream_settings import StreamSettings
 
 if TYPE_CHECKING:
     from recording_tensorrt import FakeTensorRt

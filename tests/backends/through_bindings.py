@@ -10,10 +10,7 @@ import numpy as np
 from cuda.bindings import driver
 from kernel_cases import table_arguments
 
-from rvos_deploy.runtime.backends import cuda_kernels, nvrtc
-from rvos_deploy.runtime.backends.cuda_kernels import Kernels, number, pointer
-from rvos_deploy.runtime.backends.cuda_libraries import call
-from rvos_deploy.runtime.geometry import (
+from rvos_deploy.graph_io.frame_geometry import (
     PADDING,
     display_masks,
     display_taps,
@@ -21,6 +18,10 @@ from rvos_deploy.runtime.geometry import (
     frame_taps,
     resize_frame,
 )
+from rvos_deploy.runtime.backends.cuda import kernels as cuda_kernels
+from rvos_deploy.runtime.backends.cuda import nvrtc
+from rvos_deploy.runtime.backends.cuda.kernels import Kernels, number, pointer
+from rvos_deploy.runtime.backends.cuda.libraries import call
 
 STREAM = 0x77  # what host_driver.cpp wants to see
 

@@ -13,8 +13,8 @@ import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from rvos_deploy.benchmarks import ablations
-from rvos_deploy.benchmarks.ablations import (
+from rvos_deploy.benchmarks.studies import ablations
+from rvos_deploy.benchmarks.studies.ablations import (
     THRESHOLDS,
     VARIANTS,
     Budget,
@@ -24,15 +24,15 @@ from rvos_deploy.benchmarks.ablations import (
     starting_weights,
     variant_recipe,
 )
-from rvos_deploy.benchmarks.video_queries import decode_queries
+from rvos_deploy.benchmarks.studies.video_queries import decode_queries
+from rvos_deploy.datasets import read_mevis
+from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 from rvos_deploy.evaluation.evaluate import evaluate
-from rvos_deploy.model.clip import build_clip
-from rvos_deploy.model.config import preset
-from rvos_deploy.model.network import build_network
-from rvos_deploy.sprites import WorldConfig, write_mevis
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.modules.clip import build_clip
+from rvos_deploy.networks.pan2024.modules.network import build_network
 from rvos_deploy.training.checkpoints import trained_weights
 from rvos_deploy.training.clips import training_tokenizer
-from rvos_deploy.training.data import read_mevis
 from rvos_deploy.training.recipe import CACHEABLE
 from rvos_deploy.training.recipe_file import read_recipe
 from rvos_deploy.training.validation import clip_masks, summary

@@ -11,10 +11,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from rvos_deploy.benchmarks import agreement
+from rvos_deploy.benchmarks.studies import agreement
+from rvos_deploy.datasets import read_mevis
+from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 from rvos_deploy.errors import ParityError
-from rvos_deploy.sprites import WorldConfig, write_mevis
-from rvos_deploy.training.data import read_mevis
 
 APP = typer.Typer()
 APP.command()(agreement.main)

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from rvos_deploy.benchmarks.cards import CARDS, Rates
-from rvos_deploy.benchmarks.floors import SAMPLING, GraphCost, count_graph, count_model, floor
+from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, count_graph, count_model, floor
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.ms_deform_attn import attach_function
 
@@ -277,8 +277,8 @@ def test_counts_are_those_of_pytorch(name: str, tiny_bundle: Path, tiny_network)
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from rvos_deploy.export.graphs import graphs
-    from rvos_deploy.runtime.probe import probe_inputs
+    from rvos_deploy.graph_io.probe import probe_inputs
+    from rvos_deploy.networks.pan2024.graphs import graphs
 
     def vector_flops(matrix: list[int], *_: object, **__: object) -> int:
         return 2 * int(np.prod(matrix))

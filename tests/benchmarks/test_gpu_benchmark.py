@@ -14,15 +14,15 @@ from typer.testing import CliRunner
 
 from rvos_deploy.benchmarks import gpu, gpu_steps
 from rvos_deploy.benchmarks.cards import CARDS
-from rvos_deploy.benchmarks.gpu_contenders import Bench, Measured, agreement, measure_contender
+from rvos_deploy.benchmarks.gpu_backends import Bench, Measured, agreement, measure_contender
 from rvos_deploy.benchmarks.gpu_plan import PLAN, Request, choose_cards, new_record
 from rvos_deploy.benchmarks.gpu_report import render
 from rvos_deploy.benchmarks.gpu_steps import REFERENCE, STEPS, Run
+from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.profiles import read_profiles
 from rvos_deploy.errors import BackendError, InputError, ParityError
-from rvos_deploy.runtime.bundle import open_bundle
-from rvos_deploy.runtime.probe import probe_cases
+from rvos_deploy.graph_io.probe import probe_cases
 from rvos_deploy.runtime.segmenter import load
 
 Record = dict[str, Any]
@@ -286,7 +286,7 @@ def test_agreement_of_equal_and_of_empty_masks() -> None:
 @pytest.mark.slow
 def test_a_contender_is_measured(tiny_bundle: Path, tmp_path: Path) -> None:
     """All that is asked of a back end on a GPU, asked of ONNX Runtime on the CPU."""
-    from rvos_deploy.sprites import sample_video
+    from rvos_deploy.datasets.moving_sprites import sample_video
     from rvos_deploy.video import read_video
 
     video = tmp_path / "clip.mp4"

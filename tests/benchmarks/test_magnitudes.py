@@ -15,12 +15,12 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from rvos_deploy.benchmarks import magnitudes
-from rvos_deploy.benchmarks.magnitudes import Layer, Magnitudes, join, require_room
+from rvos_deploy.benchmarks.studies import magnitudes
+from rvos_deploy.benchmarks.studies.magnitudes import Layer, Magnitudes, join, require_room
 from rvos_deploy.errors import ParityError
 from rvos_deploy.export import weights
-from rvos_deploy.model.attention import HIDDEN, MultiHeadAttention, hide
-from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.attention import HIDDEN, MultiHeadAttention, hide
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 
 APP = typer.Typer()
 APP.command()(magnitudes.main)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from rvos_deploy.benchmarks.selection import (
+from rvos_deploy.benchmarks.studies.selection import (
     THRESHOLDS,
     ExpressionDiagnosis,
     diagnose_expression,
     network_truth,
     summarise,
 )
-from rvos_deploy.runtime.geometry import fit_frame
+from rvos_deploy.graph_io.frame_geometry import fit_frame
 
 HALF = THRESHOLDS.index(0.5)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rvos_deploy.benchmarks.training_cost import count_cost, pixels
+from rvos_deploy.benchmarks.studies.training_cost import count_cost, pixels
 from rvos_deploy.training.recipe_file import read_recipe
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import pytest
 
-from rvos_deploy.runtime.bundle import GRAPHS, MANIFEST, PARITY, TOKENIZER, write_manifest
+from rvos_deploy.bundle.folder import GRAPHS, MANIFEST, PARITY, TOKENIZER, write_manifest
 
 BUNDLE_FILES = (*(f"{name}.onnx" for name in GRAPHS), TOKENIZER, PARITY, MANIFEST)
 

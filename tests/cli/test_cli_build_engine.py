@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from rvos_deploy.bundle.engine_sidecar import plan_file, sidecar_file
 from rvos_deploy.engines.gpu import find_gpu
 from rvos_deploy.engines.targets import TENSORRT, open_target
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.engine_sidecar import plan_file, sidecar_file
 
 needs_rtx = pytest.mark.skipif(find_gpu() is not None, reason="written for machines without a GPU")
 

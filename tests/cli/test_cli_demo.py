@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from rvos_deploy import demo
+from rvos_deploy.bundle.folder import find_bundle, packaged_bundles
+from rvos_deploy.datasets.moving_sprites import WorldConfig, find_video, render
 from rvos_deploy.evaluation.metrics import contour_accuracy, region_similarity
-from rvos_deploy.runtime.bundle import find_bundle, packaged_bundles
-from rvos_deploy.sprites import WorldConfig, find_video, render
 
 
 @pytest.fixture(scope="module")

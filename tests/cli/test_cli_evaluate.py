@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rvos_deploy.datasets import read_mevis
+from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites.emoji import EMOJI
 from rvos_deploy.errors import InputError
-from rvos_deploy.sprites import WorldConfig, write_mevis
-from rvos_deploy.sprites.emoji import EMOJI
-from rvos_deploy.training.data import read_mevis
 
 SPRITES = ("make-data", "sprites", "--split", "valid", "--no-emoji", "--size", "64x96")
 HELD_BY_EVERY_FILE = {"schema", "command", "versions", "machine"}
@@ -112,7 +112,7 @@ def test_make_data_makes_100_valid_videos_when_none_are_named(
     def written(folder: Path, **options: object) -> None:
         raise InputError(f"{folder} {options['videos']}")
 
-    monkeypatch.setattr("rvos_deploy.sprites.write_mevis", written)
+    monkeypatch.setattr("rvos_deploy.datasets.moving_sprites.write_mevis", written)
     arguments = ("make-data", "sprites", "--out", tmp_path, "--split")
     assert rvos(*arguments, "valid").error == f"{tmp_path / 'valid'} 100"
     assert rvos(*arguments, "train").error == f"{tmp_path / 'train'} 1000"

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
+from rvos_deploy.bundle.folder import open_bundle
+from rvos_deploy.bundle.manifest import plain
 from rvos_deploy.cli.export import export
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.runtime.bundle import open_bundle
-from rvos_deploy.runtime.manifest import plain
-from rvos_deploy.runtime.probe import probe_cases
-from rvos_deploy.runtime.verification import MINIMUM_J_AND_F, judge
+from rvos_deploy.graph_io.probe import probe_cases
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.parity.verification import MINIMUM_J_AND_F, judge
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def ready_graphs(
 ) -> None:
     from rvos_deploy.export import bundle_export
     from rvos_deploy.export.weights import Weights, load_with_origin
-    from rvos_deploy.runtime import verification
+    from rvos_deploy.parity import verification
 
     def copied(graph: Any, folder: Path, store: str, opset: int | None) -> list[Path]:
         return [Path(shutil.copy(tiny_bundle / f"{graph.spec.name}.onnx", folder))]

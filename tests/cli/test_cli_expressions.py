@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rvos_deploy.runtime.bundle import packaged_bundles
-from rvos_deploy.runtime.tokenizer import Tokenizer
+from rvos_deploy.bundle.folder import packaged_bundles
+from rvos_deploy.graph_io.tokenizer import Tokenizer
 
 
 @pytest.fixture

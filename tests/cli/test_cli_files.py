@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rvos_deploy.datasets import read_mevis
+from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.stream import Stream
-from rvos_deploy.sprites import WorldConfig, write_mevis
-from rvos_deploy.training.data import read_mevis
 
 SMALL = ("--size", "64x96", "--fallback", "top1")
 

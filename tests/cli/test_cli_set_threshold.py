@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rvos_deploy
-from rvos_deploy.runtime.bundle import open_bundle
+from rvos_deploy.bundle.folder import open_bundle
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rvos_deploy.sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 
 TEXTS = ("the disc", "a dog", "the square moving to the right")
 

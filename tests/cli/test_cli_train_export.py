@@ -13,16 +13,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.source import find_source
 from rvos_deploy.export.weights import Weights, load_with_origin
-from rvos_deploy.model.checkpoint import clip_fingerprint, load_checkpoint, read_provenance
-from rvos_deploy.model.clip import build_clip
-from rvos_deploy.model.config import ModelConfig, preset
-from rvos_deploy.model.inference import segment_clip, tokenize
-from rvos_deploy.model.network import build_network
-from rvos_deploy.runtime.bundle import open_bundle
-from rvos_deploy.runtime.geometry import display_mask, fit_frame, resize_frame
+from rvos_deploy.graph_io.frame_geometry import display_mask, fit_frame, resize_frame
+from rvos_deploy.networks.pan2024.config import ModelConfig, preset
+from rvos_deploy.networks.pan2024.modules.checkpoint import (
+    clip_fingerprint,
+    load_checkpoint,
+    read_provenance,
+)
+from rvos_deploy.networks.pan2024.modules.clip import build_clip
+from rvos_deploy.networks.pan2024.modules.inference import segment_clip, tokenize
+from rvos_deploy.networks.pan2024.modules.network import build_network
 from rvos_deploy.training.clips import training_tokenizer
 from rvos_deploy.video import read_video
 

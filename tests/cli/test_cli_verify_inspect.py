@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from rvos_deploy.bundle.folder import GRAPHS, MANIFEST, PARITY, write_manifest
 from rvos_deploy.cli.parity_table import parity_table
-from rvos_deploy.runtime.bundle import GRAPHS, MANIFEST, PARITY, write_manifest
 
 
 def read(path: Path) -> dict[str, Any]:

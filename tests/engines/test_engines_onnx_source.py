@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from rvos_deploy.bundle.folder import open_bundle
+from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.engines.onnx_source import read_onnx
-from rvos_deploy.runtime.bundle import open_bundle
-from rvos_deploy.runtime.onnx_file import OnnxFile
-from rvos_deploy.runtime.probe import probe_inputs
+from rvos_deploy.graph_io.probe import probe_inputs
 
 
 def save(path: Path, *nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("y",)) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rvos_deploy.bundle.folder import Bundle, open_bundle
 from rvos_deploy.engines.build_plan import BuiltPlan
 from rvos_deploy.engines.engine_parity import (
     PartlyEngines,
@@ -27,8 +28,7 @@ from rvos_deploy.engines.proof import prove, why_not
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.runtime.backends.base import Runner, Value
-from rvos_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from rvos_deploy.runtime.bundle import Bundle, open_bundle
+from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 
 SMALL = "H=32:64:96,W=32:96:160,E=1:2:3,L=2:5:20,M=1:3:8"
 

@@ -21,7 +21,7 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
     tactics_for,
 )
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.nvrtc import load_nvrtc, supported_archs
+from rvos_deploy.runtime.backends.cuda.nvrtc import load_nvrtc, supported_archs
 
 Types = tuple[DType, DType, DType]
 _VECTOR_LOAD = re.compile(r"ld\.global(?:\.\w+)*\.v4\.[a-z]+32")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from rvos_deploy.bundle.folder import Bundle, open_bundle
 from rvos_deploy.engines import profiles
 from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.bundle import Bundle, open_bundle
-from rvos_deploy.runtime.graph_spec import AxisSpec, GraphSpec, TensorSpec
+from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec, TensorSpec
 
 AXES = {
     "H": AxisSpec("H", 32, 4096, 32),

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rvos_deploy.bundle.engine_sidecar import engine_folder, read_sidecar
+from rvos_deploy.bundle.folder import Bundle, open_bundle
+from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.engines import build, proof
 from rvos_deploy.engines.build import build_engines
 from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.errors import ParityError
 from rvos_deploy.runtime.backends.base import Runner, Value
-from rvos_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from rvos_deploy.runtime.bundle import Bundle, open_bundle
-from rvos_deploy.runtime.engine_checks import EngineMachine, check_loadable
-from rvos_deploy.runtime.engine_sidecar import engine_folder, read_sidecar
-from rvos_deploy.runtime.onnx_file import OnnxFile
+from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
+from rvos_deploy.runtime.backends.tensorrt.engine_checks import EngineMachine, check_loadable
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu12")
 SMALL = "H=32:64:96,W=32:96:160,E=1:2:3,L=2:5:20,M=1:3:8"

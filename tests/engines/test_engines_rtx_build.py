@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rvos_deploy.engines.build import build_engines
-from rvos_deploy.engines.gpu import find_gpu
-from rvos_deploy.engines.settings import DEFAULT_CAPABILITIES, BuildSettings
-from rvos_deploy.errors import BackendError, InputError
-from rvos_deploy.model.config import preset
-from rvos_deploy.runtime.bundle import (
+from rvos_deploy.bundle.engine_sidecar import (
+    EngineError,
+    EngineSidecar,
+    engine_folder,
+    plan_file,
+    read_sidecar,
+)
+from rvos_deploy.bundle.folder import (
     GRAPHS,
     MANIFEST,
     REQUIRED,
@@ -29,15 +31,17 @@ from rvos_deploy.runtime.bundle import (
     sha256_file,
     write_manifest,
 )
-from rvos_deploy.runtime.engine_checks import EngineMachine, check_loadable, check_plan
-from rvos_deploy.runtime.engine_loading import deserialize, read_plan
-from rvos_deploy.runtime.engine_sidecar import (
-    EngineError,
-    EngineSidecar,
-    engine_folder,
-    plan_file,
-    read_sidecar,
+from rvos_deploy.engines.build import build_engines
+from rvos_deploy.engines.gpu import find_gpu
+from rvos_deploy.engines.settings import DEFAULT_CAPABILITIES, BuildSettings
+from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.runtime.backends.tensorrt.engine_checks import (
+    EngineMachine,
+    check_loadable,
+    check_plan,
 )
+from rvos_deploy.runtime.backends.tensorrt.engine_loading import deserialize, read_plan
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu12")
 TARGET = "tensorrt-rtx"
@@ -66,10 +70,10 @@ def export_graphs_alone(
 
     ``only``: those that are exported; of the rest there are contracts.
     """
-    from rvos_deploy.export.graphs import graphs
     from rvos_deploy.export.onnx_graph import export_graph
     from rvos_deploy.export.weights import Weights, load_network
-    from rvos_deploy.model.precision import set_precision
+    from rvos_deploy.networks.pan2024.graphs import graphs
+    from rvos_deploy.networks.pan2024.modules.precision import set_precision
 
     network = set_precision(load_network(preset(name), Weights(random=True)), precision)
     folder.mkdir()

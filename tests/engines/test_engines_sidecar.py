@@ -15,18 +15,23 @@ from typing import Any
 
 import pytest
 
-from rvos_deploy.errors import RvosError
-from rvos_deploy.json_file import write_json
-from rvos_deploy.runtime import engine_loading
-from rvos_deploy.runtime.bundle import Bundle, open_bundle
-from rvos_deploy.runtime.engine_checks import EngineMachine, check_loadable, check_plan, profile_for
-from rvos_deploy.runtime.engine_sidecar import (
+from rvos_deploy.bundle.engine_sidecar import (
     EngineError,
     EngineSidecar,
     list_engines,
     plan_file,
     read_sidecar,
     sidecar_file,
+)
+from rvos_deploy.bundle.folder import Bundle, open_bundle
+from rvos_deploy.errors import RvosError
+from rvos_deploy.json_file import write_json
+from rvos_deploy.runtime.backends.tensorrt.backend import engine_loading
+from rvos_deploy.runtime.backends.tensorrt.engine_checks import (
+    EngineMachine,
+    check_loadable,
+    check_plan,
+    profile_for,
 )
 
 PLAN = b"not really a plan"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import rvos_deploy as rvos
+from rvos_deploy.datasets import read_mevis
 from rvos_deploy.evaluation.bundle_masks import bundle_masks, bundle_settings, evaluate_bundle
 from rvos_deploy.evaluation.evaluate import evaluate
-from rvos_deploy.training.data import read_mevis
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_the_command_says_it_in_one_line(
 
 
 def test_a_turned_frame_has_the_size_of_its_pixels(split: Path) -> None:
-    from rvos_deploy.training.data import read_mevis
+    from rvos_deploy.datasets import read_mevis
 
     video = read_mevis(split).videos[0]
     exif = Image.Exif()

@@ -14,11 +14,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from rvos_deploy.datasets import VideoRecord, read_mevis, read_ref_davis
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.evaluation.metrics import contour_accuracy, region_similarity
 from rvos_deploy.evaluation.report import report, write_csv
-from rvos_deploy.training.data import VideoRecord, read_mevis, read_ref_davis
 
 Mask = NDArray[np.bool_]
 

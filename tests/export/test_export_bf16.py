@@ -12,21 +12,21 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
+from rvos_deploy.bundle.folder import GRAPHS, open_bundle
+from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.bundle_export import NOT_PROVED, export_bundle
-from rvos_deploy.export.graphs import TOLERANCES, WITHOUT_ROUNDING, Graph, graphs
 from rvos_deploy.export.ms_deform_attn import NODE
 from rvos_deploy.export.onnx_graph import export_graph
 from rvos_deploy.export.parity import check_graph, check_without_rounding
 from rvos_deploy.export.weights import Weights
-from rvos_deploy.model.config import preset
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.precision import set_precision
-from rvos_deploy.runtime.backends.bf16_reference import Bf16ReferenceBackend
-from rvos_deploy.runtime.bundle import GRAPHS, open_bundle
-from rvos_deploy.runtime.onnx_file import OnnxFile
-from rvos_deploy.runtime.probe import probe_inputs
-from rvos_deploy.runtime.verification import verify
+from rvos_deploy.graph_io.probe import probe_inputs
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.graphs import TOLERANCES, WITHOUT_ROUNDING, Graph, graphs
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.precision import set_precision
+from rvos_deploy.parity.verification import verify
+from rvos_deploy.runtime.backends.onnxruntime.bf16_reference import Bf16ReferenceBackend
 
 NARROW, WIDE = TensorProto.BFLOAT16, TensorProto.FLOAT
 

@@ -11,27 +11,27 @@ import onnx.inliner
 import pytest
 import torch
 
+from rvos_deploy.bundle.folder import GRAPHS, open_bundle
+from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.export import bundle_export
 from rvos_deploy.export.bundle_export import export_bundle
-from rvos_deploy.export.graphs import graphs
 from rvos_deploy.export.weights import Weights, load_network
-from rvos_deploy.model.checkpoint import load_checkpoint
-from rvos_deploy.model.clip import ImageFeatures, TextFeatures
-from rvos_deploy.model.config import preset
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import GRAPHS, open_bundle
-from rvos_deploy.runtime.comparison import compare
-from rvos_deploy.runtime.onnx_file import OnnxFile
-from rvos_deploy.runtime.probe import probe_inputs
-from rvos_deploy.runtime.verification import (
+from rvos_deploy.graph_io.probe import probe_inputs
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.graphs import graphs
+from rvos_deploy.networks.pan2024.modules.checkpoint import load_checkpoint
+from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.parity.comparison import compare
+from rvos_deploy.parity.verification import (
     CLIP_LOGITS,
     CLIP_ORDER,
     MaskCheck,
     case_axes,
     verify,
 )
+from rvos_deploy.runtime.backends.registry import make_backend
 
 AXES = [
     {"H": 32, "W": 96, "E": 1, "L": 3, "M": 2},

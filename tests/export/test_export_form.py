@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import shape_inference, version_converter
 
+from rvos_deploy.bundle.folder import GRAPHS, MANIFEST, open_bundle
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.export.bundle_export import export_bundle
 from rvos_deploy.export.graph_form import (
@@ -20,16 +21,15 @@ from rvos_deploy.export.graph_form import (
     choose_opset,
     read_static_shapes,
 )
-from rvos_deploy.export.graphs import Graph, graphs
 from rvos_deploy.export.onnx_graph import export_graph, opset_of
 from rvos_deploy.export.parity import check_graph, check_without_rounding
 from rvos_deploy.export.weights import Weights, load_network
-from rvos_deploy.model.config import preset
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.precision import set_precision
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.graphs import Graph, graphs
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.precision import set_precision
+from rvos_deploy.parity.verification import read_reference, verify
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import GRAPHS, MANIFEST, open_bundle
-from rvos_deploy.runtime.verification import read_reference, verify
 
 FIXED = {"H": 64, "W": 96, "E": 2, "L": 16, "M": 8}
 

@@ -9,17 +9,17 @@ import onnx
 import pytest
 import torch
 
+from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.graphs import graphs
 from rvos_deploy.export.half_storage import round_to_half, store_as_half
 from rvos_deploy.export.onnx_graph import export_graph
-from rvos_deploy.model.config import preset
-from rvos_deploy.model.network import RvosNetwork, build_network
+from rvos_deploy.graph_io.probe import probe_inputs
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.graphs import graphs
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
+from rvos_deploy.parity.comparison import compare
+from rvos_deploy.parity.verification import case_axes
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.comparison import compare
-from rvos_deploy.runtime.onnx_file import OnnxFile
-from rvos_deploy.runtime.probe import probe_inputs
-from rvos_deploy.runtime.verification import case_axes
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from rvos_deploy.bundle.folder import GRAPHS, open_bundle
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.ms_deform_attn import NODE
-from rvos_deploy.model.cross_modal_encoder import WideGroupNorm
-from rvos_deploy.model.inference import decode_clip
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.precision import Precision, set_precision
-from rvos_deploy.runtime.bundle import GRAPHS, open_bundle
-from rvos_deploy.runtime.geometry import fit_frame, resize_frame
-from rvos_deploy.runtime.probe import PROBE_BOX, probe_clip
+from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
+from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip
+from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import WideGroupNorm
+from rvos_deploy.networks.pan2024.modules.inference import decode_clip
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.precision import Precision, set_precision
 from rvos_deploy.runtime.segmenter import load
 
 HALF, WIDE = TensorProto.FLOAT16, TensorProto.FLOAT

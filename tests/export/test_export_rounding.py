@@ -17,17 +17,16 @@ import torch
 from onnx import numpy_helper
 from stochastic_rounding import StochasticRounding
 
+from rvos_deploy.bundle.folder import open_bundle, packaged_bundles
 from rvos_deploy.export.bundle_export import export_bundle
-from rvos_deploy.export.graphs import TOLERANCES, WITHOUT_ROUNDING, Graph, graphs
 from rvos_deploy.export.parity import check_without_rounding
 from rvos_deploy.export.weights import Weights, load_network
-from rvos_deploy.model.config import preset
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.precision import set_precision
-from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import open_bundle, packaged_bundles
-from rvos_deploy.runtime.probe import probe_inputs
-from rvos_deploy.runtime.verification import (
+from rvos_deploy.graph_io.probe import probe_inputs
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.graphs import TOLERANCES, WITHOUT_ROUNDING, Graph, graphs
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.precision import set_precision
+from rvos_deploy.parity.verification import (
     FURTHEST_QUERY,
     MAXIMUM_UNDECIDED_QUERIES,
     case_axes,
@@ -36,6 +35,7 @@ from rvos_deploy.runtime.verification import (
     query_of_values,
     verify,
 )
+from rvos_deploy.runtime.backends.registry import make_backend
 
 CHECKPOINTS = Path(__file__).parents[2] / "benchmarks" / "checkpoints"
 TRAINED = Weights(
@@ -200,9 +200,9 @@ def test_the_packaged_weights_in_float16_lose_no_masks(tmp_path: Path) -> None:
     """Exported as benchmarks/results/README.md says, and measured on 12 videos against the packaged
     float32 bundle: at most 0.002 of J&F.
     """
-    from rvos_deploy.benchmarks.agreement import compare_bundles, require_agreement
-    from rvos_deploy.sprites import WorldConfig, write_mevis
-    from rvos_deploy.training.data import read_mevis
+    from rvos_deploy.benchmarks.studies.agreement import compare_bundles, require_agreement
+    from rvos_deploy.datasets import read_mevis
+    from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 
     report = export_bundle(preset("tiny"), tmp_path / "half", TRAINED)
     assert all(verdict.passed for verdict in report.verdicts)

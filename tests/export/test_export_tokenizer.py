@@ -10,8 +10,8 @@ import pytest
 from open_clip.tokenizer import SimpleTokenizer
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.tokenizer import write_tokenizer
-from rvos_deploy.runtime.tokenizer import Tokenizer
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
 
 AWKWARD = [
     "",

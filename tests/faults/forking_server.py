@@ -50,11 +50,6 @@ def main() -> None:
     import av  # noqa: F401
     import onnxruntime  # noqa: F401
 
-    import rvos_deploy.cli.evaluate
-    import rvos_deploy.evaluation.report
-    import rvos_deploy.runtime.segment_video
-    import rvos_deploy.sprites  # noqa: F401
-
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     for line in sys.stdin:
         reading, writing = os.pipe()

@@ -14,13 +14,13 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["rvos_deploy"]):
+    from rvos_deploy.bundle.manifest import Manifest, decode
+    from rvos_deploy.bundle.onnx_file import external_locations
+    from rvos_deploy.bundle.parity_file import read_arrays
+    from rvos_deploy.datasets import rle
     from rvos_deploy.errors import RvosError
+    from rvos_deploy.graph_io.tokenizer import clean_text
     from rvos_deploy.redaction import redact_text
-    from rvos_deploy.runtime.manifest import Manifest, decode
-    from rvos_deploy.runtime.onnx_file import external_locations
-    from rvos_deploy.runtime.parity_file import read_arrays
-    from rvos_deploy.runtime.tokenizer import clean_text
-    from rvos_deploy.sprites import rle
     from rvos_deploy.training.recipe_file import parse_recipe
     from rvos_deploy.video.source import kind_of, name_of
 

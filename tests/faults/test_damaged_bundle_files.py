@@ -17,12 +17,12 @@ from damage import Attempt, Resign, byte_damage, ends_well, json_damage, linked,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rvos_deploy.bundle.folder import MANIFEST, PARITY, TOKENIZER, open_bundle
+from rvos_deploy.bundle.parity_file import read_arrays
 from rvos_deploy.errors import BackendError
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.parity.verification import CLIP_LOGITS, CLIP_ORDER
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import MANIFEST, PARITY, TOKENIZER, open_bundle
-from rvos_deploy.runtime.parity_file import read_arrays
-from rvos_deploy.runtime.tokenizer import Tokenizer
-from rvos_deploy.runtime.verification import CLIP_LOGITS, CLIP_ORDER
 
 
 def npz(**arrays: bytes) -> bytes:
@@ -208,9 +208,9 @@ import sys
 from pathlib import Path
 from rvos_deploy.errors import RvosError
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import open_bundle
-from rvos_deploy.runtime.onnx_file import OnnxFile
-from rvos_deploy.runtime.probe import probe_inputs
+from rvos_deploy.bundle.folder import open_bundle
+from rvos_deploy.bundle.onnx_file import OnnxFile
+from rvos_deploy.graph_io.probe import probe_inputs
 spec = open_bundle(sys.argv[1]).graphs["mask_head"]
 inputs = probe_inputs(spec, {"E": 2, "H": 32, "W": 64}, 0)
 for file in sys.argv[2:]:

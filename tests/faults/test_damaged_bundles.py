@@ -34,12 +34,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rvos_deploy.cli import inspect as inspect_command
-from rvos_deploy.cli.engine_table import engine_table
-from rvos_deploy.cli.parity_table import parity_table
-from rvos_deploy.errors import BundleError
-from rvos_deploy.json_file import write_json
-from rvos_deploy.runtime.bundle import (
+from rvos_deploy.bundle.engine_sidecar import (
+    EngineError,
+    EngineSidecar,
+    list_engines,
+    plan_file,
+    sidecar_file,
+)
+from rvos_deploy.bundle.folder import (
     GRAPHS,
     MANIFEST,
     PARITY,
@@ -48,18 +50,20 @@ from rvos_deploy.runtime.bundle import (
     open_bundle,
     write_manifest,
 )
-from rvos_deploy.runtime.engine_checks import EngineMachine, check_loadable, profile_for
-from rvos_deploy.runtime.engine_sidecar import (
-    EngineError,
-    EngineSidecar,
-    list_engines,
-    plan_file,
-    sidecar_file,
+from rvos_deploy.bundle.manifest import plain
+from rvos_deploy.cli import inspect as inspect_command
+from rvos_deploy.cli.engine_table import engine_table
+from rvos_deploy.cli.parity_table import parity_table
+from rvos_deploy.errors import BundleError
+from rvos_deploy.graph_io.probe import probe_clip
+from rvos_deploy.json_file import write_json
+from rvos_deploy.parity.verification import read_reference
+from rvos_deploy.runtime.backends.tensorrt.engine_checks import (
+    EngineMachine,
+    check_loadable,
+    profile_for,
 )
-from rvos_deploy.runtime.manifest import plain
-from rvos_deploy.runtime.probe import probe_clip
 from rvos_deploy.runtime.segmenter import load
-from rvos_deploy.runtime.verification import read_reference
 
 
 def show(bundle: Bundle) -> None:

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rvos_deploy.sprites import WorldConfig, write_mevis
-from rvos_deploy.training.data import read_mevis
+from rvos_deploy.datasets import read_mevis
+from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 
 SMALL = ("--size", "64x96", "--fallback", "top1", "--threads", "1")
 HERE = Path(__file__).parent
@@ -398,7 +398,7 @@ SPILL = """
 import shutil, sys
 import numpy as np
 from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.spill_store import SpillStore
+from rvos_deploy.spill_store import SpillStore
 usage = shutil.disk_usage("/")._replace(free=2**40)  # another process takes the rest meanwhile
 shutil.disk_usage = lambda folder: usage
 with SpillStore(0) as store:

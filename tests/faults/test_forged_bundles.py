@@ -12,12 +12,12 @@ import onnx
 import pytest
 from damage import NO_DIGEST, Attempt, Resign, damaged, ends_well, linked, signed
 
+from rvos_deploy.bundle.folder import MANIFEST, PARITY, TOKENIZER, Bundle, open_bundle
 from rvos_deploy.errors import BundleError
+from rvos_deploy.graph_io.probe import probe_clip, probe_inputs
+from rvos_deploy.parity.verification import CLIP_LOGITS, read_reference
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import MANIFEST, PARITY, TOKENIZER, Bundle, open_bundle
-from rvos_deploy.runtime.probe import probe_clip, probe_inputs
 from rvos_deploy.runtime.segmenter import Segmenter, load
-from rvos_deploy.runtime.verification import CLIP_LOGITS, read_reference
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_what_was_hashed_is_what_is_parsed(
     external: Path, attempt: Attempt, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that is swapped right after it was hashed: what it held before is used."""
-    from rvos_deploy.runtime import bundle as module
+    from rvos_deploy.bundle import folder as module
 
     copy = external / f"{name}.copy"
     shutil.copy(external / name, copy)
@@ -206,7 +206,7 @@ def test_a_file_that_is_swapped_before_it_is_read_is_refused(
 def test_every_file_is_hashed_once_in_a_load(
     external: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rvos_deploy.runtime import bundle as module
+    from rvos_deploy.bundle import folder as module
 
     hashed: list[int] = []
     real_bytes, real_file = module.hashlib.sha256, module.sha256_file
@@ -233,7 +233,7 @@ def open_bundle_files(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One video to evaluate on: ``evaluate`` reads it before the bundle."""
-    from rvos_deploy.sprites import WorldConfig, write_mevis
+    from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
     root = tmp_path_factory.mktemp("sprites")

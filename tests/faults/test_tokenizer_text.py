@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
+from rvos_deploy.bundle.folder import packaged_bundles
 from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.bundle import packaged_bundles
-from rvos_deploy.runtime.probe import END_OF_TEXT, START_OF_TEXT
-from rvos_deploy.runtime.tokenizer import Tokenizer
+from rvos_deploy.graph_io.probe import END_OF_TEXT, START_OF_TEXT
+from rvos_deploy.graph_io.tokenizer import Tokenizer
 
 Attempt = Callable[[str], AbstractContextManager[None]]
 
@@ -51,7 +51,7 @@ def ours(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if request.param == "packaged":
         return Tokenizer(packaged_bundles()["tiny"] / "tokenizer.json")
     pytest.importorskip("open_clip")
-    from rvos_deploy.export.tokenizer import write_tokenizer
+    from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
 
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     write_tokenizer(file)

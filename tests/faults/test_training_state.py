@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from rvos_deploy.errors import InputError, RvosError
-from rvos_deploy.model import network as network_module
-from rvos_deploy.model.checkpoint import load_checkpoint
-from rvos_deploy.model.clip import build_clip
-from rvos_deploy.model.config import preset
-from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.modules import network as network_module
+from rvos_deploy.networks.pan2024.modules.checkpoint import load_checkpoint
+from rvos_deploy.networks.pan2024.modules.clip import build_clip
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.training import clip_pretraining
 from rvos_deploy.training.clips import training_tokenizer
 from rvos_deploy.training.preparation import make_network

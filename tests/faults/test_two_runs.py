@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import discard, holding, replacing_folder
-from rvos_deploy.sprites import WorldConfig, write_mevis
 
 SMALL = ("--size", "64x96", "--fallback", "top1", "--threads", "1")
 PATIENCE = 120

@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rvos_deploy.model.clip import FrozenClip, TextFeatures, build_clip
-from rvos_deploy.model.config import ModelConfig, preset
-from rvos_deploy.model.network import RvosNetwork
+from rvos_deploy.networks.pan2024.config import ModelConfig, preset
+from rvos_deploy.networks.pan2024.modules.clip import FrozenClip, TextFeatures, build_clip
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 
 START_OF_TEXT, END_OF_TEXT = 49406, 49407
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rvos_deploy.model.attention import (
+from rvos_deploy.networks.pan2024.modules.attention import (
     CrossAttentionLayer,
     Mlp,
     MultiHeadAttention,
@@ -16,7 +16,11 @@ from rvos_deploy.model.attention import (
     hide,
     softmax,
 )
-from rvos_deploy.model.position import pixel_centres, sine_position_2d, temporal_position
+from rvos_deploy.networks.pan2024.modules.position import (
+    pixel_centres,
+    sine_position_2d,
+    temporal_position,
+)
 
 # Float32 softmax inside, so float64 inputs do not help: sums of tens of terms of order one.
 FLOAT32 = {"rtol": 1e-5, "atol": 2e-6}

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.model import clip as clip_module
-from rvos_deploy.model import clip_weights
-from rvos_deploy.model.clip import FrozenClip, build_clip
-from rvos_deploy.model.config import ModelConfig, preset
+from rvos_deploy.networks.pan2024.config import ModelConfig, preset
+from rvos_deploy.networks.pan2024.modules import clip as clip_module
+from rvos_deploy.networks.pan2024.modules import clip_weights
+from rvos_deploy.networks.pan2024.modules.clip import FrozenClip, build_clip
 
 TokenIds = Callable[[Sequence[int], int], Tensor]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import (
+from rvos_deploy.networks.pan2024.config import (
     CONTEXT_LENGTH,
     PRESETS,
     STRIDE,

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rvos_deploy.model.mask_head import NOTHING, MaskHead, unite_masks
-from rvos_deploy.model.network import referred_scores
+from rvos_deploy.networks.pan2024.modules.mask_head import NOTHING, MaskHead, unite_masks
+from rvos_deploy.networks.pan2024.modules.network import referred_scores
 
 
 def test_folding_gives_the_convolutions_logits() -> None:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rvos_deploy.model.attention import hide
-from rvos_deploy.model.clip import ImageFeatures, TextFeatures
-from rvos_deploy.model.cross_modal_encoder import EncodedFrame
-from rvos_deploy.model.frame_query_decoder import (
+from rvos_deploy.networks.pan2024.modules.attention import hide
+from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
+from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import EncodedFrame
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import (
     HIDING_FLOOR,
     HIDING_SLOPE,
     DecodedFrame,
@@ -26,8 +26,8 @@ from rvos_deploy.model.frame_query_decoder import (
     ramped_bias,
     resize_mask_features,
 )
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.position import sine_position_2d
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.position import sine_position_2d
 
 SHAPES = [(8, 12), (4, 6), (2, 3)]
 """Strides 8, 16, 32 of a 64x96 frame."""

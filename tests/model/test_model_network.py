@@ -8,11 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from rvos_deploy.model.clip import FrozenClip, ImageFeatures, TextFeatures
-from rvos_deploy.model.config import ModelConfig, preset
-from rvos_deploy.model.frame_query_decoder import SlotFacts
-from rvos_deploy.model.mask_head import unite_masks
-from rvos_deploy.model.network import NetworkOutput, RvosNetwork, build_network, referred_scores
+from rvos_deploy.networks.pan2024.config import ModelConfig, preset
+from rvos_deploy.networks.pan2024.modules.clip import FrozenClip, ImageFeatures, TextFeatures
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
+from rvos_deploy.networks.pan2024.modules.network import (
+    NetworkOutput,
+    RvosNetwork,
+    build_network,
+    referred_scores,
+)
 
 MakeNetwork = Callable[..., RvosNetwork]
 TokenIds = Callable[[Sequence[int], int], Tensor]

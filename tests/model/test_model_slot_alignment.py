@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rvos_deploy.model.slot_alignment import align_slots, gather_slots
-from rvos_deploy.runtime.slots import (
+from rvos_deploy.networks.pan2024.modules.slot_alignment import align_slots, gather_slots
+from rvos_deploy.networks.pan2024.slots import (
     ALIKE,
     CHANGED,
     DOUBTFUL,
@@ -131,7 +131,7 @@ def mixed(old: float, new: float) -> float:
 
 @dataclass
 class SlowTracker:
-    """What the docstrings of runtime/slots.py say, one slot and one query at a time.
+    """What the docstrings of networks/pan2024/slots.py say, one slot and one query at a time.
 
     objects: last sight of the object of each slot that holds one; unseen: frames since.
     """

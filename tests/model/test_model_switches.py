@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rvos_deploy.model.config import preset
-from rvos_deploy.model.frame_query_decoder import thresholded_bias
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.slot_alignment import align_slots
-from rvos_deploy.model.video_query_decoder import LinearReferredHead
-from rvos_deploy.runtime.slots import CosineTracker, SlotCues, make_tracker
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import thresholded_bias
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.slot_alignment import align_slots
+from rvos_deploy.networks.pan2024.modules.video_query_decoder import LinearReferredHead
+from rvos_deploy.networks.pan2024.slots import CosineTracker, SlotCues, make_tracker
 
 OURS: dict[str, Any] = {
     "text_words": False,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rvos_deploy.model.clip import TextFeatures
-from rvos_deploy.model.config import PRESETS, preset
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.text_resizer import TextResizer
+from rvos_deploy.networks.pan2024.config import PRESETS, preset
+from rvos_deploy.networks.pan2024.modules.clip import TextFeatures
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.text_resizer import TextResizer
 
 MakeNetwork = Callable[..., RvosNetwork]
 TokenIds = Callable[[Sequence[int], int], Tensor]

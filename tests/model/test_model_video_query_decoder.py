@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rvos_deploy.model.clip import TextFeatures
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.video_query_decoder import (
+from rvos_deploy.networks.pan2024.modules.clip import TextFeatures
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.video_query_decoder import (
     MOMENTS,
     MOST_RIVALRY,
     Course,

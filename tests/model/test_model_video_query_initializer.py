@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rvos_deploy.model.clip import TextFeatures
-from rvos_deploy.model.frame_query_decoder import SlotFacts
-from rvos_deploy.model.network import RvosNetwork
-from rvos_deploy.model.slot_alignment import gather_slots
-from rvos_deploy.runtime.slots import OnlineSoftmax
+from rvos_deploy.networks.pan2024.modules.clip import TextFeatures
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.slot_alignment import gather_slots
+from rvos_deploy.networks.pan2024.slots import OnlineSoftmax
 
 MakeNetwork = Callable[..., RvosNetwork]
 VARIANTS = ("aligned", "weighted", "sentence")

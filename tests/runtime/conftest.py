@@ -10,13 +10,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from rvos_deploy.model.mask_head import unite_masks
-from rvos_deploy.model.network import RvosNetwork, referred_scores
-from rvos_deploy.runtime.geometry import fit_frame, resize_frame
-from rvos_deploy.runtime.probe import PROBE_BOX, probe_clip
+from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
+from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, referred_scores
+from rvos_deploy.networks.pan2024.selection import thresholds
 from rvos_deploy.runtime.segmenter import Segmenter, load
-from rvos_deploy.runtime.selection import thresholds
-from rvos_deploy.runtime.tokenizer import Tokenizer
 
 Reference = Callable[[NDArray[np.uint8], str], tuple[NDArray[np.float32], NDArray[np.float32]]]
 

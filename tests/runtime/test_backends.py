@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rvos_deploy.bundle.folder import open_bundle
+from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import BackendError, InputError
-from rvos_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from rvos_deploy.graph_io.probe import probe_inputs
+from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import open_bundle
-from rvos_deploy.runtime.onnx_file import OnnxFile
-from rvos_deploy.runtime.probe import probe_inputs
 
 
 def test_a_device_that_is_not_there_is_an_error_and_no_fallback() -> None:

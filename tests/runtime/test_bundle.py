@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from rvos_deploy.bundle.folder import GRAPHS, MANIFEST, open_bundle, write_manifest
 from rvos_deploy.errors import BundleError, InputError
-from rvos_deploy.runtime.bundle import GRAPHS, MANIFEST, open_bundle, write_manifest
-from rvos_deploy.runtime.graph_spec import AxisSpec, GraphSpec, TensorSpec
+from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec, TensorSpec
 
 
 @pytest.fixture

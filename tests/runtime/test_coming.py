@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.base import HostArray
-from rvos_deploy.runtime.coming import Coming
+from rvos_deploy.runtime.pending_masks import Coming
 from rvos_deploy.runtime.stream import FrameMasks
 
 

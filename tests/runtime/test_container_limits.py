@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rvos_deploy.runtime.container_limits import memory_limit_bytes, quota_cores
-from rvos_deploy.runtime.environment import usable_cores, usable_memory_bytes
-from rvos_deploy.runtime.spill_store import GREATEST_DEFAULT
+from rvos_deploy.container_limits import memory_limit_bytes, quota_cores
+from rvos_deploy.environment import usable_cores, usable_memory_bytes
+from rvos_deploy.spill_store import GREATEST_DEFAULT
 
 V2 = "30 23 0:26 {top} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "3{n} 24 0:2{n} {top} /sys/fs/cgroup/{folder} rw shared:9 - cgroup cgroup rw,{names}"
@@ -122,9 +122,9 @@ def test_cores_are_rounded_up_and_never_more_than_affinity_allows(tmp_path: Path
 def test_threads_and_budget_follow_the_limits(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rvos_deploy.runtime import environment, spill_store
+    from rvos_deploy import environment, spill_store
     from rvos_deploy.runtime.segmenter import load
-    from rvos_deploy.runtime.settings import StreamSettings
+    from rvos_deploy.stream_settings import StreamSettings
     from rvos_deploy.video.decoding import usable_threads
 
     monkeypatch.setattr(environment, "quota_cores", lambda root: 0.5)
@@ -143,7 +143,7 @@ def test_threads_and_budget_follow_the_limits(
 def test_the_budget_used_is_in_the_result(  # type: ignore[no-untyped-def]
     rvos, output, tiny_bundle: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rvos_deploy.runtime import spill_store
+    from rvos_deploy import spill_store
 
     monkeypatch.setattr(spill_store, "usable_memory_bytes", lambda: 512 * MIB)
     for options, budget in (((), 64 * MIB), (("--mask-budget", 3), 3 * MIB)):
@@ -157,7 +157,7 @@ def test_the_budget_used_is_in_the_result(  # type: ignore[no-untyped-def]
 
 
 PRINT = (
-    "from rvos_deploy.runtime.environment import usable_cores, usable_memory_bytes;"
+    "from rvos_deploy.environment import usable_cores, usable_memory_bytes;"
     "print(usable_cores(), usable_memory_bytes())"
 )
 

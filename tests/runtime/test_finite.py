@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from broken_graphs import copy_bundle, poison_output, poison_weight, sign_again
 
+from rvos_deploy.bundle.folder import GRAPHS, Bundle, open_bundle
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip
 from rvos_deploy.runtime.backends.base import Backend, Fetched, Runner, Value
-from rvos_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from rvos_deploy.runtime.bundle import GRAPHS, Bundle, open_bundle
-from rvos_deploy.runtime.coming import Coming
+from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from rvos_deploy.runtime.finite import MapCheck, require_finite
-from rvos_deploy.runtime.graph_spec import GraphSpec
-from rvos_deploy.runtime.probe import PROBE_BOX, probe_clip
+from rvos_deploy.runtime.pending_masks import Coming
 from rvos_deploy.runtime.segmenter import Segmenter, load
-from rvos_deploy.runtime.settings import StreamSettings
 from rvos_deploy.runtime.stream import FrameMasks
+from rvos_deploy.stream_settings import StreamSettings
 
 SETTINGS = StreamSettings(size=PROBE_BOX, fallback="top1")
 TEXT = "the disc"

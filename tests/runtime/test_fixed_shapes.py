@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
+from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec, TensorSpec
 from rvos_deploy.runtime.backends.base import Runner
 from rvos_deploy.runtime.fixed_shapes import fixed_box, infer_rows, least
-from rvos_deploy.runtime.geometry import fit_frame, resize_frame
-from rvos_deploy.runtime.graph_spec import AxisSpec, GraphSpec, TensorSpec
 from rvos_deploy.runtime.segmenter import Segmenter, load
-from rvos_deploy.runtime.settings import StreamSettings
 from rvos_deploy.runtime.stream import FrameMasks, Stream
+from rvos_deploy.stream_settings import StreamSettings
 
 TEXTS = [
     "the square moving to the right",

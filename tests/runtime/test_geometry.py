@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.geometry import PADDING, display_mask, fit_frame, resize_frame
+from rvos_deploy.graph_io.frame_geometry import PADDING, display_mask, fit_frame, resize_frame
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.graph_spec import AxisSpec, GraphSpec
+from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec
 from rvos_deploy.runtime.limits import check_limits
-from rvos_deploy.runtime.settings import StreamSettings
+from rvos_deploy.stream_settings import StreamSettings
 
 
 def graphs(*axes: AxisSpec) -> dict[str, GraphSpec]:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from msgspec import UNSET
 
-from rvos_deploy.runtime import verification
-from rvos_deploy.runtime.geometry import display_mask, fit_frame
-from rvos_deploy.runtime.graph_spec import GraphSpec
-from rvos_deploy.runtime.probe import PROBE_BOX
-from rvos_deploy.runtime.verification import (
+from rvos_deploy.graph_io.frame_geometry import display_mask, fit_frame
+from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.graph_io.probe import PROBE_BOX
+from rvos_deploy.parity import verification
+from rvos_deploy.parity.verification import (
     MAXIMUM_SLOT_EXCESS,
     MAXIMUM_UNDECIDED,
     MaskCheck,

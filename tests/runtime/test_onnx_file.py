@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from rvos_deploy.bundle.folder import open_bundle
+from rvos_deploy.bundle.onnx_file import FIELDS, OnnxContent, OnnxFile, external_locations
 from rvos_deploy.errors import BundleError
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.bundle import open_bundle
-from rvos_deploy.runtime.onnx_file import FIELDS, OnnxContent, OnnxFile, external_locations
 
 
 def test_the_fields_are_those_of_onnx() -> None:

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import Initializer
-from rvos_deploy.runtime.expression import EncodedText, ExpressionState
-from rvos_deploy.runtime.slots import (
+from rvos_deploy.networks.pan2024.config import Initializer
+from rvos_deploy.networks.pan2024.expression import EncodedText, ExpressionState
+from rvos_deploy.networks.pan2024.slots import (
     CHANGED,
     DOUBTFUL,
     OnlineSoftmax,
@@ -21,8 +21,8 @@ from rvos_deploy.runtime.slots import (
     SlotCues,
     SlotTracker,
 )
-from rvos_deploy.runtime.spill_store import SpillStore
-from rvos_deploy.runtime.token_memory import TokenMemory
+from rvos_deploy.networks.pan2024.token_memory import TokenMemory
+from rvos_deploy.spill_store import SpillStore
 
 
 def cues(objects: NDArray[np.float32], order: NDArray[np.int64]) -> SlotCues:
@@ -190,7 +190,7 @@ def test_a_full_disk_is_an_error_that_helps(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_spill_file_does_not_outlive_a_killed_process(tmp_path) -> None:  # type: ignore[no-untyped-def]
     code = (
         "import numpy as np, os, signal\n"
-        "from rvos_deploy.runtime.spill_store import SpillStore\n"
+        "from rvos_deploy.spill_store import SpillStore\n"
         "store = SpillStore(0)\n"
         "store.put(np.ones(100000))\n"
         "assert store.bytes_on_disk\n"

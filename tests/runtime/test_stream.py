@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.runtime.geometry import display_mask, fit_frame
-from rvos_deploy.runtime.probe import PROBE_BOX
+from rvos_deploy.graph_io.frame_geometry import display_mask, fit_frame
+from rvos_deploy.graph_io.probe import PROBE_BOX
 from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.runtime.settings import StreamSettings
 from rvos_deploy.runtime.stream import FrameMasks, Stream
+from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video import Frame
 
 MOVING, DISC, THIRD = "the square moving to the right", "the disc", "everything that is red or blue"

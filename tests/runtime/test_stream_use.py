@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 import rvos_deploy as rvos
 from rvos_deploy.errors import InputError, RvosError
-from rvos_deploy.runtime.probe import PROBE_BOX
+from rvos_deploy.graph_io.probe import PROBE_BOX
+from rvos_deploy.networks.pan2024.token_memory import token_bytes
 from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.runtime.settings import StreamSettings
 from rvos_deploy.runtime.stream import FrameMasks, Stream
-from rvos_deploy.runtime.token_memory import token_bytes
+from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video import Frame
 
 Clip = NDArray[np.uint8]

@@ -7,15 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rvos_deploy.errors import InputError
-from rvos_deploy.sprites import (
+from rvos_deploy.datasets.moving_sprites import (
     HELD_OUT,
     caption_example,
     caption_record,
     contrast_pair,
 )
-from rvos_deploy.sprites.dice import stream
-from rvos_deploy.sprites.films import draw_film
+from rvos_deploy.datasets.moving_sprites.motion_montage import draw_film
+from rvos_deploy.datasets.moving_sprites.rng import stream
+from rvos_deploy.errors import InputError
 
 
 def test_the_same_seed_gives_the_same_examples() -> None:

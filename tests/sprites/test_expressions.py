@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from rvos_deploy.sprites import (
+from rvos_deploy.datasets.moving_sprites import (
     COLOURS,
     KINDS,
     PHRASES,
@@ -21,10 +21,10 @@ from rvos_deploy.sprites import (
     make_video,
     render,
 )
-from rvos_deploy.sprites.claims import CLAIMS
-from rvos_deploy.sprites.dice import stream
-from rvos_deploy.sprites.emoji import EMOJI
-from rvos_deploy.sprites.wording import motion_words
+from rvos_deploy.datasets.moving_sprites.claims import CLAIMS
+from rvos_deploy.datasets.moving_sprites.emoji import EMOJI
+from rvos_deploy.datasets.moving_sprites.rng import stream
+from rvos_deploy.datasets.moving_sprites.wording import motion_words
 
 PLURALS = {"crosses": "cross", "buses": "bus", "foxes": "fox", "octopuses": "octopus"}
 PLURALS |= {"butterflies": "butterfly", "strawberries": "strawberry"}
@@ -292,7 +292,7 @@ def test_every_claim_has_several_wordings(claim: str) -> None:
 
 
 def test_emoji_plurals_are_english() -> None:
-    from rvos_deploy.sprites.wording import Noun, noun_words
+    from rvos_deploy.datasets.moving_sprites.wording import Noun, noun_words
 
     words = {name: noun_words(Noun(name), True, stream(1)) for name in EMOJI}
     assert words["bus"] == "buses"

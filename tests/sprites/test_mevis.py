@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rvos_deploy.datasets.moving_sprites import (
+    WorldConfig,
+    make_video,
+    render,
+    sample_video,
+    write_mevis,
+)
+from rvos_deploy.datasets.rle import decode
 from rvos_deploy.errors import InputError
-from rvos_deploy.sprites import WorldConfig, make_video, render, sample_video, write_mevis
-from rvos_deploy.sprites.rle import decode
 
 CONFIG = WorldConfig(height=96, width=160, frames=8, emoji=False)
 COUNT = 5

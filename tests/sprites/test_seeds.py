@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rvos_deploy.errors import InputError
-from rvos_deploy.sprites import (
+from rvos_deploy.datasets.moving_sprites import (
     WorldConfig,
     caption_record,
     contrast_pair,
@@ -23,7 +22,8 @@ from rvos_deploy.sprites import (
     sample_video,
     write_mevis,
 )
-from rvos_deploy.sprites.dice import stream
+from rvos_deploy.datasets.moving_sprites.rng import stream
+from rvos_deploy.errors import InputError
 
 SPRITES = ("make-data", "sprites", "--split", "valid", "--seed", 987241, "--videos", 3, "--jobs", 1)
 SMALL = WorldConfig(height=64, width=96, frames=8, emoji=True)

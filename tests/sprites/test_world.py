@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rvos_deploy.errors import InputError
-from rvos_deploy.sprites import (
+from rvos_deploy.datasets.moving_sprites import (
     COLOURS,
     HELD_OUT,
     SHAPES,
@@ -23,16 +22,17 @@ from rvos_deploy.sprites import (
     make_video,
     render,
 )
-from rvos_deploy.sprites.backgrounds import FAMILIES
-from rvos_deploy.sprites.emoji import EMOJI
-from rvos_deploy.sprites.palette import paint_shape
-from rvos_deploy.sprites.render import visibility
+from rvos_deploy.datasets.moving_sprites.backgrounds import FAMILIES
+from rvos_deploy.datasets.moving_sprites.emoji import EMOJI
+from rvos_deploy.datasets.moving_sprites.palette import paint_shape
+from rvos_deploy.datasets.moving_sprites.render import visibility
+from rvos_deploy.errors import InputError
 
 SHAPES_ONLY = WorldConfig(emoji=False)
 
 DIGEST = """
 import hashlib
-from rvos_deploy.sprites import WorldConfig, make_video, render
+from rvos_deploy.datasets.moving_sprites import WorldConfig, make_video, render
 total = hashlib.sha256()
 for index in range(4):
     video = make_video(11, "train", index, WorldConfig(emoji=False))
@@ -281,7 +281,7 @@ def test_arguments_that_cannot_be() -> None:
 
 
 def test_nothing_here_imports_torch() -> None:
-    code = "import sys, rvos_deploy.sprites; sys.exit('torch' in sys.modules)"
+    code = "import sys, rvos_deploy.datasets.moving_sprites; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

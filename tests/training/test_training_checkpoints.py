@@ -12,9 +12,9 @@ from safetensors import safe_open
 from torch import nn
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.checkpoint import load_checkpoint
-from rvos_deploy.model.config import ModelConfig, preset
-from rvos_deploy.model.network import RvosNetwork, build_network
+from rvos_deploy.networks.pan2024.config import ModelConfig, preset
+from rvos_deploy.networks.pan2024.modules.checkpoint import load_checkpoint
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
 from rvos_deploy.training import checkpoints
 from rvos_deploy.training.checkpoints import (
     TrainingState,

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.tokenizer import write_tokenizer
-from rvos_deploy.model.clip import build_clip
-from rvos_deploy.model.config import preset
-from rvos_deploy.runtime.tokenizer import Tokenizer
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.modules.clip import build_clip
+from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
 from rvos_deploy.training.checkpoints import find_checkpoint, read_state
 from rvos_deploy.training.clip_pretraining import (
     VALID_STREAM,

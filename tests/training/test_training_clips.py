@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from rvos_deploy.datasets import DataSplit, read_mevis
+from rvos_deploy.datasets.moving_sprites import WorldConfig, make_video, render, write_mevis
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import preset
-from rvos_deploy.sprites import WorldConfig, make_video, render, write_mevis
+from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.training.augmentation import Pictures, crop, mirror, mirror_text, resize
 from rvos_deploy.training.clips import Clip, Clips, batches, collate, frame_indices, part_of_step
-from rvos_deploy.training.data import DataSplit, read_mevis
 from rvos_deploy.training.recipe import Augmentation, Recipe, Stage
 
 WORLD = WorldConfig(height=64, width=96, frames=8, objects=(2, 4), expressions=(1, 4), emoji=False)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.model import deformable_attention
-from rvos_deploy.model.deformable_attention import eager_ms_deform_attn, ms_deform_attn
+from rvos_deploy.networks.pan2024.modules import deformable_attention
+from rvos_deploy.networks.pan2024.modules.deformable_attention import (
+    eager_ms_deform_attn,
+    ms_deform_attn,
+)
 from rvos_deploy.training.cpu_ops import ms_deform_attn as operator
 from rvos_deploy.training.cpu_ops.ms_deform_attn import (
     cpp_ops,

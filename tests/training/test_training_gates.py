@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from rvos_deploy.datasets.moving_sprites import WorldConfig
 from rvos_deploy.errors import RvosError
-from rvos_deploy.model.config import preset
-from rvos_deploy.model.frame_query_decoder import SlotFacts
-from rvos_deploy.model.network import RvosNetwork, build_network
-from rvos_deploy.sprites import WorldConfig
-from rvos_deploy.training import gates, motion_words, slot_probe, trainer
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
+from rvos_deploy.training import motion_words, slot_probe, trainer
+from rvos_deploy.training import preflight as gates
 from rvos_deploy.training.clips import Clips, collate
 from rvos_deploy.training.motion_words import MotionWordDistances
 from rvos_deploy.training.recipe import Recipe, Stage

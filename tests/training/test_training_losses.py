@@ -12,11 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.model.config import preset
-from rvos_deploy.model.frame_query_decoder import FramePrediction, SlotFacts
-from rvos_deploy.model.mask_head import MaskHead
-from rvos_deploy.model.network import FrameOutput, NetworkOutput, VideoOutput, build_network
-from rvos_deploy.model.video_query_decoder import VideoPrediction
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import FramePrediction, SlotFacts
+from rvos_deploy.networks.pan2024.modules.mask_head import MaskHead
+from rvos_deploy.networks.pan2024.modules.network import (
+    FrameOutput,
+    NetworkOutput,
+    VideoOutput,
+    build_network,
+)
+from rvos_deploy.networks.pan2024.modules.video_query_decoder import VideoPrediction
 from rvos_deploy.training.losses import LossConfig, LossWeights, training_losses
 from rvos_deploy.training.matching import MatchingWeights
 from rvos_deploy.training.points import PointSampling, draw_points, sample_points

@@ -17,14 +17,14 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
 from rvos_deploy.cli.train import train as command
+from rvos_deploy.datasets.moving_sprites import write_mevis
 from rvos_deploy.errors import InputError, RvosError
-from rvos_deploy.model import network as network_module
-from rvos_deploy.model.clip import build_clip
-from rvos_deploy.model.config import preset
-from rvos_deploy.model.frame_query_decoder import SlotFacts
-from rvos_deploy.model.network import RvosNetwork, VideoOutput
-from rvos_deploy.model.slot_alignment import gather_slots
-from rvos_deploy.sprites import write_mevis
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.modules import network as network_module
+from rvos_deploy.networks.pan2024.modules.clip import build_clip
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, VideoOutput
+from rvos_deploy.networks.pan2024.modules.slot_alignment import gather_slots
 from rvos_deploy.training import trainer
 from rvos_deploy.training.clips import Clips, collate
 from rvos_deploy.training.frame_cache import (

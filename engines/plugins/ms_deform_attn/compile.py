@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rvos_deploy.engines.plugins.ms_deform_attn.spec import DType, KernelSpec, PluginError
-from rvos_deploy.runtime.backends import nvrtc
-from rvos_deploy.runtime.backends.cuda_libraries import INSTALL
+from rvos_deploy.runtime.backends.cuda import nvrtc
+from rvos_deploy.runtime.backends.cuda.libraries import INSTALL
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 NVRTC_HEADERS = ("cuda_fp16.h", "cuda_bf16.h")

@@ -60,8 +60,8 @@ def host_ms_deform_attn(
 ) -> NDArray[np.generic]:
     """Run the kernel, thread by thread, with the grid and the blocks that the plugin launches.
 
-    Shapes as in ``rvos_deploy.model.deformable_attention.ms_deform_attn``; types fp32, fp16 or
-    bf16 (as ``uint16``).
+    Shapes as in ``modules/deformable_attention.py: ms_deform_attn``; types fp32, fp16 or bf16 (as
+    ``uint16``).
 
     Returns:
         [B,Q,heads*D] in the type of ``value``.

@@ -1,6 +1,6 @@
 // Multi-scale deformable attention: softmax, locations and bilinear sampling in one kernel.
 //
-// The meaning is that of rvos_deploy.model.deformable_attention.ms_deform_attn (Zhu et al. 2021):
+// The meaning is that of rvos_deploy.networks.pan2024.modules.deformable_attention.ms_deform_attn (Zhu et al. 2021):
 //
 //   value             [B,S,heads,D]               T: fp32, fp16 or bf16
 //   level_shapes      int32 [levels,2]            (height, width); the areas add up to S

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import BackendError, InputError
-from rvos_deploy.runtime.geometry import FrameGeometry, display_masks, resize_frame
-from rvos_deploy.runtime.graph_spec import GraphSpec
-from rvos_deploy.runtime.onnx_file import OnnxFile
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, display_masks, resize_frame
+from rvos_deploy.graph_io.graph_spec import GraphSpec
 
 HostArray = NDArray[Any]
 

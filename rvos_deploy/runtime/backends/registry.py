@@ -10,13 +10,13 @@ from rvos_deploy.runtime.backends.base import Backend
 
 
 def _onnxruntime(device: str, threads: int | None) -> Backend:
-    from rvos_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+    from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(device, threads)
 
 
 def _tensorrt(device: str, threads: int | None) -> Backend:
-    from rvos_deploy.runtime.backends.tensorrt import TensorRtBackend
+    from rvos_deploy.runtime.backends.tensorrt.backend import TensorRtBackend
 
     if device != "cuda":
         raise BackendError(
@@ -27,7 +27,7 @@ def _tensorrt(device: str, threads: int | None) -> Backend:
 
 
 def _bf16_reference(device: str, threads: int | None) -> Backend:
-    from rvos_deploy.runtime.backends.bf16_reference import Bf16ReferenceBackend
+    from rvos_deploy.runtime.backends.onnxruntime.bf16_reference import Bf16ReferenceBackend
 
     if device != "cpu":
         raise BackendError(

@@ -1,6 +1,6 @@
 // Multi-scale deformable attention on the CPU, forward and backward, for training.
 //
-// Same meaning as rvos_deploy.model.deformable_attention.ms_deform_attn after its softmax. One task is
+// Same meaning as rvos_deploy.networks.pan2024.modules.deformable_attention.ms_deform_attn after its softmax. One task is
 // one (batch, head): it alone writes its slice of grad_value, so no task waits for another.
 
 #include <ATen/Parallel.h>

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.model import deformable_attention
+from rvos_deploy.networks.pan2024.modules import deformable_attention
 
 _FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only"]
 
@@ -89,7 +89,7 @@ def ms_deform_attn_cpu(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """Same inputs and result as :func:`rvos_deploy.model.deformable_attention.ms_deform_attn`.
+    """Inputs and result of ``modules/deformable_attention.py: ms_deform_attn``.
 
     Computes in float32 (float64 where ``value`` is); low-precision inputs are converted.
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rvos_deploy.sprites.rle import encode
+from rvos_deploy.datasets.rle import encode
 
 SIZE = (6, 8)
 FRAMES = ("00000", "00002", "00001")  # not sorted: masks stand in this order

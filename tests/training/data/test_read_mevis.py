@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rvos_deploy.datasets import read_mevis
+from rvos_deploy.datasets.moving_sprites import WorldConfig, make_video, render, write_mevis
+from rvos_deploy.datasets.rle import encode
 from rvos_deploy.errors import InputError
-from rvos_deploy.sprites import WorldConfig, make_video, render, write_mevis
-from rvos_deploy.sprites.rle import encode
-from rvos_deploy.training.data import read_mevis
 
 Edit = Callable[[Path, Callable[[Any], None]], None]
 
@@ -283,6 +283,6 @@ def test_folders_that_are_no_split(mevis: Path, tmp_path: Path) -> None:
 
 
 def test_readers_import_no_torch() -> None:
-    code = "import sys, rvos_deploy.training.data as d; print('torch' in sys.modules)"
+    code = "import sys, rvos_deploy.datasets as d; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "False", result.stderr

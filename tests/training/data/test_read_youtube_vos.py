@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rvos_deploy.datasets import PaletteAnnotation, read_ref_davis, read_ref_youtube_vos
 from rvos_deploy.errors import InputError
-from rvos_deploy.training.data import PaletteAnnotation, read_ref_davis, read_ref_youtube_vos
 
 Edit = Callable[[Path, Callable[[Any], None]], None]
 META = "meta_expressions/train/meta_expressions.json"

@@ -1,0 +1,1 @@
+"""Studies behind decisions of this project. The wheel leaves them out."""

@@ -1,0 +1,179 @@
+"""J&F of a bundle and of what it must agree with, on the same videos: PyTorch, or another bundle.
+
+``python -m rvos_deploy.benchmarks.studies.agreement BUNDLE --checkpoint F --clip-weights F
+--data DIR``
+compares with the network that the bundle was exported from, offline and online;
+``... BUNDLE --reference BUNDLE --data DIR --limit 0.002`` with another bundle, offline: what a
+precision costs. With ``--limit``, a greater loss ends with exit code 1.
+
+The bundle's own proofs compare tensors and the masks of one small clip; this compares what a user
+is interested in, over whole videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rvos_deploy.bundle.folder import find_bundle
+from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.datasets import DataSplit, read_mevis
+from rvos_deploy.environment import machine, versions
+from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.evaluation.bundle_masks import evaluate_bundle
+from rvos_deploy.evaluation.evaluate import Evaluation
+from rvos_deploy.json_file import write_json
+from rvos_deploy.runtime.segmenter import load
+from rvos_deploy.stream_settings import StreamSettings
+
+MOVED = 0.01
+"""Expressions whose J&F changed by more are counted: in them something else was chosen or
+followed, which rounding at edges does not do."""
+
+
+def compare(
+    bundle: Path, checkpoint: Path, clip_weights: str | None, split: DataSplit
+) -> dict[str, Any]:
+    """Summaries "pytorch", "offline" and "online" of a split, and the J&F that export lost.
+
+    The network has the bundle's configuration, its threshold included.
+
+    Raises:
+        RvosError: the bundle or the weights cannot be used.
+    """
+    from rvos_deploy.export.weights import Weights, load_network
+    from rvos_deploy.training.clips import training_tokenizer
+    from rvos_deploy.training.validation import summary, validate
+
+    found: dict[str, Any] = {}
+    with load(bundle) as segmenter:
+        for mode in ("offline", "online"):
+            settings = StreamSettings(mode=mode)
+            found[mode] = summary(evaluate_bundle(segmenter, split, settings=settings))
+        network = load_network(segmenter.bundle.config, Weights(checkpoint, clip_weights))
+    found["pytorch"] = validate(network, training_tokenizer(), split)
+    found["lost"] = found["pytorch"]["j_and_f"] - found["offline"]["j_and_f"]
+    return found
+
+
+def compare_bundles(
+    bundle: Path, reference: Path, split: DataSplit, backend: str = "auto"
+) -> dict[str, Any]:
+    """Summaries "reference" and "offline" of a split by two bundles, the J&F that ``bundle`` lost,
+    and how many expressions moved by more than ``MOVED``.
+
+    Args:
+        bundle: what is judged, on ``backend``.
+        reference: what it is judged by, on the default back end.
+        split: videos with ground truth.
+        backend: of ``bundle``.
+
+    Raises:
+        RvosError: a bundle cannot be used.
+    """
+    from rvos_deploy.training.validation import summary
+
+    theirs, reference_precision = _offline(reference, "auto", split)
+    ours, precision = _offline(bundle, backend, split)
+    changes = [
+        new.j_and_f - old.j_and_f for old, new in zip(theirs.scores, ours.scores, strict=True)
+    ]
+    return {
+        "precision": {"reference": reference_precision, "bundle": precision},
+        "reference": summary(theirs),
+        "offline": summary(ours),
+        "lost": -sum(changes) / len(changes),
+        "expressions": len(changes),
+        "moved": sum(abs(change) > MOVED for change in changes),
+        "largest_loss": max(0.0, -min(changes)),
+    }
+
+
+def _offline(bundle: Path, backend: str, split: DataSplit) -> tuple[Evaluation, str]:
+    with load(bundle, backend=backend) as segmenter:
+        settings = StreamSettings(mode="offline")
+        return evaluate_bundle(segmenter, split, settings=settings), segmenter.bundle.precision
+
+
+def require_agreement(found: Mapping[str, Any], limit: float | None) -> None:
+    """Raise ParityError when more than ``limit`` J&F (0 to 1) was lost; None allows all."""
+    if limit is not None and not found["lost"] <= limit:
+        raise ParityError(
+            f"the bundle loses {found['lost']:.4f} J&F, at most {limit} is allowed; export it "
+            "with --precision fp32, or find the graph that loses it: rvos-deploy verify"
+        )
+
+
+@one_line_errors
+def main(
+    bundle: Annotated[str, typer.Argument(help="Folder, or the name of a packaged one.")],
+    data: Annotated[Path, typer.Option(help="Folder of a split in MeViS's layout.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="What it was exported from.")] = None,
+    clip_weights: Annotated[str | None, typer.Option(help="Of the frozen CLIP part.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="A bundle to compare with, instead of PyTorch.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Of BUNDLE, with --reference.")] = "auto",
+    limit: Annotated[
+        float | None, typer.Option(help="J&F that may be lost, 0 to 1; exit code 1 beyond it.")
+    ] = None,
+    videos: Annotated[int | None, typer.Option(help="Only the first so many.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.")] = None,
+) -> None:
+    """Compare a bundle by J&F with its network, or with another bundle."""
+    if (checkpoint is None) == (reference is None):
+        raise InputError(
+            "there must be one thing to compare with; pass --checkpoint FILE (PyTorch) or "
+            "--reference BUNDLE"
+        )
+    split = read_mevis(data)
+    part = DataSplit(split.meta, split.videos[:videos])
+    if reference is not None:
+        against = f"--reference {reference}" + (
+            "" if backend == "auto" else f" --backend {backend}"
+        )
+        found = compare_bundles(find_bundle(bundle), find_bundle(reference), part, backend)
+    elif checkpoint is not None:
+        against = f"--checkpoint {checkpoint} --clip-weights {clip_weights}"
+        found = compare(find_bundle(bundle), checkpoint, clip_weights, part)
+    _print(found)
+    if json_file is not None:
+        chosen = "" if videos is None else f" --videos {videos}"
+        allowed = "" if limit is None else f" --limit {limit}"
+        write_json(
+            json_file,
+            {
+                "schema": "rvos-deploy/benchmark/agreement/1",
+                "command": f"python -m rvos_deploy.benchmarks.studies.agreement {bundle} {against} "
+                f"--data {data}{chosen}{allowed}",
+                "videos": len(part.videos),
+                **found,
+                "limit": limit,
+                "versions": versions("torch", "onnxruntime"),
+                "machine": machine(),
+            },
+        )
+    require_agreement(found, limit)
+
+
+def _print(found: Mapping[str, Any]) -> None:
+    for name in ("pytorch", "reference", "offline", "online"):
+        if name in found:
+            row = found[name]
+            typer.echo(
+                f"{name:>9}  J&F {row['j_and_f']:.4f}  J {row['j']:.4f}  F {row['f']:.4f}  "
+                f"N-acc {row['n_acc']:.3f}  T-acc {row['t_acc']:.3f}"
+            )
+    moved = (
+        f"; {found['moved']} of {found['expressions']} expressions moved"
+        if "moved" in found
+        else ""
+    )
+    typer.echo(f"     lost  {found['lost']:+.5f}{moved}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""The bundle: a folder of graphs with a manifest that holds every hash. Imports no torch."""

@@ -1,0 +1,105 @@
+"""Masks as data sets store them: run lengths in a JSON file, or images of palette indices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.datasets.rle import decode, mask_size
+from rvos_deploy.errors import InputError
+from rvos_deploy.images import read_image
+
+VOID = 255
+"""Palette index of pixels that belong to nothing; background, as DAVIS's own code reads it."""
+
+
+@dataclass(frozen=True, eq=False)
+class RleAnnotation:
+    """MeViS: for each ``anno_id`` the run lengths of one mask, or None, a frame."""
+
+    file: Path
+    video: str
+    frames: tuple[str, ...]
+    runs: Mapping[int, tuple[Mapping[str, object] | None, ...]]
+
+    @property
+    def objects(self) -> tuple[int, ...]:
+        """``anno_id`` of every object, ascending."""
+        return tuple(sorted(self.runs))
+
+    def masks(
+        self, objects: Sequence[int], frames: Sequence[int], size: tuple[int, int]
+    ) -> NDArray[np.bool_]:
+        """Decode masks: bool [K, T, H, W]; InputError names file, anno_id, video and frame."""
+        masks = np.zeros((len(objects), len(frames), *size), dtype=np.bool_)
+        for row, anno in enumerate(objects):
+            for column, frame in enumerate(frames):
+                run = self.runs[anno][frame]
+                if run is not None:
+                    masks[row, column] = self._decode(run, anno, frame, size)
+        return masks
+
+    def _decode(
+        self, run: Mapping[str, object], anno: int, frame: int, size: tuple[int, int]
+    ) -> NDArray[np.bool_]:
+        where = f"{self.file}: {anno}: video {self.video}, frame {self.frames[frame]}"
+        try:
+            found = mask_size(run)
+            if found == size:
+                return decode(run)
+        except InputError as error:
+            raise InputError(f"{where}: {error}; download the file again") from error
+        raise InputError(
+            f"{where}: the mask is {found[0]}x{found[1]}, the video's frames are "
+            f"{size[0]}x{size[1]}; annotation and frames must be of one release"
+        )
+
+    def part(self, start: int, stop: int) -> RleAnnotation:
+        """The same for frames ``start`` .. ``stop`` - 1 alone."""
+        runs = {anno: rows[start:stop] for anno, rows in self.runs.items()}
+        return replace(self, frames=self.frames[start:stop], runs=runs)
+
+
+@dataclass(frozen=True, eq=False)
+class PaletteAnnotation:
+    """YouTube-VOS and DAVIS: one PNG a frame, whose palette index is the object's id."""
+
+    files: tuple[Path, ...]
+    objects: tuple[int, ...]
+
+    def masks(
+        self, objects: Sequence[int], frames: Sequence[int], size: tuple[int, int]
+    ) -> NDArray[np.bool_]:
+        """Read masks: bool [K, T, H, W]; InputError names the PNG."""
+        masks = np.zeros((len(objects), len(frames), *size), dtype=np.bool_)
+        for column, frame in enumerate(frames):
+            indices = self.indices(frame)
+            if indices.shape != size:
+                raise InputError(
+                    f"{self.files[frame]} is {indices.shape[0]}x{indices.shape[1]}, the video's "
+                    f"frames are {size[0]}x{size[1]}; annotation and frames must be of one release"
+                )
+            for row, key in enumerate(objects):
+                masks[row, column] = indices == key
+        return masks
+
+    def indices(self, frame: int) -> NDArray[np.uint8]:
+        """Palette indices of one frame: uint8 [H, W], 0 is background."""
+        path = self.files[frame]
+        image = read_image(path)
+        mode, indices = image.mode, np.array(image)
+        if mode not in ("P", "L"):
+            raise InputError(
+                f"{path} is an image of mode {mode}, palette indices (mode P) were needed: saved "
+                "as colours, it no longer says which object is which"
+            )
+        indices[indices == VOID] = 0
+        return indices
+
+    def part(self, start: int, stop: int) -> PaletteAnnotation:
+        """The same for frames ``start`` .. ``stop`` - 1 alone."""
+        return replace(self, files=self.files[start:stop])

@@ -1,0 +1,229 @@
+"""Writes Moving Sprites in the layout of MeViS, so that one reader serves both.
+
+One split is one folder::
+
+    JPEGImages/<video>/00000.jpg ...
+    meta_expressions.json      as in MeViS v1: without the expressions that mean nothing
+    meta_expressions_v2.json   as in MeViS v2: all of them, those of kind no_target with empty lists
+    mask_dict.json             {"<anno_id>": [compressed RLE, or null where not seen, ...]}
+    sprites.json               what the folder was made from: seed, split, world, and a digest of
+                               what else decides its pixels (the emoji font, photographs)
+
+Beyond MeViS each expression carries ``kind`` and ``claim``, and each video ``objects``: obj_id,
+anno_id and look of all its objects, also of those that no expression means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from rvos_deploy.datasets.moving_sprites.backgrounds import list_photos
+from rvos_deploy.datasets.moving_sprites.emoji import require_font
+from rvos_deploy.datasets.moving_sprites.generate import make_video
+from rvos_deploy.datasets.moving_sprites.palette import Split
+from rvos_deploy.datasets.moving_sprites.render import iterate
+from rvos_deploy.datasets.moving_sprites.world import (
+    WORLD_VERSION,
+    Expression,
+    SpriteVideo,
+    WorldConfig,
+)
+from rvos_deploy.datasets.rle import Rle, encode
+from rvos_deploy.errors import InputError
+from rvos_deploy.files import cannot_write, replacing_folder, sha256_file
+from rvos_deploy.overlap import refuse_overlap
+from rvos_deploy.processes import WorkerPool
+
+Progress = Callable[[int, int], None]
+
+_FRAMES, _MASKS, _SETTINGS = "JPEGImages", "mask_dict.json", "sprites.json"
+_EXPRESSIONS, _EXPRESSIONS_V2 = "meta_expressions.json", "meta_expressions_v2.json"
+_NAMES = {_FRAMES, _MASKS, _SETTINGS, _EXPRESSIONS, _EXPRESSIONS_V2}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs to write one video."""
+
+    root: str
+    seed: int
+    split: Split
+    config: WorldConfig
+    quality: int
+
+
+@dataclass(frozen=True)
+class _Written:
+    """One video on disk, and what the index files hold of it. runs: by object, then by frame."""
+
+    name: str
+    entry: dict[str, Any]
+    expressions: tuple[Expression, ...]
+    runs: list[list[Rle | None]]
+
+
+def _describe(video: SpriteVideo) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": item.look.name,
+            "colour": item.look.colour,
+            "texture": None if item.look.is_emoji else item.look.texture,
+            "size": item.size,
+            "motion": item.motion,
+        }
+        for item in video.objects
+    ]
+
+
+def _write_video(job: _Job, index: int) -> _Written:
+    video = make_video(job.seed, job.split, index, job.config)
+    folder = Path(job.root) / _FRAMES / video.name
+    folder.mkdir(parents=True)
+    runs: list[list[Rle | None]] = [[] for _ in video.objects]
+    for t, (frame, masks) in enumerate(iterate(video)):
+        Image.fromarray(frame).save(folder / f"{t:05d}.jpg", quality=job.quality, subsampling=0)
+        for rows, mask in zip(runs, masks, strict=True):
+            rows.append(encode(mask) if mask.any() else None)
+    entry = {
+        "vid_id": index,
+        "frames": [f"{t:05d}" for t in range(job.config.frames)],
+        "objects": _describe(video),
+    }
+    return _Written(video.name, entry, video.expressions, runs)
+
+
+def _write_all(job: _Job, count: int, jobs: int) -> Iterator[_Written]:
+    """Yield the videos in order, written here or by ``jobs`` processes."""
+    if jobs <= 1:
+        for index in range(count):
+            yield _write_video(job, index)
+        return
+    with WorkerPool(jobs) as pool:
+        yield from pool.map(_write_video, repeat(job, count), range(count), chunksize=4)
+
+
+def _expression(item: Expression, first_anno: int) -> dict[str, Any]:
+    return {
+        "exp": item.text,
+        "obj_id": list(item.targets),
+        "anno_id": [first_anno + k for k in item.targets],
+        "kind": item.kind,
+        "claim": item.claim,
+    }
+
+
+def _write_index(
+    root: Path, written: Iterator[_Written], count: int, progress: Progress | None
+) -> None:
+    """Write mask_dict.json as the videos come, then the two lists of expressions."""
+    videos: dict[str, dict[str, Any]] = {}
+    anno = 0
+    with (root / _MASKS).open("w", encoding="ascii") as masks:
+        masks.write("{")
+        for done, video in enumerate(written, 1):
+            objects = [
+                {"obj_id": k, "anno_id": anno + k, **described}
+                for k, described in enumerate(video.entry["objects"])
+            ]
+            texts = {str(i): _expression(e, anno) for i, e in enumerate(video.expressions)}
+            videos[video.name] = {**video.entry, "objects": objects, "expressions": texts}
+            for rows in video.runs:
+                masks.write(f'{"," if anno else ""}\n"{anno}": {json.dumps(rows)}')
+                anno += 1
+            if progress is not None:
+                progress(done, count)
+        masks.write("\n}\n")
+    _write_json(root / _EXPRESSIONS_V2, {"videos": videos})
+    for entry in videos.values():
+        entry["expressions"] = {i: e for i, e in entry["expressions"].items() if e["obj_id"]}
+    _write_json(root / _EXPRESSIONS, {"videos": videos})
+
+
+def _describe_sources(config: WorldConfig) -> dict[str, Any]:
+    """Describe the files that decide pixels; raises InputError where one of them is missing."""
+    sources: dict[str, Any] = {}
+    if config.emoji:
+        font = require_font()
+        sources["emoji_font"] = {"file": font.name, "sha256": sha256_file(font)}
+    if config.photos is not None:
+        files = [Path(photo) for photo in list_photos(config.photos)]
+        listing = [[f.relative_to(config.photos).as_posix(), f.stat().st_size] for f in files]
+        digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+        sources["photos"] = {"files": len(files), "names_and_sizes_sha256": digest}
+    return sources
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value) + "\n", encoding="ascii")
+
+
+def write_mevis(
+    folder: str | os.PathLike[str],
+    *,
+    seed: int,
+    split: Split,
+    videos: int,
+    config: WorldConfig | None = None,
+    jobs: int = 1,
+    quality: int = 95,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write videos 0 .. ``videos`` - 1 of a split into ``folder``, all of it or nothing.
+
+    jobs: processes. The result does not depend on it; with more than one, a script must guard its
+    main code by ``if __name__ == "__main__"``. quality: of the JPEG files. progress: called with
+    (done, videos) after each video. Everything is written beside ``folder`` and renamed at the end.
+    Returns ``folder``. Raises InputError where ``folder`` exists and ``overwrite`` is False, where
+    it holds something else than a split of sprites or the photographs that are read, where it
+    cannot be written, and as ``make_video``.
+    """
+    target = Path(folder)
+    if videos < 1:
+        raise InputError(f"at least one video must be asked for, found {videos}")
+    _check_target(target, overwrite=overwrite)
+    config = config or WorldConfig()
+    sources = _describe_sources(config)
+    if config.photos is not None:
+        refuse_overlap([Path(config.photos)], [target])
+    try:
+        with replacing_folder(target, overwrite=overwrite) as work:
+            job = _Job(str(work), seed, split, config, quality)
+            _write_index(work, _write_all(job, videos, jobs), videos, progress)
+            settings = {"seed": seed, "split": split, "videos": videos, "world": asdict(config)}
+            _write_json(
+                work / _SETTINGS,
+                {"schema": 1, "world_version": WORLD_VERSION, **settings, "sources": sources},
+            )
+    except OSError as error:
+        raise InputError(cannot_write(target, error)) from error
+    return target
+
+
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{target} exists already; choose another folder or allow overwriting")
+    if not target.is_dir():
+        raise InputError(f"{target} is a file, a folder was needed")
+    if any(target.iterdir()) and not (target / _SETTINGS).is_file():
+        raise InputError(
+            f"{target} is no split of sprites (it has no {_SETTINGS}), so it is not replaced; "
+            "choose another folder"
+        )
+    others = sorted({path.name for path in target.iterdir()} - _NAMES)
+    if others:
+        raise InputError(
+            f"{target} also holds {others[0]}, which was not rendered and would be lost; move it, "
+            "or choose another folder"
+        )

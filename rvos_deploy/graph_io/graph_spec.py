@@ -1,0 +1,223 @@
+"""The contract of a graph: names, types, shapes and tolerances, written once and read by everyone.
+
+Shapes hold numbers and axis expressions. An axis expression is a name (``"E"``) or a name over a
+number (``"H/8"``), so that a graph's sizes follow from a few named axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from rvos_deploy.errors import BackendError, BundleError, InputError
+
+# Bounds hold for what is decoded: nothing of a size that a manifest made up is allocated.
+Name = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]{0,63}\Z")]
+Size = Annotated[int, Meta(ge=1, le=1 << 20)]
+Dim = Size | Annotated[str, Meta(pattern=r"\A[A-Za-z]{1,16}(/[1-9][0-9]{0,3})?\Z")]
+Dtype = Annotated[str, Meta(pattern=r"\A(bool|uint8|int32|int64|float16|float32)\Z")]
+Precision = Annotated[str, Meta(pattern=r"\A(fp32|fp16|bf16)\Z")]
+Tensors = Annotated[tuple["TensorSpec", ...], Meta(max_length=64)]
+
+
+@dataclass(frozen=True)
+class AxisSpec:
+    """A named axis: its least and greatest size, and what it must be a multiple of. Where the two
+    are equal, the axis is fixed: a number in the graph's file (``export --static-shapes``).
+    """
+
+    name: Name
+    minimum: Size
+    maximum: Size
+    multiple: Size = 1
+
+    def __post_init__(self) -> None:
+        if self.minimum > self.maximum // self.multiple * self.multiple:
+            raise ValueError(
+                f"axis {self.name} has no size: {self.minimum} to {self.maximum} in multiples of "
+                f"{self.multiple}"
+            )
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the axis has one size only."""
+        return self.minimum == self.maximum
+
+    def nearest(self, size: int) -> int:
+        """The allowed size that is nearest to this one."""
+        rounded = (size + self.multiple // 2) // self.multiple * self.multiple
+        return min(max(rounded, self.minimum), self.maximum)
+
+    def check(self, size: int) -> None:
+        """Raise InputError when the axis cannot have this size."""
+        if self.fixed and size != self.maximum:
+            raise InputError(f"axis {self.name} cannot be {size}: it is fixed at {self.maximum}")
+        if not self.minimum <= size <= self.maximum or size % self.multiple:
+            raise InputError(
+                f"axis {self.name} cannot be {size}: needs {self.minimum} to {self.maximum}"
+                + (f" in multiples of {self.multiple}" if self.multiple > 1 else "")
+            )
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph's input or output."""
+
+    name: Name
+    dtype: Dtype
+    shape: Annotated[tuple[Dim, ...], Meta(max_length=8)]
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The named axes of its shape, each with the least common multiple of its divisors."""
+        named = [_parse(dim) for dim in self.shape if isinstance(dim, str)]
+        return {
+            name: math.lcm(*(divisor for other, divisor in named if other == name))
+            for name, _ in named
+        }
+
+    def fixed_shape(self, fixed: Mapping[str, int]) -> tuple[Dim, ...]:
+        """Shape with numbers in the place of the axes that are fixed."""
+        return tuple(
+            _size(dim, fixed) if isinstance(dim, str) and _parse(dim)[0] in fixed else dim
+            for dim in self.shape
+        )
+
+    def sizes(self, axes: Mapping[str, int]) -> tuple[int, ...]:
+        """Shape in numbers for the given axis sizes."""
+        return tuple(_size(dim, axes) for dim in self.shape)
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """A graph's inputs, outputs and axes, and how far its numbers may be from the reference's.
+
+    ``tolerance`` is absolute, on outputs divided by their reference's largest magnitude where that
+    exceeds 1 (see ``rvos_deploy.parity.comparison``). ``precision`` is what the graph computes in
+    (fp32, fp16, bf16). Inputs and outputs of bf16 graphs are float32, since NumPy has no bfloat16.
+    """
+
+    name: Name
+    inputs: Tensors
+    outputs: Tensors
+    axes: Annotated[tuple[AxisSpec, ...], Meta(max_length=16)]
+    tolerance: Annotated[float, Meta(gt=0, le=1e3)]
+    # Bundles made before there was bf16 do not say; fp32 and fp16 run alike.
+    precision: Precision = "fp32"
+
+    def axis(self, name: str) -> AxisSpec | None:
+        """The axis of this name; None where the graph has none."""
+        return next((axis for axis in self.axes if axis.name == name), None)
+
+    @property
+    def fixed(self) -> dict[str, int]:
+        """Sizes of the axes that are fixed, by name."""
+        return {axis.name: axis.maximum for axis in self.axes if axis.fixed}
+
+    def at(self, case: Mapping[str, int]) -> dict[str, int]:
+        """The case's sizes of those axes that the graph has, or what they are fixed to."""
+        return {axis.name: case[axis.name] for axis in self.axes} | self.fixed
+
+    def bind(self, arrays: Mapping[str, Any]) -> dict[str, int]:
+        """Axis sizes of these inputs.
+
+        Args:
+            arrays: anything with ``shape`` and NumPy-style ``dtype`` by input name.
+
+        Raises:
+            InputError: a name, type or shape that the contract does not allow; says which.
+        """
+        self._check_names(arrays)
+        axes: dict[str, int] = {}
+        for spec in self.inputs:
+            array = arrays[spec.name]
+            if str(array.dtype) != spec.dtype:
+                raise InputError(
+                    f"{self.name}: input {spec.name} must be {spec.dtype}, found {array.dtype}"
+                )
+            self._bind_shape(spec, tuple(array.shape), axes)
+        for axis in self.axes:
+            if axis.name in axes:
+                axis.check(axes[axis.name])
+        return axes
+
+    def check_outputs(self, arrays: Mapping[str, Any], axes: Mapping[str, int]) -> None:
+        """Make sure that a library gave what the contract says.
+
+        Args:
+            arrays: as for :meth:`bind`, by output name.
+            axes: sizes, as :meth:`bind` gave them.
+
+        Raises:
+            BackendError: another type or shape; says which.
+        """
+        for spec in self.outputs:
+            found, needed = arrays[spec.name], spec.sizes(axes)
+            if str(found.dtype) != spec.dtype or tuple(found.shape) != needed:
+                raise BackendError(
+                    f"{self.name}: output {spec.name} is {found.dtype} {list(found.shape)}, its "
+                    f"contract says {spec.dtype} {list(needed)}; export the bundle again"
+                )
+
+    def _check_names(self, arrays: Iterable[str]) -> None:
+        needed, found = {spec.name for spec in self.inputs}, set(arrays)
+        if needed != found:
+            raise InputError(
+                f"{self.name}: inputs must be {', '.join(sorted(needed))}; "
+                f"found {', '.join(sorted(found)) or 'none'}"
+            )
+
+    def _bind_shape(self, spec: TensorSpec, shape: tuple[int, ...], axes: dict[str, int]) -> None:
+        def refuse() -> InputError:
+            needed = ", ".join(str(dim) for dim in spec.shape)
+            known = ", ".join(f"{name}={size}" for name, size in axes.items())
+            return InputError(
+                f"{self.name}: input {spec.name} must be [{needed}]"
+                + (f" with {known}" if known else "")
+                + f", found {list(shape)}"
+            )
+
+        if len(shape) != len(spec.shape):
+            raise refuse()
+        for dim, size in zip(spec.shape, shape, strict=True):
+            if isinstance(dim, str):
+                name, divisor = _parse(dim)
+                if axes.setdefault(name, size * divisor) != size * divisor:
+                    raise refuse()
+            elif dim != size:
+                raise refuse()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> GraphSpec:
+        """Inverse of :meth:`as_dict`, also after a trip through JSON.
+
+        Raises:
+            BundleError: when a key is missing or of the wrong kind.
+        """
+        try:
+            return msgspec.convert(values, GraphSpec)
+        except msgspec.ValidationError as error:
+            raise BundleError(
+                f"a graph contract in the manifest is malformed ({error}); export the bundle again"
+            ) from None
+
+
+def _parse(dim: str) -> tuple[str, int]:
+    name, _, divisor = dim.partition("/")
+    return name, int(divisor or 1)
+
+
+def _size(dim: Dim, axes: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    name, divisor = _parse(dim)
+    return axes[name] // divisor

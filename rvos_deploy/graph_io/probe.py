@@ -1,0 +1,153 @@
+"""Seeded inputs for the graphs, the same on every machine and with every NumPy.
+
+``RandomState`` is NumPy's frozen generator: its streams never change, so an artefact's recorded
+outputs can be checked years later without shipping the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, fit_frame
+from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
+from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.runtime.fixed_shapes import fixed_box
+
+START_OF_TEXT, END_OF_TEXT = 49406, 49407
+
+Probe = NDArray[Any]
+
+
+def probe_inputs(spec: GraphSpec, axes: Mapping[str, int], seed: int) -> dict[str, Probe]:
+    """One array for every input of the graph, of the sizes that ``axes`` gives.
+
+    Numbers are standard normal; what has a meaning is made to fit it: token ids form sentences of
+    different lengths, padding covers their ends, memories hold empty frames.
+    """
+    random = np.random.RandomState(seed)
+    return {tensor.name: _make(tensor, tensor.sizes(axes), random) for tensor in spec.inputs}
+
+
+def probe_cases(config: ModelConfig) -> list[dict[str, int]]:
+    """Sizes at which every graph is checked: the smallest, odd ones, and the bundle's own."""
+    height, width = config.input_size
+    return [
+        {"H": 32, "W": 32, "E": 1, "L": 2, "M": 1},
+        {"H": 64, "W": 96, "E": 3, "L": 9, "M": 4},
+        {"H": 160, "W": 64, "E": 2, "L": 77, "M": 17},
+        {"H": height, "W": width, "E": 1, "L": 12, "M": 64},
+    ]
+
+
+def _make(tensor: TensorSpec, shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    make = _MAKERS.get(tensor.name, _normal)
+    return make(shape, random).astype(tensor.dtype)
+
+
+def _normal(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    return random.standard_normal(shape)
+
+
+def _frame(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    return random.randint(0, 256, shape)
+
+
+def _token_ids(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    ids = random.randint(1, START_OF_TEXT, shape)
+    ids[:, 0] = START_OF_TEXT
+    for row, end in zip(ids, _ends(shape, random), strict=True):
+        row[end] = END_OF_TEXT
+        row[end + 1 :] = 0
+    return ids
+
+
+def _padding(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    return np.arange(shape[1])[None, :] > np.array(_ends(shape, random))[:, None]
+
+
+def _ends(shape: tuple[int, ...], random: np.random.RandomState) -> list[int]:
+    """Where each sentence ends; the first is as long as the axis."""
+    count, length = shape
+    shorter = random.randint(1, length, count - 1).tolist() if count > 1 else []
+    return [length - 1, *shorter]
+
+
+def _ages(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    return np.tile(np.arange(shape[1])[::-1], (shape[0], 1))
+
+
+def _empty(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    """The oldest frames of some expressions are missing; the newest never is."""
+    missing = random.randint(0, shape[1], shape[0])
+    return np.arange(shape[1])[None, :] < missing[:, None]
+
+
+def _scores(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    return random.uniform(0.0, 1.0, shape)
+
+
+def _threshold(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
+    return np.full(shape, 0.5)
+
+
+_MAKERS: Mapping[str, Callable[[tuple[int, ...], np.random.RandomState], Probe]] = {
+    "frame": _frame,
+    "token_ids": _token_ids,
+    "text_padding": _padding,
+    "memory_ages": _ages,
+    "memory_empty": _empty,
+    "scores": _scores,
+    "threshold": _threshold,
+}
+
+
+PROBE_EXPRESSIONS = ("the square moving to the right", "the disc")
+PROBE_BOX = (96, 160)
+PROBE_FRAMES = 6
+
+
+@dataclass(frozen=True)
+class ClipProbe:
+    """The clip that a bundle's masks are checked on: frames uint8 [T,H,W,3], the (height, width)
+    that they are fitted into, and how.
+    """
+
+    frames: NDArray[np.uint8]
+    box: tuple[int, int]
+    geometry: FrameGeometry
+
+
+def clip_probe(graphs: Mapping[str, GraphSpec]) -> ClipProbe:
+    """The probe clip in PROBE_BOX, or in what the graphs are fixed to, and no longer than the
+    memory that they are fixed to.
+    """
+    memories = [axis.maximum for spec in graphs.values() for axis in spec.axes if axis.name == "M"]
+    frames = probe_clip(min([PROBE_FRAMES, *memories]))
+    box = fixed_box(graphs)
+    height, width = frames.shape[1:3]
+    geometry = fit_frame((height, width), box or PROBE_BOX, fixed=box is not None)
+    return ClipProbe(frames, box or PROBE_BOX, geometry)
+
+
+def probe_clip(frames: int = PROBE_FRAMES) -> NDArray[np.uint8]:
+    """A small moving scene for end-to-end checks: uint8 [T,90,157,3].
+
+    A bright square crosses a textured ground to the right, a disc sinks. Its sides are odd, so
+    that resizing and padding take part.
+    """
+    height, width = 90, 157
+    random = np.random.RandomState(7)
+    ground = random.randint(40, 120, (height // 6 + 1, width // 6 + 1, 3))
+    ground = np.repeat(np.repeat(ground, 6, axis=0), 6, axis=1)[:height, :width]
+    y, x = np.mgrid[:height, :width]
+    clip = np.repeat(ground[None].astype(np.uint8), frames, axis=0)
+    for t in range(frames):
+        left = 10 + 18 * t
+        clip[t, 20:48, left : left + 28] = (230, 60, 40)
+        clip[t, (y - 30 - 7 * t) ** 2 + (x - 118) ** 2 < 15**2] = (60, 90, 240)
+    return clip

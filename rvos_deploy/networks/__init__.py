@@ -1,0 +1,1 @@
+"""Networks by family. Imports no torch; a family's ``modules`` and ``graphs`` do."""

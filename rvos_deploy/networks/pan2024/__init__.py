@@ -1,0 +1,1 @@
+"""The network of Pan, Fang and Lu (CVPR 2024 PVUW)."""

@@ -1,0 +1,197 @@
+"""Checkpoints: weights, and what they say of the network that they belong to.
+
+Safetensors only: nothing is ever unpickled. The file's metadata holds a ``Provenance``, so that the
+weights cannot be loaded into another network than the one that was trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+
+CLIP_PREFIX = "clip."
+_METADATA = "rvos_deploy"
+_SCHEMA = 1
+_FREE = ("name", "clip_pretrained", "input_size", "threshold")
+"""Fields of a configuration that do not change what weights mean."""
+
+_Line = Annotated[str, msgspec.Meta(max_length=1024)]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a checkpoint records of its network.
+
+    Attributes:
+        model: the configuration, as ``ModelConfig.as_dict`` gives it.
+        clip: fingerprint of the frozen CLIP part that the weights were trained with.
+        clip_source: file or open_clip tag of that part.
+        step: optimizer steps done.
+    """
+
+    model: dict[str, Any]
+    clip: _Line
+    clip_source: _Line
+    step: Annotated[int, msgspec.Meta(ge=0)]
+
+    @property
+    def config(self) -> ModelConfig:
+        """The configuration. Raises InputError for one that this version does not know."""
+        return ModelConfig.from_dict(self.model)
+
+
+def write_checkpoint(file: Path, state: Mapping[str, Tensor], provenance: Provenance) -> None:
+    """Write weights with their provenance as safetensors."""
+    record = json.dumps({"schema": _SCHEMA, **asdict(provenance)}, sort_keys=True)
+    save_file(dict(state), file, metadata={_METADATA: record})
+
+
+def read_provenance(file: Path) -> Provenance | None:
+    """What a checkpoint says of its network; None for one that says nothing (of older versions).
+
+    Raises:
+        InputError: it cannot be read, or says it in another form.
+    """
+    try:
+        with safe_open(file, "pt") as stored:
+            record = (stored.metadata() or {}).get(_METADATA)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} cannot be read as safetensors ({error})") from error
+    if record is None:
+        return None
+    try:
+        return msgspec.json.decode(record.encode(), type=Provenance)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InputError(
+            f"the metadata of {file} are damaged ({error}); get the file again"
+        ) from error
+
+
+def check_configuration(file: Path, provenance: Provenance, config: ModelConfig) -> None:
+    """Refuse weights that were trained with another configuration.
+
+    Raises:
+        InputError: names the fields that differ, and what they were in training.
+    """
+    trained, asked = provenance.config.as_dict(), config.as_dict()
+    differing = [name for name in asked if name not in _FREE and asked[name] != trained[name]]
+    if differing:
+        shown = ", ".join(f"{name} = {trained[name]!r}" for name in differing[:4])
+        more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
+        raise InputError(
+            f"checkpoint {file} was trained with {shown}{more}; '{config.name}' has "
+            + ", ".join(f"{asked[name]!r}" for name in differing[:4])
+            + "; export the folder of the training run, or a recipe with that [model]"
+        )
+
+
+def clip_fingerprint(clip: nn.Module) -> str:
+    """Hash of every weight of a CLIP part: 32 hex digits, the same on every device."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(clip.state_dict().items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def check_clip(file: Path, provenance: Provenance, clip: nn.Module, source: str | None) -> None:
+    """Refuse a CLIP part that the weights were not trained with; ``source`` names it, if any.
+
+    Raises:
+        InputError: says which one is needed.
+    """
+    if clip_fingerprint(clip) != provenance.clip:
+        found = f"{source} holds other weights" if source else "these weights differ"
+        raise InputError(
+            f"checkpoint {file} was trained with the CLIP part of {provenance.clip_source} "
+            f"(fingerprint {provenance.clip}); {found}; pass that one with --clip-weights"
+        )
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, mapped into memory.
+
+    Raises:
+        InputError: it is missing, no regular file, damaged, or of another format.
+    """
+    if not file.is_file():
+        raise InputError(f"{file} does not exist, or is no regular file")
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} cannot be read as safetensors ({error})") from error
+
+
+def load_checkpoint(network: RvosNetwork, file: Path) -> bool:
+    """Load a checkpoint; returns whether it also held the frozen CLIP part.
+
+    Raises:
+        InputError: not a safetensors file, or not of this configuration; names the first weights
+            that differ.
+    """
+    if not file.is_file():
+        raise InputError(f"checkpoint {file} does not exist; give a .safetensors file")
+    try:
+        state = read_safetensors(file)
+    except InputError as error:
+        raise InputError(
+            f"checkpoint {error}; get it again, or convert it with safetensors.torch.save_file"
+        ) from error
+    has_clip = any(name.startswith(CLIP_PREFIX) for name in state)
+    needed = {name for name in network.state_dict() if has_clip or not name.startswith(CLIP_PREFIX)}
+    load_state(network, state, needed, f"checkpoint {file}", network.config.name)
+    return has_clip
+
+
+def load_state(
+    module: nn.Module, state: dict[str, Tensor], needed: set[str], source: str, config: str
+) -> None:
+    """Load weights into a module, all of them or none.
+
+    Args:
+        module: takes the weights.
+        state: the weights, by name.
+        needed: names of the weights that must be there.
+        source: where they come from, for errors.
+        config: name of the module's configuration, for errors.
+
+    Raises:
+        InputError: names, sizes or kinds of numbers differ; names the first ones.
+    """
+    own = module.state_dict()
+    _refuse(source, config, "lacks", sorted(needed - set(state)))
+    _refuse(source, config, "has unknown", sorted(set(state) - set(own)))
+    sizes, kinds = [], []
+    for name in sorted(state):
+        found, wanted = state[name], own[name]
+        if found.shape != wanted.shape:
+            sizes.append(f"{name} {list(found.shape)} instead of {list(wanted.shape)}")
+        elif found.is_floating_point() != wanted.is_floating_point() or found.is_complex():
+            kinds.append(f"{name} {found.dtype} instead of {wanted.dtype}")
+    _refuse(source, config, "has other sizes for", sizes)
+    _refuse(source, config, "has other types for", kinds)
+    module.load_state_dict(state, strict=False)
+
+
+def _refuse(source: str, config: str, problem: str, names: list[str]) -> None:
+    if names:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise InputError(
+            f"{source} is not of configuration '{config}': it {problem} {shown}; "
+            "export it with the configuration that it was trained with"
+        )

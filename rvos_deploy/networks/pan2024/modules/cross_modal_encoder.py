@@ -1,0 +1,199 @@
+"""The cross-modal encoder: image and text tokens refine each other, then a pyramid to stride 4."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.networks.pan2024.modules.attention import (
+    FeedForwardLayer,
+    SelfAttentionLayer,
+    hide,
+    softmax,
+)
+from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures
+from rvos_deploy.networks.pan2024.modules.deformable_attention import DeformableAttentionLayer
+from rvos_deploy.networks.pan2024.modules.position import pixel_centres, sine_position_2d
+
+
+class EncodedFrame(NamedTuple):
+    """What the encoder makes of frames and their text.
+
+    mask_features [B,C,H/4,W/4]; levels: three [B,S,C] at strides 8, 16, 32, with ``shapes``
+    (height, width) each; text [B,L,C]; image: the features that were encoded.
+    """
+
+    mask_features: Tensor
+    levels: list[Tensor]
+    shapes: list[tuple[int, int]]
+    text: Tensor
+    image: ImageFeatures
+
+
+class BidirectionalAttention(nn.Module):
+    """Image and text attend to each other through one similarity matrix.
+
+    Pre-norm on both streams, residual on the un-normalised ones, LayerScale (GroundingDINO, GLIP).
+    """
+
+    def __init__(self, dim: int, inner_dim: int, num_heads: int, layer_scale: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = 1 / math.sqrt(inner_dim // num_heads)
+        self.image_norm, self.text_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.image_query, self.text_key = nn.Linear(dim, inner_dim), nn.Linear(dim, inner_dim)
+        self.image_value, self.text_value = nn.Linear(dim, inner_dim), nn.Linear(dim, inner_dim)
+        self.image_output, self.text_output = nn.Linear(inner_dim, dim), nn.Linear(inner_dim, dim)
+        self.image_scale = nn.Parameter(torch.full((dim,), layer_scale))
+        self.text_scale = nn.Parameter(torch.full((dim,), layer_scale))
+        for module in self.children():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, image: Tensor, text: Tensor, text_bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Image [B,S,C] and text [B,L,C] -> both; text_bias [B,1,1,L] hides padding."""
+        v, x = self.image_norm(image), self.text_norm(text)
+        query, key = self._split(self.image_query(v)), self._split(self.text_key(x))
+        similarity = (query * self.scale) @ key.transpose(-2, -1)
+        to_image = softmax(similarity + text_bias.to(similarity.dtype))
+        to_text = softmax(similarity.transpose(-2, -1))
+        image_read = (to_image @ self._split(self.text_value(x))).transpose(1, 2).flatten(2)
+        text_read = (to_text @ self._split(self.image_value(v))).transpose(1, 2).flatten(2)
+        return (
+            image + self.image_scale * self.image_output(image_read),
+            text + self.text_scale * self.text_output(text_read),
+        )
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class CrossModalLayer(nn.Module):
+    """Bi-directional attention, text self-attention, deformable self-attention of the image."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.text_fusion = config.text_fusion
+        if config.text_fusion:
+            self.fusion = BidirectionalAttention(
+                dim, config.fusion_dim, config.fusion_heads, config.fusion_layer_scale
+            )
+            self.text_attention = SelfAttentionLayer(dim, config.fusion_heads)
+            self.text_ffn = FeedForwardLayer(dim, config.encoder_ffn)
+        self.deformable = DeformableAttentionLayer(
+            dim, config.num_heads, levels=3, points=config.num_points, ffn_dim=config.encoder_ffn
+        )
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        text_bias: Tensor,
+        position: Tensor,
+        reference_points: Tensor,
+        level_shapes: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Image [B,S,C] and text [B,L,C] -> both."""
+        if self.text_fusion:
+            image, text = self.fusion(image, text, text_bias)
+            text = self.text_ffn(self.text_attention(text, bias=text_bias))
+        return self.deformable(image, position, reference_points, level_shapes), text
+
+
+class CrossModalEncoder(nn.Module):
+    """Six (by default) cross-modal layers over strides 8..32, then an FPN step to stride 4.
+
+    Pixel decoder after Mask2Former (Cheng et al. 2022), fusion after GroundingDINO (Liu et al.
+    2023).
+    """
+
+    def __init__(self, config: ModelConfig, image_channels: list[int]) -> None:
+        super().__init__()
+        dim, groups = config.dim, config.norm_groups
+        self.dim, self.position_cycles = dim, config.position_cycles
+        self.projections = nn.ModuleList(
+            _conv_norm(channels, dim, groups, kernel=1) for channels in image_channels[1:]
+        )
+        self.level_embedding = nn.Parameter(torch.randn(3, dim) * 0.02)
+        self.layers = nn.ModuleList(CrossModalLayer(config) for _ in range(config.encoder_layers))
+        self.lateral = _conv_norm(image_channels[0], dim, groups, kernel=1)
+        self.fpn = nn.Sequential(*_conv_norm(dim, dim, groups, kernel=3), nn.ReLU())
+        self.mask_features = _xavier(nn.Conv2d(dim, dim, kernel_size=1))
+
+    def forward(self, features: ImageFeatures, text: Tensor, padding: Tensor) -> EncodedFrame:
+        """Encode.
+
+        Args:
+            features: of B frames, or of one frame that all B texts share.
+            text: [B,L,C] resized text tokens.
+            padding: bool [B,L], True where there is no token.
+        """
+        maps = [
+            projection(feature)
+            for projection, feature in zip(self.projections, features[1:], strict=True)
+        ]
+        shapes = [(m.shape[2], m.shape[3]) for m in maps]
+        tokens, position, centres = self._tokens(maps, shapes, text.shape[0])
+        level_shapes = _level_shapes(shapes, text.device)
+        text_bias = hide(padding)[:, None, None]
+        for layer in self.layers:
+            tokens, text = layer(tokens, text, text_bias, position, centres, level_shapes)
+        levels = list(tokens.split([height * width for height, width in shapes], dim=1))
+        mask_features = self._to_stride_4(features.res2, levels[0], shapes[0])
+        return EncodedFrame(mask_features, levels, shapes, text, features)
+
+    def _tokens(
+        self, maps: list[Tensor], shapes: list[tuple[int, int]], batch: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Flatten the pyramid: tokens [B,S,C], their positions [S,C] and pixel centres [S,2]."""
+        device = maps[0].device
+        tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
+        position = torch.cat(
+            [
+                sine_position_2d(h, w, self.dim, self.position_cycles, device)
+                + self.level_embedding[level].float()
+                for level, (h, w) in enumerate(shapes)
+            ]
+        )
+        centres = torch.cat([pixel_centres(h, w, device) for h, w in shapes])
+        return tokens.expand(batch, -1, -1), position.to(tokens.dtype), centres
+
+    def _to_stride_4(self, res2: Tensor, level: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Mask features [B,C,H/4,W/4] from res2 and the stride-8 level [B,S,C]."""
+        stride_8 = level.transpose(1, 2).unflatten(2, shape)
+        upsampled = F.interpolate(stride_8, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return self.mask_features(self.fpn(self.lateral(res2) + upsampled))
+
+
+def _level_shapes(shapes: list[tuple[int, int]], device: torch.device) -> Tensor:
+    """int32 [levels,2]: (height, width) of each level."""
+    sides = [torch.scalar_tensor(side, dtype=torch.int32) for shape in shapes for side in shape]
+    return torch.stack(sides).view(-1, 2).to(device)
+
+
+class WideGroupNorm(nn.GroupNorm):
+    """Group norm that computes in float32, whatever the type of its input and weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,C,...] -> the same shape and type."""
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
+def _conv_norm(inner: int, outer: int, groups: int, kernel: int) -> nn.Sequential:
+    conv = _xavier(nn.Conv2d(inner, outer, kernel, padding=kernel // 2))
+    return nn.Sequential(conv, WideGroupNorm(groups, outer))
+
+
+def _xavier(conv: nn.Conv2d) -> nn.Conv2d:
+    nn.init.xavier_uniform_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv

@@ -1,0 +1,94 @@
+"""The reference network on a whole clip, for parity and for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
+from rvos_deploy.networks.pan2024.modules.network import FrameOutput, RvosNetwork, referred_scores
+from rvos_deploy.networks.pan2024.modules.video_query_decoder import VideoPrediction
+from rvos_deploy.networks.pan2024.selection import thresholds
+from rvos_deploy.stream_settings import Fallback
+
+
+class DecodedClip(NamedTuple):
+    """What the frame part makes of each frame, the slots' mask embeddings [E,T,N,C] in their
+    order, the last prediction of the video part, and which query takes each slot, int64 [E,T,N].
+    """
+
+    frames: list[FrameOutput]
+    frame_mask_embeddings: Tensor
+    last: VideoPrediction
+    order: Tensor
+
+
+class ClipAnswer(NamedTuple):
+    """scores float32 [E,N]; mask logits float32 [E,T,h,w] at stride 4, of the queries that pass;
+    order int64 [E,T,N]: the query that takes each slot.
+    """
+
+    scores: Tensor
+    mask_logits: Tensor
+    order: Tensor
+
+
+def tokenize(tokenizer: Callable[[str], NDArray[np.int64]], texts: Sequence[str]) -> Tensor:
+    """Token ids of E sentences, padded with zeros: int64 [E,L]."""
+    sentences = [torch.from_numpy(tokenizer(text)) for text in texts]
+    return torch.nn.utils.rnn.pad_sequence(sentences, batch_first=True)
+
+
+@torch.inference_mode()
+def decode_clip(network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tensor) -> DecodedClip:
+    """Decode one clip offline for E sentences, the backbone once a frame.
+
+    Args:
+        network: in eval mode.
+        frames: T of uint8 [1,H,W,3], on the network's device.
+        token_ids: int64 [E,L], there too.
+    """
+    text = network.encode_text(token_ids)
+    decoded = [network.decode_frames(network.encode_frames(frame), text) for frame in frames]
+    queries = torch.stack([frame.queries for frame in decoded], dim=1)
+    embeddings = torch.stack([frame.mask_embeddings for frame in decoded], dim=1)
+    facts = SlotFacts(
+        *(torch.stack(parts, dim=1) for parts in zip(*(f.facts for f in decoded), strict=True))
+    )
+    order = network.slot_order(facts)
+    video = network.decode_video(queries, order, text, mask_embeddings=embeddings)
+    assert video.frame_mask_embeddings is not None
+    return DecodedClip(decoded, video.frame_mask_embeddings, video.predictions[-1], order)
+
+
+@torch.inference_mode()
+def segment_clip(
+    network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tensor, fallback: Fallback = "none"
+) -> ClipAnswer:
+    """Segment one clip offline for E sentences.
+
+    Args:
+        network: in eval mode; its config gives the threshold.
+        frames: as :func:`decode_clip` takes them.
+        token_ids: likewise.
+        fallback: when no query passes, as ``StreamSettings`` has it.
+    """
+    decoded, of_frames, last, order = decode_clip(network, frames, token_ids)
+    scores = referred_scores(last.logits)
+    passing = thresholds(scores.cpu().numpy(), network.config.threshold, fallback)
+    threshold = torch.from_numpy(passing).to(scores.device)
+    maps = [
+        unite_masks(
+            network.mask_head(last.mask_embeddings, frame.mask_features, of_frames[:, t]),
+            scores,
+            threshold,
+        )
+        for t, frame in enumerate(decoded)
+    ]
+    return ClipAnswer(scores, torch.stack(maps, dim=1), order)

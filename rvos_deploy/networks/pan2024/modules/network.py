@@ -1,0 +1,201 @@
+"""The whole network: stages that run apart when exported, and the clip-wise forward pass."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.networks.pan2024.modules.clip import (
+    FrozenClip,
+    ImageFeatures,
+    TextFeatures,
+    build_clip,
+)
+from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import CrossModalEncoder
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import (
+    FramePrediction,
+    FrameQueryDecoder,
+    SlotFacts,
+)
+from rvos_deploy.networks.pan2024.modules.mask_head import MaskHead
+from rvos_deploy.networks.pan2024.modules.slot_alignment import align_slots, gather_slots
+from rvos_deploy.networks.pan2024.modules.text_resizer import TextResizer
+from rvos_deploy.networks.pan2024.modules.video_query_decoder import (
+    VideoPrediction,
+    VideoQueryDecoder,
+)
+from rvos_deploy.networks.pan2024.modules.video_query_initializer import VideoQueryInitializer
+
+
+class FrameOutput(NamedTuple):
+    """mask_features [B,C,H/4,W/4]; queries [B,N,C]; predictions of every layer, for the losses;
+    mask_embeddings [B,N,C], the share of each query in the masks of this frame; what the queries
+    were put together from.
+    """
+
+    mask_features: Tensor
+    queries: Tensor
+    predictions: list[FramePrediction]
+    mask_embeddings: Tensor
+    facts: SlotFacts
+
+
+class VideoOutput(NamedTuple):
+    """aligned frame queries [B,T,N,C] and their order [B,T,N]; predictions of every layer;
+    mask embeddings of the aligned frame queries [B,T,N,C].
+    """
+
+    aligned_queries: Tensor
+    order: Tensor
+    predictions: list[VideoPrediction]
+    frame_mask_embeddings: Tensor | None = None
+
+
+class NetworkOutput(NamedTuple):
+    """frames (batch and time flattened: B*T) and video."""
+
+    frames: FrameOutput
+    video: VideoOutput
+
+
+class RvosNetwork(nn.Module):
+    """Referring video object segmentation after Pan, Fang and Lu (2024, arXiv 2406.04842)."""
+
+    def __init__(self, config: ModelConfig, clip: FrozenClip) -> None:
+        super().__init__()
+        self.config = config
+        self.clip = clip
+        self.text_resizer = TextResizer(
+            clip.text_width, clip.embed_dim, config.dim, config.text_words
+        )
+        self.encoder = CrossModalEncoder(config, clip.image_channels)
+        self.frame_decoder = FrameQueryDecoder(config, clip.image_channels)
+        self.initializer = VideoQueryInitializer(config)
+        self.video_decoder = VideoQueryDecoder(config)
+        self.mask_head = MaskHead(config.dim)
+
+    def encode_frames(self, frames: Tensor) -> ImageFeatures:
+        """Image features of uint8 frames [B,H,W,3], H and W multiples of 32."""
+        return self.clip.image_features(frames)
+
+    def encode_text(self, token_ids: Tensor) -> TextFeatures:
+        """Resized text features of int64 token ids [E,L]."""
+        words = self.clip.word_embeddings(token_ids) if self.config.text_words else None
+        return self.text_resizer(self.clip.text_features(token_ids), words)
+
+    def decode_frames(self, features: ImageFeatures, text: TextFeatures) -> FrameOutput:
+        """Mask features and frame queries for B texts, on B frames or on one that they share."""
+        encoded = self.encoder(features, text.tokens, text.padding)
+        decoded = self.frame_decoder(encoded, text.sentence, text.padding)
+        embeddings = decoded.predictions[-1].mask_embeddings
+        if not self.config.frame_masks:
+            embeddings = torch.zeros_like(embeddings)
+        return FrameOutput(
+            encoded.mask_features,
+            decoded.queries,
+            decoded.predictions,
+            embeddings,
+            decoded.facts,
+        )
+
+    def decode_video(
+        self,
+        frame_queries: Tensor,
+        order: Tensor,
+        text: TextFeatures,
+        ages: Tensor | None = None,
+        mask_embeddings: Tensor | None = None,
+    ) -> VideoOutput:
+        """Put the frame queries [B,T,N,C] of whole clips in the order of their slots, and decode
+        video queries from them.
+
+        order: [B,T,N], as :meth:`slot_order` gives it.
+        text: of B*S sentences, those of a clip together.
+        ages: [B,T], frames by which each is older than the newest; None: none is left out.
+        mask_embeddings: [B,T,N,C], those of the frame queries, to be aligned with them.
+
+        Returns:
+            Predictions of B*S; all else of B.
+        """
+        batch, length = frame_queries.shape[:2]
+        sentences = text.sentence.shape[0] // batch
+        values, logits = self.initializer.per_frame(frame_queries)
+        aligned = gather_slots(frame_queries, order)
+        values, logits = gather_slots(values, order), gather_slots(logits, order)
+        if sentences > 1:
+            values = values.repeat_interleave(sentences, 0)
+            logits = logits.repeat_interleave(sentences, 0)
+        queries = self.initializer(values, logits, text.sentence)
+        if ages is None:
+            ages = torch.arange(length - 1, -1, -1, device=frame_queries.device).expand(batch, -1)
+        empty = torch.zeros((batch, length), dtype=torch.bool, device=frame_queries.device)
+        predictions = self.video_decoder(
+            aligned, ages, empty, queries, text.tokens, text.sentence, text.padding
+        )
+        if mask_embeddings is not None:
+            mask_embeddings = gather_slots(mask_embeddings, order)
+        return VideoOutput(aligned, order, predictions, mask_embeddings)
+
+    def slot_cues(self, facts: SlotFacts) -> tuple[Tensor, Tensor, Tensor]:
+        """What slots are aligned by: position, content, and score.
+
+        The content is CLIP's at stride 8 alone; for cosine alignment it is the queries.
+        """
+        if self.config.alignment == "cosine":
+            return facts.position, facts.queries, facts.score
+        return facts.position, facts.content[..., : self.content_width], facts.score
+
+    @property
+    def content_width(self) -> int:
+        """Width of the content that slots are aligned by."""
+        cosine = self.config.alignment == "cosine"
+        return self.config.dim if cosine else self.clip.image_channels[1]
+
+    def slot_order(self, facts: SlotFacts) -> Tensor:
+        """Which query takes each slot, int64 [B,T,N], by what is known of those of whole clips."""
+        if self.config.initializer == "aligned":
+            return align_slots(self.config.alignment, *self.slot_cues(facts))
+        batch, length, slots = facts.score.shape
+        return torch.arange(slots, device=facts.score.device).repeat(batch, length, 1)
+
+    def forward(
+        self, frames: Tensor, token_ids: Tensor, ages: Tensor | None = None
+    ) -> NetworkOutput:
+        """Run B whole clips, each with S sentences; one is what the network is made for.
+
+        The frame part reads the first sentence of each clip, the video part all: for training,
+        where sentences are cheap and frames are not.
+
+        Args:
+            frames: uint8 [B,T,H,W,3] RGB; H and W multiples of 32.
+            token_ids: int64 [B*S,L], those of a clip together.
+            ages: [B,T], as :meth:`decode_video` takes it.
+
+        Returns:
+            frames: of B*T; video: as :meth:`decode_video` gives it.
+        """
+        batch, length = frames.shape[:2]
+        sentences = token_ids.shape[0] // batch
+        text = self.encode_text(token_ids)
+        per_frame = TextFeatures(*(x[::sentences].repeat_interleave(length, 0) for x in text))
+        frame_output = self.decode_frames(self.encode_frames(frames.flatten(0, 1)), per_frame)
+        queries, embeddings = (
+            x.unflatten(0, (batch, length))
+            for x in (frame_output.queries, frame_output.mask_embeddings)
+        )
+        facts = SlotFacts(*(x.unflatten(0, (batch, length)) for x in frame_output.facts))
+        video = self.decode_video(queries, self.slot_order(facts), text, ages, embeddings)
+        return NetworkOutput(frame_output, video)
+
+
+def referred_scores(logits: Tensor) -> Tensor:
+    """Probability that a query is referred to: float32 [B,N] from logits [B,N,2]."""
+    return torch.softmax(logits.float(), dim=-1)[..., 0]
+
+
+def build_network(config: ModelConfig, clip_weights: str | None = None) -> RvosNetwork:
+    """Build the network; ``clip_weights`` as ``clip.build_clip`` takes it."""
+    return RvosNetwork(config, build_clip(config, clip_weights))

@@ -1,0 +1,49 @@
+"""CLIP's tokenizer, written for the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import tokenizers
+from open_clip.tokenizer import bytes_to_unicode, default_bpe
+from tokenizers import Regex, decoders, models, pre_tokenizers
+
+from rvos_deploy.graph_io import probe
+from rvos_deploy.graph_io.tokenizer import END_OF_TEXT, START_OF_TEXT
+
+_MERGES = probe.END_OF_TEXT - 1 - 2 * 256
+# Words, as CLIP splits them; cleaned text is lower-case already. Special tokens are no words: see
+# rvos_deploy/graph_io/tokenizer.py. CLIP ignores case, so that the long s is an s after an
+# apostrophe, and U+0345 belongs to no word: case folds it into a letter on one side only.
+_WORDS = r"'[s\x{017F}]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{0345}]+"
+
+
+def write_tokenizer(file: Path) -> None:
+    """Write CLIP's byte-pair tokenizer as open_clip ships it (49,408 tokens)."""
+    lines = gzip.decompress(Path(default_bpe()).read_bytes()).decode("utf-8").split("\n")
+    merges = [_pair(line) for line in lines[1 : _MERGES + 1]]
+    alphabet = list(bytes_to_unicode().values())
+    words = [*alphabet, *(letter + "</w>" for letter in alphabet), *map("".join, merges)]
+    vocabulary = {word: index for index, word in enumerate([*words, START_OF_TEXT, END_OF_TEXT])}
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocabulary, merges, end_of_word_suffix="</w>", fuse_unk=False)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    content = json.loads(tokenizer.to_str())
+    # Each pair as one string, which is a fifth of the file shorter.
+    content["model"]["merges"] = [" ".join(pair) for pair in merges]
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    file.write_text(text, encoding="utf-8")
+
+
+def _pair(line: str) -> tuple[str, str]:
+    left, right = line.split()
+    return left, right

@@ -1,0 +1,471 @@
+"""Does a bundle, on this machine and back end, give what PyTorch gave when it was exported?
+
+The exporter records samples of every graph's outputs on seeded inputs (:mod:`probe`), and the mask
+logits of a small clip. Nothing but NumPy and the back end is needed to check against them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec import UNSET
+from numpy.typing import NDArray
+
+from rvos_deploy.bundle.folder import PARITY, Bundle
+from rvos_deploy.bundle.parity_file import read_arrays
+from rvos_deploy.errors import BundleError
+from rvos_deploy.evaluation.metrics import frame_scores
+from rvos_deploy.graph_io.frame_geometry import display_logits
+from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
+from rvos_deploy.graph_io.probe import (
+    PROBE_EXPRESSIONS,
+    Probe,
+    clip_probe,
+    probe_cases,
+    probe_inputs,
+)
+from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.networks.pan2024.slots import LOST, RecordedTracker, Replay, make_tracker
+from rvos_deploy.parity.comparison import Comparison, compare, sample
+from rvos_deploy.runtime.backends.base import Backend, HostArray, Runner, Value
+from rvos_deploy.runtime.finite import NotFiniteError
+from rvos_deploy.runtime.segmenter import Segmenter
+from rvos_deploy.stream_settings import StreamSettings
+
+MINIMUM_J_AND_F = 0.999
+"""Masks of the clip against PyTorch's: a mask of 1,000 pixels may differ in one at its edge. What
+was exported with another minimum (``--minimum-j-and-f``) is judged by that, and says so."""
+TIE = {"fp32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7}
+"""A pixel whose logit is nearer to 0 than this share of the clip's largest is undecided: how sums
+were rounded decides its side (two roundings of float16, or of bfloat16), so it is not compared."""
+MAXIMUM_UNDECIDED = 0.01
+"""Masks of which a larger share is undecided prove nothing, and fail."""
+
+
+SLOT_TIE = 16
+"""PyTorch's slots may cost more than the best ones here by so many times what the graph that gives
+their cues may err by. Two queries changed places: four costs, of cues with weights of together 4.4
+(``networks/pan2024/slots.py``), may each err by that, which makes 17.6. In float16 it is 0.16."""
+MAXIMUM_SLOT_EXCESS = LOST / 4
+"""And never by more than this: so far apart, it is another object."""
+CLIP_LOGITS, CLIP_ORDER = "clip mask_logits", "clip slot_order"
+"""What a bundle records of the clip (see ``export/parity.py``)."""
+MAXIMUM_UNDECIDED_QUERIES = 0.5
+"""Share of a frame's queries that may differ by more than the tolerance in half precision.
+
+Masked attention hides a pixel as its logit falls through a twentieth of a unit, and lifts hiding as
+a query's best pixel falls from 0 to -1. Logits reach 50, and float16 resolves such sums to a few
+hundredths, so the last bit decides what a query that sees few pixels reads: rounding at random
+moves one or two queries of 20 of the trained ``tiny`` by more than 1e-2 (7 in the worst of 24
+draws at 128x224), and the others by 3e-3. Which they are differs between libraries, and between
+instruction sets of one. Float32 islands do not help: with the whole frame decoder in float32, what
+the encoder rounds moves them as far; nor does gentler hiding, with which the trained network lost
+0.011 of J&F. A wrong kernel moves every query; a wrong operator is found without rounding
+(``export/parity.py``); and what such queries do to masks is measured on masks."""
+FURTHEST_QUERY = 0.5
+"""And never by more than this: rounding moved none by more than 0.24, another object is 1 away."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison with its verdict, and the share of queries that differ by more than the
+    tolerance because the last bit decides what they read.
+    """
+
+    name: str
+    passed: bool
+    tolerance: float
+    comparison: Comparison
+    undecided: float = 0.0
+
+    @property
+    def note(self) -> str:
+        """What the verdict rests on beside its numbers; empty for most."""
+        if not (self.passed and self.undecided):
+            return ""
+        return (
+            f"{self.undecided:.0%} of the queries differ by more than {self.tolerance}, as "
+            "rounding alone moves them; masks are compared"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "tolerance": self.tolerance,
+            **self.comparison.as_dict(),
+            "undecided": self.undecided,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True)
+class MaskCheck:
+    """J and F of the clip's masks against PyTorch's, with the shares of pixels that are foreground
+    and that were left out as undecided, by how much PyTorch's slots cost more than the best, and
+    how much they may; ``note`` says which slots were nearly tied, and what was compared then.
+    """
+
+    name: str
+    passed: bool
+    tolerance: float
+    j: float
+    f: float
+    foreground: float
+    undecided: float = 0.0
+    slot_excess: float = 0.0
+    allowed_excess: float = 0.0
+    note: str = ""
+
+    @property
+    def j_and_f(self) -> float:
+        """Mean of J and F, 0 to 1."""
+        return (self.j + self.f) / 2
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "name": self.name,
+            "passed": self.passed,
+            "tolerance": self.tolerance,
+            "j": self.j,
+            "f": self.f,
+            "j_and_f": self.j_and_f,
+            "foreground": self.foreground,
+            "undecided": self.undecided,
+            "slot_excess": self.slot_excess,
+            "allowed_excess": self.allowed_excess,
+            "note": self.note,
+        }
+
+
+Verdict = Check | MaskCheck
+Progress = Callable[[str], None]
+
+
+def run_cases(
+    runner: Runner, config: ModelConfig
+) -> Iterator[tuple[str, dict[str, Probe], dict[str, Value]]]:
+    """Run a graph at every size that the runner takes: the case's name, inputs and outputs.
+
+    Raises:
+        EngineError: the runner takes none of them; says the command.
+    """
+    cases = _named_cases(runner.spec, config)
+    taken = {name: case for name, case in cases.items() if runner.takes(case[1])}
+    for name, (seed, axes) in (taken or cases).items():
+        inputs = probe_inputs(runner.spec, axes, seed)
+        yield name, inputs, runner.infer(inputs)
+
+
+def left_out(runner: Runner, config: ModelConfig) -> list[str]:
+    """Names of the cases that the runner does not take: sizes outside an engine's profiles."""
+    cases = _named_cases(runner.spec, config)
+    return [name for name, (_, axes) in cases.items() if not runner.takes(axes)]
+
+
+def _named_cases(spec: GraphSpec, config: ModelConfig) -> dict[str, tuple[int, dict[str, int]]]:
+    """Seed and sizes by name: a bundle's own size may be that of another case, and is run once."""
+    return {
+        case_name(spec.name, axes): (seed, axes)
+        for seed, case in enumerate(probe_cases(config))
+        for axes in [case_axes(spec, case)]
+    }
+
+
+def case_axes(spec: GraphSpec, case: Mapping[str, int]) -> dict[str, int]:
+    """The case's sizes of those axes that the graph has, or what they are fixed to."""
+    return spec.at(case)
+
+
+def case_name(graph: str, axes: Mapping[str, int]) -> str:
+    """Name of a check, for example ``frame_decoder H64 W96 E3 L9``."""
+    return " ".join([graph, *(f"{name}{size}" for name, size in axes.items())])
+
+
+def judge(
+    name: str,
+    tolerance: float,
+    reference: HostArray,
+    measured: HostArray,
+    queries: NDArray[np.int64] | None = None,
+) -> Check:
+    """Compare and decide.
+
+    Args:
+        name: of the check.
+        tolerance: of the graph.
+        reference: what was expected.
+        measured: what was found.
+        queries: like ``reference``, the query of each value, where some may differ by more (see
+            ``MAXIMUM_UNDECIDED_QUERIES``); None: none may.
+    """
+    comparison = compare(reference, measured)
+    if comparison.max_abs <= tolerance:
+        return Check(name, True, tolerance, comparison)
+    if queries is None or not comparison.max_abs <= FURTHEST_QUERY:
+        return Check(name, False, tolerance, comparison)
+    change = np.abs(reference.astype(np.float64) - measured.astype(np.float64)) / comparison.scale
+    beyond = np.unique(queries[change > tolerance])
+    share = len(beyond) / len(np.unique(queries))
+    return Check(name, share <= MAXIMUM_UNDECIDED_QUERIES, tolerance, comparison, share)
+
+
+def query_of_values(
+    spec: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...]
+) -> NDArray[np.int64] | None:
+    """Which query each value of an output of this ``shape`` belongs to, in graphs of half precision
+    whose queries read through masks; None: every value must agree.
+    """
+    if spec.name != "frame_decoder" or spec.precision == "fp32" or len(tensor.shape) > 3:
+        return None
+    numbers = np.arange(shape[0] * shape[1]).reshape(*shape[:2], *[1] * (len(shape) - 2))
+    return np.broadcast_to(numbers, shape)
+
+
+def verify(
+    bundle: Bundle,
+    backend: Backend,
+    progress: Progress | None = None,
+    on_left_out: Progress | None = None,
+) -> list[Verdict]:
+    """Run every recorded check on this back end; all run, whatever fails.
+
+    Args:
+        bundle: opened.
+        backend: where to run them.
+        progress: told what is under way.
+        on_left_out: told the name of every case whose sizes the back end does not take. Engines
+            were compared at the corners of their profiles, and take nothing beyond.
+
+    Raises:
+        BundleError: the bundle records no reference.
+        EngineError: an engine takes none of a graph's cases, or not the clip; says the command.
+    """
+    recorded = read_reference(bundle)
+    verdicts: list[Verdict] = []
+    for spec in bundle.graphs.values():
+        if progress is not None:
+            progress(spec.name)
+        with backend.runner(spec, bundle.graph_file(spec.name)) as runner:
+            if on_left_out is not None:
+                for name in left_out(runner, bundle.config):
+                    on_left_out(name)
+            for name, _, outputs in run_cases(runner, bundle.config):
+                for tensor in spec.outputs:
+                    key = f"{name} {tensor.name}"
+                    whole = runner.to_host(outputs[tensor.name])
+                    expected = _recorded(recorded, key, bundle)
+                    of = query_of_values(spec, tensor, whole.shape)
+                    queries = None if of is None else sample(of)
+                    verdicts.append(judge(key, spec.tolerance, expected, sample(whole), queries))
+    if progress is not None:
+        progress("masks of a clip")
+    verdicts.append(check_masks(bundle, backend, recorded[CLIP_LOGITS], recorded.get(CLIP_ORDER)))
+    return verdicts
+
+
+def read_reference(bundle: Bundle) -> dict[str, NDArray[Any]]:
+    """What PyTorch gave at export, by the name of the check.
+
+    Raises:
+        BundleError: damaged, or not what an export records.
+    """
+    path = bundle.path / PARITY
+    recorded = read_arrays(bundle.read(PARITY), path)
+    probe = clip_probe(bundle.graphs)
+    padded = probe.geometry.padded
+    expected = (len(PROBE_EXPRESSIONS), len(probe.frames))
+    logits, order = recorded.get(CLIP_LOGITS), recorded.get(CLIP_ORDER)
+    sizes = (*expected, padded[0] // 4, padded[1] // 4)
+    if logits is None or logits.shape != sizes or not np.isfinite(logits).all():
+        raise _not_recorded(path, CLIP_LOGITS, f"finite numbers {list(sizes)}")
+    slots = np.arange(bundle.config.num_queries)
+    if order is not None and (
+        order.dtype.kind != "i"
+        or order.shape != (*expected, len(slots))
+        or (np.sort(order, axis=-1) != slots).any()
+    ):
+        needed = f"orders of {len(slots)} queries {[*expected, len(slots)]}"
+        raise _not_recorded(path, CLIP_ORDER, needed)
+    return recorded
+
+
+def _recorded(reference: Mapping[str, NDArray[Any]], key: str, bundle: Bundle) -> NDArray[Any]:
+    if key not in reference:
+        raise _not_recorded(bundle.path / PARITY, key, "what PyTorch gave")
+    return reference[key]
+
+
+def _not_recorded(path: Path, key: str, needed: str) -> BundleError:
+    return BundleError(f"{path} has no usable '{key}', needed: {needed}; export the bundle again")
+
+
+def check_masks(
+    bundle: Bundle,
+    backend: Backend,
+    reference_logits: NDArray[np.float32],
+    reference_order: NDArray[np.int64] | None = None,
+) -> MaskCheck:
+    """Masks of the probe clip by this back end, offline, against those of PyTorch's mask logits.
+
+    Slots are those that PyTorch chose, and its choice must be as good here, but for rounding: of
+    two queries on one object it decides which is taken, and the masks differ by what those two do.
+    Where its choice costs more here than the bundle allows but is no other object's, what counts is
+    what the choice decides: the masks by this back end's own slots are compared instead.
+
+    Args:
+        bundle: the bundle.
+        backend: where to run it.
+        reference_logits: float32 [E,T,h,w] at stride 4.
+        reference_order: int64 [E,T,N], the query of each slot; None: as this back end finds.
+    """
+    probe = clip_probe(bundle.graphs)
+    clip, box, geometry = probe.frames, probe.box, probe.geometry
+    logits = np.stack([[display_logits(m, geometry) for m in maps] for maps in reference_logits])
+    name = f"masks of a clip, {len(clip)} frames, {len(logits)} expressions"
+    try:
+        found = probe_masks(bundle, backend, clip, box, reference_order)
+    except NotFiniteError:
+        # There are no masks; which graph it was stands among the checks of its tensors.
+        minimum = allowed_differences(bundle).j_and_f
+        return MaskCheck(name, False, minimum, j=0.0, f=0.0, foreground=0.0)
+    undecided = np.abs(logits) <= TIE[bundle.precision] * np.abs(logits).max()
+    check = judge_probe(name, bundle, logits > 0, found, undecided)
+    if check.allowed_excess < found.excess <= MAXIMUM_SLOT_EXCESS:
+        own = probe_masks(bundle, backend, clip, box, None)
+        by_own = judge_probe(name, bundle, logits > 0, own, undecided)
+        if by_own.passed:
+            note = f"{found.tie}: masks by own slots compared instead"
+            return replace(by_own, slot_excess=found.excess, note=note)
+    return check
+
+
+@dataclass(frozen=True)
+class ProbeMasks:
+    """Masks of a clip, bool [E,T,H,W]; orders int64 [E,T,N], the query of each slot; excess: by how
+    much these slots, when they were replayed, cost more than the best (else 0); tie: where, in
+    words.
+    """
+
+    masks: NDArray[np.bool_]
+    orders: NDArray[np.int64]
+    excess: float
+    tie: str = ""
+
+
+def judge_probe(
+    name: str,
+    bundle: Bundle,
+    truth: NDArray[np.bool_],
+    found: ProbeMasks,
+    undecided: NDArray[np.bool_] | None = None,
+) -> MaskCheck:
+    """Judge masks by :func:`judge_masks` and the bundle's own minimum, and replayed slots by what
+    their graph may err by.
+    """
+    allowed = allowed_differences(bundle)
+    check = judge_masks(name, truth, found.masks, undecided, allowed.j_and_f)
+    return replace(
+        check,
+        passed=check.passed and found.excess <= allowed.excess,
+        slot_excess=found.excess,
+        allowed_excess=allowed.excess,
+        note=f"{found.tie}: masks compared with PyTorch's choice" if found.tie else "",
+    )
+
+
+@dataclass(frozen=True)
+class AllowedDifferences:
+    """What the masks of the clip must keep of PyTorch's, 0 to 1; what PyTorch's slots may cost more
+    than the best, and whether the bundle states that itself.
+    """
+
+    j_and_f: float
+    excess: float
+    excess_is_stated: bool
+
+
+def allowed_differences(bundle: Bundle) -> AllowedDifferences:
+    """What a bundle states, and the defaults where it states nothing."""
+    parity = bundle.manifest.parity
+    minimum = MINIMUM_J_AND_F if parity.minimum_j_and_f is UNSET else parity.minimum_j_and_f
+    stated = parity.maximum_slot_excess
+    if stated is UNSET or stated is None:
+        excess = default_slot_excess(bundle.graphs["frame_decoder"].tolerance)
+        return AllowedDifferences(minimum, excess, False)
+    return AllowedDifferences(minimum, stated, True)
+
+
+def default_slot_excess(tolerance: float) -> float:
+    """What PyTorch's slots may cost more than the best where ``--maximum-slot-excess`` says nothing
+    else; ``tolerance``: of the graph that gives the cues.
+    """
+    return min(SLOT_TIE * tolerance, MAXIMUM_SLOT_EXCESS)
+
+
+def probe_masks(
+    bundle: Bundle,
+    backend: Backend,
+    clip: NDArray[np.uint8],
+    box: tuple[int, int],
+    orders: NDArray[np.int64] | None = None,
+) -> ProbeMasks:
+    """Masks of a clip uint8 [T,H,W,3] by this back end, offline, fitted into ``box``.
+
+    ``orders``: int64 [E,T,N], slots to replay; None: as this back end finds.
+    """
+    # The export's threshold, whatever set-threshold wrote since.
+    settings = StreamSettings(
+        mode="offline", fallback="top1", size=box, threshold=bundle.config.threshold
+    )
+    with (
+        Segmenter(bundle, backend) as segmenter,
+        segmenter.stream(PROBE_EXPRESSIONS, settings) as stream,
+    ):
+        alignment = bundle.config.alignment
+        recorded = [RecordedTracker(make_tracker(alignment)) for _ in PROBE_EXPRESSIONS]
+        replays = [] if orders is None else [Replay(of_one) for of_one in orders]
+        stream.track_by([make_tracker(alignment, replay) for replay in replays] or recorded)
+        for frame in clip:
+            stream.push(frame)
+        masks = np.stack([result.masks for result in stream.flush()], axis=1)
+    if orders is None:
+        orders = np.stack([np.array(tracker.orders, np.int64) for tracker in recorded])
+    worst = max(range(len(replays)), key=lambda i: replays[i].excess, default=None)
+    if worst is None or (tie := replays[worst].tie) is None:
+        return ProbeMasks(masks, orders, 0.0)
+    excess, (frame, slots) = replays[worst].excess, tie
+    named = f"slot {slots[0]}" if len(slots) == 1 else f"slots {', '.join(map(str, slots))}"
+    text = f"near tie at {named} (expression {worst}, frame {frame}; costs differ by {excess:.2g})"
+    return ProbeMasks(masks, orders, excess, text)
+
+
+def judge_masks(
+    name: str,
+    truth: NDArray[np.bool_],
+    masks: NDArray[np.bool_],
+    undecided: NDArray[np.bool_] | None = None,
+    minimum: float = MINIMUM_J_AND_F,
+) -> MaskCheck:
+    """Compare masks bool [E,T,H,W] with the true ones by J&F, without the undecided pixels."""
+    share = 0.0
+    if undecided is not None:
+        masks, share = np.where(undecided, truth, masks), float(undecided.mean())
+    scores = [frame_scores(mask, true) for mask, true in zip(masks, truth, strict=True)]
+    j = float(np.mean([score.j_mean for score in scores]))
+    f = float(np.mean([score.f_mean for score in scores]))
+    return MaskCheck(
+        name=name,
+        passed=(j + f) / 2 >= minimum and share <= MAXIMUM_UNDECIDED,
+        tolerance=minimum,
+        j=j,
+        f=f,
+        foreground=float(truth.mean()),
+        undecided=share,
+    )

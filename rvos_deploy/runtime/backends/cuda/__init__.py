@@ -1,0 +1,1 @@
+"""CUDA, for back ends that run on a GPU."""

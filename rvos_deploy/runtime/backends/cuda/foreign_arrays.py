@@ -1,0 +1,131 @@
+"""Arrays of other libraries on the same GPU (PyTorch, CuPy, ...), without a copy.
+
+By DLPack (``__dlpack__``) or the CUDA array interface (``__cuda_array_interface__``); no library is
+imported for it.
+
+NOT RUN with a GPU: tested on a recording stand-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.runtime.backends.cuda.device import CudaDevice
+from rvos_deploy.runtime.backends.cuda.dlpack import CUDA, Capsule
+from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_STREAM, call, wait_for
+from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, Memory
+
+
+class _Interface:
+    """Memory told by the CUDA array interface; its owner is kept."""
+
+    def __init__(self, owner: object, interface: Mapping[str, Any]) -> None:
+        self._owner = owner
+        self.address = int(interface["data"][0] or 0)
+
+
+def is_device_array(value: object) -> bool:
+    """Whether a value lies on a GPU and says so."""
+    if isinstance(value, np.ndarray):
+        return False
+    if hasattr(value, "__dlpack_device__"):
+        return int(value.__dlpack_device__()[0]) == CUDA
+    return hasattr(value, "__cuda_array_interface__")
+
+
+def borrow(device: CudaDevice, value: Any) -> DeviceTensor:
+    """Another library's array as a tensor here, without a copy.
+
+    What is queued for computation from here on waits until its owner has computed it. It must stay
+    unchanged until then; the owner's memory is kept for as long.
+
+    Args:
+        device: where it must lie.
+        value: contiguous, with ``__dlpack__`` or ``__cuda_array_interface__``.
+
+    Raises:
+        InputError: not contiguous, on another GPU, or of a type that NumPy does not have.
+    """
+    if isinstance(value, DeviceTensor):
+        if value.device is not device:
+            raise InputError("this tensor is of another, closed segmenter; compute it again")
+        return value
+    with device.lock, device.current():
+        compute = int(device.compute.handle)
+        found = find_array(device.bindings, value, compute, device.ordinal)
+        if found.awaited is not None:
+            wait_for(device.bindings, compute, found.awaited)
+        ready = device.event(device.compute)
+        return DeviceTensor(device, found.shape, found.dtype, found.memory, ready, borrowed=True)
+
+
+@dataclass(frozen=True)
+class FoundArray:
+    """Another library's contiguous array on a GPU.
+
+    Args:
+        shape: its shape.
+        dtype: NumPy's name of its type.
+        memory: has its ``address``, and keeps it.
+        awaited: handle of the stream that computes it, where its owner left the waiting to us.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    memory: Memory
+    awaited: int | None
+
+
+def find_array(driver: Any, value: Any, stream: int, ordinal: int) -> FoundArray:
+    """Where another library's array lies, by DLPack, else by the CUDA array interface.
+
+    Args:
+        driver: ``cuda.bindings.driver``, with the GPU's context current.
+        value: has ``__dlpack__`` or ``__cuda_array_interface__``.
+        stream: handle of the stream that will read it; owners that speak DLPack make it wait.
+        ordinal: the GPU that it must lie on.
+
+    Raises:
+        InputError: not contiguous, on another GPU, or of a type that NumPy does not have.
+    """
+    if hasattr(value, "__dlpack__"):
+        capsule = Capsule(value.__dlpack__(stream=stream))
+        if (capsule.kind, capsule.ordinal) != (CUDA, ordinal):
+            raise _elsewhere(ordinal)
+        _require_contiguous(capsule.shape, capsule.strides, capsule.dtype.itemsize)
+        return FoundArray(capsule.shape, capsule.dtype, capsule, None)
+    interface = value.__cuda_array_interface__
+    shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+    memory = _Interface(value, interface)
+    _require_contiguous(shape, interface.get("strides"), dtype.itemsize)
+    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    if int(call(driver, "cuPointerGetAttribute", attribute, memory.address)) != ordinal:
+        raise _elsewhere(ordinal)
+    # Before version 3 there was no word on streams: then it is the default one.
+    awaited = interface.get("stream", LEGACY_STREAM if interface["version"] < 3 else None)
+    return FoundArray(shape, dtype, memory, None if awaited is None else int(awaited))
+
+
+def _require_contiguous(shape: Sequence[int], strides: Sequence[int] | None, itemsize: int) -> None:
+    if strides is None:
+        return
+    expected = itemsize
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and stride != expected:
+            raise InputError(
+                f"an array on the GPU must be contiguous, found strides {list(strides)} for shape "
+                f"{list(shape)}; pass frame.contiguous() (PyTorch) or cupy.ascontiguousarray(frame)"
+            )
+        expected *= size
+
+
+def _elsewhere(ordinal: int) -> InputError:
+    return InputError(
+        f"this array is not on GPU {ordinal}, where the graphs run; move it there first, or pass "
+        "it from the host (frame.cpu().numpy())"
+    )

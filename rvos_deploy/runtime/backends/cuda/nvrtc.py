@@ -1,0 +1,112 @@
+"""CUDA C++ to PTX by NVRTC, through ``cuda.bindings.nvrtc``: no nvcc, no driver, no GPU needed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends.cuda.libraries import INSTALL
+
+
+def compile_ptx(source: bytes, name: str, arch: int, options: Sequence[str] = ()) -> str:
+    """PTX of a source text.
+
+    Args:
+        source: the text.
+        name: its file's, for messages.
+        arch: the virtual architecture, e.g. 80 for ``compute_80``; cards from it on run the PTX.
+        options: of the compiler, beside the architecture.
+
+    Raises:
+        BackendError: NVRTC is missing, does not know the architecture, or refuses the source.
+    """
+    nvrtc = load_nvrtc()
+    known = supported_archs()
+    if arch not in known:
+        raise BackendError(
+            f"NVRTC {version_text()} cannot compile for compute_{arch}; it needs one of "
+            f"{', '.join(map(str, known))}: pip install --upgrade nvidia-cuda-nvrtc"
+        )
+    given = [option.encode() for option in (f"--gpu-architecture=compute_{arch}", *options)]
+    program = _check(nvrtc, *nvrtc.nvrtcCreateProgram(source, name.encode(), 0, [], []))
+    try:
+        (result,) = nvrtc.nvrtcCompileProgram(program, len(given), given)
+        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise BackendError(
+                f"NVRTC {version_text()} refused {name}: {_log(nvrtc, program)} (with "
+                f"{' '.join(options)}); NVRTC and the CUDA headers must be of one release: "
+                f"{INSTALL}"
+            )
+        ptx = bytearray(_check(nvrtc, *nvrtc.nvrtcGetPTXSize(program)))
+        _check(nvrtc, *nvrtc.nvrtcGetPTX(program, ptx))
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    return ptx.rstrip(b"\0").decode()
+
+
+def supported_archs() -> list[int]:
+    """The virtual architectures that the installed NVRTC compiles for.
+
+    Raises:
+        BackendError: NVRTC is missing.
+    """
+    nvrtc = load_nvrtc()
+    return sorted(_check(nvrtc, *nvrtc.nvrtcGetSupportedArchs()))
+
+
+def newest_arch(compute_capability: int) -> int:
+    """The newest architecture that both NVRTC and a card know: 89 for compute capability 8.9.
+
+    Raises:
+        BackendError: NVRTC is missing, or knows none that is old enough.
+    """
+    known = supported_archs()
+    fitting = [arch for arch in known if arch <= compute_capability]
+    if not fitting:
+        raise BackendError(
+            f"NVRTC {version_text()} compiles for compute_{known[0]} and newer, not for this GPU "
+            f"({compute_capability / 10}); install the NVRTC of an older CUDA release"
+        )
+    return max(fitting)
+
+
+def nvrtc_version() -> tuple[int, int]:
+    """Major and minor version. Raises BackendError: NVRTC is missing."""
+    nvrtc = load_nvrtc()
+    result, major, minor = nvrtc.nvrtcVersion()
+    _check(nvrtc, result)
+    return int(major), int(minor)
+
+
+def version_text() -> str:
+    """The version as people write it: ``13.0``."""
+    return ".".join(map(str, nvrtc_version()))
+
+
+@functools.cache
+def load_nvrtc() -> Any:
+    """``cuda.bindings.nvrtc``, with its library loaded. Raises BackendError: it is missing."""
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError, OSError) as error:
+        raise BackendError(
+            f"NVRTC cannot be loaded ({str(error).splitlines()[0]}); {INSTALL}"
+        ) from error
+    return nvrtc
+
+
+def _check(nvrtc: Any, result: Any, *values: Any) -> Any:
+    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise BackendError(f"NVRTC failed with {result.name}; {INSTALL}")
+    return values[0] if values else None
+
+
+def _log(nvrtc: Any, program: Any) -> str:
+    log = bytearray(_check(nvrtc, *nvrtc.nvrtcGetProgramLogSize(program)))
+    _check(nvrtc, *nvrtc.nvrtcGetProgramLog(program, log))
+    lines = log.rstrip(b"\0").decode(errors="replace").strip().splitlines()
+    return next((line for line in lines if "error" in line), "no log")

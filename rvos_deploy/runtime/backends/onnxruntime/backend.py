@@ -1,0 +1,193 @@
+"""ONNX Runtime, on the CPU or through CUDA; never on a provider that was not asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rvos_deploy.bundle.onnx_file import OnnxContent, OnnxFile
+from rvos_deploy.environment import usable_cores
+from rvos_deploy.errors import BackendError, one_line
+from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.runtime.backends.base import Backend, Runner, Value
+from rvos_deploy.runtime.backends.cuda.foreign_arrays import is_device_array
+from rvos_deploy.runtime.backends.onnxruntime.binding import run_bound
+from rvos_deploy.runtime.backends.onnxruntime.device_arrays import borrow_for_onnxruntime
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeBackend(Backend):
+    """ONNX Runtime with one execution provider.
+
+    The CUDA provider was not run on the machine that this was written on (it has no GPU).
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        threads: for one graph's arithmetic; None takes every core that the process may use.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+    name = "onnxruntime"
+
+    def __post_init__(self) -> None:
+        if self.device not in PROVIDERS:
+            raise BackendError(
+                f"onnxruntime has no device '{self.device}'; known: {', '.join(PROVIDERS)}"
+            )
+        available = _import().get_available_providers()
+        if PROVIDERS[self.device] not in available:
+            raise BackendError(
+                f"this onnxruntime offers {', '.join(available)}, not {PROVIDERS[self.device]}; "
+                "pip uninstall -y onnxruntime && pip install 'rvos-deploy[gpu]' "
+                "(the two packages shadow each other)"
+            )
+
+    def runner(self, spec: GraphSpec, file: OnnxFile) -> OnnxRuntimeRunner:
+        """A runner, not yet active, of the graph in this file."""
+        threads = self.threads or usable_cores()
+        return OnnxRuntimeRunner(spec, file, PROVIDERS[self.device], threads)
+
+    def describe(self) -> dict[str, str]:
+        """Library, version and device."""
+        return {"name": self.name, "version": _import().__version__, "device": self.device}
+
+
+class OnnxRuntimeRunner(Runner):
+    """One graph in an ONNX Runtime session."""
+
+    def __init__(self, spec: GraphSpec, file: OnnxFile, provider: str, threads: int) -> None:
+        super().__init__(spec)
+        self._file, self._provider, self._threads = file, provider, threads
+        self._session: Any = None
+        self._outputs = [tensor.name for tensor in spec.outputs]
+
+    def activate_impl(self) -> None:
+        """Open the session, and make sure that it runs where it was asked to."""
+        self._check_precision()
+        ort = _import()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        # Fatal messages only: what fails is raised too, and an error is one line of ours.
+        options.log_severity_level = 4
+        # Threads that spin while they wait take the cores from decoding and writing, which run
+        # beside inference: on two cores that halved the frames per second of ``run``.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Bytes that begin like it would be read as ONNX Runtime's own format.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        content = self._content()
+        _add_external(ort, options, content)
+        try:
+            session = ort.InferenceSession(
+                content.model,
+                options,
+                providers=[(self._provider, self._provider_options())],
+                disabled_optimizers=self._harmful_optimizers(),
+                # It would try other providers, and print that to stdout.
+                enable_fallback=0,
+            )
+        except Exception as error:
+            raise BackendError(
+                f"onnxruntime {ort.__version__} cannot load {self._file.path.name}: "
+                f"{_first_line(error)}"
+            ) from error
+        # ONNX Runtime logs a failed provider and goes on without it.
+        if session.get_providers()[0] != self._provider:
+            raise BackendError(
+                f"onnxruntime could not start {self._provider} and fell back to "
+                f"{session.get_providers()[0]}; check the driver and CUDA version, or use "
+                "--device cpu"
+            )
+        # It keeps the model's bytes, to open them again with other providers: never done here.
+        session._model_bytes = None
+        self._session = session
+
+    def _content(self) -> OnnxContent:
+        """What the session is opened from; freed when it is open."""
+        return self._file.read()
+
+    def _check_precision(self) -> None:
+        """Refuse what has no kernels here, in words that help more than ONNX Runtime's."""
+        if self.spec.precision == "bf16" and self._provider == PROVIDERS["cpu"]:
+            raise BackendError(
+                f"{self.spec.name} computes in bfloat16, for which onnxruntime has no kernels on "
+                "the CPU; build engines for a GPU (rvos-deploy build-engine BUNDLE), export with "
+                "--precision fp32 or fp16, or check it slowly with --backend bf16-reference"
+            )
+
+    def _provider_options(self) -> dict[str, str]:
+        """CUDA multiplies float32 in TF32 by default, with ten bits of mantissa: not what a float32
+        bundle was exported and proven in. In float16 little float32 is left, and TF32 stays.
+        """
+        if self._provider != PROVIDERS["cuda"] or self._computes_in_half():
+            return {}
+        return {"use_tf32": "0"}
+
+    def _harmful_optimizers(self) -> list[str]:
+        """In float16 one pass ends the process (ONNX Runtime 1.32, CPU): the text encoder cannot
+        be opened with it. Without it, the CPU casts float16 weights at every run.
+        """
+        return ["FuseFp16InitializerToFp32NodeTransformer"] if self._computes_in_half() else []
+
+    def _computes_in_half(self) -> bool:
+        return any(tensor.dtype == "float16" for tensor in (*self.spec.inputs, *self.spec.outputs))
+
+    def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """Run the session; on a GPU its outputs stay there, for the next graph."""
+        # Kept here, because another thread may close the segmenter meanwhile.
+        session = self._session
+        if session is None:
+            raise BackendError(f"the graph {self.spec.name} was closed; load the bundle again")
+        try:
+            if self._provider == PROVIDERS["cuda"]:
+                return run_bound(session, "cuda", inputs, self.spec.outputs)
+            outputs = session.run(self._outputs, dict(inputs))
+        except Exception as error:
+            raise BackendError(
+                f"onnxruntime failed in {self.spec.name}: {_first_line(error)}"
+            ) from error
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def take(self, value: Any) -> Value:
+        """An array on the GPU as it is, where the session runs there; others as NumPy arrays."""
+        if self._provider == PROVIDERS["cuda"] and is_device_array(value):
+            return borrow_for_onnxruntime(value)
+        return super().take(value)
+
+    def deactivate_impl(self) -> None:
+        """Drop the session."""
+        self._session = None
+
+
+def _add_external(ort: Any, options: Any, content: OnnxContent) -> None:
+    """Give ONNX Runtime the external data that was hashed; by itself it would open the files."""
+    if not content.external:
+        return
+    if not hasattr(options, "add_external_initializers_from_files_in_memory"):
+        raise BackendError(
+            f"onnxruntime {ort.__version__} cannot take the external data of {content.path.name} "
+            "from memory; pip install --upgrade 'onnxruntime>=1.24'"
+        )
+    names, buffers = list(content.external), list(content.external.values())
+    options.add_external_initializers_from_files_in_memory(names, buffers, list(map(len, buffers)))
+
+
+def _first_line(error: Exception) -> str:
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0], 500)
+
+
+def _import() -> Any:
+    # Its wheels carry Microsoft's telemetry, which writes into TMPDIR on import.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BackendError(
+            "onnxruntime is not installed; pip install 'rvos-deploy[cpu]' "
+            "(or 'rvos-deploy[gpu]' for CUDA, never both)"
+        ) from None
+    return onnxruntime

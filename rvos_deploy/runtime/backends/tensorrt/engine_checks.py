@@ -1,0 +1,209 @@
+"""Whether an engine may be loaded: asked right before a plan is deserialised. No TensorRT needed.
+
+A plan is executable code, so nothing of it is deserialised before everything here holds: its hash,
+the hash of the ONNX it was built from, the TensorRT version, the GPU architecture, and the proof
+that it gives ONNX Runtime's numbers. What cannot be established is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rvos_deploy.bundle.engine_sidecar import (
+    EngineError,
+    EngineSidecar,
+    format_profile,
+    plan_file,
+    rebuild_command,
+    takes,
+)
+from rvos_deploy.bundle.folder import Bundle
+from rvos_deploy.files import sha256_file
+
+HARDWARE_COMPATIBLE_FROM = "8.0"
+"""Ampere: the oldest architecture that ``--hardware-compatible`` engines run on."""
+
+
+@dataclass(frozen=True)
+class EngineMachine:
+    """Where an engine is to be loaded: the library's version and the GPU's compute capability."""
+
+    tensorrt_version: str
+    compute_capability: str
+
+
+def check_plan(bundle: Bundle, sidecar: EngineSidecar) -> None:
+    """The plan and its ONNX are those that the sidecar was written for.
+
+    Raises:
+        EngineError: a file is missing or has another hash.
+    """
+    plan = check_plan_size(bundle, sidecar)
+    if sha256_file(plan) != sidecar.plan_sha256:
+        raise changed_plan(bundle, sidecar)
+    check_source(bundle, sidecar)
+
+
+def check_plan_size(bundle: Bundle, sidecar: EngineSidecar) -> Path:
+    """The plan's file, which is there and as long as its sidecar says.
+
+    Raises:
+        EngineError: it is not.
+    """
+    plan = plan_file(bundle.path, sidecar.target, sidecar.graph)
+    if not plan.is_file():
+        command = rebuild_command(bundle.path, sidecar.target, sidecar.options)
+        raise EngineError(f"{plan} is missing", "the plan that its sidecar describes", command)
+    if plan.stat().st_size != sidecar.plan_bytes:
+        raise changed_plan(bundle, sidecar)
+    return plan
+
+
+def changed_plan(bundle: Bundle, sidecar: EngineSidecar) -> EngineError:
+    """The error of a plan that is not the one that its sidecar describes."""
+    return EngineError(
+        f"{plan_file(bundle.path, sidecar.target, sidecar.graph)} was changed since it was built "
+        "(its sha256 differs)",
+        f"sha256 {sidecar.plan_sha256[:12]}...",
+        rebuild_command(bundle.path, sidecar.target, sidecar.options),
+    )
+
+
+def check_source(bundle: Bundle, sidecar: EngineSidecar) -> None:
+    """The engine was built from the graph that the bundle's manifest describes.
+
+    Raises:
+        EngineError: a file of the graph has another hash.
+    """
+    now = {name: entry.sha256 for name, entry in bundle.onnx_entries(sidecar.graph).items()}
+    if now != dict(sidecar.onnx_sha256):
+        changed = sorted(
+            name
+            for name in {*now, *sidecar.onnx_sha256}
+            if now.get(name) != sidecar.onnx_sha256.get(name)
+        )
+        raise EngineError(
+            f"{plan_file(bundle.path, sidecar.target, sidecar.graph)} was built from another "
+            f"{', '.join(changed)} (its sha256 differs)",
+            "an engine of the bundle's present graph",
+            rebuild_command(bundle.path, sidecar.target, sidecar.options),
+        )
+
+
+def check_loadable(
+    bundle: Bundle, sidecar: EngineSidecar, machine: EngineMachine, *, allow_host_code: bool = False
+) -> None:
+    """Everything that must hold before a plan is deserialised, but for the plan's own bytes, which
+    whoever deserialises them hashes (``engine_loading.read_plan``).
+
+    Args:
+        bundle: opened.
+        sidecar: of the engine.
+        machine: where it is to run.
+        allow_host_code: the caller wants engines that hold host code (version-compatible ones).
+
+    Raises:
+        EngineError: with found, needed and the command, for the first thing that does not hold.
+    """
+    check_plan_size(bundle, sidecar)
+    check_source(bundle, sidecar)
+    command = rebuild_command(bundle.path, sidecar.target, sidecar.options)
+    name = f"the {sidecar.target} engine of {sidecar.graph}"
+    if sidecar.version_compatible and not allow_host_code:
+        raise EngineError(
+            f"{name} holds host code (built with --version-compatible)",
+            "an engine without host code, or allow_host_code=True from whoever trusts the plan",
+            command.replace(" --version-compatible", ""),
+        )
+    if not _version_fits(sidecar, machine.tensorrt_version):
+        raise EngineError(
+            f"{name} was built with TensorRT {sidecar.tensorrt_version}",
+            f"TensorRT {machine.tensorrt_version}, which is installed here",
+            command,
+        )
+    if not _gpu_fits(sidecar, machine.compute_capability):
+        raise EngineError(
+            f"{name} was built for compute capability {', '.join(sidecar.compute_capabilities)}",
+            f"{machine.compute_capability}, which the GPU here has",
+            _command_for_gpu(bundle, sidecar, machine),
+        )
+    _require_parity(sidecar, name, command)
+
+
+def _require_parity(sidecar: EngineSidecar, name: str, command: str) -> None:
+    needed = "checks against ONNX Runtime, all passed (on the machine with the GPU)"
+    if not sidecar.parity:
+        reason = sidecar.parity_reason or "no reason recorded"
+        raise EngineError(f"{name} has no parity results ({reason})", needed, command)
+    failed = [str(c.get("name")) for c in sidecar.parity if c.get("passed") is not True]
+    if failed:
+        raise EngineError(
+            f"{name} failed {len(failed)} of {len(sidecar.parity)} parity checks ({failed[0]})",
+            needed,
+            command,
+        )
+
+
+def _version_fits(sidecar: EngineSidecar, installed: str) -> bool:
+    if sidecar.tensorrt_version == installed:
+        return True
+    built, here = _numbers(sidecar.tensorrt_version), _numbers(installed)
+    return sidecar.version_compatible and built[:1] == here[:1] and here >= built
+
+
+def _gpu_fits(sidecar: EngineSidecar, capability: str) -> bool:
+    if capability in sidecar.compute_capabilities:
+        return True
+    return sidecar.hardware_compatible and _numbers(capability) >= _numbers(
+        HARDWARE_COMPATIBLE_FROM
+    )
+
+
+def _command_for_gpu(bundle: Bundle, sidecar: EngineSidecar, machine: EngineMachine) -> str:
+    """TensorRT builds for the GPU that is there; TensorRT-RTX must be told."""
+    options = list(sidecar.options)
+    if sidecar.target == "tensorrt-rtx":
+        while "--compute-capability" in options:
+            at = options.index("--compute-capability")
+            del options[at : at + 2]
+        options += ["--compute-capability", machine.compute_capability]
+    return rebuild_command(bundle.path, sidecar.target, tuple(options))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Leading whole numbers of a dotted version."""
+    numbers = []
+    for part in version.split("."):
+        if not part.isdecimal():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def profile_for(bundle: Path, sidecar: EngineSidecar, axes: Mapping[str, int]) -> int:
+    """Index of the first profile that takes these sizes.
+
+    Args:
+        bundle: its folder, for the command.
+        sidecar: of the engine.
+        axes: sizes by name, as ``GraphSpec.bind`` gives them.
+
+    Raises:
+        EngineError: none does; the command builds one that would.
+    """
+    for index, profile in enumerate(sidecar.profiles):
+        if takes(profile, axes):
+            return index
+    wider = {
+        name: (min(low, axes.get(name, low)), best, max(high, axes.get(name, high)))
+        for name, (low, best, high) in sidecar.profiles[0].items()
+    }
+    options = (*sidecar.options, "--profile", format_profile(wider))
+    raise EngineError(
+        f"the {sidecar.target} engine of {sidecar.graph} takes "
+        + " or ".join(map(format_profile, sidecar.profiles)),
+        ",".join(f"{name}={size}" for name, size in axes.items()),
+        rebuild_command(bundle, sidecar.target, options),
+    )

@@ -1,0 +1,120 @@
+"""Plans into engines, after every check: the only place that deserialises.
+
+NOT RUN with a GPU: deserialising needs a driver. What was run: the refusals, TensorRT-RTX's own
+refusal without a driver, and every name and keyword used here against the real bindings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from rvos_deploy.bundle.engine_sidecar import EngineSidecar
+from rvos_deploy.bundle.folder import Bundle
+from rvos_deploy.bundle.onnx_file import OnnxFile, address_of, external_slices
+from rvos_deploy.errors import BackendError
+from rvos_deploy.files import read_regular_file
+from rvos_deploy.runtime.backends.tensorrt.engine_checks import (
+    EngineMachine,
+    changed_plan,
+    check_loadable,
+    check_plan_size,
+)
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+
+def load_engine(
+    trt: Any,
+    logger: trt.ILogger,
+    bundle: Bundle,
+    sidecar: EngineSidecar,
+    compute_capability: str,
+    *,
+    allow_host_code: bool = False,
+) -> trt.ICudaEngine:
+    """Check everything, then deserialise a plan of a bundle.
+
+    Args:
+        trt: the imported ``tensorrt`` or ``tensorrt_rtx``.
+        logger: must outlive the engine.
+        bundle: opened, so its own files have been hashed.
+        sidecar: of the engine, as ``read_sidecar`` gives it.
+        compute_capability: of the GPU here, for example "8.9".
+        allow_host_code: take engines that hold host code; for plans that you trust.
+
+    Raises:
+        EngineError: something does not hold; nothing was deserialised.
+        BackendError: TensorRT refuses the plan.
+    """
+    machine = EngineMachine(trt.__version__, compute_capability)
+    check_loadable(bundle, sidecar, machine, allow_host_code=allow_host_code)
+    plan = read_plan(bundle, sidecar)
+    weights = bundle.graph_file(sidecar.graph) if sidecar.stripped else None
+    return deserialize(trt, logger, plan, weights, allow_host_code=allow_host_code)
+
+
+def read_plan(bundle: Bundle, sidecar: EngineSidecar) -> bytes:
+    """The plan's bytes, hashed once they are in memory: the file may change after its check.
+
+    Raises:
+        EngineError: they are not those of the sidecar.
+    """
+    file = check_plan_size(bundle, sidecar)
+    try:
+        plan = read_regular_file(file, sidecar.plan_bytes)
+    except OSError:
+        raise changed_plan(bundle, sidecar) from None
+    if hashlib.sha256(plan).hexdigest() != sidecar.plan_sha256:
+        raise changed_plan(bundle, sidecar)
+    return plan
+
+
+def deserialize(
+    trt: Any,
+    logger: trt.ILogger,
+    plan: bytes,
+    weights: OnnxFile | None,
+    *,
+    allow_host_code: bool = False,
+) -> trt.ICudaEngine:
+    """Plan bytes that were checked -> engine; with ``weights``, put in from that ONNX.
+
+    Raises:
+        BackendError: TensorRT refuses; its log says why.
+    """
+    runtime = trt.Runtime(logger)
+    runtime.engine_host_code_allowed = allow_host_code
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BackendError(
+            f"{trt.__name__} {trt.__version__} cannot deserialise the plan; check the GPU's driver "
+            "with nvidia-smi, then build again with rvos-deploy build-engine"
+        )
+    if weights is not None:
+        _refit(trt, logger, engine, weights)
+    return engine
+
+
+def _refit(trt: Any, logger: trt.ILogger, engine: trt.ICudaEngine, weights: OnnxFile) -> None:
+    """Put the ONNX's weights, as they were hashed, into an engine that was built without."""
+    content = weights.read()
+    refitter = trt.Refitter(engine, logger)
+    parser = trt.OnnxParserRefitter(refitter, logger)
+    if content.external:
+        import onnx
+
+        model = onnx.load_model_from_string(content.model)
+        taken = parser.load_model_proto(content.model)
+        for name, data in external_slices(model, content).items():
+            taken = taken and parser.load_initializer(name, address_of(data), data.nbytes)
+        taken = taken and parser.refit_model_proto()
+    else:
+        taken = parser.refit_from_bytes(content.model)
+    if not (taken and refitter.refit_cuda_engine()):
+        missing = ", ".join(refitter.get_missing_weights()[:3]) or "none named"
+        raise BackendError(
+            f"{weights.path.name} does not give the stripped engine all of its weights (missing: "
+            f"{missing}); build again without --strip-weights"
+        )

@@ -1,0 +1,139 @@
+"""Arrays that wait for the end of the clip: in memory up to a budget, then on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.closeable import Closing
+from rvos_deploy.environment import usable_memory_bytes
+from rvos_deploy.errors import InputError
+
+Array = NDArray[Any]
+GREATEST_DEFAULT = 2**30
+SHARE_OF_MEMORY = 8
+
+_SPARE_DISK = 2**26
+_MORE_ROOM = "set TMPDIR to a larger disk, use --mode online, or fewer frames (--max-frames)"
+
+
+def default_mask_budget() -> int:
+    """Bytes that wait in memory where nobody says how many: an eighth of what this process may use
+    (``run`` has two such stores, one of them for images), at most 1 GiB.
+    """
+    memory = usable_memory_bytes()
+    return min(GREATEST_DEFAULT, memory // SHARE_OF_MEMORY) if memory else GREATEST_DEFAULT
+
+
+@dataclass(frozen=True)
+class _Spilled:
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    nbytes: int
+
+
+class SpillStore(Closing):
+    """Arrays by number, in memory up to ``budget`` bytes, beyond it memory-mapped from a file.
+
+    The file is a nameless temporary one (``tempfile.TemporaryFile``): the system removes it when
+    it is closed or the process ends, however that happens. Its room is used again.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._held: dict[int, Array | _Spilled] = {}
+        self._next = 0
+        self._file: IO[bytes] | None = None
+        self._free: dict[int, list[int]] = {}
+        self.bytes_in_memory = 0
+        self.bytes_on_disk = 0
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def put(self, array: Array) -> int:
+        """Keep an array; returns its number.
+
+        Raises:
+            InputError: when the disk is full; says how much is needed and what else to do.
+        """
+        number, self._next = self._next, self._next + 1
+        if self.bytes_in_memory + array.nbytes <= self._budget:
+            self.bytes_in_memory += array.nbytes
+            self._held[number] = array
+        else:
+            self._held[number] = self._spill(array)
+        return number
+
+    def take(self, number: int) -> Array:
+        """Return an array and forget it."""
+        held = self._held.pop(number)
+        if isinstance(held, _Spilled):
+            self._free.setdefault(held.nbytes, []).append(held.offset)
+            return np.array(self._map(held, "r"))
+        self.bytes_in_memory -= held.nbytes
+        return held
+
+    def close(self) -> None:
+        """Forget everything and remove the file."""
+        self._held.clear()
+        self._free.clear()
+        self.bytes_in_memory = self.bytes_on_disk = 0
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _spill(self, array: Array) -> _Spilled:
+        if self._file is None:
+            try:
+                self._file = tempfile.TemporaryFile(prefix="rvos-deploy-")  # noqa: SIM115
+            except OSError as error:
+                raise InputError(
+                    f"{_no_room(array.nbytes)}: {error.strerror}; {_MORE_ROOM}"
+                ) from error
+        record = _Spilled(self._room(array.nbytes), array.shape, array.dtype, array.nbytes)
+        mapped = self._map(record, "r+")
+        mapped[...] = array
+        mapped.flush()
+        return record
+
+    def _room(self, nbytes: int) -> int:
+        """Offset of a piece of the file: one that was given back, or a new one at the end."""
+        assert self._file is not None
+        if self._free.get(nbytes):
+            return self._free[nbytes].pop()
+        self._require_disk(nbytes)
+        offset = self.bytes_on_disk
+        try:
+            if hasattr(os, "posix_fallocate"):
+                # Reserved: writing a page that the disk has no room for would end the process.
+                os.posix_fallocate(self._file.fileno(), offset, nbytes)
+            else:
+                self._file.truncate(offset + nbytes)
+        except OSError as error:
+            raise InputError(f"{_no_room(nbytes)}: {error.strerror}; {_MORE_ROOM}") from error
+        self.bytes_on_disk += nbytes
+        return offset
+
+    def _require_disk(self, nbytes: int) -> None:
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free
+        if free < nbytes + _SPARE_DISK:
+            raise InputError(
+                f"{_no_room(nbytes)}, and {folder} has {free / 2**20:.0f} MiB left; {_MORE_ROOM}"
+            )
+
+    def _map(self, record: _Spilled, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
+        assert self._file is not None
+        return np.memmap(self._file, record.dtype, mode, record.offset, record.shape)
+
+
+def _no_room(nbytes: int) -> str:
+    return f"waiting for the end of the clip takes {nbytes / 2**20:.1f} MiB a frame"

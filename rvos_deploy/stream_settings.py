@@ -1,0 +1,121 @@
+"""How a stream runs: everything a user may choose, checked when it is made."""
+
+from __future__ import annotations
+
+import numbers
+import reprlib
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.networks.pan2024.config import check_size
+from rvos_deploy.spill_store import default_mask_budget
+
+Mode = Literal["online", "offline"]
+Fallback = Literal["none", "top1"]
+Place = Literal["host", "device"]
+DEFAULT_MEMORY = 64
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """Settings of a stream. Whole numbers may be NumPy's; they are kept as Python's.
+
+    Args:
+        mode: ``online`` gives frame t as soon as it may be known; ``offline`` gives every frame at
+            the end, from the whole clip, as the reference network does.
+        lookahead: online only: frame t is given when frame t + lookahead has been seen.
+        memory: frames that the video decoder reads (W). None: 64 online, all of them offline.
+        anchors: frames kept from before the window, spread evenly (K).
+        threshold: a query above it belongs to the answer. None: the bundle's.
+        fallback: when no query passes: ``none`` gives an empty mask, ``top1`` the best query's.
+        size: (height, width) of the box that frames are fitted into. None: the bundle's.
+        mask_budget: bytes of what waits for its decision (mask features and embeddings) that are
+            kept in memory before they go to disk. Default: an eighth of the memory that this
+            process may use (its container's limit, or the machine's), at most 1 GiB. Frame tokens
+            are not counted: see :func:`rvos_deploy.networks.pan2024.token_memory.token_bytes`.
+        masks: ``host`` gives NumPy arrays; ``device`` leaves masks on the GPU, for other libraries
+            there (see ``FrameMasks.masks``). Refused by back ends that run on the host.
+
+    Raises:
+        InputError: a value of another type, or out of range; says which.
+    """
+
+    mode: Mode = "online"
+    lookahead: int = 0
+    memory: int | None = None
+    anchors: int = 0
+    threshold: float | None = None
+    fallback: Fallback = "none"
+    size: tuple[int, int] | None = None
+    mask_budget: int = field(default_factory=default_mask_budget)
+    masks: Place = "host"
+
+    def __post_init__(self) -> None:
+        _check_choice("mode", self.mode, get_args(Mode))
+        _check_choice("fallback", self.fallback, get_args(Fallback))
+        _check_choice("masks", self.masks, get_args(Place))
+        for name in ("lookahead", "anchors", "mask_budget"):
+            self._set(name, whole_number(name, getattr(self, name), 0))
+        if self.lookahead and self.mode == "offline":
+            raise InputError(
+                f"lookahead {self.lookahead} has no meaning offline, where every frame waits for "
+                "the last; leave it out, or use mode online"
+            )
+        if self.memory is not None:
+            self._set("memory", whole_number("memory", self.memory, 1))
+        if self.threshold is not None:
+            self._set("threshold", _score(self.threshold))
+        if self.size is not None:
+            self._set("size", _sides(self.size))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    @property
+    def window(self) -> int | None:
+        """Frames in the memory; None keeps all."""
+        if self.memory is None and self.mode == "online":
+            return DEFAULT_MEMORY
+        return self.memory
+
+
+def whole_number(name: str, value: object, minimum: int) -> int:
+    """The value as an int. Raises InputError when it is none, or below the minimum."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise InputError(f"{name} must be a whole number, found {described(value)}")
+    if value < minimum:
+        raise InputError(f"{name} must be at least {minimum}, found {described(value)}")
+    return int(value)
+
+
+def described(value: object) -> str:
+    """A value of any type for an error's one line: what it looks like, shortened, and its type."""
+    return f"{' '.join(reprlib.repr(value).split())} ({type(value).__name__})"
+
+
+def _score(value: object) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise InputError(f"threshold must be a number in 0..1, found {described(value)}")
+    score = float(value)
+    if not 0.0 <= score <= 1.0:
+        raise InputError(f"threshold must lie in 0..1, found {score}")
+    return score
+
+
+def _sides(value: Any) -> tuple[int, int]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise InputError(
+            f"size must be two numbers, (height, width), for example (256, 448); "
+            f"found {described(value)}"
+        )
+    height, width = (whole_number("size", side, 1) for side in value)
+    check_size(height, width)
+    return height, width
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}; found {described(value)}")
