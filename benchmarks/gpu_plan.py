@@ -13,7 +13,7 @@ from rvos_deploy.benchmarks.cards import CARDS, Card, Rates
 from rvos_deploy.benchmarks.latency import EXPRESSIONS
 from rvos_deploy.benchmarks.roofline import GraphCost, count_model, floor
 from rvos_deploy.bundle.folder import TOKENIZER, Bundle
-from rvos_deploy.engines.profiles import default_profile
+from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import fit_frame
@@ -93,9 +93,10 @@ def axes_of(request: Request) -> dict[str, int]:
     height, width = fit_frame(CLIP_SIZE, bundle.config.input_size).padded
     tokenizer = Tokenizer(bundle.path / TOKENIZER, bundle.read(TOKENIZER))
     longest = max(len(tokenizer(text)) for text in texts_of(request))
+    axes = bundle_axes(bundle)
     best = {name: sizes[1] for name, sizes in default_profile(bundle).items()}
     known = {"H": height, "W": width, "E": request.expressions, "L": longest, "M": DEFAULT_MEMORY}
-    return {name: known.get(name, size) for name, size in best.items()}
+    return {name: axes[name].nearest(known.get(name, size)) for name, size in best.items()}
 
 
 def count_graphs(bundle: Bundle, axes: Mapping[str, int]) -> dict[str, GraphCost]:

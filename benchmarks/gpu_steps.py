@@ -31,7 +31,7 @@ from rvos_deploy.benchmarks.gpu_rates import (
 from rvos_deploy.benchmarks.latency import MINIMUM_AGREEMENT
 from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, deformable_macs, floor
 from rvos_deploy.engines.gpu import find_gpu
-from rvos_deploy.engines.profiles import default_profile
+from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.errors import BackendError, ParityError, RvosError
 from rvos_deploy.runtime.segmenter import Segmenter, load
 
@@ -167,11 +167,11 @@ def build_target(target: str) -> Work:
 
 def engine_profile(request: Request) -> str:
     """The default profile, best for the expressions asked for, and wide enough for ``verify``."""
-    cases = request.bundle.network.probe_cases()
+    cases, axes = request.bundle.network.probe_cases(), bundle_axes(request.bundle)
     parts = []
     for axis, (low, best, high) in default_profile(request.bundle).items():
-        wanted = request.expressions if axis == "E" else best
-        sizes = [case[axis] for case in cases if axis in case]
+        wanted = axes[axis].nearest(request.expressions) if axis == "E" else best
+        sizes = [axes[axis].nearest(case[axis]) for case in cases if axis in case]
         parts.append(f"{axis}={min(low, *sizes)}:{wanted}:{max(high, *sizes)}")
     return ",".join(parts)
 

@@ -18,7 +18,12 @@ from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.engines.build_plan import BuiltPlan, build_plan
 from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.layer_types import check_network, half_share
-from rvos_deploy.engines.profiles import check_streamable, graph_profile, read_profiles
+from rvos_deploy.engines.profiles import (
+    bundle_axes,
+    check_streamable,
+    graph_profile,
+    read_profiles,
+)
 from rvos_deploy.engines.proof import Proof, Say, prove
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.engines.targets import open_target
@@ -65,7 +70,7 @@ def build_engines(
     """
     say = progress or (lambda graph, what, share, remaining: None)
     profiles = read_profiles(settings.profiles, bundle)
-    check_streamable(profiles)
+    check_streamable(profiles, bundle_axes(bundle))
     chosen = _choose(bundle, graphs)
     trt, gpu = open_target(settings.library)
     if settings.library.plugins:

@@ -17,7 +17,8 @@ from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.engines.profiles import corners
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.graph_io.frame_geometry import fit_frame
-from rvos_deploy.graph_io.probe import probe_clip, probe_inputs
+from rvos_deploy.graph_io.graph_spec import fixed_box
+from rvos_deploy.graph_io.probe import clip_probe, probe_clip, probe_inputs
 from rvos_deploy.networks.network import Network
 from rvos_deploy.parity.verification import (
     Check,
@@ -73,7 +74,11 @@ def compare_masks(
     Raises:
         InputError: no profile takes the clip.
     """
-    clip, box = fitting_clip(profiles)
+    if fixed_box(bundle.graphs) is None:
+        clip, box = fitting_clip(profiles)
+    else:
+        probe = clip_probe(bundle.graphs)
+        clip, box = probe.frames, probe.box
     truth = probe_masks(bundle, reference, clip, box)
     found = probe_masks(bundle, engine, clip, box, truth.orders)
     count = len(truth.masks)

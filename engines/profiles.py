@@ -104,7 +104,7 @@ def _check(text: str, sizes: Mapping[str, Sizes], axes: Mapping[str, AxisSpec]) 
             problems.append(f"{name} cannot be {', '.join(wrong)}")
     if problems:
         nearest = ",".join(
-            f"{name}={':'.join(str(_nearest(axes[name], size)) for size in sorted(three))}"
+            f"{name}={':'.join(str(axes[name].nearest(size)) for size in sorted(three))}"
             for name, three in sizes.items()
         )
         raise InputError(
@@ -121,26 +121,26 @@ def _allows(axis: AxisSpec, size: int) -> bool:
     return True
 
 
-def _nearest(axis: AxisSpec, size: int) -> int:
-    rounded = (size + axis.multiple // 2) // axis.multiple * axis.multiple
-    return min(max(rounded, axis.minimum), axis.maximum)
-
-
 def _allowed(axes: Mapping[str, AxisSpec]) -> str:
     return ", ".join(
-        f"{axis.name} {axis.minimum} to {axis.maximum}"
+        f"{axis.name} {axis.maximum} alone"
+        if axis.fixed
+        else f"{axis.name} {axis.minimum} to {axis.maximum}"
         + (f" in multiples of {axis.multiple}" if axis.multiple > 1 else "")
         for axis in axes.values()
     )
 
 
-def check_streamable(profiles: Sequence[Profile]) -> None:
+def check_streamable(profiles: Sequence[Profile], axes: Mapping[str, AxisSpec]) -> None:
     """A stream encodes each sentence alone and starts with one frame: some profile must take that.
+    Where the bundle's axis is fixed, the stream pads to it.
 
     Raises:
         InputError: none does; says what to add.
     """
     for axis, what in (("E", "one expression"), ("M", "a memory of one frame")):
+        if axis in axes and axes[axis].fixed:
+            continue
         if not any(profile[axis][0] == 1 for profile in profiles if axis in profile):
             raise InputError(
                 f"no profile takes {what}, with which every stream starts; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rvos_deploy.bundle.folder import (
 from rvos_deploy.bundle.manifest import REVISION, Origin, plain
 from rvos_deploy.environment import peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.export.graph_form import GraphForm, choose_opset
 from rvos_deploy.export.half_storage import round_to_half
 from rvos_deploy.export.onnx_graph import export_graph
 from rvos_deploy.export.parity import (
@@ -33,8 +34,10 @@ from rvos_deploy.export.parity import (
 )
 from rvos_deploy.export.weights import Weights, load_with_origin
 from rvos_deploy.files import cannot_write, replacing_folder
-from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.graph_io.tokenizer import CONTEXT_LENGTH, Tokenizer
 from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.networks.pan2024.contract import MAXIMUM_ELEMENTS
 from rvos_deploy.networks.pan2024.graphs import graphs
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
@@ -78,6 +81,7 @@ def export_bundle(
     weights: Weights,
     *,
     size: tuple[int, int] | None = None,
+    form: GraphForm | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -85,8 +89,17 @@ def export_bundle(
 
     It is built in a temporary folder beside ``out``, which appears only when every check passed.
 
+    Args:
+        config: of the network.
+        out: where the bundle goes.
+        weights: where the weights come from, and how they are kept.
+        size: (height, width) of the bundle's box; None: the configuration's, or the fixed one.
+        form: of the graphs' files; None: the default opset, dynamic sizes.
+        overwrite: replace a bundle that is there.
+        progress: told what is under way.
+
     Raises:
-        InputError: unusable weights or output folder, or ``out`` holds the weights.
+        InputError: unusable weights, form or output folder, or ``out`` holds the weights.
         ParityError: a check failed; names every one that did.
     """
     started = time.perf_counter()
@@ -94,8 +107,10 @@ def export_bundle(
     _check_target(out, overwrite)
     inputs = [weights.checkpoint, None if weights.clip is None else Path(weights.clip)]
     refuse_overlap([file for file in inputs if file is not None], [out])
-    if size is not None:
-        config = replace(config, input_size=size)
+    form = form or GraphForm()
+    choose_opset(form.opset, weights.precision)
+    if (box := _box(size, form)) is not None:
+        config = replace(config, input_size=box)
     say("network")
     network, origin = load_with_origin(config, weights)
     if weights.store == "fp16":
@@ -108,11 +123,24 @@ def export_bundle(
     set_precision(network, weights.precision)
     try:
         with replacing_folder(out, overwrite=overwrite) as staging:
-            results = _fill(staging, network, weights, origin, say)
+            results = _fill(staging, network, weights, origin, form, say)
             _require_all(results)
     except OSError as error:
         raise InputError(cannot_write(out, error)) from error
     return ExportReport(out, results, time.perf_counter() - started, peak_memory_bytes())
+
+
+def _box(size: tuple[int, int] | None, form: GraphForm) -> tuple[int, int] | None:
+    """(height, width) that was asked for, by ``size`` or by what the graphs are fixed to."""
+    if form.static is None:
+        return size
+    fixed = (form.static.height, form.static.width)
+    if size is not None and size != fixed:
+        raise InputError(
+            f"--size {size[0]}x{size[1]} and --static-shapes {fixed[0]}x{fixed[1]},... name two "
+            "sizes; leave --size out"
+        )
+    return fixed
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
@@ -133,7 +161,12 @@ def _check_target(out: Path, overwrite: bool) -> None:
 
 
 def _fill(
-    folder: Path, network: RvosNetwork, weights: Weights, origin: Origin, say: Progress
+    folder: Path,
+    network: RvosNetwork,
+    weights: Weights,
+    origin: Origin,
+    form: GraphForm,
+    say: Progress,
 ) -> tuple[CheckResult, ...]:
     """Write everything that a bundle holds; returns every check's result."""
     narrow = weights.precision == "bf16"
@@ -141,10 +174,12 @@ def _fill(
     results: list[CheckResult] = []
     reference: Reference = {}
     files: list[Path] = []
-    all_graphs = graphs(network)
+    all_graphs = graphs(network, form.static.axes() if form.static else {})
+    contracts = {graph.spec.name: graph.spec for graph in all_graphs}
+    _check_elements(contracts)
     for graph in all_graphs:
         say(f"export {graph.spec.name}")
-        written = export_graph(graph, folder, weights.store)
+        written = export_graph(graph, folder, weights.store, form.opset)
         files += written
         say(f"parity {graph.spec.name}")
         results += check_graph(graph, network, written[0], backend, reference)
@@ -152,11 +187,15 @@ def _fill(
             results += check_without_rounding(graph, network, written[0])
     write_tokenizer(folder / TOKENIZER)
     say("parity of the masks of a clip")
-    record_clip(network, Tokenizer(folder / TOKENIZER), reference)
+    length = form.static.tokens if form.static else CONTEXT_LENGTH
+    tokenizer = Tokenizer(folder / TOKENIZER, length=length)
+    record_clip(network, tokenizer, contracts, reference)
     np.savez_compressed(folder / PARITY, **reference)
     names = [file.name for file in files] + [TOKENIZER, PARITY]
     manifest = _manifest(network, weights, origin, backend)
-    manifest["graphs"] = {graph.spec.name: graph.spec.as_dict() for graph in all_graphs}
+    manifest["graphs"] = {name: spec.as_dict() for name, spec in contracts.items()}
+    opset = choose_opset(form.opset, weights.precision)
+    manifest["opsets"] = dict.fromkeys(contracts, opset)
 
     def write(results: list[CheckResult]) -> None:
         manifest["parity"] = {
@@ -175,6 +214,20 @@ def _fill(
     )
     write(results)
     return tuple(results)
+
+
+def _check_elements(contracts: Mapping[str, GraphSpec]) -> None:
+    """Refuse fixed sizes whose tensors no bundle may have: before the work of an export."""
+    for spec in contracts.values():
+        if len(spec.fixed) < len(spec.axes):
+            continue
+        for tensor in (*spec.inputs, *spec.outputs):
+            sizes = tensor.sizes(spec.fixed)
+            if math.prod(sizes) > MAXIMUM_ELEMENTS:
+                raise InputError(
+                    f"--static-shapes gives {spec.name} {tensor.name} as {list(sizes)}, needed: at "
+                    f"most {MAXIMUM_ELEMENTS} elements; give smaller sizes"
+                )
 
 
 def _manifest(

@@ -16,9 +16,6 @@ import onnx.parser
 
 DOMAIN = "rvos"
 NODE = "MSDeformAttn"
-OPSET = 18
-BF16_OPSET = 22
-"""The first whose Conv takes bfloat16."""
 
 # Every tensor over sampling points is kept as [B, Q, heads*levels*points], x and y apart: a
 # trailing axis of 2 makes broadcasting several times slower than the arithmetic.
@@ -44,8 +41,9 @@ MSDeformAttn <plugin_namespace, plugin_version, aot>
     batch_queries = Shape<start = 0, end = 2>(sampling_offsets)
     points_shape = Shape<start = 2, end = 5>(sampling_offsets)
 
+    one_each = Constant<value_ints = [1, 1]>()
     shapes_f = Cast<to = 1>(level_shapes)
-    heights, widths = Split<axis = 1, num_outputs = 2>(shapes_f)
+    heights, widths = Split<axis = 1>(shapes_f, one_each)
     areas = Mul(heights, widths)
     starts = CumSum<exclusive = 1>(areas, zero)
     height_points = Expand(heights, points_shape)
@@ -60,11 +58,11 @@ MSDeformAttn <plugin_namespace, plugin_version, aot>
     flat_2_shape = Concat<axis = 0>(batch_queries, axis_last, axis_2)
     offsets = Reshape(sampling_offsets, flat_2_shape)
     offsets_f = Cast<to = 1>(offsets)
-    offset_x_1, offset_y_1 = Split<axis = 3, num_outputs = 2>(offsets_f)
+    offset_x_1, offset_y_1 = Split<axis = 3>(offsets_f, one_each)
     offset_x = Squeeze(offset_x_1, axis_last)
     offset_y = Squeeze(offset_y_1, axis_last)
     reference_f = Cast<to = 1>(reference_points)
-    reference_x, reference_y = Split<axis = 1, num_outputs = 2>(reference_f)
+    reference_x, reference_y = Split<axis = 1>(reference_f, one_each)
     origin_x_edge = Mul(reference_x, width)
     origin_y_edge = Mul(reference_y, height)
     origin_x = Sub(origin_x_edge, half)
@@ -157,7 +155,7 @@ MSDeformAttn <plugin_namespace, plugin_version, aot>
 """
 
 
-def ms_deform_attn_function(opset: int = OPSET) -> onnx.FunctionProto:
+def ms_deform_attn_function(opset: int) -> onnx.FunctionProto:
     """The function proto; its attributes are declared so that nodes may carry them. ``opset``: that
     of the model, or checkers take the two for different operators.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ import torch
 from torch.export import Dim
 
 from rvos_deploy.errors import ParityError
+from rvos_deploy.export.graph_form import choose_opset
 from rvos_deploy.export.half_storage import Store, store_as_half
-from rvos_deploy.export.ms_deform_attn import BF16_OPSET, OPSET, attach_function
-from rvos_deploy.graph_io.graph_spec import AxisSpec, TensorSpec
+from rvos_deploy.export.ms_deform_attn import attach_function
+from rvos_deploy.graph_io.graph_spec import Dim as ShapeDim
+from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
 from rvos_deploy.graph_io.probe import probe_inputs
 from rvos_deploy.networks.pan2024.graphs import Float32Edges, Graph
 
@@ -23,48 +26,94 @@ EXTERNAL_DATA_BYTES = 256 * 2**20
 """Weights above this go into a ``.data`` file beside the graph: protobuf ends at 2 GiB, and a
 runtime can map a separate file into memory."""
 
+_CONVERSION_LOGGERS = (
+    "torch.onnx._internal.exporter._compat",
+    "onnxscript.version_converter",
+)
+
 # Sizes to trace with: no two axes alike, none 0 or 1, so that no accidental equality is baked in.
 _TRACE_AXES = {"H": 128, "W": 192, "E": 3, "L": 7, "M": 5}
 
 
-def export_graph(graph: Graph, folder: Path, store: Store = "fp32") -> list[Path]:
+def export_graph(
+    graph: Graph, folder: Path, store: Store = "fp32", opset: int | None = None
+) -> list[Path]:
     """Export one graph into ``folder``; returns the files written (the graph first).
 
-    ``store``: "fp16" keeps the weights as float16 where that is exact (half_storage.py).
+    Axes that the contract fixes are numbers in the file.
+
+    Args:
+        graph: the module and its contract.
+        folder: where the files go.
+        store: "fp16" keeps the weights as float16 where that is exact (half_storage.py).
+        opset: of the file; None: the default of the graph's precision.
 
     Raises:
-        ParityError: when the exported graph breaks its contract (names, types, dynamic axes).
+        InputError: an opset that cannot be written.
+        ParityError: when the exported graph breaks its contract (names, types, dynamic axes), or
+            the converter did not reach the opset.
     """
     spec = graph.spec
-    axes = {axis.name: _TRACE_AXES[axis.name] for axis in spec.axes}
-    shapes: tuple[Any, ...] = _dynamic_shapes(spec.inputs, spec.axes)
+    wanted = choose_opset(opset, spec.precision)
+    axes = spec.at(_TRACE_AXES)
+    shapes: tuple[Any, ...] = _dynamic_shapes(spec)
     if isinstance(graph.module, Float32Edges):
         shapes = (shapes,)  # its forward takes all inputs as one *argument
-    with _only_real_warnings():
+    with _only_real_warnings(), _quiet_conversion():
         program = torch.onnx.export(
             graph.module,
             tuple(map(torch.from_numpy, probe_inputs(spec, axes, seed=0).values())),
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             dynamic_shapes=shapes,
-            opset_version=BF16_OPSET if spec.precision == "bf16" else OPSET,
+            opset_version=wanted,
             dynamo=True,
             verbose=False,
         )
     assert program is not None
     model = program.model_proto
+    _require_opset(model, wanted, spec.name)
     attach_function(model)
     _name_axes(model, graph)
-    _drop_traces(model)
+    _drop_traces(model, keep_shapes=len(spec.fixed) == len(spec.axes))
     if store == "fp16":
         store_as_half(model)
     return _save(model, folder / f"{spec.name}.onnx")
 
 
-def _dynamic_shapes(
-    inputs: tuple[TensorSpec, ...], axes: tuple[AxisSpec, ...]
-) -> tuple[dict[int, Any], ...]:
+@contextmanager
+def _quiet_conversion() -> Iterator[None]:
+    """Keep off the terminal that an opset below 18 goes through onnx's own converter: it was asked
+    for, and ``_require_opset`` finds a conversion that failed.
+    """
+    loggers = [logging.getLogger(name) for name in _CONVERSION_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Version of ONNX's own operators in a model."""
+    return next(int(entry.version) for entry in model.opset_import if not entry.domain)
+
+
+def _require_opset(model: onnx.ModelProto, opset: int, name: str) -> None:
+    """A converter that fails leaves the model as it was, without an error."""
+    if (found := opset_of(model)) != opset:
+        raise ParityError(
+            f"{name}: the converter left opset {found}, asked for was {opset}; export with another "
+            "--opset, or without one"
+        )
+
+
+def _dynamic_shapes(spec: GraphSpec) -> tuple[dict[int, Any], ...]:
     """torch.export dimensions for every input: an axis of multiples is a multiple of its unit."""
+    axes = [axis for axis in spec.axes if not axis.fixed]
     units = {
         axis.name: Dim(
             f"{axis.name}_unit" if axis.multiple > 1 else axis.name,
@@ -81,8 +130,12 @@ def _dynamic_shapes(
         return units[name] if factor == 1 else factor * units[name]
 
     return tuple(
-        {i: dimension(dim) for i, dim in enumerate(tensor.shape) if isinstance(dim, str)}
-        for tensor in inputs
+        {
+            i: dimension(dim)
+            for i, dim in enumerate(tensor.fixed_shape(spec.fixed))
+            if isinstance(dim, str)
+        }
+        for tensor in spec.inputs
     )
 
 
@@ -99,18 +152,21 @@ def _name_axes(model: onnx.ModelProto, graph: Graph) -> None:
                 f"the contract names {[tensor.name for tensor in wanted]}"
             )
         for value, tensor in zip(found, wanted, strict=True):
-            _name_tensor_axes(value, tensor, graph.spec.name)
+            shape = tensor.fixed_shape(graph.spec.fixed)
+            _name_tensor_axes(value, tensor, shape, graph.spec.name)
 
 
-def _name_tensor_axes(value: onnx.ValueInfoProto, tensor: TensorSpec, graph: str) -> None:
+def _name_tensor_axes(
+    value: onnx.ValueInfoProto, tensor: TensorSpec, shape: tuple[ShapeDim, ...], graph: str
+) -> None:
     type_ = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(type_.elem_type).name
-    if dtype != tensor.dtype or len(type_.shape.dim) != len(tensor.shape):
+    if dtype != tensor.dtype or len(type_.shape.dim) != len(shape):
         raise ParityError(
             f"{graph}: exported {tensor.name} is {dtype} of rank {len(type_.shape.dim)}, "
-            f"the contract says {tensor.dtype} {list(tensor.shape)}"
+            f"the contract says {tensor.dtype} {list(shape)}"
         )
-    for found, wanted in zip(type_.shape.dim, tensor.shape, strict=True):
+    for found, wanted in zip(type_.shape.dim, shape, strict=True):
         fixed = found.HasField("dim_value")
         if fixed and found.dim_value != wanted:
             raise ParityError(
@@ -123,12 +179,18 @@ def _name_tensor_axes(value: onnx.ValueInfoProto, tensor: TensorSpec, graph: str
             found.dim_value = wanted
 
 
-def _drop_traces(model: onnx.ModelProto) -> None:
+def _drop_traces(model: onnx.ModelProto, keep_shapes: bool) -> None:
     """Leave out where in the Python code each node came from, and what shape inference finds
     again: a tenth of a small file.
+
+    ``keep_shapes``: those between the nodes stay. They are numbers where every axis is fixed, and
+    not every runtime that wants them can infer them through a function's body.
     """
     for holder in (model.graph, *model.functions):
+        made = {name for node in holder.node for name in node.output} if keep_shapes else set()
+        kept = [value for value in holder.value_info if value.name in made]
         del holder.value_info[:]
+        holder.value_info.extend(kept)
         for node in holder.node:
             del node.metadata_props[:]
 

@@ -10,7 +10,7 @@ operator, weight or order of axes cannot hide in that, whatever the machine and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from rvos_deploy.bundle.onnx_file import OnnxFile
-from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
-from rvos_deploy.graph_io.graph_spec import TensorSpec
-from rvos_deploy.graph_io.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
+from rvos_deploy.graph_io.frame_geometry import resize_frame
+from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
+from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS, clip_probe
 from rvos_deploy.graph_io.tensors import HostArray
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.pan2024.graphs import WITHOUT_ROUNDING, Graph
@@ -87,13 +87,19 @@ def _pairs(
             yield f"{case} {spec.name}", spec, tensor.numpy(), found
 
 
-def record_clip(network: RvosNetwork, tokenizer: Tokenizer, reference: Reference) -> None:
+def record_clip(
+    network: RvosNetwork,
+    tokenizer: Tokenizer,
+    contracts: Mapping[str, GraphSpec],
+    reference: Reference,
+) -> None:
     """PyTorch's answer to the probe clip, offline, into ``reference``: united mask logits float32
     [E,T,h,w] at stride 4, and the query that takes each slot, int64 [E,T,N].
+
+    ``contracts``: of the graphs, by name: they say what the clip is fitted into.
     """
-    clip = probe_clip()
-    geometry = fit_frame((clip.shape[1], clip.shape[2]), PROBE_BOX)
-    frames = [torch.from_numpy(resize_frame(frame, geometry)) for frame in clip]
+    probe = clip_probe(contracts)
+    frames = [torch.from_numpy(resize_frame(frame, probe.geometry)) for frame in probe.frames]
     ids = tokenize(tokenizer, PROBE_EXPRESSIONS)
     answer = segment_clip(network, frames, ids, "top1")
     reference[CLIP_LOGITS] = answer.mask_logits.numpy()

@@ -50,6 +50,22 @@ def tiny_bundle_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def static_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same network, every size fixed: 64x96, 2 expressions, 16 tokens, 8 frames (or
+    RVOS_TEST_BUNDLE_STATIC, when that is set).
+    """
+    if ready := os.environ.get("RVOS_TEST_BUNDLE_STATIC"):
+        return Path(ready)
+    from rvos_deploy.export.bundle_export import export_bundle
+    from rvos_deploy.export.graph_form import GraphForm, StaticShapes
+    from rvos_deploy.export.weights import Weights
+
+    out = tmp_path_factory.mktemp("bundle") / "tiny-static"
+    form = GraphForm(static=StaticShapes(64, 96, 2, 16, 8))
+    return export_bundle(preset("tiny"), out, Weights(random=True), form=form).path
+
+
+@pytest.fixture(scope="session")
 def tiny_network():  # type: ignore[no-untyped-def]
     """The network that the bundle was exported from, in eval mode. Do not change it."""
     from rvos_deploy.export.weights import Weights, load_network

@@ -174,6 +174,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Count
     versions: Annotated[dict[Line, Line | dict[Line, Line]], Meta(max_length=64)]
     graphs: Annotated[dict[Line, GraphSpec], Meta(max_length=16)]
+    # Of each graph's file; bundles made before there was a choice do not say.
+    opsets: Annotated[dict[Line, Count], Meta(max_length=16)] | UnsetType = UNSET
     parity: ParityRecord
     files: Annotated[dict[Line, FileEntry], Meta(max_length=64)]
 

@@ -79,6 +79,24 @@ def export(
         Computing, typer.Option("--precision", help="Type that the graphs compute in.")
     ] = Computing.fp32,
     size: SizeOption = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(
+            "--opset",
+            metavar="N",
+            help="ONNX opset of the files: 17 to 25, bf16 from 22. Default: 18, bf16 22.",
+        ),
+    ] = None,
+    static_shapes: Annotated[
+        str | None,
+        typer.Option(
+            "--static-shapes",
+            metavar="HxW,E,L[,M]",
+            help="Fix the graphs' sizes, for runtimes that want constants: height, width, "
+            "expressions and tokens, for example 256x448,4,16; with M also the frames remembered, "
+            "which stay dynamic otherwise. Videos are letterboxed, the rest is padded.",
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -126,8 +144,10 @@ def export(
     box = parse_size(size)
     with needs_extra("export", "cpu,export"):
         from rvos_deploy.export import bundle_export
+        from rvos_deploy.export.graph_form import GraphForm, read_static_shapes
         from rvos_deploy.export.source import find_source
         from rvos_deploy.export.weights import Weights
+    form = GraphForm(opset, None if static_shapes is None else read_static_shapes(static_shapes))
     found = find_source(source, checkpoint, clip_weights, which.value if which else None)
     if found.run is not None and random_weights:
         raise InputError(f"{source} is a training run and has weights; leave --random-weights out")
@@ -147,7 +167,7 @@ def export(
         typer.echo(f"weights: {found.checkpoint}, {found.run.checkpoint}, step {found.run.step}")
     with step_progress() as progress:
         report = bundle_export.export_bundle(
-            chosen, out, weights, size=box, overwrite=overwrite, progress=progress
+            chosen, out, weights, size=box, form=form, overwrite=overwrite, progress=progress
         )
     worst = max(v.comparison.max_abs for v in report.results if hasattr(v, "comparison"))
     masks = next(v for v in report.results if hasattr(v, "j_and_f"))

@@ -93,6 +93,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("CLIP part", _clip(manifest.weights)),
         ("precision", bundle.precision),
         ("input", f"{height}x{width} box, threshold {_threshold(bundle)}"),
+        ("graphs", _form(bundle)),
         ("created", manifest.created),
         ("versions", _versions(manifest.versions)),
         (
@@ -102,6 +103,28 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("accepted", _accepted(bundle)),
         *([("not proved", unproved)] if (unproved := manifest.parity.not_proved) else []),
     ]
+
+
+def _form(bundle: Bundle) -> str:
+    """Opset of the files, and which sizes are constants in them."""
+    from msgspec import UNSET
+
+    found = bundle.manifest.opsets
+    opsets = set() if found is UNSET else {found.get(name) for name in bundle.graphs}
+    if len(opsets) == 1:
+        opset = f"opset {opsets.pop()}"
+    elif found is UNSET:
+        opset = "opset not recorded"
+    else:
+        opset = "opsets " + ", ".join(f"{name} {number}" for name, number in found.items())
+    fixed = {name: size for spec in bundle.graphs.values() for name, size in spec.fixed.items()}
+    if not fixed:
+        return f"ONNX {opset}, all sizes dynamic"
+    open_axes = {axis.name for spec in bundle.graphs.values() for axis in spec.axes} - set(fixed)
+    sizes = ", ".join(f"{name}={size}" for name, size in fixed.items())
+    return f"ONNX {opset}, fixed at {sizes}" + (
+        f"; dynamic: {', '.join(sorted(open_axes))}" if open_axes else ""
+    )
 
 
 def _threshold(bundle: Bundle) -> str:
@@ -172,11 +195,12 @@ def _graph_table(bundle: Bundle) -> Table:
         stored = sum(entry.bytes for entry in bundle.onnx_entries(name).values())
         table.add_row()
         table.add_row(f"[bold]{name}[/], {mebibytes(stored)}")
-        table.add_row(_tensors(spec.inputs), _tensors(spec.outputs))
+        table.add_row(_tensors(spec.inputs, spec.fixed), _tensors(spec.outputs, spec.fixed))
     return table
 
 
-def _tensors(tensors: Any) -> str:
+def _tensors(tensors: Any, fixed: Mapping[str, int]) -> str:
     return "\n".join(
-        f"{tensor.name} {tensor.dtype}\\[{','.join(map(str, tensor.shape))}]" for tensor in tensors
+        f"{tensor.name} {tensor.dtype}\\[{','.join(map(str, tensor.fixed_shape(fixed)))}]"
+        for tensor in tensors
     )

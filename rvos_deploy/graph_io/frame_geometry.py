@@ -27,18 +27,25 @@ class FrameGeometry:
     padded: tuple[int, int]
 
 
-def fit_frame(display: tuple[int, int], box: tuple[int, int]) -> FrameGeometry:
+def fit_frame(
+    display: tuple[int, int], box: tuple[int, int], *, fixed: bool = False
+) -> FrameGeometry:
     """Scale a frame to fit the box, keeping its aspect; pad right and bottom to multiples of 32.
 
     The box is turned for portrait frames, so that ``256x448`` means short side 256, long side 448.
+    ``fixed``: the network takes the box's height and width alone, so the box stays as it is, and
+    padding fills it.
     """
     height, width = display
     if height < 1 or width < 1:
         raise InputError(f"a frame of {width}x{height} pixels cannot be segmented")
     short, long = sorted(box)
-    box_height, box_width = (long, short) if height > width else (short, long)
+    turned = (long, short) if height > width else (short, long)
+    box_height, box_width = box if fixed else turned
     scale = min(box_height / height, box_width / width)
     content = (max(1, round(height * scale)), max(1, round(width * scale)))
+    if fixed:
+        return FrameGeometry(display, content, box)
     padded = tuple(-(-side // STRIDE) * STRIDE for side in content)
     return FrameGeometry(display, content, (padded[0], padded[1]))
 

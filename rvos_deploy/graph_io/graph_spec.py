@@ -27,7 +27,9 @@ Tensors = Annotated[tuple["TensorSpec", ...], Meta(max_length=64)]
 
 @dataclass(frozen=True)
 class AxisSpec:
-    """A dynamic axis: its least and greatest size, and what it must be a multiple of."""
+    """A named axis: its least and greatest size, and what it must be a multiple of. Where the two
+    are equal, the axis is fixed: a number in the graph's file (``export --static-shapes``).
+    """
 
     name: Name
     minimum: Size
@@ -41,8 +43,20 @@ class AxisSpec:
                 f"{self.multiple}"
             )
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the axis has one size only."""
+        return self.minimum == self.maximum
+
+    def nearest(self, size: int) -> int:
+        """The allowed size that is nearest to this one."""
+        rounded = (size + self.multiple // 2) // self.multiple * self.multiple
+        return min(max(rounded, self.minimum), self.maximum)
+
     def check(self, size: int) -> None:
         """Raise InputError when the axis cannot have this size."""
+        if self.fixed and size != self.maximum:
+            raise InputError(f"axis {self.name} cannot be {size}: it is fixed at {self.maximum}")
         if not self.minimum <= size <= self.maximum or size % self.multiple:
             raise InputError(
                 f"axis {self.name} cannot be {size}: needs {self.minimum} to {self.maximum}"
@@ -67,6 +81,13 @@ class TensorSpec:
             for name, _ in named
         }
 
+    def fixed_shape(self, fixed: Mapping[str, int]) -> tuple[Dim, ...]:
+        """Shape with numbers in the place of the axes that are fixed."""
+        return tuple(
+            _size(dim, fixed) if isinstance(dim, str) and _parse(dim)[0] in fixed else dim
+            for dim in self.shape
+        )
+
     def sizes(self, axes: Mapping[str, int]) -> tuple[int, ...]:
         """Shape in numbers for the given axis sizes."""
         return tuple(_size(dim, axes) for dim in self.shape)
@@ -88,6 +109,24 @@ class GraphSpec:
     tolerance: Annotated[float, Meta(gt=0, le=1e3)]
     # Bundles made before there was bf16 do not say; fp32 and fp16 run alike.
     precision: Precision = "fp32"
+
+    def axis(self, name: str) -> AxisSpec | None:
+        """The axis of this name; None where the graph has none."""
+        return next((axis for axis in self.axes if axis.name == name), None)
+
+    def least(self, name: str) -> int:
+        """The least size of an axis: what is shorter must be padded to it."""
+        axis = self.axis(name)
+        return 1 if axis is None else axis.minimum
+
+    @property
+    def fixed(self) -> dict[str, int]:
+        """Sizes of the axes that are fixed, by name."""
+        return {axis.name: axis.maximum for axis in self.axes if axis.fixed}
+
+    def at(self, case: Mapping[str, int]) -> dict[str, int]:
+        """The case's sizes of those axes that the graph has, or what they are fixed to."""
+        return {axis.name: case[axis.name] for axis in self.axes} | self.fixed
 
     def bind(self, arrays: Mapping[str, Any]) -> dict[str, int]:
         """Axis sizes of these inputs.
@@ -175,6 +214,12 @@ class GraphSpec:
             raise BundleError(
                 f"a graph contract in the manifest is malformed ({error}); export the bundle again"
             ) from None
+
+
+def fixed_box(graphs: Mapping[str, GraphSpec]) -> tuple[int, int] | None:
+    """Return the (height, width) that graphs are fixed to; None where they accept several."""
+    fixed = {name: size for spec in graphs.values() for name, size in spec.fixed.items()}
+    return (fixed["H"], fixed["W"]) if {"H", "W"} <= fixed.keys() else None
 
 
 def _parse(dim: str) -> tuple[str, int]:

@@ -7,12 +7,14 @@ outputs can be checked years later without shipping the inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, fit_frame
+from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec, fixed_box
 
 START_OF_TEXT, END_OF_TEXT = 49406, 49407
 
@@ -93,9 +95,33 @@ _MAKERS: Mapping[str, Callable[[tuple[int, ...], np.random.RandomState], Probe]]
 
 PROBE_EXPRESSIONS = ("the square moving to the right", "the disc")
 PROBE_BOX = (96, 160)
+PROBE_FRAMES = 6
 
 
-def probe_clip(frames: int = 6) -> NDArray[np.uint8]:
+@dataclass(frozen=True)
+class ClipProbe:
+    """The clip that a bundle's masks are checked on: frames uint8 [T,H,W,3], the (height, width)
+    that they are fitted into, and how.
+    """
+
+    frames: NDArray[np.uint8]
+    box: tuple[int, int]
+    geometry: FrameGeometry
+
+
+def clip_probe(graphs: Mapping[str, GraphSpec]) -> ClipProbe:
+    """The probe clip in PROBE_BOX, or in what the graphs are fixed to, and no longer than the
+    memory that they are fixed to.
+    """
+    memories = [axis.maximum for spec in graphs.values() for axis in spec.axes if axis.name == "M"]
+    frames = probe_clip(min([PROBE_FRAMES, *memories]))
+    box = fixed_box(graphs)
+    height, width = frames.shape[1:3]
+    geometry = fit_frame((height, width), box or PROBE_BOX, fixed=box is not None)
+    return ClipProbe(frames, box or PROBE_BOX, geometry)
+
+
+def probe_clip(frames: int = PROBE_FRAMES) -> NDArray[np.uint8]:
     """A small moving scene for end-to-end checks: uint8 [T,90,157,3].
 
     A bright square crosses a textured ground to the right, a disc sinks. Its sides are odd, so

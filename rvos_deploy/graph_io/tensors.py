@@ -113,6 +113,10 @@ class TensorOps(ABC):
         """
 
     @abstractmethod
+    def concatenate(self, values: Sequence[Tensor]) -> Tensor:
+        """Return tensors of one type [R,...], which differ in R alone, as one."""
+
+    @abstractmethod
     def to_host(self, values: Sequence[Tensor]) -> HostCopy:
         """Queue copies of tensors to the host."""
 

@@ -55,13 +55,20 @@ class Tokenizer:
     it follows a symbol, and the text encoder would read the sentence up to there.)
     """
 
-    def __init__(self, file: Path, content: bytes | None = None) -> None:
-        """``content``: of the file, where it was read and hashed before; ``file`` is named then.
+    def __init__(
+        self, file: Path, content: bytes | None = None, length: int = CONTEXT_LENGTH
+    ) -> None:
+        """Read the file.
+
+        Args:
+            file: ``tokenizer.json``.
+            content: of the file, where it was read and hashed before; ``file`` is named then.
+            length: the most tokens that the text encoder takes.
 
         Raises:
             BundleError: not the tokenizer of a bundle.
         """
-        self._file = file
+        self._file, self._length = file, length
         with _refusing(file):
             content = read_regular_file(file, _MAXIMUM_BYTES) if content is None else content
             msgspec.json.decode(content, type=_Form)
@@ -93,7 +100,9 @@ class Tokenizer:
             ]
 
     def __call__(self, text: str) -> NDArray[np.int64]:
-        """Ids from start to end of text, as long as the sentence needs: int64 [L], L at most 77.
+        """Ids from start to end of text, as long as the sentence needs: int64 [L].
+
+        L is at most 77, or what the text encoder is fixed to.
 
         Warns when the sentence is cut. Raises InputError when it is empty or no text.
         """
@@ -102,10 +111,10 @@ class Tokenizer:
             raise InputError(
                 f"expression {text!r} is empty; say what to segment, for example 'the brown dog'"
             )
-        kept = ids[: CONTEXT_LENGTH - 2]
+        kept = ids[: self._length - 2]
         if len(kept) < len(ids):
             warnings.warn(
-                f"expression has {len(ids) + 2} tokens, the text encoder reads {CONTEXT_LENGTH}: "
+                f"expression has {len(ids) + 2} tokens, the text encoder reads {self._length}: "
                 f"the end of '{text[:40]}...' is cut; use a shorter sentence",
                 stacklevel=2,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -59,6 +60,18 @@ class Network(ABC):
     @abstractmethod
     def probe_cases(self) -> list[dict[str, int]]:
         """Return the sizes of all axes at which every graph is checked."""
+
+    @abstractmethod
+    def tokenizer(self, file: Path, content: bytes, graphs: Mapping[str, GraphSpec]) -> Tokenizer:
+        """Return the tokenizer of a bundle.
+
+        Args:
+            file: named in errors.
+            content: of the file.
+            graphs: their contracts, which may limit the tokens of a sentence.
+
+        Raises BundleError: not the tokenizer of a bundle.
+        """
 
     @abstractmethod
     def encode_text(self, calls: GraphCalls, tokenizer: Tokenizer, text: str) -> EncodedText:

@@ -19,13 +19,12 @@ from rvos_deploy.bundle.folder import PARITY, Bundle
 from rvos_deploy.bundle.parity_file import read_arrays
 from rvos_deploy.errors import BundleError
 from rvos_deploy.evaluation.metrics import frame_scores
-from rvos_deploy.graph_io.frame_geometry import display_logits, fit_frame
+from rvos_deploy.graph_io.frame_geometry import display_logits
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.probe import (
-    PROBE_BOX,
     PROBE_EXPRESSIONS,
     Probe,
-    probe_clip,
+    clip_probe,
     probe_inputs,
 )
 from rvos_deploy.graph_io.tensors import HostArray, Tensor
@@ -173,8 +172,8 @@ def _named_cases(spec: GraphSpec, network: Network) -> dict[str, tuple[int, dict
 
 
 def case_axes(spec: GraphSpec, case: Mapping[str, int]) -> dict[str, int]:
-    """The case's sizes of those axes that the graph has."""
-    return {axis.name: case[axis.name] for axis in spec.axes}
+    """The case's sizes of those axes that the graph has, or what they are fixed to."""
+    return spec.at(case)
 
 
 def case_name(graph: str, axes: Mapping[str, int]) -> str:
@@ -261,9 +260,9 @@ def read_reference(bundle: Bundle) -> dict[str, NDArray[Any]]:
     """
     path = bundle.path / PARITY
     recorded = read_arrays(bundle.read(PARITY), path)
-    clip = probe_clip()
-    padded = fit_frame((clip.shape[1], clip.shape[2]), PROBE_BOX).padded
-    expected = (len(PROBE_EXPRESSIONS), len(clip))
+    probe = clip_probe(bundle.graphs)
+    padded = probe.geometry.padded
+    expected = (len(PROBE_EXPRESSIONS), len(probe.frames))
     logits, order = recorded.get(CLIP_LOGITS), recorded.get(CLIP_ORDER)
     sizes = (*expected, padded[0] // 4, padded[1] // 4)
     if logits is None or logits.shape != sizes or not np.isfinite(logits).all():
@@ -304,12 +303,12 @@ def check_masks(
         reference_logits: float32 [E,T,h,w] at stride 4.
         reference_order: int64 [E,T,N], the query of each slot; None: as this back end finds.
     """
-    clip = probe_clip()
-    geometry = fit_frame((clip.shape[1], clip.shape[2]), PROBE_BOX)
+    probe = clip_probe(bundle.graphs)
+    clip, box, geometry = probe.frames, probe.box, probe.geometry
     logits = np.stack([[display_logits(m, geometry) for m in maps] for maps in reference_logits])
     name = f"masks of a clip, {len(clip)} frames, {len(logits)} expressions"
     try:
-        found = probe_masks(bundle, backend, clip, PROBE_BOX, reference_order)
+        found = probe_masks(bundle, backend, clip, box, reference_order)
     except NotFiniteError:
         # There are no masks; which graph it was stands among the checks of its tensors.
         minimum = allowed_differences(bundle).j_and_f
@@ -317,7 +316,7 @@ def check_masks(
     undecided = np.abs(logits) <= TIE[bundle.precision] * np.abs(logits).max()
     check = judge_probe(name, bundle, logits > 0, found, undecided)
     if check.allowed_excess < found.excess <= bundle.network.maximum_choice_excess:
-        own = probe_masks(bundle, backend, clip, PROBE_BOX, None)
+        own = probe_masks(bundle, backend, clip, box, None)
         by_own = judge_probe(name, bundle, logits > 0, own, undecided)
         if by_own.passed:
             note = f"{found.tie}: masks by own slots compared instead"

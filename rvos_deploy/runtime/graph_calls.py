@@ -11,6 +11,7 @@ from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.tensors import HostArray, HostCopy, Tensor, TensorOps
 from rvos_deploy.runtime.backends.base import Session
 from rvos_deploy.runtime.finite import require_finite
+from rvos_deploy.runtime.fixed_shapes import run_rows
 
 StageCallback = Callable[[str, float], None]
 """Called with a stage's name and its seconds, for benchmarks."""
@@ -43,7 +44,7 @@ class SessionCalls:
         Raises BackendError: the back end failed, or the graph gave NaN or infinity.
         """
         with self.stage(graph):
-            outputs = self.session.graphs[graph].run(inputs)
+            outputs = run_rows(self.session, graph, inputs)
             require_finite(graph, outputs, occasion)
             return outputs
 

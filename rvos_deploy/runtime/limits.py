@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.graph_spec import GraphSpec
-from rvos_deploy.stream_settings import StreamSettings
+from rvos_deploy.graph_io.graph_spec import GraphSpec, fixed_box
+from rvos_deploy.stream_settings import DEFAULT_MEMORY, StreamSettings
+
+MAXIMUM_EXPRESSIONS = 256
+"""That follow one video. A graph that is fixed to fewer runs once for each chunk of them."""
 
 
 def check_limits(
@@ -29,10 +32,19 @@ def check_limits(
         InputError: says what is allowed and what to do.
     """
     largest = _largest(graphs)
-    if expressions > (most := largest.get("E", expressions)):
+    most = largest.get("E", expressions)
+    if any("E" in spec.fixed for spec in graphs.values()):
+        most = MAXIMUM_EXPRESSIONS  # they run in chunks
+    if expressions > most:
         raise InputError(
             f"found {expressions} expressions, at most {most} go into one run; split them into "
             "several runs"
+        )
+    only = fixed_box(graphs)
+    if only is not None and box != only:
+        raise InputError(
+            f"size {box[0]}x{box[1]} is not the one that this bundle is fixed to, "
+            f"{only[0]}x{only[1]}; leave --size out, or export another bundle"
         )
     for axis, side in zip("HW", box, strict=True):
         if side > (most := largest.get(axis, side)):
@@ -48,9 +60,10 @@ def _check_memory(most: int | None, settings: StreamSettings, frames: int | None
         return
     if settings.window is None:
         if frames is not None and frames > most:
+            online = "--mode online, " if most >= DEFAULT_MEMORY else ""
             raise InputError(
                 f"the video has {frames} frames, and offline at most {most} can be remembered; use "
-                f"--memory {most}, --mode online, or --max-frames {most}"
+                f"--memory {most}, {online}or --max-frames {most}"
             )
     elif settings.window + settings.anchors > most:
         raise InputError(

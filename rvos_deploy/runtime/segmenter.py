@@ -13,7 +13,7 @@ from pathlib import Path
 from rvos_deploy.bundle.folder import TOKENIZER, Bundle, open_bundle
 from rvos_deploy.closeable import Closeable
 from rvos_deploy.errors import BundleError, InputError
-from rvos_deploy.graph_io.tokenizer import Tokenizer, check_text
+from rvos_deploy.graph_io.tokenizer import check_text
 from rvos_deploy.networks.steps import EncodedText
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
@@ -33,7 +33,8 @@ class Segmenter(Closeable):
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self.backend = backend
-        self._tokenizer = Tokenizer(bundle.path / TOKENIZER, bundle.read(TOKENIZER))
+        content = bundle.read(TOKENIZER)
+        self._tokenizer = bundle.network.tokenizer(bundle.path / TOKENIZER, content, bundle.graphs)
         self._texts: OrderedDict[str, EncodedText] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False

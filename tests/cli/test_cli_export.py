@@ -31,7 +31,7 @@ def ready_graphs(
     from rvos_deploy.export.weights import Weights, load_with_origin
     from rvos_deploy.parity import verification
 
-    def copied(graph: Any, folder: Path, store: str) -> list[Path]:
+    def copied(graph: Any, folder: Path, store: str, opset: int | None) -> list[Path]:
         return [Path(shutil.copy(tiny_bundle / f"{graph.spec.name}.onnx", folder))]
 
     monkeypatch.setattr(bundle_export, "export_graph", copied)

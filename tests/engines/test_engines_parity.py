@@ -18,7 +18,12 @@ from rvos_deploy.engines.engine_parity import (
     require_all,
 )
 from rvos_deploy.engines.gpu import Gpu
-from rvos_deploy.engines.profiles import graph_profile, read_profiles
+from rvos_deploy.engines.profiles import (
+    bundle_axes,
+    check_streamable,
+    graph_profile,
+    read_profiles,
+)
 from rvos_deploy.engines.proof import prove, why_not
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.errors import InputError, ParityError
@@ -108,6 +113,20 @@ def test_the_clip_is_turned_for_portrait_and_must_fit(bundle: Bundle) -> None:
     assert clip.shape[1:3] == (157, 90)
     with pytest.raises(InputError, match="no profile takes the probe clip"):
         fitting_clip(read_profiles(["H=512,W=544"], bundle))
+
+
+def test_a_fixed_bundle_is_compared_at_its_size(static_bundle: Path) -> None:
+    """The clip is letterboxed, and the expressions are padded, as in a stream."""
+    fixed = open_bundle(static_bundle)
+    backend, profiles = OnnxRuntimeBackend(), read_profiles([], fixed)
+    check_streamable(profiles, bundle_axes(fixed))
+    verdict = compare_masks(fixed, PartlyEngines({}, backend), backend, profiles)
+    assert verdict.passed
+    assert "6 frames, 2 expressions, in 64x96" in verdict.name
+    spec = fixed.graphs["mask_head"]
+    with backend.runner(spec, fixed.graph_file(spec.name)) as runner:
+        (check,) = compare_graph(runner, runner, [graph_profile(spec, profiles[0])])
+    assert check.name == "mask_head H64 W96 E2 mask_logits"
 
 
 def test_what_cannot_be_run_here_is_said(bundle: Bundle, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
     Tactic,
     block_shape,
 )
-from rvos_deploy.export.ms_deform_attn import DOMAIN, NODE, OPSET, attach_function
+from rvos_deploy.export.ms_deform_attn import DOMAIN, NODE, attach_function
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")),
@@ -192,7 +192,7 @@ def one_node(kind: int) -> onnx.ModelProto:
         tensor("attention_logits", kind, "B", "Q", "heads", "K"),
     ]
     graph = helper.make_graph([node], "one", inputs, [tensor("output", kind, "B", "Q", "C")])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     attach_function(model)
     return model
 

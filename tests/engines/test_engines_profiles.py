@@ -85,8 +85,12 @@ def test_the_nearest_profile_is_allowed() -> None:
 def test_a_stream_must_be_able_to_start(bundle: Bundle) -> None:
     for text, axis in (("E=2:4:8", "E"), ("M=8:8:8", "M")):
         with pytest.raises(InputError, match=f"begin the sizes of {axis} at 1"):
-            profiles.check_streamable(profiles.read_profiles([text], bundle))
-    profiles.check_streamable(profiles.read_profiles(["E=2:4:8", "E=1"], bundle))
+            profiles.check_streamable(
+                profiles.read_profiles([text], bundle), profiles.bundle_axes(bundle)
+            )
+    profiles.check_streamable(
+        profiles.read_profiles(["E=2:4:8", "E=1"], bundle), profiles.bundle_axes(bundle)
+    )
 
 
 SPEC = GraphSpec(

@@ -208,6 +208,23 @@ def test_progress_was_told(built: Built) -> None:
     assert any(remaining for *_, remaining in built.told if remaining is not None)
 
 
+@pytest.mark.parametrize(
+    "graphs", [("backbone", "mask_head"), pytest.param(GRAPHS, marks=pytest.mark.slow)], ids=len
+)
+def test_a_bundle_of_fixed_sizes_becomes_engines_of_one_size(
+    static_bundle: Path, tmp_path: Path, graphs: tuple[str, ...]
+) -> None:
+    bundle = open_bundle(links(static_bundle, tmp_path / "bundle"))
+    engines = build_engines(bundle, BuildSettings(TARGET), graphs=graphs)
+    assert tuple(engine.graph for engine in engines) == graphs
+    for engine in engines:
+        fixed = {name: (size,) * 3 for name, size in bundle.graphs[engine.graph].fixed.items()}
+        assert [dict(profile) for profile in engine.profiles] == [fixed]
+        check_plan(bundle, engine)
+    with pytest.raises(InputError, match=r"E cannot be max 8; the graphs allow H 64 alone, W 96"):
+        build_engines(bundle, BuildSettings(TARGET, profiles=("E=2:2:8",)))
+
+
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
     return open_bundle(links(tiny_bundle, tmp_path / "bundle"))

@@ -16,7 +16,7 @@ from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.bundle_export import NOT_PROVED, export_bundle
-from rvos_deploy.export.ms_deform_attn import BF16_OPSET, NODE, ms_deform_attn_function
+from rvos_deploy.export.ms_deform_attn import NODE
 from rvos_deploy.export.onnx_graph import export_graph
 from rvos_deploy.export.parity import check_graph, check_without_rounding
 from rvos_deploy.export.weights import Weights
@@ -76,7 +76,7 @@ def test_what_leaves_a_graph_enters_the_next_unchanged(narrow_network: RvosNetwo
 
 def test_operators_are_typed_strictly(decoder: tuple[Graph, Path]) -> None:
     model = onnx.load(decoder[1])
-    assert [entry.version for entry in model.opset_import if not entry.domain] == [BF16_OPSET]
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [22]
     types = element_types(model)
     multiplied = [types[n.input[0]] for n in model.graph.node if n.op_type in ("MatMul", "Gemm")]
     assert set(multiplied) == {NARROW}
@@ -89,12 +89,6 @@ def test_operators_are_typed_strictly(decoder: tuple[Graph, Path]) -> None:
     large = [w.data_type for w in model.graph.initializer if np.prod(w.dims) > 4096]
     assert large
     assert set(large) == {NARROW}
-
-
-def test_the_function_body_has_the_opset_of_its_model() -> None:
-    function = ms_deform_attn_function(BF16_OPSET)
-    assert [entry.version for entry in function.opset_import] == [BF16_OPSET]
-    assert ms_deform_attn_function().opset_import[0].version == 18
 
 
 def test_it_equals_pytorch_rounded_and_not(

@@ -158,12 +158,12 @@ def test_a_failed_check_leaves_nothing_and_names_every_failure(
     monkeypatch.setattr(
         bundle_export,
         "graphs",
-        lambda network: [g for g in graphs(network) if g.spec.name in checked],
+        lambda network, fixed: [g for g in graphs(network) if g.spec.name in checked],
     )
     monkeypatch.setattr(
         bundle_export,
         "record_clip",
-        lambda network, tokenizer, reference: reference.update(
+        lambda network, tokenizer, contracts, reference: reference.update(
             dict.fromkeys((CLIP_LOGITS, CLIP_ORDER), np.zeros(1))
         ),
     )

@@ -13,12 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from rvos_deploy.export.ms_deform_attn import DOMAIN, NODE, OPSET, attach_function
+from rvos_deploy.export.graph_form import OPSETS
+from rvos_deploy.export.ms_deform_attn import DOMAIN, NODE, attach_function
 
 Inputs = dict[str, NDArray[np.generic]]
 
 
-def one_node_model(real: int = TensorProto.FLOAT) -> onnx.ModelProto:
+def one_node_model(real: int = TensorProto.FLOAT, opset: int = 18) -> onnx.ModelProto:
     """A model that is nothing but the node."""
 
     def tensor(name: str, kind: int, *shape: str | int) -> onnx.ValueInfoProto:
@@ -45,7 +46,7 @@ def one_node_model(real: int = TensorProto.FLOAT) -> onnx.ModelProto:
         ],
         [tensor("output", real, "B", "Q", "C")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     assert attach_function(model) == 1
     return model
 
@@ -144,8 +145,14 @@ def test_half_precision_values_keep_float32_coordinates() -> None:
     assert np.abs(output - exact).max() <= np.abs(exact).max() * 2**-10
 
 
-def test_the_checker_passes_with_full_shape_inference() -> None:
-    onnx.checker.check_model(one_node_model(), full_check=True)
+@pytest.mark.parametrize("opset", OPSETS["fp32"])
+def test_the_body_is_the_same_in_every_opset_that_is_offered(opset: int) -> None:
+    model = one_node_model(opset=opset)
+    onnx.checker.check_model(model, full_check=True)
+    imports = [*model.opset_import, *model.functions[0].opset_import]
+    assert {entry.version for entry in imports if not entry.domain} == {opset}
+    inputs = CASES["odd maps"]
+    np.testing.assert_array_equal(run(model, inputs), run(one_node_model(), inputs))
 
 
 def test_inlining_leaves_plain_operators_that_give_the_same() -> None:

@@ -169,10 +169,11 @@ def _check_sizes(spec: GraphSpec, config: ModelConfig) -> None:
     """The bundle's own input size is allowed, and no tensor is beyond all bounds."""
     for case in probe_cases(config):
         for tensor in (*spec.inputs, *spec.outputs):
-            if math.prod(tensor.sizes(case)) > MAXIMUM_ELEMENTS:
+            sizes = tensor.sizes(spec.at(case))
+            if math.prod(sizes) > MAXIMUM_ELEMENTS:
                 raise _wrong(
                     spec.name,
-                    f"has {tensor.name} as {_shown(tensor.sizes(case))}",
+                    f"has {tensor.name} as {_shown(sizes)}",
                     f"at most {MAXIMUM_ELEMENTS} elements",
                 )
     height, width = config.input_size

@@ -55,9 +55,12 @@ class ExpressionState:
         return self._mean.mean()
 
 
-def stack_text(texts: Sequence[EncodedSentence]) -> dict[str, Tensor]:
-    """Inputs of the decoders for E expressions, padded to the longest: by input name."""
-    length = max(len(text.tokens) for text in texts)
+def stack_text(texts: Sequence[EncodedSentence], least: int = 1) -> dict[str, Tensor]:
+    """Return inputs of the decoders for E expressions, by input name.
+
+    They are padded to the longest sentence, and to ``least`` tokens.
+    """
+    length = max(least, *(len(text.tokens) for text in texts))
     dim = texts[0].tokens.shape[1]
     tokens = np.zeros((len(texts), length, dim), dtype=texts[0].tokens.dtype)
     padding = np.ones((len(texts), length), dtype=np.bool_)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -183,8 +184,16 @@ def _wide_specs(tensors: tuple[TensorSpec, ...], dtype: str) -> tuple[TensorSpec
     return tuple(replace(t, dtype="float32") if t.dtype == dtype else t for t in tensors)
 
 
-def graphs(network: RvosNetwork) -> tuple[Graph, ...]:
-    """The network's five graphs with their contracts, in the order in which they run."""
+def _fix(axis: AxisSpec, fixed: Mapping[str, int]) -> AxisSpec:
+    size = fixed.get(axis.name)
+    return axis if size is None else replace(axis, minimum=size, maximum=size)
+
+
+def graphs(network: RvosNetwork, fixed: Mapping[str, int] | None = None) -> tuple[Graph, ...]:
+    """The network's five graphs with their contracts, in the order in which they run.
+
+    ``fixed``: sizes of axes that have that size alone, by name (``StaticShapes.axes``).
+    """
     config = network.config
     dim, slots = config.dim, config.num_queries
     dtype = next(network.mask_head.parameters()).dtype
@@ -215,7 +224,8 @@ def graphs(network: RvosNetwork) -> tuple[Graph, ...]:
         if precision == "bf16":
             module = Float32Edges(module, tuple(tensor.dtype == real for tensor in inputs))
             inputs, outputs = _wide_specs(inputs, real), _wide_specs(outputs, real)
-        spec = GraphSpec(name, inputs, outputs, axes, TOLERANCES[precision], precision)
+        bounds = tuple(_fix(axis, fixed or {}) for axis in axes)
+        spec = GraphSpec(name, inputs, outputs, bounds, TOLERANCES[precision], precision)
         return Graph(module.eval(), spec)
 
     return (

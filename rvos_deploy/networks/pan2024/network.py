@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
-from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.graph_io.tokenizer import CONTEXT_LENGTH, Tokenizer
 from rvos_deploy.networks.network import Network
 from rvos_deploy.networks.pan2024 import steps
 from rvos_deploy.networks.pan2024.config import ModelConfig
@@ -53,6 +54,11 @@ class Pan2024(Network):
     def probe_cases(self) -> list[dict[str, int]]:
         """Return the sizes at which every graph is checked."""
         return probe_cases(self._config)
+
+    def tokenizer(self, file: Path, content: bytes, graphs: Mapping[str, GraphSpec]) -> Tokenizer:
+        """Return CLIP's tokenizer."""
+        tokens = graphs["text_encoder"].axis("L")
+        return Tokenizer(file, content, CONTEXT_LENGTH if tokens is None else tokens.maximum)
 
     def encode_text(self, calls: GraphCalls, tokenizer: Tokenizer, text: str) -> EncodedSentence:
         """Encode a sentence."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.graph_spec import AxisSpec
 from rvos_deploy.graph_io.tensors import Tensor, TensorOps
 
@@ -93,7 +94,9 @@ class QueryMemory:
     def __init__(
         self, ops: TensorOps, axis: AxisSpec, window: int | None, anchors: int = 0
     ) -> None:
-        """``axis``: the video decoder's axis of frames, M; its bounds hold for the capacity."""
+        """``axis``: the video decoder's axis of frames, M. Its bounds hold for the capacity, so a
+        graph that is fixed to a size is given that size.
+        """
         self._ops, self._axis = ops, axis
         self._window, self._anchors = window, anchors
         self._tensor: Tensor | None = None
@@ -106,7 +109,10 @@ class QueryMemory:
         return tuple(self._places)
 
     def append(self, numbers: Sequence[int], queries: Tensor) -> None:
-        """Write the newest frame's aligned queries [E,N,C] of these expressions."""
+        """Write the newest frame's aligned queries [E,N,C] of these expressions.
+
+        Raises InputError: there are more frames than the video decoder reads.
+        """
         for number in numbers:
             if number not in self._places:
                 self._places[number] = FramePlaces(self._window, self._anchors)
@@ -153,7 +159,12 @@ class QueryMemory:
 
     def _capacity(self, positions: NDArray[np.integer]) -> int:
         """How many places the tensor must have now."""
-        needed = int(positions.max()) + 1
+        needed, most = int(positions.max()) + 1, self._axis.maximum
+        if needed > most:
+            raise InputError(
+                f"frame {needed} is one more than the {most} that this bundle can remember; use "
+                f"--memory {most} (in Python, StreamSettings(memory={most}))"
+            )
         if self._window is not None:
             return max(needed, self._window + self._anchors, self._axis.minimum)
         held = 0 if self._tensor is None else self._tensor.shape[1]

@@ -8,13 +8,14 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry, fit_frame
+from rvos_deploy.graph_io.graph_spec import fixed_box
 from rvos_deploy.graph_io.tensors import HostArray, Tensor
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.pan2024.config import ModelConfig
@@ -47,10 +48,12 @@ def encode_text(calls: GraphCalls, tokenizer: Tokenizer, text: str) -> EncodedSe
         BackendError: the back end failed, or the text encoder gave NaN or infinity.
     """
     ids, occasion = tokenizer(text), f"expression '{text[:40]}'"
-    outputs = calls.run("text_encoder", {"token_ids": ids[None]}, occasion)
+    padding = max(0, calls.spec("text_encoder").least("L") - len(ids))
+    padded = np.pad(ids, (0, padding))[None]
+    outputs = calls.run("text_encoder", {"token_ids": padded}, occasion)
     wanted = {name: outputs[name] for name in ("text_tokens", "sentence")}
     arrays = calls.to_host("text_encoder", wanted, occasion).get()
-    return EncodedSentence(text, arrays["text_tokens"][0], arrays["sentence"][0])
+    return EncodedSentence(text, arrays["text_tokens"][0][: len(ids)], arrays["sentence"][0])
 
 
 class Pan2024Steps(Steps):
@@ -63,12 +66,16 @@ class Pan2024Steps(Steps):
         self._expressions: dict[int, ExpressionState] = {}
         spec = calls.spec("video_decoder")
         self._queries_dtype = next(t.dtype for t in spec.inputs if t.name == "video_queries")
-        frames = next(axis for axis in spec.axes if axis.name == "M")
+        frames = spec.axis("M")
+        assert frames is not None  # checked when the bundle was opened
+        # Graphs that are fixed to one size are given the whole of it.
+        self._fixed = fixed_box({"backbone": calls.spec("backbone")}) is not None
         self._memory = QueryMemory(calls.ops, frames, settings.window, settings.anchors)
 
     def geometry(self, display: tuple[int, int]) -> FrameGeometry:
         """Fit a frame into the box, and pad it to multiples of 32."""
-        return fit_frame(display, self._settings.size or self._config.input_size)
+        box = self._settings.size or self._config.input_size
+        return fit_frame(display, box, fixed=self._fixed)
 
     def add(self, number: int, text: EncodedText) -> None:
         """Follow one more expression."""
@@ -85,7 +92,7 @@ class Pan2024Steps(Steps):
         """Run the backbone once, and the frame decoder for all expressions."""
         pyramid = self.calls.run("backbone", {"frame": image}, occasion)
         features = {name: pyramid[name] for name in _FEATURES}
-        text = stack_text([state.text for state in self._expressions.values()])
+        text = self._text("frame_decoder", self._expressions.values())
         decoded = self.calls.run("frame_decoder", {**features, **text}, occasion)
         cues = {name: decoded[name] for name in _CUES}
         return _StartedFrame(self, decoded, self.calls.to_host("frame_decoder", cues, occasion))
@@ -123,7 +130,7 @@ class Pan2024Steps(Steps):
             inputs = {
                 **self._memory.read(),
                 "video_queries": queries.astype(self._queries_dtype, copy=False),
-                **stack_text([state.text for state in states]),
+                **self._text("video_decoder", states),
             }
         outputs = self.calls.run("video_decoder", inputs, occasion)
         found = self.calls.to_host("video_decoder", {"scores": outputs["scores"]}, occasion).get()
@@ -134,6 +141,9 @@ class Pan2024Steps(Steps):
             scores=scores,
             mask_embeddings=outputs["mask_embeddings"],
         )
+
+    def _text(self, graph: str, states: Iterable[ExpressionState]) -> dict[str, Tensor]:
+        return stack_text([state.text for state in states], self.calls.spec(graph).least("L"))
 
     def thresholds(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the scores [E,N] of queries must exceed: float32 [E]."""

@@ -57,6 +57,10 @@ class HostOps(TensorOps):
         new[kept, :shared] = old[rows[kept], :shared]
         return new
 
+    def concatenate(self, values: Sequence[Tensor]) -> Tensor:
+        """Return arrays as one."""
+        return np.concatenate([np.asarray(value) for value in values])
+
     def to_host(self, values: Sequence[Tensor]) -> HostCopy:
         """Return the arrays."""
         return FinishedCopy([np.asarray(value) for value in values])

@@ -78,6 +78,13 @@ class CudaOps(TensorOps):
         assert isinstance(value, DeviceTensor)
         return pieces.resized(value, rows, columns)
 
+    def concatenate(self, values: Sequence[Tensor]) -> Tensor:
+        """Return tensors as one."""
+        tensors = [value for value in values if isinstance(value, DeviceTensor)]
+        if self._masks is None or len(tensors) < len(values):
+            return self._host.concatenate(values)
+        return pieces.concatenate(tensors)
+
     def to_host(self, values: Sequence[Tensor]) -> HostCopy:
         """Queue the downloads, each as soon as its tensor is there; one wait for all of them."""
         tensors = [value for value in values if isinstance(value, DeviceTensor)]

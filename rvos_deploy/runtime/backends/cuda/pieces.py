@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -56,6 +57,17 @@ def resized(value: DeviceTensor, rows: NDArray[np.integer], columns: int) -> Dev
     addresses[(rows < 0)[:, None] | (place >= value.shape[1])] = 0
     shape = (len(rows), columns, *rest)
     return _copy(value.device, addresses.ravel(), nbytes, shape, value.dtype)
+
+
+def concatenate(values: Sequence[DeviceTensor]) -> DeviceTensor:
+    """Return tensors [R,...] of one type, which differ in R alone, as one.
+
+    Queued. Raises BackendError: there are no kernels (says why), or memory is short.
+    """
+    first, rest = values[0], values[0].shape[1:]
+    nbytes = math.prod(rest) * first.dtype.itemsize
+    addresses = [value.address + row * nbytes for value in values for row in range(value.shape[0])]
+    return _copy(first.device, np.array(addresses), nbytes, (len(addresses), *rest), first.dtype)
 
 
 def write(target: DeviceTensor, positions: NDArray[np.integer], values: DeviceTensor) -> None:

@@ -1,0 +1,65 @@
+"""Graphs that are fixed to a number of expressions (``export --static-shapes``): run in chunks.
+
+Height and width are letterboxed (``graph_io/frame_geometry.py``). Tokens and remembered frames are
+padded where they are stacked, and marked as padding there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from rvos_deploy.graph_io.graph_spec import TensorSpec
+from rvos_deploy.graph_io.tensors import Tensor
+from rvos_deploy.runtime.backends.base import Session
+
+ROWS = "E"
+"""The axis of expressions; the first one of every tensor that has it."""
+
+
+def run_rows(session: Session, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Run a graph on any number of expressions, also where its contract fixes that number.
+
+    A fixed graph runs once a chunk. The last chunk repeats its last expression as padding, which
+    is an expression like any other; what the padding gives is left out.
+
+    Args:
+        session: has the graph.
+        name: of the graph.
+        inputs: as :meth:`Graph.run` accepts them, of any number of expressions.
+
+    Returns:
+        Outputs of as many expressions as there were.
+
+    Raises:
+        InputError, BackendError: as :meth:`Graph.run`.
+    """
+    graph, ops = session.graphs[name], session.ops
+    axis = graph.spec.axis(ROWS)
+    if axis is None or not axis.fixed:
+        return graph.run(inputs)
+    of_rows = [tensor.name for tensor in graph.spec.inputs if _has_rows(tensor)]
+    rows, size = inputs[of_rows[0]].shape[0], axis.maximum
+    if rows == size:
+        return graph.run(inputs)
+    pieces: dict[str, list[Tensor]] = {tensor.name: [] for tensor in graph.spec.outputs}
+    for start in range(0, rows, size):
+        chunk = np.minimum(np.arange(start, start + size), rows - 1)
+        outputs = graph.run(
+            {**inputs, **{tensor: ops.gather(inputs[tensor], chunk) for tensor in of_rows}}
+        )
+        kept = np.arange(min(size, rows - start))
+        for tensor in graph.spec.outputs:
+            value = outputs[tensor.name]
+            pieces[tensor.name].append(ops.gather(value, kept) if _has_rows(tensor) else value)
+    return {
+        tensor.name: ops.concatenate(pieces[tensor.name])
+        if _has_rows(tensor)
+        else pieces[tensor.name][0]
+        for tensor in graph.spec.outputs
+    }
+
+
+def _has_rows(tensor: TensorSpec) -> bool:
+    return bool(tensor.shape) and tensor.shape[0] == ROWS

@@ -1,0 +1,252 @@
+"""``--opset`` and ``--static-shapes``: what the files hold, what is proved, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import shape_inference, version_converter
+
+from rvos_deploy.bundle.folder import GRAPHS, MANIFEST, open_bundle
+from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.export.bundle_export import export_bundle
+from rvos_deploy.export.graph_form import (
+    DEFAULT_OPSET,
+    OPSETS,
+    GraphForm,
+    StaticShapes,
+    choose_opset,
+    read_static_shapes,
+)
+from rvos_deploy.export.onnx_graph import export_graph, opset_of
+from rvos_deploy.export.parity import check_graph, check_without_rounding
+from rvos_deploy.export.weights import Weights, load_network
+from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.graphs import Graph, graphs
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.precision import set_precision
+from rvos_deploy.parity.verification import read_reference, verify
+from rvos_deploy.runtime.backends.registry import make_backend
+
+FIXED = {"H": 64, "W": 96, "E": 2, "L": 16, "M": 8}
+
+
+def dimensions(model: onnx.ModelProto) -> dict[str, list[Any]]:
+    """Shapes of every tensor of the graph, by name; names and None where they are no numbers."""
+    inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    return {
+        value.name: [
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+            for dim in value.type.tensor_type.shape.dim
+        ]
+        for value in (*inferred.input, *inferred.output, *inferred.value_info)
+    }
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_every_tensor_of_a_fixed_graph_has_numbers(static_bundle: Path, name: str) -> None:
+    model = onnx.load(static_bundle / f"{name}.onnx")
+    shapes = dimensions(model)
+    made = {output for node in model.graph.node for output in node.output if output}
+    assert made <= set(shapes)
+    assert {value.name for value in model.graph.value_info} <= made
+    symbolic = {
+        name: shape for name, shape in shapes.items() if not all(type(d) is int for d in shape)
+    }
+    assert symbolic == {}
+    spec = open_bundle(static_bundle).graphs[name]
+    for tensor in (*spec.inputs, *spec.outputs):
+        assert shapes[tensor.name] == list(tensor.sizes(FIXED))
+    assert "Shape" not in {node.op_type for node in model.graph.node}
+
+
+def test_the_contracts_leave_no_other_size_and_opsets_are_recorded(static_bundle: Path) -> None:
+    bundle = open_bundle(static_bundle)
+    assert bundle.config.input_size == (64, 96)
+    for spec in bundle.graphs.values():
+        assert spec.fixed == {axis.name: FIXED[axis.name] for axis in spec.axes}
+    manifest = json.loads((static_bundle / MANIFEST).read_text())
+    assert manifest["opsets"] == dict.fromkeys(GRAPHS, 18)
+    assert manifest["graphs"]["text_encoder"]["axes"] == [
+        {"name": "E", "minimum": 2, "maximum": 2, "multiple": 1},
+        {"name": "L", "minimum": 16, "maximum": 16, "multiple": 1},
+    ]
+
+
+def test_parity_is_probed_at_the_fixed_sizes_alone(static_bundle: Path) -> None:
+    bundle = open_bundle(static_bundle)
+    checks = [check.name for check in bundle.manifest.parity.checks]
+    assert {name.rsplit(" ", 1)[0] for name in checks[:-1]} == {
+        "backbone H64 W96",
+        "text_encoder E2 L16",
+        "frame_decoder H64 W96 E2 L16",
+        "video_decoder E2 L16 M8",
+        "mask_head H64 W96 E2",
+    }
+    assert read_reference(bundle)["clip mask_logits"].shape == (2, 6, 16, 24)
+    verdicts = verify(bundle, make_backend())
+    assert [verdict.name for verdict in verdicts] == checks
+    assert all(verdict.passed for verdict in verdicts)
+
+
+def graph_of(network: RvosNetwork, name: str, fixed: dict[str, int] | None = None) -> Graph:
+    return next(graph for graph in graphs(network, fixed) if graph.spec.name == name)
+
+
+def test_without_a_fixed_memory_its_axis_alone_is_dynamic(
+    tiny_network: RvosNetwork, tmp_path: Path
+) -> None:
+    """Of sizes that are those that other axes are traced with, too."""
+    fixed = StaticShapes(64, 96, 5, 5).axes()
+    graph = graph_of(tiny_network, "video_decoder", fixed)
+    (file,) = export_graph(graph, tmp_path)
+    shapes = dimensions(onnx.load(file))
+    assert shapes["memory"] == [5, "M", 20, 128]
+    assert shapes["memory_empty"] == [5, "M"]
+    assert shapes["text_tokens"] == [5, 5, 128]
+    assert shapes["scores"] == [5, 20]
+    checks = check_graph(graph, tiny_network, file, make_backend(), {})
+    assert len({check.name.split(" M")[1].split()[0] for check in checks}) == 4
+    assert all(check.passed for check in checks)
+
+
+@pytest.mark.parametrize("opset", [17, 21, 25])
+def test_a_small_graph_in_another_opset(
+    tiny_network: RvosNetwork, tmp_path: Path, opset: int
+) -> None:
+    graph = graph_of(tiny_network, "mask_head")
+    (file,) = export_graph(graph, tmp_path, opset=opset)
+    assert opset_of(onnx.load(file)) == opset
+    assert all(c.passed for c in check_graph(graph, tiny_network, file, make_backend(), {}))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("opset", OPSETS["fp32"])
+def test_every_opset_that_is_offered_passes_every_check(
+    tiny_network: RvosNetwork, tmp_path: Path, opset: int
+) -> None:
+    backend = make_backend()
+    for graph in graphs(tiny_network):
+        (file,) = export_graph(graph, tmp_path, opset=opset)
+        model = onnx.load(file)
+        imports = [entry for holder in (model, *model.functions) for entry in holder.opset_import]
+        assert {entry.version for entry in imports if not entry.domain} == {opset}
+        failed = [c for c in check_graph(graph, tiny_network, file, backend, {}) if not c.passed]
+        assert failed == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", ["text_encoder", "frame_decoder"])
+def test_half_precision_in_the_outermost_opsets(tmp_path: Path, precision: str, name: str) -> None:
+    network = set_precision(load_network(preset("tiny"), Weights(random=True)), precision)
+    backend = make_backend("bf16-reference" if precision == "bf16" else "auto")
+    graph = graph_of(network, name)
+    for opset in (OPSETS[precision][0], OPSETS[precision][-1]):
+        (file,) = export_graph(graph, tmp_path, opset=opset)
+        checks = check_graph(graph, network, file, backend, {})
+        checks += check_without_rounding(graph, network, file)
+        assert [check for check in checks if not check.passed] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_half_precision_of_fixed_sizes_in_an_old_opset(tmp_path: Path) -> None:
+    """float16 throughout; its masks, and its runs, pass through the same checks."""
+    form = GraphForm(opset=17, static=StaticShapes(64, 96, 3, 16))
+    for precision, store in (("fp16", "fp32"), ("fp32", "fp16")):
+        out = tmp_path / f"{precision}-{store}"
+        weights = Weights(random=True, precision=precision, store=store)  # type: ignore[arg-type]
+        export_bundle(preset("tiny"), out, weights, form=form)
+        bundle = open_bundle(out)
+        assert bundle.manifest.opsets == dict.fromkeys(GRAPHS, 17)
+        assert all(verdict.passed for verdict in verify(bundle, make_backend()))
+
+
+def test_a_converter_that_stops_short_is_an_error(
+    tiny_network: RvosNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxscript logs that it failed, and leaves the model as it was."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("No Adapter From Version $18 for Split")
+
+    monkeypatch.setattr(version_converter, "convert_version", refuse)
+    with pytest.raises(
+        ParityError, match="mask_head: the converter left opset 18, asked for was 17"
+    ):
+        export_graph(graph_of(tiny_network, "mask_head"), tmp_path, opset=17)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", OPSETS)
+def test_an_opset_that_is_not_offered_is_one_line(precision: str) -> None:
+    allowed = OPSETS[precision]
+    assert choose_opset(None, precision) == DEFAULT_OPSET[precision]
+    for opset in allowed:
+        assert choose_opset(opset, precision) == opset
+    for opset in (0, allowed[0] - 1, allowed[-1] + 1):
+        with pytest.raises(InputError) as error:
+            choose_opset(opset, precision)
+        assert (
+            f"--opset {opset} cannot be written in {precision}: needs {allowed[0]} to 25 ("
+            in str(error.value)
+        )
+        assert "\n" not in str(error.value)
+
+
+def test_static_shapes_are_read() -> None:
+    assert read_static_shapes("256x448,4,16") == StaticShapes(256, 448, 4, 16)
+    assert read_static_shapes("64X96, 1, 77, 64") == StaticShapes(64, 96, 1, 77, 64)
+    assert "M" not in read_static_shapes("256x448,4,16").axes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("256x448", "is not HxW,E,L or HxW,E,L,M"),
+        ("256,448,4,16", "is not HxW,E,L"),
+        ("256x448,4,16,64,1", "for example 256x448,4,16"),
+        ("250x448,4,16", "axis H cannot be 250: needs 32 to 4096 in multiples of 32"),
+        ("256x450,4,16", "axis W cannot be 450"),
+        ("256x448,0,16", "axis E cannot be 0: needs 1 to 256"),
+        ("256x448,4,78", "axis L cannot be 78: needs 2 to 77"),
+        ("256x448,4,2", "2 tokens are start and end of a sentence, and no word"),
+        ("256x448,4,16,0", "axis M cannot be 0"),
+    ],
+)
+def test_other_static_shapes_are_one_line(text: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        read_static_shapes(text)
+    assert str(error.value).startswith(f"--static-shapes '{text}'")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "message"),
+    [
+        (GraphForm(opset=16), None, "--opset 16 cannot be written in fp32: needs 17 to 25"),
+        (
+            GraphForm(static=StaticShapes(64, 96, 2, 16)),
+            (64, 64),
+            "--size 64x64 and --static-shapes 64x96,... name two sizes; leave --size out",
+        ),
+        (
+            GraphForm(static=StaticShapes(64, 96, 256, 16, 65536)),
+            None,
+            r"--static-shapes gives video_decoder memory as \[256, 65536, 20, 128\], needed",
+        ),
+    ],
+)
+def test_what_cannot_be_exported_leaves_nothing(
+    tmp_path: Path, form: GraphForm, size: tuple[int, int] | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        export_bundle(preset("tiny"), tmp_path / "b", Weights(random=True), size=size, form=form)
+    assert list(tmp_path.iterdir()) == []
