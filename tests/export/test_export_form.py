@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import shape_inference, version_converter
 
-from rvos_deploy.bundle.folder import GRAPHS, MANIFEST, open_bundle
+from rvos_deploy.networks.pan2024.contract import GRAPHS
+from rvos_deploy.bundle.folder import MANIFEST, open_bundle
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.export.bundle_export import export_bundle
 from rvos_deploy.export.graph_form import (

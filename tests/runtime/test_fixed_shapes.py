@@ -146,13 +146,13 @@ def both(
     Masks of random weights cover much: they must be neither full nor empty to tell anything.
     """
     shown: Logits = []
-    show = Runner.show
+    upsample = HostOps.upsample_masks
 
-    def record(self: Runner, logits: Any, geometry: Any) -> Any:
+    def record(self: HostOps, logits: Any, geometry: Any) -> Any:
         shown.append(np.array(logits))
-        return show(self, logits, geometry)
+        return upsample(self, logits, geometry)
 
-    monkeypatch.setattr(Runner, "show", record)
+    monkeypatch.setattr(HostOps, "upsample_masks", record)
 
     def compare(
         use: Callable[[Stream], list[FrameMasks]], texts: list[str], **changes: Any
