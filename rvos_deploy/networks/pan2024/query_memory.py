@@ -3,7 +3,9 @@
 The memory is one tensor [E,M,N,C], which the back end owns. A frame is written into one place of
 every row. The decoder accepts frames in any order, since each place has its age, and empty places
 are masked. Online, M is the window plus the anchors from the first frame on: neither the shape nor
-the address of the tensor changes while the expressions stay the same. Offline, M doubles.
+the address of the tensor changes while the expressions stay the same. Offline, the tensor doubles,
+and the decoder reads a copy without spare places: its engine may allow few more frames than the
+clip has.
 """
 
 from __future__ import annotations
@@ -128,10 +130,14 @@ class QueryMemory:
         """
         assert self._tensor is not None
         self._fit(self._tensor.shape[1])
-        capacity = self._tensor.shape[1]
+        tensor, capacity = self._tensor, self._tensor.shape[1]
+        if self._window is None:
+            frames = max(map(len, self._places.values()))
+            capacity = min(max(frames, self._axis.minimum), capacity)
+            tensor = self._ops.resized(tensor, np.arange(len(self._places)), capacity)
         told = [places.ages(capacity) for places in self._places.values()]
         return {
-            "memory": self._tensor,
+            "memory": tensor,
             "memory_ages": np.stack([ages for ages, _ in told]),
             "memory_empty": np.stack([empty for _, empty in told]),
         }
