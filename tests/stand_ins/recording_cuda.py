@@ -349,6 +349,18 @@ class FakePycuda:
 
         stream.put(work)
 
+    def memcpy_dtod_async(self, dest: int, src: int, size: int, stream: FakeStream) -> None:
+        machine = self._machine
+        machine.need_context("memcpy_dtod_async")
+        machine.record("moved", size, stream.number)
+
+        def work() -> None:
+            target, source = machine.bytes_at(dest, size), machine.bytes_at(src, size)
+            assert not np.shares_memory(target, source), "CUDA does not define such a copy"
+            target[:] = source
+
+        stream.put(work)
+
     def _fail(self, what: str) -> None:
         """Raise when a test asked for it: ``machine.failing[what]`` calls from now."""
         if what in self._machine.failing:
@@ -469,7 +481,8 @@ class FakeBindings:
             return (CUresult.CUDA_ERROR_INVALID_VALUE,)
         for work in self._machine.graphs[graph]:
             self._machine.streams[stream].put(work)
-        self._machine.record("replayed", graph)
+        captured = tuple(work.__name__ for work in self._machine.graphs[graph])
+        self._machine.record("replayed", *captured)
         return (CUresult.CUDA_SUCCESS,)
 
     def cuGraphDestroy(self, graph: int) -> tuple[Any, ...]:  # noqa: N802
