@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from rvos_deploy.bundle.engine_sidecar import (
 )
 from rvos_deploy.bundle.folder import Bundle, open_bundle
 from rvos_deploy.json_file import write_json
+from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
+from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries
 
 # pytest's importlib mode leaves this folder off the path; tests here share modules.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -77,3 +80,23 @@ def tensorrt(cuda_modules: Gpu, engines: Bundle, monkeypatch: pytest.MonkeyPatch
     fake = FakeTensorRt(cuda_modules.machine, dict(engines.graphs))
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     return fake
+
+
+@pytest.fixture(params=["stand-in", pytest.param("card", marks=pytest.mark.gpu)])
+def each_device(request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
+    """The stand-in and, by ``pytest -m gpu``, a card."""
+    from host_kernels import host_library
+
+    if request.param == "card":
+        pycuda = pytest.importorskip("pycuda.driver")
+        driver = pytest.importorskip("cuda.bindings.driver")
+        held = acquire_device(CudaLibraries(pycuda, driver))
+        yield held
+        held.release()
+        return
+    host_library()  # skips here: in the middle of a test, the skip itself would hold memory
+    gpu = request.getfixturevalue("gpu")
+    held = acquire_device(gpu.libraries)
+    yield held
+    held.release()
+    gpu.check_clean()

@@ -5,14 +5,10 @@ NOT RUN on a card where this was written: no GPU there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
-from host_kernels import host_library
 from kernel_cases import random_case, random_frame
-from recording_cuda import Gpu
 
 from rvos_deploy.graph_io.frame_geometry import display_masks, resize_frame
 from rvos_deploy.runtime.backends.cuda import pieces as device_pieces
@@ -24,52 +20,35 @@ from rvos_deploy.runtime.backends.cuda.masks import MaskDisplay
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, send
 
 
-@pytest.fixture(params=["stand-in", pytest.param("card", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
-    if request.param == "card":
-        pycuda = pytest.importorskip("pycuda.driver")
-        driver = pytest.importorskip("cuda.bindings.driver")
-        held = acquire_device(CudaLibraries(pycuda, driver))
-        yield held
-        held.release()
-        return
-    host_library()  # skips here: in the middle of a test, the skip itself would hold memory
-    gpu: Gpu = request.getfixturevalue("gpu")
-    held = acquire_device(gpu.libraries)
-    yield held
-    held.release()
-    gpu.check_clean()
-
-
-def test_masks_are_the_hosts_bit_by_bit(device: CudaDevice) -> None:
-    display, random = MaskDisplay(device), np.random.default_rng(21)
+def test_masks_are_the_hosts_bit_by_bit(each_device: CudaDevice) -> None:
+    display, random = MaskDisplay(each_device), np.random.default_rng(21)
     for _ in range(40):
         logits, geometry = random_case(random)
-        there = send(device, logits)
+        there = send(each_device, logits)
         truth = display_masks(logits, geometry)
         (packed,) = display.fetch(there, geometry).arrays()
         assert (packed == truth).all(), (logits.shape, geometry)
         assert (np.asarray(display.show(there, geometry)) == truth).all()
 
 
-def test_frames_are_the_hosts_byte_by_byte(device: CudaDevice) -> None:
-    fitter, random = FrameFitter(device), np.random.default_rng(23)
+def test_frames_are_the_hosts_byte_by_byte(each_device: CudaDevice) -> None:
+    fitter, random = FrameFitter(each_device), np.random.default_rng(23)
     for _ in range(40):
         frame, geometry = random_frame(random)
-        fitted = fitter.fit(send(device, frame), geometry)
+        fitted = fitter.fit(send(each_device, frame), geometry)
         assert (np.asarray(fitted) == resize_frame(frame, geometry)).all(), geometry
 
 
 @pytest.mark.parametrize(("dtype", "channels"), [("float16", 256), ("float32", 20), ("uint8", 3)])
 def test_rows_are_put_in_order_and_into_a_memory(
-    device: CudaDevice, dtype: str, channels: int
+    each_device: CudaDevice, dtype: str, channels: int
 ) -> None:
     random = np.random.default_rng(22)
     array = random.integers(0, 100, (5, 20, channels)).astype(dtype)
     order = np.stack([random.permutation(20) for _ in array])
-    ordered = device_pieces.gather(send(device, array), order)
+    ordered = device_pieces.gather(send(each_device, array), order)
     truth = array[np.arange(5)[:, None], order]
-    memory = device_pieces.zeros(device, (5, 3, 20, channels), dtype)
+    memory = device_pieces.zeros(each_device, (5, 3, 20, channels), dtype)
     places = np.array([2, 0, 1, 1, 0])
     device_pieces.write(memory, places, ordered)
     grown = device_pieces.resized(memory, np.array([4, -1, 1]), 4)
