@@ -23,19 +23,20 @@ from rvos_deploy.bundle.engine_sidecar import (
     read_sidecar,
 )
 from rvos_deploy.bundle.folder import (
-    GRAPHS,
     MANIFEST,
-    REQUIRED,
+    PARITY,
+    TOKENIZER,
     Bundle,
     open_bundle,
-    sha256_file,
     write_manifest,
 )
 from rvos_deploy.engines.build import build_engines
 from rvos_deploy.engines.gpu import find_gpu
 from rvos_deploy.engines.settings import DEFAULT_CAPABILITIES, BuildSettings
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.files import sha256_file
 from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.contract import GRAPHS
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import (
     EngineMachine,
     check_loadable,
@@ -81,7 +82,7 @@ def export_graphs_alone(
     files = [
         file.name for part in parts if part.spec.name in only for file in export_graph(part, folder)
     ]
-    for missing in {*REQUIRED} - {*files}:
+    for missing in {TOKENIZER, PARITY, *(f"{name}.onnx" for name in GRAPHS)} - {*files}:
         (folder / missing).write_bytes(b"not exported")
         files.append(missing)
     manifest = {
