@@ -118,7 +118,10 @@ class TensorOps(ABC):
 
     @abstractmethod
     def to_host(self, values: Sequence[Tensor]) -> HostCopy:
-        """Queue copies of tensors to the host."""
+        """Queue copies of tensors to the host.
+
+        A tensor must not be changed by ``write`` before ``HostCopy.arrays`` returned.
+        """
 
     @abstractmethod
     def upsample_masks(self, logits: Tensor, geometry: FrameGeometry) -> HostCopy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,10 @@ from rvos_deploy.bundle.engine_sidecar import (
 )
 from rvos_deploy.bundle.folder import Bundle, open_bundle
 from rvos_deploy.json_file import write_json
+from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
+from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries
 
-# pytest's importlib mode leaves this folder off the path; tests here share the stand-ins.
+# pytest's importlib mode leaves this folder off the path; tests here share modules.
 sys.path.insert(0, str(Path(__file__).parent))
 
 if TYPE_CHECKING:
@@ -26,17 +29,6 @@ if TYPE_CHECKING:
     from recording_tensorrt import FakeTensorRt
 
 SIZES = {"H": (32, 96, 256), "W": (32, 160, 256), "E": (1, 2, 4), "L": (2, 16, 77), "M": (1, 8, 64)}
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    from recording_cuda import FakeBindings, FakePycuda, Gpu, Machine
-
-    from rvos_deploy.runtime.backends.cuda import device as cuda_device
-
-    machine = Machine()
-    monkeypatch.setattr(cuda_device, "_devices", {})
-    return Gpu(machine, FakePycuda(machine), FakeBindings(machine))
 
 
 @pytest.fixture
@@ -81,16 +73,30 @@ def engines(tiny_bundle: Path, tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def tensorrt(gpu: Gpu, engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
+def tensorrt(cuda_modules: Gpu, engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
     """The three stand-ins, where Python looks for the real modules."""
     from recording_tensorrt import FakeTensorRt
 
-    from rvos_deploy.runtime.backends.cuda.nvrtc import load_nvrtc
-
-    # The real one, which needs no GPU; it takes its helpers from the real driver module.
-    load_nvrtc()
-    fake = FakeTensorRt(gpu.machine, dict(engines.graphs))
+    fake = FakeTensorRt(cuda_modules.machine, dict(engines.graphs))
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.pycuda)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.bindings)
     return fake
+
+
+@pytest.fixture(params=["stand-in", pytest.param("card", marks=pytest.mark.gpu)])
+def each_device(request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
+    """The stand-in and, by ``pytest -m gpu``, a card."""
+    from host_kernels import host_library
+
+    if request.param == "card":
+        pycuda = pytest.importorskip("pycuda.driver")
+        driver = pytest.importorskip("cuda.bindings.driver")
+        held = acquire_device(CudaLibraries(pycuda, driver))
+        yield held
+        held.release()
+        return
+    host_library()  # skips here: in the middle of a test, the skip itself would hold memory
+    gpu = request.getfixturevalue("gpu")
+    held = acquire_device(gpu.libraries)
+    yield held
+    held.release()
+    gpu.check_clean()

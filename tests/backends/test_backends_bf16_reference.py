@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import BackendError
 from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec, TensorSpec
+from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from rvos_deploy.runtime.backends.onnxruntime.bf16_reference import Bf16ReferenceBackend, widened
 from rvos_deploy.runtime.backends.registry import make_backend
 
@@ -93,7 +94,7 @@ def test_every_operator_is_rounded_once(small: Path, weights: dict[str, np.ndarr
     """
     x = (np.random.default_rng(5).standard_normal((33, 8)) * 10).astype(np.float32)
     with Bf16ReferenceBackend().open_files([(SPEC, OnnxFile(small))]) as session:
-        found = runner.infer({"x": x})
+        found = session.graphs["small"].run({"x": x})
     narrow = rounded(x)
     left = rounded(narrow[:, :4] * np.float32(2.1))
     relu = np.maximum(rounded(left + narrow[:, 4:]), 0)
@@ -107,7 +108,7 @@ def test_every_operator_is_rounded_once(small: Path, weights: dict[str, np.ndarr
 def test_without_rounding_it_is_float32(small: Path, weights: dict[str, np.ndarray]) -> None:
     x = np.random.default_rng(6).standard_normal((5, 8)).astype(np.float32)
     with Bf16ReferenceBackend(rounding=False).open_files([(SPEC, OnnxFile(small))]) as session:
-        found = runner.infer({"x": x})
+        found = session.graphs["small"].run({"x": x})
     w, b = (weights[name].astype(np.float32) for name in "wb")
     expected = np.maximum(x[:, :4] * np.float32(2.1) + x[:, 4:], 0) @ w + b
     # Sums of four in another order: a few units in the last place.
@@ -135,9 +136,8 @@ def test_nothing_of_bfloat16_is_left_but_the_rounding(small: Path) -> None:
 
 
 def test_plain_onnxruntime_says_what_to_do_instead(small: Path) -> None:
-    runner = make_backend("onnxruntime", "cpu").runner(SPEC, OnnxFile(small))
     with pytest.raises(BackendError) as error:
-        runner.activate()
+        OnnxRuntimeBackend().open_files([(SPEC, OnnxFile(small))])
     text = str(error.value)
     assert "small computes in bfloat16, for which onnxruntime has no kernels on the CPU" in text
     assert "rvos-deploy build-engine BUNDLE" in text

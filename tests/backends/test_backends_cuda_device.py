@@ -9,8 +9,8 @@ import pytest
 from recording_cuda import Gpu
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.cuda.device import CudaDevice, hold_device
-from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, Fetch, fetch
+from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
+from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, DeviceTensor
 
 
 def tensor(device: CudaDevice, array: np.ndarray) -> DeviceTensor:
@@ -31,48 +31,48 @@ def tensor(device: CudaDevice, array: np.ndarray) -> DeviceTensor:
 
 
 def test_a_round_trip_waits_for_every_stream(gpu: Gpu) -> None:
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     there = tensor(device, array)
     assert (np.asarray(there) == array).all()
     assert there.nbytes == array.nbytes
     assert "float32" in repr(there)
     del there
-    device.let_go()
+    device.release()
     gpu.check_clean()
 
 
 def test_many_uploads_in_flight_do_not_overwrite_each_other(gpu: Gpu) -> None:
     """The stand-in's streams run as late as they may: a buffer used too early shows."""
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     arrays = [np.full((5, 7), value, np.int64) for value in range(20)]
     there = [tensor(device, array) for array in arrays]
-    for array, found in zip(arrays, fetch(there), strict=True):
+    for array, found in zip(arrays, DeviceCopy(there).arrays(), strict=True):
         assert (found == array).all()
     there.clear()
-    device.let_go()
+    device.release()
     gpu.check_clean()
 
 
 def test_memory_is_pooled_and_flat(gpu: Gpu) -> None:
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     taken = []
     for value in range(50):
         there = tensor(device, np.full(1000, value, np.float32))
-        (back,) = fetch([there])
+        (back,) = DeviceCopy([there]).arrays()
         assert (back == value).all()
         taken.append(device.bytes_taken())
         del there
     assert taken[3:] == [taken[3]] * 47
-    device.let_go()
+    device.release()
     gpu.check_clean()
 
 
 def test_frees_in_order_and_the_context_last(gpu: Gpu) -> None:
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     there = tensor(device, np.ones(9, np.float32))
     gpu.machine.log.clear()
-    device.let_go()
+    device.release()
     kinds = [entry[0] for entry in gpu.machine.log]
     order = [kind for kind in kinds if kind in ("freed", "stream freed", "context released")]
     assert order == sorted(order, key=["freed", "stream freed", "context released"].index)
@@ -85,15 +85,15 @@ def test_frees_in_order_and_the_context_last(gpu: Gpu) -> None:
 
 
 def test_holds_are_counted_and_share_one_object(gpu: Gpu) -> None:
-    first, second = hold_device(gpu.libraries), hold_device(gpu.libraries)
+    first, second = acquire_device(gpu.libraries), acquire_device(gpu.libraries)
     assert first is second
     assert gpu.machine.retained == 1
-    first.let_go()
+    first.release()
     assert gpu.machine.retained == 1
     second.allocate(8)
-    second.let_go()
+    second.release()
     gpu.check_clean()
-    assert hold_device(gpu.libraries) is not first
+    assert acquire_device(gpu.libraries) is not first
 
 
 def test_other_users_of_cuda_find_their_context_as_it_was(gpu: Gpu) -> None:
@@ -102,22 +102,22 @@ def test_other_users_of_cuda_find_their_context_as_it_was(gpu: Gpu) -> None:
     gpu.machine.stack.append(other)
     own.push()
     before = list(gpu.machine.stack), list(gpu.machine.pycuda_stack)
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     with device.current(), device.current():
         assert gpu.machine.stack[-1] is not own
     assert (gpu.machine.stack, gpu.machine.pycuda_stack) == before
-    device.let_go()
+    device.release()
     assert (gpu.machine.stack, gpu.machine.pycuda_stack) == before
 
 
 def test_the_last_hold_may_end_in_another_thread(gpu: Gpu) -> None:
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     found = []
 
     def elsewhere() -> None:
         there = tensor(device, np.ones(3, np.float32))
         found.append(np.asarray(there).sum())
-        device.let_go()
+        device.release()
         found.append((gpu.machine.stack, gpu.machine.pycuda_stack))
 
     thread = threading.Thread(target=elsewhere)
@@ -128,7 +128,7 @@ def test_the_last_hold_may_end_in_another_thread(gpu: Gpu) -> None:
 
 
 def test_threads_share_the_streams(gpu: Gpu) -> None:
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     wrong: list[int] = []
 
     def work(value: int) -> None:
@@ -137,7 +137,7 @@ def test_threads_share_the_streams(gpu: Gpu) -> None:
             there = tensor(device, array)
             # The stand-in's queues are no more thread-safe than Python's lists.
             with device.lock:
-                if not (fetch([there])[0] == array).all():
+                if not (DeviceCopy([there]).arrays()[0] == array).all():
                     wrong.append(value)
 
     threads = [threading.Thread(target=work, args=(value,)) for value in range(4)]
@@ -146,24 +146,24 @@ def test_threads_share_the_streams(gpu: Gpu) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    device.let_go()
+    device.release()
     gpu.check_clean()
 
 
-def test_a_fetch_keeps_what_it_fetches(gpu: Gpu) -> None:
-    device = hold_device(gpu.libraries)
-    under_way = Fetch([tensor(device, np.full(50, 1, np.float32))])
+def test_a_copy_keeps_what_it_copies(gpu: Gpu) -> None:
+    device = acquire_device(gpu.libraries)
+    under_way = DeviceCopy([tensor(device, np.full(50, 1, np.float32))])
     other = tensor(device, np.full(50, 2, np.float32))
     assert (np.asarray(other) == 2).all()
     assert (under_way.arrays()[0] == 1).all()
     del other, under_way
-    device.let_go()
+    device.release()
     gpu.check_clean()
 
 
 def test_short_memory_frees_what_is_idle_and_then_says_so(gpu: Gpu) -> None:
     gpu.machine.memory = 8 * 2**20
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     idle = device.allocate(3 * 2**20)
     del idle
     kept = device.allocate(6 * 2**20)
@@ -174,26 +174,26 @@ def test_short_memory_frees_what_is_idle_and_then_says_so(gpu: Gpu) -> None:
         device.allocate(4 * 2**20)
     assert "\n" not in str(told.value)
     del kept
-    device.let_go()
+    device.release()
     gpu.check_clean()
 
 
 def test_no_gpu_is_one_line(gpu: Gpu) -> None:
     gpu.machine.gpus = 0
     with pytest.raises(BackendError, match=r"no NVIDIA GPU 0.*no CUDA-capable device.*nvidia-smi"):
-        hold_device(gpu.libraries)
+        acquire_device(gpu.libraries)
     gpu.check_clean()
 
 
 def test_a_failure_while_it_is_made_leaves_nothing(gpu: Gpu) -> None:
     gpu.machine.failing["Stream"] = 1
     with pytest.raises(BackendError, match=r"CUDA failed on GPU 0 .*because the test says so"):
-        hold_device(gpu.libraries)
+        acquire_device(gpu.libraries)
     gpu.check_clean()
 
 
 def test_the_array_interface_tells_the_stream(gpu: Gpu) -> None:
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     there = tensor(device, np.zeros((2, 3), np.float16))
     interface = there.__cuda_array_interface__
     assert interface["shape"] == (2, 3)
@@ -203,7 +203,7 @@ def test_the_array_interface_tells_the_stream(gpu: Gpu) -> None:
     with pytest.raises(ValueError, match="without a copy"):
         np.array(there, copy=False)
     del there, interface
-    device.let_go()
+    device.release()
     gpu.check_clean()
 
 
@@ -214,7 +214,7 @@ def test_another_librarys_memory_is_kept_until_it_was_read(gpu: Gpu) -> None:
         def __del__(self) -> None:
             Theirs.freed = True
 
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     with device.current():
         device.compute.put(lambda: None)
         device.keep(Theirs())
@@ -223,5 +223,5 @@ def test_another_librarys_memory_is_kept_until_it_was_read(gpu: Gpu) -> None:
         device.compute.synchronize()
         device.keep(object())
     assert Theirs.freed
-    device.let_go()
+    device.release()
     gpu.check_clean()

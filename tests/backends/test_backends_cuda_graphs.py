@@ -9,7 +9,7 @@ import pytest
 from recording_cuda import Gpu
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.cuda.device import CudaDevice, hold_device
+from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
 from rvos_deploy.runtime.backends.tensorrt.cuda_graphs import (
     CapturedRuns,
     CaptureError,
@@ -110,10 +110,10 @@ def test_switched_off() -> None:
 
 @pytest.fixture
 def device(gpu: Gpu) -> Iterator[CudaDevice]:
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     with device.current():
         yield device
-    device.let_go()
+    device.release()
     gpu.check_clean()
 
 

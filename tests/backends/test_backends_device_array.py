@@ -18,7 +18,7 @@ from recording_cuda import Gpu
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import fit_frame
-from rvos_deploy.runtime.backends.cuda.device import CudaDevice, hold_device
+from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
 from rvos_deploy.runtime.backends.cuda.dlpack import CPU, CUDA, Capsule, make_capsule
 from rvos_deploy.runtime.backends.cuda.foreign_arrays import borrow, is_device_array
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, send
@@ -175,9 +175,9 @@ class DlPack(OnGpu):
 
 @pytest.fixture
 def device(gpu: Gpu) -> Iterator[CudaDevice]:
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     yield device
-    device.let_go()
+    device.release()
 
 
 @pytest.mark.parametrize("kind", [Interface, DlPack])

@@ -30,7 +30,7 @@ from rvos_deploy.graph_io.frame_geometry import (
 )
 from rvos_deploy.runtime.backends.cuda import nvrtc
 from rvos_deploy.runtime.backends.cuda import pieces as device_pieces
-from rvos_deploy.runtime.backends.cuda.device import hold_device
+from rvos_deploy.runtime.backends.cuda.device import acquire_device
 from rvos_deploy.runtime.backends.cuda.kernels import KERNELS, kernel_ptx, number, pointer
 from rvos_deploy.runtime.backends.cuda.masks import MaskDisplay
 from rvos_deploy.runtime.backends.cuda.tensor import send
@@ -228,7 +228,7 @@ def test_rows_that_hold_no_numbers_are_flagged() -> None:
 
 
 def test_maps_on_the_device_are_looked_at_there(gpu: Gpu) -> None:
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     display = MaskDisplay(device)
     maps = np.zeros((5, 24, 40), np.float32)
     maps[1, 23, 39], maps[2, 0, 0], maps[3] = np.nan, np.inf, -np.inf
@@ -240,12 +240,12 @@ def test_maps_on_the_device_are_looked_at_there(gpu: Gpu) -> None:
     (empty,) = display.finite(none).arrays()
     assert empty.shape == (0,)
     del there, none, display
-    device.let_go()
+    device.release()
     gpu.check_clean()
 
 
 def test_masks_on_the_device_in_order_and_freed(gpu: Gpu) -> None:
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     display = MaskDisplay(device)
     random = np.random.default_rng(1)
     held = []
@@ -264,12 +264,12 @@ def test_masks_on_the_device_in_order_and_freed(gpu: Gpu) -> None:
         assert (found == truth).all()
         assert (np.asarray(shown) == truth).all()
     del held, shown, coming, display
-    device.let_go()
+    device.release()
     gpu.check_clean()
 
 
 def test_an_eighth_of_a_byte_a_pixel_comes_down(gpu: Gpu) -> None:
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     geometry = fit_frame((90, 157), (96, 160))
     logits = send(device, np.zeros((3, 24, geometry.padded[1] // 4), np.float32))
     display = MaskDisplay(device)
@@ -278,7 +278,7 @@ def test_an_eighth_of_a_byte_a_pixel_comes_down(gpu: Gpu) -> None:
     display.fetch(logits, geometry).arrays()
     assert gpu.machine.copied == {"up": 0, "down": 3 * 90 * 20}
     del logits, display
-    device.let_go()
+    device.release()
     gpu.check_clean()
 
 
@@ -292,11 +292,11 @@ def test_an_eighth_of_a_byte_a_pixel_comes_down(gpu: Gpu) -> None:
         ("uint8", 1, "rvos_stack_bytes"),
     ],
 )
-def test_rows_are_gathered_and_stacked_as_numpy_does(
+def test_rows_are_gathered_and_a_tensor_is_resized_as_numpy_does(
     gpu: Gpu, dtype: str, channels: int, kernel: str
 ) -> None:
     """Bytes are moved, so they must be equal; also from rows that begin at odd addresses."""
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     random = np.random.default_rng(channels)
     array = random.integers(0, 100, (3, 7, channels)).astype(dtype)
     value = send(device, array)
@@ -306,52 +306,52 @@ def test_rows_are_gathered_and_stacked_as_numpy_does(
     assert (np.asarray(ordered) == truth).all()
     rows = np.array([2, 0])
     assert (np.asarray(device_pieces.gather(value, rows)) == array[rows]).all()
-    assert (np.asarray(ordered[1]) == truth[1]).all()
-    with pytest.raises(IndexError, match="row 3 of a tensor of 3"):
-        ordered[3]
-    pieces = [[ordered[0], ordered[2], None], [None, value[1], value[1]]]
-    stacked = device_pieces.stack(pieces)
-    expected = np.stack(
-        [
-            np.stack([truth[0], truth[2], np.zeros_like(truth[0])]),
-            np.stack([np.zeros_like(truth[0]), array[1], array[1]]),
-        ]
-    )
-    assert (stacked.shape, stacked.dtype) == (expected.shape, expected.dtype)
-    assert (np.asarray(stacked) == expected).all()
-    # Rows of 7 * 3 floats begin at multiples of 4 only.
+    resized = device_pieces.resized(ordered, np.array([2, -1, 0]), 9)
+    expected = np.zeros((3, 9, channels), dtype)
+    expected[0, :7], expected[2, :7] = truth[2], truth[0]
+    assert (resized.shape, resized.dtype) == (expected.shape, expected.dtype)
+    assert (np.asarray(resized) == expected).all()
+    # Pieces of 3 floats begin at multiples of 4 only.
     assert {entry[1] for entry in gpu.machine.log if entry[0] == "launched"} == {kernel}
-    del value, ordered, stacked, pieces
-    device.let_go()
+    del value, ordered, resized
+    device.release()
     gpu.check_clean()
 
 
 def test_what_is_copied_is_not_overwritten_before(gpu: Gpu) -> None:
     """Memory goes back to the pool while the kernel that reads it is still queued."""
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     array = np.arange(64, dtype=np.float32).reshape(2, 4, 8)
-    stacked = []
+    copied, written = [], []
     for step in range(6):
         value = send(device, array + step)
-        stacked.append(device_pieces.stack([[value[0], value[1]]]))
+        copied.append(device_pieces.resized(value, np.array([0, 1]), 4))
         del value
-    for step, found in enumerate(stacked):
-        assert (np.asarray(found)[0] == array + step).all()
-    del stacked, found
-    device.let_go()
+        target = device_pieces.zeros(device, (2, 3, 4, 8), np.float32)
+        values = device_pieces.gather(copied[-1], np.array([1, 0]))
+        device_pieces.write(target, np.array([2, 0]), values)
+        written.append(target)
+        del values, target
+    for step, (found, other) in enumerate(zip(copied, written, strict=True)):
+        assert (np.asarray(found) == array + step).all()
+        expected = np.zeros((2, 3, 4, 8), np.float32)
+        expected[0, 2], expected[1, 0] = array[1] + step, array[0] + step
+        assert (np.asarray(other) == expected).all()
+    del copied, written, found, other
+    device.release()
     gpu.check_clean()
 
 
 def test_kernels_that_the_driver_refuses_are_said_once(gpu: Gpu) -> None:
     gpu.bindings.refusing.add("cuModuleLoadData")
-    device = hold_device(gpu.libraries)
+    device = acquire_device(gpu.libraries)
     with pytest.warns(RuntimeWarning, match="on the host, .*CUDA_ERROR_UNSUPPORTED_PTX_VERSION"):
         assert not device.has_kernels()
     gpu.bindings.refusing.clear()
     assert not device.has_kernels()
     with pytest.raises(BackendError, match="cuModuleLoadData failed with CUDA_ERROR_UNSUPPORTED"):
         device.kernels()
-    device.let_go()
+    device.release()
     gpu.check_clean()
 
 

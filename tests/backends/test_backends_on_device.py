@@ -5,74 +5,60 @@ NOT RUN on a card where this was written: no GPU there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
-from host_kernels import host_library
 from kernel_cases import random_case, random_frame
-from recording_cuda import Gpu
 
 from rvos_deploy.graph_io.frame_geometry import display_masks, resize_frame
 from rvos_deploy.runtime.backends.cuda import pieces as device_pieces
-from rvos_deploy.runtime.backends.cuda.device import CudaDevice, hold_device
+from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
 from rvos_deploy.runtime.backends.cuda.foreign_arrays import borrow
 from rvos_deploy.runtime.backends.cuda.frames import FrameFitter
 from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries
 from rvos_deploy.runtime.backends.cuda.masks import MaskDisplay
-from rvos_deploy.runtime.backends.cuda.tensor import fetch, send
+from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, send
 
 
-@pytest.fixture(params=["stand-in", pytest.param("card", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
-    if request.param == "card":
-        pycuda = pytest.importorskip("pycuda.driver")
-        driver = pytest.importorskip("cuda.bindings.driver")
-        held = hold_device(CudaLibraries(pycuda, driver))
-        yield held
-        held.let_go()
-        return
-    host_library()  # skips here: in the middle of a test, the skip itself would hold memory
-    gpu: Gpu = request.getfixturevalue("gpu")
-    held = hold_device(gpu.libraries)
-    yield held
-    held.let_go()
-    gpu.check_clean()
-
-
-def test_masks_are_the_hosts_bit_by_bit(device: CudaDevice) -> None:
-    display, random = MaskDisplay(device), np.random.default_rng(21)
+def test_masks_are_the_hosts_bit_by_bit(each_device: CudaDevice) -> None:
+    display, random = MaskDisplay(each_device), np.random.default_rng(21)
     for _ in range(40):
         logits, geometry = random_case(random)
-        there = send(device, logits)
+        there = send(each_device, logits)
         truth = display_masks(logits, geometry)
         (packed,) = display.fetch(there, geometry).arrays()
         assert (packed == truth).all(), (logits.shape, geometry)
         assert (np.asarray(display.show(there, geometry)) == truth).all()
 
 
-def test_frames_are_the_hosts_byte_by_byte(device: CudaDevice) -> None:
-    fitter, random = FrameFitter(device), np.random.default_rng(23)
+def test_frames_are_the_hosts_byte_by_byte(each_device: CudaDevice) -> None:
+    fitter, random = FrameFitter(each_device), np.random.default_rng(23)
     for _ in range(40):
         frame, geometry = random_frame(random)
-        fitted = fitter.fit(send(device, frame), geometry)
+        fitted = fitter.fit(send(each_device, frame), geometry)
         assert (np.asarray(fitted) == resize_frame(frame, geometry)).all(), geometry
 
 
 @pytest.mark.parametrize(("dtype", "channels"), [("float16", 256), ("float32", 20), ("uint8", 3)])
-def test_rows_are_put_in_order_and_together(device: CudaDevice, dtype: str, channels: int) -> None:
+def test_rows_are_put_in_order_and_into_a_memory(
+    each_device: CudaDevice, dtype: str, channels: int
+) -> None:
     random = np.random.default_rng(22)
     array = random.integers(0, 100, (5, 20, channels)).astype(dtype)
     order = np.stack([random.permutation(20) for _ in array])
-    ordered = device_pieces.gather(send(device, array), order)
+    ordered = device_pieces.gather(send(each_device, array), order)
     truth = array[np.arange(5)[:, None], order]
-    frames = [[ordered[row] for row in (3, 1, 4)], [ordered[2], None, ordered[0]]]
-    stacked = device_pieces.stack(frames)
-    expected = np.stack([truth[[3, 1, 4]], truth[[2, 1, 0]]])
-    expected[1, 1] = 0
-    for found, wanted in zip(fetch([ordered, stacked]), (truth, expected), strict=True):
-        assert (found == wanted).all()
+    memory = device_pieces.zeros(each_device, (5, 3, 20, channels), dtype)
+    places = np.array([2, 0, 1, 1, 0])
+    device_pieces.write(memory, places, ordered)
+    grown = device_pieces.resized(memory, np.array([4, -1, 1]), 4)
+    wanted = np.zeros(memory.shape, dtype)
+    wanted[np.arange(5), places] = truth
+    expected = np.zeros(grown.shape, dtype)
+    expected[0, :3], expected[2, :3] = wanted[4], wanted[1]
+    copies = DeviceCopy([ordered, memory, grown]).arrays()
+    for found, right in zip(copies, (truth, wanted, expected), strict=True):
+        assert (found == right).all()
 
 
 @pytest.mark.gpu
@@ -81,7 +67,7 @@ def test_pytorch_reads_our_tensors_and_we_read_its_own() -> None:
     driver = pytest.importorskip("cuda.bindings.driver")
     if not torch.cuda.is_available():
         pytest.skip("this PyTorch has no CUDA")
-    device = hold_device(CudaLibraries(pycuda, driver))
+    device = acquire_device(CudaLibraries(pycuda, driver))
     array = np.arange(24).reshape(2, 3, 4) % 2 == 0
     ours = send(device, array)
     for read in (torch.from_dlpack(ours), torch.as_tensor(ours, device="cuda")):
@@ -93,4 +79,4 @@ def test_pytorch_reads_our_tensors_and_we_read_its_own() -> None:
     assert (np.asarray(borrowed) == theirs.cpu().numpy()).all()
     torch.cuda.synchronize()
     del ours, borrowed
-    device.let_go()
+    device.release()

@@ -9,7 +9,7 @@ import pytest
 
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.graph_io.probe import probe_clip
-from rvos_deploy.runtime.backends.onnxruntime.backend import backend as ort_backend
+from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeGraph
 from rvos_deploy.runtime.backends.onnxruntime.binding import OrtTensor, run_bound
 from rvos_deploy.runtime.segmenter import load
 from rvos_deploy.stream_settings import StreamSettings
@@ -31,12 +31,12 @@ def test_a_stream_over_bound_sessions_gives_the_same_masks(
             results = [result for frame in probe_clip(4) for result in stream.push(frame)]
             return [result.masks for result in (*results, *stream.flush())]
 
-    def bound(self, inputs):  # type: ignore[no-untyped-def]
+    def bound(self, inputs, axes):  # type: ignore[no-untyped-def]
         kinds.update(f"{name} {type(value).__name__}" for name, value in inputs.items())
         return run_bound(self._session, "cpu", inputs, bundle.graphs[self.spec.name].outputs)
 
     truth = masks()
-    monkeypatch.setattr(ort_backend.OnnxRuntimeRunner, "infer_impl", bound)
+    monkeypatch.setattr(OnnxRuntimeGraph, "_run", bound)
     found = masks()
     assert all((one == other).all() for one, other in zip(found, truth, strict=True))
     # Features go from graph to graph without the host; what waits for the end may be on disk.

@@ -16,11 +16,12 @@ from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.graph_io.probe import probe_inputs
 from rvos_deploy.runtime.backends.cuda.foreign_arrays import FoundArray
-from rvos_deploy.runtime.backends.onnxruntime.backend import backend as ort_backend
+from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend, OnnxRuntimeGraph
 from rvos_deploy.runtime.backends.onnxruntime.binding import run_bound
 from rvos_deploy.runtime.backends.onnxruntime.device_arrays import (
     BorrowedArray,
-    borrow_for_onnxruntime,
+    CudaArrayOps,
+    borrow_array,
 )
 from rvos_deploy.runtime.segmenter import load
 from rvos_deploy.stream_settings import StreamSettings
@@ -79,7 +80,7 @@ def test_the_host_waits_until_the_array_is_there(
     array = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
     theirs = Theirs(driver, array, on_default=on_default)
     theirs.version = version
-    found = borrow_for_onnxruntime(theirs)
+    found = borrow_array(theirs)
     assert found.address == int(theirs.memory)
     assert (found.shape, str(found.dtype), found.nbytes) == ((2, 3, 4), "float16", 48)
     # Read as ONNX Runtime will: without asking any stream.
@@ -108,7 +109,7 @@ def test_what_speaks_dlpack_is_waited_for_on_the_default_stream(driver: Gpu) -> 
             asked.append(stream)
             return make_capsule(int(theirs.memory), array.shape, array.dtype, theirs, CUDA)
 
-    found = borrow_for_onnxruntime(Speaks())
+    found = borrow_array(Speaks())
     assert asked == [1]
     assert (driver.machine.bytes_at(found.address, 40).view(np.int64) == array).all()
     del found
@@ -122,10 +123,10 @@ def test_what_cannot_be_read_is_one_line_and_leaves_nothing(
     theirs = Theirs(driver, np.zeros((4, 6), np.float32))
     driver.bindings.ordinal_of_pointers = 1
     with pytest.raises(InputError, match="not on GPU 0, where the graphs run"):
-        borrow_for_onnxruntime(theirs)
+        borrow_array(theirs)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     with pytest.raises(BackendError, match=r"cuda-bindings is not installed.*rvos-deploy\[gpu\]"):
-        borrow_for_onnxruntime(theirs)
+        borrow_array(theirs)
     theirs.free()
     driver.check_clean()
 
@@ -138,20 +139,19 @@ def test_onnxruntime_reads_inputs_at_their_address(tiny_bundle: Path) -> None:
             self.array, self.address = array, array.ctypes.data
 
     bundle = open_bundle(tiny_bundle)
-    runner = ort_backend.OnnxRuntimeBackend(threads=1).runner(
-        bundle.graphs["mask_head"], bundle.graph_file("mask_head")
-    )
-    inputs = probe_inputs(runner.spec, {"E": 2, "H": 32, "W": 64}, 0)
-    with runner:
-        truth = runner.infer(inputs)["mask_logits"]
+    inputs = probe_inputs(bundle.graphs["mask_head"], {"E": 2, "H": 32, "W": 64}, 0)
+    with OnnxRuntimeBackend(threads=1).open(bundle, ["mask_head"]) as session:
+        graph = session.graphs["mask_head"]
+        assert isinstance(graph, OnnxRuntimeGraph)
+        truth = graph.run(inputs)["mask_logits"]
         borrowed = {
             name: BorrowedArray(FoundArray(x.shape, x.dtype, Memory(x), None), x.shape)
             for name, x in inputs.items()
         }
-        found = run_bound(runner._session, "cpu", borrowed, runner.spec.outputs)
+        found = run_bound(graph._session, "cpu", borrowed, graph.spec.outputs)
         assert (np.asarray(found["mask_logits"]) == truth).all()
         inputs["mask_features"][:] = 0
-        again = run_bound(runner._session, "cpu", borrowed, runner.spec.outputs)
+        again = run_bound(graph._session, "cpu", borrowed, graph.spec.outputs)
         assert (np.asarray(again["mask_logits"]) != truth).any()
 
 
@@ -174,7 +174,7 @@ def test_a_stream_takes_frames_on_the_gpu(
             def __init__(self, borrowed: BorrowedArray) -> None:
                 self.address = driver.machine.pointer(borrowed.address)
 
-        def infer(self, inputs):  # type: ignore[no-untyped-def]
+        def run(self, inputs, axes):  # type: ignore[no-untyped-def]
             real = {
                 name: BorrowedArray(FoundArray(x.shape, x.dtype, There(x), None), x.shape)
                 if isinstance(x, BorrowedArray)
@@ -183,9 +183,9 @@ def test_a_stream_takes_frames_on_the_gpu(
             }
             return run_bound(self._session, "cpu", real, self.spec.outputs)
 
-        monkeypatch.setattr(ort_backend.OnnxRuntimeRunner, "infer_impl", infer)
-        for runner in segmenter._runners.values():
-            runner._provider = "CUDAExecutionProvider"  # type: ignore[attr-defined]
+        monkeypatch.setattr(OnnxRuntimeGraph, "_run", run)
+        # What a session of the CUDA provider has.
+        segmenter._session.ops = CudaArrayOps()
         theirs = Theirs(driver, frame)
         with segmenter.stream(["the disc"], settings) as stream:
             (found,) = stream.push(theirs)

@@ -32,16 +32,22 @@ from rvos_deploy.bundle.engine_sidecar import (
     sidecar_file,
 )
 from rvos_deploy.bundle.folder import Bundle
+from rvos_deploy.engines.engine_parity import PartlyEngines
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip, probe_inputs
+from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.json_file import write_json
+from rvos_deploy.networks.pan2024.steps import Pan2024Steps
 from rvos_deploy.parity.verification import verify
-from rvos_deploy.runtime.backends.base import Runner, Value
+from rvos_deploy.runtime.backends.base import Session
 from rvos_deploy.runtime.backends.cuda import nvrtc
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor
+from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from rvos_deploy.runtime.backends.registry import make_backend
-from rvos_deploy.runtime.backends.tensorrt.backend import TensorRtBackend, TensorRtRunner
+from rvos_deploy.runtime.backends.tensorrt.backend import TensorRtBackend
+from rvos_deploy.runtime.backends.tensorrt.graph import TensorRtGraph
 from rvos_deploy.runtime.segmenter import Segmenter, load
+from rvos_deploy.runtime.stream import Stream
 from rvos_deploy.stream_settings import StreamSettings
 
 if TYPE_CHECKING:
@@ -50,8 +56,13 @@ if TYPE_CHECKING:
 SMALL = {"H": 32, "W": 64, "E": 2, "L": 5, "M": 3}
 
 
-def runner_of(bundle: Bundle, graph: str, **options: bool) -> Runner:
-    return TensorRtBackend(**options).runner(bundle.graphs[graph], bundle.graph_file(graph))
+def opened(bundle: Bundle, *graphs: str, **options: bool) -> Session:
+    return TensorRtBackend(**options).open(bundle, graphs)
+
+
+def to_host(session: Session, tensor: Tensor) -> np.ndarray:
+    (array,) = session.ops.to_host([tensor]).arrays()
+    return array
 
 
 def inputs_of(bundle: Bundle, graph: str, seed: int = 0, **axes: int) -> dict[str, np.ndarray]:
@@ -80,14 +91,14 @@ def replays(gpu: Gpu) -> int:
 def test_runs_give_what_the_arithmetic_gives_plain_captured_and_replayed(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, graph: str
 ) -> None:
-    with runner_of(engines, graph) as runner:
+    with opened(engines, graph) as session:
         for seed in range(5):
             inputs = inputs_of(engines, graph, seed)
-            found = runner.infer(inputs)
+            found = session.graphs[graph].run(inputs)
             for name, array in expected(engines, graph, inputs).items():
                 assert isinstance(found[name], DeviceTensor)
                 assert found[name].shape == array.shape
-                np.testing.assert_array_equal(runner.to_host(found[name]), array)
+                np.testing.assert_array_equal(to_host(session, found[name]), array)
             del found
         # Plain; again, warm and captured (both enqueued); then replays.
         assert enqueued(gpu) == [graph] * 3
@@ -99,16 +110,17 @@ def test_results_that_are_held_are_not_overwritten(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
     """Captured runs write to fixed addresses: while somebody has them, they are left alone."""
-    with runner_of(engines, "mask_head") as runner:
+    with opened(engines, "mask_head") as session:
+        mask_head = session.graphs["mask_head"]
         many = [inputs_of(engines, "mask_head", seed) for seed in range(14)]
-        held = [runner.infer(inputs)["mask_logits"] for inputs in many]
+        held = [mask_head.run(inputs)["mask_logits"] for inputs in many]
         assert replays(gpu) == 0
         for inputs, found in zip(many, held, strict=True):
             truth = expected(engines, "mask_head", inputs)["mask_logits"]
             np.testing.assert_array_equal(np.asarray(found), truth)
         del found
         held.clear()
-        runner.infer(many[0])
+        mask_head.run(many[0])
         assert replays(gpu) == 1
     gpu.check_clean()
 
@@ -116,12 +128,8 @@ def test_results_that_are_held_are_not_overwritten(
 def test_what_a_graph_gives_the_next_takes_without_a_copy(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
-    backend = TensorRtBackend()
-    runners = {
-        name: backend.runner(engines.graphs[name], engines.graph_file(name))
-        for name in ("backbone", "frame_decoder")
-    }
-    with runners["backbone"], runners["frame_decoder"]:
+    with opened(engines, "backbone", "frame_decoder") as session:
+        graphs = session.graphs
         text = {
             name: array
             for name, array in inputs_of(engines, "frame_decoder").items()
@@ -129,14 +137,14 @@ def test_what_a_graph_gives_the_next_takes_without_a_copy(
         }
         for seed in range(6):
             frame = inputs_of(engines, "backbone", seed)
-            pyramid = runners["backbone"].infer(frame)
+            pyramid = graphs["backbone"].run(frame)
             gpu.machine.copied.update(up=0, down=0)
-            found = runners["frame_decoder"].infer({**pyramid, **text})
+            found = graphs["frame_decoder"].run({**pyramid, **text})
             assert gpu.machine.copied == {"up": sum(a.nbytes for a in text.values()), "down": 0}
             truth = expected(
                 engines, "frame_decoder", {**expected(engines, "backbone", frame), **text}
             )
-            queries = runners["frame_decoder"].to_host(found["frame_queries"])
+            queries = to_host(session, found["frame_queries"])
             np.testing.assert_array_equal(queries, truth["frame_queries"])
             assert gpu.machine.copied["down"] == queries.nbytes
             del found, pyramid
@@ -152,10 +160,10 @@ SETTINGS = {
 }
 
 
-def masks(segmenter: Segmenter, settings: StreamSettings) -> list[np.ndarray]:
+def masks(segmenter: Segmenter, settings: StreamSettings, frames: int = 5) -> list[np.ndarray]:
     texts = ["the square moving to the right", "the disc"]
     with segmenter.stream(texts, settings) as stream:
-        results = [result for frame in probe_clip(5) for result in stream.push(frame)]
+        results = [result for frame in probe_clip(frames) for result in stream.push(frame)]
         results += list(stream.flush())
     return [result.masks for result in results]
 
@@ -189,13 +197,13 @@ def test_streams_in_step_share_what_stays_on_the_device(
     with load(engines.path, backend="tensorrt") as segmenter:
         alone = [masks(segmenter, SETTINGS[name]) for name in names]
     runs: list[str] = []
-    infer = TensorRtRunner.infer
+    run = TensorRtGraph.run
 
-    def counted(runner: Runner, inputs: dict[str, Value]) -> dict[str, Value]:
-        runs.append(runner.spec.name)
-        return infer(runner, inputs)
+    def counted(graph: TensorRtGraph, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        runs.append(graph.spec.name)
+        return run(graph, inputs)
 
-    monkeypatch.setattr(TensorRtRunner, "infer", counted)
+    monkeypatch.setattr(TensorRtGraph, "run", counted)
     texts = ["the square moving to the right", "the disc"]
     found: list[list[np.ndarray]] = [[] for _ in names]
     with (
@@ -291,11 +299,13 @@ def test_masks_may_stay_on_the_device(
         results = [result for frame in probe_clip(5) for result in stream.push(frame)]
         results += list(stream.flush())
         for result, expected_masks in zip(results, truth, strict=True):
-            found = result.masks
+            found = result.device_masks
             assert isinstance(found, DeviceTensor)
             assert found.__cuda_array_interface__["typestr"] == "|b1"
             assert found.shape == expected_masks.shape
             assert (np.asarray(found) == expected_masks).all()
+            assert type(result.masks) is np.ndarray
+            assert (result.masks == expected_masks).all()
         # Masks that nobody took down were not taken down.
         assert moments(gpu, "arrived", packed_bytes(2)) == []
         del found, result
@@ -310,8 +320,8 @@ def test_no_masks_are_a_tensor_too(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bu
         segmenter.stream([], settings) as stream,
     ):
         (result,) = stream.push(probe_clip(1)[0])
-        assert isinstance(result.masks, DeviceTensor)
-        assert result.masks.shape == (0, 90, 157)
+        assert isinstance(result.device_masks, DeviceTensor)
+        assert result.device_masks.shape == result.masks.shape == (0, 90, 157)
         del result
     gpu.check_clean()
 
@@ -329,6 +339,181 @@ def test_masks_cannot_stay_where_the_kernels_are_missing(
     gpu.check_clean()
 
 
+@pytest.mark.parametrize(
+    "graphs",
+    [("backbone",), ("frame_decoder",), ("video_decoder",), ("mask_head", "frame_decoder")],
+)
+@pytest.mark.parametrize("name", ["online", "offline"])
+def test_engines_of_some_graphs_give_the_same_masks_beside_onnxruntime(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, graphs: tuple[str, ...], name: str
+) -> None:
+    """As ``build-engine --graph`` proves them; the host reads the memory on the device, too."""
+    reference = OnnxRuntimeBackend(threads=1)
+    with Segmenter(engines, reference) as segmenter:
+        truth = masks(segmenter, SETTINGS[name])
+    with (
+        opened(engines, *graphs) as session,
+        Segmenter(engines, PartlyEngines(session, reference)) as segmenter,
+    ):
+        found = masks(segmenter, SETTINGS[name])
+    assert len(found) == len(truth) == 5
+    assert all((one == other).all() for one, other in zip(found, truth, strict=True))
+    gpu.check_clean()
+
+
+def memory_inputs(stream: Stream) -> dict[str, np.ndarray]:
+    """What the video decoder is given of the memory."""
+    assert isinstance(stream.steps, Pan2024Steps)
+    return {name: np.asarray(value) for name, value in stream.steps._memory.read().items()}
+
+
+def test_the_video_decoder_is_replayed_while_the_memory_is_written(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    """Online, the memory has one shape and one address from the first frame on."""
+    settings = replace(SETTINGS["online"], memory=3, anchors=1)
+    texts = ["the square moving to the right", "the disc"]
+    ran: list[list[str]] = []
+    addresses, found, truth = set(), [], []
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.stream(texts, settings) as stream,
+        load(engines.path, backend="onnxruntime", threads=1) as reference,
+        reference.stream(texts, settings) as other,
+    ):
+        for frame in probe_clip(9):
+            gpu.machine.log.clear()
+            (result,) = stream.push(frame)
+            found.append(result.masks)
+            ran.append([e[0] for e in gpu.machine.log if e[1:2] == ("video_decoder",)])
+            (result,) = other.push(frame)
+            truth.append(result.masks)
+            assert isinstance(stream.steps, Pan2024Steps)
+            addresses.add(stream.steps._memory.read()["memory"].address)  # type: ignore[attr-defined]
+            ours, theirs = memory_inputs(stream), memory_inputs(other)
+            assert ours["memory"].shape[:2] == (2, 4)
+            for name, array in theirs.items():
+                np.testing.assert_array_equal(ours[name], array)
+    # Plain; again, warm and captured; then nothing but replays.
+    assert ran == [["enqueued"], ["enqueued", "enqueued"], *[["replayed"]] * 7]
+    assert len(addresses) == 1
+    assert all((a == b).all() for a, b in zip(found, truth, strict=True))
+    gpu.check_clean()
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_rows_of_the_memory_follow_their_expressions(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, mode: str
+) -> None:
+    """Expressions come and go, all of them too; a row is its expression's, or empty."""
+    # Offline, more frames than the memory has places at first.
+    settings = replace(SETTINGS[mode], memory=3 if mode == "online" else None)
+    clip = iter(probe_clip(18))
+
+    with (
+        load(engines.path, backend="tensorrt") as segmenter,
+        segmenter.stream(["the square", "the disc"], settings) as stream,
+        load(engines.path, backend="onnxruntime", threads=1) as reference,
+        reference.stream(["the square", "the disc"], settings) as other,
+    ):
+        both = (stream, other)
+
+        def push(frames: int) -> None:
+            for _ in range(frames):
+                frame = next(clip)
+                for one in both:
+                    one.push(frame)
+
+        def compare(rows: int) -> None:
+            ours, theirs = memory_inputs(stream), memory_inputs(other)
+            assert len(ours["memory"]) == rows
+            for name, array in theirs.items():
+                np.testing.assert_array_equal(ours[name], array)
+
+        push(2)
+        # Offline a frame gets its place when the next one is pushed.
+        seen = 2 if mode == "online" else 1
+        first = memory_inputs(stream)["memory"][1][:seen]
+        for one in both:
+            one.add_expression("everything")
+        push(1)
+        for one in both:
+            one.remove_expression(0)
+        compare(2)
+        now = memory_inputs(stream)
+        np.testing.assert_array_equal(now["memory"][0][:seen], first)
+        assert now["memory_empty"][1].sum() == now["memory_empty"][0].sum() + 2
+        push(9)
+        for one in both:
+            one.add_expression("the square")
+            one.remove_expression(2)
+        push(2)
+        for one in both:
+            list(one.flush())
+        compare(2)
+        for one in both:
+            one.remove_expression(1)
+            one.remove_expression(3)
+        push(1)
+        for one in both:
+            one.add_expression("the disc")
+        push(2)
+        for one in both:
+            list(one.flush())
+        compare(1)
+        assert (~memory_inputs(stream)["memory_empty"]).sum() == 2
+    gpu.check_clean()
+
+
+def test_spare_places_of_the_memory_ask_for_no_larger_profile(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    """Offline the memory doubles: 16 places for nine frames, of which the engine takes nine."""
+    narrow(engines, M=(1, 4, 9))
+    with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
+        truth = masks(segmenter, SETTINGS["offline"], 9)
+    with load(engines.path, backend="tensorrt") as segmenter:
+        found = masks(segmenter, SETTINGS["offline"], 9)
+        assert all((a == b).all() for a, b in zip(found, truth, strict=True))
+        with pytest.raises(EngineError, match=r"M=1:4:9.*M=10"):
+            masks(segmenter, SETTINGS["offline"], 10)
+    gpu.check_clean()
+
+
+def test_a_graph_that_another_thread_closes_is_one_line(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    """Closed between the check of a call and its turn on the device, which others still hold."""
+    with opened(engines, "mask_head"), opened(engines, "mask_head") as session:
+        mask_head = session.graphs["mask_head"]
+        assert isinstance(mask_head, TensorRtGraph)
+        inputs = inputs_of(engines, "mask_head")
+        axes = mask_head.spec.bind(inputs)
+        mask_head.close()
+        with pytest.raises(BackendError, match="mask_head was closed; load the bundle again"):
+            mask_head._run(inputs, axes)
+        with pytest.raises(BackendError, match="mask_head was closed; load the bundle again"):
+            mask_head.layer_report()
+    gpu.check_clean()
+
+
+def test_all_graphs_are_closed_where_one_fails(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = opened(engines, "backbone", "mask_head", "video_decoder")
+    closing = session.graphs["mask_head"]._close
+
+    def fail() -> None:
+        closing()
+        raise BackendError("CUDA failed")
+
+    monkeypatch.setattr(session.graphs["mask_head"], "_close", fail)
+    with pytest.raises(BackendError, match="CUDA failed"):
+        session.close()
+    session.close()
+    gpu.check_clean()
+
+
 def sizes(bundle: Bundle, graph: str, names: Iterable[str], axes: dict[str, int]) -> int:
     """Bytes of a graph's inputs or outputs."""
     spec = bundle.graphs[graph]
@@ -340,8 +525,8 @@ def sizes(bundle: Bundle, graph: str, names: Iterable[str], axes: dict[str, int]
 
 
 def test_what_crosses_the_bus_a_frame(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
-    """Queries, their memory and embeddings stay on the device: nothing that grows with the memory
-    or the masks goes up, and of masks only bits come down.
+    """Queries, their memory and embeddings stay on the device. Of the memory only ages go up, of
+    the masks only bits come down, and on the device a frame's queries move once.
     """
     settings = StreamSettings(size=PROBE_BOX, fallback="top1", memory=4)
     texts = ["the square moving to the right", "the disc"]
@@ -352,7 +537,9 @@ def test_what_crosses_the_bus_a_frame(gpu: Gpu, tensorrt: FakeTensorRt, engines:
         for frame in probe_clip(6):
             _ = [result.masks for result in stream.push(frame)]
         gpu.machine.copied.update(up=0, down=0)
+        gpu.machine.log.clear()
         _ = [result.masks for result in stream.push(probe_clip(1)[0])]
+        moved = [entry[1] for entry in gpu.machine.log if entry[0] == "moved"]
         length = max(len(segmenter.encode_text(text).tokens) for text in texts)
     slots = engines.config.num_queries
     axes = {"H": 96, "W": 160, "E": 2, "L": length, "M": 4}
@@ -362,11 +549,11 @@ def test_what_crosses_the_bus_a_frame(gpu: Gpu, tensorrt: FakeTensorRt, engines:
         96 * 160 * 3
         + sizes(engines, "frame_decoder", text, axes)
         + 2 * (2 * slots) * pointer  # the order of queries, and of mask embeddings
-        + (2 * 4) * pointer  # where the memory's frames lie
         + sizes(engines, "video_decoder", (*text, "memory_ages", "memory_empty"), axes)
         + sizes(engines, "video_decoder", ("video_queries",), axes)
         + sizes(engines, "mask_head", ("scores", "threshold"), axes)
     )
+    assert moved == [slots * engines.config.dim * 4] * 2
     cues = ("slot_values", "slot_logits", "slot_position", "slot_content", "slot_score")
     assert gpu.machine.copied["down"] == (
         sizes(engines, "frame_decoder", cues, axes)
@@ -530,13 +717,14 @@ def test_threads_share_a_segmenter(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bu
 def test_sizes_outside_the_profiles_are_one_line_with_the_command(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
-    with runner_of(engines, "mask_head") as runner:
+    with opened(engines, "mask_head") as session:
+        mask_head = session.graphs["mask_head"]
         with pytest.raises(EngineError, match=r"E=1:2:4.*E=9.*build-engine .* --profile .*E=1:2:9"):
-            runner.infer(inputs_of(engines, "mask_head", E=9))
+            mask_head.run(inputs_of(engines, "mask_head", E=9))
         inputs = inputs_of(engines, "mask_head")
         wrong = {**inputs, "scores": inputs["scores"].astype(np.float64)}
         with pytest.raises(InputError, match="input scores must be float32"):
-            runner.infer(wrong)
+            mask_head.run(wrong)
         assert enqueued(gpu) == []
     gpu.check_clean()
 
@@ -545,9 +733,8 @@ def test_nothing_is_deserialised_that_was_changed(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
     plan_file(engines.path, "tensorrt", "mask_head").write_bytes(b"something else")
-    runner = runner_of(engines, "mask_head")
     with pytest.raises(EngineError, match="sha256 differs"):
-        runner.activate()
+        opened(engines, "mask_head")
     sidecar_file(plan_file(engines.path, "tensorrt", "backbone")).unlink()
     with pytest.raises(EngineError, match=r"no sidecar.*rvos-deploy build-engine"):
         load(engines.path, backend="tensorrt")
@@ -567,13 +754,12 @@ def test_a_refused_engine_leaves_nothing(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, what: str, message: str
 ) -> None:
     tensorrt.refusing.add(what)
-    runner = runner_of(engines, "mask_head")
     with pytest.raises(BackendError, match=message):
-        runner.activate()
+        opened(engines, "mask_head")
     gpu.check_clean()
     tensorrt.refusing.clear()
-    with runner:
-        runner.infer(inputs_of(engines, "mask_head"))
+    with opened(engines, "mask_head") as session:
+        session.graphs["mask_head"].run(inputs_of(engines, "mask_head"))
     gpu.check_clean()
 
 
@@ -591,15 +777,46 @@ def test_a_refused_run_is_an_error_and_the_next_one_works(
 ) -> None:
     inputs = inputs_of(engines, "mask_head")
     truth = expected(engines, "mask_head", inputs)["mask_logits"]
-    with runner_of(engines, "mask_head") as runner:
+    with opened(engines, "mask_head") as session:
+        mask_head = session.graphs["mask_head"]
         for _ in range(3):
             tensorrt.refusing.add(what)
             with pytest.raises(BackendError, match=message):
-                runner.infer(inputs)
+                mask_head.run(inputs)
             tensorrt.refusing.clear()
-        found = runner.infer(inputs)
-        np.testing.assert_array_equal(runner.to_host(found["mask_logits"]), truth)
+        found = mask_head.run(inputs)
+        np.testing.assert_array_equal(to_host(session, found["mask_logits"]), truth)
         del found
+    gpu.check_clean()
+
+
+@pytest.mark.parametrize(
+    ("runs", "what"),
+    [
+        (0, "profile"),
+        *((runs, what) for runs in (0, 1) for what in ("shape", "output shape", "enqueue")),
+        *((runs, "mem_alloc") for runs in (0, 1)),
+    ],
+)
+def test_an_error_that_is_kept_keeps_nothing_of_tensorrt(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, runs: int, what: str
+) -> None:
+    """Its traceback outlives the segmenter, and the CUDA context of the engines with it."""
+
+    def fail() -> None:
+        with opened(engines, "mask_head") as session:
+            for _ in range(runs):
+                session.graphs["mask_head"].run(inputs_of(engines, "mask_head"))
+            tensorrt.refusing.add(what)
+            gpu.machine.failing.update(dict.fromkeys([what], 0))
+            session.graphs["mask_head"].run(inputs_of(engines, "mask_head", E=1 if runs else 2))
+
+    message = r"TensorRT refuses|would give|TensorRT failed|CUDA failed"
+    with pytest.raises(BackendError, match=message) as kept:
+        fail()
+    gpu.check_clean()
+    del kept
+    # What it kept would be freed only now, without a context.
     gpu.check_clean()
 
 
@@ -609,26 +826,29 @@ def test_a_refused_capture_says_why_and_runs_go_on(
     tensorrt.refusing.add("capture")
     inputs = inputs_of(engines, "mask_head")
     truth = expected(engines, "mask_head", inputs)["mask_logits"]
-    with runner_of(engines, "mask_head") as runner:
-        runner.infer(inputs)
+    with opened(engines, "mask_head") as session:
+        mask_head = session.graphs["mask_head"]
+        mask_head.run(inputs)
         with pytest.warns(RuntimeWarning, match="mask_head runs without CUDA graphs.*refused"):
-            found = runner.infer(inputs)
-        np.testing.assert_array_equal(runner.to_host(found["mask_logits"]), truth)
+            found = mask_head.run(inputs)
+        np.testing.assert_array_equal(to_host(session, found["mask_logits"]), truth)
         del found
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             np.testing.assert_array_equal(
-                runner.to_host(runner.infer(inputs)["mask_logits"]), truth
+                to_host(session, mask_head.run(inputs)["mask_logits"]), truth
             )
-        assert runner.why_not_captured == "TensorRT refused to be captured"  # type: ignore[attr-defined]
+        assert isinstance(mask_head, TensorRtGraph)
+        assert mask_head.why_not_captured == "TensorRT refused to be captured"
     assert replays(gpu) == 0
     gpu.check_clean()
 
 
 def test_without_cuda_graphs(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
-    with runner_of(engines, "mask_head", cuda_graphs=False) as runner:
+    with opened(engines, "mask_head", cuda_graphs=False) as session:
+        mask_head = session.graphs["mask_head"]
         for _ in range(4):
-            runner.infer(inputs_of(engines, "mask_head"))
+            mask_head.run(inputs_of(engines, "mask_head"))
     assert enqueued(gpu) == ["mask_head"] * 4
     assert replays(gpu) == 0
     gpu.check_clean()
@@ -637,14 +857,15 @@ def test_without_cuda_graphs(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) 
 def test_captured_runs_are_few_and_share_one_workspace(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
-    with runner_of(engines, "mask_head") as runner:
+    with opened(engines, "mask_head") as session:
+        mask_head = session.graphs["mask_head"]
         for width in range(32, 257, 32):
             for height in (32, 64):
                 inputs = inputs_of(engines, "mask_head", H=height, W=width)
                 truth = expected(engines, "mask_head", inputs)["mask_logits"]
                 for _ in range(3):
-                    found = runner.infer(inputs)["mask_logits"]
-                    np.testing.assert_array_equal(runner.to_host(found), truth)
+                    found = mask_head.run(inputs)["mask_logits"]
+                    np.testing.assert_array_equal(to_host(session, found), truth)
                     del found
         assert len(gpu.machine.graphs) == 8
         assert replays(gpu) == 16
@@ -655,17 +876,18 @@ def test_a_result_outlives_its_captured_run_but_not_the_segmenter(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
     inputs = inputs_of(engines, "mask_head")
-    with runner_of(engines, "mask_head") as runner:
+    with opened(engines, "mask_head") as session:
+        mask_head = session.graphs["mask_head"]
         for _ in range(3):
-            found = runner.infer(inputs)["mask_logits"]
+            found = mask_head.run(inputs)["mask_logits"]
             kept = np.asarray(found)
         np.testing.assert_array_equal(kept, expected(engines, "mask_head", inputs)["mask_logits"])
     with pytest.raises(BackendError, match="freed with its segmenter"):
         _ = found.address
     with pytest.raises(BackendError, match=r"load the bundle again|freed with its segmenter"):
         np.asarray(found)
-    with pytest.raises(BackendError, match="not active"):
-        runner.infer(inputs)
+    with pytest.raises(BackendError, match="the graph mask_head was closed; load the bundle again"):
+        mask_head.run(inputs)
     del found
     gpu.check_clean()
 

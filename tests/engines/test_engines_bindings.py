@@ -7,10 +7,8 @@ names and signatures are checked, nothing is run.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
-import pytest
 from real_bindings import run_with_real_bindings
 
 HERE = Path(__file__).parent
@@ -111,12 +109,3 @@ class Monitor(trt.IProgressMonitor):
     for text in wrong:
         assert any(text in problem for problem in problems), (text, problems)
     assert len(problems) == len(wrong)
-
-
-def test_the_cuda_driver_has_all_that_we_call() -> None:
-    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
-    text = (ROOT / "engines" / "plan_runner.py").read_text(encoding="utf-8")
-    called = set(re.findall(r'_call\(\s*"(\w+)"', text))
-    assert len(called) > 8
-    assert [name for name in called if not hasattr(driver, name)] == []
-    assert int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING) == 1

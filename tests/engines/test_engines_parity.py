@@ -27,7 +27,9 @@ from rvos_deploy.engines.profiles import (
 from rvos_deploy.engines.proof import prove, why_not
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.errors import InputError, ParityError
-from rvos_deploy.runtime.backends.base import Runner, Value
+from rvos_deploy.graph_io.tensors import Tensor
+from rvos_deploy.runtime.backends.base import Graph, Session
+from rvos_deploy.runtime.backends.host_ops import HostOps
 from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 
 SMALL = "H=32:64:96,W=32:96:160,E=1:2:3,L=2:5:20,M=1:3:8"
@@ -38,33 +40,29 @@ def bundle(tiny_bundle: Path) -> Bundle:
     return open_bundle(tiny_bundle)
 
 
-class Miscompiled(Runner):
+class Miscompiled(Graph):
     """Stands in for an engine that is wrong when the batch is above one (NVIDIA/TensorRT#4853)."""
 
-    def __init__(self, inner: Runner) -> None:
+    def __init__(self, inner: Graph) -> None:
         super().__init__(inner.spec)
         self.inner = inner
 
-    def activate_impl(self) -> None:
-        self.inner.activate()
-
-    def infer_impl(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
-        outputs = self.inner.infer(inputs)
-        if self.spec.bind(inputs)["E"] > 1:
+    def _run(self, inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
+        outputs = self.inner.run(inputs)
+        if axes["E"] > 1:
             first = self.spec.outputs[0].name
-            outputs[first] = outputs[first] + np.float32(0.01)
+            outputs[first] = np.asarray(outputs[first]) + np.float32(0.01)
         return outputs
 
-    def deactivate_impl(self) -> None:
-        self.inner.deactivate()
+    def _close(self) -> None:
+        self.inner.close()
 
 
 def test_every_output_is_compared_at_every_corner(bundle: Bundle) -> None:
     backend, spec = OnnxRuntimeBackend(), bundle.graphs["video_decoder"]
-    file = bundle.graph_file(spec.name)
     profiles = [graph_profile(spec, profile) for profile in read_profiles([SMALL], bundle)]
-    with backend.runner(spec, file) as engine, backend.runner(spec, file) as reference:
-        checks = compare_graph(engine, reference, profiles)
+    with backend.open(bundle, [spec.name]) as engine, backend.open(bundle, [spec.name]) as other:
+        checks = compare_graph(spec.name, engine, other, bundle.network, profiles)
     corners = 1 + 2**3
     assert len(checks) == corners * len(spec.outputs)
     assert len({check.name for check in checks}) == len(checks)
@@ -75,13 +73,10 @@ def test_every_output_is_compared_at_every_corner(bundle: Bundle) -> None:
 
 def test_an_engine_that_is_wrong_at_one_corner_fails(bundle: Bundle) -> None:
     backend, spec = OnnxRuntimeBackend(), bundle.graphs["mask_head"]
-    file = bundle.graph_file(spec.name)
     profiles = [graph_profile(spec, profile) for profile in read_profiles([SMALL], bundle)]
-    with (
-        Miscompiled(backend.runner(spec, file)) as engine,
-        backend.runner(spec, file) as reference,
-    ):
-        checks = compare_graph(engine, reference, profiles)
+    with backend.open(bundle, [spec.name]) as right:
+        engine = Session({spec.name: Miscompiled(right.graphs[spec.name])}, HostOps())
+        checks = compare_graph(spec.name, engine, right, bundle.network, profiles)
     failed = [check.name for check in checks if not check.passed]
     assert failed
     assert all(" E1 " not in name for name in failed)
@@ -97,10 +92,11 @@ def test_an_engine_that_is_wrong_at_one_corner_fails(bundle: Bundle) -> None:
 def test_masks_are_compared_over_a_clip(bundle: Bundle) -> None:
     backend = OnnxRuntimeBackend()
     profiles = read_profiles([SMALL], bundle)
-    spec = bundle.graphs["mask_head"]
-    own = backend.runner(spec, bundle.graph_file(spec.name))
-    partly = PartlyEngines({"mask_head": own}, backend)
-    result = compare_masks(bundle, partly, backend, profiles)
+    with backend.open(bundle, ["mask_head"]) as engines:
+        partly = PartlyEngines(engines, backend)
+        result = compare_masks(bundle, partly, backend, profiles)
+        # Engines are opened once, and closed by whoever opened them.
+        assert not engines.closed
     assert result.passed
     assert result.j_and_f == 1.0
     assert "in 64x96" in result.name

@@ -24,19 +24,19 @@ from rvos_deploy.bundle.engine_sidecar import (
 )
 from rvos_deploy.bundle.folder import (
     MANIFEST,
+    PARITY,
+    TOKENIZER,
     Bundle,
     open_bundle,
-    required_files,
-    sha256_file,
     write_manifest,
 )
 from rvos_deploy.engines.build import build_engines
 from rvos_deploy.engines.gpu import find_gpu
 from rvos_deploy.engines.settings import DEFAULT_CAPABILITIES, BuildSettings
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.files import sha256_file
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.contract import GRAPHS
-from rvos_deploy.networks.pan2024.network import Pan2024
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import (
     EngineMachine,
     check_loadable,
@@ -82,7 +82,7 @@ def export_graphs_alone(
     files = [
         file.name for part in parts if part.spec.name in only for file in export_graph(part, folder)
     ]
-    for missing in {*required_files(Pan2024(preset(name)))} - {*files}:
+    for missing in {TOKENIZER, PARITY, *(f"{name}.onnx" for name in GRAPHS)} - {*files}:
         (folder / missing).write_bytes(b"not exported")
         files.append(missing)
     manifest = {

@@ -26,13 +26,14 @@ from rvos_deploy.bundle.engine_sidecar import (
 from rvos_deploy.bundle.folder import Bundle, open_bundle
 from rvos_deploy.errors import RvosError
 from rvos_deploy.json_file import write_json
-from rvos_deploy.runtime.backends.tensorrt.backend import engine_loading
+from rvos_deploy.runtime.backends.tensorrt import engine_loading
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import (
     EngineMachine,
     check_loadable,
     check_plan,
-    profile_for,
+    no_profile,
 )
+from rvos_deploy.runtime.backends.tensorrt.graph import Engine
 
 PLAN = b"not really a plan"
 VERSION = "11.4.0.106"
@@ -289,10 +290,20 @@ def test_sizes_outside_the_profiles_are_refused(
     landscape = {"H": (32, 128, 128), "W": (32, 224, 224), "E": (1, 2, 8)}
     portrait = {**landscape, "H": (32, 224, 224), "W": (32, 128, 128)}
     sidecar = put(profiles=(landscape, portrait))
-    assert profile_for(bundle.path, sidecar, {"H": 128, "W": 224, "E": 1}) == 0
-    assert profile_for(bundle.path, sidecar, {"H": 224, "W": 128, "E": 8}) == 1
+
+    def load(compute_capability: str) -> Any:
+        raise AssertionError("not needed to choose a profile")
+
+    engine = Engine(
+        bundle.graphs["mask_head"],
+        sidecar.profiles,
+        load,
+        lambda axes: no_profile(bundle.path, sidecar, axes),
+    )
+    assert engine.profile({"H": 128, "W": 224, "E": 1}) == 0
+    assert engine.profile({"H": 224, "W": 128, "E": 8}) == 1
     with pytest.raises(EngineError) as error:
-        profile_for(bundle.path, sidecar, {"H": 224, "W": 224, "E": 9})
+        engine.profile({"H": 224, "W": 224, "E": 9})
     assert error.value.needed == "H=224,W=224,E=9"
     wider = " --workspace 512 --profile H=32:128:224,W=32:224:224,E=1:2:9"
     assert error.value.command == rebuild(bundle, wider)

@@ -10,7 +10,6 @@ import onnx
 import pytest
 from onnx import shape_inference, version_converter
 
-from rvos_deploy.networks.pan2024.contract import GRAPHS
 from rvos_deploy.bundle.folder import MANIFEST, open_bundle
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.export.bundle_export import export_bundle
@@ -26,6 +25,7 @@ from rvos_deploy.export.onnx_graph import export_graph, opset_of
 from rvos_deploy.export.parity import check_graph, check_without_rounding
 from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.contract import GRAPHS
 from rvos_deploy.networks.pan2024.graphs import Graph, graphs
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision

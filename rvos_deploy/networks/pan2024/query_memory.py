@@ -3,7 +3,9 @@
 The memory is one tensor [E,M,N,C], which the back end owns. A frame is written into one place of
 every row. The decoder accepts frames in any order, since each place has its age, and empty places
 are masked. Online, M is the window plus the anchors from the first frame on: neither the shape nor
-the address of the tensor changes while the expressions stay the same. Offline, M doubles.
+the address of the tensor changes while the expressions stay the same. Offline, the tensor doubles,
+and the decoder reads a copy without spare places: its engine may allow few more frames than the
+clip has.
 """
 
 from __future__ import annotations
@@ -125,8 +127,10 @@ class QueryMemory:
         self._ops.write(self._tensor, positions, queries)
 
     def remove(self, number: int) -> None:
-        """Forget an expression."""
+        """Forget an expression; the last one frees the tensor."""
         self._places.pop(number, None)
+        if not self._places:
+            self._tensor, self._rows = None, ()
 
     def read(self) -> dict[str, Tensor]:
         """Return the decoder's inputs: memory [E,M,N,C], memory_ages float32 [E,M] in frames, and
@@ -134,17 +138,17 @@ class QueryMemory:
         """
         assert self._tensor is not None
         self._fit(self._tensor.shape[1])
-        capacity = self._tensor.shape[1]
+        tensor, capacity = self._tensor, self._tensor.shape[1]
+        if self._window is None:
+            frames = max(map(len, self._places.values()))
+            capacity = min(max(frames, self._axis.minimum), capacity)
+            tensor = self._ops.resized(tensor, np.arange(len(self._places)), capacity)
         told = [places.ages(capacity) for places in self._places.values()]
         return {
-            "memory": self._tensor,
+            "memory": tensor,
             "memory_ages": np.stack([ages for ages, _ in told]),
             "memory_empty": np.stack([empty for _, empty in told]),
         }
-
-    def clear(self) -> None:
-        """Free the tensor."""
-        self._tensor, self._rows, self._places = None, (), {}
 
     def _fit(self, capacity: int) -> None:
         """Give the tensor a row for each expression, in order, and so many places."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.closeable import Closeable
@@ -37,8 +38,7 @@ class Graph(Closeable):
             BackendError: the graph was closed, the library failed, or its outputs break the
                 contract.
         """
-        if self._closed:
-            raise BackendError(f"the graph {self.spec.name} was closed; load the bundle again")
+        self._require_open()
         axes = self.spec.bind(inputs)
         outputs = self._run(inputs, axes)
         self.spec.check_outputs(outputs, axes)
@@ -53,6 +53,10 @@ class Graph(Closeable):
         if not self._closed:
             self._closed = True
             self._close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise BackendError(f"the graph {self.spec.name} was closed; load the bundle again")
 
     @abstractmethod
     def _run(self, inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
@@ -71,10 +75,11 @@ class Session(Closeable):
         self.closed = False
 
     def close(self) -> None:
-        """Free the graphs; safe to call twice."""
+        """Free the graphs, all of them where one fails too; safe to call twice."""
         self.closed = True
-        for graph in self.graphs.values():
-            graph.close()
+        with ExitStack() as stack:
+            for graph in self.graphs.values():
+                stack.callback(graph.close)
 
 
 class Backend(ABC):

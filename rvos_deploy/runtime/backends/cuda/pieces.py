@@ -80,6 +80,9 @@ def write(target: DeviceTensor, positions: NDArray[np.integer], values: DeviceTe
             device.driver.memcpy_dtod_async(
                 there, values.address + row * nbytes, nbytes, device.compute
             )
+        target.changed()
+        if values.borrowed:
+            device.keep(values)
 
 
 def _copy(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,18 +27,6 @@ class Memory(Protocol):
     @property
     def address(self) -> int:
         """Where it begins."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Memory from some byte of another on."""
-
-    whole: Memory
-    offset: int
-
-    @property
-    def address(self) -> int:
-        return self.whole.address + self.offset
 
 
 class DeviceTensor:
@@ -86,6 +73,10 @@ class DeviceTensor:
     def ready(self) -> DeviceEvent:
         """The moment when it is there."""
         return self._ready
+
+    def changed(self) -> None:
+        """Let readers wait for what was queued on ``device.compute``, which changes the tensor."""
+        self._ready = self.device.event(self.device.compute)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -139,16 +130,6 @@ class DeviceTensor:
         assert math.prod(shape) == math.prod(self.shape)
         return DeviceTensor(
             self.device, shape, self.dtype, self._memory, self._ready, borrowed=self.borrowed
-        )
-
-    def __getitem__(self, row: int) -> DeviceTensor:
-        """A row of the first axis, in the same memory."""
-        if not 0 <= row < self.shape[0]:
-            raise IndexError(f"row {row} of a tensor of {self.shape[0]}")
-        rest = self.shape[1:]
-        part = _Part(self._memory, row * math.prod(rest) * self.dtype.itemsize)
-        return DeviceTensor(
-            self.device, rest, self.dtype, part, self._ready, borrowed=self.borrowed
         )
 
     def __repr__(self) -> str:

@@ -160,8 +160,7 @@ class OnnxRuntimeGraph(Graph):
         """Run the session; on a GPU its outputs stay there, for the next graph."""
         # Kept here, because another thread may close the graph meanwhile.
         session = self._session
-        if session is None:
-            raise BackendError(f"the graph {self.spec.name} was closed; load the bundle again")
+        self._require_open()
         try:
             if self._provider == PROVIDERS["cuda"]:
                 return run_bound(session, "cuda", inputs, self.spec.outputs)

@@ -54,8 +54,8 @@ _Run = TypeVar("_Run", bound=CapturedRun)
 class CapturedRuns(Generic[_Run]):
     """The captured runs of one graph: least recently used ones are dropped, busy ones never.
 
-    A run is captured when its key is seen for the second time: sizes that come once (a memory that
-    grows by a frame at a time) are not worth it. Where a run of the same key is busy, as with
+    A run is captured when its key is seen for the second time: sizes that come once (the memory
+    of a whole clip) are not worth it. Where a run of the same key is busy, as with
     frames that wait for their lookahead, another one is captured beside it.
     """
 

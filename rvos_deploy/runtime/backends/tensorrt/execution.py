@@ -36,6 +36,7 @@ class Execution:
             BackendError: the device's memory is short.
         """
         self.device, self._spec, self._workspace = device, spec, workspace
+        self._trt, self._engine = trt, engine
         context = engine.create_execution_context(
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
@@ -67,10 +68,8 @@ class Execution:
             if not context.set_optimization_profile_async(profile, stream):
                 raise self._refused(f"profile {profile}", axes)
             self._profile = profile
+        self._set_shapes(axes)
         for tensor in self._spec.inputs:
-            shape = tensor.sizes(axes)
-            if not context.set_input_shape(tensor.name, shape):
-                raise self._refused(f"{tensor.name} of shape {list(shape)}", axes)
             context.set_tensor_address(tensor.name, addresses[tensor.name])
         room: dict[str, DeviceBuffer] = {}
         for tensor in self._spec.outputs:
@@ -100,9 +99,29 @@ class Execution:
                 "with nvidia-smi, and build the engine again if it persists"
             )
 
+    def layer_report(self, axes: Mapping[str, int]) -> str:
+        """Return the engine inspector's JSON; types of dynamic layers depend on the sizes.
+
+        Profile 0 must support them. Call this before any run.
+
+        Raises BackendError: TensorRT refuses a shape.
+        """
+        self._set_shapes(axes)
+        engine: trt.ICudaEngine = self._engine
+        inspector = engine.create_engine_inspector()
+        inspector.execution_context = self._context
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
     def close(self) -> None:
         """Drop the context; nothing of it may run any more."""
-        self._context = None
+        self._context = self._engine = None
+
+    def _set_shapes(self, axes: Mapping[str, int]) -> None:
+        context: trt.IExecutionContext = self._context
+        for tensor in self._spec.inputs:
+            shape = tensor.sizes(axes)
+            if not context.set_input_shape(tensor.name, shape):
+                raise self._refused(f"{tensor.name} of shape {list(shape)}", axes)
 
     def _refused(self, what: str, axes: Mapping[str, int]) -> BackendError:
         sizes = ", ".join(f"{name}={size}" for name, size in axes.items())

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import traceback
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -127,11 +128,9 @@ class TensorRtGraph(Graph):
             engine.spec.name, enabled=cuda_graphs
         )
         try:
-            with device.lock, device.current():
+            with self._held_device():
                 self._load()
-        except BaseException as error:
-            # The traceback's frames would keep the engine beyond the context that it lives in.
-            traceback.clear_frames(error.__traceback__)
+        except BaseException:
             self.close()
             raise
 
@@ -145,18 +144,35 @@ class TensorRtGraph(Graph):
         return any(takes(profile, axes) for profile in self._engine.profiles)
 
     def layer_report(self) -> str:
-        """Return the inspector's JSON; shapes are set first, since types of dynamic layers need
-        them.
+        """Return the inspector's JSON for the best sizes of the first profile.
+
+        Raises BackendError: the device's memory is short, or TensorRT refuses the sizes.
         """
-        device = self._device
-        with device.lock, device.current():
-            context = self._loaded.create_execution_context()
-            for tensor in self.spec.inputs:
+        with self._held_device():
+            self._require_open()
+            execution = self._make_execution()
+            try:
                 best = {name: sizes[1] for name, sizes in self._engine.profiles[0].items()}
-                context.set_input_shape(tensor.name, tensor.sizes(best))
-            inspector = self._loaded.create_engine_inspector()
-            inspector.execution_context = context
-            return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+                return execution.layer_report(best)
+            finally:
+                execution.close()
+
+    @contextmanager
+    def _held_device(self) -> Iterator[None]:
+        """Hold the device for a block.
+
+        The frames of an error's traceback are cleared, because they would keep TensorRT's objects
+        beyond the CUDA context that those live in.
+        """
+        try:
+            with self._device.lock, self._device.current():
+                yield
+        except BaseException as error:
+            traced: BaseException | None = error
+            while traced is not None:
+                traceback.clear_frames(traced.__traceback__)
+                traced = traced.__cause__
+            raise
 
     def _load(self) -> None:
         device = self._device
@@ -174,7 +190,9 @@ class TensorRtGraph(Graph):
             BackendError: no profile supports these sizes, or TensorRT or CUDA refused.
         """
         profile, device = self._engine.profile(axes), self._device
-        with device.lock, device.current():
+        with self._held_device():
+            # Another thread may have closed the graph meanwhile.
+            self._require_open()
             on_device = {
                 name: value.address
                 for name, value in inputs.items()

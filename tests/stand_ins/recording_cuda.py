@@ -33,6 +33,11 @@ from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries
 Work = Callable[[], None]
 
 
+def need_ints(*values: object) -> None:
+    """Boost.Python's conversion takes no NumPy integers."""
+    assert all(isinstance(value, int) for value in values), values
+
+
 class Machine:
     """The GPU that both stand-ins talk to."""
 
@@ -292,6 +297,7 @@ class FakePycuda:
 
     def mem_alloc(self, size: int) -> _DeviceAllocation:
         machine = self._machine
+        need_ints(size)
         machine.need_context("mem_alloc")
         machine.need_no_capture("mem_alloc")
         self._fail("mem_alloc")
@@ -328,6 +334,7 @@ class FakePycuda:
 
     def memcpy_htod_async(self, dest: int, src: np.ndarray, stream: FakeStream) -> None:
         machine = self._machine
+        need_ints(dest)
         machine.need_context("memcpy_htod_async")
         machine.record("up", src.nbytes, stream.number)
         machine.copied["up"] += src.nbytes
@@ -339,6 +346,7 @@ class FakePycuda:
 
     def memcpy_dtoh_async(self, dest: np.ndarray, src: int, stream: FakeStream) -> None:
         machine = self._machine
+        need_ints(src)
         machine.need_context("memcpy_dtoh_async")
         machine.record("down", dest.nbytes, stream.number)
         machine.copied["down"] += dest.nbytes
@@ -346,6 +354,19 @@ class FakePycuda:
         def work() -> None:
             dest.reshape(-1).view(np.uint8)[:] = machine.bytes_at(src, dest.nbytes)
             machine.record("arrived", dest.nbytes)
+
+        stream.put(work)
+
+    def memcpy_dtod_async(self, dest: int, src: int, size: int, stream: FakeStream) -> None:
+        machine = self._machine
+        need_ints(dest, src, size)
+        machine.need_context("memcpy_dtod_async")
+        machine.record("moved", size, stream.number)
+
+        def work() -> None:
+            target, source = machine.bytes_at(dest, size), machine.bytes_at(src, size)
+            assert not np.shares_memory(target, source), "CUDA does not define such a copy"
+            target[:] = source
 
         stream.put(work)
 
@@ -469,7 +490,8 @@ class FakeBindings:
             return (CUresult.CUDA_ERROR_INVALID_VALUE,)
         for work in self._machine.graphs[graph]:
             self._machine.streams[stream].put(work)
-        self._machine.record("replayed", graph)
+        captured = tuple(work.__name__ for work in self._machine.graphs[graph])
+        self._machine.record("replayed", *captured)
         return (CUresult.CUDA_SUCCESS,)
 
     def cuGraphDestroy(self, graph: int) -> tuple[Any, ...]:  # noqa: N802
