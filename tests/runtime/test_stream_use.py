@@ -297,7 +297,7 @@ def test_a_segmenter_that_is_closed_under_a_stream(tiny_bundle: Path, clip: Clip
 
 
 def kept_bytes(stream: Stream) -> int:
-    return stream._steps._memory.read()["memory"].nbytes
+    return stream._steps._memory._tensor.nbytes
 
 
 def capacity(frames: int) -> int:
