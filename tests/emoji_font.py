@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image, ImageDraw
 
-from rvos_deploy.datasets.moving_sprites import emoji
+from rvos_deploy.datasets.moving_sprites import looks
 from rvos_deploy.datasets.moving_sprites.render import paint_sprite
 
 PIXELS = 109
@@ -44,7 +44,7 @@ def _bitmaps() -> tuple[bytes, bytes]:
 
 def _characters() -> bytes:
     """cmap, format 12: every character of the emoji is glyph 1."""
-    codes = sorted({ord(character) for text in emoji.EMOJI.values() for character in text})
+    codes = sorted({ord(character) for text in looks.EMOJI.values() for character in text})
     groups = b"".join(struct.pack(">III", code, code, 1) for code in codes)
     body = struct.pack(">HHIII", 12, 0, 16 + len(groups), 0, len(codes)) + groups
     return struct.pack(">HHHHI", 0, 1, 3, 10, 12) + body
@@ -91,8 +91,8 @@ def font_bytes() -> bytes:
 
 
 def _forget() -> None:
-    emoji.find_font.cache_clear()
-    emoji._master.cache_clear()
+    looks.find_font.cache_clear()
+    looks._cropped_glyph.cache_clear()
     paint_sprite.cache_clear()
 
 

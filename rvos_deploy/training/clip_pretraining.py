@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rvos_deploy.datasets.moving_sprites import caption_record, contrast_pair
-from rvos_deploy.datasets.moving_sprites.emoji import require_font
-from rvos_deploy.datasets.moving_sprites.palette import Split
+from rvos_deploy.datasets.moving_sprites.looks import require_font
+from rvos_deploy.datasets.moving_sprites.world import Split
 from rvos_deploy.environment import versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import replacing

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from safetensors import SafetensorError, safe_open
 
 from rvos_deploy.datasets import DataSplit, read_mevis, read_ref_youtube_vos
-from rvos_deploy.datasets.moving_sprites.emoji import require_font
+from rvos_deploy.datasets.moving_sprites.looks import require_font
 from rvos_deploy.errors import InputError
 from rvos_deploy.networks.pan2024.modules.checkpoint import load_checkpoint
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network

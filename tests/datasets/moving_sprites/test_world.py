@@ -23,8 +23,7 @@ from rvos_deploy.datasets.moving_sprites import (
     render,
 )
 from rvos_deploy.datasets.moving_sprites.backgrounds import FAMILIES
-from rvos_deploy.datasets.moving_sprites.emoji import EMOJI
-from rvos_deploy.datasets.moving_sprites.palette import paint_shape
+from rvos_deploy.datasets.moving_sprites.looks import EMOJI, paint_shape
 from rvos_deploy.datasets.moving_sprites.render import visibility
 from rvos_deploy.errors import InputError
 

@@ -13,7 +13,7 @@ from rvos_deploy.datasets.moving_sprites import (
     caption_record,
     contrast_pair,
 )
-from rvos_deploy.datasets.moving_sprites.motion_montage import draw_film
+from rvos_deploy.datasets.moving_sprites.captions import draw_montage
 from rvos_deploy.datasets.moving_sprites.rng import stream
 from rvos_deploy.errors import InputError
 
@@ -75,15 +75,15 @@ def test_a_strip_shows_the_motion_in_reading_order(motion: str, axis: int, sense
     rng = stream(6)
     checked = 0
     while checked < 10:
-        film = draw_film(rng, 64, "train", False, (motion,))
-        if film.layout != "stack":
+        montage = draw_montage(rng, 64, "train", False, (motion,))
+        if montage.layout != "stack":
             continue
-        tall = film.back.shape[0]
+        tall = montage.background.shape[0]
         for backwards in (False, True):
-            picture = film.picture(64, backwards)
+            picture = montage.paint(64, backwards)
             places = []
             for panel in (picture[:tall], picture[-tall:]):
-                changed = np.abs(panel.astype(int) - film.back).sum(axis=2) > 40
+                changed = np.abs(panel.astype(int) - montage.background).sum(axis=2) > 40
                 places.append(np.nonzero(changed)[axis].mean())
             step = (places[1] - places[0]) * sense
             assert (step < -4) if backwards else (step > 4)

@@ -21,10 +21,10 @@ from rvos_deploy.datasets.moving_sprites import (
     make_video,
     render,
 )
-from rvos_deploy.datasets.moving_sprites.claims import CLAIMS
-from rvos_deploy.datasets.moving_sprites.emoji import EMOJI
+from rvos_deploy.datasets.moving_sprites.language import Noun, motion_words, noun_words
+from rvos_deploy.datasets.moving_sprites.looks import EMOJI
+from rvos_deploy.datasets.moving_sprites.predicates import PREDICATES
 from rvos_deploy.datasets.moving_sprites.rng import stream
-from rvos_deploy.datasets.moving_sprites.wording import motion_words
 
 PLURALS = {"crosses": "cross", "buses": "bus", "foxes": "fox", "octopuses": "octopus"}
 PLURALS |= {"butterflies": "butterfly", "strawberries": "strawberry"}
@@ -187,7 +187,7 @@ def test_motions_are_seen_in_the_masks_of_the_targets_and_of_nothing_else() -> N
     checked: Counter[str] = Counter()
     wrong = []
     for video in videos():
-        said = [e for e in video.expressions if e.claim in CLAIMS]
+        said = [e for e in video.expressions if e.claim in PREDICATES]
         masks = render(video)[1] if said else None
         for e in said:
             assert masks is not None
@@ -196,7 +196,7 @@ def test_motions_are_seen_in_the_masks_of_the_targets_and_of_nothing_else() -> N
                 if shows(Watched(masks[:, k]), e.claim) != (k in e.targets):
                     wrong.append((video.name, e.text, e.targets, k, video.objects[k].motion))
                 checked[e.claim] += 1
-    assert set(checked) == set(CLAIMS)
+    assert set(checked) == set(PREDICATES)
     assert not wrong
 
 
@@ -292,8 +292,6 @@ def test_every_claim_has_several_wordings(claim: str) -> None:
 
 
 def test_emoji_plurals_are_english() -> None:
-    from rvos_deploy.datasets.moving_sprites.wording import Noun, noun_words
-
     words = {name: noun_words(Noun(name), True, stream(1)) for name in EMOJI}
     assert words["bus"] == "buses"
     assert words["butterfly"] == "butterflies"
