@@ -14,7 +14,6 @@ from __future__ import annotations
 from rvos_deploy.datasets.moving_sprites.captions import (
     CaptionExample,
     caption_example,
-    caption_record,
     contrast_pair,
 )
 from rvos_deploy.datasets.moving_sprites.generate import find_video, make_video
@@ -55,7 +54,6 @@ __all__ = [
     "SpriteVideo",
     "WorldConfig",
     "caption_example",
-    "caption_record",
     "contrast_pair",
     "find_font",
     "find_video",

@@ -307,7 +307,7 @@ def _check(size: int, split: Split, emoji: bool) -> None:
         require_font()
 
 
-def caption_record(
+def caption_example(
     rng: np.random.Generator, size: int, *, split: Split = "train", emoji: bool = False
 ) -> CaptionExample:
     """Draw a picture of ``size`` x ``size`` pixels, its caption, and a similar false caption.
@@ -320,20 +320,12 @@ def caption_record(
     return draw(rng, size, split, emoji)
 
 
-def caption_example(
-    rng: np.random.Generator, size: int, *, split: Split = "train", emoji: bool = False
-) -> tuple[Picture, str]:
-    """Draw a picture uint8 [size, size, 3] and its caption. Raises as ``caption_record``."""
-    record = caption_record(rng, size, split=split, emoji=emoji)
-    return record.image, record.caption
-
-
 def contrast_pair(
     rng: np.random.Generator, size: int, *, split: Split = "train", emoji: bool = False
 ) -> tuple[CaptionExample, CaptionExample]:
     """Draw a motion forwards and backwards; the caption of each picture is false of the other.
 
-    Raises as ``caption_record``.
+    Raises as ``caption_example``.
     """
     _check(size, split, emoji)
     montage = draw_montage(rng, size, split, emoji, tuple(_REVERSED))
