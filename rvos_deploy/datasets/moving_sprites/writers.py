@@ -53,6 +53,11 @@ Progress = Callable[[int, int], None]
 
 _SETTINGS = "sprites.json"
 _NAMES = {FRAMES, MASKS, _SETTINGS, V1, V2}
+_JPEG_QUALITY = 95
+
+_SAMPLE_FPS = 8
+# Without cpu-independent, x264 chooses methods by the instruction sets of the processor.
+_H264 = {"crf": "16", "x264-params": "cpu-independent=1"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,6 @@ class _Job:
     seed: int
     split: Split
     config: WorldConfig
-    quality: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def _write_video(job: _Job, index: int) -> _Written:
     folder.mkdir(parents=True)
     runs: list[list[Rle | None]] = [[] for _ in video.objects]
     for t, (frame, masks) in enumerate(iterate(video)):
-        Image.fromarray(frame).save(folder / f"{t:05d}.jpg", quality=job.quality, subsampling=0)
+        Image.fromarray(frame).save(folder / f"{t:05d}.jpg", quality=_JPEG_QUALITY, subsampling=0)
         for rows, mask in zip(runs, masks, strict=True):
             rows.append(encode(mask) if mask.any() else None)
     entry = {
@@ -179,15 +183,14 @@ def write_mevis(
     videos: int,
     config: WorldConfig | None = None,
     jobs: int = 1,
-    quality: int = 95,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write videos 0 .. ``videos`` - 1 of a split into ``folder``, completely or not at all.
 
     jobs: the number of processes. The result does not depend on it. A script that uses more than
-    one must guard its main code by ``if __name__ == "__main__"``. quality: of the JPEG files.
-    progress: called with (done, videos) after each video. All files are written next to ``folder``,
+    one must guard its main code by ``if __name__ == "__main__"``. progress: called with
+    (done, videos) after each video. All files are written to a temporary folder next to ``folder``,
     which is renamed at the end. Returns ``folder``.
 
     Raises InputError if ``folder`` exists and ``overwrite`` is False, if it holds anything but a
@@ -204,7 +207,7 @@ def write_mevis(
         refuse_overlap([Path(config.photos)], [target])
     try:
         with replacing_folder(target, overwrite=overwrite) as work:
-            job = _Job(str(work), seed, split, config, quality)
+            job = _Job(str(work), seed, split, config)
             _write_index(work, _write_all(job, videos, jobs), videos, progress)
             settings = {"seed": seed, "split": split, "videos": videos, "world": asdict(config)}
             _write_json(
@@ -259,36 +262,27 @@ class Sample:
         return union
 
 
-def _h264(quality: int) -> dict[str, str]:
-    # Without cpu-independent, x264 chooses methods by the instruction sets of the processor.
-    return {"crf": str(quality), "x264-params": "cpu-independent=1"}
-
-
 def sample_video(
     path: str | os.PathLike[str],
     *,
     seed: int,
     size: tuple[int, int] = (128, 224),
     frames: int = 24,
-    split: Split = "valid",
     kinds: Collection[Kind] = (),
     emoji: bool = False,
-    photos: str | None = None,
-    fps: int = 8,
-    quality: int = 16,
 ) -> Sample:
-    """Write one video as an H.264 file and return it with its ground truth.
+    """Write a video of the valid split as an H.264 file and return it with its ground truth.
 
     The same arguments give the same bytes with the same PyAV on every machine. size: height and
-    width in pixels, both even. kinds: kinds of expression that the video must have. quality:
-    constant rate factor of H.264; lower is better. Raises InputError for an odd size, for a file
-    that cannot be written (see ``files.writing``), and as ``find_video``.
+    width in pixels, both even. kinds: kinds of expression that the video must have. Raises
+    InputError for an odd size, for a file that cannot be written (see ``files.writing``), and as
+    ``find_video``.
     """
     height, width = size
     if height % 2 or width % 2:
         raise InputError(f"H.264 needs even sizes, found {height}x{width}")
-    config = WorldConfig(height=height, width=width, frames=frames, emoji=emoji, photos=photos)
-    video = find_video(seed, split, kinds, config)
+    config = WorldConfig(height=height, width=width, frames=frames, emoji=emoji)
+    video = find_video(seed, "valid", kinds, config)
     target = Path(path)
     masks = np.empty((frames, len(video.objects), height, width), np.bool_)
     try:
@@ -296,7 +290,7 @@ def sample_video(
             writing(target) as temporary,
             av.open(f"file:{temporary.resolve()}", "w", format="mp4") as container,
         ):
-            stream = container.add_stream("libx264", rate=fps, options=_h264(quality))
+            stream = container.add_stream("libx264", rate=_SAMPLE_FPS, options=_H264)
             stream.codec_context.thread_count = 1  # x264 cuts a frame into one slice per thread
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             for t, (frame, mask) in enumerate(iterate(video)):
