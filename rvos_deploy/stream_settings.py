@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import check_size
+from rvos_deploy.graph_io.input_size import check_size
 from rvos_deploy.spill_store import default_mask_budget
 
 Mode = Literal["online", "offline"]

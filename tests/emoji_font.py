@@ -1,7 +1,7 @@
-"""Machines with and without the colour emoji font, whatever this one has.
+"""Fixtures that simulate machines with and without the colour emoji font.
 
-The font that is written here has every emoji of the package, all with one picture: enough for
-finding, drawing and recording it.
+The font that this module writes maps every emoji of the package to one picture, which is enough to
+find, draw and record the font.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image, ImageDraw
 
-from rvos_deploy.datasets.moving_sprites import emoji
+from rvos_deploy.datasets.moving_sprites import looks
 from rvos_deploy.datasets.moving_sprites.render import paint_sprite
 
 PIXELS = 109
@@ -29,7 +29,7 @@ def _picture() -> bytes:
 
 
 def _bitmaps() -> tuple[bytes, bytes]:
-    """CBLC and CBDT: glyph 1 as a PNG (image format 17), found by index format 1."""
+    """Return the tables CBLC and CBDT: glyph 1 as a PNG (image format 17), index format 1."""
     png = _picture()
     glyph = struct.pack(">BBbbB", PIXELS, PIXELS, 0, PIXELS, PIXELS)
     glyph += struct.pack(">I", len(png)) + png
@@ -43,15 +43,15 @@ def _bitmaps() -> tuple[bytes, bytes]:
 
 
 def _characters() -> bytes:
-    """cmap, format 12: every character of the emoji is glyph 1."""
-    codes = sorted({ord(character) for text in emoji.EMOJI.values() for character in text})
+    """Return the table cmap, format 12, which maps every character of the emoji to glyph 1."""
+    codes = sorted({ord(character) for text in looks.EMOJI.values() for character in text})
     groups = b"".join(struct.pack(">III", code, code, 1) for code in codes)
     body = struct.pack(">HHIII", 12, 0, 16 + len(groups), 0, len(codes)) + groups
     return struct.pack(">HHHHI", 0, 1, 3, 10, 12) + body
 
 
 def font_bytes() -> bytes:
-    """The font: an OpenType file with colour bitmaps of 109 pixels and no outlines."""
+    """Return an OpenType font with colour bitmaps of 109 pixels and no outlines."""
     cblc, cbdt = _bitmaps()
     head = struct.pack(
         ">IIIIHHQQhhhhHHhhh",
@@ -91,21 +91,21 @@ def font_bytes() -> bytes:
 
 
 def _forget() -> None:
-    emoji.find_font.cache_clear()
-    emoji._master.cache_clear()
+    looks.find_font.cache_clear()
+    looks._cropped_glyph.cache_clear()
     paint_sprite.cache_clear()
 
 
 @pytest.fixture
 def no_emoji_font(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """No font is found, here or in a process that gets these variables."""
+    """Hide the font here, and in a process that gets the returned variables."""
     empty = str(tmp_path_factory.mktemp("no-fonts"))
     yield from _places({"XDG_DATA_DIRS": empty, "XDG_DATA_HOME": empty, "HOME": empty})
 
 
 @pytest.fixture
 def emoji_font(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Our font is found, here and in a process that gets these variables."""
+    """Install our font here, and in a process that gets the returned variables."""
     root = tmp_path_factory.mktemp("fonts")
     (root / "fonts").mkdir()
     (root / "fonts" / "NotoColorEmoji.ttf").write_bytes(font_bytes())

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import check_size
+from rvos_deploy.graph_io.input_size import check_size
 
 
 class BackendName(str, Enum):

@@ -1,7 +1,7 @@
-"""Readers of MeViS, Ref-YouTube-VOS, Ref-DAVIS17 and Moving Sprites. Torch-free.
+"""Read MeViS, Ref-YouTube-VOS, Ref-DAVIS17 and Moving Sprites. This package does not import torch.
 
-All give the same records: a video with its frames, its expressions, and its masks, which are only
-read when they are asked for::
+All readers return the same records: a video has frames, expressions, and masks that are read on
+demand::
 
     split = read_mevis("mevis/valid_u")
     for video in split.videos:

@@ -1,4 +1,4 @@
-"""Masks as data sets store them: run lengths in a JSON file, or images of palette indices."""
+"""Read masks as data sets store them: run lengths in a JSON file, or palette images."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.images import read_image
 
 VOID = 255
-"""Palette index of pixels that belong to nothing; background, as DAVIS's own code reads it."""
+"""Palette index of void pixels. They count as background, as in the code of DAVIS."""
 
 
 @dataclass(frozen=True, eq=False)
 class RleAnnotation:
-    """MeViS: for each ``anno_id`` the run lengths of one mask, or None, a frame."""
+    """Masks of MeViS.
+
+    runs: for each ``anno_id`` and each frame the run lengths of a mask, or None.
+    """
 
     file: Path
     video: str
@@ -28,13 +31,13 @@ class RleAnnotation:
 
     @property
     def objects(self) -> tuple[int, ...]:
-        """``anno_id`` of every object, ascending."""
+        """Return the ``anno_id`` of every object, ascending."""
         return tuple(sorted(self.runs))
 
     def masks(
         self, objects: Sequence[int], frames: Sequence[int], size: tuple[int, int]
     ) -> NDArray[np.bool_]:
-        """Decode masks: bool [K, T, H, W]; InputError names file, anno_id, video and frame."""
+        """Decode masks: bool [K, T, H, W]. An InputError names file, anno_id, video and frame."""
         masks = np.zeros((len(objects), len(frames), *size), dtype=np.bool_)
         for row, anno in enumerate(objects):
             for column, frame in enumerate(frames):
@@ -59,14 +62,14 @@ class RleAnnotation:
         )
 
     def part(self, start: int, stop: int) -> RleAnnotation:
-        """The same for frames ``start`` .. ``stop`` - 1 alone."""
+        """Return the annotation of frames ``start`` .. ``stop`` - 1."""
         runs = {anno: rows[start:stop] for anno, rows in self.runs.items()}
         return replace(self, frames=self.frames[start:stop], runs=runs)
 
 
 @dataclass(frozen=True, eq=False)
 class PaletteAnnotation:
-    """YouTube-VOS and DAVIS: one PNG a frame, whose palette index is the object's id."""
+    """Masks of YouTube-VOS and DAVIS: one PNG per frame, whose palette indices are object ids."""
 
     files: tuple[Path, ...]
     objects: tuple[int, ...]
@@ -74,7 +77,7 @@ class PaletteAnnotation:
     def masks(
         self, objects: Sequence[int], frames: Sequence[int], size: tuple[int, int]
     ) -> NDArray[np.bool_]:
-        """Read masks: bool [K, T, H, W]; InputError names the PNG."""
+        """Read masks: bool [K, T, H, W]. An InputError names the PNG."""
         masks = np.zeros((len(objects), len(frames), *size), dtype=np.bool_)
         for column, frame in enumerate(frames):
             indices = self.indices(frame)
@@ -88,7 +91,7 @@ class PaletteAnnotation:
         return masks
 
     def indices(self, frame: int) -> NDArray[np.uint8]:
-        """Palette indices of one frame: uint8 [H, W], 0 is background."""
+        """Return the palette indices of one frame: uint8 [H, W], 0 is background."""
         path = self.files[frame]
         image = read_image(path)
         mode, indices = image.mode, np.array(image)
@@ -101,5 +104,5 @@ class PaletteAnnotation:
         return indices
 
     def part(self, start: int, stop: int) -> PaletteAnnotation:
-        """The same for frames ``start`` .. ``stop`` - 1 alone."""
+        """Return the annotation of frames ``start`` .. ``stop`` - 1."""
         return replace(self, files=self.files[start:stop])

@@ -1,4 +1,4 @@
-"""JSON of others, read with care: whatever is wrong is named by file and entry."""
+"""Read JSON files from outside. Every error names the file and the entry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from rvos_deploy.errors import InputError
 
-Kind = TypeVar("Kind")
+T = TypeVar("T")
 
 _NAMES: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
 _MAX_BYTES = 8 * 2**30
@@ -23,60 +23,60 @@ _SHOWN = 60
 
 @dataclass(frozen=True)
 class Entry:
-    """A value in a JSON file that knows where it stands there."""
+    """A value in a JSON file, with its place in the file."""
 
     file: Path
     where: str
     value: Any
 
     def fault(self, text: str) -> InputError:
-        """An error that names file and entry."""
+        """Return an error that names file and entry."""
         return InputError(f"{self.file}: {self.where or 'the file'}: {text}")
 
     def has(self, key: str) -> bool:
-        """Whether an object has a value there (``null`` is none)."""
+        """Return whether an object has ``key`` with a value other than ``null``."""
         return self.as_a(dict).get(key) is not None
 
     def get(self, key: str) -> Entry:
-        """The value of a key. InputError when it is missing."""
+        """Return the value of a key. Raises InputError if the key is missing."""
         if key not in self.as_a(dict):
             raise self.fault(f"'{key}' is missing")
         return self._child(key, self.value[key])
 
     def items(self) -> Iterator[tuple[str, Entry]]:
-        """Keys and values of an object."""
+        """Yield the keys and values of an object."""
         for key, value in self.as_a(dict).items():
             yield key, self._child(key, value)
 
     def elements(self) -> Iterator[Entry]:
-        """The values of a list."""
+        """Yield the values of a list."""
         for index, value in enumerate(self.as_a(list)):
             yield self._child(str(index), value)
 
-    def as_a(self, kind: type[Kind]) -> Kind:
-        """The value, which must be of ``kind``: dict, list or str."""
+    def as_a(self, kind: type[T]) -> T:
+        """Return the value, which must be of type ``kind``: dict, list or str."""
         if not isinstance(self.value, kind):
             raise self.fault(f"{_NAMES[kind]} was needed, found {_shown(self.value)}")
         return self.value
 
     def as_text(self) -> str:
-        """The value, a string that can be written to a file."""
+        """Return the value, which must be a string that can be encoded as UTF-8."""
         text = self.as_a(str)
         if not _is_unicode(text):
             raise self.fault(f"half of a surrogate pair, which is no text: {_shown(text)}")
         return text
 
     def as_name(self) -> str:
-        """The value, a string that names one file or folder and leads nowhere else."""
+        """Return the value, which must be the name of one file or folder, without a path."""
         return self._name(self.as_a(str))
 
     def named_items(self) -> Iterator[tuple[str, Entry]]:
-        """Keys and values of an object whose keys are names of folders, as :meth:`as_name`."""
+        """Yield the keys and values of an object whose keys are names as in :meth:`as_name`."""
         for key, entry in self.items():
             yield self._name(key), entry
 
     def as_id(self) -> int:
-        """A whole number, also where it is written as a string."""
+        """Return the value, which must be an integer or a string of digits."""
         value = self.value
         if isinstance(value, str) and value.isascii() and value.strip().isdecimal():
             value = value.strip()
@@ -106,14 +106,14 @@ class Entry:
 
 
 def read_json(file: Path) -> Entry:
-    """Parse a file.
+    """Parse a JSON file.
 
     Raises:
-        InputError: it is missing, unreadable, too large, no JSON, nested too deeply, or names a key
-            of an object twice (which of the two is meant, nobody knows).
+        InputError: the file is missing, unreadable, too large, not JSON, nested too deeply, or has
+            an object with the same key twice, which is ambiguous.
     """
     try:
-        _check_kind(file, file.stat())  # first: opening a FIFO would wait for its other end
+        _check_kind(file, file.stat())  # before opening: a FIFO would block
         return Entry(file, "", json.loads(file.read_bytes(), object_pairs_hook=_object))
     except InputError:
         raise
@@ -147,7 +147,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether text has no lone surrogate; JSON can write one, files cannot."""
+    """Return whether text has no lone surrogate, which JSON allows and UTF-8 does not."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -156,7 +156,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A value as the file has it, in a few characters however long or deep it is."""
+    """Return a value as the file shows it, shortened to a few characters."""
     if isinstance(value, (dict, list)):
         return _NAMES[type(value)]
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Where a split's files lie, in the layouts of MeViS and of Ref-YouTube-VOS."""
+"""Find the files of a split, in the layouts of MeViS and Ref-YouTube-VOS."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from rvos_deploy.datasets.entries import Entry
 from rvos_deploy.errors import InputError
 
 V1, V2 = "meta_expressions.json", "meta_expressions_v2.json"
+FRAMES = "JPEGImages"
 _META_FOLDER = "meta_expressions"
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitFiles:
     """The list of expressions, and the folder that holds frames and annotation."""
 
     meta: Path
     folder: Path
 
 
-def find_split(data: str | os.PathLike[str]) -> Split:
-    """Find the one split that ``data`` means.
+def find_split(data: str | os.PathLike[str]) -> SplitFiles:
+    """Find the one split that ``data`` names.
 
     Args:
-        data: the list of expressions itself; or its folder, where version 2 goes before version 1;
-            or, for Ref-YouTube-VOS, the folder of the split's frames; or a folder that holds
-            exactly one of these.
+        data: the list of expressions; or its folder, where version 2 takes precedence; or, for
+            Ref-YouTube-VOS, the folder of the split's frames; or a folder that holds exactly one
+            of these.
 
     Raises:
-        InputError: there is none, or there are several to choose from.
+        InputError: no split is found, or several are.
     """
     path = Path(data)
     if path.is_file():
-        return Split(path, _frames_folder(path))
+        return SplitFiles(path, _frames_folder(path))
     if not path.is_dir():
         raise InputError(f"{path} does not exist; pass the folder of one split of the data set")
     if meta := _meta_of(path):
-        return Split(meta, _frames_folder(meta))
+        return SplitFiles(meta, _frames_folder(meta))
     found = {child: meta for child in _subfolders(path) if (meta := _meta_of(child))}
     if len(found) > 1:
         names = ", ".join(child.name for child in found)
@@ -52,7 +53,7 @@ def find_split(data: str | os.PathLike[str]) -> Split:
             "(for example mevis/valid_u)"
         )
     meta = next(iter(found.values()))
-    return Split(meta, _frames_folder(meta))
+    return SplitFiles(meta, _frames_folder(meta))
 
 
 def _subfolders(path: Path) -> list[Path]:
@@ -63,7 +64,7 @@ def _subfolders(path: Path) -> list[Path]:
 
 
 def _meta_of(folder: Path) -> Path | None:
-    # Beside the frames (MeViS), or in a folder of its own for all splits (Ref-YouTube-VOS).
+    # The list lies beside the frames (MeViS), or in a folder for all splits (Ref-YouTube-VOS).
     for place in (folder, folder.parent / _META_FOLDER / folder.name):
         for name in (V2, V1):
             if (place / name).is_file():
@@ -77,7 +78,10 @@ def _frames_folder(meta: Path) -> Path:
 
 
 def files_of(folder: Path, names: tuple[str, ...], suffix: str, entry: Entry) -> tuple[Path, ...]:
-    """Paths of the files that ``entry`` names in a folder. InputError when one is missing."""
+    """Return the paths ``folder / (name + suffix)``.
+
+    Raises InputError, which names ``entry``, if a file is missing.
+    """
     try:
         present = {path.name for path in folder.iterdir()}
     except OSError:
@@ -89,9 +93,10 @@ def files_of(folder: Path, names: tuple[str, ...], suffix: str, entry: Entry) ->
 
 
 def frame_names(entry: Entry) -> tuple[str, ...]:
-    """A video's ``frames``, as they stand there. InputError for none, and for doubles.
+    """Return the frame names of a video in the listed order.
 
-    A frame that leads to another folder is refused too.
+    Raises InputError for an empty list, for a name that occurs twice, and for a name that leads to
+    another folder.
     """
     names = tuple(frame.as_name() for frame in entry.elements())
     if not names:
@@ -103,7 +108,7 @@ def frame_names(entry: Entry) -> tuple[str, ...]:
 
 
 def expression_text(entry: Entry) -> str:
-    """An expression's sentence. InputError when it is blank."""
+    """Return the text of an expression. Raises InputError if it is blank."""
     text = entry.get("exp")
     if not text.as_text().strip():
         raise text.fault("the expression is blank")

@@ -1,4 +1,4 @@
-"""MeViS, version 1 and 2, and Moving Sprites, which is written in the same layout."""
+"""Read MeViS, version 1 and 2, and Moving Sprites, which uses the same layout."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pathlib import Path
 
 from rvos_deploy.datasets.annotations import RleAnnotation
 from rvos_deploy.datasets.entries import Entry, read_json
-from rvos_deploy.datasets.layout import expression_text, files_of, find_split, frame_names
+from rvos_deploy.datasets.layout import FRAMES, expression_text, files_of, find_split, frame_names
 from rvos_deploy.datasets.records import DataSplit, ExpressionRecord, VideoRecord
 
 MASKS = "mask_dict.json"
 
 
 def read_mevis(data: str | os.PathLike[str]) -> DataSplit:
-    """Read a split of MeViS or Moving Sprites; frames and masks are opened later.
+    """Read a split of MeViS or Moving Sprites. Frames and masks are opened on demand.
 
     Args:
         data: the folder of the split, or its meta_expressions.json or meta_expressions_v2.json.
-            Of a folder with both, version 2 is read (with expressions that mean nothing).
+            If a folder has both, version 2 is read, which includes expressions without a target.
 
     Raises:
-        InputError: naming file and entry: no such split, malformed JSON, a frame that is not
-            there, obj_id and anno_id that do not pair, an anno_id that mask_dict.json does not
-            know or whose masks are not as many as the frames.
+        InputError: the split is not found, the JSON is malformed, a frame is missing, obj_id and
+            anno_id do not pair, or mask_dict.json lacks an anno_id or has another number of masks
+            than frames for it. The message names file and entry.
     """
     split = find_split(data)
     videos = read_json(split.meta).get("videos")
@@ -38,18 +38,18 @@ def read_mevis(data: str | os.PathLike[str]) -> DataSplit:
 
 
 def _read_masks(videos: Entry, file: Path) -> Entry | None:
-    """mask_dict.json, or None for a split whose ground truth is not published."""
-    told = any(
+    """Read mask_dict.json, or return None for a split without published ground truth."""
+    has_truth = any(
         expression.has("anno_id")
         for _, video in videos.items()
         for _, expression in video.get("expressions").items()
     )
-    return read_json(file) if told else None
+    return read_json(file) if has_truth else None
 
 
 def _read_video(name: str, entry: Entry, folder: Path, masks: Entry | None) -> VideoRecord:
     names = frame_names(entry.get("frames"))
-    # Masks stand in the order in which the frames are listed, which need not be sorted.
+    # The masks are in the order of the list of frames, which may be unsorted.
     order = sorted(range(len(names)), key=names.__getitem__)
     frames = tuple(names[i] for i in order)
     expressions = tuple(
@@ -58,7 +58,7 @@ def _read_video(name: str, entry: Entry, folder: Path, masks: Entry | None) -> V
     )
     return VideoRecord(
         name,
-        files_of(folder / "JPEGImages" / name, frames, ".jpg", entry.get("frames")),
+        files_of(folder / FRAMES / name, frames, ".jpg", entry.get("frames")),
         expressions,
         None if masks is None else _read_annotation(name, entry, masks, names, order),
     )
@@ -89,7 +89,7 @@ def _ids(entry: Entry) -> tuple[int, ...]:
 def _read_annotation(
     name: str, entry: Entry, masks: Entry, names: tuple[str, ...], order: list[int]
 ) -> RleAnnotation:
-    """The masks of all annotations that the video's expressions, or its list of objects, name."""
+    """Collect the masks that the expressions of a video or its list of objects refer to."""
     runs: dict[int, tuple[Mapping[str, object] | None, ...]] = {}
     for named in _annotations_named(entry):
         anno = named.as_id()
@@ -104,7 +104,7 @@ def _annotations_named(entry: Entry) -> list[Entry]:
         for _, expression in entry.get("expressions").items()
         for element in expression.get("anno_id").elements()
     ]
-    if entry.has("objects"):  # Moving Sprites: also the objects that no expression means
+    if entry.has("objects"):  # Moving Sprites lists all objects
         named += [item.get("anno_id") for item in entry.get("objects").elements()]
     return named
 
@@ -128,9 +128,9 @@ def _read_runs(
 
 
 def _check_run(row: Entry) -> None:
-    """Refuse what cannot be a mask; its numbers are looked at when it is decoded."""
+    """Raise InputError for a value that is no mask. Decoding checks its numbers later."""
     for key, value in row.as_a(dict).items():
-        # Nested values could not be sent to the processes that decode them.
+        # Deeply nested values cannot be pickled for the processes that decode them.
         if isinstance(value, dict) or (
             isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)
         ):

@@ -1,4 +1,4 @@
-"""What every reader gives: videos, their expressions, and masks that are read when asked for."""
+"""Records that every reader returns: videos, their expressions, and masks read on demand."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ class Annotation(Protocol):
 
     @property
     def objects(self) -> tuple[int, ...]:
-        """Keys of all objects known of the video, also of those that no expression means."""
+        """Return the keys of all objects of the video, including those without an expression."""
 
     def masks(self, objects: Sequence[int], frames: Sequence[int], size: tuple[int, int]) -> Masks:
         """Read the masks of ``objects`` in ``frames``: bool [K, T, H, W].
 
-        Raises InputError, naming file and entry, where they are damaged or not of ``size``.
+        Raises InputError, which names file and entry, if masks are damaged or not of ``size``.
         """
 
     def part(self, start: int, stop: int) -> Annotation:
-        """The same for frames ``start`` .. ``stop`` - 1 alone."""
+        """Return the annotation of frames ``start`` .. ``stop`` - 1."""
 
 
 @dataclass(frozen=True)
 class ExpressionRecord:
-    """A sentence and what it means.
+    """A referring expression and its target objects.
 
     Args:
-        id: its name in the data set, and that of its folder in a submission.
-        text: the sentence, as it stands in the data set.
-        kind: what the data set calls it (Moving Sprites), or None.
-        object_ids: ids of the objects within the video; empty for no target; None where the split
-            is published without ground truth.
+        id: name of the expression in the data set, and of its folder in a submission.
+        text: the text, unchanged from the data set.
+        kind: the kind that Moving Sprites gives the expression, or None.
+        object_ids: ids of the target objects within the video; empty for no target; None for a
+            split without published ground truth.
         targets: keys of these objects in the video's annotation (MeViS: ``anno_id``).
     """
 
@@ -65,14 +65,17 @@ class VideoRecord:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Height and width, from the first frame's header. InputError when it cannot be read."""
+        """Return height and width, from the header of the first frame.
+
+        Raises InputError if the header cannot be read.
+        """
         width, height = displayed_size(self.frames[0])
         return height, width
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Decode one frame: RGB uint8 [H, W, 3]. InputError when it is damaged or of another size.
+        """Decode one frame: RGB uint8 [H, W, 3].
 
-        Another size than the first frame's, that is: masks would not fit.
+        Raises InputError if the frame is damaged, or has another size than the first frame.
         """
         path = self.frames[index]
         image = read_rgb(path)
@@ -86,27 +89,27 @@ class VideoRecord:
     def union_masks(
         self, expression: ExpressionRecord, frames: Sequence[int] | None = None
     ) -> Masks:
-        """Ground truth of an expression: the union of its objects, bool [T, H, W].
+        """Read the union of the target masks of an expression: bool [T, H, W].
 
         Args:
-            expression: one of this video's.
-            frames: indices of the frames wanted; all of them by default.
+            expression: an expression of this video.
+            frames: indices of the frames to read; all frames by default.
         """
         masks = self._read(expression.targets or (), frames)
         union: Masks = np.logical_or.reduce(masks, axis=0)
         return union
 
     def object_masks(self, frames: Sequence[int] | None = None) -> Masks:
-        """One mask for each object of ``annotation.objects``, in its order: bool [K, T, H, W]."""
+        """Read the masks of all ``annotation.objects``, in their order: bool [K, T, H, W]."""
         return self._read(self._known.objects, frames)
 
     def referred(self, expression: ExpressionRecord) -> Masks:
-        """Tell which objects of ``annotation.objects`` an expression means: bool [K]."""
-        meant = set(expression.targets or ())
-        return np.array([key in meant for key in self._known.objects], dtype=np.bool_)
+        """Return which of ``annotation.objects`` are targets of an expression: bool [K]."""
+        targets = set(expression.targets or ())
+        return np.array([key in targets for key in self._known.objects], dtype=np.bool_)
 
     def part(self, start: int, stop: int) -> VideoRecord:
-        """Frames ``start`` .. ``stop`` - 1 alone, for a worker process."""
+        """Return a record of frames ``start`` .. ``stop`` - 1, for a worker process."""
         annotation = self.annotation and self.annotation.part(start, stop)
         return replace(self, frames=self.frames[start:stop], annotation=annotation)
 
@@ -123,12 +126,12 @@ class VideoRecord:
 
 @dataclass(frozen=True, eq=False)
 class DataSplit:
-    """One split of a data set: the file that lists it, and its videos."""
+    """One split of a data set: its list of expressions and its videos."""
 
     meta: Path
     videos: tuple[VideoRecord, ...]
 
     @property
     def has_truth(self) -> bool:
-        """Whether its masks are known."""
+        """Return whether all videos have ground truth."""
         return all(video.annotation is not None for video in self.videos)

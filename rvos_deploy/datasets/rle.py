@@ -1,8 +1,9 @@
-"""COCO's run lengths, in NumPy: the format of MeViS's mask_dict.json.
+"""Encode and decode COCO run lengths in NumPy. The file mask_dict.json of MeViS uses this format.
 
-Runs of 0 and 1 alternate down the columns, starting with 0. They are written as a list of numbers,
-or compressed: from the fourth on, each is stored as its difference to the run two before; numbers
-are written in base 32, five bits a character, low bits first. Method: https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c
+Runs of 0 and 1 alternate down the columns, starting with 0. The runs are a list of numbers, or a
+compressed string: there, each run from the fourth on is stored as its difference to the run two
+before, and each number is written in base 32, five bits per character, low bits first. Method:
+https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from rvos_deploy.errors import InputError
 
 MAX_PIXELS = 2**27
-"""Pixels of the largest mask that is decoded, a frame of 16K video: bounds what is allocated."""
+"""Pixels of the largest mask that is decoded, a frame of 16K video. It limits the memory."""
 
 
 class Rle(TypedDict):
@@ -28,7 +29,7 @@ class Rle(TypedDict):
 
 
 def _write_numbers(numbers: npt.NDArray[np.int64]) -> str:
-    # At most seven characters hold 32 bits and a sign.
+    # Seven characters hold 35 bits, enough for 32 bits and a sign.
     shifts = 5 * np.arange(7)
     digits = (numbers[:, None] >> shifts) & 31
     rest = numbers[:, None] >> (shifts + 5)
@@ -74,11 +75,10 @@ def encode(mask: npt.NDArray[np.bool_]) -> Rle:
 
 
 def mask_size(rle: Mapping[str, object]) -> tuple[int, int]:
-    """Height and width that a mask states, before anything is allocated for it.
+    """Return the height and width that a mask states, before any memory is allocated.
 
     Raises:
-        InputError: ``size`` is not [height, width], or a mask of it would have more than
-            ``MAX_PIXELS``.
+        InputError: ``size`` is not [height, width], or has more than ``MAX_PIXELS`` pixels.
     """
     size = rle.get("size")
     if not (
@@ -99,7 +99,7 @@ def mask_size(rle: Mapping[str, object]) -> tuple[int, int]:
 def decode(rle: Mapping[str, object]) -> npt.NDArray[np.bool_]:
     """Decode a mask to bool [H, W].
 
-    ``counts`` is compressed (a string or bytes), or a list of run lengths, as COCO writes both.
+    ``counts`` is a compressed string (str or bytes) or a list of run lengths; COCO writes both.
 
     Raises:
         InputError: the runs are damaged, or do not fill the mask.
@@ -129,7 +129,7 @@ def decode(rle: Mapping[str, object]) -> npt.NDArray[np.bool_]:
 def _decompress(counts: str | bytes, pixels: int) -> npt.NDArray[np.int64]:
     runs = _read_numbers(counts)
     _check_count(runs.size, pixels)
-    # Each run from the fourth on adds to the run two before: sums over every other number.
+    # Each run from the fourth on is a difference to the run two before, so sum every other number.
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     for run in (int(runs.min()), int(runs.max())):
@@ -147,7 +147,7 @@ def _listed_runs(counts: Sequence[object], pixels: int) -> npt.NDArray[np.int64]
 
 
 def _check_count(count: int, pixels: int) -> None:
-    # Runs of no pixel are odd but harmless. So many of them are not, and their sums would overflow.
+    # A few empty runs are harmless; very many would make the sums overflow.
     if count > 2 * pixels + 2:
         raise ValueError(f"{count} runs for {pixels} pixels")
 
@@ -158,7 +158,7 @@ def _check_run(run: int, pixels: int) -> None:
 
 
 def _shown(value: object) -> str:
-    """A value of somebody's file in a few characters, however long or deep it is."""
+    """Return a value of the file, shortened to a few characters."""
     if isinstance(value, int) and abs(value) > 10**15:
         return "a huge number"
     return reprlib.repr(value)

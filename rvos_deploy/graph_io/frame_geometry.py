@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.input_size import STRIDE
 from rvos_deploy.graph_io.resampling import Taps, bilinear_taps, fixed_point
 
-STRIDE = 32
-"""Heights and widths are multiples of this: the coarsest feature map's stride."""
 MASK_STRIDE = 4
 PADDING = (122, 116, 104)
 """CLIP's mean colour: what is padded is close to zero after normalisation."""
@@ -133,16 +132,3 @@ def display_masks(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArr
     for mask, one in zip(masks, logits, strict=True):
         mask[:] = display_mask(one, geometry)
     return masks
-
-
-def check_size(height: int, width: int) -> None:
-    """Raise InputError unless both are positive multiples of 32."""
-    if height < STRIDE or width < STRIDE or height % STRIDE or width % STRIDE:
-
-        def nearest(side: int) -> int:
-            return max(STRIDE, round(side / STRIDE) * STRIDE)
-
-        raise InputError(
-            f"size {height}x{width} is not a multiple of {STRIDE}; "
-            f"the nearest that is: {nearest(height)}x{nearest(width)}"
-        )

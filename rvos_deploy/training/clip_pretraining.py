@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rvos_deploy.datasets.moving_sprites import caption_record, contrast_pair
-from rvos_deploy.datasets.moving_sprites.emoji import require_font
-from rvos_deploy.datasets.moving_sprites.palette import Split
+from rvos_deploy.datasets.moving_sprites import caption_example, contrast_pair
+from rvos_deploy.datasets.moving_sprites.looks import require_font
+from rvos_deploy.datasets.moving_sprites.world import Split
 from rvos_deploy.environment import versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import replacing
@@ -76,7 +76,7 @@ class Captions(Dataset[tuple[Tensor, list[str], list[str]]]):
         recipe = self._recipe
         rng = np.random.default_rng((self._stream, recipe.seed, self._start + index))
         split: Split = "train" if self._stream == TRAIN_STREAM else "valid"
-        make = partial(caption_record, split=split, emoji=recipe.emoji)
+        make = partial(caption_example, split=split, emoji=recipe.emoji)
         if rng.random() < 0.5:
             examples = contrast_pair(rng, recipe.size, split=split, emoji=recipe.emoji)
         else:

@@ -27,7 +27,8 @@ from rvos_deploy.datasets.moving_sprites import (
     render,
 )
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import PADDING, STRIDE
+from rvos_deploy.graph_io.frame_geometry import PADDING
+from rvos_deploy.graph_io.input_size import STRIDE
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
 from rvos_deploy.training.augmentation import Pictures, augment, mirror_text, resized_size

@@ -20,7 +20,7 @@ from rvos_deploy.datasets import (
     read_mevis,
     read_ref_youtube_vos,
 )
-from rvos_deploy.datasets.moving_sprites.emoji import require_font
+from rvos_deploy.datasets.moving_sprites.looks import require_font
 from rvos_deploy.errors import InputError
 from rvos_deploy.networks.pan2024.modules.checkpoint import load_checkpoint
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network

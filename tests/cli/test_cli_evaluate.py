@@ -13,7 +13,7 @@ from PIL import Image
 
 from rvos_deploy.datasets import read_mevis
 from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
-from rvos_deploy.datasets.moving_sprites.emoji import EMOJI
+from rvos_deploy.datasets.moving_sprites.looks import EMOJI
 from rvos_deploy.errors import InputError
 
 SPRITES = ("make-data", "sprites", "--split", "valid", "--no-emoji", "--size", "64x96")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import STRIDE
+from rvos_deploy.graph_io.input_size import STRIDE
 from rvos_deploy.graph_io.tokenizer import CONTEXT_LENGTH
 from rvos_deploy.networks.pan2024.config import (
     PRESETS,

@@ -1,8 +1,7 @@
-"""Moving Sprites: videos with exact masks, and expressions that say which object moves how.
+"""Generate Moving Sprites: videos with exact masks, and expressions that refer to their objects.
 
-The synthetic benchmark for motion expressions, and the material that the tiny network is trained
-on. It stands outside ``rvos_deploy.training``, most of which needs torch, because the demo of an
-installation without torch renders its video with it. Torch-free::
+Moving Sprites is a synthetic data set for motion expressions. The tiny network is trained on it,
+and the demo renders its video with it, so this package does not import torch::
 
     video = make_video(seed=1, split="train", index=0)
     frames, masks = render(video)  # uint8 [T, H, W, 3], bool [T, K, H, W]
@@ -15,27 +14,26 @@ from __future__ import annotations
 from rvos_deploy.datasets.moving_sprites.captions import (
     CaptionExample,
     caption_example,
-    caption_record,
     contrast_pair,
 )
-from rvos_deploy.datasets.moving_sprites.claims import OPPOSITES
-from rvos_deploy.datasets.moving_sprites.emoji import find_font
-from rvos_deploy.datasets.moving_sprites.generate import make_video
-from rvos_deploy.datasets.moving_sprites.mevis import write_mevis
-from rvos_deploy.datasets.moving_sprites.palette import COLOURS, HELD_OUT, SPLITS, Look, Split
-from rvos_deploy.datasets.moving_sprites.phrases import PHRASES
+from rvos_deploy.datasets.moving_sprites.generate import find_video, make_video
+from rvos_deploy.datasets.moving_sprites.language import PHRASES
+from rvos_deploy.datasets.moving_sprites.looks import COLOURS, HELD_OUT, SHAPES, find_font
+from rvos_deploy.datasets.moving_sprites.predicates import OPPOSITES
 from rvos_deploy.datasets.moving_sprites.render import iterate, render
-from rvos_deploy.datasets.moving_sprites.sample import Sample, find_video, sample_video
-from rvos_deploy.datasets.moving_sprites.shapes import SHAPES
 from rvos_deploy.datasets.moving_sprites.world import (
     KINDS,
+    SPLITS,
     WORLD_VERSION,
     Expression,
     Kind,
+    Look,
+    Split,
     SpriteObject,
     SpriteVideo,
     WorldConfig,
 )
+from rvos_deploy.datasets.moving_sprites.writers import Sample, sample_video, write_mevis
 
 __all__ = [
     "COLOURS",
@@ -56,7 +54,6 @@ __all__ = [
     "SpriteVideo",
     "WorldConfig",
     "caption_example",
-    "caption_record",
     "contrast_pair",
     "find_font",
     "find_video",

@@ -1,48 +1,34 @@
-"""Backgrounds: a canvas larger than the frame, painted once a video; the frame is a window that
-moves on it.
+"""Draw and paint backgrounds.
+
+A background is larger than the frame and is painted once for each video. The frame is a window that
+moves over the background.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from rvos_deploy.datasets.moving_sprites.palette import Split
 from rvos_deploy.datasets.moving_sprites.rng import below, chance, pick, stream, uniform
+from rvos_deploy.datasets.moving_sprites.world import Array, Background, Picture, Split
 from rvos_deploy.errors import InputError
 from rvos_deploy.images import read_image
 
-Field = npt.NDArray[np.float64]
-
-_SHORT_SIDE = 192  # procedural canvases are computed at most this high, then enlarged
+_SHORT_SIDE = 192  # procedural backgrounds are computed with at most this short side
 _PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
-@dataclass(frozen=True)
-class Background:
-    """What a canvas is painted from: equal values paint equal pixels. Sizes in pixels."""
-
-    family: str
-    key: tuple[int, ...]
-    height: int
-    width: int
-    split: Split
-    photo: str | None = None
-
-
-def _enlarge(field: Field, height: int, width: int) -> Field:
+def _enlarge(field: Array, height: int, width: int) -> Array:
     image = Image.fromarray(field.astype(np.float32))
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.float64)
 
 
-def _clouds(rng: np.random.Generator, height: int, width: int, cells: int, octaves: int) -> Field:
-    """Fractal value noise, about 0 .. 1; ``cells`` across the short side in the first octave."""
+def _clouds(rng: np.random.Generator, height: int, width: int, cells: int, octaves: int) -> Array:
+    """Return fractal value noise, about 0 .. 1; octave 0 has ``cells`` across the short side."""
     total = np.zeros((height, width))
     weight = 1.0
     for octave in range(octaves):
@@ -55,34 +41,34 @@ def _clouds(rng: np.random.Generator, height: int, width: int, cells: int, octav
     return 0.5 + total
 
 
-def _axes(height: int, width: int) -> tuple[Field, Field]:
+def _axes(height: int, width: int) -> tuple[Array, Array]:
     short = min(height, width)
     return np.arange(width)[None, :] / short, np.arange(height)[:, None] / short
 
 
-def _ramp(rng: np.random.Generator, height: int, width: int) -> Field:
+def _ramp(rng: np.random.Generator, height: int, width: int) -> Array:
     x, y = _axes(height, width)
     turn = uniform(rng, 0, 2 * np.pi)
     ramp = x * np.cos(turn) + y * np.sin(turn)
     ramp = (ramp - ramp.min()) / np.ptp(ramp)
-    shaded: Field = ramp + 0.2 * (_clouds(rng, height, width, 3, 3) - 0.5)
+    shaded: Array = ramp + 0.2 * (_clouds(rng, height, width, 3, 3) - 0.5)
     return shaded
 
 
-def _noise(rng: np.random.Generator, height: int, width: int) -> Field:
+def _noise(rng: np.random.Generator, height: int, width: int) -> Array:
     return _clouds(rng, height, width, 2 + below(rng, 3), 5)
 
 
-def _stripes(rng: np.random.Generator, height: int, width: int) -> Field:
+def _stripes(rng: np.random.Generator, height: int, width: int) -> Array:
     x, y = _axes(height, width)
     turn, period = uniform(rng, 0, np.pi), uniform(rng, 0.16, 0.4)
     bend = 0.12 * (_clouds(rng, height, width, 2, 2) - 0.5)
     wave = np.sin(2 * np.pi * (x * np.cos(turn) + y * np.sin(turn) + bend) / period)
-    stripes: Field = np.clip(0.5 + wave * 1.4, 0, 1)
+    stripes: Array = np.clip(0.5 + wave * 1.4, 0, 1)
     return 0.55 * stripes + 0.45 * _clouds(rng, height, width, 4, 4)
 
 
-def _plasma(rng: np.random.Generator, height: int, width: int) -> Field:
+def _plasma(rng: np.random.Generator, height: int, width: int) -> Array:
     x, y = _axes(height, width)
     total = np.zeros((height, width))
     for _ in range(4):
@@ -91,30 +77,30 @@ def _plasma(rng: np.random.Generator, height: int, width: int) -> Field:
     return 0.5 + total / 6
 
 
-def _glow(rng: np.random.Generator, height: int, width: int) -> Field:
+def _glow(rng: np.random.Generator, height: int, width: int) -> Array:
     x, y = _axes(height, width)
     distance = np.hypot(x - uniform(rng, 0.2, 1.4), y - uniform(rng, 0.1, 0.9))
     return 1 - distance / 1.3 + 0.25 * (_clouds(rng, height, width, 4, 3) - 0.5)
 
 
-def _checks(rng: np.random.Generator, height: int, width: int) -> Field:
+def _checks(rng: np.random.Generator, height: int, width: int) -> Array:
     x, y = _axes(height, width)
     turn, period = uniform(rng, -0.5, 0.5), uniform(rng, 0.2, 0.42)
     u = np.sin(2 * np.pi * (x * np.cos(turn) + y * np.sin(turn)) / period)
     v = np.sin(2 * np.pi * (y * np.cos(turn) - x * np.sin(turn)) / period)
-    board: Field = np.clip(0.5 + u * v * 5, 0, 1)
+    board: Array = np.clip(0.5 + u * v * 5, 0, 1)
     return 0.45 * board + 0.55 * _clouds(rng, height, width, 3, 4)
 
 
-def _marble(rng: np.random.Generator, height: int, width: int) -> Field:
+def _marble(rng: np.random.Generator, height: int, width: int) -> Array:
     x, y = _axes(height, width)
     turn = uniform(rng, 0, np.pi)
     veins = (x * np.cos(turn) + y * np.sin(turn)) * uniform(rng, 3, 6)
-    wave: Field = np.sin(veins + 7 * _clouds(rng, height, width, 2, 4))
+    wave: Array = np.sin(veins + 7 * _clouds(rng, height, width, 2, 4))
     return 0.5 + 0.5 * wave
 
 
-def _cells(rng: np.random.Generator, height: int, width: int) -> Field:
+def _cells(rng: np.random.Generator, height: int, width: int) -> Array:
     x, y = _axes(height, width)
     points, tones = rng.random((26, 2)), rng.random(26)
     nearest = np.full((height, width), np.inf)
@@ -127,7 +113,7 @@ def _cells(rng: np.random.Generator, height: int, width: int) -> Field:
     return 0.75 * tone + 0.25 * _clouds(rng, height, width, 4, 4)
 
 
-_PAINTERS: dict[str, Callable[[np.random.Generator, int, int], Field]] = {
+_PAINTERS: dict[str, Callable[[np.random.Generator, int, int], Array]] = {
     "noise": _noise,
     "ramp": _ramp,
     "stripes": _stripes,
@@ -141,11 +127,11 @@ FAMILIES: dict[Split, tuple[str, ...]] = {
     "train": ("noise", "ramp", "stripes", "plasma", "cells"),
     "valid": ("noise", "glow", "checks", "marble"),
 }
-"""Families of each split. ``noise`` is in both, with other colours (``_palette``)."""
+"""Families of each split. ``noise`` is in both, with different colours (``_draw_colours``)."""
 
 
-def _palette(rng: np.random.Generator, split: Split) -> Field:
-    """Two muted colours, float64 [2, 3] in 0 .. 255: dull, so that the vivid objects stand out."""
+def _draw_colours(rng: np.random.Generator, split: Split) -> Array:
+    """Draw two muted colours, float64 [2, 3] in 0 .. 255, so that the vivid objects stand out."""
     hue = uniform(rng, 0, 1)
     turn = uniform(rng, -0.12, 0.12) if split == "train" else uniform(rng, 0.2, 0.5)
     values = [uniform(rng, 0.3, 0.48), uniform(rng, 0.52, 0.74)]
@@ -160,7 +146,7 @@ def _palette(rng: np.random.Generator, split: Split) -> Field:
 
 @lru_cache(maxsize=4)
 def list_photos(folder: str) -> tuple[str, ...]:
-    """Return the photographs in ``folder``, sorted. Raises InputError where there is none."""
+    """Return the photographs in ``folder``, sorted. Raises InputError if there are none."""
     root = Path(folder)
     found = sorted(p for p in root.rglob("*") if p.suffix.lower() in _PHOTO_SUFFIXES)
     if not found:
@@ -171,10 +157,10 @@ def list_photos(folder: str) -> tuple[str, ...]:
 def draw_background(
     rng: np.random.Generator, split: Split, height: int, width: int, photos: str | None
 ) -> Background:
-    """Draw what a canvas of [height, width] pixels is painted from.
+    """Draw the recipe of a background of [height, width] pixels.
 
-    With a folder of at least five photographs every fifth is kept for validation. Raises InputError
-    for a folder without photographs.
+    Where the folder ``photos`` holds at least five photographs, every fifth is kept for validation.
+    Raises InputError for a folder without photographs.
     """
     key = (below(rng, 2**31), below(rng, 2**31))
     family = pick(rng, FAMILIES[split])
@@ -188,7 +174,7 @@ def draw_background(
     return Background(family, key, height, width, split)
 
 
-def _photo(background: Background, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def _photo(background: Background, rng: np.random.Generator) -> Picture:
     if background.photo is None:
         raise InputError("a background of family 'photo' needs a photo")
     image = read_image(Path(background.photo)).convert("RGB")
@@ -197,17 +183,18 @@ def _photo(background: Background, rng: np.random.Generator) -> npt.NDArray[np.u
 
 
 @lru_cache(maxsize=8)
-def paint_background(background: Background) -> npt.NDArray[np.uint8]:
-    """Paint the canvas: uint8 [height, width, 3], read-only. Raises InputError for an unreadable
-    photograph.
+def paint_background(background: Background) -> Picture:
+    """Paint a background: uint8 [height, width, 3], read-only.
+
+    Raises InputError for an unreadable photograph.
     """
     rng = stream(*background.key)
     if background.family == "photo":
-        canvas: npt.NDArray[np.uint8] = _photo(background, rng).copy()
+        canvas: Picture = _photo(background, rng).copy()
     else:
         scale = min(1.0, _SHORT_SIDE / min(background.height, background.width))
         height, width = round(background.height * scale), round(background.width * scale)
-        colours = _palette(rng, background.split)
+        colours = _draw_colours(rng, background.split)
         field = np.clip(_PAINTERS[background.family](rng, height, width), 0, 1)[..., None]
         grain = 10 * (rng.random((height, width, 1)) - 0.5)
         mixed = colours[0] + (colours[1] - colours[0]) * field + grain

@@ -1,66 +1,156 @@
-"""Expressions: drawn at random, kept where the measured facts leave no doubt what they mean."""
+"""Draw referring expressions, and keep those whose targets the measurements leave beyond doubt."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from rvos_deploy.datasets.moving_sprites.claims import CLAIMS, OPPOSITES
-from rvos_deploy.datasets.moving_sprites.emoji import EMOJI
-from rvos_deploy.datasets.moving_sprites.measurements import Facts
-from rvos_deploy.datasets.moving_sprites.palette import COLOURS, Texture, combination_allowed
-from rvos_deploy.datasets.moving_sprites.phrases import COUNTS, PLACES, SUPERLATIVES
-from rvos_deploy.datasets.moving_sprites.referents import Description, Judge
+from rvos_deploy.datasets.moving_sprites.language import (
+    COUNT_WORDS,
+    RELATION_PHRASES,
+    SUPERLATIVE_PHRASES,
+    Noun,
+    motion_words,
+    noun_words,
+)
+from rvos_deploy.datasets.moving_sprites.looks import COLOURS, EMOJI, SHAPES, combination_allowed
+from rvos_deploy.datasets.moving_sprites.predicates import (
+    OPPOSITES,
+    PREDICATES,
+    Measurements,
+    Ternary,
+    all_of,
+    approaches,
+    beside,
+    is_extreme,
+    overtakes,
+)
 from rvos_deploy.datasets.moving_sprites.rng import below, between, chance, pick, weighted
-from rvos_deploy.datasets.moving_sprites.shapes import SHAPES
-from rvos_deploy.datasets.moving_sprites.wording import Noun, motion_words, noun_words
-from rvos_deploy.datasets.moving_sprites.world import KINDS, Expression, Kind, SpriteVideo
+from rvos_deploy.datasets.moving_sprites.world import (
+    KINDS,
+    RELATIONS,
+    SUPERLATIVES,
+    Expression,
+    Kind,
+    SpriteVideo,
+    Texture,
+)
 
-KIND_WEIGHTS: dict[Kind, float] = {
-    "appearance": 0.14,
-    "motion": 0.5,
-    "relation": 0.14,
-    "plural": 0.11,
-    "no_target": 0.11,
-}
-"""How often each kind is tried first; what comes out also depends on what a scene allows."""
+_KIND_WEIGHTS: dict[Kind, float] = {
+    "appearance": 0.14, "motion": 0.5, "relation": 0.14, "plural": 0.11, "no_target": 0.11,
+}  # fmt: skip
+"""How often each kind is tried; how many are found also depends on the scene."""
 
 _EASY: tuple[Kind, ...] = ("plural", "no_target", "appearance")
-"""Kinds that every scene allows; each video takes a few at most, lest they crowd out motion."""
+"""Kinds that every scene allows. Each video takes only a few, so that motion stays frequent."""
 
-_TRIES = 24  # draws before a kind is given up for a video
+_TRIES = 24  # draws for one expression before its kind is given up for the video
 
 
-def _noun_of(rng: np.random.Generator, judge: Judge, k: int, bare: float) -> Noun:
-    """Draw a noun that is true of object ``k``; ``bare``: how often it may be just "the one"."""
-    item = judge.video.objects[k]
+@dataclass(frozen=True)
+class Description:
+    """A noun and a predicate that the expression claims of it.
+
+    claim: a predicate of motion, a relation or a superlative. other: the index of the object that a
+    relation, "toward" or "away" refers to.
+    """
+
+    noun: Noun
+    claim: str | None = None
+    other: int | None = None
+
+
+class ReferentResolver:
+    """Resolves which objects of one video a description is true of."""
+
+    def __init__(self, video: SpriteVideo, measured: Sequence[Measurements]) -> None:
+        self.video, self.measured = video, measured
+        self._cache: dict[tuple[str, int, int | None], Ternary] = {}
+
+    def fits(self, noun: Noun) -> list[Ternary]:
+        """Judge for every object whether ``noun`` describes it."""
+        return [noun.fits(item.look, item.size) for item in self.video.objects]
+
+    def is_shared(self, noun: Noun, k: int) -> bool:
+        """Tell whether ``noun`` also describes another object than ``k``."""
+        return any(fit for i, fit in enumerate(self.fits(noun)) if i != k)
+
+    def holds(self, claim: str, k: int, other: int | None = None) -> Ternary:
+        """Judge whether the predicate ``claim`` is true of object ``k``."""
+        key = claim, k, other
+        if key not in self._cache:
+            self._cache[key] = self._judge(claim, k, other)
+        return self._cache[key]
+
+    def _judge(self, claim: str, k: int, other: int | None) -> Ternary:
+        if claim == "overtake":
+            return overtakes(k, self.measured)
+        item, config = self.measured[k], self.video.config
+        if other is None:
+            return PREDICATES[claim](item)
+        if other == k:
+            return False
+        if claim in RELATIONS:
+            return beside(claim, item, self.measured[other], config.width, config.height)
+        return approaches(item, self.measured[other], config.path_unit, away=claim == "away")
+
+    def _judge_superlative(self, claim: str, fits: list[Ternary]) -> list[Ternary]:
+        config = self.video.config
+        rivals = [k for k, fit in enumerate(fits) if fit]
+        results: list[Ternary] = [False] * len(fits)
+        for k in rivals:
+            others = [self.measured[i] for i in rivals if i != k]
+            results[k] = is_extreme(claim, self.measured[k], others, config.width, config.height)
+        return results
+
+    def targets(self, description: Description) -> tuple[int, ...] | None:
+        """Return the objects that a description is true of, or None if any object is in doubt."""
+        fits, claim = self.fits(description.noun), description.claim
+        if claim is None:
+            results = fits
+        elif claim in SUPERLATIVES:
+            if None in fits:
+                return None
+            results = self._judge_superlative(claim, fits)
+        else:
+            results = [
+                False if fit is False else all_of(fit, self.holds(claim, k, description.other))
+                for k, fit in enumerate(fits)
+            ]
+        return None if None in results else tuple(k for k, holds in enumerate(results) if holds)
+
+
+def _draw_noun(rng: np.random.Generator, resolver: ReferentResolver, k: int, bare: float) -> Noun:
+    """Draw a noun that is true of object ``k``; with probability ``bare`` it is just "the one"."""
+    item = resolver.video.objects[k]
     if chance(rng, bare):
         return Noun()
     size = item.size if chance(rng, 0.3) else None
     if item.look.is_emoji:
         return Noun(name=item.look.name, size=size)
-    texture: Texture | None = None
-    texture = item.look.texture if item.look.texture != "plain" and chance(rng, 0.5) else None
-    if texture is None and chance(rng, 0.06):
-        texture = item.look.texture
+    texture: Texture | None = item.look.texture
+    named = texture != "plain" and chance(rng, 0.5)
+    if not named and not chance(rng, 0.06):
+        texture = None
     form = below(rng, 10)
     name = None if form == 0 else item.look.name
     colour = None if form in (1, 2, 3) else item.look.colour
     return Noun(name, colour, size, texture)
 
 
-def _absent_noun(rng: np.random.Generator, judge: Judge) -> Noun:
-    """Draw a noun for what is not there, mostly by exchanging one attribute of what is."""
-    item = pick(rng, judge.video.objects)
-    if judge.video.config.emoji and chance(rng, 0.25):
+def _draw_absent_noun(rng: np.random.Generator, resolver: ReferentResolver) -> Noun:
+    """Draw a noun that probably fits no object, mostly by changing one attribute of an object."""
+    item = pick(rng, resolver.video.objects)
+    if resolver.video.config.emoji and chance(rng, 0.25):
         return Noun(name=pick(rng, tuple(EMOJI)))
     name = item.look.name if item.look.name in SHAPES else pick(rng, tuple(SHAPES))
     colour = item.look.colour or pick(rng, tuple(COLOURS))
-    others = [o.look for o in judge.video.objects if not o.look.is_emoji]
+    others = [o.look for o in resolver.video.objects if not o.look.is_emoji]
     form = below(rng, 5)
-    if form <= 1:  # colour of one object, shape of another: the hard ones
+    if form <= 1:  # the colour of one object with the shape of another is the hardest negative
         colour = (pick(rng, others).colour if others and form == 0 else None) or pick(
             rng, tuple(COLOURS)
         )
@@ -73,130 +163,133 @@ def _absent_noun(rng: np.random.Generator, judge: Judge) -> Noun:
     return Noun(name, colour)
 
 
-def _speak(
-    rng: np.random.Generator, judge: Judge, said: Description, plural: bool, count: int
-) -> str | None:
-    """Put a description into words; None where what it refers to cannot be named."""
-    words = noun_words(said.noun, plural, rng)
-    if said.claim in SUPERLATIVES:
-        return "the " + pick(rng, SUPERLATIVES[said.claim]).format(words)
-    text = f"{_article(rng, plural, count)} {words}"
-    if plural and said.claim and said.noun == Noun() and chance(rng, 0.4):
-        text, plural = "everything", False
-    if said.claim is None:
-        return text
-    if said.other is None:
-        return f"{text} {motion_words(said.claim, plural, rng)}"
-    other = _unique_noun(rng, judge, said.other)
-    if other is None:
-        return None
-    goal = f"the {noun_words(other, False, rng)}"
-    if said.claim in PLACES:
-        link = "" if chance(rng, 0.6) else (" that are" if plural else " that is")
-        return f"{text}{link} {pick(rng, PLACES[said.claim])} {goal}"
-    return f"{text} {motion_words(said.claim, plural, rng)} {goal}"
-
-
-def _article(rng: np.random.Generator, plural: bool, count: int) -> str:
-    if not plural:
-        return "the"
-    return weighted(rng, ("all the", f"the {COUNTS[count]}", "the", "all"), (0.4, 0.35, 0.15, 0.1))
-
-
-def _unique_noun(rng: np.random.Generator, judge: Judge, k: int) -> Noun | None:
+def _draw_unique_noun(rng: np.random.Generator, resolver: ReferentResolver, k: int) -> Noun | None:
     for _ in range(6):
-        noun = _noun_of(rng, judge, k, 0.0)
-        if noun.name and judge.targets(Description(noun)) == (k,):
+        noun = _draw_noun(rng, resolver, k, 0.0)
+        if noun.name and resolver.targets(Description(noun)) == (k,):
             return noun
     return None
 
 
-def _looks_shared(judge: Judge, noun: Noun, k: int) -> bool:
-    """Tell whether ``noun`` also names another object, so that only the claim tells them apart."""
-    return any(fit for i, fit in enumerate(judge.fits(noun)) if i != k)
+def _draw_article(rng: np.random.Generator, plural: bool, count: int) -> str:
+    if not plural:
+        return "the"
+    articles = ("all the", f"the {COUNT_WORDS[count]}", "the", "all")
+    return weighted(rng, articles, (0.4, 0.35, 0.15, 0.1))
 
 
-def _draw_appearance(rng: np.random.Generator, judge: Judge) -> Description | None:
-    k = below(rng, len(judge.video.objects))
-    said = Description(_noun_of(rng, judge, k, 0.0))
-    return said if judge.targets(said) == (k,) else None
+def _draw_text(
+    rng: np.random.Generator,
+    resolver: ReferentResolver,
+    description: Description,
+    plural: bool,
+    count: int,
+) -> str | None:
+    """Put a description into words, or return None if no noun names its other object uniquely."""
+    noun, claim = description.noun, description.claim
+    words = noun_words(noun, plural, rng)
+    if claim in SUPERLATIVES:
+        return "the " + pick(rng, SUPERLATIVE_PHRASES[claim]).format(words)
+    text = f"{_draw_article(rng, plural, count)} {words}"
+    if plural and claim and noun == Noun() and chance(rng, 0.4):
+        text, plural = "everything", False
+    if claim is None:
+        return text
+    if description.other is None:
+        return f"{text} {motion_words(claim, plural, rng)}"
+    other = _draw_unique_noun(rng, resolver, description.other)
+    if other is None:
+        return None
+    goal = f"the {noun_words(other, False, rng)}"
+    if claim in RELATIONS:
+        link = "" if chance(rng, 0.6) else (" that are" if plural else " that is")
+        return f"{text}{link} {pick(rng, RELATION_PHRASES[claim])} {goal}"
+    return f"{text} {motion_words(claim, plural, rng)} {goal}"
 
 
-def _claim_of(rng: np.random.Generator, judge: Judge, k: int) -> tuple[str, int | None] | None:
-    """Draw a claim of motion that is true of object ``k``, with what it refers to."""
-    item = judge.video.objects[k]
+def _draw_claim(
+    rng: np.random.Generator, resolver: ReferentResolver, k: int
+) -> tuple[str, int | None] | None:
+    """Draw a predicate of motion that is true of object ``k``, with the object it refers to."""
+    item = resolver.video.objects[k]
     if item.motion in ("toward", "away") and chance(rng, 0.7):
-        goals = [i for i in range(len(judge.facts)) if judge.holds(item.motion, k, i)]
+        goals = [i for i in range(len(resolver.measured)) if resolver.holds(item.motion, k, i)]
         if goals:
             return item.motion, pick(rng, goals)
     if item.motion == "overtake" and chance(rng, 0.7):
-        return ("overtake", None) if judge.holds("overtake", k) else None
-    true = [claim for claim in CLAIMS if judge.holds(claim, k)]
-    # "the moving star" says little; it is kept for where the rest stands still.
+        return ("overtake", None) if resolver.holds("overtake", k) else None
+    true = [claim for claim in PREDICATES if resolver.holds(claim, k)]
+    # "the moving star" says little unless all other objects stand still, so it is drawn rarely.
     weights = [0.3 if claim == "moving" else 1.0 for claim in true]
     return (weighted(rng, true, weights), None) if true else None
 
 
-def _contrasted(judge: Judge, said: Description, k: int) -> bool:
-    """Fast and slow are said only where another object of that name shows the contrast."""
-    if said.claim not in ("fast", "slow"):
+def _has_contrast(resolver: ReferentResolver, description: Description, k: int) -> bool:
+    """Tell whether a look-alike shows the opposite, which "fast" and "slow" need to be clear."""
+    if description.claim not in ("fast", "slow"):
         return True
-    fits = judge.fits(said.noun)
-    return any(
-        fit and judge.holds(OPPOSITES[said.claim], i) for i, fit in enumerate(fits) if i != k
-    )
+    opposite = OPPOSITES[description.claim]
+    fits = resolver.fits(description.noun)
+    return any(fit and resolver.holds(opposite, i) for i, fit in enumerate(fits) if i != k)
 
 
-def _draw_motion(rng: np.random.Generator, judge: Judge) -> Description | None:
-    k = below(rng, len(judge.video.objects))
-    claim = _claim_of(rng, judge, k)
+def _draw_appearance(rng: np.random.Generator, resolver: ReferentResolver) -> Description | None:
+    k = below(rng, len(resolver.video.objects))
+    description = Description(_draw_noun(rng, resolver, k, 0.0))
+    return description if resolver.targets(description) == (k,) else None
+
+
+def _draw_motion(rng: np.random.Generator, resolver: ReferentResolver) -> Description | None:
+    k = below(rng, len(resolver.video.objects))
+    claim = _draw_claim(rng, resolver, k)
     if claim is None:
         return None
-    said = Description(_noun_of(rng, judge, k, 0.12), *claim)
-    exact = judge.targets(said) == (k,) and _contrasted(judge, said, k)
-    return said if exact and _looks_shared(judge, said.noun, k) else None
+    description = Description(_draw_noun(rng, resolver, k, 0.12), *claim)
+    exact = resolver.targets(description) == (k,) and _has_contrast(resolver, description, k)
+    return description if exact and resolver.is_shared(description.noun, k) else None
 
 
-def _draw_relation(rng: np.random.Generator, judge: Judge) -> Description | None:
-    k = below(rng, len(judge.video.objects))
-    noun = _noun_of(rng, judge, k, 0.08)
-    if not _looks_shared(judge, noun, k):
+def _draw_relation(rng: np.random.Generator, resolver: ReferentResolver) -> Description | None:
+    k = below(rng, len(resolver.video.objects))
+    noun = _draw_noun(rng, resolver, k, 0.08)
+    if not resolver.is_shared(noun, k):
         return None
-    others = range(len(judge.facts))
+    others = range(len(resolver.measured))
     true: list[tuple[str, int | None]] = [
-        (place, i) for place in PLACES for i in others if judge.holds(place, k, i)
+        (relation, i) for relation in RELATIONS for i in others if resolver.holds(relation, k, i)
     ]
     if not true or chance(rng, 0.3):
         true = [(superlative, None) for superlative in SUPERLATIVES]
-    said = Description(noun, *pick(rng, true))
-    return said if judge.targets(said) == (k,) else None
+    description = Description(noun, *pick(rng, true))
+    return description if resolver.targets(description) == (k,) else None
 
 
-def _draw_plural(rng: np.random.Generator, judge: Judge) -> Description | None:
-    k = below(rng, len(judge.video.objects))
-    claim = _claim_of(rng, judge, k) if chance(rng, 0.5) else None
-    noun = _noun_of(rng, judge, k, 0.4 if claim else 0.0)
+def _draw_plural(rng: np.random.Generator, resolver: ReferentResolver) -> Description | None:
+    k = below(rng, len(resolver.video.objects))
+    claim = _draw_claim(rng, resolver, k) if chance(rng, 0.5) else None
+    noun = _draw_noun(rng, resolver, k, 0.4 if claim else 0.0)
     if claim and claim[0] in ("fast", "slow", "overtake"):
         return None
-    said = Description(noun, *(claim or (None, None)))
-    targets = judge.targets(said)
-    return said if targets and len(targets) >= 2 else None
+    description = Description(noun, *(claim or (None, None)))
+    targets = resolver.targets(description)
+    return description if targets and len(targets) >= 2 else None
 
 
-def _draw_no_target(rng: np.random.Generator, judge: Judge) -> Description | None:
+def _draw_no_target(rng: np.random.Generator, resolver: ReferentResolver) -> Description | None:
     if chance(rng, 0.5):
-        said = Description(_absent_noun(rng, judge))
+        description = Description(_draw_absent_noun(rng, resolver))
     else:
-        k = below(rng, len(judge.video.objects))
-        noun = _noun_of(rng, judge, k, 0.1)
-        mine = [c for c in CLAIMS if judge.holds(c, k) and c in OPPOSITES]
+        k = below(rng, len(resolver.video.objects))
+        noun = _draw_noun(rng, resolver, k, 0.1)
+        mine = [c for c in PREDICATES if resolver.holds(c, k) and c in OPPOSITES]
         opposite = OPPOSITES[pick(rng, mine)] if mine and chance(rng, 0.6) else None
-        said = Description(noun, opposite or pick(rng, tuple(CLAIMS)))
-    allowed = combination_allowed(judge.video.split, said.noun.colour, said.noun.name)
-    return said if allowed and judge.targets(said) == () else None
+        description = Description(noun, opposite or pick(rng, tuple(PREDICATES)))
+    noun = description.noun
+    allowed = combination_allowed(resolver.video.split, noun.colour, noun.name)
+    return description if allowed and resolver.targets(description) == () else None
 
 
-_DRAWS: dict[Kind, Callable[[np.random.Generator, Judge], Description | None]] = {
+_DRAWS: dict[Kind, Callable[[np.random.Generator, ReferentResolver], Description | None]] = {
     "appearance": _draw_appearance,
     "motion": _draw_motion,
     "relation": _draw_relation,
@@ -205,44 +298,46 @@ _DRAWS: dict[Kind, Callable[[np.random.Generator, Judge], Description | None]] =
 }
 
 
-def _draw_one(
-    rng: np.random.Generator, judge: Judge, kind: Kind, used: Counter[object]
+def _draw_expression(
+    rng: np.random.Generator, resolver: ReferentResolver, kind: Kind, used: Counter[object]
 ) -> Expression | None:
+    """Draw an expression of ``kind``, or return None after ``_TRIES`` draws.
+
+    used: counts the texts and the meanings that the video has already; updated here.
+    """
     for _ in range(_TRIES):
-        said = _DRAWS[kind](rng, judge)
-        targets = judge.targets(said) if said else None
-        if said is None or targets is None:
+        description = _DRAWS[kind](rng, resolver)
+        targets = resolver.targets(description) if description else None
+        if description is None or targets is None:
             continue
-        plural = kind == "plural"
-        text = _speak(rng, judge, said, plural, len(targets))
-        # One sentence must not come twice, and few wordings of a thought are enough.
-        thought = (kind, targets, said.claim, said.noun if kind == "no_target" else None)
-        if text is None or text in used or used[thought] >= judge.video.config.wordings:
+        claim, noun = description.claim, description.noun
+        text = _draw_text(rng, resolver, description, kind == "plural", len(targets))
+        # No text occurs twice, and a meaning occurs in at most ``wordings`` texts.
+        meaning = (kind, targets, claim, noun if kind == "no_target" else None)
+        if text is None or text in used or used[meaning] >= resolver.video.config.wordings:
             continue
-        used.update((text, thought))
-        return Expression(text, kind, targets, said.claim)
+        used.update((text, meaning))
+        return Expression(text, kind, targets, claim)
     return None
 
 
 def draw_expressions(
-    rng: np.random.Generator, video: SpriteVideo, facts: Sequence[Facts]
+    rng: np.random.Generator, video: SpriteVideo, measured: Sequence[Measurements]
 ) -> tuple[Expression, ...]:
-    """Draw the expressions of a video: about half of them motion, each exact; () where too few are
-    found.
-    """
-    judge = Judge(video, facts)
+    """Draw the expressions of a video, about half of them of motion; () if too few are found."""
+    resolver = ReferentResolver(video, measured)
     low, high = video.config.expressions
     wanted = between(rng, low, high)
-    left, room = dict(KIND_WEIGHTS), dict.fromkeys(_EASY, 1 + wanted // 6)
+    weights, left = dict(_KIND_WEIGHTS), dict.fromkeys(_EASY, 1 + wanted // 6)
     used: Counter[object] = Counter()
     found: list[Expression] = []
-    while len(found) < wanted and left:
-        kinds = [kind for kind in KINDS if kind in left]
-        kind = weighted(rng, kinds, [left[k] for k in kinds])
-        expression = _draw_one(rng, judge, kind, used)
-        room[kind] = room.get(kind, wanted) - 1
-        if expression is None or room[kind] <= 0:
-            del left[kind]
+    while len(found) < wanted and weights:
+        kinds = [kind for kind in KINDS if kind in weights]
+        kind = weighted(rng, kinds, [weights[k] for k in kinds])
+        expression = _draw_expression(rng, resolver, kind, used)
+        left[kind] = left.get(kind, wanted) - 1
+        if expression is None or left[kind] <= 0:
+            del weights[kind]
         if expression is not None:
             found.append(expression)
     return tuple(found) if len(found) >= low else ()

@@ -1,4 +1,4 @@
-"""Painting: frames and the exact visible mask of every object."""
+"""Paint the frames of a video, and the exact visible mask of every object."""
 
 from __future__ import annotations
 
@@ -11,46 +11,51 @@ import numpy.typing as npt
 from scipy.ndimage import uniform_filter
 
 from rvos_deploy.datasets.moving_sprites.backgrounds import paint_background
-from rvos_deploy.datasets.moving_sprites.emoji import paint_emoji
-from rvos_deploy.datasets.moving_sprites.palette import Look, paint_shape
-from rvos_deploy.datasets.moving_sprites.world import SpriteObject, SpriteVideo
+from rvos_deploy.datasets.moving_sprites.looks import paint_look
+from rvos_deploy.datasets.moving_sprites.world import (
+    Array,
+    Look,
+    Picture,
+    SpriteObject,
+    SpriteVideo,
+)
 from rvos_deploy.errors import InputError
 
 Region = tuple[slice, slice]
+Masks = npt.NDArray[np.bool_]
 
-_SHADOW = 0.42  # opacity of the shadow that a sprite throws on what lies behind it
+_SHADOW = 0.42  # opacity of the shadow that a sprite casts on what lies behind it
 
 
 @dataclass(frozen=True, eq=False)
 class Sprite:
-    """A painted look, ready to be laid over a frame as (colour + frame * rest) >> 8.
+    """A painted look, composited over a frame as (colour + frame * rest) >> 8.
 
-    colour: uint16 [h, w, 3], RGB times opacity (0 .. 256). rest: uint16 [h, w, 1], 256 less
-    opacity. solid: bool [h, w], the object's pixels that are at least half opaque: the ground truth
-    where nothing is in front. area: their number.
+    colour: uint16 [h, w, 3], RGB times opacity (0 .. 256). rest: uint16 [h, w, 1], 256 minus
+    opacity. solid: bool [h, w], the pixels that are at least half opaque; they are the ground truth
+    where no other object is in front. area: the number of solid pixels.
     """
 
     colour: npt.NDArray[np.uint16]
     rest: npt.NDArray[np.uint16]
-    solid: npt.NDArray[np.bool_]
+    solid: Masks
     area: int
 
 
 @lru_cache(maxsize=512)
 def paint_sprite(look: Look, diameter: int) -> Sprite:
-    """Paint ``look`` with a box of ``diameter`` pixels and, around it, its shadow: no part of the
-    object.
+    """Paint ``look`` in a box of ``diameter`` pixels, with a shadow around the box.
 
-    Repeated calls return the same arrays. Raises InputError for an emoji where no font is
-    installed.
+    The shadow is no part of the object. Repeated calls return the same arrays. Raises InputError
+    for an emoji if no font is installed.
     """
-    paint = paint_emoji(look.name, diameter) if look.is_emoji else paint_shape(look, diameter)
+    paint = paint_look(look, diameter)
     pad = max(1, round(diameter * 0.08))
     paint = np.pad(paint, ((pad, pad), (pad, pad), (0, 0)))
     alpha = paint[..., 3].astype(np.float64) / 255
-    fallen = np.roll(alpha, (pad + 1) // 2, axis=0)
+    shifted = np.roll(alpha, (pad + 1) // 2, axis=0)
     shadow = _SHADOW * uniform_filter(
-        uniform_filter(fallen, pad, mode="constant"), pad, mode="constant"
+        uniform_filter(shifted, pad, mode="constant"), pad, mode="constant"
     )
     opacity = np.round(256 * alpha).astype(np.uint16)[..., None]
     cover = np.round(256 * (alpha + shadow * (1 - alpha))).astype(np.uint16)[..., None]
@@ -63,8 +68,9 @@ def paint_sprite(look: Look, diameter: int) -> Sprite:
 def place(
     sprite: Sprite, x: float, y: float, height: int, width: int
 ) -> tuple[Region, Region] | None:
-    """Return the slices of the frame and of the sprite that overlap when its middle lies at (x, y),
-    or None.
+    """Return the overlapping slices of frame and sprite for a sprite centred at (x, y), or None.
+
+    None means that the sprite lies outside the frame of [height, width] pixels.
     """
     tall, wide = sprite.solid.shape
     left, top = round(x - wide / 2), round(y - tall / 2)
@@ -84,10 +90,8 @@ def _placed(
     return None if regions is None else (sprite, *regions)
 
 
-def paint_over(
-    frame: npt.NDArray[np.uint8], sprite: Sprite, at: tuple[slice, slice], part: tuple[slice, slice]
-) -> None:
-    """Lay ``part`` of a sprite over ``frame`` [H, W, 3], in place, at the slices ``at``."""
+def composite(frame: Picture, sprite: Sprite, at: Region, part: Region) -> None:
+    """Composite ``part`` of a sprite over the slices ``at`` of ``frame`` [H, W, 3], in place."""
     under = frame[at].astype(np.uint16)
     under *= sprite.rest[part]
     under += sprite.colour[part]
@@ -95,13 +99,12 @@ def paint_over(
     frame[at] = under
 
 
-def _brighten(frame: npt.NDArray[np.uint8], gain: float) -> npt.NDArray[np.uint8]:
-    table = np.minimum(np.arange(256) * gain, 255).astype(np.uint8)
-    lit: npt.NDArray[np.uint8] = table[frame]
-    return lit
+def _brighten(frame: Picture, gain: float) -> Picture:
+    table: Picture = np.minimum(np.arange(256) * gain, 255).astype(np.uint8)
+    return table[frame]
 
 
-def _frame(video: SpriteVideo, t: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+def _paint_frame(video: SpriteVideo, t: int) -> tuple[Picture, Masks]:
     height, width = video.config.height, video.config.width
     x, y = (int(v) for v in video.offsets[t])
     frame = paint_background(video.background)[y : y + height, x : x + width].copy()
@@ -110,7 +113,7 @@ def _frame(video: SpriteVideo, t: int) -> tuple[npt.NDArray[np.uint8], npt.NDArr
         placed = _placed(item, t, height, width)
         if placed is not None:
             sprite, at, part = placed
-            paint_over(frame, sprite, at, part)
+            composite(frame, sprite, at, part)
             owner[at][sprite.solid[part]] = k + 1
     if video.gains[t] != 1:
         frame = _brighten(frame, float(video.gains[t]))
@@ -120,22 +123,19 @@ def _frame(video: SpriteVideo, t: int) -> tuple[npt.NDArray[np.uint8], npt.NDArr
 
 def iterate(
     video: SpriteVideo, indices: Sequence[int] | None = None
-) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]]:
-    """Yield (frame uint8 [H, W, 3], masks bool [K, H, W]) for each of ``indices``, or of all
-    frames.
+) -> Iterator[tuple[Picture, Masks]]:
+    """Yield (frame uint8 [H, W, 3], masks bool [K, H, W]) for each of ``indices``, or all frames.
 
-    A mask holds the pixels where its object is seen: what lies in front of it is left out. Raises
-    InputError for an index that the video does not have.
+    A mask holds the visible pixels of its object, without those that another object covers. Raises
+    InputError for an index outside the video.
     """
     for t in range(video.config.frames) if indices is None else indices:
         if not 0 <= t < video.config.frames:
             raise InputError(f"frame {t} asked of a video of {video.config.frames} frames")
-        yield _frame(video, t)
+        yield _paint_frame(video, t)
 
 
-def render(
-    video: SpriteVideo, indices: Sequence[int] | None = None
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+def render(video: SpriteVideo, indices: Sequence[int] | None = None) -> tuple[Picture, Masks]:
     """Paint ``indices``, or all frames: uint8 [T, H, W, 3], and visible masks bool [T, K, H, W]."""
     count = video.config.frames if indices is None else len(indices)
     height, width = video.config.height, video.config.width
@@ -146,15 +146,15 @@ def render(
     return frames, masks
 
 
-def visibility(video: SpriteVideo) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Measure, without painting colours, how much of each object is seen.
+def visibility(video: SpriteVideo) -> tuple[Array, Array]:
+    """Measure how much of each object is visible, without painting colours.
 
-    Returns inside and seen, float64 [K, T] in 0 .. 1: the part of the object's own area that lies
-    in the frame, and the part that is visible (in the frame, with nothing in front).
+    Returns inside and visible, float64 [K, T] in 0 .. 1: the part of the object's own area that
+    lies in the frame, and the part that is visible (in the frame and covered by no other object).
     """
     height, width = video.config.height, video.config.width
     shape = len(video.objects), video.config.frames
-    inside, seen = np.zeros(shape), np.zeros(shape)
+    inside, visible = np.zeros(shape), np.zeros(shape)
     for t in range(video.config.frames):
         owner = np.zeros((height, width), np.uint8)
         drawn = []
@@ -167,5 +167,5 @@ def visibility(video: SpriteVideo) -> tuple[npt.NDArray[np.float64], npt.NDArray
                 inside[k, t] = np.count_nonzero(part) / sprite.area
                 drawn.append((k, at, sprite.area))
         for k, at, area in drawn:
-            seen[k, t] = np.count_nonzero(owner[at] == k + 1) / area
-    return inside, seen
+            visible[k, t] = np.count_nonzero(owner[at] == k + 1) / area
+    return inside, visible

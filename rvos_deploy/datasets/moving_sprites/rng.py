@@ -1,7 +1,7 @@
-"""Random draws that stay the same from one NumPy to the next.
+"""Random draws that are the same with every NumPy release.
 
-Only ``Generator.random`` is used: its bit stream is fixed by PCG64, whereas the algorithms behind
-``choice``, ``shuffle`` or ``normal`` may change between NumPy releases.
+All draws use ``Generator.random`` alone. PCG64 fixes its bit stream, whereas NumPy may change the
+algorithms behind ``choice``, ``shuffle`` or ``normal``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def stream(*key: int) -> np.random.Generator:
-    """Return the random stream that belongs to ``key``, non-negative integers.
+    """Return the random stream of ``key``, which consists of non-negative integers.
 
     Raises InputError for a negative number.
     """
@@ -32,17 +32,17 @@ def uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def below(rng: np.random.Generator, count: int) -> int:
-    """Draw a whole number in 0 .. count - 1."""
+    """Draw an integer from 0 to ``count`` - 1."""
     return min(count - 1, int(rng.random() * count))
 
 
 def between(rng: np.random.Generator, low: int, high: int) -> int:
-    """Draw a whole number in low .. high, both included."""
+    """Draw an integer from ``low`` to ``high``, both included."""
     return low + below(rng, high - low + 1)
 
 
 def chance(rng: np.random.Generator, probability: float) -> bool:
-    """Return True with the given probability."""
+    """Return True with probability ``probability``."""
     return float(rng.random()) < probability
 
 

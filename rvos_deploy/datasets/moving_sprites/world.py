@@ -1,5 +1,6 @@
-"""What a video is made of: plain records, drawn by scenes.py, measured by facts.py, painted by
-render.py.
+"""Records that describe a video before it is painted, and the settings of the world it comes from.
+
+``generate.py`` draws the records, ``predicates.py`` measures them, ``render.py`` paints them.
 """
 
 from __future__ import annotations
@@ -10,17 +11,32 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from rvos_deploy.datasets.moving_sprites.backgrounds import Background
-from rvos_deploy.datasets.moving_sprites.palette import Look, Split
-from rvos_deploy.datasets.moving_sprites.phrases import PLACES, SUPERLATIVES
 from rvos_deploy.errors import InputError
 
+Array = npt.NDArray[np.float64]
+Picture = npt.NDArray[np.uint8]
+
+Split = Literal["train", "valid"]
 Kind = Literal["appearance", "motion", "relation", "plural", "no_target"]
 Size = Literal["small", "large"]
+Texture = Literal["plain", "striped", "dotted"]
 
+SPLITS: tuple[Split, ...] = ("train", "valid")
 KINDS: tuple[Kind, ...] = ("appearance", "motion", "relation", "plural", "no_target")
+TEXTURES: tuple[Texture, ...] = ("plain", "striped", "dotted")
+RELATIONS = ("left_of", "right_of", "above", "below")
+"""Predicates that compare the places of two objects."""
+SUPERLATIVES = ("leftmost", "rightmost", "highest", "lowest")
+"""Predicates that compare the place of one object with the places of all its look-alikes."""
+
 WORLD_VERSION = 1
-"""Part of every seed: raised when the same seed begins to give another video."""
+"""Part of every seed. Raise it when the same seed begins to give another video."""
+
+
+def check_split(split: str) -> None:
+    """Raise InputError unless ``split`` is one of ``SPLITS``."""
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
 
 
 @dataclass(frozen=True)
@@ -69,33 +85,75 @@ class WorldConfig:
 
     @property
     def unit(self) -> float:
-        """Pixels that one pixel of the default frame (128 high) becomes."""
+        """Return the scale of this frame relative to the default frame, which is 128 high."""
         return min(self.height, self.width) / 128
+
+    @property
+    def path_unit(self) -> float:
+        """Return the unit of path lengths in pixels: three quarters of the longer side."""
+        return 0.75 * max(self.height, self.width)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The look of an object, without its size.
+
+    name: a shape, or the plain name of an emoji (then ``colour`` is None). tint: -1 .. 1, a slight
+    change of the colour. degrees: clockwise rotation of a shape.
+    """
+
+    name: str
+    colour: str | None
+    texture: Texture = "plain"
+    tint: float = 0.0
+    degrees: int = 0
+
+    @property
+    def is_emoji(self) -> bool:
+        """Return True for an emoji, False for a shape."""
+        return self.colour is None
+
+    def resembles(self, other: Look) -> bool:
+        """Tell whether both looks have the same name, colour and texture, so the same words."""
+        mine = self.name, self.colour, self.texture
+        return mine == (other.name, other.colour, other.texture)
+
+
+@dataclass(frozen=True)
+class Background:
+    """The recipe of a background. Equal recipes paint equal pixels. Sizes are in pixels."""
+
+    family: str
+    key: tuple[int, ...]
+    height: int
+    width: int
+    split: Split
+    photo: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class SpriteObject:
     """One object of a video.
 
-    size: None where it grows or shrinks. motion: the motion it was given (a name of
-    trajectories.MOTIONS, "toward", "away", "overtake" or "overtaken"). centres: float64 [T, 2], x
-    and y of the middle of its box in the frame, camera drift included, in pixels. diameters: int64
-    [T], side of its box in pixels.
+    size: None for an object that grows or shrinks. motion: the motion that was drawn for it (one of
+    ``motion.MOTIONS``, "toward", "away", "overtake" or "overtaken"). centres: float64 [T, 2], x and
+    y of the middle of its box in the frame, with camera drift, in pixels. diameters: int64 [T],
+    side of its box in pixels.
     """
 
     look: Look
     size: Size | None
     motion: str
-    centres: npt.NDArray[np.float64]
+    centres: Array
     diameters: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A sentence and the objects it means.
+    """A referring expression and its target objects.
 
-    targets: indices into SpriteVideo.objects, ascending; empty for no target. claim: the motion or
-    relation that it names, None where it names looks alone.
+    targets: ascending indices into ``SpriteVideo.objects``; empty for no target. claim: the name of
+    the predicate that the expression claims of its targets; None where it names looks alone.
     """
 
     text: str
@@ -105,16 +163,16 @@ class Expression:
 
     @property
     def needs_time(self) -> bool:
-        """Whether it claims a motion, which no single frame shows."""
-        return self.claim is not None and self.claim not in (*PLACES, *SUPERLATIVES)
+        """Return whether the expression claims a motion, which no single frame shows."""
+        return self.claim is not None and self.claim not in (*RELATIONS, *SUPERLATIVES)
 
 
 @dataclass(frozen=True, eq=False)
 class SpriteVideo:
     """A video before it is painted: a pure function of (seed, split, index, config).
 
-    objects: from the rearmost to the foremost. offsets: int64 [T, 2], x and y of the frame's corner
-    on the background's canvas. gains: float64 [T], brightness of each frame.
+    objects: from back to front. offsets: int64 [T, 2], x and y of the frame's top left corner on
+    the background. gains: float64 [T], brightness of each frame.
     """
 
     seed: int
@@ -124,10 +182,10 @@ class SpriteVideo:
     objects: tuple[SpriteObject, ...]
     background: Background
     offsets: npt.NDArray[np.int64]
-    gains: npt.NDArray[np.float64]
+    gains: Array
     expressions: tuple[Expression, ...] = ()
 
     @property
     def name(self) -> str:
-        """A folder name that is unique within a seed."""
+        """Return a folder name that is unique within a seed."""
         return f"sprites_{self.split}_{self.seed}_{self.index:06d}"

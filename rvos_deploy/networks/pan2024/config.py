@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import check_size
+from rvos_deploy.graph_io.input_size import check_size
 
 Initializer = Literal["aligned", "weighted", "sentence"]
 Alignment = Literal["sight", "cosine"]

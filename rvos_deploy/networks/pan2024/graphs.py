@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from rvos_deploy.graph_io.frame_geometry import STRIDE
 from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec, TensorSpec
+from rvos_deploy.graph_io.input_size import STRIDE
 from rvos_deploy.graph_io.tokenizer import CONTEXT_LENGTH
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
 from rvos_deploy.networks.pan2024.modules.frame_query_decoder import POSITION_NUMBERS

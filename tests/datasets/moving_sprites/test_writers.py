@@ -1,4 +1,4 @@
-"""The data set on disk, and the sample video."""
+"""The written split and the sample video hold what the generator made."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""Writes Moving Sprites in the layout of MeViS, so that one reader serves both.
+"""Write Moving Sprites to disk: a split in the layout of MeViS, or one video as an H.264 file.
 
-One split is one folder::
+The reader of MeViS (``datasets.mevis``) also reads a split, which is one folder::
 
     JPEGImages/<video>/00000.jpg ...
-    meta_expressions.json      as in MeViS v1: without the expressions that mean nothing
-    meta_expressions_v2.json   as in MeViS v2: all of them, those of kind no_target with empty lists
-    mask_dict.json             {"<anno_id>": [compressed RLE, or null where not seen, ...]}
-    sprites.json               what the folder was made from: seed, split, world, and a digest of
-                               what else decides its pixels (the emoji font, photographs)
+    meta_expressions.json      as in MeViS v1: all expressions but those of kind no_target
+    meta_expressions_v2.json   as in MeViS v2: all expressions; no_target has empty lists
+    mask_dict.json             {"<anno_id>": [compressed RLE, or null where not visible, ...]}
+    sprites.json               seed, split and world of the folder, and a digest of all else that
+                               decides its pixels (the emoji font, photographs)
 
-Beyond MeViS each expression carries ``kind`` and ``claim``, and each video ``objects``: obj_id,
-anno_id and look of all its objects, also of those that no expression means.
+Beyond MeViS, each expression has ``kind`` and ``claim``, and each video has ``objects``: obj_id,
+anno_id and look of all its objects, including those that no expression refers to.
 """
 
 from __future__ import annotations
@@ -18,52 +18,61 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from rvos_deploy.datasets.layout import FRAMES, V1, V2
+from rvos_deploy.datasets.mevis import MASKS
 from rvos_deploy.datasets.moving_sprites.backgrounds import list_photos
-from rvos_deploy.datasets.moving_sprites.emoji import require_font
-from rvos_deploy.datasets.moving_sprites.generate import make_video
-from rvos_deploy.datasets.moving_sprites.palette import Split
+from rvos_deploy.datasets.moving_sprites.generate import find_video, make_video
+from rvos_deploy.datasets.moving_sprites.looks import require_font
 from rvos_deploy.datasets.moving_sprites.render import iterate
 from rvos_deploy.datasets.moving_sprites.world import (
     WORLD_VERSION,
     Expression,
+    Kind,
+    Split,
     SpriteVideo,
     WorldConfig,
 )
 from rvos_deploy.datasets.rle import Rle, encode
 from rvos_deploy.errors import InputError
-from rvos_deploy.files import cannot_write, replacing_folder, sha256_file
+from rvos_deploy.files import cannot_write, replacing_folder, sha256_file, writing
 from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.processes import WorkerPool
 
 Progress = Callable[[int, int], None]
 
-_FRAMES, _MASKS, _SETTINGS = "JPEGImages", "mask_dict.json", "sprites.json"
-_EXPRESSIONS, _EXPRESSIONS_V2 = "meta_expressions.json", "meta_expressions_v2.json"
-_NAMES = {_FRAMES, _MASKS, _SETTINGS, _EXPRESSIONS, _EXPRESSIONS_V2}
+_SETTINGS = "sprites.json"
+_NAMES = {FRAMES, MASKS, _SETTINGS, V1, V2}
+_JPEG_QUALITY = 95
+
+_SAMPLE_FPS = 8
+# Without cpu-independent, x264 chooses methods by the instruction sets of the processor.
+_H264 = {"crf": "16", "x264-params": "cpu-independent=1"}
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker needs to write one video."""
+    """The settings that a worker process needs to write one video."""
 
     root: str
     seed: int
     split: Split
     config: WorldConfig
-    quality: int
 
 
 @dataclass(frozen=True)
 class _Written:
-    """One video on disk, and what the index files hold of it. runs: by object, then by frame."""
+    """One video on disk, with its part of the index files. runs: by object, then by frame."""
 
     name: str
     entry: dict[str, Any]
@@ -86,11 +95,11 @@ def _describe(video: SpriteVideo) -> list[dict[str, Any]]:
 
 def _write_video(job: _Job, index: int) -> _Written:
     video = make_video(job.seed, job.split, index, job.config)
-    folder = Path(job.root) / _FRAMES / video.name
+    folder = Path(job.root) / FRAMES / video.name
     folder.mkdir(parents=True)
     runs: list[list[Rle | None]] = [[] for _ in video.objects]
     for t, (frame, masks) in enumerate(iterate(video)):
-        Image.fromarray(frame).save(folder / f"{t:05d}.jpg", quality=job.quality, subsampling=0)
+        Image.fromarray(frame).save(folder / f"{t:05d}.jpg", quality=_JPEG_QUALITY, subsampling=0)
         for rows, mask in zip(runs, masks, strict=True):
             rows.append(encode(mask) if mask.any() else None)
     entry = {
@@ -102,7 +111,7 @@ def _write_video(job: _Job, index: int) -> _Written:
 
 
 def _write_all(job: _Job, count: int, jobs: int) -> Iterator[_Written]:
-    """Yield the videos in order, written here or by ``jobs`` processes."""
+    """Write the videos, in this process or in ``jobs`` processes, and yield them in order."""
     if jobs <= 1:
         for index in range(count):
             yield _write_video(job, index)
@@ -124,10 +133,10 @@ def _expression(item: Expression, first_anno: int) -> dict[str, Any]:
 def _write_index(
     root: Path, written: Iterator[_Written], count: int, progress: Progress | None
 ) -> None:
-    """Write mask_dict.json as the videos come, then the two lists of expressions."""
+    """Write mask_dict.json while the videos arrive, then the two lists of expressions."""
     videos: dict[str, dict[str, Any]] = {}
     anno = 0
-    with (root / _MASKS).open("w", encoding="ascii") as masks:
+    with (root / MASKS).open("w", encoding="ascii") as masks:
         masks.write("{")
         for done, video in enumerate(written, 1):
             objects = [
@@ -142,14 +151,14 @@ def _write_index(
             if progress is not None:
                 progress(done, count)
         masks.write("\n}\n")
-    _write_json(root / _EXPRESSIONS_V2, {"videos": videos})
+    _write_json(root / V2, {"videos": videos})
     for entry in videos.values():
         entry["expressions"] = {i: e for i, e in entry["expressions"].items() if e["obj_id"]}
-    _write_json(root / _EXPRESSIONS, {"videos": videos})
+    _write_json(root / V1, {"videos": videos})
 
 
 def _describe_sources(config: WorldConfig) -> dict[str, Any]:
-    """Describe the files that decide pixels; raises InputError where one of them is missing."""
+    """Describe the input files that decide pixels. Raises InputError if one of them is missing."""
     sources: dict[str, Any] = {}
     if config.emoji:
         font = require_font()
@@ -174,18 +183,19 @@ def write_mevis(
     videos: int,
     config: WorldConfig | None = None,
     jobs: int = 1,
-    quality: int = 95,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Write videos 0 .. ``videos`` - 1 of a split into ``folder``, all of it or nothing.
+    """Write videos 0 .. ``videos`` - 1 of a split into ``folder``, completely or not at all.
 
-    jobs: processes. The result does not depend on it; with more than one, a script must guard its
-    main code by ``if __name__ == "__main__"``. quality: of the JPEG files. progress: called with
-    (done, videos) after each video. Everything is written beside ``folder`` and renamed at the end.
-    Returns ``folder``. Raises InputError where ``folder`` exists and ``overwrite`` is False, where
-    it holds something else than a split of sprites or the photographs that are read, where it
-    cannot be written, and as ``make_video``.
+    jobs: the number of processes. The result does not depend on it. A script that uses more than
+    one must guard its main code by ``if __name__ == "__main__"``. progress: called with
+    (done, videos) after each video. All files are written to a temporary folder next to ``folder``,
+    which is renamed at the end. Returns ``folder``.
+
+    Raises InputError if ``folder`` exists and ``overwrite`` is False, if it holds anything but a
+    split of Moving Sprites or holds the photographs, if it cannot be written, and as
+    ``make_video``.
     """
     target = Path(folder)
     if videos < 1:
@@ -197,7 +207,7 @@ def write_mevis(
         refuse_overlap([Path(config.photos)], [target])
     try:
         with replacing_folder(target, overwrite=overwrite) as work:
-            job = _Job(str(work), seed, split, config, quality)
+            job = _Job(str(work), seed, split, config)
             _write_index(work, _write_all(job, videos, jobs), videos, progress)
             settings = {"seed": seed, "split": split, "videos": videos, "world": asdict(config)}
             _write_json(
@@ -227,3 +237,68 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
             f"{target} also holds {others[0]}, which was not rendered and would be lost; move it, "
             "or choose another folder"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A video file with its ground truth.
+
+    masks: bool [T, K, H, W], the visible masks of ``video.objects``.
+    """
+
+    path: Path
+    video: SpriteVideo
+    masks: npt.NDArray[np.bool_]
+
+    @property
+    def expressions(self) -> tuple[Expression, ...]:
+        """Return the expressions of the video."""
+        return self.video.expressions
+
+    def truth(self, expression: Expression) -> npt.NDArray[np.bool_]:
+        """Return the union of the masks of an expression's targets: bool [T, H, W]."""
+        chosen = self.masks[:, list(expression.targets)]
+        union: npt.NDArray[np.bool_] = np.logical_or.reduce(chosen, axis=1)
+        return union
+
+
+def sample_video(
+    path: str | os.PathLike[str],
+    *,
+    seed: int,
+    size: tuple[int, int] = (128, 224),
+    frames: int = 24,
+    kinds: Collection[Kind] = (),
+    emoji: bool = False,
+) -> Sample:
+    """Write a video of the valid split as an H.264 file and return it with its ground truth.
+
+    The same arguments give the same bytes with the same PyAV on every machine. size: height and
+    width in pixels, both even. kinds: kinds of expression that the video must have. Raises
+    InputError for an odd size, for a file that cannot be written (see ``files.writing``), and as
+    ``find_video``.
+    """
+    height, width = size
+    if height % 2 or width % 2:
+        raise InputError(f"H.264 needs even sizes, found {height}x{width}")
+    config = WorldConfig(height=height, width=width, frames=frames, emoji=emoji)
+    video = find_video(seed, "valid", kinds, config)
+    target = Path(path)
+    masks = np.empty((frames, len(video.objects), height, width), np.bool_)
+    try:
+        with (
+            writing(target) as temporary,
+            av.open(f"file:{temporary.resolve()}", "w", format="mp4") as container,
+        ):
+            stream = container.add_stream("libx264", rate=_SAMPLE_FPS, options=_H264)
+            stream.codec_context.thread_count = 1  # x264 cuts a frame into one slice per thread
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            for t, (frame, mask) in enumerate(iterate(video)):
+                masks[t] = mask
+                for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                    container.mux(packet)
+            for packet in stream.encode():
+                container.mux(packet)
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(cannot_write(target, error)) from error
+    return Sample(target, video, masks)

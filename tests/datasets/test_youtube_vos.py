@@ -1,4 +1,4 @@
-"""Ref-YouTube-VOS and converted Ref-DAVIS17: palette images, splits, damage."""
+"""Read Ref-YouTube-VOS and converted Ref-DAVIS17: palette images, splits, error messages."""
 
 from __future__ import annotations
 

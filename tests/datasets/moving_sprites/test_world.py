@@ -1,4 +1,4 @@
-"""Videos: the same every time, exact masks, the promised worlds."""
+"""Videos are reproducible, their masks are exact, and their worlds follow the config."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from rvos_deploy.datasets.moving_sprites import (
     render,
 )
 from rvos_deploy.datasets.moving_sprites.backgrounds import FAMILIES
-from rvos_deploy.datasets.moving_sprites.emoji import EMOJI
-from rvos_deploy.datasets.moving_sprites.palette import paint_shape
+from rvos_deploy.datasets.moving_sprites.looks import EMOJI, paint_shape
 from rvos_deploy.datasets.moving_sprites.render import visibility
 from rvos_deploy.errors import InputError
 
@@ -53,12 +52,12 @@ def test_the_same_numbers_give_the_same_video_in_another_process() -> None:
 
 
 def test_this_world_is_the_one_that_its_version_names() -> None:
-    # Fails when a change gives other videos for old seeds: then raise WORLD_VERSION and renew this.
+    # A change that gives other videos for old seeds must raise WORLD_VERSION and this digest.
     total = hashlib.sha256()
     for index in range(20):
         video = make_video(5, "valid", index, SHAPES_ONLY)
-        facts = [(o.look.name, o.look.colour, o.motion, o.size) for o in video.objects]
-        total.update(repr((facts, [(e.text, e.targets) for e in video.expressions])).encode())
+        objects = [(o.look.name, o.look.colour, o.motion, o.size) for o in video.objects]
+        total.update(repr((objects, [(e.text, e.targets) for e in video.expressions])).encode())
     assert total.hexdigest()[:16] == "2aae82e487da0c11"
 
 
@@ -68,12 +67,12 @@ SENTENCES = "f26a27ceb48803fab64c070336d04cf8101edbe1cb2065db643cb8d14f762deb"
 
 
 def test_what_a_seed_shows_is_pinned() -> None:
-    """Pixels, masks and sentences of eight videos, before any file format.
+    """Pin the pixels, masks and sentences of eight videos, before any file format.
 
-    What encoders make of them is not (H.264 differs from one PyAV to the next), nor are positions,
-    which differ in the last bit with NumPy's release and the processor. These hashes were equal
-    with NumPy 1.26, 2.1, 2.2, 2.4 and 2.5, Pillow 10.4 to 13, SciPy 1.11 to 1.18, Python 3.10, 3.11
-    and 3.13, with and without AVX2 and AVX-512: all on x86-64 Linux, no other was tried.
+    Encoded files are not pinned, because H.264 differs between PyAV releases. Positions are not
+    pinned either: their last bit depends on NumPy's release and the processor. These hashes were
+    equal with NumPy 1.26, 2.1, 2.2, 2.4 and 2.5, Pillow 10.4 to 13, SciPy 1.11 to 1.18, Python
+    3.10, 3.11 and 3.13, with and without AVX2 and AVX-512. Only x86-64 Linux was tried.
     """
     pixels, masks, sentences = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
     for split in ("train", "valid"):
@@ -102,7 +101,7 @@ def test_seed_split_and_index_each_matter() -> None:
 
 
 def _slow_masks(video: SpriteVideo, t: int) -> np.ndarray:
-    """Composite pixel by pixel, front to back: the first object that covers a pixel owns it."""
+    """Composite pixel by pixel, front to back; the first object that covers a pixel owns it."""
     height, width = video.config.height, video.config.width
     masks = np.zeros((len(video.objects), height, width), bool)
     for y in range(height):
@@ -286,7 +285,7 @@ def test_nothing_here_imports_torch() -> None:
 
 
 def test_more_wordings_are_of_the_same_video() -> None:
-    """A thought comes again in other words, never a sentence; what is seen stays as it was."""
+    """More wordings repeat a meaning but never a sentence, and leave the video unchanged."""
     usual = WorldConfig(emoji=False)
     wordy = replace(usual, expressions=(4, 48), wordings=4)
     counts = []
@@ -298,10 +297,10 @@ def test_more_wordings_are_of_the_same_video() -> None:
         )
         texts = [e.text for e in more.expressions]
         assert len(set(texts)) == len(texts)
-        thoughts = Counter(
+        meanings = Counter(
             (e.kind, e.targets, e.claim) for e in more.expressions if e.kind != "no_target"
         )
-        counts.append(max(thoughts.values()))
+        counts.append(max(meanings.values()))
         once = Counter(
             (e.kind, e.targets, e.claim) for e in plain.expressions if e.kind != "no_target"
         )

@@ -1,13 +1,22 @@
-"""The words for every claim: verbs, phrases, places, superlatives. Lower case, no punctuation.
+"""Phrases for every predicate, and the grammar that puts nouns and predicates into words.
 
-In a phrase the first word is a verb, and so is each word after an asterisk. Opposite claims mostly
-have as many phrases, in the same order, so that one draw words both alike.
+All words are lower case, without punctuation. In a phrase the first word is a verb, and so is each
+word after an asterisk. Opposite predicates mostly have the same number of phrases in the same
+order, so that the same random draw words both alike.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from rvos_deploy.datasets.moving_sprites.rng import chance, pick
+from rvos_deploy.datasets.moving_sprites.world import Look, Size, Texture
+
 # Verbs whose forms are not "-ing" and "-s".
-VERBS: dict[str, tuple[str, str]] = {
+_VERBS: dict[str, tuple[str, str]] = {
     "come": ("coming", "comes"), "move": ("moving", "moves"), "slide": ("sliding", "slides"),
     "bounce": ("bouncing", "bounces"), "rise": ("rising", "rises"), "go": ("going", "goes"),
     "stop": ("stopping", "stops"), "hop": ("hopping", "hops"), "drop": ("dropping", "drops"),
@@ -132,23 +141,106 @@ PHRASES: dict[str, tuple[str, ...]] = {
     ),
     "away": _list("move away from | go further from | head away from | get further from"),
 }
-"""Phrases of each claim of motion. ``toward`` and ``away`` go on with what they lead to."""
+"""Phrases of each predicate of motion. A noun follows those of ``toward`` and ``away``."""
 
-PLACES: dict[str, tuple[str, ...]] = {
+RELATION_PHRASES: dict[str, tuple[str, ...]] = {
     "left_of": ("left of", "to the left of", "on the left side of"),
     "right_of": ("right of", "to the right of", "on the right side of"),
     "above": ("above", "higher than", "over"),
     "below": ("below", "lower than", "under"),
 }
-"""Phrases of each relation, the same number for each."""
+"""Phrases of each relation; all relations have the same number."""
 
-SUPERLATIVES: dict[str, tuple[str, ...]] = {
+SUPERLATIVE_PHRASES: dict[str, tuple[str, ...]] = {
     "leftmost": ("leftmost {}", "{} on the far left", "{} furthest to the left"),
     "rightmost": ("rightmost {}", "{} on the far right", "{} furthest to the right"),
     "highest": ("highest {}", "topmost {}", "{} at the very top"),
     "lowest": ("lowest {}", "bottommost {}", "{} at the very bottom"),
 }
-"""Phrases of each superlative, with a place for the noun."""
+"""Phrases of each superlative, with a placeholder for the noun."""
 
-COUNTS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
-"""The words for numbers of objects."""
+COUNT_WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+"""Words for numbers of objects."""
+
+_PLURALS = {
+    "fish": "fish", "octopus": "octopuses", "bus": "buses", "fox": "foxes", "cross": "crosses",
+}  # fmt: skip
+_SIMILAR = (frozenset({"ring", "circle"}), frozenset({"square", "diamond"}))
+"""Shapes that a person might confuse."""
+
+
+@dataclass(frozen=True)
+class Noun:
+    """The attributes that a description names; None for those that it does not name.
+
+    Without a name, the noun is "one", "object" or "thing".
+    """
+
+    name: str | None = None
+    colour: str | None = None
+    size: Size | None = None
+    texture: Texture | None = None
+
+    def fits(self, look: Look, size: Size | None) -> bool | None:
+        """Judge whether the noun describes an object; None where a person might doubt it."""
+        results = [
+            self.name is None or self.name == look.name or _maybe_same(self.name, look.name),
+            self.colour is None or (None if look.is_emoji else self.colour == look.colour),
+            self.size is None or (None if size is None else self.size == size),
+            self.texture is None or (None if look.is_emoji else self.texture == look.texture),
+        ]
+        return False if False in results else (None if None in results else True)
+
+
+def _maybe_same(one: str, other: str) -> bool | None:
+    return None if frozenset({one, other}) in _SIMILAR else False
+
+
+def _pluralise(word: str) -> str:
+    if word in _PLURALS:
+        return _PLURALS[word]
+    if word.endswith("y") and word[-2] not in "aeiou":
+        return word[:-1] + "ies"
+    return word + "s"
+
+
+def noun_words(noun: Noun, plural: bool, rng: np.random.Generator) -> str:
+    """Return a noun with its adjectives and without an article: "small striped red stars"."""
+    word = noun.name or pick(rng, ("objects", "things") if plural else ("object", "thing", "one"))
+    if plural and noun.name:
+        word = _pluralise(noun.name)
+    return " ".join(part for part in (noun.size, noun.texture, noun.colour, word) if part)
+
+
+def with_article(words: str) -> str:
+    """Prefix the indefinite article: "a red star"."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+_Form = Literal["ing", "s", "base"]
+
+
+def _conjugate(phrase: str, form: _Form) -> str:
+    """Put all verbs of a phrase into the participle, the singular or the plural."""
+    if phrase == "do not move":
+        return {"ing": "not moving", "s": "does not move", "base": phrase}[form]
+    words = f"*{phrase}".split(" ")
+    return " ".join(_inflect(word[1:], form) if word[0] == "*" else word for word in words)
+
+
+def _inflect(verb: str, form: _Form) -> str:
+    if form == "base":
+        return verb
+    ing, s = _VERBS.get(verb, (f"{verb}ing", f"{verb}s"))
+    return ing if form == "ing" else s
+
+
+def motion_words(claim: str, plural: bool, rng: np.random.Generator) -> str:
+    """Return words for a predicate of motion that follow a noun: "moving left", "that turns"."""
+    phrase = pick(rng, PHRASES[claim])
+    if plural:
+        phrase = phrase.replace("where it", "where they")
+    if chance(rng, 0.6):
+        return _conjugate(phrase, "ing")
+    pronoun = "which" if chance(rng, 0.2) else "that"
+    return f"{pronoun} {_conjugate(phrase, 'base' if plural else 's')}"

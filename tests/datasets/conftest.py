@@ -1,4 +1,4 @@
-"""Small folders in the published layouts."""
+"""Fixtures: small data sets in the published layouts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from PIL import Image
 from rvos_deploy.datasets.rle import encode
 
 SIZE = (6, 8)
-FRAMES = ("00000", "00002", "00001")  # not sorted: masks stand in this order
+FRAMES = ("00000", "00002", "00001")  # unsorted; the masks are in this order
 
 
 def block(top: int, left: int) -> np.ndarray:
-    """Two by two pixels."""
+    """Return a mask of a block of two by two pixels."""
     mask = np.zeros(SIZE, bool)
     mask[top : top + 2, left : left + 2] = True
     return mask
@@ -32,7 +32,7 @@ def write_frames(folder: Path, names: tuple[str, ...], size: tuple[int, int] = S
 
 @pytest.fixture
 def edit() -> Callable[[Path, Callable[[Any], None]], None]:
-    """Change a JSON file."""
+    """Return a function that changes a JSON file."""
 
     def change(path: Path, how: Callable[[Any], None]) -> None:
         content = json.loads(path.read_text())
@@ -44,7 +44,7 @@ def edit() -> Callable[[Path, Callable[[Any], None]], None]:
 
 @pytest.fixture
 def mevis(tmp_path: Path) -> Path:
-    """One video of three frames and three objects: 7 moves right, 8 stays, 9 is in one frame."""
+    """Write one video of three frames: 7 moves right, 8 stays, 9 is in one frame."""
     root = tmp_path / "mevis" / "valid_u"
     write_frames(root / "JPEGImages" / "abc", FRAMES)
     runs = {
@@ -72,7 +72,7 @@ def mevis(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ref_youtube_vos(tmp_path: Path) -> Path:
-    """The root: one train video with objects 1 and 2; two valid videos, one of them of test."""
+    """Write one train video with objects 1 and 2, and two valid videos, one of them from test."""
     root = tmp_path / "ref-youtube-vos"
     frames = ("00000", "00005")
     for split, videos in (("train", ("t1",)), ("valid", ("v1", "v2"))):

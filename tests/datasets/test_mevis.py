@@ -1,4 +1,4 @@
-"""MeViS v1 and v2, Moving Sprites: what is read, when, and what is said of damage."""
+"""Read MeViS v1 and v2 and Moving Sprites: records, laziness, and error messages."""
 
 from __future__ import annotations
 

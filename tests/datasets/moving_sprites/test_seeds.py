@@ -1,4 +1,4 @@
-"""A seed determines its data: nothing that a machine has or lacks changes a byte."""
+"""A seed determines every byte of its data on every machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from rvos_deploy.datasets.moving_sprites import (
     WorldConfig,
-    caption_record,
+    caption_example,
     contrast_pair,
     find_font,
     find_video,
@@ -53,10 +53,10 @@ def test_the_same_bytes_with_and_without_a_font(
     process: Callable,
     tmp_path: Path,
 ) -> None:
-    """Seed 987241 gave J&F .780 where the font was installed and .757 elsewhere."""
+    """Once, seed 987241 gave J&F .780 with the font installed and .757 without."""
     found = []
     for name, font in (("with", emoji_font), ("without", no_emoji_font)):
-        # The second machine has none of the variables: it is what all others are compared with.
+        # The second run has none of the variables; it is the reference for all parameters.
         own = {**os.environ, **font, **(variables if name == "with" else {})}
         for command, out in ((SPRITES, name), (("make-data", "sample"), f"{name}/sample.mp4")):
             result = process(*command, "--out", tmp_path / out, env=own)
@@ -76,14 +76,14 @@ def test_only_the_option_draws_emoji(emoji_font: dict[str, str], tmp_path: Path)
     sample = sample_video(tmp_path / "sample.mp4", seed=2, size=(64, 96), frames=8)
     assert sample.video.config.emoji is False
     for split in ("train", "valid"):
-        captions = [caption_record(rng, 32, split=split).caption for _ in range(40)]
+        captions = [caption_example(rng, 32, split=split).caption for _ in range(40)]
         captions += [example.caption for example in contrast_pair(rng, 32, split=split)]
         assert not any(word in text.split() for text in captions for word in ("dog", "cat", "fox"))
     assert any(o.look.is_emoji for i in range(20) for o in make_video(7, "train", i, SMALL).objects)
 
 
 def test_the_sample_does_not_follow_the_number_of_cores(tmp_path: Path) -> None:
-    """x264 cuts frames into as many slices as it has threads, and writes down how many."""
+    """x264 cuts a frame into one slice per thread, and records the number of threads."""
     path = tmp_path / "sample.mp4"
     sample_video(path, seed=0)
     assert b" threads=1 " in path.read_bytes()
@@ -104,7 +104,7 @@ def test_emoji_without_their_font_are_refused_before_anything_is_written(
         lambda: find_video(1, "train", (), SMALL),
         lambda: sample_video(tmp_path / "x.mp4", seed=1, emoji=True),
         lambda: write_mevis(folder, seed=1, split="valid", videos=1, config=SMALL),
-        lambda: caption_record(stream(1), 32, emoji=True),
+        lambda: caption_example(stream(1), 32, emoji=True),
         lambda: contrast_pair(stream(1), 32, emoji=True),
     ]
     for attempt in attempts:

@@ -1,4 +1,4 @@
-"""Every expression is checked again, from its words and the rendered masks alone."""
+"""Check every expression independently, from its words and the rendered masks alone."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from rvos_deploy.datasets.moving_sprites import (
     make_video,
     render,
 )
-from rvos_deploy.datasets.moving_sprites.claims import CLAIMS
-from rvos_deploy.datasets.moving_sprites.emoji import EMOJI
+from rvos_deploy.datasets.moving_sprites.language import Noun, motion_words, noun_words
+from rvos_deploy.datasets.moving_sprites.looks import EMOJI
+from rvos_deploy.datasets.moving_sprites.predicates import PREDICATES
 from rvos_deploy.datasets.moving_sprites.rng import stream
-from rvos_deploy.datasets.moving_sprites.wording import motion_words
 
 PLURALS = {"crosses": "cross", "buses": "bus", "foxes": "fox", "octopuses": "octopus"}
 PLURALS |= {"butterflies": "butterfly", "strawberries": "strawberry"}
@@ -41,8 +41,8 @@ def all_expressions() -> tuple[tuple[SpriteVideo, Expression], ...]:
     return tuple((video, e) for video in videos() for e in video.expressions)
 
 
-class Watched:
-    """What masks alone tell of one object: where it is seen, and how large."""
+class MaskMeasurements:
+    """Position and size of one object over time, measured from its masks alone."""
 
     def __init__(self, masks: np.ndarray) -> None:
         areas = masks.sum(axis=(1, 2)).astype(float)
@@ -54,7 +54,7 @@ class Watched:
         ys = (masks.sum(axis=2) @ np.arange(height))[seen] / areas[seen]
         self.x, self.y = xs / width, ys / height
         self.points = np.stack([xs, ys], axis=1) / (0.75 * max(height, width))
-        # What the border cuts off would pass for shrinking.
+        # An object that the border cuts off would seem to shrink.
         edge = np.concatenate(
             [masks[:, [0, -1]].any(axis=1), masks[:, :, [0, -1]].any(axis=2)], axis=1
         )
@@ -72,7 +72,7 @@ class Watched:
         return float(np.percentile(steps, 75) * 23)
 
     def turned(self) -> float:
-        """Twice the signed area of the path, clockwise positive, over its squared extent."""
+        """Return twice the signed area of the path over its squared extent, clockwise positive."""
         p = self.points - self.points.mean(axis=0)
         q = np.roll(p, -1, axis=0)
         return float(
@@ -88,8 +88,8 @@ class Watched:
         return int((signs[1:] != signs[:-1]).sum())
 
 
-def shows(w: Watched, claim: str) -> bool:
-    """Judge a claim roughly: between what is True and what is False for the generator."""
+def shows(w: MaskMeasurements, claim: str) -> bool:
+    """Judge a claim with a threshold between the generator's thresholds for True and False."""
     dx, dy = w.net()
     sense = {"left": (-dx, dy), "right": (dx, dy), "up": (-dy, dx), "down": (dy, dx)}
     extent = w.travelled(0, 1)
@@ -139,7 +139,7 @@ def shows(w: Watched, claim: str) -> bool:
 
 
 def nouns(text: str) -> Iterator[tuple[str | None, str | None, str | None, str | None]]:
-    """Read name, colour, size and texture out of a sentence: its subject first."""
+    """Yield name, colour, size and texture of each noun in a sentence, the subject first."""
     words = text.split()
     found: dict[str, str] = {}
     for word in words:
@@ -187,16 +187,16 @@ def test_motions_are_seen_in_the_masks_of_the_targets_and_of_nothing_else() -> N
     checked: Counter[str] = Counter()
     wrong = []
     for video in videos():
-        said = [e for e in video.expressions if e.claim in CLAIMS]
+        said = [e for e in video.expressions if e.claim in PREDICATES]
         masks = render(video)[1] if said else None
         for e in said:
             assert masks is not None
             assert e.claim is not None
             for k in fitting(video, next(nouns(e.text))):
-                if shows(Watched(masks[:, k]), e.claim) != (k in e.targets):
+                if shows(MaskMeasurements(masks[:, k]), e.claim) != (k in e.targets):
                     wrong.append((video.name, e.text, e.targets, k, video.objects[k].motion))
                 checked[e.claim] += 1
-    assert set(checked) == set(CLAIMS)
+    assert set(checked) == set(PREDICATES)
     assert not wrong
 
 
@@ -292,8 +292,6 @@ def test_every_claim_has_several_wordings(claim: str) -> None:
 
 
 def test_emoji_plurals_are_english() -> None:
-    from rvos_deploy.datasets.moving_sprites.wording import Noun, noun_words
-
     words = {name: noun_words(Noun(name), True, stream(1)) for name in EMOJI}
     assert words["bus"] == "buses"
     assert words["butterfly"] == "butterflies"

@@ -1,0 +1,21 @@
+"""Heights and widths that a network accepts. Imports no NumPy: the command line asks it."""
+
+from __future__ import annotations
+
+from rvos_deploy.errors import InputError
+
+STRIDE = 32
+"""Heights and widths are multiples of this: the coarsest feature map's stride."""
+
+
+def check_size(height: int, width: int) -> None:
+    """Raise InputError unless both are positive multiples of 32."""
+    if height < STRIDE or width < STRIDE or height % STRIDE or width % STRIDE:
+
+        def nearest(side: int) -> int:
+            return max(STRIDE, round(side / STRIDE) * STRIDE)
+
+        raise InputError(
+            f"size {height}x{width} is not a multiple of {STRIDE}; "
+            f"the nearest that is: {nearest(height)}x{nearest(width)}"
+        )
