@@ -26,7 +26,6 @@ from rvos_deploy.console.error_lines import one_line_errors
 from rvos_deploy.datasets import VideoRecord, read_mevis
 from rvos_deploy.environment import machine, versions
 from rvos_deploy.evaluation.metrics import region_similarity
-from rvos_deploy.graph_io.input_size import 
 from rvos_deploy.graph_io.frame_geometry import MASK_STRIDE, FrameGeometry, display_mask
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.json_file import write_json

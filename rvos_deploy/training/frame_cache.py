@@ -31,7 +31,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import cannot_write, replacing
-from rvos_deploy.graph_io.input_size import 
 from rvos_deploy.graph_io.frame_geometry import MASK_STRIDE
 from rvos_deploy.json_file import write_json
 from rvos_deploy.networks.pan2024 import slots

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rvos_deploy.graph_io.input_size import 
 from rvos_deploy.graph_io.frame_geometry import MASK_STRIDE
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.slot_alignment import gather_slots
