@@ -15,6 +15,7 @@ from rvos_deploy.files import sha256_file
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.networks.pan2024.graphs import Graph as ExportedGraph
 from rvos_deploy.networks.pan2024.graphs import graphs as graphs_of
+from rvos_deploy.networks.pan2024.network import model_config
 from rvos_deploy.runtime.backends.base import Backend, Graph, Session
 from rvos_deploy.runtime.backends.host_ops import HostOps
 
@@ -26,7 +27,7 @@ class TorchBackend(Backend):
 
     def __init__(self, bundle: Bundle, checkpoint: Path | None, threads: int) -> None:
         torch.set_num_threads(threads)
-        network = load_network(bundle.config, _weights(bundle, checkpoint))
+        network = load_network(model_config(bundle.network), _weights(bundle, checkpoint))
         self._graphs = {graph.spec.name: graph for graph in graphs_of(network)}
 
     def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:

@@ -87,6 +87,7 @@ def build_plan(
     cache = _timing_cache(trt, gpu, settings)
     if cache is not None:
         attach_cache(config, cache)
+    capabilities: tuple[str, ...]
     if target.needs_gpu:
         capabilities = (gpu.compute_capability,) if gpu else ()
     else:

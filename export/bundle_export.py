@@ -190,7 +190,7 @@ def _fill(
     length = form.static.tokens if form.static else CONTEXT_LENGTH
     tokenizer = Tokenizer(folder / TOKENIZER, length=length)
     record_clip(network, tokenizer, contracts, reference)
-    np.savez_compressed(folder / PARITY, **reference)
+    np.savez_compressed(folder / PARITY, **reference)  # type: ignore[arg-type]
     names = [file.name for file in files] + [TOKENIZER, PARITY]
     manifest = _manifest(network, weights, origin, backend)
     manifest["graphs"] = {name: spec.as_dict() for name, spec in contracts.items()}

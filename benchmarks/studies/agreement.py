@@ -26,6 +26,7 @@ from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.bundle_masks import evaluate_bundle
 from rvos_deploy.evaluation.evaluate import Evaluation
 from rvos_deploy.json_file import write_json
+from rvos_deploy.networks.pan2024.network import model_config
 from rvos_deploy.runtime.segmenter import load
 from rvos_deploy.stream_settings import StreamSettings
 
@@ -53,7 +54,9 @@ def compare(
         for mode in ("offline", "online"):
             settings = StreamSettings(mode=mode)
             found[mode] = summary(evaluate_bundle(segmenter, split, settings=settings))
-        network = load_network(segmenter.bundle.config, Weights(checkpoint, clip_weights))
+        network = load_network(
+            model_config(segmenter.bundle.network), Weights(checkpoint, clip_weights)
+        )
     found["pytorch"] = validate(network, training_tokenizer(), split)
     found["lost"] = found["pytorch"]["j_and_f"] - found["offline"]["j_and_f"]
     return found

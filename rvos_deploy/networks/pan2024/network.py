@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
 from rvos_deploy.graph_io.tokenizer import CONTEXT_LENGTH, Tokenizer
 from rvos_deploy.networks.network import Network
@@ -93,6 +94,19 @@ class Pan2024(Network):
             return None
         numbers = np.arange(shape[0] * shape[1]).reshape(*shape[:2], *[1] * (len(shape) - 2))
         return np.broadcast_to(numbers, shape)
+
+
+def model_config(network: Network) -> ModelConfig:
+    """Return the configuration of a network of this family.
+
+    Raises InputError: the network is of another family.
+    """
+    if not isinstance(network, Pan2024):
+        raise InputError(
+            f"the bundle holds a network of the family '{network.family}'; this works with a bundle "
+            f"of '{Pan2024.family}'"
+        )
+    return network.config
 
 
 def default_slot_excess(tolerance: float) -> float:
