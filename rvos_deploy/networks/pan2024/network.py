@@ -103,8 +103,8 @@ def model_config(network: Network) -> ModelConfig:
     """
     if not isinstance(network, Pan2024):
         raise InputError(
-            f"the bundle holds a network of the family '{network.family}'; this works with a bundle "
-            f"of '{Pan2024.family}'"
+            f"the bundle holds a network of the family '{network.family}'; this needs a bundle of "
+            f"'{Pan2024.family}'"
         )
     return network.config
 
