@@ -43,6 +43,7 @@ class Segmenter(Closeable):
         settings: StreamSettings | None = None,
         *,
         on_stage: StageCallback | None = None,
+        keep_images: bool = False,
     ) -> Stream:
         """Start a stream over one video; use it in a ``with`` block.
 
@@ -50,6 +51,8 @@ class Segmenter(Closeable):
             expressions: a list of sentences.
             settings: None: the default ones.
             on_stage: called after every stage.
+            keep_images: give each result's frame its image. Images wait with everything else of
+                their frames, within ``mask_budget``; do not write into an array that was pushed.
 
         Raises:
             InputError: no list of sentences, an empty one, more than the graphs take, settings of
@@ -75,7 +78,7 @@ class Segmenter(Closeable):
             settings = replace(settings, threshold=self.bundle.threshold(settings.mode))
         calls = SessionCalls(self._session, on_stage)
         steps = self.bundle.network.steps(calls, settings)
-        stream = Stream(steps, calls, self.encode_text, settings)
+        stream = Stream(steps, calls, self.encode_text, settings, keep_images=keep_images)
         try:
             add_expressions(stream, expressions)
         except BaseException:
