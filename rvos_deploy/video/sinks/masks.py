@@ -52,6 +52,7 @@ class MaskSink(Sink):
 
     def write(self, result: FrameResult) -> None:
         """Write a frame's masks under temporary names."""
+        self._prepared, self._placed = [], []
         for expression, mask in zip(result.expressions, result.masks, strict=True):
             self._prepared.append(self._writer.prepare(expression, result.frame.index, mask))
 
@@ -60,10 +61,9 @@ class MaskSink(Sink):
         for mask in self._prepared:
             mask.put_in_place()
             self._placed.append(mask.path)
-        self._prepared, self._placed = [], []
 
     def rollback(self) -> None:
-        """Remove what the frame has left, under temporary and final names."""
+        """Remove the masks of the frame written last, under temporary and final names."""
         for path in self._placed:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -76,8 +76,9 @@ class MaskSink(Sink):
         self._undo.close()
 
     def abort(self) -> None:
-        """Remove what no frame was committed with."""
-        self.rollback()
+        """Remove masks that were never committed."""
+        for mask in self._prepared:
+            mask.discard()
         self._undo.close()
 
 
