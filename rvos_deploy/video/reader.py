@@ -87,11 +87,12 @@ def open_video(
     """Open a video and decode its first frame.
 
     ``source`` is a file, a folder of images (jpg, jpeg, png, bmp, webp, tif, tiff, avif; in natural
-    order, all of one size), ``-`` for standard input, or a URL or device that FFmpeg opens. ``fps``
-    is the frame rate of a folder; other sources have their own clock. ``format`` names an FFmpeg
-    demuxer where a device needs one (``"v4l2"`` is found by itself). Frames are those a viewer
-    sees: rotated, in square pixels, RGB, transparency over white, all of the first one's size, with
-    their exact pts, strictly increasing.
+    order, all of one size), ``-`` for standard input, a URL or device that FFmpeg opens, or of
+    another kind in the registry (``video/sources/registry.py``). ``fps`` is the frame rate of a
+    folder; other sources have their own clock. ``format`` names an FFmpeg demuxer where a device
+    needs one (``"v4l2"`` is found by itself). Frames are those a viewer sees: rotated, in square
+    pixels, RGB, transparency over white, all of the first one's size, with their exact pts,
+    strictly increasing.
 
     A file or pipe opens nothing but itself: a playlist (HLS, concat, SDP) is refused unless
     ``allow_playlists``, because it may name any file of the machine. A URL may be a playlist of
