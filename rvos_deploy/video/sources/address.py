@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +66,11 @@ def kind_of(source: str, format: str | None = None) -> Kind:
     if stat.S_ISREG(mode):
         return "file"
     return "device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "pipe"
+
+
+def is_kind(kind: Kind) -> Callable[[str, str | None], bool]:
+    """Return the ``matches`` of a ``SourceType`` for names of this kind."""
+    return lambda name, format: kind_of(name, format) == kind
 
 
 def has_path(source: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -55,15 +55,15 @@ class FFmpegInput:
 
 
 def read_container(
-    request: SourceRequest, source: FFmpegInput, errors: DecodeErrors
+    describe: Callable[[SourceRequest], FFmpegInput], request: SourceRequest, errors: DecodeErrors
 ) -> Generator[Opened | Frame, None, None]:
-    """Open a source with FFmpeg and read it: what ``SourceType.read`` asks for.
+    """Open a source with FFmpeg and read it: with ``describe``, what ``SourceType.read`` asks for.
 
     Raises:
         VideoError: it cannot be opened, or not one frame can be decoded.
     """
     name, most = name_of(request.name), request.max_frames
-    container, stream = _open_container(request, source)
+    container, stream = _open_container(request, describe(request))
     frames = decode(container, stream, errors, skip=request.skip_damage)
     with closing(container), closing(frames):
         shown = f"{name} (codec {stream.codec_context.name})"

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from functools import partial
 
-from rvos_deploy.video.frames import Frame
-from rvos_deploy.video.sources.address import is_url, kind_of
-from rvos_deploy.video.sources.base import Opened, SourceRequest, SourceType
+from rvos_deploy.video.sources.address import is_kind, is_url
+from rvos_deploy.video.sources.base import SourceRequest, SourceType
 from rvos_deploy.video.sources.container import FFmpegInput, read_container
-from rvos_deploy.video.sources.decode_errors import DecodeErrors
 
 
-def _matches(name: str, format: str | None) -> bool:
-    return kind_of(name, format) == "device"
-
-
-def _read(request: SourceRequest, errors: DecodeErrors) -> Generator[Opened | Frame, None, None]:
+def _input(request: SourceRequest) -> FFmpegInput:
     name = request.name
     format = request.format or ("v4l2" if name.startswith("/dev/video") else None)
     # An address whose demuxer the user names is a device here too.
-    source = FFmpegInput(name, "url" if is_url(name) else "local", format)
-    yield from read_container(request, source, errors)
+    return FFmpegInput(name, "url" if is_url(name) else "local", format)
 
 
-DEVICE = SourceType(_matches, _read, live=True)
+DEVICE = SourceType(is_kind("device"), partial(read_container, _input), live=True)

@@ -8,15 +8,11 @@ from pathlib import Path
 from rvos_deploy.errors import VideoError
 from rvos_deploy.images import is_still
 from rvos_deploy.video.frames import Frame
-from rvos_deploy.video.sources.address import ffmpeg_path, has_path, kind_of
+from rvos_deploy.video.sources.address import ffmpeg_path, has_path, is_kind
 from rvos_deploy.video.sources.base import Opened, SourceRequest, SourceType
 from rvos_deploy.video.sources.container import FFmpegInput, read_container
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
 from rvos_deploy.video.sources.folder import SUFFIXES, read_images
-
-
-def _matches(name: str, format: str | None) -> bool:
-    return kind_of(name, format) == "file"
 
 
 def _read(request: SourceRequest, errors: DecodeErrors) -> Generator[Opened | Frame, None, None]:
@@ -29,8 +25,11 @@ def _read(request: SourceRequest, errors: DecodeErrors) -> Generator[Opened | Fr
         raise VideoError(
             f"{request.name} is empty (0 bytes); a video is needed: copy or record it again"
         )
-    source = FFmpegInput(ffmpeg_path(request.name), "local", request.format)
-    yield from read_container(request, source, errors)
+    yield from read_container(_input, request, errors)
 
 
-FILE = SourceType(_matches, _read)
+def _input(request: SourceRequest) -> FFmpegInput:
+    return FFmpegInput(ffmpeg_path(request.name), "local", request.format)
+
+
+FILE = SourceType(is_kind("file"), _read)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.images import displayed_size, read_rgb
 from rvos_deploy.video.frames import Frame, VideoInfo
-from rvos_deploy.video.sources.address import kind_of
+from rvos_deploy.video.sources.address import is_kind
 from rvos_deploy.video.sources.base import Opened, SourceRequest, SourceType, first_frame
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
 
@@ -99,12 +99,8 @@ def read_images(
     yield from frames
 
 
-def _matches(name: str, format: str | None) -> bool:
-    return kind_of(name, format) == "folder"
-
-
 def _read(request: SourceRequest, errors: DecodeErrors) -> Generator[Opened | Frame, None, None]:
     yield from read_images(request, image_files(Path(request.name)), errors)
 
 
-FOLDER = SourceType(_matches, _read)
+FOLDER = SourceType(is_kind("folder"), _read)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from functools import partial
 from typing import Any, cast
 
 from rvos_deploy.errors import VideoError
-from rvos_deploy.video.frames import Frame
-from rvos_deploy.video.sources.address import STANDARD_INPUT, ffmpeg_path, kind_of
-from rvos_deploy.video.sources.base import Opened, SourceRequest, SourceType
+from rvos_deploy.video.sources.address import STANDARD_INPUT, ffmpeg_path, is_kind
+from rvos_deploy.video.sources.base import SourceRequest, SourceType
 from rvos_deploy.video.sources.container import FFmpegInput, read_container
-from rvos_deploy.video.sources.decode_errors import DecodeErrors
 
 
 class _StandardInput:
@@ -28,14 +26,6 @@ class _StandardInput:
         return cast(bytes, self._read(size) or b"")
 
 
-def _matches(name: str, format: str | None) -> bool:
-    return kind_of(name, format) == "pipe"
-
-
-def _read(request: SourceRequest, errors: DecodeErrors) -> Generator[Opened | Frame, None, None]:
-    yield from read_container(request, _input(request), errors)
-
-
 def _input(request: SourceRequest) -> FFmpegInput:
     if request.name != STANDARD_INPUT:
         return FFmpegInput(ffmpeg_path(request.name), "local", request.format)
@@ -44,4 +34,4 @@ def _input(request: SourceRequest) -> FFmpegInput:
     return FFmpegInput(_StandardInput(sys.stdin.buffer), "pipe", request.format)
 
 
-PIPE = SourceType(_matches, _read, live=True)
+PIPE = SourceType(is_kind("pipe"), partial(read_container, _input), live=True)

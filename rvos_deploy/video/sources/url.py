@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from functools import partial
 
-from rvos_deploy.video.frames import Frame
-from rvos_deploy.video.sources.address import ffmpeg_url, kind_of
-from rvos_deploy.video.sources.base import Opened, SourceRequest, SourceType
+from rvos_deploy.video.sources.address import ffmpeg_url, is_kind
+from rvos_deploy.video.sources.base import SourceRequest, SourceType
 from rvos_deploy.video.sources.container import FFmpegInput, read_container
-from rvos_deploy.video.sources.decode_errors import DecodeErrors
 
 
-def _matches(name: str, format: str | None) -> bool:
-    return kind_of(name, format) == "url"
+def _input(request: SourceRequest) -> FFmpegInput:
+    return FFmpegInput(ffmpeg_url(request.name), "url", request.format)
 
 
-def _read(request: SourceRequest, errors: DecodeErrors) -> Generator[Opened | Frame, None, None]:
-    source = FFmpegInput(ffmpeg_url(request.name), "url", request.format)
-    yield from read_container(request, source, errors)
-
-
-URL = SourceType(_matches, _read, live=True, network=True)
+URL = SourceType(is_kind("url"), partial(read_container, _input), live=True, network=True)
