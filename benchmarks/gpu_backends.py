@@ -28,7 +28,7 @@ from rvos_deploy.graph_io.probe import probe_inputs
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.parity.verification import MaskCheck, verify
 from rvos_deploy.runtime.backends.base import Graph
-from rvos_deploy.runtime.segment_video import segment_video
+from rvos_deploy.runtime.run import run
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import DEFAULT_MEMORY, StreamSettings
 from rvos_deploy.video import Frame, read_video
@@ -169,7 +169,7 @@ def _measure_stream(
             if number == bench.warm_up:
                 bench.synchronise()
                 stages.clear()
-            image = bench.frames[number % len(bench.frames)].image
+            image = bench.frames[number % len(bench.frames)].host_image()
             started = time.perf_counter()
             results = push_through(stream, image)
             took = time.perf_counter() - started
@@ -225,7 +225,7 @@ def _time_graph(
 def _measure_job(bench: Bench, segmenter: Segmenter, name: str) -> dict[str, Any]:
     """Frames a second as ``run`` does it: decoding, inference and writing side by side."""
     out = bench.folder / f"job-{name.replace(' ', '-')}"
-    report = segment_video(segmenter, bench.video, texts_of(bench.request), out, StreamSettings())
+    report = run(segmenter, bench.video, texts_of(bench.request), out)
     return {
         "frames": report.frames,
         "seconds": report.seconds,

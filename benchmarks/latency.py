@@ -20,7 +20,7 @@ from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.frame_masks import FrameMasks
-from rvos_deploy.runtime.segment_video import segment_video
+from rvos_deploy.runtime.run import RunOptions, run
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video import Frame, open_video
@@ -156,9 +156,8 @@ def _measure_overlapped(
     folder: str,
 ) -> dict[str, Any]:
     """Frames per second of the whole job as ``run`` does it, writing included."""
-    report = segment_video(
-        segmenter, source, texts, Path(folder) / "out", settings, max_frames=count
-    )
+    options = RunOptions(settings, max_frames=count)
+    report = run(segmenter, source, texts, Path(folder) / "out", options=options)
     return {
         "frames": report.frames,
         "seconds": report.seconds,

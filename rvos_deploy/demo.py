@@ -7,7 +7,7 @@ writes. Only the ground truth is special: Moving Sprites know it exactly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from rvos_deploy.files import discard_stale, replacing
 from rvos_deploy.images import read_image
 from rvos_deploy.json_file import write_json
 from rvos_deploy.overlap import refuse_overlap
-from rvos_deploy.runtime.run_folder import MASKS, run_folder
-from rvos_deploy.runtime.segment_video import Progress, segment_video
+from rvos_deploy.runtime.run import Progress, RunOptions, run
+from rvos_deploy.runtime.run_folder import run_folder
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import StreamSettings
-from rvos_deploy.video import read_video, write_strips
+from rvos_deploy.video import read_video, write_montage
+from rvos_deploy.video.sinks.masks import MASKS
 
 SCHEMA = "rvos-deploy/demo/1"
 VIDEO, PICTURE, METRICS = WRITTEN = ("video.mp4", "picture.png", "metrics.json")
@@ -72,7 +73,7 @@ def run_demo(
         out: folder; what an earlier demo left there is replaced.
         seed: of Moving Sprites' valid split.
         command: recorded in the results.
-        progress: as of ``segment_video``.
+        progress: as of ``RunOptions``.
 
     Raises:
         InputError: ``out`` cannot be written, or holds another program's files.
@@ -104,16 +105,11 @@ def _run_demo(
     with replacing(out / VIDEO) as temporary:
         sample = sample_video(temporary, seed=seed, size=SIZE, kinds=KINDS)
         shown = chosen_expressions(sample.expressions)
-        report = segment_video(
-            segmenter,
-            temporary,
-            [expression.text for expression in shown],
-            out,
-            StreamSettings(mode="offline"),
-            command=command,
-            name=str(out / VIDEO),
-            progress=progress,
-        )
+        options = RunOptions(StreamSettings(mode="offline"), command=command, name=str(out / VIDEO))
+        if progress is not None:
+            options = replace(options, progress=progress)
+        texts = [expression.text for expression in shown]
+        report = run(segmenter, temporary, texts, out, options=options)
         if report.stopped is not None:
             # There is no score of a part.
             raise stopping.again(report.stopped, f"{report.frames} frames are complete in {out}")
@@ -173,10 +169,10 @@ def _draw(
     masks: NDArray[np.bool_],
     scores: Sequence[ExpressionScore],
 ) -> None:
-    images = [frame.image for frame in read_video(sample.path)]
+    images = [frame.host_image() for frame in read_video(sample.path)]
     truth = np.stack([sample.truth(expression) for expression in shown], axis=1)
     labels = [f"{row.text}   J&F {row.j_and_f:.2f}" for row in scores]
-    write_strips(file, images, masks, truth, labels)
+    write_montage(file, images, masks, truth, labels)
 
 
 def _metrics(

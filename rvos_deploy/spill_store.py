@@ -23,8 +23,9 @@ _MORE_ROOM = "set TMPDIR to a larger disk, use --mode online, or fewer frames (-
 
 
 def default_mask_budget() -> int:
-    """Bytes that wait in memory where nobody says how many: an eighth of what this process may use
-    (``run`` has two such stores, one of them for images), at most 1 GiB.
+    """Return the bytes that may wait in memory by default.
+
+    That is an eighth of the memory that this process may use, at most 1 GiB.
     """
     memory = usable_memory_bytes()
     return min(GREATEST_DEFAULT, memory // SHARE_OF_MEMORY) if memory else GREATEST_DEFAULT

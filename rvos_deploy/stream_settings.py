@@ -32,10 +32,11 @@ class StreamSettings:
         threshold: a query above it belongs to the answer. None: the bundle's.
         fallback: when no query passes: ``none`` gives an empty mask, ``top1`` the best query's.
         size: (height, width) of the box that frames are fitted into. None: the bundle's.
-        mask_budget: bytes of what waits for its decision (mask features and embeddings) that are
-            kept in memory before they go to disk. Default: an eighth of the memory that this
-            process may use (its container's limit, or the machine's), at most 1 GiB. Frame tokens
-            are not counted: see :func:`rvos_deploy.networks.pan2024.query_memory.token_bytes`.
+        mask_budget: bytes of what waits for its decision (mask features and embeddings, and images
+            where the stream keeps them) that are kept in memory before they go to disk. Default: an
+            eighth of the memory that this process may use (its container's limit, or the
+            machine's), at most 1 GiB. Frame tokens are not counted: see
+            :func:`rvos_deploy.networks.pan2024.query_memory.token_bytes`.
         masks: ``host`` gives NumPy arrays; ``device`` leaves masks on the GPU, for other libraries
             there (see ``FrameMasks.masks``). Refused by back ends that run on the host.
 

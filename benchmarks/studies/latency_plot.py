@@ -75,7 +75,7 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
             axes.barh(labels[-1], theirs, color="0.75")
             axes.text(theirs, len(labels) - 1, f" {theirs:.0f} ms", va="center")
     handles = [Patch(color=colours[s], label=s.replace("_", " ")) for s in (*STAGES, OTHER)]
-    axes.legend(handles=handles, loc="lower right", ncols=2, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=7, frameon=False)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds a frame (median)")
     axes.margins(x=0.12)

@@ -191,7 +191,7 @@ def clip_frames(video: Path, box: tuple[int, int], count: int) -> list[Tensor]:
         VideoError: it cannot be read.
     """
     frames = islice(read_video(video), 0, EVERY * count, EVERY)
-    images = [frame.image for frame in frames]
+    images = [frame.host_image() for frame in frames]
     geometry = fit_frame(images[0].shape[:2], box)
     return [torch.from_numpy(resize_frame(image, geometry)) for image in images]
 

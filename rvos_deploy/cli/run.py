@@ -112,10 +112,11 @@ def run(
             "--mask-budget",
             metavar="MIB",
             min=0,
-            help="Memory for frames that wait for the end; more goes to disk. Default: an eighth "
-            "of the memory that this process may use, at most 1024. Offline, tokens stay in memory "
-            "beyond it: queries x width x 4 bytes a frame and expression, 10 KiB for tiny (2 bytes "
-            "in fp16), unless --memory says how many frames are remembered.",
+            help="Memory for all that waits for the end (features and images); more goes to disk. "
+            "Default: an eighth of the memory that this process may use, at most 1024. Offline, "
+            "tokens stay in memory beyond it: queries x width x 4 bytes a frame and expression, "
+            "10 KiB for tiny (2 bytes in fp16), unless --memory says how many frames are "
+            "remembered.",
         ),
     ] = None,
     allow_playlists: Annotated[
@@ -132,11 +133,12 @@ def run(
     from rvos_deploy.cli.expressions import check_expressions
     from rvos_deploy.console.output import counted, frame_progress
     from rvos_deploy.redaction import redact, redact_command
-    from rvos_deploy.runtime.segment_video import segment_video
+    from rvos_deploy.runtime.run import RunOptions
+    from rvos_deploy.runtime.run import run as run_video
     from rvos_deploy.runtime.segmenter import load
     from rvos_deploy.spill_store import default_mask_budget
     from rvos_deploy.stream_settings import StreamSettings
-    from rvos_deploy.video.source import has_end
+    from rvos_deploy.video.sources.registry import has_end
 
     check_expressions(expressions)
     if find_bundle(bundle) != bundle:
@@ -159,17 +161,14 @@ def run(
         load(bundle, backend=backend.value, device=device.value, threads=threads) as segmenter,
         frame_progress() as progress,
     ):
-        report = segment_video(
-            segmenter,
-            video,
-            expressions,
-            out,
+        options = RunOptions(
             settings,
             max_frames=max_frames,
             allow_playlists=allow_playlists,
             command=redact_command(),
             progress=progress,
         )
+        report = run_video(segmenter, video, expressions, out, options=options)
     typer.echo(
         f"{counted(report.frames, 'frame')}, {counted(len(expressions), 'expression')}, "
         f"{settings.mode}: "

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.pending_masks import PendingMasks
+from rvos_deploy.video.frames import Frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +22,9 @@ class FrameMasks:
     example ``(a.masks == b.masks).all()``.
 
     Args:
-        index: the frame's number, from 0.
-        pts: its presentation time in seconds.
+        frame: the frame, with its index and times. Its image is there only where the stream keeps
+            images (``Segmenter.stream(..., keep_images=True)``): asking for another raises
+            InputError.
         size: (height, width) of the masks: the displayed size.
         scores: float32 [E]: the probability that the expression refers to what was found.
         expressions: [E] numbers of the expressions, as ``Stream.add_expression`` gave them.
@@ -30,13 +32,22 @@ class FrameMasks:
         pending: the masks, which a GPU may still be computing or sending.
     """
 
-    index: int
-    pts: float
+    frame: Frame
     size: tuple[int, int]
     scores: NDArray[np.float32]
     expressions: tuple[int, ...]
     texts: tuple[str, ...]
     pending: PendingMasks | Tensor
+
+    @property
+    def index(self) -> int:
+        """The frame's number, from 0."""
+        return self.frame.index
+
+    @property
+    def pts(self) -> float:
+        """The frame's presentation time in seconds."""
+        return self.frame.pts
 
     @property
     def masks(self) -> NDArray[np.bool_]:

@@ -16,9 +16,10 @@ from rvos_deploy.files import (
     remove_empty,
 )
 from rvos_deploy.overlap import refuse_overlap
-from rvos_deploy.runtime.result_file import is_result_file
+from rvos_deploy.video.sinks.masks import MASKS
+from rvos_deploy.video.sinks.overlay import OVERLAY
+from rvos_deploy.video.sinks.result_file import RESULT, is_result_file
 
-MASKS, OVERLAY, RESULT = "masks", "overlay.mp4", "result.json"
 _EARLIER = "earlier"
 
 

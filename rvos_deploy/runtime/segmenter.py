@@ -48,6 +48,7 @@ class Segmenter(Closeable):
         *,
         on_stage: StageCallback | None = None,
         render: Render | None = None,
+        keep_images: bool = False,
     ) -> Stream:
         """Start a stream over one video; use it in a ``with`` block.
 
@@ -57,6 +58,8 @@ class Segmenter(Closeable):
             on_stage: called after every stage.
             render: makes the masks of a decided frame, for evaluations. None: the masks by the
                 settings' threshold.
+            keep_images: give each result's frame its image. Images wait with everything else of
+                their frames, within ``mask_budget``; do not write into an array that was pushed.
 
         Raises:
             InputError: no list of sentences, an empty one, more than the graphs take, settings of
@@ -69,7 +72,7 @@ class Segmenter(Closeable):
                 "leave it out"
             )
         calls = SessionCalls(self._session, on_stage)
-        return self._open_stream(calls, expressions, settings, render)
+        return self._open_stream(calls, expressions, settings, render, keep_images=keep_images)
 
     def streams_in_step(
         self,
@@ -114,6 +117,8 @@ class Segmenter(Closeable):
         expressions: Sequence[str],
         settings: StreamSettings | None,
         render: Render | None,
+        *,
+        keep_images: bool = False,
     ) -> Stream:
         if settings is not None and not isinstance(settings, StreamSettings):
             raise InputError(
@@ -128,7 +133,9 @@ class Segmenter(Closeable):
         if settings.threshold is None:
             settings = replace(settings, threshold=self.bundle.threshold(settings.mode))
         steps = self.bundle.network.steps(calls, settings)
-        stream = Stream(steps, calls, self.encode_text, settings, render)
+        stream = Stream(
+            steps, calls, self.encode_text, settings, render=render, keep_images=keep_images
+        )
         try:
             add_expressions(stream, expressions)
         except BaseException:

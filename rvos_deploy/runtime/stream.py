@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -28,17 +28,32 @@ from rvos_deploy.runtime.pending_masks import PendingMasks
 from rvos_deploy.runtime.stream_use import ExclusiveUse, FrameTime
 from rvos_deploy.spill_store import SpillStore
 from rvos_deploy.stream_settings import StreamSettings, described
-from rvos_deploy.video.frames import Frame, check_image
+from rvos_deploy.video.frames import AnyImage, Frame, check_image, is_foreign
 
 
 @dataclass(frozen=True)
 class _PushedFrame:
-    """A frame as it was pushed, and the numbers of the expressions that it is segmented for."""
+    """A frame as it was pushed, and the numbers of the expressions that it is segmented for.
 
-    index: int
-    pts: float
+    ``frame`` has no image; ``image`` is None where the stream keeps none.
+    """
+
+    frame: Frame
+    image: Tensor | None
     geometry: FrameGeometry
     expressions: tuple[int, ...]
+
+    @property
+    def occasion(self) -> str:
+        """For an error."""
+        return f"frame {self.frame.index}"
+
+    def given_back(self) -> Frame:
+        """Return the frame for its result, with its image where that is kept."""
+        if self.image is None:
+            return self.frame
+        assert isinstance(self.image, np.ndarray) or is_foreign(self.image)
+        return self.frame.with_image(self.image)
 
 
 @dataclass(frozen=True)
@@ -55,10 +70,14 @@ class _StartedFrame:
 
 @dataclass(frozen=True)
 class _PendingFrame:
-    """A frame whose masks are not decided yet; ``kept``: numbers in the store."""
+    """A frame whose masks are not decided yet.
+
+    ``kept`` (for the masks) and ``image`` are numbers in the store; the frame holds no pixels.
+    """
 
     frame: _PushedFrame
     kept: tuple[int, ...]
+    image: int | None
 
 
 _Made: TypeAlias = tuple[PendingMasks | Tensor, MapCheck | None]
@@ -84,7 +103,9 @@ class Stream(Closeable):
         calls: SessionCalls,
         encode_text: Callable[[str], EncodedText],
         settings: StreamSettings,
+        *,
         render: Render | None = None,
+        keep_images: bool = False,
     ) -> None:
         """``render``: makes the masks of a decided frame. None: a mask is where the logits of the
         candidates that pass the threshold are above 0.
@@ -94,6 +115,7 @@ class Stream(Closeable):
         if settings.masks == "device":
             calls.ops.require_device_masks()
         self.settings = settings
+        self._keep_images = keep_images
         self._steps = steps
         self._calls = calls
         self._encode_text = encode_text
@@ -161,11 +183,11 @@ class Stream(Closeable):
         """Take the next frame; returns the frames that are decided now, oldest first.
 
         Args:
-            frame: a Frame, or RGB uint8 [H,W,3] (its time is then its number): of NumPy, or of any
-                library that has ``__dlpack__`` or ``__cuda_array_interface__``. One on the GPU is
-                read where it is, by a back end that runs there, and resized there by
-                ``backend="tensorrt"``; ONNX Runtime's goes by the host unless it has the network's
-                own size.
+            frame: a Frame, or its image alone (its time is then its number): RGB uint8 [H,W,3] of
+                NumPy, or of any library that has ``__dlpack__`` or ``__cuda_array_interface__``. An
+                image on the GPU is read where it is by a back end that runs there;
+                ``backend="tensorrt"`` also resizes it there, ONNX Runtime copies it to the host
+                unless it has the network's own size.
 
         Index and time must be greater than those of the frame before.
 
@@ -181,10 +203,11 @@ class Stream(Closeable):
                     "pushed before they are; loop over stream.flush() to its end"
                 )
             at = FrameTime.of(frame, self._frame_count)
-            image = self._take_image(frame.image if isinstance(frame, Frame) else frame)
+            pushed = frame if isinstance(frame, Frame) else _frame_of(frame, at)
+            image = self._take_image(pushed.image)
             at.require_after(self._last)
             with self._all_or_failed(spared=InputError):
-                started = self._start(at, image)
+                started = self._start(pushed.without_image(), image)
             with self._all_or_failed():
                 self._last, self._flushing = at, False
                 self._frame_count += 1
@@ -299,14 +322,15 @@ class Stream(Closeable):
                 self._failure = error
             raise
 
-    def _start(self, at: FrameTime, image: Tensor) -> _StartedFrame:
+    def _start(self, timed: Frame, image: Tensor) -> _StartedFrame:
         """Queue the graphs of a frame, for all expressions."""
         geometry = self._steps.geometry((image.shape[0], image.shape[1]))
-        frame = _PushedFrame(at.index, at.pts, geometry, tuple(self._expressions))
+        kept = image if self._keep_images else None
+        frame = _PushedFrame(timed, kept, geometry, tuple(self._expressions))
         if not frame.expressions:
             return _StartedFrame(frame, None)
         ready = self._calls.preprocess(image, geometry)
-        return _StartedFrame(frame, self._steps.start(ready, f"frame {at.index}"))
+        return _StartedFrame(frame, self._steps.start(ready, frame.occasion))
 
     def _settle(self) -> None:
         """Advance the network's steps by the frame that was queued last."""
@@ -314,11 +338,13 @@ class Stream(Closeable):
         if started is not None:
             kept = () if started.started is None else started.started.advance()
             numbers = tuple(self._store.put(tensor) for tensor in kept)
-            self._pending.append(_PendingFrame(started.frame, numbers))
+            frame = started.frame
+            image = None if frame.image is None else self._store.put(frame.image)
+            self._pending.append(_PendingFrame(replace(frame, image=None), numbers, image))
 
-    def _take_image(self, image: object) -> Tensor:
+    def _take_image(self, image: AnyImage) -> Tensor:
         """Return a frame as the back end reads it: a NumPy array, or one on the device."""
-        if isinstance(image, np.ndarray) or not _is_foreign(image):
+        if not is_foreign(image):
             return check_image(image)
         tensor = self._calls.ops.from_dlpack(image)
         if isinstance(tensor, np.ndarray):
@@ -337,15 +363,18 @@ class Stream(Closeable):
         """Make the masks of one frame, for its expressions that are still present."""
         frame = pending.frame
         kept = [self._store.take(number) for number in pending.kept]
+        if pending.image is not None:
+            frame = replace(frame, image=self._store.take(pending.image))
         numbers = tuple(n for n in frame.expressions if n in self._expressions)
         if not kept or decision is None or not numbers:
             nothing = self._masks_of(frame, np.zeros((0, 1, 1), dtype=np.float32))
             return self._result(frame, nothing, np.zeros(0, np.float32), ())
-        maker = decision.mask_maker(kept, frame.expressions, numbers, f"frame {frame.index}")
+        maker = decision.mask_maker(kept, frame.expressions, numbers, frame.occasion)
         if self._render is None:
             made = self._masks_of(frame, maker.mask_logits(maker.thresholds))
         else:
-            decided = DecidedFrame(frame.index, frame.geometry, numbers, maker, self._calls.ops)
+            index = frame.frame.index
+            decided = DecidedFrame(index, frame.geometry, numbers, maker, self._calls.ops)
             made = PendingMasks(FinishedCopy([self._render(decided)])), None
         return self._result(frame, made, maker.scores.max(axis=1), numbers)
 
@@ -355,7 +384,7 @@ class Stream(Closeable):
         with self._calls.stage("post-processing"):
             check = None
             if not isinstance(logits, np.ndarray):
-                check = MapCheck(ops.finite_maps(logits), f"frame {frame.index}")
+                check = MapCheck(ops.finite_maps(logits), frame.occasion)
             if self.settings.masks == "device":
                 # The reader waits for nothing; the stream's next step asks the check.
                 return ops.upsample_masks_on_device(logits, geometry), check
@@ -374,7 +403,7 @@ class Stream(Closeable):
         self._last_masks = masks if isinstance(masks, PendingMasks) else None
         texts = tuple(self._expressions[number] for number in numbers)
         size = frame.geometry.display
-        return FrameMasks(frame.index, frame.pts, size, scores, numbers, texts, masks)
+        return FrameMasks(frame.given_back(), size, scores, numbers, texts, masks)
 
     def _finish_last(self) -> None:
         """Wait for the masks given last, so that never more than one frame's masks are on their
@@ -388,8 +417,9 @@ class Stream(Closeable):
             masks.get()
 
 
-def _is_foreign(frame: object) -> bool:
-    return hasattr(frame, "__dlpack__") or hasattr(frame, "__cuda_array_interface__")
+def _frame_of(image: object, at: FrameTime) -> Frame:
+    """A Frame of a bare image. Raises InputError: it is none."""
+    return Frame(at.index, at.pts, image if is_foreign(image) else check_image(image))
 
 
 class _Flush(Iterator[FrameMasks]):

@@ -24,7 +24,7 @@ from rvos_deploy.networks.pan2024.modules.inference import segment_clip, tokeniz
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.training.distributed import gather
 from rvos_deploy.training.recipe import Recipe
-from rvos_deploy.video import write_strips
+from rvos_deploy.video import write_montage
 
 MASK_BUDGET = 2**30
 """Bytes of mask features held at once; decides how many expressions are decoded together."""
@@ -95,7 +95,7 @@ def network_predictor(
         masks = clip_masks(network, tokenizer, images, texts)
         if pictures is not None:
             truth = np.stack([video.union_masks(e) for e in video.expressions], axis=1)
-            write_strips(pictures / f"{video.name}.png", images, masks, truth, texts)
+            write_montage(pictures / f"{video.name}.png", images, masks, truth, texts)
         return masks
 
     return predict

@@ -1,10 +1,11 @@
-"""Reading, drawing and writing video: PyAV, NumPy and Pillow, never torch."""
+"""Read, draw and write video: PyAV, NumPy and Pillow, never torch."""
 
+from rvos_deploy.video.drawing.montage import draw_montage, write_montage
+from rvos_deploy.video.drawing.overlay import draw_overlay
 from rvos_deploy.video.frames import Frame, VideoInfo
-from rvos_deploy.video.montage import draw_strips, write_strips
-from rvos_deploy.video.overlay import draw_overlay
 from rvos_deploy.video.reader import VideoReader, open_video, read_video
-from rvos_deploy.video.writer import MaskWriter, OverlayWriter
+from rvos_deploy.video.sinks.masks import MaskWriter
+from rvos_deploy.video.sinks.mp4 import OverlayWriter
 
 __all__ = [
     "Frame",
@@ -12,9 +13,9 @@ __all__ = [
     "OverlayWriter",
     "VideoInfo",
     "VideoReader",
+    "draw_montage",
     "draw_overlay",
-    "draw_strips",
     "open_video",
     "read_video",
-    "write_strips",
+    "write_montage",
 ]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from copy import copy
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,24 +15,55 @@ from numpy.typing import NDArray
 from rvos_deploy.errors import InputError
 
 Image = NDArray[np.uint8]
+"""Pixels on the host: uint8 [H, W, 3], RGB."""
+
+
+class DLPackArray(Protocol):
+    """An array that other libraries read through DLPack; it may lie on a device."""
+
+    @property
+    def __dlpack__(self) -> Callable[..., object]:
+        """Called by the reader; returns a capsule."""
+
+
+class CudaArray(Protocol):
+    """An array on a GPU that other libraries read through the CUDA array interface."""
+
+    @property
+    def __cuda_array_interface__(self) -> Mapping[str, object]:
+        """Its address, shape and type."""
+
+
+AnyImage: TypeAlias = Image | DLPackArray | CudaArray
+"""Pixels on the host or on a device: uint8 [H, W, 3], RGB."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Frame:
     """One frame as a viewer sees it.
 
-    ``index`` counts from 0. ``pts`` is the time of display in seconds on the container's own clock
-    (the first frame of a video need not be at 0). ``image`` is uint8 [H, W, 3], RGB. ``duration``
-    is in seconds, or None where the source does not say. Raises InputError for anything else.
+    Args:
+        index: counts from 0.
+        pts: time of display in seconds on the container's own clock (the first frame of a video
+            need not be at 0).
+        image: uint8 [H, W, 3], RGB: a NumPy array, or an array of any library that has
+            ``__dlpack__`` or ``__cuda_array_interface__``, on the host or on a device.
+        duration: seconds, or None where the source does not say.
+
+    Raises:
+        InputError: anything else, as far as the image tells. (A stream also checks an array whose
+            shape and type are known only once it is read.)
     """
 
     index: int
     pts: float
-    image: Image
+    image: AnyImage
     duration: float | None = None
+    _size: tuple[int, int] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        check_image(self.image)
+        size = check_any_image(self.image)
+        object.__setattr__(self, "_size", size)
         if self.index < 0:
             raise InputError(f"a frame's index counts from 0, found {self.index}")
         if not math.isfinite(self.pts):
@@ -41,20 +75,79 @@ class Frame:
 
     @property
     def height(self) -> int:
-        """Rows of the image."""
-        return int(self.image.shape[0])
+        """Rows of the image. Raises InputError where the image does not tell its shape."""
+        return self._known_size()[0]
 
     @property
     def width(self) -> int:
-        """Columns of the image."""
-        return int(self.image.shape[1])
+        """Columns of the image. Raises InputError where the image does not tell its shape."""
+        return self._known_size()[1]
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the image is still there; see :meth:`without_image`."""
+        return "image" in vars(self)
+
+    def without_image(self) -> Frame:
+        """Return the frame without its pixels: index, times and size only.
+
+        Asking that frame for its ``image`` raises InputError.
+        """
+        bare = copy(self)
+        vars(bare).pop("image", None)
+        return bare
+
+    def with_image(self, image: AnyImage) -> Frame:
+        """Return the frame with other pixels."""
+        return Frame(self.index, self.pts, image, self.duration)
+
+    def host_image(self) -> Image:
+        """Return the image as a NumPy array; one on a device is copied to the host.
+
+        Raises:
+            InputError: it lies on a device and does not copy itself (PyTorch's do not; those that a
+                stream gives back do).
+        """
+        if isinstance(self.image, np.ndarray):
+            return self.image
+        try:
+            return check_image(np.asarray(self.image))
+        except (InputError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"the image of frame {self.index} is a {type(self.image).__name__} that cannot be "
+                "read on the host; copy it first (PyTorch: image.cpu().numpy())"
+            ) from error
+
+    if not TYPE_CHECKING:  # type checkers would take any name for an attribute
+
+        def __getattr__(self, name: str) -> object:
+            if name == "image":
+                raise InputError(
+                    f"the stream did not keep the image of frame {self.index}; open it with "
+                    "segmenter.stream(..., keep_images=True), or keep the frame that was pushed"
+                )
+            raise AttributeError(f"'Frame' object has no attribute '{name}'")
 
     def __repr__(self) -> str:
-        shape = "x".join(map(str, self.image.shape))
         return (
-            f"Frame(index={self.index}, pts={self.pts:.6g}, "
-            f"image={self.image.dtype}[{shape}], duration={self.duration})"
+            f"Frame(index={self.index}, pts={self.pts:.6g}, image={self._describe_image()}, "
+            f"duration={self.duration})"
         )
+
+    def _describe_image(self) -> str:
+        if not self.has_image:
+            return "not kept"
+        shape = "x".join(map(str, (*self._size, 3))) if self._size else "?"
+        kind = "" if isinstance(self.image, np.ndarray) else f"{type(self.image).__name__} "
+        return f"{kind}uint8[{shape}]"
+
+    def _known_size(self) -> tuple[int, int]:
+        if self._size is None:
+            raise InputError(
+                f"the image of frame {self.index}, a {type(self.image).__name__}, does not tell "
+                "its shape"
+            )
+        return self._size
 
 
 @dataclass(frozen=True)
@@ -97,3 +190,34 @@ def check_image(image: object, size: tuple[int, int] | None = None) -> Image:
             f"{size[1]}x{size[0]}; resize it first"
         )
     return image
+
+
+def is_foreign(image: object) -> TypeGuard[DLPackArray | CudaArray]:
+    """Tell whether this is another library's array, which may lie on a device."""
+    if isinstance(image, np.ndarray):
+        return False
+    return hasattr(image, "__dlpack__") or hasattr(image, "__cuda_array_interface__")
+
+
+def check_any_image(image: object) -> tuple[int, int] | None:
+    """Check an image on the host or on a device.
+
+    Returns:
+        (height, width), or None where another library's array does not tell.
+
+    Raises:
+        InputError: not uint8 [H, W, 3], as far as the image tells.
+    """
+    if not is_foreign(image):
+        height, width, _ = check_image(image).shape
+        return height, width
+    interface = getattr(image, "__cuda_array_interface__", None) or {}
+    shape = getattr(image, "shape", interface.get("shape"))
+    # "torch.uint8", NumPy's and CuPy's dtype("uint8"), "|u1" of the interface.
+    dtype = str(getattr(image, "dtype", interface.get("typestr", "uint8"))).rpartition(".")[2]
+    dtype = "uint8" if dtype == "|u1" else dtype
+    shape = None if shape is None else [int(side) for side in shape]
+    wrong = shape is not None and (len(shape) != 3 or shape[2] != 3 or 0 in shape)
+    if dtype != "uint8" or wrong:
+        raise InputError(f"a frame must be uint8 [H, W, 3] (RGB), found {dtype} {shape or ''}")
+    return None if shape is None else (shape[0], shape[1])

@@ -1,10 +1,11 @@
-"""Overlapping decoding, inference and encoding: threads joined by bounded queues."""
+"""Overlap decoding, inference and encoding: threads joined by bounded queues."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from queue import Queue, SimpleQueue
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Generic, NamedTuple, ParamSpec, TypeVar
 
@@ -109,19 +110,14 @@ class BackgroundSink(Generic[Arguments]):
         if depth < 1 or workers < 1:
             raise InputError(f"depth and workers start at 1, found {depth} and {workers}")
         self._function = function
-        self._queue: Queue[Callable[[], object] | None] = Queue(depth)
+        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="sink")
+        # An executor's own queue has no bound.
+        self._queue_slots = threading.Semaphore(depth)
         self._error: BaseException | None = None
         self._lock = threading.Lock()
         self._raised = False
         self._dropping = False
         self._closed = False
-        self._ends_sent = 0
-        self._threads = [
-            threading.Thread(target=self._work, name=f"sink-{i}", daemon=True)
-            for i in range(workers)
-        ]
-        for thread in self._threads:
-            thread.start()
 
     def submit(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         """Queue one call. Raises what an earlier call raised, or InputError after close."""
@@ -130,7 +126,8 @@ class BackgroundSink(Generic[Arguments]):
             raise self._error
         if self._closed:
             raise InputError("the sink is closed; make another one")
-        self._queue.put(lambda: self._function(*args, **kwargs))
+        self._queue_slots.acquire()
+        self._executor.submit(self._call, *args, **kwargs)
 
     def close(self) -> None:
         """Finish what is queued and end the threads, then raise what a call raised. Safe twice."""
@@ -157,26 +154,19 @@ class BackgroundSink(Generic[Arguments]):
 
     def _end(self) -> None:
         self._closed = True
-        while self._ends_sent < len(self._threads):  # counted: Ctrl-C may come in the middle
-            self._queue.put(None)
-            self._ends_sent += 1
-        for thread in self._threads:
-            thread.join()
+        self._executor.shutdown()  # again after Ctrl-C in the middle: it waits for its threads
 
-    def _work(self) -> None:
-        # Never returns early: a submit may be waiting for room in the queue.
-        while (call := self._queue.get()) is not None:
-            if self._dropping:
-                continue
-            try:
-                call()
-            except BaseException as error:
-                self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        with self._lock:
-            self._dropping = True
-            self._error = self._error or error
+    def _call(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        # Runs for a dropped call too: a submit may be waiting for its place in the queue.
+        self._queue_slots.release()
+        if self._dropping:
+            return
+        try:
+            self._function(*args, **kwargs)
+        except BaseException as error:
+            with self._lock:
+                self._dropping = True
+                self._error = self._error or error
 
     def _raise_unseen(self) -> None:
         if self._error is not None and not self._raised:

@@ -14,14 +14,14 @@ def test_memory_is_short(
     rvos: Callable, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None
 ) -> None:
     """NumPy's own refusal of an exbibyte, and Python's, which says nothing."""
-    from rvos_deploy.runtime import segment_video
+    from rvos_deploy.runtime import run
 
     def allocate(*arguments: object, **options: object) -> None:
         if size is None:
             raise MemoryError
         np.empty(size, np.uint8)
 
-    monkeypatch.setattr(segment_video, "open_video", allocate)
+    monkeypatch.setattr(run, "open_video", allocate)
     result = rvos("run", video, "the dog", "-o", tmp_path / "out", "--size", "32x32")
     assert result.code == 2
     *_, line = result.stderr.splitlines()

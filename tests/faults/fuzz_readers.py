@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["rvos_deploy"]):
     from rvos_deploy.graph_io.tokenizer import clean_text
     from rvos_deploy.redaction import redact_text
     from rvos_deploy.training.recipe_file import parse_recipe
-    from rvos_deploy.video.source import kind_of, name_of
+    from rvos_deploy.video.sources.address import kind_of, name_of
 
 FILE = Path("file")
 

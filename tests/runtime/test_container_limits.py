@@ -125,7 +125,7 @@ def test_threads_and_budget_follow_the_limits(
     from rvos_deploy import environment, spill_store
     from rvos_deploy.runtime.segmenter import load
     from rvos_deploy.stream_settings import StreamSettings
-    from rvos_deploy.video.decoding import usable_threads
+    from rvos_deploy.video.ffmpeg import usable_threads
 
     monkeypatch.setattr(environment, "quota_cores", lambda root: 0.5)
     monkeypatch.setattr(spill_store, "usable_memory_bytes", lambda: 512 * MIB)

@@ -13,6 +13,7 @@ from rvos_deploy.errors import BackendError
 from rvos_deploy.graph_io.tensors import HostArray
 from rvos_deploy.runtime.frame_masks import FrameMasks
 from rvos_deploy.runtime.pending_masks import PendingMasks
+from rvos_deploy.video import Frame
 
 
 class Once:
@@ -48,7 +49,8 @@ def test_a_failure_is_raised_where_it_is_asked_for() -> None:
 def test_results_can_be_sent_and_shown_before_they_are_there() -> None:
     copy = Once(np.eye(3, dtype=np.bool_)[None])
     scores = np.array([0.5], np.float32)
-    result = FrameMasks(4, 0.25, (3, 3), scores, (7,), ("a dog",), PendingMasks(copy))
+    frame = Frame(4, 0.25, np.zeros((3, 3, 3), np.uint8)).without_image()
+    result = FrameMasks(frame, (3, 3), scores, (7,), ("a dog",), PendingMasks(copy))
     assert repr(result) == "FrameMasks(index=4, pts=0.250, masks=bool[1, 3, 3], expressions=[7])"
     assert copy.asked == 0
     sent = pickle.loads(pickle.dumps(result))

@@ -249,12 +249,13 @@ def test_settings_are_checked(changes: dict[str, object], message: str) -> None:
 
 
 def test_masks_on_a_device_are_refused_where_there_is_none(segmenter: Segmenter, tmp_path) -> None:
-    from rvos_deploy.runtime.segment_video import segment_video
+    from rvos_deploy.runtime.run import RunOptions, run
 
     with pytest.raises(InputError, match=r"backend='tensorrt'.*leave masks out"):
         segmenter.stream([MOVING], settings(masks="device"))
+    options = RunOptions(settings(masks="device"))
     with pytest.raises(InputError, match="cannot be written into files"):
-        segment_video(segmenter, "video.mp4", [MOVING], tmp_path / "o", settings(masks="device"))
+        run(segmenter, "video.mp4", [MOVING], tmp_path / "o", options=options)
     assert not (tmp_path / "o").exists()
 
 

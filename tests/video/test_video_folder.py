@@ -11,7 +11,7 @@ from PIL import Image
 
 from rvos_deploy.errors import VideoError
 from rvos_deploy.video import open_video
-from rvos_deploy.video.folder import natural_key
+from rvos_deploy.video.sources.folder import natural_key
 
 
 def save(path: Path, grey: int = 100, size: tuple[int, int] = (40, 30), **options: object) -> Path:

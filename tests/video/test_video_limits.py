@@ -15,7 +15,7 @@ from video_clips import encode, moving_images, store
 from rvos_deploy.errors import VideoError
 from rvos_deploy.images import MAX_SIDE
 from rvos_deploy.video import open_video
-from rvos_deploy.video.geometry import Display
+from rvos_deploy.video.sources.geometry import Display
 
 
 def patched(path: Path, old: bytes, new: bytes) -> Path:

@@ -6,8 +6,8 @@ from PIL import ImageFont
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.video import draw_overlay
-from rvos_deploy.video.legend import shorten
-from rvos_deploy.video.palette import colour_of
+from rvos_deploy.video.drawing.legend import shorten
+from rvos_deploy.video.drawing.palette import colour_of
 
 H, W = 240, 320
 

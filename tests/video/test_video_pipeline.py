@@ -191,7 +191,7 @@ def test_abort_drops_what_is_queued() -> None:
     sink = BackgroundSink(wait, depth=4)
     for i in range(4):
         sink.submit(i)
-    wait_until(lambda: sink._queue.qsize() == 3)
+    wait_until(lambda: sink._executor._work_queue.qsize() == 3)
     threading.Timer(0.02, gate.set).start()
     sink.abort()
     assert seen == [0]

@@ -15,7 +15,7 @@ from video_clips import encode, moving_images
 
 from rvos_deploy.errors import VideoError
 from rvos_deploy.video import open_video
-from rvos_deploy.video.demuxers import input_options
+from rvos_deploy.video.sources.demuxers import input_options
 
 FRAMES = 6
 SDP = (

@@ -17,7 +17,7 @@ from video_clips import HEIGHT, WIDTH, encode, moving_images
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.images import over_white
 from rvos_deploy.video import Frame, open_video, read_video
-from rvos_deploy.video.geometry import Orientation, orientation_of
+from rvos_deploy.video.sources.geometry import Orientation, orientation_of
 
 
 def read_all(path: Path, **options: object) -> tuple[list[Frame], str | None]:

@@ -15,7 +15,9 @@ import pytest
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.iterator_thread import any_stuck
 from rvos_deploy.video import open_video
-from rvos_deploy.video.source import NETWORK_TIMEOUT, kind_of, timeouts
+from rvos_deploy.video.sources.address import kind_of
+from rvos_deploy.video.sources.base import NETWORK_TIMEOUT
+from rvos_deploy.video.sources.registry import SOURCES, source_type
 
 URLS = [
     "http://host/a.mp4",
@@ -52,20 +54,22 @@ FILES = [
 @pytest.mark.parametrize("source", URLS)
 def test_whatever_ffmpeg_takes_for_the_network_is_a_url_with_a_timeout(source: str) -> None:
     assert kind_of(source) == "url"
-    assert timeouts(kind_of(source), "auto").network == NETWORK_TIMEOUT == 30
+    assert source_type(source).timeouts("auto").network == NETWORK_TIMEOUT == 30
 
 
 @pytest.mark.parametrize("source", FILES)
 def test_other_names_with_a_colon_are_files(source: str) -> None:
     assert kind_of(source) == "file"
-    assert timeouts("file", "auto") == (None, 120)
+    assert source_type(source) is SOURCES["file"]
+    assert source_type(source).timeouts("auto") == (None, 120)
 
 
 def test_pipes_and_devices_may_be_silent_for_ever(fifo: Path) -> None:
     for source in ("-", "pipe:0", "fd:", fifo):
         assert kind_of(str(source)) == "pipe"
     assert kind_of("/dev/null") == kind_of(":0", "x11grab") == "device"
-    assert timeouts("pipe", "auto") == timeouts("device", "auto") == (None, None)
+    for name in ("-", "/dev/null"):
+        assert source_type(name).timeouts("auto") == (None, None)
 
 
 @pytest.mark.parametrize("name", ["http:host.mp4", "rtsp:x", "subfile,,:x", "12:30.mp4", "C:a.mp4"])

@@ -1,4 +1,4 @@
-"""Writing results: masks as PNG files, overlays as an H.264 video."""
+"""RGB frames into an H.264 MP4, with the times of the video that they come from."""
 
 from __future__ import annotations
 
@@ -17,92 +17,28 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
-from PIL import Image as Pillow
 
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.files import (
     cannot_write,
     create_temporary,
     discard,
-    made_folder,
     put_in_place,
 )
-from rvos_deploy.video.decoding import READ_ERRORS, usable_threads
+from rvos_deploy.video.ffmpeg import (
+    FALLBACK_FPS,
+    READ_ERRORS,
+    SWSCALE_THREADS,
+    usable_threads,
+)
 from rvos_deploy.video.frames import Image, VideoInfo, check_image
-from rvos_deploy.video.geometry import SWSCALE_THREADS
-
-# Level 1 is three times as fast as Pillow's 6, and a mask is hardly larger for it.
-_PNG_LEVEL = 1
 
 # MP4 counts in 32 bits: with a finer clock than this, a pause of some minutes would not fit.
 _FINEST_TIME_BASE = Fraction(1, 1_000_000)
-_FALLBACK_FPS = 25
 
 # No B-frames: decoding order is display order, so every duration in the file is the source's own.
 _X264 = {"preset": "veryfast", "crf": "20", "bf": "0"}
 _BT709 = 1  # the same code for matrix, primaries and transfer
-
-
-class PreparedMask(NamedTuple):
-    """A mask that is written, but not under its name yet."""
-
-    temporary: Path
-    path: Path
-
-    def put_in_place(self) -> None:
-        """Give the file its name. VideoError when that fails."""
-        try:
-            put_in_place(self.temporary, self.path)
-        except OSError as error:
-            raise VideoError(cannot_write(self.path, error)) from error
-
-    def discard(self) -> None:
-        """Remove the file, unless it has its name. Raises nothing."""
-        discard(self.temporary)
-
-
-class MaskWriter:
-    """Writes masks as ``DIRECTORY/<expression index>/<frame index, 5 digits>.png``.
-
-    They are 8-bit grey, 0 or 255: the layout of a MeViS submission. A PNG is under its name only
-    when it is complete. May be shared by threads, as long as no two write the same mask.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self._directory = Path(directory)
-
-    def write(self, expression_index: int, frame_index: int, mask: NDArray[np.bool_]) -> Path:
-        """Write one mask, bool [H, W], and give its path. Raises as :meth:`prepare`."""
-        prepared = self.prepare(expression_index, frame_index, mask)
-        try:
-            prepared.put_in_place()
-        finally:
-            prepared.discard()
-        return prepared.path
-
-    def prepare(
-        self, expression_index: int, frame_index: int, mask: NDArray[np.bool_]
-    ) -> PreparedMask:
-        """Write one mask, bool [H, W], under a temporary name.
-
-        Raises InputError for another shape or dtype, VideoError when the file cannot be written.
-        """
-        if mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
-            raise InputError(f"a mask must be bool [H, W], found {mask.dtype} {list(mask.shape)}")
-        if expression_index < 0 or frame_index < 0:
-            raise InputError(f"indices count from 0, found {expression_index} and {frame_index}")
-        path = self._directory / str(expression_index) / f"{frame_index:05d}.png"
-        image = Pillow.fromarray(mask.astype(np.uint8) * np.uint8(255))
-        try:
-            with made_folder(path.parent), ExitStack() as undo:
-                temporary = create_temporary(path)
-                undo.callback(discard, temporary)
-                image.save(temporary, format="PNG", compress_level=_PNG_LEVEL)
-                undo.pop_all()
-        except OSError as error:
-            raise VideoError(cannot_write(path, error)) from error
-        return PreparedMask(temporary, path)
 
 
 class _Encoder(NamedTuple):
@@ -231,7 +167,7 @@ class OverlayWriter:
         return min(self._time_base.denominator, 2**31 - 1)
 
     def _add_stream(self, container: OutputContainer) -> VideoStream:
-        rate = Fraction(self._info.average_fps or _FALLBACK_FPS).limit_denominator(1001)
+        rate = Fraction(self._info.average_fps or FALLBACK_FPS).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=max(rate, Fraction(1)), options=dict(_X264))
         context = stream.codec_context
         context.width = self._info.width + self._info.width % 2
@@ -270,7 +206,7 @@ class OverlayWriter:
             return max(1, round(Fraction(duration) / self._time_base))
         if self._last is not None:
             return tick - self._last
-        fps = self._info.average_fps or _FALLBACK_FPS
+        fps = self._info.average_fps or FALLBACK_FPS
         return max(1, round(1 / (Fraction(fps) * self._time_base)))
 
     def _mux(self, encoder: _Encoder, packets: list[Packet[VideoStream]]) -> None:

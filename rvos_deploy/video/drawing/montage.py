@@ -11,8 +11,8 @@ from PIL.Image import fromarray
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import cannot_write, made_folder, replacing
+from rvos_deploy.video.drawing.overlay import draw_overlay
 from rvos_deploy.video.frames import Image
-from rvos_deploy.video.overlay import draw_overlay
 
 MOMENTS = 5
 _BAR = 32  # pixels; a label inside a small frame would hide what it names
@@ -20,7 +20,7 @@ _TRUTH = (255, 255, 255)
 _DARK = 32
 
 
-def draw_strips(
+def draw_montage(
     images: Sequence[Image],
     masks: NDArray[np.bool_],
     truth: NDArray[np.bool_],
@@ -51,18 +51,18 @@ def draw_strips(
     return np.concatenate(rows)
 
 
-def write_strips(
+def write_montage(
     file: Path,
     images: Sequence[Image],
     masks: NDArray[np.bool_],
     truth: NDArray[np.bool_],
     labels: Sequence[str],
 ) -> None:
-    """Write what :func:`draw_strips` draws as a PNG, complete or not at all.
+    """Write what :func:`draw_montage` draws as a PNG, complete or not at all.
 
     Raises InputError when it cannot be written.
     """
-    picture = fromarray(draw_strips(images, masks, truth, labels))
+    picture = fromarray(draw_montage(images, masks, truth, labels))
     try:
         with made_folder(file.parent), replacing(file) as temporary:
             picture.save(temporary, format="PNG", optimize=True)

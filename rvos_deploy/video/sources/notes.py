@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from av.video.stream import VideoStream
 
-from rvos_deploy.video.decoding import alpha_decoder, has_alpha_beside
+from rvos_deploy.video.sources.decoding import alpha_decoder, has_alpha_beside
 
 # FFmpeg's AVCOL_TRC_SMPTE2084 and AVCOL_TRC_ARIB_STD_B67.
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}

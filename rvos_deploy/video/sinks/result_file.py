@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -13,54 +13,75 @@ from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import cannot_write, create_temporary, discard, put_in_place
-from rvos_deploy.runtime.frame_masks import FrameMasks
+from rvos_deploy.video.frames import VideoInfo
+from rvos_deploy.video.sinks.base import FrameResult, Sink
 
+RESULT = "result.json"
+"""Name of a run's result."""
 SCHEMA = "rvos-deploy/run/1"
 _BEGINNING = b'{"schema": "rvos-deploy/run/'
 
 
-class ResultFile:
-    """Collects frames; :meth:`close` completes the file and puts it in place under its name.
+class ResultFileSink(Sink):
+    """Collects frames; :meth:`finish` completes the file and puts it in place under its name.
 
     Methods raise InputError when the file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    needs_images = False
+
+    def __init__(self, path: Path, summary: Callable[[], dict[str, Any]]) -> None:
+        """``summary``: gives the keys beside the frames, when the file is completed."""
         self._path = path
+        self._summary = summary
+        self._line = ""
         self._frames = 0
+        self._temporary: Path | None = None
+        self._file: IO[str] | None = None
+
+    def open(self, info: VideoInfo, expressions: Sequence[str]) -> None:
+        """Begin the file under a temporary name."""
         with self._errors(), ExitStack() as undo:
-            self._temporary = create_temporary(path)
-            undo.callback(discard, self._temporary)
-            self._file: IO[str] = self._temporary.open("w", encoding="utf-8")
-            undo.callback(self._file.close)
-            self._file.write(f'{{"schema": {json.dumps(SCHEMA)},\n"frames": [')
+            temporary = create_temporary(self._path)
+            undo.callback(discard, temporary)
+            file = undo.enter_context(temporary.open("w", encoding="utf-8"))
+            file.write(f'{{"schema": {json.dumps(SCHEMA)},\n"frames": [')
+            self._temporary, self._file = temporary, file
             undo.pop_all()
 
-    def add(self, result: FrameMasks) -> None:
-        """Append one frame."""
+    def write(self, result: FrameResult) -> None:
+        """Describe one frame."""
         entry = {
-            "index": result.index,
-            "pts": result.pts,
+            "index": result.frame.index,
+            "pts": result.frame.pts,
             "expressions": [
                 describe_mask(mask, float(score))
                 for mask, score in zip(result.masks, result.scores, strict=True)
             ],
         }
-        line = ("," if self._frames else "") + "\n" + json.dumps(entry, allow_nan=False)
+        self._line = json.dumps(entry, allow_nan=False)
+
+    def commit(self) -> None:
+        """Append the frame."""
+        assert self._file is not None, "open the sink first"
         with self._errors():
-            self._file.write(line)
+            self._file.write(("," if self._frames else "") + "\n" + self._line)
         self._frames += 1
 
-    def close(self, rest: dict[str, Any]) -> None:
-        """Complete the file with the other keys, and rename it into place."""
-        tail = json.dumps(rest, indent=1, allow_nan=False)
+    def finish(self) -> None:
+        """Complete the file with the summary, and rename it into place."""
+        assert self._file is not None, "open the sink first"
+        assert self._temporary is not None
+        tail = json.dumps(self._summary(), indent=1, allow_nan=False)
         with self._errors():
             self._file.write("\n],\n" + tail.removeprefix("{").lstrip("\n") + "\n")
             self._file.close()
             put_in_place(self._temporary, self._path)
 
     def abort(self) -> None:
-        """Remove the unfinished file; harmless after :meth:`close`. Raises nothing."""
+        """Remove the unfinished file; harmless after :meth:`finish`. Raises nothing."""
+        if self._file is None or self._temporary is None:
+            return
         with suppress(OSError):  # closing writes what waits: on a full disk, that fails once more
             self._file.close()
         discard(self._temporary)

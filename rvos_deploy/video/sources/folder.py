@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.images import displayed_size, read_rgb
-from rvos_deploy.video.decode_errors import Damage
-from rvos_deploy.video.frames import Frame
+from rvos_deploy.video.frames import Frame, VideoInfo
+from rvos_deploy.video.sources.address import is_kind
+from rvos_deploy.video.sources.base import Opened, SourceRequest, SourceType, first_frame
+from rvos_deploy.video.sources.decode_errors import DecodeErrors
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif")
 
@@ -59,18 +61,46 @@ def check_sizes(files: Sequence[Path]) -> None:
 
 
 def decode_images(
-    files: Sequence[Path], fps: Fraction, damage: Damage, *, skip: bool
+    files: Sequence[Path], fps: Fraction, errors: DecodeErrors, *, skip: bool
 ) -> Iterator[Frame]:
-    """Yield one frame a file, file i at i / ``fps`` seconds; what is wrong goes to ``damage``."""
+    """Yield one frame a file, file i at i / ``fps`` seconds; what is wrong goes to ``errors``."""
     index = 0
     for position, path in enumerate(files):
         try:
             image = read_rgb(path)
         except InputError as error:
             if index and not skip:
-                damage.stop(f"reading stopped after {index} frames: {error}")
+                errors.stop(f"reading stopped after {index} frames: {error}")
                 return
-            damage.remark(str(error))
+            errors.remark(str(error))
             continue
         yield Frame(index, float(position / fps), image, float(1 / fps))
         index += 1
+
+
+def read_images(
+    request: SourceRequest, files: list[Path], errors: DecodeErrors
+) -> Generator[Opened | Frame, None, None]:
+    """Read pictures as the frames of a video: what ``SourceType.read`` asks for.
+
+    Raises:
+        VideoError: sizes differ, or not one picture can be decoded.
+    """
+    # 29.97 as a float is a fraction with a denominator of 15 digits; no clock ticks like that.
+    path, fps = Path(request.name), request.fps.limit_denominator(1001)
+    files = files[: request.max_frames]
+    check_sizes(files)
+    frames = decode_images(files, fps, errors, skip=request.skip_damage)
+    first = first_frame(frames, errors, str(path))
+    name = path.resolve().name
+    yield Opened(VideoInfo(first.width, first.height, float(fps), len(files), name, 1 / fps))
+    yield first
+    del first  # a frame is large
+    yield from frames
+
+
+def _read(request: SourceRequest, errors: DecodeErrors) -> Generator[Opened | Frame, None, None]:
+    yield from read_images(request, image_files(Path(request.name)), errors)
+
+
+FOLDER = SourceType(is_kind("folder"), _read)

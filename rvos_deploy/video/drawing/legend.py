@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFont
 
+from rvos_deploy.video.drawing.palette import colour_of
 from rvos_deploy.video.frames import Image
-from rvos_deploy.video.palette import colour_of
 
 _BACKDROP = (16, 16, 16, 168)
 _TEXT = (255, 255, 255, 255)

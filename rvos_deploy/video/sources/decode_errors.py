@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Damage:
+class DecodeErrors:
     """A log of constant size: the first remark, how many followed, and why reading stopped early.
 
     A damaged video is not an error as long as frames come out of it, so this is carried beside the

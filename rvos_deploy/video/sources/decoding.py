@@ -14,28 +14,15 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import VideoError
 from rvos_deploy.images import MAX_PIXELS, oversize
-from rvos_deploy.redaction import redact_text
-from rvos_deploy.video.decode_errors import Damage
+from rvos_deploy.video.ffmpeg import FALLBACK_FPS, READ_ERRORS, reason
 from rvos_deploy.video.frames import Frame
-from rvos_deploy.video.geometry import Display
-
-# What FFmpeg and the objects it reads from raise for bad data or a lost connection.
-READ_ERRORS = (av.FFmpegError, OSError)
-
-# Every encoder thread holds a frame or two, so threads bound memory: eight 4K frames are 100 MB.
-_MOST_THREADS = 8
-_FALLBACK_FPS = 25
+from rvos_deploy.video.sources.decode_errors import DecodeErrors
+from rvos_deploy.video.sources.geometry import Display
 
 # FFmpeg's own decoders of VP8 and VP9 drop the transparency that WebM stores beside each frame.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-
-
-def usable_threads() -> int:
-    """Threads for a codec: one a core that this process may run on, within the bound on memory."""
-    return min(_MOST_THREADS, usable_cores())
 
 
 def open_decoder(stream: VideoStream) -> VideoCodecContext:
@@ -71,9 +58,9 @@ def alpha_decoder(codec: str) -> str | None:
 
 
 def decode(
-    container: InputContainer, stream: VideoStream, damage: Damage, *, skip: bool
+    container: InputContainer, stream: VideoStream, errors: DecodeErrors, *, skip: bool
 ) -> Generator[Frame, None, None]:
-    """Yield the frames of ``stream``, converted for display; what is wrong goes to ``damage``.
+    """Yield the frames of ``stream``, converted for display; what is wrong goes to ``errors``.
 
     Packets that cannot be decoded before the first frame are passed over (a recording may begin
     between two key frames). After it the first one ends the video, unless ``skip``; whole frames
@@ -81,26 +68,26 @@ def decode(
     """
     clock, display = Clock(stream), Display(stream.sample_aspect_ratio)
     if problem := oversize(stream.width, stream.height):
-        damage.stop(problem)
+        errors.stop(problem)
         return
     end = None
-    for index, decoded in enumerate(_decoded(container, stream, damage, skip=skip)):
+    for index, decoded in enumerate(_decoded(container, stream, errors, skip=skip)):
         pts, duration = clock.read(decoded)
         try:
             image = display.show(decoded)
         except (*READ_ERRORS, VideoError) as error:
-            damage.stop(f"frame {index} could not be converted to RGB: {reason(error)}")
+            errors.stop(f"frame {index} could not be converted to RGB: {reason(error)}")
             return
         if decoded.is_corrupt:
-            damage.remark(f"frame {index} at {pts:.3f} s is damaged")
+            errors.remark(f"frame {index} at {pts:.3f} s is damaged")
         yield Frame(index, pts, image, duration)
         end = pts + (duration or 0)
     if end is not None and not clock.invented:
-        _check_end(container, stream, end, damage)
+        _check_end(container, stream, end, errors)
 
 
 def _decoded(
-    container: InputContainer, stream: VideoStream, damage: Damage, *, skip: bool
+    container: InputContainer, stream: VideoStream, errors: DecodeErrors, *, skip: bool
 ) -> Iterator[VideoFrame]:
     decoder, packets, count = open_decoder(stream), container.demux(stream), 0
     while True:
@@ -111,16 +98,16 @@ def _decoded(
                 return
             doing = "decoding"
             if packet.is_corrupt:
-                damage.remark("a packet is incomplete")
+                errors.remark("a packet is incomplete")
             frames = decoder.decode(packet)
         except READ_ERRORS as error:
             if packet is not None and (skip or not count):
-                damage.remark(f"data after {count} frames could not be decoded: {reason(error)}")
+                errors.remark(f"data after {count} frames could not be decoded: {reason(error)}")
                 continue
             for frame in _held(decoder, before=packet.pts if packet else None):
                 count += 1
                 yield frame
-            damage.stop(f"{doing} stopped after {count} frames: {reason(error)}")
+            errors.stop(f"{doing} stopped after {count} frames: {reason(error)}")
             return
         count += len(frames)
         yield from frames
@@ -148,7 +135,7 @@ class Clock:
 
     def __init__(self, stream: VideoStream) -> None:
         self.time_base = stream.time_base or Fraction(1, 90_000)
-        rate = stream.average_rate or stream.guessed_rate or _FALLBACK_FPS
+        rate = stream.average_rate or stream.guessed_rate or FALLBACK_FPS
         self._step = max(1, round(1 / (Fraction(rate) * self.time_base)))
         self._last: int | None = None
         self.invented = False
@@ -164,12 +151,14 @@ class Clock:
         return float(ticks * self.time_base), float(duration * self.time_base) or None
 
 
-def _check_end(container: InputContainer, stream: VideoStream, end: float, damage: Damage) -> None:
+def _check_end(
+    container: InputContainer, stream: VideoStream, end: float, errors: DecodeErrors
+) -> None:
     # A Matroska file that was cut decodes without one complaint; only its header tells. Headers are
     # imprecise, so what is missing must be worth half a second and a twentieth of the video.
     promised = promised_end(container, stream)
     if promised is not None and promised - end > max(0.5, 0.05 * promised):
-        damage.stop(f"the video ends at {end:.2f} s, its header promises {promised:.2f} s")
+        errors.stop(f"the video ends at {end:.2f} s, its header promises {promised:.2f} s")
 
 
 def promised_end(container: InputContainer, stream: VideoStream) -> float | None:
@@ -191,11 +180,3 @@ def _header_end(container: InputContainer, stream: VideoStream) -> float | None:
     if container.duration and len(container.streams) == 1:
         return (container.duration + (container.start_time or 0)) / 1_000_000
     return None
-
-
-def reason(error: BaseException) -> str:
-    """Why FFmpeg failed, on one line, without the secrets of an address."""
-    if isinstance(error, av.error.ExitError):  # PyAV's time-out, which FFmpeg calls an exit
-        return "no data came in time"
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return redact_text(" ".join(str(text).split()))

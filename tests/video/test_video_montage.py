@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rvos_deploy.video import draw_strips
+from rvos_deploy.video import draw_montage
 
 BAR = 32
 
@@ -15,7 +15,7 @@ def test_found_is_tinted_and_truth_outlined() -> None:
     masks[:, 0, 20:40, 20:40] = True
     truth[:, 0, 20:40, 24:44] = True
     truth[4, 1, 0:10, 0:10] = True
-    drawn = draw_strips(images, masks, truth, ["one", "two"])
+    drawn = draw_montage(images, masks, truth, ["one", "two"])
     assert drawn.shape == (2 * (64 + BAR), 5 * 96, 3)
     for place, t in enumerate((0, 2, 4, 6, 8)):
         tile = drawn[BAR : BAR + 64, 96 * place : 96 * (place + 1)]
@@ -33,4 +33,4 @@ def test_found_is_tinted_and_truth_outlined() -> None:
 def test_few_frames_are_shown_once() -> None:
     images = [np.zeros((64, 96, 3), np.uint8)] * 2
     none = np.zeros((2, 1, 64, 96), np.bool_)
-    assert draw_strips(images, none, none, ["one"]).shape == (64 + BAR, 2 * 96, 3)
+    assert draw_montage(images, none, none, ["one"]).shape == (64 + BAR, 2 * 96, 3)

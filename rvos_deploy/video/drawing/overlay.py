@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.video.drawing.legend import draw_legend
+from rvos_deploy.video.drawing.palette import Colour, colour_of
 from rvos_deploy.video.frames import Image, check_image
-from rvos_deploy.video.legend import draw_legend
-from rvos_deploy.video.palette import Colour, colour_of
 
 Mask = NDArray[np.bool_]
 

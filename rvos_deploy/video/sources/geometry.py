@@ -13,14 +13,11 @@ from av.video.reformatter import VideoReformatter
 
 from rvos_deploy.errors import VideoError
 from rvos_deploy.images import over_white, oversize
+from rvos_deploy.video.ffmpeg import SWSCALE_THREADS
 from rvos_deploy.video.frames import Image
 
 # A ratio beyond this is a damaged header; obeying it would ask for gigabytes a frame.
 _LARGEST_ASPECT = 16
-
-# With several threads swscale (FFmpeg 8.1) now and then gives other pixels for small or 10-bit
-# pictures; masks must be the same at every run.
-SWSCALE_THREADS = 1
 
 
 class Orientation(NamedTuple):

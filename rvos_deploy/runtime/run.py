@@ -1,0 +1,188 @@
+"""A run: a source, a stream, and sinks, side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rvos_deploy import stopping
+from rvos_deploy.bundle.folder import bundle_files
+from rvos_deploy.errors import InputError
+from rvos_deploy.overlap import source_files
+from rvos_deploy.redaction import redact
+from rvos_deploy.runtime.limits import check_limits
+from rvos_deploy.runtime.run_folder import check_run_folder, run_folder
+from rvos_deploy.runtime.run_record import RunRecord
+from rvos_deploy.runtime.run_writer import RunWriter
+from rvos_deploy.runtime.segmenter import Segmenter
+from rvos_deploy.runtime.stream import Stream
+from rvos_deploy.stream_settings import StreamSettings
+from rvos_deploy.video import open_video
+from rvos_deploy.video.pipeline import prefetch
+from rvos_deploy.video.sinks.base import Sink, SinkRequest
+from rvos_deploy.video.sinks.registry import DEFAULT_SINKS, make_sinks
+from rvos_deploy.video.sources.base import Source
+from rvos_deploy.video.sources.registry import has_end
+
+FRAMES_AHEAD = 4
+"""Frames decoded ahead of inference: bounds the memory."""
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with a phase, frames done in it, and the expected number (an estimate, or None)."""
+
+
+def _silent(phase: str, done: int, total: int | None) -> None:
+    return
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run may be told beside what it segments.
+
+    Args:
+        settings: of the stream.
+        max_frames: stop after so many.
+        allow_playlists: as ``open_video`` takes it.
+        command: recorded in ``result.json``.
+        name: what ``result.json`` calls the video; by default the source, without the secrets of a
+            URL.
+        progress: told how far the run is.
+    """
+
+    settings: StreamSettings = field(default_factory=StreamSettings)
+    max_frames: int | None = None
+    allow_playlists: bool = False
+    command: str = ""
+    name: str | None = None
+    progress: Progress = _silent
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did. ``frames`` were written completely; ``stopped`` is None when that is all."""
+
+    out: Path
+    frames: int
+    seconds: float
+    damage: str | None
+    stopped: str | None
+
+    @property
+    def frames_per_second(self) -> float:
+        """From the first decoded frame to the last written one."""
+        return self.frames / self.seconds if self.seconds else 0.0
+
+
+def run(
+    segmenter: Segmenter,
+    source: str | os.PathLike[str] | Source,
+    expressions: Sequence[str],
+    out: Path,
+    *,
+    sinks: Sequence[str | Sink] = DEFAULT_SINKS,
+    options: RunOptions | None = None,
+) -> RunReport:
+    """Segment a video and write what ``sinks`` make of it into ``out``.
+
+    What an earlier run left there is replaced when the first frame is decided and written; whatever
+    fails before leaves it as it was. A damaged video gives the frames before the damage, a stop
+    (Ctrl-C, SIGTERM) and an error those written so far: all files are complete for them.
+
+    Args:
+        segmenter: what ``rvos_deploy.load`` gives.
+        source: what ``open_video`` takes, or an open source, which is closed at the end.
+        expressions: at least one.
+        out: folder; held while this runs, so that no other run writes into it.
+        sinks: names of the registry (``video/sinks/registry.py``) and sinks of your own.
+        options: None: the default ones.
+
+    Raises:
+        InputError: no expression, an empty one, too many, masks on a device, an ``out`` that cannot
+            be written, that another run holds, or whose files are an input.
+        VideoError: the source cannot be opened or nothing can be decoded.
+        BackendError: the network failed.
+    """
+    options = options or RunOptions()
+    _check(expressions, options.settings)
+    inputs = bundle_files(segmenter.bundle.path)
+    if isinstance(source, (str, os.PathLike)):
+        inputs = [*source_files(os.fspath(source)), *inputs]
+    check_run_folder(out, inputs)
+    with ExitStack() as stack:
+        reader = stack.enter_context(closing(_opened(source, options)))
+        video = {"video": _name(source, options), "max_frames": options.max_frames}
+        record = RunRecord(segmenter, reader, expressions, video, options.command)
+        chosen = make_sinks(sinks, SinkRequest(out, record.summary))
+        stream = stack.enter_context(
+            segmenter.stream(
+                expressions,
+                options.settings,
+                on_stage=record.stages.add,
+                keep_images=any(sink.needs_images for sink in chosen),
+            )
+        )
+        _check_limits(segmenter, options.settings, len(expressions), reader.info.frame_count)
+        stack.enter_context(run_folder(out))
+        check_run_folder(out, inputs)  # once more: now nobody else changes it
+        # From here on a stop waits for the frame in hand, and for the files of those before it.
+        stack.enter_context(stopping.deferred())
+        writer = stack.enter_context(RunWriter(out, chosen, reader.info, expressions))
+        record.begin(stream, writer)
+        try:
+            _drive(reader, stream, writer, options.progress)
+        except stopping.STOPS as stop:
+            writer.stopped = stopping.reason_of(stop)
+        writer.finish()
+        if writer.stopped is None:
+            stopping.tell(f"all {writer.frames} frames are complete in {out}")
+        return RunReport(out, writer.frames, record.seconds, reader.damage, writer.stopped)
+
+
+def _drive(reader: Source, stream: Stream, writer: RunWriter, progress: Progress) -> None:
+    """Push every frame, and hand what is decided to the writer."""
+    total, seen = reader.info.frame_count, 0
+    for frame in prefetch(reader, FRAMES_AHEAD):
+        for result in stream.push(frame):
+            writer.submit(result)
+        seen += 1
+        progress("frames", seen, total)
+        stopping.check()
+    for done, result in enumerate(stream.flush(), start=1):
+        writer.submit(result)
+        if stream.settings.mode == "offline":
+            progress("masks", done, seen)
+        stopping.check()
+
+
+def _check(expressions: Sequence[str], settings: StreamSettings) -> None:
+    if not expressions:
+        raise InputError("no expression given; say what to segment, for example 'the brown dog'")
+    if settings.masks != "host":
+        raise InputError(f"masks='{settings.masks}' cannot be written into files; leave masks out")
+
+
+def _opened(source: str | os.PathLike[str] | Source, options: RunOptions) -> Source:
+    if not isinstance(source, (str, os.PathLike)):
+        return source
+    return open_video(
+        source,
+        max_frames=options.max_frames,
+        on_damage="stop" if has_end(source) else "skip",
+        allow_playlists=options.allow_playlists,
+    )
+
+
+def _name(source: str | os.PathLike[str] | Source, options: RunOptions) -> str:
+    if options.name:
+        return options.name
+    return redact(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else source.info.name
+
+
+def _check_limits(
+    segmenter: Segmenter, settings: StreamSettings, expressions: int, frames: int | None
+) -> None:
+    size = settings.size or segmenter.bundle.config.input_size
+    check_limits(segmenter.bundle.graphs, settings, size, expressions, frames)

@@ -1,0 +1,73 @@
+"""What ``result.json`` says of a run beside its frames."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rvos_deploy.environment import machine, peak_memory_bytes, versions
+from rvos_deploy.runtime.run_writer import RunWriter
+from rvos_deploy.runtime.segmenter import Segmenter
+from rvos_deploy.runtime.stage_times import StageTimes
+from rvos_deploy.runtime.stream import Stream
+from rvos_deploy.video.sources.base import Source
+
+
+class RunRecord:
+    """Facts of a run: settings, versions, timings."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        reader: Source,
+        expressions: Sequence[str],
+        video: Mapping[str, Any],
+        command: str,
+    ) -> None:
+        """``video``: what was asked of the source, for "settings"."""
+        self._segmenter, self._reader = segmenter, reader
+        self._expressions, self._video, self._command = expressions, video, command
+        self.stages = StageTimes()
+
+    def begin(self, stream: Stream, writer: RunWriter) -> None:
+        """Start the clock."""
+        self._stream, self._writer = stream, writer
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since ``begin``."""
+        return time.perf_counter() - self._started
+
+    def summary(self) -> dict[str, Any]:
+        """Return it, as far as the run has come."""
+        seconds = self.seconds
+        return {
+            "expressions": list(self._expressions),
+            "settings": {**self._video, **self._settings()},
+            "damage": self._reader.damage,
+            "notes": list(self._reader.notes),
+            "stopped": self._writer.stopped,
+            "command": self._command,
+            "versions": versions("av", "pillow") | {"backend": self._segmenter.backend.describe()},
+            "machine": machine(),
+            "timings": {
+                "seconds": seconds,
+                "frames_per_second": self._writer.frames / seconds,
+                "stages": self.stages.summary(),
+            },
+            "memory": {"peak_bytes": peak_memory_bytes()},
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        bundle, settings = self._segmenter.bundle, self._stream.settings
+        return {
+            "bundle": str(bundle.path),
+            "model": bundle.config.name,
+            "precision": bundle.precision,
+            **asdict(settings),
+            "memory": settings.window,
+            "size": list(settings.size or bundle.config.input_size),
+        }

@@ -1,0 +1,1 @@
+"""Draw masks over frames: overlays with a legend, and montages of a clip."""

@@ -1,0 +1,1 @@
+"""Write results: one module for each kind of output, and their registry."""

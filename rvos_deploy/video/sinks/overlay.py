@@ -1,0 +1,46 @@
+"""The video with its masks drawn over it: ``overlay.mp4``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rvos_deploy.video.drawing.overlay import draw_overlay
+from rvos_deploy.video.frames import VideoInfo
+from rvos_deploy.video.sinks.base import FrameResult, Sink
+from rvos_deploy.video.sinks.mp4 import OverlayWriter
+
+OVERLAY = "overlay.mp4"
+"""Name of a run's overlay."""
+
+
+class OverlaySink(Sink):
+    """Draws masks and legend over each frame, and encodes it; the file appears when it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._expressions: Sequence[str] = ()
+        self._writer: OverlayWriter | None = None
+
+    def open(self, info: VideoInfo, expressions: Sequence[str]) -> None:
+        """Prepare the encoder; the file begins with the first frame."""
+        self._expressions = expressions
+        self._writer = OverlayWriter(self._path, info)
+
+    def write(self, result: FrameResult) -> None:
+        """Draw and encode one frame."""
+        assert self._writer is not None, "open the sink first"
+        frame = result.frame
+        labels = [self._expressions[number] for number in result.expressions]
+        drawn = draw_overlay(frame.host_image(), result.masks, labels, result.scores)
+        self._writer.write(drawn, frame.pts, frame.duration)
+
+    def finish(self) -> None:
+        """Complete the file and give it its name."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def abort(self) -> None:
+        """Remove the unfinished file."""
+        if self._writer is not None:
+            self._writer.abort()

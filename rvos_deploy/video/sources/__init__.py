@@ -1,0 +1,1 @@
+"""Read videos: one module for each kind of source, and their registry."""

@@ -1,0 +1,132 @@
+"""What a source is: the contract, and what every module of this folder is made of.
+
+To add a kind of source, write one module with a ``SourceType`` and put it into ``registry.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, NamedTuple, Protocol
+
+from rvos_deploy.errors import VideoError
+from rvos_deploy.video.frames import Frame, VideoInfo
+from rvos_deploy.video.sources.decode_errors import DecodeErrors
+
+NETWORK_TIMEOUT = 30.0
+"""Seconds to wait for a server: a camera that is switched off would hang the run for ever."""
+FRAME_TIMEOUT = 120.0
+"""Seconds without a frame after which a file counts as hung, whatever FFmpeg does."""
+IMAGE_FPS = 25
+"""Frames a second of a folder of images; FFmpeg assumes the same where no rate is stated."""
+
+
+class Source(Protocol):
+    """An open video: an iterator over frames, to be used once."""
+
+    @property
+    def info(self) -> VideoInfo:
+        """What is known before the frames are read."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One line for each thing that a viewer would see otherwise."""
+
+    @property
+    def damage(self) -> str | None:
+        """What was wrong so far, in one line, or None. Read it after the last frame."""
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Return the iterator itself."""
+
+    def __next__(self) -> Frame:
+        """Return the next frame; index and pts increase strictly.
+
+        A frame's image may lie on a device. Raises StopIteration at the end, also after damage.
+        """
+
+    def close(self) -> None:
+        """Release what is open; safe to call twice, and from any thread."""
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """What is to be opened, and how.
+
+    Args:
+        name: as the user gave it: a path, an address, ``-``.
+        max_frames: stop after so many.
+        fps: frames a second of a folder of images; other sources have their own clock.
+        format: FFmpeg's demuxer, where the user names one.
+        skip_damage: leave out what cannot be decoded, instead of ending there.
+        allow_playlists: let a file or pipe name further files and addresses.
+        network_timeout: seconds that a server may be silent; None: for ever.
+    """
+
+    name: str
+    max_frames: int | None = None
+    fps: Fraction = Fraction(IMAGE_FPS)
+    format: str | None = None
+    skip_damage: bool = False
+    allow_playlists: bool = False
+    network_timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The first item that a source's ``read`` yields; frames follow."""
+
+    info: VideoInfo
+    notes: tuple[str, ...] = ()
+
+
+class Timeouts(NamedTuple):
+    """Seconds to wait; None: for ever."""
+
+    network: float | None  # for a server that is silent
+    frame: float | None  # for a frame, whatever FFmpeg does meanwhile
+
+
+@dataclass(frozen=True)
+class SourceType:
+    """A kind of source: one line of the registry.
+
+    Args:
+        matches: whether a name, with the demuxer that the user may have named, is of this kind.
+        read: opens the source and yields one ``Opened``, then frames. It runs in the reader's
+            thread, so it may block there. Damage goes into ``DecodeErrors`` and ends the frames; a
+            source of which no frame can be read raises VideoError.
+        live: whether it may go on for ever. ``run`` then works online and skips damage.
+        network: whether a server may be silent.
+    """
+
+    matches: Callable[[str, str | None], bool]
+    read: Callable[[SourceRequest, DecodeErrors], Generator[Opened | Frame, None, None]]
+    live: bool = False
+    network: bool = False
+
+    def timeouts(self, asked: float | Literal["auto"] | None) -> Timeouts:
+        """Return how long to wait for a source of this kind."""
+        if self.network:
+            network = NETWORK_TIMEOUT if asked == "auto" else asked
+            # More, since FFmpeg's own time-out ends tidily. It does not see a name server that is
+            # silent, nor a server that sends a byte now and then.
+            return Timeouts(network, None if network is None else 4 * network)
+        if asked == "auto":
+            return Timeouts(None, None if self.live else FRAME_TIMEOUT)
+        return Timeouts(None, asked)
+
+
+def first_frame(frames: Iterator[Frame], errors: DecodeErrors, shown: str, hint: str = "") -> Frame:
+    """Return the first frame.
+
+    Raises:
+        VideoError: there is none; says why, and what to do (``hint``).
+    """
+    first = next(frames, None)
+    if first is None:
+        why = errors.line or "it holds none"
+        fix = f"; {hint}" if hint else ""
+        raise VideoError(f"no frame of {shown} could be decoded: {why}{fix}")
+    return first

@@ -1,0 +1,44 @@
+"""The kinds of sources. A new kind is one module and one line here."""
+
+from __future__ import annotations
+
+import os
+
+from rvos_deploy.errors import VideoError
+from rvos_deploy.video.sources.address import name_of
+from rvos_deploy.video.sources.base import SourceType
+from rvos_deploy.video.sources.device import DEVICE
+from rvos_deploy.video.sources.file import FILE
+from rvos_deploy.video.sources.folder import FOLDER
+from rvos_deploy.video.sources.pipe import PIPE
+from rvos_deploy.video.sources.url import URL
+
+SOURCES: dict[str, SourceType] = {
+    "file": FILE,
+    "folder": FOLDER,
+    "pipe": PIPE,
+    "url": URL,
+    "device": DEVICE,
+}
+"""By name. The newest line is asked first; what stands here covers every name, none twice."""
+
+
+def source_type(name: str, format: str | None = None) -> SourceType:
+    """Return the kind of a source.
+
+    Args:
+        name: as the user gave it.
+        format: FFmpeg's demuxer, where the user names one.
+
+    Raises:
+        VideoError: it is of no kind.
+    """
+    for kind in reversed(SOURCES.values()):
+        if kind.matches(name, format):
+            return kind
+    raise VideoError(f"{name_of(name)} is no source of a kind known here: {', '.join(SOURCES)}")
+
+
+def has_end(source: str | os.PathLike[str]) -> bool:
+    """Tell whether a source ends by itself; a pipe, URL or device may go on for ever."""
+    return not source_type(os.fspath(source)).live
