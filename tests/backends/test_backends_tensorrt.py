@@ -363,8 +363,8 @@ def test_engines_of_some_graphs_give_the_same_masks_beside_onnxruntime(
 
 def memory_inputs(stream: Stream) -> dict[str, np.ndarray]:
     """What the video decoder is given of the memory."""
-    assert isinstance(stream.steps, Pan2024Steps)
-    return {name: np.asarray(value) for name, value in stream.steps._memory.read().items()}
+    assert isinstance(stream._steps, Pan2024Steps)
+    return {name: np.asarray(value) for name, value in stream._steps._memory.read().items()}
 
 
 def test_the_video_decoder_is_replayed_while_the_memory_is_written(
@@ -388,8 +388,8 @@ def test_the_video_decoder_is_replayed_while_the_memory_is_written(
             ran.append([e[0] for e in gpu.machine.log if e[1:2] == ("video_decoder",)])
             (result,) = other.push(frame)
             truth.append(result.masks)
-            assert isinstance(stream.steps, Pan2024Steps)
-            addresses.add(stream.steps._memory.read()["memory"].address)  # type: ignore[attr-defined]
+            assert isinstance(stream._steps, Pan2024Steps)
+            addresses.add(stream._steps._memory.read()["memory"].address)  # type: ignore[attr-defined]
             ours, theirs = memory_inputs(stream), memory_inputs(other)
             assert ours["memory"].shape[:2] == (2, 4)
             for name, array in theirs.items():

@@ -20,6 +20,7 @@ from rvos_deploy.bundle.manifest import plain
 from rvos_deploy.cli.export import export
 from rvos_deploy.networks.pan2024.contract import probe_cases
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.network import Pan2024
 from rvos_deploy.parity.verification import MINIMUM_J_AND_F, judge
 
 
@@ -29,7 +30,6 @@ def ready_graphs(
 ) -> None:
     from rvos_deploy.export import bundle_export
     from rvos_deploy.export.weights import Weights, load_with_origin
-    from rvos_deploy.parity import verification
 
     def copied(graph: Any, folder: Path, store: str, opset: int | None) -> list[Path]:
         return [Path(shutil.copy(tiny_bundle / f"{graph.spec.name}.onnx", folder))]
@@ -37,7 +37,7 @@ def ready_graphs(
     monkeypatch.setattr(bundle_export, "export_graph", copied)
     origin = load_with_origin(tiny_network.config, Weights(random=True))[1]
     monkeypatch.setattr(bundle_export, "load_with_origin", lambda *_: (tiny_network, origin))
-    monkeypatch.setattr(verification, "probe_cases", lambda config: probe_cases(config)[:1])
+    monkeypatch.setattr(Pan2024, "probe_cases", lambda self: probe_cases(self.config)[:1])
 
 
 @pytest.fixture
