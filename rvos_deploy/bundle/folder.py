@@ -27,7 +27,7 @@ from rvos_deploy.errors import BundleError, InputError, one_line
 from rvos_deploy.files import locked, read_regular_file, replacing, sha256_file
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.networks.network import Network, NetworkConfig
-from rvos_deploy.networks.registry import network_of
+from rvos_deploy.networks.registry import FIRST_FAMILY, network_of
 from rvos_deploy.stream_settings import Mode
 
 SCHEMA = 1
@@ -154,7 +154,7 @@ def open_bundle(path: str | Path, *, check_files: bool = True) -> Bundle:
     manifest = read_manifest(folder)
     _check_names(folder / MANIFEST, manifest.files)
     try:
-        network = network_of(manifest.family, manifest.model)
+        network = network_of(manifest.family or FIRST_FAMILY, manifest.model)
     except InputError as error:
         raise BundleError(
             f"{folder / MANIFEST} holds no usable network ({one_line(error)}); export again"

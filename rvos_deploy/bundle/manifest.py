@@ -164,7 +164,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     revision: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
     manifest_sha256: Sha256
     created: Line
-    family: Line = "pan2024"
+    family: Line | UnsetType = UNSET
     model: Annotated[dict[Line, Any], Meta(max_length=256)]
     precision: Precision
     threshold: Share | UnsetType = UNSET

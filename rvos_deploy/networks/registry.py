@@ -20,6 +20,8 @@ def _pan2024(model: Mapping[str, object]) -> Network:
     return Pan2024.from_dict(model)
 
 
+FIRST_FAMILY = "pan2024"
+"""Bundles that were made before there were families name none."""
 FAMILIES: dict[str, NetworkFactory] = {"pan2024": _pan2024}
 """Add a family of your own before a bundle of it is opened: ``FAMILIES["mine"] = make``."""
 

@@ -23,7 +23,7 @@ def used(bundle: Path, mode: str) -> float:
         rvos_deploy.load(bundle) as segmenter,
         segmenter.stream(["a square"], settings) as stream,
     ):
-        return stream.threshold
+        return stream.settings.threshold
 
 
 def test_each_mode_has_its_own(rvos: Callable, bundle: Path) -> None:
