@@ -19,7 +19,7 @@ from rvos_deploy.benchmarks.torch_backend import TorchBackend
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.graph_io.tensors import Tensor
-from rvos_deploy.networks.pan2024.graphs import Graph as ExportedGraph
+from rvos_deploy.networks.export_graph import Graph as ExportedGraph
 from rvos_deploy.networks.pan2024.graphs import graphs as graphs_of
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.runtime.backends.base import Graph, Session

@@ -13,7 +13,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.files import sha256_file
 from rvos_deploy.graph_io.tensors import Tensor
-from rvos_deploy.networks.pan2024.graphs import Graph as ExportedGraph
+from rvos_deploy.networks.export_graph import Graph as ExportedGraph
 from rvos_deploy.networks.pan2024.graphs import graphs as graphs_of
 from rvos_deploy.networks.pan2024.network import model_config
 from rvos_deploy.runtime.backends.base import Backend, Graph, Session

@@ -1,11 +1,11 @@
-"""Network in, proven bundle out: the whole of ``rvos-deploy export``."""
+"""A network with its weights in, a proven bundle out."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +20,25 @@ from rvos_deploy.bundle.folder import (
     open_bundle,
     write_manifest,
 )
-from rvos_deploy.bundle.manifest import REVISION, Origin, plain
+from rvos_deploy.bundle.manifest import REVISION, WeightsRecord, plain
 from rvos_deploy.environment import peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
-from rvos_deploy.export.graph_form import GraphForm, choose_opset
-from rvos_deploy.export.half_storage import round_to_half
+from rvos_deploy.export.graph_form import choose_opset
+from rvos_deploy.export.half_storage import Store
 from rvos_deploy.export.onnx_graph import export_graph
-from rvos_deploy.export.parity import (
-    Reference,
-    check_graph,
-    check_without_rounding,
-    record_clip,
-)
-from rvos_deploy.export.weights import Weights, load_with_origin
+from rvos_deploy.export.parity import Reference, check_graph, check_without_rounding
 from rvos_deploy.files import cannot_write, replacing_folder
-from rvos_deploy.graph_io.graph_spec import GraphSpec
-from rvos_deploy.graph_io.tokenizer import CONTEXT_LENGTH, Tokenizer
-from rvos_deploy.networks.pan2024.config import ModelConfig
-from rvos_deploy.networks.pan2024.contract import MAXIMUM_ELEMENTS
-from rvos_deploy.networks.pan2024.graphs import graphs
-from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
-from rvos_deploy.networks.pan2024.modules.precision import set_precision
-from rvos_deploy.networks.pan2024.network import Pan2024
-from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
+from rvos_deploy.graph_io.probe import clip_probe
+from rvos_deploy.networks.export_graph import ExportableNetwork
 from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.parity.verification import (
     CLIP_LOGITS,
     CLIP_ORDER,
+    MINIMUM_J_AND_F,
     CheckResult,
     MaskCheck,
     check_masks,
 )
-from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from rvos_deploy.runtime.backends.onnxruntime.bf16_reference import Bf16ReferenceBackend
 
@@ -66,6 +53,28 @@ NOT_PROVED = {
 
 
 @dataclass(frozen=True)
+class BundleOptions:
+    """How a bundle is made.
+
+    Args:
+        store: "fp16" keeps weights as float16 where that is exact.
+        opset: of the graphs' files; None: the default of the graphs' precision.
+        minimum_j_and_f: what the masks of the clip must keep of PyTorch's, 0 to 1.
+        maximum_slot_excess: what PyTorch's choices may cost more than the file's best ones; None:
+            what rounding explains.
+        overwrite: replace a bundle that is there.
+        inputs: files that the export reads, which the bundle must not replace.
+    """
+
+    store: Store = "fp32"
+    opset: int | None = None
+    minimum_j_and_f: float = MINIMUM_J_AND_F
+    maximum_slot_excess: float | None = None
+    overwrite: bool = False
+    inputs: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """What an export did: ``seconds`` and ``peak_memory_bytes`` of the whole process."""
 
@@ -75,77 +84,50 @@ class ExportReport:
     peak_memory_bytes: int
 
 
-def export_bundle(
-    config: ModelConfig,
+def export_network(
+    load: Callable[[], tuple[ExportableNetwork, WeightsRecord]],
     out: Path,
-    weights: Weights,
+    options: BundleOptions | None = None,
     *,
-    size: tuple[int, int] | None = None,
-    form: GraphForm | None = None,
-    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export all graphs, check them against PyTorch, and put the bundle in place if all holds.
 
-    It is built in a temporary folder beside ``out``, which appears only when every check passed.
+    The bundle is built in a temporary folder beside ``out``, which appears only when every check
+    passed.
 
     Args:
-        config: of the network.
+        load: gives the network with its weights, and the record of where they came from.
         out: where the bundle goes.
-        weights: where the weights come from, and how they are kept.
-        size: (height, width) of the bundle's box; None: the configuration's, or the fixed one.
-        form: of the graphs' files; None: the default opset, dynamic sizes.
-        overwrite: replace a bundle that is there.
+        options: see there.
         progress: told what is under way.
 
     Raises:
-        InputError: unusable weights, form or output folder, or ``out`` holds the weights.
+        InputError: what ``load`` raises, an output folder that cannot be used, or an opset that
+            cannot be written.
         ParityError: a check failed; names every one that did.
     """
     started = time.perf_counter()
-    say = progress or (lambda text: None)
-    _check_target(out, overwrite)
-    inputs = [weights.checkpoint, None if weights.clip is None else Path(weights.clip)]
-    refuse_overlap([file for file in inputs if file is not None], [out])
-    form = form or GraphForm()
-    choose_opset(form.opset, weights.precision)
-    if (box := _box(size, form)) is not None:
-        config = replace(config, input_size=box)
+    options, say = options or BundleOptions(), progress or (lambda text: None)
+    check_target(out, options)
     say("network")
-    network, origin = load_with_origin(config, weights)
-    if weights.store == "fp16":
-        if weights.precision == "bf16":
-            raise InputError(
-                "--store fp16 and --precision bf16 exclude each other, since weights would be "
-                "rounded twice; leave --store out: bf16 graphs store bf16"
-            )
-        round_to_half(network)
-    set_precision(network, weights.precision)
+    network, weights = load()
     try:
-        with replacing_folder(out, overwrite=overwrite) as staging:
-            results = _fill(staging, network, weights, origin, form, say)
+        with replacing_folder(out, overwrite=options.overwrite) as staging:
+            results = _Export(staging, network, weights, options, say).run()
             _require_all(results)
     except OSError as error:
         raise InputError(cannot_write(out, error)) from error
     return ExportReport(out, results, time.perf_counter() - started, peak_memory_bytes())
 
 
-def _box(size: tuple[int, int] | None, form: GraphForm) -> tuple[int, int] | None:
-    """(height, width) that was asked for, by ``size`` or by what the graphs are fixed to."""
-    if form.static is None:
-        return size
-    fixed = (form.static.height, form.static.width)
-    if size is not None and size != fixed:
-        raise InputError(
-            f"--size {size[0]}x{size[1]} and --static-shapes {fixed[0]}x{fixed[1]},... name two "
-            "sizes; leave --size out"
-        )
-    return fixed
+def check_target(out: Path, options: BundleOptions) -> None:
+    """Refuse an output folder that cannot be replaced, or that holds an input.
 
-
-def _check_target(out: Path, overwrite: bool) -> None:
+    Raises InputError: says what is in the way.
+    """
     if out.is_dir() and any(out.iterdir()):
-        if not overwrite:
+        if not options.overwrite:
             raise InputError(f"{out} exists and is not empty; pass --overwrite, or another --out")
         if not (out / MANIFEST).is_file():
             raise InputError(f"{out} is no bundle, so it is not replaced; choose another --out")
@@ -158,105 +140,95 @@ def _check_target(out: Path, overwrite: bool) -> None:
             )
     elif out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose another --out")
+    refuse_overlap(options.inputs, [out])
 
 
-def _fill(
-    folder: Path,
-    network: RvosNetwork,
-    weights: Weights,
-    origin: Origin,
-    form: GraphForm,
-    say: Progress,
-) -> tuple[CheckResult, ...]:
-    """Write everything that a bundle holds; returns every check's result."""
-    narrow = weights.precision == "bf16"
-    backend = Bf16ReferenceBackend() if narrow else OnnxRuntimeBackend()
-    results: list[CheckResult] = []
-    reference: Reference = {}
-    files: list[Path] = []
-    all_graphs = graphs(network, form.static.axes() if form.static else {})
-    contracts = {graph.spec.name: graph.spec for graph in all_graphs}
-    _check_elements(contracts)
-    for graph in all_graphs:
-        say(f"export {graph.spec.name}")
-        written = export_graph(graph, folder, weights.store, form.opset)
-        files += written
-        say(f"parity {graph.spec.name}")
-        results += check_graph(graph, network, written[0], backend, reference)
-        if weights.precision != "fp32":
-            results += check_without_rounding(graph, network, written[0])
-    write_tokenizer(folder / TOKENIZER)
-    say("parity of the masks of a clip")
-    length = form.static.tokens if form.static else CONTEXT_LENGTH
-    tokenizer = Tokenizer(folder / TOKENIZER, length=length)
-    record_clip(network, tokenizer, contracts, reference)
-    np.savez_compressed(folder / PARITY, **reference)  # type: ignore[arg-type]
-    names = [file.name for file in files] + [TOKENIZER, PARITY]
-    manifest = _manifest(network, weights, origin, backend)
-    manifest["graphs"] = {name: spec.as_dict() for name, spec in contracts.items()}
-    opset = choose_opset(form.opset, weights.precision)
-    manifest["opsets"] = dict.fromkeys(contracts, opset)
+@dataclass(frozen=True)
+class _Export:
+    """One export under way, into a folder that holds nothing else."""
 
-    def write(results: list[CheckResult]) -> None:
-        manifest["parity"] = {
-            "reference": f"PyTorch {torch.__version__}",
-            "minimum_j_and_f": weights.minimum_j_and_f,
-            "maximum_slot_excess": weights.maximum_slot_excess,
-            "not_proved": NOT_PROVED.get(weights.precision),
-            "checks": [result.as_dict() for result in results],
+    folder: Path
+    exportable: ExportableNetwork
+    weights: WeightsRecord
+    options: BundleOptions
+    say: Progress
+
+    @property
+    def precision(self) -> str:
+        return self.exportable.graphs[0].spec.precision
+
+    @property
+    def backend(self) -> OnnxRuntimeBackend:
+        return Bf16ReferenceBackend() if self.precision == "bf16" else OnnxRuntimeBackend()
+
+    def run(self) -> tuple[CheckResult, ...]:
+        """Write everything that a bundle holds; return every check's result."""
+        results: list[CheckResult] = []
+        reference: Reference = {}
+        names = self._export_graphs(results, reference)
+        self.exportable.write_tokenizer(self.folder / TOKENIZER)
+        self.say("parity of the masks of a clip")
+        self._segment_clip(reference)
+        np.savez_compressed(self.folder / PARITY, **reference)  # type: ignore[arg-type]
+        names += [TOKENIZER, PARITY]
+        # The masks are checked through the runtime, which opens only what has a manifest.
+        self._write_manifest(names, results)
+        bundle = open_bundle(self.folder)
+        logits, choices = reference[CLIP_LOGITS], reference[CLIP_ORDER]
+        results.append(check_masks(bundle, self.backend, logits, choices))
+        self._write_manifest(names, results)
+        return tuple(results)
+
+    def _export_graphs(self, results: list[CheckResult], reference: Reference) -> list[str]:
+        """Write and check every graph; return the names of the files."""
+        names: list[str] = []
+        for graph in self.exportable.graphs:
+            self.say(f"export {graph.spec.name}")
+            written = export_graph(graph, self.folder, self.options.store, self.options.opset)
+            names += [file.name for file in written]
+            self.say(f"parity {graph.spec.name}")
+            network, tolerance = self.exportable.network, self.exportable.without_rounding
+            results += check_graph(graph, network, written[0], self.backend, reference)
+            if tolerance is not None:
+                results += check_without_rounding(graph, network, written[0], tolerance)
+        return names
+
+    def _segment_clip(self, reference: Reference) -> None:
+        network = self.exportable.network
+        contracts = {graph.spec.name: graph.spec for graph in self.exportable.graphs}
+        file = self.folder / TOKENIZER
+        tokenizer = network.tokenizer(file, file.read_bytes(), contracts)
+        answer = self.exportable.segment_clip(clip_probe(contracts), tokenizer)
+        reference[CLIP_LOGITS], reference[CLIP_ORDER] = answer.mask_logits, answer.choices
+
+    def _write_manifest(self, names: list[str], results: list[CheckResult]) -> None:
+        network, graphs = self.exportable.network, self.exportable.graphs
+        config, opset = network.config, choose_opset(self.options.opset, self.precision)
+        manifest: dict[str, Any] = {
+            "revision": REVISION,
+            "family": network.family,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "model": config.as_dict(),
+            "precision": self.precision,
+            "threshold": config.threshold,
+            "input_size": list(config.input_size),
+            "weights": plain(self.weights),
+            "parameters": self.exportable.parameters,
+            "versions": {
+                **versions("torch", *self.exportable.packages, "onnx", "onnxscript"),
+                "backend": self.backend.describe(),
+            },
+            "graphs": {graph.spec.name: graph.spec.as_dict() for graph in graphs},
+            "opsets": {graph.spec.name: opset for graph in graphs},
+            "parity": {
+                "reference": f"PyTorch {torch.__version__}",
+                "minimum_j_and_f": self.options.minimum_j_and_f,
+                "maximum_slot_excess": self.options.maximum_slot_excess,
+                "not_proved": NOT_PROVED.get(self.precision),
+                "checks": [result.as_dict() for result in results],
+            },
         }
-        write_manifest(folder, manifest, names)
-
-    # The masks are checked through the runtime, which opens only what has a manifest.
-    write(results)
-    results.append(
-        check_masks(open_bundle(folder), backend, reference[CLIP_LOGITS], reference[CLIP_ORDER])
-    )
-    write(results)
-    return tuple(results)
-
-
-def _check_elements(contracts: Mapping[str, GraphSpec]) -> None:
-    """Refuse fixed sizes whose tensors no bundle may have: before the work of an export."""
-    for spec in contracts.values():
-        if len(spec.fixed) < len(spec.axes):
-            continue
-        for tensor in (*spec.inputs, *spec.outputs):
-            sizes = tensor.sizes(spec.fixed)
-            if math.prod(sizes) > MAXIMUM_ELEMENTS:
-                raise InputError(
-                    f"--static-shapes gives {spec.name} {tensor.name} as {list(sizes)}, needed: at "
-                    f"most {MAXIMUM_ELEMENTS} elements; give smaller sizes"
-                )
-
-
-def _manifest(
-    network: RvosNetwork, weights: Weights, origin: Origin, backend: Backend
-) -> dict[str, Any]:
-    config = network.config
-    return {
-        "revision": REVISION,
-        "family": Pan2024.family,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "model": config.as_dict(),
-        "precision": weights.precision,
-        "threshold": config.threshold,
-        "input_size": list(config.input_size),
-        "weights": {
-            "random": weights.random,
-            "seed": weights.seed if weights.random else None,
-            "checkpoint": origin.network.file,
-            "checkpoint_sha256": origin.network.sha256,
-            "stored": weights.store,
-            "clip": weights.clip or (None if weights.random else config.clip_pretrained),
-            "origin": plain(origin),
-        },
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "versions": {
-            **versions("torch", "open_clip_torch", "timm", "onnx", "onnxscript"),
-            "backend": backend.describe(),
-        },
-    }
+        write_manifest(self.folder, manifest, names)
 
 
 def _require_all(results: tuple[CheckResult, ...]) -> None:

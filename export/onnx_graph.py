@@ -20,7 +20,7 @@ from rvos_deploy.export.ms_deform_attn import attach_function
 from rvos_deploy.graph_io.graph_spec import Dim as ShapeDim
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
 from rvos_deploy.graph_io.probe import probe_inputs
-from rvos_deploy.networks.pan2024.graphs import Float32Edges, Graph
+from rvos_deploy.networks.export_graph import Float32Edges, Graph
 
 EXTERNAL_DATA_BYTES = 256 * 2**20
 """Weights above this go into a ``.data`` file beside the graph: protobuf ends at 2 GiB, and a

@@ -10,7 +10,7 @@ operator, weight or order of axes cannot hide in that, whatever the machine and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from rvos_deploy.bundle.onnx_file import OnnxFile
-from rvos_deploy.graph_io.frame_geometry import resize_frame
-from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
-from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS, clip_probe
+from rvos_deploy.graph_io.graph_spec import TensorSpec
 from rvos_deploy.graph_io.tensors import HostArray
-from rvos_deploy.graph_io.tokenizer import Tokenizer
-from rvos_deploy.networks.pan2024.graphs import WITHOUT_ROUNDING, Graph
-from rvos_deploy.networks.pan2024.modules.inference import segment_clip, tokenize
-from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
-from rvos_deploy.networks.pan2024.network import Pan2024
+from rvos_deploy.networks.export_graph import Graph
+from rvos_deploy.networks.network import Network
 from rvos_deploy.parity.comparison import sample
 from rvos_deploy.parity.verification import (
-    CLIP_LOGITS,
-    CLIP_ORDER,
     Check,
     judge,
     run_cases,
@@ -44,36 +37,37 @@ Reference = dict[str, NDArray[Any]]
 
 def check_graph(
     graph: Graph,
-    network: RvosNetwork,
+    network: Network,
     file: Path,
     backend: OnnxRuntimeBackend,
     reference: Reference,
 ) -> list[Check]:
     """Compare one graph's whole outputs at every size; samples go to ``reference``."""
     checks, spec = [], graph.spec
-    known = Pan2024(network.config)
     with backend.open_files([(spec, OnnxFile(file))]) as session:
-        for name, tensor, expected, measured in _pairs(graph.module, session, known):
-            queries = known.independent_rows(spec, tensor, expected.shape)
+        for name, tensor, expected, measured in _pairs(graph.module, session, network):
+            queries = network.independent_rows(spec, tensor, expected.shape)
             checks.append(judge(name, spec.tolerance, expected, measured, queries))
             reference[name] = sample(expected).copy()
     return checks
 
 
-def check_without_rounding(graph: Graph, network: RvosNetwork, file: Path) -> list[Check]:
+def check_without_rounding(
+    graph: Graph, network: Network, file: Path, tolerance: float
+) -> list[Check]:
     """Compare a graph of half precision at every size, all of it in float32 on both sides."""
-    module, tolerance = copy.deepcopy(graph.module).float(), WITHOUT_ROUNDING[graph.spec.precision]
+    module = copy.deepcopy(graph.module).float()
     files = [(graph.spec, OnnxFile(file))]
     with Bf16ReferenceBackend(rounding=False).open_files(files) as session:
         return [
             judge(f"{name}, without rounding", tolerance, expected, measured)
-            for name, _, expected, measured in _pairs(module, session, Pan2024(network.config))
+            for name, _, expected, measured in _pairs(module, session, network)
         ]
 
 
 @torch.inference_mode()
 def _pairs(
-    module: torch.nn.Module, session: Session, network: Pan2024
+    module: torch.nn.Module, session: Session, network: Network
 ) -> Iterator[tuple[str, TensorSpec, HostArray, HostArray]]:
     """Every output of the session's one graph at every size: its name and contract, PyTorch's
     numbers and the graph's.
@@ -85,22 +79,3 @@ def _pairs(
         for spec, tensor in zip(graph.spec.outputs, tensors, strict=True):
             (found,) = session.ops.to_host([outputs[spec.name]]).arrays()
             yield f"{case} {spec.name}", spec, tensor.numpy(), found
-
-
-def record_clip(
-    network: RvosNetwork,
-    tokenizer: Tokenizer,
-    contracts: Mapping[str, GraphSpec],
-    reference: Reference,
-) -> None:
-    """PyTorch's answer to the probe clip, offline, into ``reference``: united mask logits float32
-    [E,T,h,w] at stride 4, and the query that takes each slot, int64 [E,T,N].
-
-    ``contracts``: of the graphs, by name: they say what the clip is fitted into.
-    """
-    probe = clip_probe(contracts)
-    frames = [torch.from_numpy(resize_frame(frame, probe.geometry)) for frame in probe.frames]
-    ids = tokenize(tokenizer, PROBE_EXPRESSIONS)
-    answer = segment_clip(network, frames, ids, "top1")
-    reference[CLIP_LOGITS] = answer.mask_logits.numpy()
-    reference[CLIP_ORDER] = answer.order.numpy()

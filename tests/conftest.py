@@ -31,7 +31,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny network at random weights, exported once (or RVOS_TEST_BUNDLE, when that is set)."""
     if ready := os.environ.get("RVOS_TEST_BUNDLE"):
         return Path(ready)
-    from rvos_deploy.export.bundle_export import export_bundle
+    from rvos_deploy.export.pan2024 import export_bundle
     from rvos_deploy.export.weights import Weights
 
     out = tmp_path_factory.mktemp("bundle") / "tiny"
@@ -43,7 +43,7 @@ def tiny_bundle_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same network computing in float16 (or RVOS_TEST_BUNDLE_FP16, when that is set)."""
     if ready := os.environ.get("RVOS_TEST_BUNDLE_FP16"):
         return Path(ready)
-    from rvos_deploy.export.bundle_export import export_bundle
+    from rvos_deploy.export.pan2024 import export_bundle
     from rvos_deploy.export.weights import Weights
 
     out = tmp_path_factory.mktemp("bundle") / "tiny-fp16"
@@ -57,8 +57,8 @@ def static_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     if ready := os.environ.get("RVOS_TEST_BUNDLE_STATIC"):
         return Path(ready)
-    from rvos_deploy.export.bundle_export import export_bundle
     from rvos_deploy.export.graph_form import GraphForm, StaticShapes
+    from rvos_deploy.export.pan2024 import export_bundle
     from rvos_deploy.export.weights import Weights
 
     out = tmp_path_factory.mktemp("bundle") / "tiny-static"

@@ -85,10 +85,10 @@ class ClipOrigin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Where each weight came from."""
+    """Where each weight came from; ``clip`` is None for networks without a CLIP part."""
 
     network: NetworkOrigin
-    clip: ClipOrigin
+    clip: ClipOrigin | None = None
 
 
 class WeightsRecord(msgspec.Struct, frozen=True):

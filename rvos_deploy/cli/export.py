@@ -143,8 +143,9 @@ def export(
     check_outputs([json], [checkpoint] if checkpoint else [])
     box = parse_size(size)
     with needs_extra("export", "cpu,export"):
-        from rvos_deploy.export import bundle_export
+        from rvos_deploy.export.bundle_export import NOT_PROVED
         from rvos_deploy.export.graph_form import GraphForm, read_static_shapes
+        from rvos_deploy.export.pan2024 import export_bundle
         from rvos_deploy.export.source import find_source
         from rvos_deploy.export.weights import Weights
     form = GraphForm(opset, None if static_shapes is None else read_static_shapes(static_shapes))
@@ -166,7 +167,7 @@ def export(
     if found.run is not None:
         typer.echo(f"weights: {found.checkpoint}, {found.run.checkpoint}, step {found.run.step}")
     with step_progress() as progress:
-        report = bundle_export.export_bundle(
+        report = export_bundle(
             chosen, out, weights, size=box, form=form, overwrite=overwrite, progress=progress
         )
     worst = max(v.comparison.max_abs for v in report.results if hasattr(v, "comparison"))
@@ -178,7 +179,7 @@ def export(
     )
     for line in notes([result.as_dict() for result in report.results]):
         typer.echo(line)
-    if (unproved := bundle_export.NOT_PROVED.get(precision.value)) is not None:
+    if (unproved := NOT_PROVED.get(precision.value)) is not None:
         typer.echo(f"not proved: {unproved}")
     typer.echo(f"{report.seconds:.1f} s, peak memory {mebibytes(report.peak_memory_bytes)}")
     if json is not None:

@@ -172,6 +172,8 @@ def _clip(weights: WeightsRecord) -> str:
     if weights.origin is None:
         return f"{weights.clip or 'not recorded'} (an older export, which does not say more)"
     clip = weights.origin.clip
+    if clip is None:
+        return "none"
     if clip.random_seed is not None:
         return f"random, seed {clip.random_seed}"
     where = clip.tag or f"{clip.file} (sha256 {(clip.sha256 or '')[:12]}...)"

@@ -28,7 +28,7 @@ from rvos_deploy.parity.verification import MINIMUM_J_AND_F, judge
 def ready_graphs(
     tiny_bundle: Path, tiny_network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rvos_deploy.export import bundle_export
+    from rvos_deploy.export import bundle_export, pan2024
     from rvos_deploy.export.weights import Weights, load_with_origin
 
     def copied(graph: Any, folder: Path, store: str, opset: int | None) -> list[Path]:
@@ -36,7 +36,7 @@ def ready_graphs(
 
     monkeypatch.setattr(bundle_export, "export_graph", copied)
     origin = load_with_origin(tiny_network.config, Weights(random=True))[1]
-    monkeypatch.setattr(bundle_export, "load_with_origin", lambda *_: (tiny_network, origin))
+    monkeypatch.setattr(pan2024, "load_with_origin", lambda *_: (tiny_network, origin))
     monkeypatch.setattr(Pan2024, "probe_cases", lambda self: probe_cases(self.config)[:1])
 
 

@@ -15,17 +15,20 @@ from onnx import TensorProto, numpy_helper
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.bundle_export import NOT_PROVED, export_bundle
+from rvos_deploy.export.bundle_export import NOT_PROVED
 from rvos_deploy.export.ms_deform_attn import NODE
 from rvos_deploy.export.onnx_graph import export_graph
+from rvos_deploy.export.pan2024 import export_bundle
 from rvos_deploy.export.parity import check_graph, check_without_rounding
 from rvos_deploy.export.weights import Weights
 from rvos_deploy.graph_io.probe import probe_inputs
+from rvos_deploy.networks.export_graph import Graph
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.contract import GRAPHS
-from rvos_deploy.networks.pan2024.graphs import TOLERANCES, WITHOUT_ROUNDING, Graph, graphs
+from rvos_deploy.networks.pan2024.graphs import TOLERANCES, WITHOUT_ROUNDING, graphs
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
+from rvos_deploy.networks.pan2024.network import Pan2024
 from rvos_deploy.parity.verification import verify
 from rvos_deploy.runtime.backends.onnxruntime.bf16_reference import Bf16ReferenceBackend
 
@@ -96,8 +99,12 @@ def test_it_equals_pytorch_rounded_and_not(
 ) -> None:
     graph, file = decoder
     reference: dict[str, np.ndarray] = {}
-    rounded = check_graph(graph, narrow_network, file, Bf16ReferenceBackend(), reference)
-    plain = check_without_rounding(graph, narrow_network, file)
+    rounded = check_graph(
+        graph, Pan2024(narrow_network.config), file, Bf16ReferenceBackend(), reference
+    )
+    plain = check_without_rounding(
+        graph, Pan2024(narrow_network.config), file, WITHOUT_ROUNDING["bf16"]
+    )
     assert len(rounded) == len(plain) == 8
     for check in (*rounded, *plain):
         assert check.passed, check
@@ -134,7 +141,8 @@ def test_a_wrong_weight_is_found_without_rounding(
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     wrong = tmp_path / file.name
     onnx.save(model, wrong)
-    assert any(not check.passed for check in check_without_rounding(graph, narrow_network, wrong))
+    known, limit = Pan2024(narrow_network.config), WITHOUT_ROUNDING["bf16"]
+    assert any(not check.passed for check in check_without_rounding(graph, known, wrong, limit))
 
 
 def test_storing_float16_as_well_is_refused(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ import torch
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import InputError, ParityError
-from rvos_deploy.export import bundle_export
-from rvos_deploy.export.bundle_export import export_bundle
+from rvos_deploy.export import bundle_export, pan2024
+from rvos_deploy.export.pan2024 import export_bundle
 from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.graph_io.probe import probe_inputs
+from rvos_deploy.networks.export_graph import ClipAnswer
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.contract import GRAPHS
 from rvos_deploy.networks.pan2024.graphs import graphs
@@ -26,8 +27,6 @@ from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeature
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.parity.comparison import compare
 from rvos_deploy.parity.verification import (
-    CLIP_LOGITS,
-    CLIP_ORDER,
     MaskCheck,
     case_axes,
     verify,
@@ -139,7 +138,7 @@ def test_verify_passes_and_sees_another_networks_graph(tiny_bundle: Path) -> Non
                 return OnnxFile(broken / f"{name}.onnx")
             return super().graph_file(name)
 
-    other = Elsewhere(bundle.path, bundle.config, bundle.graphs, bundle.manifest)
+    other = Elsewhere(bundle.path, bundle.network, bundle.graphs, bundle.manifest)
     failed = [result for result in verify(other, make_backend()) if not result.passed]
     assert any(result.name.startswith("text_encoder") for result in failed)
 
@@ -155,18 +154,16 @@ def test_a_failed_check_leaves_nothing_and_names_every_failure(
         return original(impossible, *rest)
 
     monkeypatch.setattr(bundle_export, "check_graph", strict)
-    monkeypatch.setattr(
-        bundle_export,
-        "graphs",
-        lambda network, fixed: [g for g in graphs(network) if g.spec.name in checked],
-    )
-    monkeypatch.setattr(
-        bundle_export,
-        "record_clip",
-        lambda network, tokenizer, contracts, reference: reference.update(
-            dict.fromkeys((CLIP_LOGITS, CLIP_ORDER), np.zeros(1))
-        ),
-    )
+    whole = pan2024.exportable
+
+    def a_part(*arguments):  # type: ignore[no-untyped-def]
+        network = whole(*arguments)
+        some = tuple(g for g in network.graphs if g.spec.name in checked)
+        answer = ClipAnswer(np.zeros(1, np.float32), np.zeros(1, np.int64))
+        return replace(network, graphs=some, segment_clip=lambda *_: answer)
+
+    monkeypatch.setattr(pan2024, "exportable", a_part)
+    monkeypatch.setattr(bundle_export, "clip_probe", lambda contracts: None)
     monkeypatch.setattr(bundle_export, "open_bundle", lambda folder: None)
     passed = MaskCheck("masks", True, 0.999, 1.0, 1.0, 0.5)
     monkeypatch.setattr(bundle_export, "check_masks", lambda *_: passed)

@@ -12,7 +12,6 @@ from onnx import shape_inference, version_converter
 
 from rvos_deploy.bundle.folder import MANIFEST, open_bundle
 from rvos_deploy.errors import InputError, ParityError
-from rvos_deploy.export.bundle_export import export_bundle
 from rvos_deploy.export.graph_form import (
     DEFAULT_OPSET,
     OPSETS,
@@ -22,13 +21,16 @@ from rvos_deploy.export.graph_form import (
     read_static_shapes,
 )
 from rvos_deploy.export.onnx_graph import export_graph, opset_of
+from rvos_deploy.export.pan2024 import export_bundle
 from rvos_deploy.export.parity import check_graph, check_without_rounding
 from rvos_deploy.export.weights import Weights, load_network
+from rvos_deploy.networks.export_graph import Graph
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.contract import GRAPHS
-from rvos_deploy.networks.pan2024.graphs import Graph, graphs
+from rvos_deploy.networks.pan2024.graphs import graphs
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
+from rvos_deploy.networks.pan2024.network import Pan2024
 from rvos_deploy.parity.verification import read_reference, verify
 from rvos_deploy.runtime.backends.registry import make_backend
 
@@ -109,7 +111,7 @@ def test_without_a_fixed_memory_its_axis_alone_is_dynamic(
     assert shapes["memory_empty"] == [5, "M"]
     assert shapes["text_tokens"] == [5, 5, 128]
     assert shapes["scores"] == [5, 20]
-    checks = check_graph(graph, tiny_network, file, make_backend(), {})
+    checks = check_graph(graph, Pan2024(tiny_network.config), file, make_backend(), {})
     assert len({check.name.split(" M")[1].split()[0] for check in checks}) == 4
     assert all(check.passed for check in checks)
 
@@ -121,7 +123,9 @@ def test_a_small_graph_in_another_opset(
     graph = graph_of(tiny_network, "mask_head")
     (file,) = export_graph(graph, tmp_path, opset=opset)
     assert opset_of(onnx.load(file)) == opset
-    assert all(c.passed for c in check_graph(graph, tiny_network, file, make_backend(), {}))
+    assert all(
+        c.passed for c in check_graph(graph, Pan2024(tiny_network.config), file, make_backend(), {})
+    )
 
 
 @pytest.mark.slow

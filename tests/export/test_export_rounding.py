@@ -18,13 +18,14 @@ from onnx import numpy_helper
 from stochastic_rounding import StochasticRounding
 
 from rvos_deploy.bundle.folder import open_bundle, packaged_bundles
-from rvos_deploy.export.bundle_export import export_bundle
+from rvos_deploy.export.pan2024 import export_bundle
 from rvos_deploy.export.parity import check_without_rounding
 from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.graph_io.probe import probe_inputs
+from rvos_deploy.networks.export_graph import Graph
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.contract import probe_cases
-from rvos_deploy.networks.pan2024.graphs import TOLERANCES, WITHOUT_ROUNDING, Graph, graphs
+from rvos_deploy.networks.pan2024.graphs import TOLERANCES, WITHOUT_ROUNDING, graphs
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.networks.pan2024.network import Pan2024
@@ -181,7 +182,7 @@ def test_a_wrong_weight_is_found_without_rounding(
     half = set_precision(copy.deepcopy(tiny_network), "fp16")
     graph = next(g for g in graphs(half) if g.spec.name == "mask_head")
     file = open_bundle(tiny_bundle_fp16).graph_file("mask_head").path
-    right = check_without_rounding(graph, half, file)
+    right = check_without_rounding(graph, PAN, file, WITHOUT_ROUNDING["fp16"])
     assert all(check.passed for check in right)
     assert all(check.tolerance == WITHOUT_ROUNDING["fp16"] for check in right)
     assert all(check.name.endswith(", without rounding") for check in right)
@@ -192,7 +193,8 @@ def test_a_wrong_weight_is_found_without_rounding(
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     wrong = tmp_path / "mask_head.onnx"
     onnx.save(model, wrong)
-    assert any(not check.passed for check in check_without_rounding(graph, half, wrong))
+    limit = WITHOUT_ROUNDING["fp16"]
+    assert any(not check.passed for check in check_without_rounding(graph, PAN, wrong, limit))
 
 
 @pytest.mark.slow

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec, TensorSpec
 from rvos_deploy.graph_io.input_size import STRIDE
 from rvos_deploy.graph_io.tokenizer import CONTEXT_LENGTH
+from rvos_deploy.networks.export_graph import Float32Edges, Graph
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
 from rvos_deploy.networks.pan2024.modules.frame_query_decoder import POSITION_NUMBERS
 from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
@@ -38,43 +38,6 @@ WITHOUT_ROUNDING = {"fp16": 2e-3, "bf16": 1e-2}
 that PyTorch keeps in float32 are rounded in the file, by up to 2e-3 in bfloat16 and 2.4e-4 in
 float16: the exporter puts one before the queries and one before the keys of an attention. Found in
 the trained ``tiny``: 4e-3 and 3.1e-4."""
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A module to export, and its contract."""
-
-    module: nn.Module
-    spec: GraphSpec
-
-
-class Float32Edges(nn.Module):
-    """A bfloat16 module with float32 inputs and outputs, each cast once, inside the graph.
-
-    NumPy has no bfloat16, so this keeps the runtime, its files and other people's code as they are.
-    Nothing is lost: what one graph gives is bfloat16 numbers in float32, and the next one's cast
-    finds them again. It costs twice the bytes where graphs meet: of ``large`` at 448 x 800, 28 MB
-    more are written and read for a frame with one expression: 17 us of an H100's 3.35 TB/s.
-    """
-
-    def __init__(self, module: nn.Module, narrow: tuple[bool, ...]) -> None:
-        """``narrow``: which inputs the module takes in its own type."""
-        super().__init__()
-        self.module, self.narrow = module, narrow
-
-    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The module's, float32 for bfloat16."""
-        dtype = next(self.module.parameters()).dtype
-        outputs = self.module(
-            *(x.to(dtype) if cast else x for x, cast in zip(inputs, self.narrow, strict=True))
-        )
-        if isinstance(outputs, Tensor):
-            return _widen(outputs)
-        return tuple(map(_widen, outputs))
-
-
-def _widen(x: Tensor) -> Tensor:
-    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 class Backbone(nn.Module):

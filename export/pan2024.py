@@ -1,0 +1,161 @@
+"""The network of Pan, Fang and Lu as the exporter needs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from rvos_deploy.bundle.manifest import Origin, WeightsRecord
+from rvos_deploy.errors import InputError
+from rvos_deploy.export.bundle_export import (
+    BundleOptions,
+    ExportReport,
+    Progress,
+    check_target,
+    export_network,
+)
+from rvos_deploy.export.graph_form import GraphForm, choose_opset
+from rvos_deploy.export.half_storage import round_to_half
+from rvos_deploy.export.weights import Weights, load_with_origin
+from rvos_deploy.graph_io.frame_geometry import resize_frame
+from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS, ClipProbe
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.export_graph import ClipAnswer, ExportableNetwork
+from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.networks.pan2024.contract import MAXIMUM_ELEMENTS
+from rvos_deploy.networks.pan2024.graphs import WITHOUT_ROUNDING, graphs
+from rvos_deploy.networks.pan2024.modules.inference import segment_clip, tokenize
+from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.precision import set_precision
+from rvos_deploy.networks.pan2024.network import Pan2024
+from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
+
+
+def export_bundle(
+    config: ModelConfig,
+    out: Path,
+    weights: Weights,
+    *,
+    size: tuple[int, int] | None = None,
+    form: GraphForm | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Load the weights, then export all graphs; see ``export_network``.
+
+    Args:
+        config: of the network.
+        out: where the bundle goes.
+        weights: where the weights come from, and how they are kept.
+        size: (height, width) of the bundle's box; None: the configuration's, or the fixed one.
+        form: of the graphs' files; None: the default opset, dynamic sizes.
+        overwrite: replace a bundle that is there.
+        progress: told what is under way.
+
+    Raises:
+        InputError: unusable weights, form or output folder, or ``out`` holds the weights.
+        ParityError: a check failed; names every one that did.
+    """
+    inputs = [weights.checkpoint, None if weights.clip is None else Path(weights.clip)]
+    options = BundleOptions(
+        store=weights.store,
+        opset=None if form is None else form.opset,
+        minimum_j_and_f=weights.minimum_j_and_f,
+        maximum_slot_excess=weights.maximum_slot_excess,
+        overwrite=overwrite,
+        inputs=tuple(file for file in inputs if file is not None),
+    )
+    # First of all, since loading the weights of a large network takes a while.
+    check_target(out, options)
+    form = form or GraphForm()
+    choose_opset(form.opset, weights.precision)
+    if (box := _box(size, form)) is not None:
+        config = replace(config, input_size=box)
+
+    def load() -> tuple[ExportableNetwork, WeightsRecord]:
+        network, origin = _load(config, weights)
+        return exportable(network, form), _record(config, weights, origin)
+
+    return export_network(load, out, options, progress=progress)
+
+
+def exportable(network: RvosNetwork, form: GraphForm | None = None) -> ExportableNetwork:
+    """Return a network with its weights as the exporter needs it.
+
+    Raises InputError: fixed sizes whose tensors no bundle may have.
+    """
+    static = None if form is None else form.static
+    parts = graphs(network, static.axes() if static else {})
+    _check_elements({graph.spec.name: graph.spec for graph in parts})
+
+    def answer(probe: ClipProbe, tokenizer: Tokenizer) -> ClipAnswer:
+        frames = [torch.from_numpy(resize_frame(frame, probe.geometry)) for frame in probe.frames]
+        found = segment_clip(network, frames, tokenize(tokenizer, PROBE_EXPRESSIONS), "top1")
+        return ClipAnswer(found.mask_logits.numpy(), found.order.numpy())
+
+    return ExportableNetwork(
+        Pan2024(network.config),
+        parts,
+        sum(parameter.numel() for parameter in network.parameters()),
+        write_tokenizer,
+        answer,
+        WITHOUT_ROUNDING.get(parts[0].spec.precision),
+        ("open_clip_torch", "timm"),
+    )
+
+
+def _load(config: ModelConfig, weights: Weights) -> tuple[RvosNetwork, Origin]:
+    network, origin = load_with_origin(config, weights)
+    if weights.store == "fp16":
+        if weights.precision == "bf16":
+            raise InputError(
+                "--store fp16 and --precision bf16 exclude each other, since weights would be "
+                "rounded twice; leave --store out: bf16 graphs store bf16"
+            )
+        round_to_half(network)
+    set_precision(network, weights.precision)
+    return network, origin
+
+
+def _record(config: ModelConfig, weights: Weights, origin: Origin) -> WeightsRecord:
+    return WeightsRecord(
+        random=weights.random,
+        seed=weights.seed if weights.random else None,
+        checkpoint=origin.network.file,
+        checkpoint_sha256=origin.network.sha256,
+        stored=weights.store,
+        clip=weights.clip or (None if weights.random else config.clip_pretrained),
+        origin=origin,
+    )
+
+
+def _box(size: tuple[int, int] | None, form: GraphForm) -> tuple[int, int] | None:
+    """(height, width) that was asked for, by ``size`` or by what the graphs are fixed to."""
+    if form.static is None:
+        return size
+    fixed = (form.static.height, form.static.width)
+    if size is not None and size != fixed:
+        raise InputError(
+            f"--size {size[0]}x{size[1]} and --static-shapes {fixed[0]}x{fixed[1]},... name two "
+            "sizes; leave --size out"
+        )
+    return fixed
+
+
+def _check_elements(contracts: Mapping[str, GraphSpec]) -> None:
+    """Refuse fixed sizes whose tensors no bundle may have: before the work of an export."""
+    for spec in contracts.values():
+        if len(spec.fixed) < len(spec.axes):
+            continue
+        for tensor in (*spec.inputs, *spec.outputs):
+            sizes = tensor.sizes(spec.fixed)
+            if math.prod(sizes) > MAXIMUM_ELEMENTS:
+                raise InputError(
+                    f"--static-shapes gives {spec.name} {tensor.name} as {list(sizes)}, needed: at "
+                    f"most {MAXIMUM_ELEMENTS} elements; give smaller sizes"
+                )
