@@ -116,12 +116,13 @@ def test_a_fixed_bundle_is_compared_at_its_size(static_bundle: Path) -> None:
     fixed = open_bundle(static_bundle)
     backend, profiles = OnnxRuntimeBackend(), read_profiles([], fixed)
     check_streamable(profiles, bundle_axes(fixed))
-    verdict = compare_masks(fixed, PartlyEngines({}, backend), backend, profiles)
-    assert verdict.passed
-    assert "6 frames, 2 expressions, in 64x96" in verdict.name
+    result = compare_masks(fixed, PartlyEngines(Session({}, HostOps()), backend), backend, profiles)
+    assert result.passed
+    assert "6 frames, 2 expressions, in 64x96" in result.name
     spec = fixed.graphs["mask_head"]
-    with backend.runner(spec, fixed.graph_file(spec.name)) as runner:
-        (check,) = compare_graph(runner, runner, [graph_profile(spec, profiles[0])])
+    with backend.open(fixed, ["mask_head"]) as session:
+        profile = graph_profile(spec, profiles[0])
+        (check,) = compare_graph("mask_head", session, session, fixed.network, [profile])
     assert check.name == "mask_head H64 W96 E2 mask_logits"
 
 

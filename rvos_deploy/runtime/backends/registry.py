@@ -38,19 +38,20 @@ def _bf16_reference(device: str, threads: int | None) -> Backend:
 
 
 @dataclass(frozen=True)
-class _Known:
+class KnownBackend:
     """How a back end is made, and where it runs when nobody says where."""
 
     make: Callable[[str, int | None], Backend]
     device: str
 
 
-_BACKENDS = {
-    "onnxruntime": _Known(_onnxruntime, "cpu"),
-    "tensorrt": _Known(_tensorrt, "cuda"),
-    "bf16-reference": _Known(_bf16_reference, "cpu"),
+BACKENDS: dict[str, KnownBackend] = {
+    "onnxruntime": KnownBackend(_onnxruntime, "cpu"),
+    "tensorrt": KnownBackend(_tensorrt, "cuda"),
+    "bf16-reference": KnownBackend(_bf16_reference, "cpu"),
 }
-BACKEND_NAMES = ("auto", *_BACKENDS)
+"""Add your own back end before a bundle is loaded: ``BACKENDS["mine"] = KnownBackend(...)``."""
+BACKEND_NAMES = ("auto", *BACKENDS)
 
 
 def make_backend(name: str = "auto", device: str = "auto", threads: int | None = None) -> Backend:
@@ -62,7 +63,7 @@ def make_backend(name: str = "auto", device: str = "auto", threads: int | None =
         BackendError: unknown name, library not installed, or device not available.
     """
     chosen = "onnxruntime" if name == "auto" else name
-    if chosen not in _BACKENDS:
-        raise BackendError(f"unknown back end '{name}'; known: {', '.join(BACKEND_NAMES)}")
-    known = _BACKENDS[chosen]
+    if chosen not in BACKENDS:
+        raise BackendError(f"unknown back end '{name}'; known: {', '.join(('auto', *BACKENDS))}")
+    known = BACKENDS[chosen]
     return known.make(known.device if device == "auto" else device, threads)
