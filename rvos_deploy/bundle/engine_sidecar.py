@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -22,7 +22,8 @@ from rvos_deploy.graph_io.graph_spec import Name, Precision, Size
 SCHEMA = "rvos-deploy/engine/1"
 ENGINES = "engines"
 _WHOLE = "a sidecar as build-engine wrote it"
-TARGETS = ("tensorrt", "tensorrt-rtx")
+Target = Literal["tensorrt", "tensorrt-rtx"]
+TARGETS: tuple[Target, ...] = get_args(Target)
 MAXIMUM_SIDECAR_BYTES = 8 << 20
 MAXIMUM_PLAN_BYTES = 16 << 30
 

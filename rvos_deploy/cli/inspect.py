@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvos_deploy.console.options import BundleArgument, JsonOption, check_outputs
+from rvos_deploy.console.options import BundleArgument, JsonOption
+from rvos_deploy.console.output_files import check_outputs, write_record
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,8 +33,7 @@ def inspect(
     from rvos_deploy.bundle.manifest import plain
     from rvos_deploy.cli.parity_table import notes, parity_table
     from rvos_deploy.console.output import result_console
-    from rvos_deploy.environment import machine, versions
-    from rvos_deploy.json_file import write_json
+    from rvos_deploy.environment import versions
 
     check_outputs([json], bundle_files(find_bundle(bundle)))
     opened = open_bundle(bundle)
@@ -51,22 +51,15 @@ def inspect(
         console.print(parity_table(checks, console.width))
         for line in notes(checks):
             typer.echo(line)
-    if json is not None:
-        write_json(
-            json,
-            {
-                "schema": "rvos-deploy/inspect/1",
-                "command": "inspect",
-                "bundle": str(bundle),
-                "manifest": opened.manifest.as_dict(),
-                "engines": [
-                    {"error": str(engine)} if isinstance(engine, Exception) else engine.as_dict()
-                    for engine in engines
-                ],
-                "versions": versions(),
-                "machine": machine(),
-            },
-        )
+    content = {
+        "bundle": str(bundle),
+        "manifest": opened.manifest.as_dict(),
+        "engines": [
+            {"error": str(engine)} if isinstance(engine, Exception) else engine.as_dict()
+            for engine in engines
+        ],
+    }
+    write_record(json, "inspect", content, versions())
 
 
 def _fact_table(bundle: Bundle) -> Table:

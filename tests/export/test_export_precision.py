@@ -21,7 +21,8 @@ from rvos_deploy.networks.pan2024.contract import GRAPHS
 from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import WideGroupNorm
 from rvos_deploy.networks.pan2024.modules.inference import decode_clip
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
-from rvos_deploy.networks.pan2024.modules.precision import Precision, set_precision
+from rvos_deploy.graph_io.graph_spec import Precision
+from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.runtime.segmenter import load
 
 HALF, WIDE = TensorProto.FLOAT16, TensorProto.FLOAT

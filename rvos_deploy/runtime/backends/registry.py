@@ -1,12 +1,19 @@
-"""Find a back end by name."""
+"""Find a back end by name. Imports no NumPy: the command line asks for the names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.base import Backend
+
+if TYPE_CHECKING:
+    from rvos_deploy.runtime.backends.base import Backend
+
+BackendName = Literal["auto", "onnxruntime", "tensorrt", "bf16-reference"]
+Device = Literal["auto", "cpu", "cuda"]
+BACKEND_NAMES: tuple[str, ...] = get_args(BackendName)
 
 
 def _onnxruntime(device: str, threads: int | None) -> Backend:
@@ -45,12 +52,11 @@ class _Known:
     device: str
 
 
-_BACKENDS = {
+_BACKENDS: dict[str, _Known] = {
     "onnxruntime": _Known(_onnxruntime, "cpu"),
     "tensorrt": _Known(_tensorrt, "cuda"),
     "bf16-reference": _Known(_bf16_reference, "cpu"),
 }
-BACKEND_NAMES = ("auto", *_BACKENDS)
 
 
 def make_backend(name: str = "auto", device: str = "auto", threads: int | None = None) -> Backend:
