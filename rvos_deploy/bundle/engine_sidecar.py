@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -19,7 +19,7 @@ from rvos_deploy.errors import BundleError
 from rvos_deploy.files import read_regular_file
 from rvos_deploy.graph_io.graph_spec import Name, Precision, Size
 
-SCHEMA = "rvos-deploy/engine/1"
+SCHEMA: Final = "rvos-deploy/engine/1"
 ENGINES = "engines"
 _NEEDED = "a sidecar as build-engine writes it"
 Target = Literal["tensorrt", "tensorrt-rtx"]

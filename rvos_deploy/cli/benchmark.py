@@ -1,4 +1,4 @@
-"""``rvos-deploy benchmark``: how fast, stage by stage."""
+"""``rvos-deploy benchmark``: latency by stage, throughput and memory."""
 
 from __future__ import annotations
 

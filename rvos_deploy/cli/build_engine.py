@@ -1,4 +1,4 @@
-"""``rvos-deploy build-engine``: a bundle's graphs into TensorRT engines, each with its proof."""
+"""``rvos-deploy build-engine``: TensorRT engines of a bundle's graphs, with parity checks."""
 
 from __future__ import annotations
 

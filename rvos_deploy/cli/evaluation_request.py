@@ -36,7 +36,7 @@ class EvaluationRequest:
 
     @property
     def rules(self) -> Protocol:
-        """The benchmark's rules."""
+        """Look up the benchmark's rules."""
         from rvos_deploy.evaluation.protocols import protocol_named
 
         return protocol_named(self.protocol)

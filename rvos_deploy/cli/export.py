@@ -1,4 +1,4 @@
-"""``rvos-deploy export``: PyTorch network in, proven bundle out."""
+"""``rvos-deploy export``: a PyTorch network in, a bundle with parity checks out."""
 
 from __future__ import annotations
 

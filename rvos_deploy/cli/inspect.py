@@ -26,7 +26,7 @@ def inspect(
 ) -> None:
     """Check a bundle's hashes and show its graphs, types, weights, versions, parity and engines.
 
-    Engines are hashed like all else, but not loaded: neither TensorRT nor a GPU is needed.
+    Engines are hashed but not loaded, so neither TensorRT nor a GPU is needed.
     """
     from rvos_deploy.bundle.engine_sidecar import list_engines
     from rvos_deploy.bundle.folder import bundle_files, find_bundle, open_bundle
@@ -99,7 +99,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
 
 
 def _form(bundle: Bundle) -> str:
-    """Opset of the files, and which sizes are constants in them."""
+    """Write the opset of the files, and which sizes are constants in them."""
     from msgspec import UNSET
 
     found = bundle.manifest.opsets
@@ -121,7 +121,7 @@ def _form(bundle: Bundle) -> str:
 
 
 def _threshold(bundle: Bundle) -> str:
-    """One for both modes, or one for each, with the note of the one who set them."""
+    """Write the threshold of both modes, or one for each with the note of who set them."""
     from msgspec import UNSET
 
     thresholds = bundle.manifest.thresholds
@@ -131,7 +131,7 @@ def _threshold(bundle: Bundle) -> str:
 
 
 def _accepted(bundle: Bundle) -> str:
-    """What the masks of the clip may differ by from PyTorch's in this bundle."""
+    """Write by how much the clip's masks may differ from PyTorch's in this bundle."""
     from rvos_deploy.parity.verification import allowed_differences
 
     allowed = allowed_differences(bundle)
@@ -161,7 +161,7 @@ def _weights(weights: WeightsRecord) -> str:
 
 
 def _clip(weights: WeightsRecord) -> str:
-    """Where the CLIP part came from."""
+    """Write where the CLIP part came from."""
     if weights.origin is None:
         return f"{weights.clip or 'not recorded'} (an older export, which does not say more)"
     clip = weights.origin.clip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -79,16 +80,7 @@ def pretrain_clip(
         )
     trained = build_clip(chosen, str(out / clip_pretraining.WEIGHTS))
     words = motion_words.motion_word_distances(trained, tokenizer)
-    typer.echo(
-        f"held-out captions, best of {retrieval['candidates']}: "
-        f"image to text {retrieval['image_to_text']:.3f}, "
-        f"text to image {retrieval['text_to_image']:.3f}; "
-        f"against a false caption {retrieval['against_negative']:.3f}"
-    )
-    typer.echo(
-        f"opposite motion words: {words.ratio:.2f} of the distance between nouns "
-        f"(needed: {motion_words.MINIMUM_RATIO})"
-    )
+    _print(retrieval, words.ratio)
     passed = words.ratio >= motion_words.MINIMUM_RATIO
     content = {
         "steps": steps,
@@ -101,3 +93,18 @@ def pretrain_clip(
     write_record(json, "pretrain-clip", content, versions("torch", "open_clip_torch"))
     if not passed:
         raise typer.Exit(1)
+
+
+def _print(retrieval: Mapping[str, float], ratio: float) -> None:
+    from rvos_deploy.training.motion_words import MINIMUM_RATIO
+
+    typer.echo(
+        f"held-out captions, best of {retrieval['candidates']}: "
+        f"image to text {retrieval['image_to_text']:.3f}, "
+        f"text to image {retrieval['text_to_image']:.3f}; "
+        f"against a false caption {retrieval['against_negative']:.3f}"
+    )
+    typer.echo(
+        f"opposite motion words: {ratio:.2f} of the distance between nouns "
+        f"(needed: {MINIMUM_RATIO})"
+    )

@@ -1,4 +1,4 @@
-"""``rvos-deploy verify``: does a bundle still give what PyTorch gave?"""
+"""``rvos-deploy verify``: check that a bundle still gives what PyTorch gave."""
 
 from __future__ import annotations
 

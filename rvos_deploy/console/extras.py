@@ -11,10 +11,12 @@ from rvos_deploy.errors import InputError
 
 @contextmanager
 def needs_extra(what: str, extras: str) -> Iterator[None]:
-    """Turn an ImportError inside this block into one line with the pip command."""
+    """Turn a package that this block lacks into one line with the pip command."""
     try:
         yield
     except ImportError as error:
+        if (error.name or "").startswith("rvos_deploy"):
+            raise  # our own fault, which no package mends
         raise InputError(
             f"{what} needs '{error.name}', which is not installed; "
             f"pip install 'rvos-deploy[{extras}]'"

@@ -260,7 +260,8 @@ def test_unknown_preset(rvos: Callable, tmp_path: Path) -> None:
     assert result.code == 2
     assert result.error == (
         "'huge' is neither the folder of a training run, nor a recipe (a .toml file, or "
-        "mevis_large, sprites_tiny), nor a preset (large, large-paper, base, tiny); check the name"
+        "mevis_large, mevis_tiny, sprites_tiny), nor a preset (large, large-paper, base, tiny); "
+        "check the name"
     )
     assert not list(tmp_path.iterdir())
 
