@@ -24,9 +24,9 @@ from rvos_deploy.bundle.manifest import REVISION, WeightsRecord, plain
 from rvos_deploy.environment import peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.export.graph_form import choose_opset
-from rvos_deploy.export.half_storage import Store
 from rvos_deploy.export.onnx_graph import export_graph
 from rvos_deploy.export.parity import Reference, check_graph, check_without_rounding
+from rvos_deploy.export.source import Store
 from rvos_deploy.files import cannot_write, replacing_folder
 from rvos_deploy.graph_io.probe import clip_probe
 from rvos_deploy.networks.export_graph import ExportableNetwork

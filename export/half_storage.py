@@ -6,8 +6,6 @@ numbers, and parity means what it always does. What the rounding costs shows in 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import onnx
 import torch
@@ -15,9 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import in_range
-
-Store = Literal["fp32", "fp16"]
-"""How weights are stored."""
 
 _WORTH_STORING = 1024  # numbers; a cast costs about as many bytes as fewer would save
 _SUFFIX = ".fp16"

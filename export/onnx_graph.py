@@ -15,8 +15,9 @@ from torch.export import Dim
 
 from rvos_deploy.errors import ParityError
 from rvos_deploy.export.graph_form import choose_opset
-from rvos_deploy.export.half_storage import Store, store_as_half
+from rvos_deploy.export.half_storage import store_as_half
 from rvos_deploy.export.ms_deform_attn import attach_function
+from rvos_deploy.export.source import Store
 from rvos_deploy.graph_io.graph_spec import Dim as ShapeDim
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
 from rvos_deploy.graph_io.probe import probe_inputs

@@ -10,6 +10,10 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.networks.pan2024.config import PRESETS, ModelConfig, preset
 
 Pointer = Literal["best", "latest"]
+"""A checkpoint of a training run."""
+
+Store = Literal["fp32", "fp16"]
+"""Number format that weights are stored in."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 
 from rvos_deploy.bundle.manifest import ClipOrigin, NetworkOrigin, Origin
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.half_storage import Store
-from rvos_deploy.export.source import RunRecord
+from rvos_deploy.export.source import RunRecord, Store
 from rvos_deploy.files import sha256_file
+from rvos_deploy.graph_io.graph_spec import Precision
 from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.networks.pan2024.modules.checkpoint import (
     CLIP_PREFIX,
@@ -24,7 +24,6 @@ from rvos_deploy.networks.pan2024.modules.checkpoint import (
     read_safetensors,
 )
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
-from rvos_deploy.networks.pan2024.modules.precision import Precision
 from rvos_deploy.parity.verification import MINIMUM_J_AND_F
 
 

@@ -1,4 +1,7 @@
-"""How a stream runs: everything a user may choose, checked when it is made."""
+"""Settings of a stream, checked when they are made.
+
+Imports no NumPy: the command line reads the choices.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,8 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.input_size import check_size
-from rvos_deploy.spill_store import default_mask_budget
 
 Mode = Literal["online", "offline"]
 Fallback = Literal["none", "top1"]
@@ -19,29 +19,35 @@ Place = Literal["host", "device"]
 DEFAULT_MEMORY = 64
 
 
+def _default_mask_budget() -> int:
+    from rvos_deploy.spill_store import default_mask_budget
+
+    return default_mask_budget()
+
+
 @dataclass(frozen=True)
 class StreamSettings:
-    """Settings of a stream. Whole numbers may be NumPy's; they are kept as Python's.
+    """Hold the settings of a stream. Whole numbers may be NumPy's; they are kept as Python's.
 
     Args:
-        mode: ``online`` gives frame t as soon as it may be known; ``offline`` gives every frame at
+        mode: ``online`` decides frame t from the frames so far; ``offline`` decides all frames at
             the end, from the whole clip, as the reference network does.
-        lookahead: online only: frame t is given when frame t + lookahead has been seen.
+        lookahead: online only: frame t is decided when frame t + lookahead has been seen.
         memory: frames that the video decoder reads (W). None: 64 online, all of them offline.
         anchors: frames kept from before the window, spread evenly (K).
-        threshold: a query above it belongs to the answer. None: the bundle's.
+        threshold: score above which a query belongs to the answer. None: the bundle's.
         fallback: when no query passes: ``none`` gives an empty mask, ``top1`` the best query's.
         size: (height, width) of the box that frames are fitted into. None: the bundle's.
-        mask_budget: bytes of what waits for its decision (mask features and embeddings, and images
-            where the stream keeps them) that are kept in memory before they go to disk. Default: an
-            eighth of the memory that this process may use (its container's limit, or the
-            machine's), at most 1 GiB. Frame tokens are not counted: see
+        mask_budget: bytes that frames may occupy in memory while they wait for their decision
+            (mask features and embeddings, and images where the stream keeps them); the rest goes
+            to disk. Default: an eighth of the memory that this process may use (its container's
+            limit, or the machine's), at most 1 GiB. Frame tokens are not counted: see
             :func:`rvos_deploy.networks.pan2024.query_memory.token_bytes`.
         masks: ``host`` gives NumPy arrays; ``device`` leaves masks on the GPU, for other libraries
-            there (see ``FrameMasks.masks``). Refused by back ends that run on the host.
+            there (see ``FrameMasks.masks``). Back ends that run on the host refuse ``device``.
 
     Raises:
-        InputError: a value of another type, or out of range; says which.
+        InputError: a value has another type or is out of range; says which.
     """
 
     mode: Mode = "online"
@@ -51,7 +57,7 @@ class StreamSettings:
     threshold: float | None = None
     fallback: Fallback = "none"
     size: tuple[int, int] | None = None
-    mask_budget: int = field(default_factory=default_mask_budget)
+    mask_budget: int = field(default_factory=_default_mask_budget)
     masks: Place = "host"
 
     def __post_init__(self) -> None:
@@ -77,15 +83,16 @@ class StreamSettings:
 
     @property
     def window(self) -> int | None:
-        """Frames in the memory; None keeps all."""
+        """Frames that the memory keeps; None keeps all."""
         if self.memory is None and self.mode == "online":
             return DEFAULT_MEMORY
         return self.memory
 
 
 def whole_number(name: str, value: object, minimum: int) -> int:
-    """The value as an int. Raises InputError when it is none, or below the minimum."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+    """Return the value as an int. InputError when it is no whole number, or below the minimum."""
+    # NumPy registers its integers with ``numbers``, and not its bool.
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InputError(f"{name} must be a whole number, found {described(value)}")
     if value < minimum:
         raise InputError(f"{name} must be at least {minimum}, found {described(value)}")
@@ -93,12 +100,12 @@ def whole_number(name: str, value: object, minimum: int) -> int:
 
 
 def described(value: object) -> str:
-    """A value of any type for an error's one line: what it looks like, shortened, and its type."""
+    """Describe a value of any type in an error's one line: its repr, shortened, and its type."""
     return f"{' '.join(reprlib.repr(value).split())} ({type(value).__name__})"
 
 
 def _score(value: object) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InputError(f"threshold must be a number in 0..1, found {described(value)}")
     score = float(value)
     if not 0.0 <= score <= 1.0:

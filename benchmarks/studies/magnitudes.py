@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from rvos_deploy.console.error_lines import one_line_errors
 from rvos_deploy.console.options import parse_size
 from rvos_deploy.environment import machine, versions
-from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.errors import ParityError
 from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
 from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS
 from rvos_deploy.json_file import write_json
@@ -204,7 +204,7 @@ def main(
     clip_weights: Annotated[str | None, typer.Option(help="Of the frozen CLIP part.")] = None,
     random_weights: Annotated[bool, typer.Option(help="No weights: shows the way only.")] = False,
     expression: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
-    precision: Annotated[str, typer.Option(help="fp16 or bf16.")] = "fp16",
+    precision: Annotated[Literal["fp16", "bf16"], typer.Option(help="Number format.")] = "fp16",
     size: Annotated[str | None, typer.Option(help="Box HxW. Default: the preset's.")] = None,
     frames: Annotated[int, typer.Option(help="Of each video.")] = 3,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.")] = None,
@@ -213,8 +213,6 @@ def main(
     from rvos_deploy.export.weights import Weights, load_network
     from rvos_deploy.training.clips import training_tokenizer
 
-    if precision not in ("fp16", "bf16"):
-        raise InputError(f"--precision must be fp16 or bf16, found '{precision}'")
     weights = Weights(checkpoint, clip_weights, random_weights)
     network = set_precision(load_network(preset(config), weights), precision)
     box = parse_size(size) or network.config.input_size

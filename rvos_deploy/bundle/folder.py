@@ -25,7 +25,7 @@ from rvos_deploy.bundle.manifest import (
 from rvos_deploy.bundle.onnx_file import MAXIMUM_MODEL_BYTES, OnnxFile
 from rvos_deploy.errors import BundleError, InputError, one_line
 from rvos_deploy.files import locked, read_regular_file, replacing, sha256_file
-from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.graph_io.graph_spec import GraphSpec, Precision
 from rvos_deploy.networks.network import Network, NetworkConfig
 from rvos_deploy.networks.registry import FIRST_FAMILY, network_of
 from rvos_deploy.stream_settings import Mode
@@ -58,7 +58,7 @@ class Bundle:
         return self.network.config
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         """What the graphs compute in: fp32, fp16 or bf16."""
         return self.manifest.precision
 

@@ -1,4 +1,4 @@
-"""The entry point of the command line. Imports little: a stop is answered before the rest loads."""
+"""The entry point of the command line. Imports little, so that a stop is answered early."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ def main() -> None:
     stopping.install()
     code = run_command_line()
     if code:
-        _drop_what_nobody_reads()
+        _drop_unwritable_output()
     from rvos_deploy.iterator_thread import any_stuck
 
     if any_stuck():
-        # A thread that hangs in C (FFmpeg waits for a source) may come back while the interpreter
-        # takes itself apart, and crash it. All files are closed.
+        # A thread that hangs in C (FFmpeg waits for a source) may return while the interpreter
+        # shuts down, and crash it. All files are closed by now.
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def _drop_what_nobody_reads() -> None:
-    """Point output that cannot be written (a closed terminal) to nowhere: the interpreter would try
-    once more at its end, and exit with 120 instead of the command's own code.
+def _drop_unwritable_output() -> None:
+    """Point output that cannot be written (a closed terminal) to the null device: the interpreter
+    would flush it at its end, and exit with 120 instead of the command's own code.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -39,10 +39,10 @@ def _drop_what_nobody_reads() -> None:
 
 
 def run_command_line() -> int:
-    """Run the command in ``sys.argv`` and give its exit code; what we raise becomes one line."""
+    """Run the command in ``sys.argv`` and give its exit code; an RvosError becomes one line."""
     debug = "--debug" in sys.argv
     if debug:
-        # Wherever it stands: it belongs to the program, not to one command.
+        # --debug may stand anywhere: it belongs to the program, not to one command.
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
     if len(sys.argv) == 1:
         sys.argv.append("--help")

@@ -1,26 +1,23 @@
-"""``rvos-deploy benchmark``: how fast, stage by stage."""
+"""``rvos-deploy benchmark``: latency by stage, throughput and memory."""
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rvos_deploy.console.options import (
     PACKAGED,
-    BackendName,
     BackendOption,
     BundleOption,
-    Device,
     DeviceOption,
     JsonOption,
     SizeOption,
     ThreadsOption,
-    check_outputs,
     parse_size,
 )
+from rvos_deploy.console.output_files import check_outputs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,39 +26,40 @@ if TYPE_CHECKING:
     from rvos_deploy.runtime.backends.base import Backend
 
 
-class Reference(str, Enum):
-    """What to compare with."""
-
-    pytorch = "pytorch"
-
-
 def benchmark(
     bundle: BundleOption = PACKAGED,
     video: Annotated[
         str | None,
-        typer.Option("--video", metavar="VIDEO", help="Default: a rendered clip of 854x480."),
+        typer.Option(
+            "--video",
+            metavar="VIDEO",
+            help="Video to run on. Default: a rendered clip of 854x480.",
+        ),
     ] = None,
     expressions: Annotated[
-        int, typer.Option("--expressions", metavar="N", min=1, help="How many to follow at once.")
+        int,
+        typer.Option("--expressions", metavar="N", min=1, help="Expressions followed at once."),
     ] = 1,
     frames: Annotated[
         int,
         typer.Option("--frames", metavar="N", min=1, help="Frames to measure, after 3 to warm up."),
     ] = 30,
     size: SizeOption = None,
-    backend: BackendOption = BackendName.auto,
-    device: DeviceOption = Device.auto,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     compare: Annotated[
-        Reference | None,
-        typer.Option("--compare", help="Run it in turn on the same frames and threads."),
+        Literal["pytorch"] | None,
+        typer.Option(
+            "--compare", help="Also measure this, in turn, on the same frames and threads."
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(
             "--checkpoint",
             metavar="FILE",
-            help="For --compare: what the bundle was exported from.",
+            help="For --compare: weights that the bundle was exported from.",
         ),
     ] = None,
     json: JsonOption = None,
@@ -69,7 +67,7 @@ def benchmark(
     """Measure latency by stage, throughput with stages overlapped, and peak memory."""
     from rvos_deploy.benchmarks.latency import benchmark_latency
     from rvos_deploy.bundle.folder import bundle_files, find_bundle
-    from rvos_deploy.console.output import mebibytes, result_console, step_progress
+    from rvos_deploy.console.output import step_progress
     from rvos_deploy.environment import usable_cores
     from rvos_deploy.json_file import write_json
     from rvos_deploy.overlap import source_files
@@ -81,7 +79,7 @@ def benchmark(
     settings = StreamSettings(size=parse_size(size))
     cores = threads or usable_cores()
     with (
-        load(bundle, backend=backend.value, device=device.value, threads=cores) as segmenter,
+        load(bundle, backend=backend, device=device, threads=cores) as segmenter,
         step_progress() as progress,
     ):
         reference = _pytorch(segmenter.bundle, checkpoint, cores) if compare else None
@@ -95,6 +93,14 @@ def benchmark(
             progress=progress,
         )
     result["threads"] = cores
+    _print(result)
+    if json is not None:
+        write_json(json, result)
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rvos_deploy.console.output import mebibytes, result_console
+
     typer.echo(_title(result))
     result_console().print(_stage_table(result))
     overlapped = result["overlapped"]["frames_per_second"]
@@ -102,20 +108,17 @@ def benchmark(
         f"whole job, stages overlapped, files written: {overlapped:.2f} fps; "
         f"peak memory {mebibytes(result['memory']['peak_bytes'])}"
     )
-    if "comparison" in result:
-        found = result["comparison"]
+    if (found := result.get("comparison")) is not None:
         ours, theirs = (found[side]["milliseconds"]["p50"] for side in ("ours", "theirs"))
         typer.echo(
             f"{found['ratio']:.2f} times the speed of eager PyTorch "
             f"{found['reference']['version']} on the same frames and threads "
             f"({ours:.1f} against {theirs:.1f} ms, masks agree: J&F {found['j_and_f']:.4f})"
         )
-    if json is not None:
-        write_json(json, result)
 
 
 def _pytorch(bundle: Bundle, checkpoint: Path | None, threads: int) -> Backend:
-    from rvos_deploy.cli.extras import let_threads_sleep, needs_extra
+    from rvos_deploy.console.extras import let_threads_sleep, needs_extra
 
     let_threads_sleep()  # PyTorch is to be compared at its best
     with needs_extra("--compare pytorch", "cpu,export"):
@@ -137,12 +140,9 @@ def _title(result: dict[str, Any]) -> str:
 
 
 def _stage_table(result: dict[str, Any]) -> Table:
-    from rich.table import Table
+    from rvos_deploy.console.output import number_table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("stage")
-    for title in ("p50", "p90", "p99", "count"):
-        table.add_column(title, justify="right")
+    table = number_table(("stage",), ("p50", "p90", "p99", "count"))
     rows = [*result["stages"].items(), ("end to end, without decoding", result["end_to_end"])]
     for stage, summary in rows:
         times = summary["milliseconds"]

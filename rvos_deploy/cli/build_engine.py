@@ -1,57 +1,62 @@
-"""``rvos-deploy build-engine``: a bundle's graphs into TensorRT engines, each with its proof."""
+"""``rvos-deploy build-engine``: TensorRT engines of a bundle's graphs, with parity checks."""
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rvos_deploy.console.options import BundleArgument, JsonOption, check_outputs
+from rvos_deploy.bundle.engine_sidecar import Target
+from rvos_deploy.console.options import BundleArgument, JsonOption
+from rvos_deploy.console.output_files import check_outputs, write_record
 
 if TYPE_CHECKING:
     from rvos_deploy.bundle.engine_sidecar import EngineSidecar
 
 
-class TargetName(str, Enum):
-    """TensorRTs that build engines."""
-
-    tensorrt = "tensorrt"
-    tensorrt_rtx = "tensorrt-rtx"
-
-
 def build_engine(
     bundle: BundleArgument,
     target: Annotated[
-        TargetName,
+        Target,
         typer.Option(
             "--target",
             metavar="NAME",
-            help="tensorrt: builds on the GPU that will run it. tensorrt-rtx: builds anywhere.",
+            help="tensorrt builds on the GPU that will run the engine, tensorrt-rtx anywhere.",
         ),
-    ] = TargetName.tensorrt,
+    ] = "tensorrt",
     profile: Annotated[
         list[str] | None,
         typer.Option(
             "--profile",
             metavar="SIZES",
-            help="Sizes that the engine takes, AXIS=MIN:OPT:MAX or AXIS=SIZE, joined by commas, "
-            "for example H=32:256:448,E=2. Again for another profile.",
+            help="Sizes that the engine accepts: AXIS=MIN:OPT:MAX or AXIS=SIZE, joined by commas, "
+            "for example H=32:256:448,E=2. Repeat the option for more profiles.",
         ),
     ] = None,
     graph: Annotated[
         list[str] | None,
-        typer.Option("--graph", metavar="NAME", help="Build this graph only; may be repeated."),
+        typer.Option(
+            "--graph", metavar="NAME", help="Build this graph only. Repeat the option for more."
+        ),
     ] = None,
     workspace: Annotated[
         int | None,
-        typer.Option("--workspace", metavar="MIB", min=1, help="Scratch memory of a layer."),
+        typer.Option(
+            "--workspace",
+            metavar="MIB",
+            min=1,
+            help="Scratch memory that a layer may use. Default: all of the GPU's.",
+        ),
     ] = None,
     optimization_level: Annotated[
         int | None,
         typer.Option(
-            "--optimization-level", metavar="0..5", min=0, max=5, help="Time spent on building."
+            "--optimization-level",
+            metavar="0..5",
+            min=0,
+            max=5,
+            help="A higher level builds longer, for a faster engine. Default: 3.",
         ),
     ] = None,
     compute_capability: Annotated[
@@ -59,7 +64,7 @@ def build_engine(
         typer.Option(
             "--compute-capability",
             metavar="X.Y",
-            help="tensorrt-rtx: GPU architecture to build for; may be repeated.",
+            help="tensorrt-rtx: GPU architecture to build for. Repeat the option for more.",
         ),
     ] = None,
     timing_cache: Annotated[
@@ -71,51 +76,50 @@ def build_engine(
         ),
     ] = None,
     no_timing_cache: Annotated[
-        bool, typer.Option("--no-timing-cache", help="tensorrt: time every kernel anew.")
+        bool, typer.Option("--no-timing-cache", help="tensorrt: time every kernel again.")
     ] = False,
     version_compatible: Annotated[
         bool,
         typer.Option(
             "--version-compatible",
-            help="tensorrt: later versions load it too; it then holds host code, which must be "
-            "allowed when loading.",
+            help="tensorrt: let later versions load the engine. It then holds host code, which "
+            "must be allowed when the engine is loaded.",
         ),
     ] = False,
     hardware_compatible: Annotated[
         bool,
-        typer.Option("--hardware-compatible", help="tensorrt: runs on Ampere and later, slower."),
+        typer.Option(
+            "--hardware-compatible",
+            help="tensorrt: let every GPU from Ampere on run the engine, more slowly.",
+        ),
     ] = False,
     strip_weights: Annotated[
         bool,
         typer.Option(
-            "--strip-weights", help="tensorrt: without weights; the ONNX gives them on loading."
+            "--strip-weights",
+            help="tensorrt: leave the weights out; they are read from the ONNX file on loading.",
         ),
     ] = False,
     json: JsonOption = None,
 ) -> None:
-    """Build TensorRT engines of a bundle, compare them with ONNX Runtime, and put them into it.
+    """Build TensorRT engines, compare them with ONNX Runtime, and add them to the bundle.
 
-    An engine is put in place only when every check that can be run here has passed.
-    Without a GPU none can: such an engine says so, and is refused when it is loaded.
+    An engine is added only when every check that can run here has passed.
+
+    Without a GPU no check can run: such an engine says so, and is refused when it is loaded.
     """
     from rvos_deploy.bundle.folder import bundle_files, find_bundle, open_bundle
     from rvos_deploy.cli.build_progress import build_progress
+    from rvos_deploy.console.extras import needs_extra
     from rvos_deploy.console.output import counted, mebibytes
-    from rvos_deploy.environment import machine, versions
-    from rvos_deploy.errors import InputError
-    from rvos_deploy.json_file import write_json
+    from rvos_deploy.environment import versions
 
     check_outputs([json, timing_cache], bundle_files(find_bundle(bundle)))
-    try:
+    with needs_extra("build-engine", f"cpu,{target}"):
         from rvos_deploy.engines.build import build_engines
         from rvos_deploy.engines.settings import BuildSettings
-    except ImportError as error:
-        raise InputError(
-            f"build-engine needs '{error.name}', which is not installed; "
-            f"pip install 'rvos-deploy[cpu,{target.value}]'"
-        ) from error
     settings = BuildSettings(
-        target=target.value,
+        target=target,
         profiles=tuple(profile or ()),
         workspace_mib=workspace,
         optimization_level=optimization_level,
@@ -134,25 +138,13 @@ def build_engine(
             f"{engine.graph}: {mebibytes(engine.plan_bytes)}, {engine.build_seconds:.1f} s, "
             f"{_types(engine)}{_plugins(engine)}"
         )
-    typer.echo(
-        f"{bundle}: {counted(len(engines), 'engine')} for {target.value} {_verdict(engines)}"
-    )
-    if json is not None:
-        write_json(
-            json,
-            {
-                "schema": "rvos-deploy/build-engine/1",
-                "command": "build-engine",
-                "bundle": str(bundle),
-                "engines": [engine.as_dict() for engine in engines],
-                "versions": versions(),
-                "machine": machine(),
-            },
-        )
+    typer.echo(f"{bundle}: {counted(len(engines), 'engine')} for {target} {_proof(engines)}")
+    content = {"bundle": str(bundle), "engines": [engine.as_dict() for engine in engines]}
+    write_record(json, "build-engine", content, versions())
 
 
 def _types(engine: EngineSidecar) -> str:
-    """What multiplies in which type: ``25 multiplying layers float32``."""
+    """Count the layers that multiply, by type: ``multiplying layers: 25 float32``."""
     counts = engine.layers["network"]["multiplying"]
     return "multiplying layers: " + (
         ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
@@ -163,14 +155,15 @@ def _plugins(engine: EngineSidecar) -> str:
     return f", {engine.plugin_layers} plugin layers" if engine.plugin_layers else ""
 
 
-def _verdict(engines: list[EngineSidecar]) -> str:
+def _proof(engines: list[EngineSidecar]) -> str:
+    """Say what the engines were built for, and what the parity checks gave."""
     first = engines[0]
     capabilities = ", ".join(first.compute_capabilities)
     built = f"{first.tensorrt_version}, compute capability {capabilities}"
     if first.parity is None:
         return (
-            f"{built}; parity NOT RUN ({first.parity_reason}): they are refused when loaded, until "
-            "this command has run on the machine with the GPU"
+            f"{built}; parity NOT RUN ({first.parity_reason}): the engines are refused when "
+            "loaded, until this command has run on the machine with the GPU"
         )
     checks = sum(len(engine.parity or ()) for engine in engines)
     masks = next(check for check in first.parity if "j_and_f" in check)

@@ -16,9 +16,10 @@ _PHASE_WIDTH = 36
 def build_progress(
     console: Console | None = None,
 ) -> Iterator[Callable[[str, str, float, float | None], None]]:
-    """A bar a graph; takes the graph, what is under way, the share done, the seconds that remain.
+    """Show a bar for each graph, on a terminal only.
 
-    ``console``: where it is drawn; None takes standard error. In a pipe nothing is drawn.
+    The yielded function takes the graph, the phase, the share done (0 to 1) and the seconds that
+    remain (None: unknown). ``console``: where the bars are drawn; None: standard error.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -49,7 +50,7 @@ def build_progress(
 
 
 def time_left(seconds: float | None) -> str:
-    """``about 2 min left``; empty where nothing is known, or nothing remains."""
+    """Write ``about 2 min left``; empty where nothing is known, or nothing remains."""
     if seconds is None or seconds < 0.5:
         return ""
     if seconds < 90:

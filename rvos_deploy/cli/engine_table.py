@@ -1,4 +1,4 @@
-"""A bundle's engines as a table, from their sidecars; no plan is deserialised."""
+"""A table of a bundle's engines, read from their sidecars; no plan is deserialised."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rvos_deploy.runtime.backends.tensorrt.engine_checks import check_plan
 
 
 def engine_table(bundle: Bundle, engines: Sequence[EngineSidecar | EngineError]) -> Table:
-    """One engine a block: what it is, the sizes it takes, its proof, or why it is refused."""
+    """Make a block for each engine: what it is, its sizes, its parity, or why it is refused."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
-    # Long paths and commands are broken, never cut: they are there to be copied.
+    # Long paths and commands are wrapped, never cut: people copy them.
     table.add_column(overflow="fold")
     for engine in engines:
         if isinstance(engine, EngineError):

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvos_deploy.cli.bundle_run import BundleRun, OverlapsName, ProtocolName
-from rvos_deploy.cli.run import FallbackName, ModeName
+from rvos_deploy.cli.evaluation_request import EvaluationRequest
 from rvos_deploy.console.options import (
-    BackendName,
+    AnchorsOption,
     BackendOption,
-    Device,
     DeviceOption,
+    FallbackOption,
+    JobsOption,
     JsonOption,
+    LookaheadOption,
+    MemoryOption,
+    ModeOption,
     SizeOption,
     ThreadsOption,
-    check_outputs,
+    ThresholdOption,
 )
+from rvos_deploy.console.output_files import check_outputs
+from rvos_deploy.console.stream_options import StreamOptions
+from rvos_deploy.evaluation.choices import Overlaps, ProtocolName
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from rvos_deploy.evaluation.evaluate import Evaluation
 
 _SWEEP_PANEL = "Sweep of thresholds"
-_NAMED = 5
-"""Missing predictions that are printed; the JSON file names all."""
 
 
 def evaluate(
@@ -44,60 +45,33 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="DIR",
-            help="Folder of one split, or the file that lists its expressions. Of two versions in "
-            "a folder, v2 is read.",
+            help="Folder of one split, or the file that lists its expressions. Where a folder "
+            "holds two versions, v2 is read.",
         ),
     ],
     protocol: Annotated[
         ProtocolName,
         typer.Option(
-            "--protocol", metavar="NAME", help="Whose rules: mevis, ref-youtube-vos or ref-davis."
+            "--protocol",
+            metavar="NAME",
+            help="Benchmark whose rules hold: mevis, ref-youtube-vos or ref-davis. In the last "
+            "two every expression has a target, so the default of --fallback is top1.",
         ),
-    ] = ProtocolName.mevis,
-    mode: Annotated[
-        ModeName | None,
-        typer.Option("--mode", help="Bundle: as in 'run'. Default: offline."),
-    ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            "--threshold",
-            metavar="SCORE",
-            help="Bundle: score a query must pass, 0 to 1. Default: the model's own.",
-        ),
-    ] = None,
-    lookahead: Annotated[
-        int | None,
-        typer.Option("--lookahead", metavar="N", min=0, help="Bundle: as in 'run'. Default: 0."),
-    ] = None,
-    memory: Annotated[
-        int | None,
-        typer.Option(
-            "--memory",
-            metavar="N",
-            min=1,
-            help="Bundle: as in 'run'. Default: 64 online, all offline.",
-        ),
-    ] = None,
-    anchors: Annotated[
-        int | None,
-        typer.Option("--anchors", metavar="N", min=0, help="Bundle: as in 'run'. Default: 0."),
-    ] = None,
-    fallback: Annotated[
-        FallbackName | None,
-        typer.Option(
-            "--fallback",
-            help="Bundle: when no query passes: empty, or the best. Default: none for mevis, top1 "
-            "for the others, whose expressions all have a target.",
-        ),
-    ] = None,
+    ] = "mevis",
+    mode: ModeOption = None,
+    lookahead: LookaheadOption = None,
+    memory: MemoryOption = None,
+    anchors: AnchorsOption = None,
+    size: SizeOption = None,
+    threshold: ThresholdOption = None,
+    fallback: FallbackOption = None,
     overlaps: Annotated[
-        OverlapsName | None,
+        Overlaps | None,
         typer.Option(
             "--overlaps",
-            help="Bundle: pixels that several objects of one annotator claim go to the greatest "
-            "mask logit, or are kept. Default: argmax for ref-davis, whose predictions hold all "
-            "objects; keep for the others.",
+            help="Pixels that several objects of one annotator claim: argmax gives them to the "
+            "greatest mask logit, keep to all. Default: argmax for ref-davis, whose predictions "
+            "hold all objects; keep for the others.",
         ),
     ] = None,
     sweep_threshold: Annotated[
@@ -105,9 +79,8 @@ def evaluate(
         typer.Option(
             "--sweep-threshold",
             rich_help_panel=_SWEEP_PANEL,
-            help="Bundle: table of J&F, N-acc and T-acc by threshold, offline and online, from one "
-            "pass. --lookahead, --memory and --anchors are those of online; --fallback holds at "
-            "every threshold.",
+            help="Print J&F, N-acc and T-acc by threshold, offline and online, from one pass. "
+            "--lookahead, --memory and --anchors hold online, --fallback at every threshold.",
         ),
     ] = False,
     sweep_at: Annotated[
@@ -116,74 +89,64 @@ def evaluate(
             "--sweep-at",
             metavar="SCORES",
             rich_help_panel=_SWEEP_PANEL,
-            help="Thresholds of the sweep, as 0.2,0.3,0.4; the bundle's own are added. Default: "
-            "0.1 to 0.9 by 0.05.",
+            help="Thresholds of the sweep, for example 0.2,0.3,0.4; the bundle's own are added. "
+            "Default: 0.1 to 0.9 in steps of 0.05.",
         ),
     ] = None,
-    size: SizeOption = None,
-    backend: BackendOption = BackendName.auto,
-    device: DeviceOption = Device.auto,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
     threads: ThreadsOption = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            "--jobs", "-j", metavar="N", min=1, help="Processes for J and F. Default: all cores."
-        ),
-    ] = None,
+    jobs: JobsOption = None,
     json: JsonOption = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="The same as one table.")
+        Path | None,
+        typer.Option("--csv", metavar="FILE", help="Also write the scores to FILE as a table."),
     ] = None,
     submission: Annotated[
         Path | None,
         typer.Option(
-            "--submission", metavar="FILE.zip", help="Write what the benchmark's server takes."
+            "--submission",
+            metavar="FILE.zip",
+            help="Also write the file that the benchmark's server accepts.",
         ),
     ] = None,
 ) -> None:
     """Score a bundle, or masks that were written before, as a benchmark does.
 
-    Where a mask file is missing, the prediction is wrong there:
+    Options from --mode to --threads are for bundles. A missing mask counts as wrong:
     - J and F are 0 in that frame, also where the truth is empty.
     - N-acc: an expression without a target needs all its masks, all empty.
     - T-acc: an expression with a target needs one mask that shows a pixel.
     """
     from rvos_deploy.bundle.folder import bundle_files, find_bundle
+    from rvos_deploy.cli.evaluation_output import print_scores, warn_of_missing
     from rvos_deploy.environment import usable_cores
     from rvos_deploy.evaluation.report import report, write_csv
     from rvos_deploy.json_file import write_json
 
-    options = {
-        "mode": mode,
-        "lookahead": lookahead,
-        "memory": memory,
-        "anchors": anchors,
-        "threshold": threshold,
-        "fallback": fallback,
-        "overlaps": overlaps,
-        "sweep-threshold": sweep_threshold or None,
-        "sweep-at": sweep_at,
-        "size": size,
-    }
-    workers = jobs or usable_cores()
+    stream = StreamOptions(mode, lookahead, memory, anchors, threshold, fallback, size)
     folder = find_bundle(predictions)
     is_bundle = (folder / "manifest.json").is_file()
     read = bundle_files(folder) if is_bundle else [predictions]
     check_outputs([json, csv, submission], [*read, data])
-    run = BundleRun(predictions, data, protocol, options, backend, device, threads, workers)
+    workers = jobs or usable_cores()
+    request = EvaluationRequest(
+        predictions, data, protocol, stream, overlaps, backend, device, threads, workers
+    )
     if not is_bundle:
-        _refuse_options(predictions, options)
-    _check_sweep(options, submission)
+        _refuse_bundle_options(request, sweep_threshold, sweep_at)
     if sweep_threshold:
         from rvos_deploy.cli.sweep_thresholds import parse_scores, sweep
 
-        sweep(run, parse_scores(sweep_at), json, csv)
+        _check_sweep(stream, submission)
+        sweep(request, parse_scores(sweep_at), json, csv)
         return
-    evaluated = _run_bundle(run, submission) if is_bundle else _score_masks(run, submission)
+    _refuse_scores_without_sweep(sweep_at)
+    evaluated = (_run_bundle if is_bundle else _score_masks)(request, submission)
     evaluation, settings, ran_on = evaluated
     result = report(evaluation, settings, ran_on)
-    _print(result, submission)
-    _warn_of_missing(evaluation, predictions)
+    print_scores(result, submission)
+    warn_of_missing(evaluation, predictions)
     if json is not None:
         write_json(json, result)
     if csv is not None:
@@ -191,25 +154,24 @@ def evaluate(
 
 
 _Evaluated = tuple["Evaluation", dict[str, Any], "dict[str, str] | None"]
-"""What came of an evaluation, where the masks come from, and what computed them."""
+"""An evaluation, the settings that its masks were made with, and the back end that made them."""
 
 
-def _run_bundle(run: BundleRun, submission: Path | None) -> _Evaluated:
+def _run_bundle(request: EvaluationRequest, submission: Path | None) -> _Evaluated:
     from rvos_deploy.console.output import frame_progress
     from rvos_deploy.evaluation.bundle_masks import bundle_settings, evaluate_bundle
 
-    mode = run.options["mode"]
-    settings = run.settings(mode.value if mode else "offline")
-    overlaps = run.rules.overlaps(run.overlaps)
-    split = run.rules.read(run.data)  # before the bundle: loading a large one takes a while
-    with run.load() as segmenter, frame_progress() as progress:
+    settings = request.settings("offline")
+    overlaps = request.rules.overlaps(request.overlaps)
+    split = request.rules.read(request.data)  # before the bundle, which may take long to load
+    with request.load() as segmenter, frame_progress() as progress:
         evaluation = evaluate_bundle(
             segmenter,
             split,
-            run.rules.name,
+            request.protocol,
             settings,
             overlaps=overlaps,
-            jobs=run.jobs,
+            jobs=request.jobs,
             submission=submission,
             progress=progress,
         )
@@ -217,40 +179,43 @@ def _run_bundle(run: BundleRun, submission: Path | None) -> _Evaluated:
         return evaluation, used, segmenter.backend.describe()
 
 
-def _score_masks(run: BundleRun, submission: Path | None) -> _Evaluated:
+def _score_masks(request: EvaluationRequest, submission: Path | None) -> _Evaluated:
     from rvos_deploy.console.output import frame_progress
     from rvos_deploy.evaluation.evaluate import evaluate as evaluate_folder
 
     with frame_progress() as progress:
         evaluation = evaluate_folder(
-            run.bundle,
-            run.data,
-            run.rules.name,
-            jobs=run.jobs,
+            request.predictions,
+            request.data,
+            request.protocol,
+            jobs=request.jobs,
             submission=submission,
             progress=progress,
         )
-    settings = {"predictions": str(run.bundle)}
-    if run.rules.groups is not None:
+    settings = {"predictions": str(request.predictions)}
+    if request.rules.groups is not None:
         settings["overlaps"] = "keep"  # binary masks hold no logits to resolve overlaps by
     return evaluation, settings, None
 
 
-def _check_sweep(options: Mapping[str, object], submission: Path | None) -> None:
-    """Refuse what has no meaning with a sweep, or without one."""
+def _refuse_scores_without_sweep(sweep_at: str | None) -> None:
     from rvos_deploy.errors import InputError
 
-    if not options["sweep-threshold"]:
-        if options["sweep-at"] is not None:
-            raise InputError("--sweep-at names the thresholds of a sweep; add --sweep-threshold")
-        return
+    if sweep_at is not None:
+        raise InputError("--sweep-at names the thresholds of a sweep; add --sweep-threshold")
+
+
+def _check_sweep(stream: StreamOptions, submission: Path | None) -> None:
+    """Refuse what has no meaning in a sweep."""
+    from rvos_deploy.errors import InputError
+
     reasons = {
-        "mode": "which covers both modes",
-        "threshold": "which tries many; list them with --sweep-at",
+        "--mode": "which covers both modes",
+        "--threshold": "which tries many; list them with --sweep-at",
     }
     for name, reason in reasons.items():
-        if options[name] is not None:
-            raise InputError(f"--{name} has no meaning with --sweep-threshold, {reason}")
+        if name in stream.given():
+            raise InputError(f"{name} has no meaning with --sweep-threshold, {reason}")
     if submission is not None:
         raise InputError(
             "--submission has no meaning with --sweep-threshold, whose masks differ by threshold; "
@@ -258,96 +223,20 @@ def _check_sweep(options: Mapping[str, object], submission: Path | None) -> None
         )
 
 
-def _refuse_options(predictions: Path, options: Mapping[str, object]) -> None:
+def _refuse_bundle_options(
+    request: EvaluationRequest, sweep_threshold: bool, sweep_at: str | None
+) -> None:
+    """Refuse options of a bundle for masks that were written before."""
     from rvos_deploy.errors import InputError
 
-    given = [f"--{name}" for name, value in options.items() if value is not None]
+    others = {
+        "--overlaps": request.overlaps is not None,
+        "--sweep-threshold": sweep_threshold,
+        "--sweep-at": sweep_at is not None,
+    }
+    given = [*request.stream.given(), *(name for name, there in others.items() if there)]
     if given:
         raise InputError(
-            f"{predictions} is no bundle (it has no manifest.json), and {given[0]} has no meaning "
-            "for masks that were written before; leave it out"
+            f"{request.predictions} is no bundle (it has no manifest.json), and {given[0]} has no "
+            "meaning for masks that were written before; leave it out"
         )
-
-
-def _print(result: Mapping[str, Any], submission: Path | None) -> None:
-    from rvos_deploy.console.output import counted, overlaps_line, result_console
-
-    if result["j"] is not None:
-        result_console().print(_table(result))
-    if result["n_acc"] is not None:
-        with_target = result["with_target"]["count"]
-        shares = [
-            f"N-acc {result['n_acc']:.4f} of {result['count'] - with_target} without a target"
-        ]
-        if with_target:
-            shares.append(f"T-acc {result['t_acc']:.4f} of {with_target} with one")
-        typer.echo(", ".join(shares))
-    mode = result["settings"].get("mode")
-    typer.echo(
-        f"{counted(result['videos'], 'video')}, {counted(result['frames'], 'frame')} of "
-        f"{result['data']}, {result['protocol']}{f', {mode}' if mode else ''}: "
-        f"{result['seconds']:.1f} s"
-    )
-    if result["by_annotator"]:
-        typer.echo(overlaps_line(result["settings"]))
-    if submission is not None:
-        typer.echo(f"wrote {submission}")
-
-
-def _warn_of_missing(evaluation: Evaluation, predictions: Path) -> None:
-    """One line on standard error: how much is missing, and what may be misnamed."""
-    from rvos_deploy.evaluation.mismatch import strays
-    from rvos_deploy.evaluation.protocols import protocol_named
-
-    if not (missing := evaluation.missing):
-        return
-    videos = evaluation.split.videos
-    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-    line = f"{_missing_counts(evaluation)} ({', '.join(missing[:_NAMED])}{more}) and count 0"
-    if predictions.is_dir() and (found := strays(predictions, videos, missing)):
-        line += f"; nobody asked for {', '.join(found)}"
-    if protocol_named(evaluation.protocol).accuracies and any(
-        score.no_target and score.missing_frames for score in evaluation.scores
-    ):
-        line += "; N-acc counts empty masks, and no missing ones"
-    typer.echo(f"warning: {line}", err=True)
-
-
-def _missing_counts(evaluation: Evaluation) -> str:
-    """``3 of 12 expressions have no masks, 2 masks of others are missing``."""
-    from rvos_deploy.console.output import counted
-
-    sizes = {video.name: len(video.expressions) for video in evaluation.split.videos}
-    depths = [name.count("/") for name in evaluation.missing]
-    whole = sum(sizes[name] for name in evaluation.missing if "/" not in name) + depths.count(1)
-    single = depths.count(2)
-    said = []
-    if whole:
-        verb = "has" if whole == 1 else "have"
-        said.append(f"{whole} of {counted(sum(sizes.values()), 'expression')} {verb} no masks")
-    if single:
-        verb = "is" if single == 1 else "are"
-        said.append(f"{counted(single, 'mask')}{' of others' if whole else ''} {verb} missing")
-    return ", ".join(said)
-
-
-def _table(result: Mapping[str, Any]) -> Table:
-    """J, F and J&F by kind (or annotator), and over all."""
-    from rich.table import Table
-
-    groups = result["by_annotator"] or result["by_kind"]
-    first = "annotator" if result["by_annotator"] else "kind"
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    rows = list(groups.items()) if len(groups) > 1 else []
-    table.add_column(first if rows else "", no_wrap=True)
-    for title in ("J", "F", "J&F", "count"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for name, means in [*rows, ("all", result)]:
-        style = "bold" if name == "all" else ""
-        table.add_row(
-            name.replace("_", " "),
-            *(f"{means[key]:.4f}" for key in ("j", "f", "j_and_f")),
-            str(means["count"]),
-            style=style,
-        )
-    return table

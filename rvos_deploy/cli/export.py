@@ -1,36 +1,21 @@
-"""``rvos-deploy export``: PyTorch network in, proven bundle out."""
+"""``rvos-deploy export``: a PyTorch network in, a bundle with parity checks out."""
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rvos_deploy.console.options import JsonOption, SizeOption, check_outputs, parse_size
+from rvos_deploy.console.options import JsonOption, OverwriteOption, SizeOption, parse_size
+from rvos_deploy.console.output_files import check_outputs, write_record
+from rvos_deploy.export.source import Pointer, Store
+from rvos_deploy.graph_io.graph_spec import Precision
 
-
-class Stored(str, Enum):
-    """Types that weights are stored in."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-
-
-class WhichCheckpoint(str, Enum):
-    """Checkpoints of a training run by name."""
-
-    best = "best"
-    latest = "latest"
-
-
-class Computing(str, Enum):
-    """Types that graphs compute in."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    bf16 = "bf16"
+if TYPE_CHECKING:
+    from rvos_deploy.export.bundle_export import ExportReport
+    from rvos_deploy.export.source import ExportSource
+    from rvos_deploy.networks.pan2024.config import ModelConfig
 
 
 def export(
@@ -38,23 +23,25 @@ def export(
         str,
         typer.Argument(
             metavar="RUN|RECIPE|PRESET",
-            help="Folder of a training run, which has everything; or a recipe (.toml) or a preset "
-            "(large, large-paper, base, tiny), with --checkpoint.",
+            help="Folder of a training run, which holds all that is needed; or a recipe (.toml) or "
+            "a preset (large, large-paper, base, tiny), with --checkpoint.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the bundle goes.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the bundle.")],
     checkpoint: Annotated[
         Path | None,
         typer.Option(
             "--checkpoint",
             metavar="FILE",
-            help="Trained weights, .safetensors, of the recipe or preset.",
+            help="Trained weights of the recipe or preset (.safetensors).",
         ),
     ] = None,
     which: Annotated[
-        WhichCheckpoint | None,
+        Pointer | None,
         typer.Option(
-            "--which", help="Checkpoint of the run. Default: the best, or the latest if none is."
+            "--which",
+            help="Checkpoint of the run. Default: the best, or the latest where the run was never "
+            "validated.",
         ),
     ] = None,
     clip_weights: Annotated[
@@ -62,22 +49,24 @@ def export(
         typer.Option(
             "--clip-weights",
             metavar="TAG|FILE",
-            help="open_clip tag or file for the frozen CLIP part. A run has its own.",
+            help="Weights of the frozen CLIP part: an open_clip tag or a file. A run has its own.",
         ),
     ] = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="No weights at all: to try the pipeline.")
+        bool, typer.Option("--random-weights", help="Use random weights, to try the pipeline.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of random weights.")] = 0,
     store: Annotated[
-        Stored,
+        Store,
         typer.Option(
-            "--store", help="Dtype of weights in the files; fp16 halves them, computes in fp32."
+            "--store",
+            help="Number format of the weights in the files. fp16 halves the files; the graphs "
+            "still compute in --precision.",
         ),
-    ] = Stored.fp32,
+    ] = "fp32",
     precision: Annotated[
-        Computing, typer.Option("--precision", help="Type that the graphs compute in.")
-    ] = Computing.fp32,
+        Precision, typer.Option("--precision", help="Number format that the graphs compute in.")
+    ] = "fp32",
     size: SizeOption = None,
     opset: Annotated[
         int | None,
@@ -92,15 +81,17 @@ def export(
         typer.Option(
             "--static-shapes",
             metavar="HxW,E,L[,M]",
-            help="Fix the graphs' sizes, for runtimes that want constants: height, width, "
-            "expressions and tokens, for example 256x448,4,16; with M also the frames remembered, "
-            "which stay dynamic otherwise. Videos are letterboxed, the rest is padded.",
+            help="Fix the graphs' sizes, for runtimes that need constants: height and width, "
+            "expressions, tokens, for example 256x448,4,16. M also fixes the frames remembered, "
+            "which stay dynamic without it. Videos are letterboxed, the rest is padded.",
         ),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            "--threshold", metavar="SCORE", help="Score a query must pass. Default: the preset's."
+            "--threshold",
+            metavar="SCORE",
+            help="Score that a query must pass, 0 to 1. Default: the preset's.",
         ),
     ] = None,
     minimum: Annotated[
@@ -110,8 +101,8 @@ def export(
             metavar="SHARE",
             min=0.0,
             max=1.0,
-            help="What the masks of a small clip must keep of PyTorch's; the bundle records it. "
-            "Rounding can move an unsure query by more than the default allows.",
+            help="J&F that the masks of a small clip must reach against PyTorch's; the bundle "
+            "records it. Rounding can move an unsure query by more than the default allows.",
         ),
     ] = 0.999,
     slot_excess: Annotated[
@@ -120,25 +111,18 @@ def export(
             "--maximum-slot-excess",
             metavar="COST",
             min=0.0,
-            help="What PyTorch's slots may cost more than the best ones of the file on that clip; "
-            "the bundle records it. Default: what rounding explains, 0.16 in fp16; 0.4 and more is "
-            "another object.",
+            help="By how much PyTorch's slots may cost more than the best slots of the exported "
+            "graphs on that clip; the bundle records it. Default: what rounding explains, 0.16 in "
+            "fp16. From 0.4 on, a slot follows another object.",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a bundle that is there.")
-    ] = False,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Export a network to ONNX, check it against PyTorch, and write the bundle if all holds."""
-    from dataclasses import replace
-
-    from rvos_deploy.cli.extras import needs_extra
-    from rvos_deploy.cli.parity_table import notes
-    from rvos_deploy.console.output import mebibytes, step_progress
-    from rvos_deploy.environment import machine, versions
+    """Export a network to ONNX, check it against PyTorch, and write a bundle if all checks pass."""
+    from rvos_deploy.console.extras import needs_extra
+    from rvos_deploy.console.output import step_progress
     from rvos_deploy.errors import InputError
-    from rvos_deploy.json_file import write_json
 
     check_outputs([json], [checkpoint] if checkpoint else [])
     box = parse_size(size)
@@ -149,51 +133,64 @@ def export(
         from rvos_deploy.export.source import find_source
         from rvos_deploy.export.weights import Weights
     form = GraphForm(opset, None if static_shapes is None else read_static_shapes(static_shapes))
-    found = find_source(source, checkpoint, clip_weights, which.value if which else None)
+    found = find_source(source, checkpoint, clip_weights, which)
     if found.run is not None and random_weights:
         raise InputError(f"{source} is a training run and has weights; leave --random-weights out")
-    chosen = found.config if threshold is None else replace(found.config, threshold=threshold)
     weights = Weights(
         found.checkpoint,
         found.clip,
         random_weights,
         seed,
-        store.value,
-        precision.value,
+        store,
+        precision,
         minimum,
         slot_excess,
         found.run,
     )
     if found.run is not None:
         typer.echo(f"weights: {found.checkpoint}, {found.run.checkpoint}, step {found.run.step}")
+    config = _with_threshold(found, threshold)
     with step_progress() as progress:
         report = export_bundle(
-            chosen, out, weights, size=box, form=form, overwrite=overwrite, progress=progress
+            config, out, weights, size=box, form=form, overwrite=overwrite, progress=progress
         )
+    stored = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
+    _print(report, out, stored, NOT_PROVED.get(precision))
+    _write(json, report, out, stored)
+
+
+def _with_threshold(source: ExportSource, threshold: float | None) -> ModelConfig:
+    from dataclasses import replace
+
+    config: ModelConfig = source.config
+    return config if threshold is None else replace(config, threshold=threshold)
+
+
+def _print(report: ExportReport, bundle: Path, stored: int, not_proved: str | None) -> None:
+    from rvos_deploy.cli.parity_table import notes
+    from rvos_deploy.console.output import mebibytes
+
     worst = max(v.comparison.max_abs for v in report.results if hasattr(v, "comparison"))
     masks = next(v for v in report.results if hasattr(v, "j_and_f"))
-    stored = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
     typer.echo(
-        f"{out}: {mebibytes(stored)}, 5 graphs; {len(report.results)} parity checks passed "
+        f"{bundle}: {mebibytes(stored)}, 5 graphs; {len(report.results)} parity checks passed "
         f"(largest difference {worst:.1e}, J&F of the masks {masks.j_and_f:.4f})"
     )
     for line in notes([result.as_dict() for result in report.results]):
         typer.echo(line)
-    if (unproved := NOT_PROVED.get(precision.value)) is not None:
-        typer.echo(f"not proved: {unproved}")
+    if not_proved is not None:
+        typer.echo(f"not proved: {not_proved}")
     typer.echo(f"{report.seconds:.1f} s, peak memory {mebibytes(report.peak_memory_bytes)}")
-    if json is not None:
-        write_json(
-            json,
-            {
-                "schema": "rvos-deploy/export/1",
-                "command": "export",
-                "bundle": str(out),
-                "bytes": stored,
-                "seconds": report.seconds,
-                "peak_memory_bytes": report.peak_memory_bytes,
-                "checks": [result.as_dict() for result in report.results],
-                "versions": versions("torch", "onnx", "onnxruntime"),
-                "machine": machine(),
-            },
-        )
+
+
+def _write(json: Path | None, report: ExportReport, bundle: Path, stored: int) -> None:
+    from rvos_deploy.environment import versions
+
+    content = {
+        "bundle": str(bundle),
+        "bytes": stored,
+        "seconds": report.seconds,
+        "peak_memory_bytes": report.peak_memory_bytes,
+        "checks": [result.as_dict() for result in report.results],
+    }
+    write_record(json, "export", content, versions("torch", "onnx", "onnxruntime"))

@@ -1,4 +1,4 @@
-"""Expressions on the command line, told apart from arguments that slipped in among them."""
+"""Expressions on the command line, told from other arguments that slipped in among them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _MEDIA = {
 
 
 def check_expressions(texts: Sequence[str]) -> None:
-    """Refuse what was hardly meant as a sentence: another video, a folder, a URL, an option.
+    """Refuse what is hardly a sentence: another video, a folder, a URL, an option.
 
-    Words of such a form are taken after a space, which the tokenizer drops: ``" dog"``.
+    After a space, which the tokenizer drops, such words are accepted: ``" dog"``.
 
     Raises:
         InputError: says what it is, and both ways out.
@@ -33,7 +33,7 @@ def check_expressions(texts: Sequence[str]) -> None:
 
 
 def _something_else(text: str) -> str | None:
-    """What an argument is that is not a sentence; None where it may be one."""
+    """Say what an argument is instead of a sentence; None where it may be one."""
     if text != text.lstrip():
         return None
     if text.startswith("-"):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvos_deploy.console.options import BundleArgument, JsonOption, check_outputs
+from rvos_deploy.console.options import BundleArgument, JsonOption
+from rvos_deploy.console.output_files import check_outputs, write_record
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,15 +26,14 @@ def inspect(
 ) -> None:
     """Check a bundle's hashes and show its graphs, types, weights, versions, parity and engines.
 
-    Engines are hashed like all else, but not loaded: neither TensorRT nor a GPU is needed.
+    Engines are hashed but not loaded, so neither TensorRT nor a GPU is needed.
     """
     from rvos_deploy.bundle.engine_sidecar import list_engines
     from rvos_deploy.bundle.folder import bundle_files, find_bundle, open_bundle
     from rvos_deploy.bundle.manifest import plain
     from rvos_deploy.cli.parity_table import notes, parity_table
     from rvos_deploy.console.output import result_console
-    from rvos_deploy.environment import machine, versions
-    from rvos_deploy.json_file import write_json
+    from rvos_deploy.environment import versions
 
     check_outputs([json], bundle_files(find_bundle(bundle)))
     opened = open_bundle(bundle)
@@ -51,22 +51,15 @@ def inspect(
         console.print(parity_table(checks, console.width))
         for line in notes(checks):
             typer.echo(line)
-    if json is not None:
-        write_json(
-            json,
-            {
-                "schema": "rvos-deploy/inspect/1",
-                "command": "inspect",
-                "bundle": str(bundle),
-                "manifest": opened.manifest.as_dict(),
-                "engines": [
-                    {"error": str(engine)} if isinstance(engine, Exception) else engine.as_dict()
-                    for engine in engines
-                ],
-                "versions": versions(),
-                "machine": machine(),
-            },
-        )
+    content = {
+        "bundle": str(bundle),
+        "manifest": opened.manifest.as_dict(),
+        "engines": [
+            {"error": str(engine)} if isinstance(engine, Exception) else engine.as_dict()
+            for engine in engines
+        ],
+    }
+    write_record(json, "inspect", content, versions())
 
 
 def _fact_table(bundle: Bundle) -> Table:
@@ -106,7 +99,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
 
 
 def _form(bundle: Bundle) -> str:
-    """Opset of the files, and which sizes are constants in them."""
+    """Write the opset of the files, and which sizes are constants in them."""
     from msgspec import UNSET
 
     found = bundle.manifest.opsets
@@ -128,7 +121,7 @@ def _form(bundle: Bundle) -> str:
 
 
 def _threshold(bundle: Bundle) -> str:
-    """One for both modes, or one for each, with the note of the one who set them."""
+    """Write the threshold of both modes, or one for each with the note of who set them."""
     from msgspec import UNSET
 
     thresholds = bundle.manifest.thresholds
@@ -138,7 +131,7 @@ def _threshold(bundle: Bundle) -> str:
 
 
 def _accepted(bundle: Bundle) -> str:
-    """What the masks of the clip may differ by from PyTorch's in this bundle."""
+    """Write by how much the clip's masks may differ from PyTorch's in this bundle."""
     from rvos_deploy.parity.verification import allowed_differences
 
     allowed = allowed_differences(bundle)
@@ -168,7 +161,7 @@ def _weights(weights: WeightsRecord) -> str:
 
 
 def _clip(weights: WeightsRecord) -> str:
-    """Where the CLIP part came from."""
+    """Write where the CLIP part came from."""
     if weights.origin is None:
         return f"{weights.clip or 'not recorded'} (an older export, which does not say more)"
     clip = weights.origin.clip

@@ -1,32 +1,62 @@
-"""``rvos-deploy pretrain-clip``: the frozen part of the tiny network, from the sprite world."""
+"""``rvos-deploy pretrain-clip``: train the CLIP part of the tiny network on Moving Sprites."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rvos_deploy.console.options import EmojiOption, JsonOption, check_outputs
+from rvos_deploy.console.options import EmojiOption, JsonOption
+from rvos_deploy.console.output_files import check_outputs, write_record
 
 
 def pretrain_clip(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run; resumed if there.")],
-    config: Annotated[str, typer.Argument(metavar="[CONFIG]", help="Preset.")] = "tiny",
-    steps: Annotated[int, typer.Option("--steps", min=1, metavar="N")] = 3000,
-    batch: Annotated[int, typer.Option("--batch", min=2, metavar="N", help="Pictures.")] = 128,
-    image_size: Annotated[int, typer.Option("--image-size", min=32, metavar="N")] = 96,
-    seed: Annotated[int, typer.Option("--seed", metavar="N")] = 0,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="RUN",
+            help="Folder of the run. A run that is already there is continued.",
+        ),
+    ],
+    config: Annotated[
+        str,
+        typer.Argument(metavar="[CONFIG]", help="Model preset whose CLIP part is trained."),
+    ] = "tiny",
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", min=1, help="Optimizer steps.")
+    ] = 3000,
+    batch: Annotated[
+        int, typer.Option("--batch", metavar="N", min=2, help="Pictures in one step.")
+    ] = 128,
+    image_size: Annotated[
+        int, typer.Option("--image-size", metavar="N", min=32, help="Side of a picture, in pixels.")
+    ] = 96,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Seed of the weights and the pictures.")
+    ] = 0,
     emoji: EmojiOption = False,
-    workers: Annotated[int, typer.Option("--workers", min=0, metavar="N")] = 1,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            min=0,
+            help="Processes that draw pictures. 0: the training process draws them.",
+        ),
+    ] = 1,
     json: JsonOption = None,
 ) -> None:
     """Pre-train CLIP on sprite pictures and captions; report retrieval and motion words.
 
-    OUT/clip.safetensors is what --clip-weights takes. Exit code 1 when the text tower does not tell
-    opposite motion words apart: no later stage could learn motion from it.
+    Pass RUN/clip.safetensors to --clip-weights of 'train'.
+
+    Exit code 1: the text tower does not tell opposite motion words apart.
     """
-    from rvos_deploy.cli.extras import let_threads_sleep, needs_extra
+    from rvos_deploy.console.extras import let_threads_sleep, needs_extra
 
     check_outputs([json])
     let_threads_sleep()
@@ -35,9 +65,8 @@ def pretrain_clip(
         from rvos_deploy.training import clip_pretraining, motion_words
         from rvos_deploy.training.checkpoints import hint_on_stop
         from rvos_deploy.training.clips import training_tokenizer
-    from rvos_deploy.environment import machine, versions
+    from rvos_deploy.environment import versions
     from rvos_deploy.files import holding
-    from rvos_deploy.json_file import write_json
     from rvos_deploy.networks.pan2024.config import preset
 
     chosen = preset(config)
@@ -51,6 +80,24 @@ def pretrain_clip(
         )
     trained = build_clip(chosen, str(out / clip_pretraining.WEIGHTS))
     words = motion_words.motion_word_distances(trained, tokenizer)
+    _print(retrieval, words.ratio)
+    passed = words.ratio >= motion_words.MINIMUM_RATIO
+    content = {
+        "steps": steps,
+        "seed": seed,
+        "emoji": emoji,
+        "retrieval": retrieval,
+        "motion_words": {"ratio": words.ratio, "by_pair": words.by_pair},
+        "passed": passed,
+    }
+    write_record(json, "pretrain-clip", content, versions("torch", "open_clip_torch"))
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _print(retrieval: Mapping[str, float], ratio: float) -> None:
+    from rvos_deploy.training.motion_words import MINIMUM_RATIO
+
     typer.echo(
         f"held-out captions, best of {retrieval['candidates']}: "
         f"image to text {retrieval['image_to_text']:.3f}, "
@@ -58,25 +105,6 @@ def pretrain_clip(
         f"against a false caption {retrieval['against_negative']:.3f}"
     )
     typer.echo(
-        f"opposite motion words: {words.ratio:.2f} of the distance between nouns "
-        f"(needed: {motion_words.MINIMUM_RATIO})"
+        f"opposite motion words: {ratio:.2f} of the distance between nouns "
+        f"(needed: {MINIMUM_RATIO})"
     )
-    passed = words.ratio >= motion_words.MINIMUM_RATIO
-    if json is not None:
-        write_json(
-            json,
-            {
-                "schema": "rvos-deploy/pretrain-clip/1",
-                "command": "pretrain-clip",
-                "steps": steps,
-                "seed": seed,
-                "emoji": emoji,
-                "retrieval": retrieval,
-                "motion_words": {"ratio": words.ratio, "by_pair": words.by_pair},
-                "passed": passed,
-                "versions": versions("torch", "open_clip_torch"),
-                "machine": machine(),
-            },
-        )
-    if not passed:
-        raise typer.Exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,29 +9,19 @@ import typer
 
 from rvos_deploy.console.options import (
     PACKAGED,
-    BackendName,
+    AnchorsOption,
     BackendOption,
     BundleOption,
-    Device,
     DeviceOption,
+    FallbackOption,
+    LookaheadOption,
+    MemoryOption,
+    ModeOption,
     SizeOption,
     ThreadsOption,
-    parse_size,
+    ThresholdOption,
 )
-
-
-class ModeName(str, Enum):
-    """Modes by name."""
-
-    online = "online"
-    offline = "offline"
-
-
-class FallbackName(str, Enum):
-    """What to give when no query passes."""
-
-    none = "none"
-    top1 = "top1"
+from rvos_deploy.console.stream_options import StreamOptions
 
 
 def run(
@@ -47,8 +36,9 @@ def run(
         list[str],
         typer.Argument(
             metavar="EXPRESSION",
-            help="What to segment; one or more, each in quotes. Names of files, URLs and options "
-            "are refused; where such words are meant, put a space before them: ' dog.png'.",
+            help="What to segment: one or more sentences, each in quotes. Names of files, URLs "
+            "and options are refused; if you mean such words, put a space before them: "
+            "' dog.png'.",
         ),
     ],
     bundle: BundleOption = PACKAGED,
@@ -58,53 +48,19 @@ def run(
             "--out", "-o", metavar="DIR", help="Folder for masks/, overlay.mp4, result.json."
         ),
     ] = Path("out"),
-    backend: BackendOption = BackendName.auto,
-    device: DeviceOption = Device.auto,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
     threads: ThreadsOption = None,
-    mode: Annotated[
-        ModeName | None,
-        typer.Option(
-            "--mode",
-            help="online: each frame from what was seen so far; offline: from the whole clip. "
-            "Default: offline for files and folders, online for streams.",
-        ),
-    ] = None,
-    lookahead: Annotated[
-        int,
-        typer.Option(
-            "--lookahead", metavar="N", min=0, help="Online: frames to wait before deciding."
-        ),
-    ] = 0,
-    memory: Annotated[
-        int | None,
-        typer.Option(
-            "--memory",
-            metavar="N",
-            min=1,
-            help="Frames remembered. Default: 64 online, all offline.",
-        ),
-    ] = None,
-    anchors: Annotated[
-        int,
-        typer.Option(
-            "--anchors", metavar="N", min=0, help="Older frames remembered, spread evenly."
-        ),
-    ] = 0,
+    mode: ModeOption = None,
+    lookahead: LookaheadOption = None,
+    memory: MemoryOption = None,
+    anchors: AnchorsOption = None,
     size: SizeOption = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            "--threshold",
-            metavar="SCORE",
-            help="Score a query must pass, 0 to 1. Default: the model's own.",
-        ),
-    ] = None,
-    fallback: Annotated[
-        FallbackName, typer.Option("--fallback", help="When no query passes: empty, or the best.")
-    ] = FallbackName.none,
+    threshold: ThresholdOption = None,
+    fallback: FallbackOption = None,
     max_frames: Annotated[
         int | None,
-        typer.Option("--max-frames", metavar="N", min=1, help="Stop after so many."),
+        typer.Option("--max-frames", metavar="N", min=1, help="Stop after N frames."),
     ] = None,
     mask_budget: Annotated[
         int | None,
@@ -112,18 +68,17 @@ def run(
             "--mask-budget",
             metavar="MIB",
             min=0,
-            help="Memory for all that waits for the end (features and images); more goes to disk. "
-            "Default: an eighth of the memory that this process may use, at most 1024. Offline, "
-            "tokens stay in memory beyond it: queries x width x 4 bytes a frame and expression, "
-            "10 KiB for tiny (2 bytes in fp16), unless --memory says how many frames are "
-            "remembered.",
+            help="Memory for what waits to be decided or written; the rest goes to disk. Default: "
+            "an eighth of the memory that this process may use, at most 1024. Frame tokens are not "
+            "counted: offline, each frame and expression takes queries x width x 4 bytes (2 in "
+            "fp16), 10 KiB for tiny, unless --memory limits the frames.",
         ),
     ] = None,
     allow_playlists: Annotated[
         bool,
         typer.Option(
             "--allow-playlists",
-            help="Let a file that names other files or addresses (HLS, concat, SDP) open them.",
+            help="Let playlists (HLS, concat, SDP) open the files and addresses that they name.",
         ),
     ] = False,
 ) -> None:
@@ -136,8 +91,6 @@ def run(
     from rvos_deploy.runtime.run import RunOptions
     from rvos_deploy.runtime.run import run as run_video
     from rvos_deploy.runtime.segmenter import load
-    from rvos_deploy.spill_store import default_mask_budget
-    from rvos_deploy.stream_settings import StreamSettings
     from rvos_deploy.video.sources.registry import has_end
 
     check_expressions(expressions)
@@ -147,18 +100,10 @@ def run(
             "pass your own --bundle",
             err=True,
         )
-    settings = StreamSettings(
-        mode=mode.value if mode else "offline" if has_end(video) else "online",
-        lookahead=lookahead,
-        memory=memory,
-        anchors=anchors,
-        threshold=threshold,
-        fallback=fallback.value,
-        size=parse_size(size),
-        mask_budget=default_mask_budget() if mask_budget is None else mask_budget * 2**20,
-    )
+    chosen = StreamOptions(mode, lookahead, memory, anchors, threshold, fallback, size, mask_budget)
+    settings = chosen.settings(mode="offline" if has_end(video) else "online")
     with (
-        load(bundle, backend=backend.value, device=device.value, threads=threads) as segmenter,
+        load(bundle, backend=backend, device=device, threads=threads) as segmenter,
         frame_progress() as progress,
     ):
         options = RunOptions(

@@ -13,11 +13,11 @@ def set_threshold(
     bundle: BundleArgument,
     offline: Annotated[
         float | None,
-        typer.Option("--offline", metavar="SCORE", help="Of offline runs, 0 to 1."),
+        typer.Option("--offline", metavar="SCORE", help="Threshold of offline runs, 0 to 1."),
     ] = None,
     online: Annotated[
         float | None,
-        typer.Option("--online", metavar="SCORE", help="Of online runs, 0 to 1."),
+        typer.Option("--online", metavar="SCORE", help="Threshold of online runs, 0 to 1."),
     ] = None,
 ) -> None:
     """Write a bundle's own thresholds into its manifest; the graphs and their parity stay.

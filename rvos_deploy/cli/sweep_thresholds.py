@@ -1,4 +1,4 @@
-"""``rvos-deploy evaluate --sweep-threshold``: a table of scores by threshold, and the best rows."""
+"""``rvos-deploy evaluate --sweep-threshold``: scores by threshold, and the best thresholds."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rvos_deploy.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rvos_deploy.cli.bundle_run import BundleRun
+    from rvos_deploy.cli.evaluation_request import EvaluationRequest
 
 _SCORES = {"j_and_f": "J&F", "n_acc": "N-acc", "t_acc": "T-acc"}
 _FALLBACKS = {
     "none": "none (where no query passes, the mask is empty)",
-    "top1": "top1 (where no query passes, the best one answers, at every threshold)",
+    "top1": "top1 (where no query passes, the mask is the best query's, at every threshold)",
 }
 
 
 def parse_scores(text: str | None) -> tuple[float, ...] | None:
-    """Thresholds of a list like ``0.2,0.3``. InputError for anything else."""
+    """Read thresholds from a list like ``0.2,0.3``. InputError for anything else."""
     if text is None:
         return None
     try:
@@ -38,36 +38,38 @@ def parse_scores(text: str | None) -> tuple[float, ...] | None:
     return scores
 
 
-def sweep(run: BundleRun, at: Sequence[float] | None, json: Path | None, csv: Path | None) -> None:
-    """Sweep, print, and write what was asked for."""
+def sweep(
+    request: EvaluationRequest, at: Sequence[float] | None, json: Path | None, csv: Path | None
+) -> None:
+    """Score a bundle at many thresholds, print the table, and write the files that were named."""
     from rvos_deploy.console.output import frame_progress
     from rvos_deploy.evaluation.sweep_report import sweep_report, write_sweep_csv
     from rvos_deploy.evaluation.threshold_sweep import GRID, sweep_thresholds
     from rvos_deploy.json_file import write_json
 
-    settings = run.settings("online")
-    run.rules.overlaps(run.overlaps)  # refused before the bundle is loaded
-    split = run.rules.read(run.data)
-    with run.load() as segmenter, frame_progress() as progress:
+    settings = request.settings("online")
+    request.rules.overlaps(request.overlaps)  # refused before the bundle is loaded
+    split = request.rules.read(request.data)
+    with request.load() as segmenter, frame_progress() as progress:
         swept = sweep_thresholds(
             segmenter,
             split,
-            run.rules.name,
+            request.protocol,
             settings,
             at=GRID if at is None else at,
-            overlaps=run.overlaps,
-            jobs=run.jobs,
+            overlaps=request.overlaps,
+            jobs=request.jobs,
             progress=progress,
         )
         result = sweep_report(swept, segmenter)
-    _print(result, run)
+    _print(result, request)
     if json is not None:
         write_json(json, result)
     if csv is not None:
         write_sweep_csv(csv, result)
 
 
-def _print(result: Mapping[str, Any], run: BundleRun) -> None:
+def _print(result: Mapping[str, Any], request: EvaluationRequest) -> None:
     from rvos_deploy.console.output import counted, overlaps_line, result_console
 
     modes = result["modes"]
@@ -82,20 +84,20 @@ def _print(result: Mapping[str, Any], run: BundleRun) -> None:
         f"{online['anchors']}; offline: all frames"
     )
     typer.echo(f"fallback {_FALLBACKS[online['fallback']]}")
-    if run.rules.groups is not None:
+    if request.rules.groups is not None:
         typer.echo(overlaps_line(online))
     for mode, found in modes.items():
         best, own = (_j_and_f(found, found[name]) for name in ("best", "own"))
         same = found["best"] == found["own"]
-        beside = "the bundle's own" if same else f"the bundle's own {found['own']}: {own:.4f}"
-        typer.echo(f"best {mode} {found['best']}: J&F {best:.4f} ({beside})")
+        compared = "the bundle's own" if same else f"the bundle's own {found['own']}: {own:.4f}"
+        typer.echo(f"best {mode} {found['best']}: J&F {best:.4f} ({compared})")
     typer.echo("Choose thresholds on other videos than those whose scores you report. To write:")
-    for line in _commands(run.bundle, modes):
+    for line in _commands(request.predictions, modes):
         typer.echo(line)
 
 
 def _commands(bundle: Path, modes: Mapping[str, Any]) -> list[str]:
-    """What writes the best thresholds, by a shell; a packaged bundle is copied first."""
+    """Write the shell commands that set the best thresholds; a packaged bundle is copied first."""
     from rvos_deploy.bundle.folder import find_bundle, packaged_bundles
 
     folder, target, lines = find_bundle(bundle), bundle, []
@@ -112,12 +114,12 @@ def _j_and_f(found: Mapping[str, Any], threshold: float) -> float:
 
 
 def _shown(threshold: float) -> str:
-    """Two decimals, or as many as it has: ``0.30``, ``0.437``."""
+    """Write two decimals, or as many as there are: ``0.30``, ``0.437``."""
     return f"{threshold:.2f}" if round(threshold, 2) == threshold else str(threshold)
 
 
 def _table(modes: Mapping[str, Any]) -> Table:
-    """A line for each threshold, the scores of each mode side by side, and what it is."""
+    """Make a table: a row for each threshold, the scores of both modes side by side, and a note."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
@@ -137,6 +139,6 @@ def _table(modes: Mapping[str, Any]) -> Table:
                 value = found["rows"][index][key]
                 cells.append(f"[{style}]{value:.4f}[/]" if style else f"{value:.4f}")
             names = {"best": f"best {mode}", "own": f"own {mode}"}
-            notes += [said for name, said in names.items() if found[name] == row["threshold"]]
+            notes += [note for name, note in names.items() if found[name] == row["threshold"]]
         table.add_row(_shown(row["threshold"]), *cells, ", ".join(notes))
     return table

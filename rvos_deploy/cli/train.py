@@ -1,15 +1,18 @@
-"""``rvos-deploy train``: from a recipe and a data set to weights."""
+"""``rvos-deploy train``: a recipe and a data set in, weights out."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rvos_deploy.training.trainer import TrainingResult
 
 
 def train(
@@ -25,7 +28,10 @@ def train(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", metavar="RUN", help="Folder of the run: checkpoints, logs, recipe.json."
+            "--out",
+            "-o",
+            metavar="RUN",
+            help="Folder of the run, for checkpoints, logs and recipe.json.",
         ),
     ],
     data: Annotated[
@@ -33,8 +39,8 @@ def train(
         typer.Option(
             "--data",
             metavar="DIR",
-            help="Train split of MeViS or Ref-YouTube-VOS, or of data in the same layout. Not used "
-            "for Moving Sprites, which are rendered during training.",
+            help="Train split of MeViS or Ref-YouTube-VOS, or of data in the same layout. Moving "
+            "Sprites need none: they are rendered during training.",
         ),
     ] = None,
     valid: Annotated[
@@ -42,8 +48,8 @@ def train(
         typer.Option(
             "--valid",
             metavar="DIR",
-            help="Split with ground truth on which J&F is measured during training; the best "
-            "checkpoint is kept.",
+            help="Split with ground truth, to measure J&F during training and keep the best "
+            "checkpoint.",
         ),
     ] = None,
     changes: Annotated[
@@ -60,9 +66,9 @@ def train(
         typer.Option(
             "--init-from",
             metavar="FILE",
-            help="Weights to start from: a checkpoint of Mask2Former or FC-CLIP (.safetensors or "
-            ".pth), of which the pixel decoder and the transformer decoder are loaded, or "
-            "weights.safetensors of an earlier run.",
+            help="Weights to start from: weights.safetensors of an earlier run, or a checkpoint of "
+            "Mask2Former or FC-CLIP (.safetensors or .pth), whose pixel decoder and transformer "
+            "decoder are loaded.",
         ),
     ] = None,
     clip_weights: Annotated[
@@ -70,8 +76,8 @@ def train(
         typer.Option(
             "--clip-weights",
             metavar="TAG|FILE",
-            help="Weights of the frozen CLIP part: a file, or a tag of open_clip. Default: the tag "
-            "of the preset; 'tiny' has none.",
+            help="Weights of the frozen CLIP part: an open_clip tag or a file. Default: the "
+            "preset's tag; 'tiny' has none.",
         ),
     ] = None,
     resume: Annotated[
@@ -101,21 +107,22 @@ def train(
         bool,
         typer.Option(
             "--gates/--no-gates",
-            help="Check before long stages that motion can be learned, and stop where it cannot. "
-            "RUN/gates.json has the findings.",
+            help="Before long stages, check that motion can be learned, and stop if it cannot. "
+            "The findings are in RUN/gates.json.",
         ),
     ] = True,
     smoke: Annotated[
         bool,
         typer.Option(
             "--smoke",
-            help="Two steps of each stage on small clips, CLIP weights random: does it run here?",
+            help="Try whether the recipe runs here: two steps of each stage, on small clips, with "
+            "random CLIP weights.",
         ),
     ] = False,
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", metavar="N", min=0, help="Seed of the run. Default: that of the recipe."
+            "--seed", metavar="N", min=0, help="Seed of the run. Default: the recipe's own."
         ),
     ] = None,
 ) -> None:
@@ -123,7 +130,8 @@ def train(
     import logging
     from dataclasses import replace
 
-    from rvos_deploy.cli.extras import let_threads_sleep, needs_extra
+    from rvos_deploy.console.extras import let_threads_sleep, needs_extra
+    from rvos_deploy.console.output import count_progress
 
     _check_inputs(out, config, data, valid, init_from, clip_weights)
     let_threads_sleep()
@@ -138,7 +146,8 @@ def train(
         recipe = replace(recipe, seed=seed)
     if smoke:
         recipe = smoke_recipe(recipe)
-    with hint_on_stop(out, "--resume"), _alone(out), _training_progress() as progress:
+    bars = count_progress("steps", "steps/s")
+    with hint_on_stop(out, "--resume"), _hold(out), bars as progress:
         result = trainer.train(
             recipe,
             out,
@@ -151,11 +160,12 @@ def train(
             cpp_ops=cpp_ops,
             progress=progress,
         )
-    if int(os.environ.get("RANK", "0")):
-        return
-    typer.echo(
-        f"{result.checkpoint}: step {result.steps} of {recipe.steps}, {result.seconds:.1f} s"
-    )
+    if _is_first_process():
+        _print(result, recipe.steps, out)
+
+
+def _print(result: TrainingResult, steps: int, out: Path) -> None:
+    typer.echo(f"{result.checkpoint}: step {result.steps} of {steps}, {result.seconds:.1f} s")
     if result.best_checkpoint is not None:
         typer.echo(f"best: {result.best_checkpoint}, J&F {result.best:.4f}")
     bundle = out.with_name(f"{out.name}-bundle")
@@ -180,33 +190,18 @@ def _check_inputs(
     refuse_overlap([file for file in inputs if file.is_file()], [run / name for name in written])
 
 
+def _is_first_process() -> bool:
+    """Tell the first process of a run from the others that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Hold the folder; the first process of a run does so for all."""
+def _hold(run: Path) -> Iterator[None]:
+    """Hold the folder against other runs; the first process does so for all."""
     from rvos_deploy.files import holding
 
-    if int(os.environ.get("RANK", "0")):
+    if not _is_first_process():
         yield
         return
     with holding(run, "training in"):
         yield
-
-
-@contextmanager
-def _training_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage, on a terminal only."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        tasks: dict[str, Any] = {}
-
-        def update(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
-
-        yield update

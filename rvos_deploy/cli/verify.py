@@ -1,4 +1,4 @@
-"""``rvos-deploy verify``: does a bundle still give what PyTorch gave?"""
+"""``rvos-deploy verify``: check that a bundle still gives what PyTorch gave."""
 
 from __future__ import annotations
 
@@ -7,33 +7,30 @@ import warnings
 import typer
 
 from rvos_deploy.console.options import (
-    BackendName,
     BackendOption,
     BundleArgument,
-    Device,
     DeviceOption,
     JsonOption,
     ThreadsOption,
-    check_outputs,
 )
+from rvos_deploy.console.output_files import check_outputs, write_record
 
 
 def verify(
     bundle: BundleArgument,
-    backend: BackendOption = BackendName.auto,
-    device: DeviceOption = Device.auto,
+    backend: BackendOption = "auto",
+    device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
     """Check a bundle's hashes, graphs and masks on this machine; exit 1 when one fails.
 
-    The reference is what PyTorch gave at export: it is in the bundle, PyTorch is not needed.
+    The reference is what PyTorch gave at export. The bundle holds it, so PyTorch is not needed.
     """
     from rvos_deploy.bundle.folder import bundle_files, find_bundle, open_bundle
     from rvos_deploy.cli.parity_table import notes, parity_table
     from rvos_deploy.console.output import result_console, step_progress
-    from rvos_deploy.environment import machine, versions
-    from rvos_deploy.json_file import write_json
+    from rvos_deploy.environment import versions
     from rvos_deploy.parity import verification
     from rvos_deploy.runtime.backends.registry import make_backend
 
@@ -46,7 +43,7 @@ def verify(
             "again",
             stacklevel=2,
         )
-    engine = make_backend(backend.value, device.value, threads)
+    engine = make_backend(backend, device, threads)
     left_out: list[str] = []
     with step_progress() as progress:
         results = verification.verify(opened, engine, progress, left_out.append)
@@ -66,19 +63,7 @@ def verify(
         if passed
         else f"{bundle}: {failed} of {len(results)} checks FAILED with {name}"
     )
-    if json is not None:
-        write_json(
-            json,
-            {
-                "schema": "rvos-deploy/verify/1",
-                "command": "verify",
-                "bundle": str(bundle),
-                "passed": passed,
-                "checks": checks,
-                "left_out": left_out,
-                "versions": {**versions(), "backend": what},
-                "machine": machine(),
-            },
-        )
+    content = {"bundle": str(bundle), "passed": passed, "checks": checks, "left_out": left_out}
+    write_record(json, "verify", content, {**versions(), "backend": what})
     if not passed:
         raise typer.Exit(1)

@@ -22,10 +22,9 @@ _GROUP = 0.2
 
 
 def one_line(call: Callable[[], int], *, debug: bool = False) -> int:
-    """Give the exit code of ``call``; an error of ours or a stop becomes one line and its code.
+    """Run ``call`` and give its exit code; an RvosError or a stop becomes one line and its code.
 
-    ``debug`` shows the traceback of errors too. Warnings meanwhile are one line each. What nobody
-    foresaw is raised.
+    ``debug`` also shows the traceback. Warnings are one line each. Unforeseen errors are raised.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -38,8 +37,8 @@ def one_line(call: Callable[[], int], *, debug: bool = False) -> int:
             return stopping.INTERRUPTED
         except Exception as error:
             message, code = _explain(error)
-            # A library may have made an error of the stop; a signal to a whole process group may
-            # have ended a worker process first.
+            # A library may have turned the stop into an error of its own; a signal to the whole
+            # process group may have ended a worker process first.
             foreseen = message is not None and not stopping.was_raised()
             cause = None if foreseen else stopping.requested(patience=_GROUP)
             if cause is not None:
@@ -53,7 +52,7 @@ def one_line(call: Callable[[], int], *, debug: bool = False) -> int:
 
 
 def one_line_errors(main: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """The same command, for ``python -m ...``, whose errors and stops are one line as the CLI's."""
+    """Wrap a command for ``python -m ...``: its errors and stops are one line, as in the CLI."""
 
     @functools.wraps(main)
     def command(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
@@ -78,7 +77,7 @@ def _stopped(stop: stopping.Stopped) -> int:
 
 
 def _explain(error: Exception) -> tuple[str | None, int]:
-    """One line for people, and the exit code; None for what nobody foresaw."""
+    """Give the line to print and the exit code; None for an unforeseen error."""
     if isinstance(error, RvosError):
         return str(error), error.exit_code
     if isinstance(error, OSError):

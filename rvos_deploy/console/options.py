@@ -1,9 +1,7 @@
-"""Options that several commands share, and how they are read."""
+"""Options that several commands share, each written once, and the texts that they are read from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,48 +9,90 @@ import typer
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.input_size import check_size
-
-
-class BackendName(str, Enum):
-    """Back ends by name."""
-
-    auto = "auto"
-    onnxruntime = "onnxruntime"
-    tensorrt = "tensorrt"
-    bf16_reference = "bf16-reference"
-
-
-class Device(str, Enum):
-    """Where a back end runs; ``auto``: on the CPU, but tensorrt on the GPU."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
+from rvos_deploy.runtime.backends.registry import BACKEND_NAMES, BackendName, Device
+from rvos_deploy.stream_settings import Fallback, Mode
 
 PACKAGED = Path("tiny")
-"""The bundle that is taken where none is named."""
+"""The bundle of a command that names none."""
 
+BundleArgument = Annotated[
+    Path,
+    typer.Argument(metavar="BUNDLE", help="Bundle made by 'export', or a packaged one's name."),
+]
 BundleOption = Annotated[
     Path,
     typer.Option(
-        "--bundle",
-        "-b",
-        metavar="DIR",
-        help="Bundle made by 'export', or the name of a packaged one.",
+        "--bundle", "-b", metavar="DIR", help="Bundle made by 'export', or a packaged one's name."
     ),
 ]
-BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="Made by 'export', or the name of a packaged one.")
+
+# Where the graphs run.
+BackendOption = Annotated[
+    BackendName,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help=f"Inference library: {', '.join(BACKEND_NAMES)}.",
+    ),
 ]
-BackendOption = Annotated[BackendName, typer.Option("--backend", help="Inference library.")]
 DeviceOption = Annotated[
-    Device, typer.Option("--device", help="Where it runs; never another than the one named.")
+    Device,
+    typer.Option("--device", help="Where graphs run. auto: on the CPU, tensorrt on the GPU."),
 ]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
         "--threads", metavar="N", min=1, help="CPU threads of a graph. Default: all cores."
+    ),
+]
+
+# How a stream runs: console/stream_options.py makes settings of them.
+ModeOption = Annotated[
+    Mode | None,
+    typer.Option(
+        "--mode",
+        help="online: each mask is decided from the frames so far; offline: from the whole clip. "
+        "Default: offline, but online for a live stream.",
+    ),
+]
+LookaheadOption = Annotated[
+    int | None,
+    typer.Option(
+        "--lookahead",
+        metavar="N",
+        min=0,
+        help="Online: frames to wait before a mask is decided. Default: 0.",
+    ),
+]
+MemoryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--memory", metavar="N", min=1, help="Frames remembered. Default: 64 online, all offline."
+    ),
+]
+AnchorsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--anchors",
+        metavar="N",
+        min=0,
+        help="Older frames that are remembered too, spread evenly. Default: 0.",
+    ),
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold",
+        metavar="SCORE",
+        help="Score that a query must pass, 0 to 1. Default: the bundle's own.",
+    ),
+]
+FallbackOption = Annotated[
+    Fallback | None,
+    typer.Option(
+        "--fallback",
+        help="Mask where no query passes. none: an empty one; top1: the best query's. "
+        "Default: none.",
     ),
 ]
 SizeOption = Annotated[
@@ -64,6 +104,11 @@ SizeOption = Annotated[
         "Default: the model's own.",
     ),
 ]
+
+JobsOption = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", metavar="N", min=1, help="Worker processes. Default: all cores."),
+]
 EmojiOption = Annotated[
     bool,
     typer.Option(
@@ -72,37 +117,20 @@ EmojiOption = Annotated[
         show_default=False,
     ),
 ]
+OutFolderOption = Annotated[
+    Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for all that is written.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is already there.")
+]
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write the result to FILE as JSON."),
 ]
 
 
-def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path] = ()) -> None:
-    """Refuse output files that cannot be written or that are inputs: before hours of work.
-
-    Args:
-        outputs: as given on the command line; None where nothing was asked for.
-        inputs: files, and folders of which any file may be read.
-
-    Raises:
-        InputError: says what to name instead.
-    """
-    from rvos_deploy.files import check_output_file
-    from rvos_deploy.overlap import refuse_overlap
-
-    named: list[Path] = []
-    for path in outputs:
-        if path is None:
-            continue
-        check_output_file(path)
-        if path in named:
-            raise InputError(f"{path} is named for two outputs; give each its own file")
-        named.append(path)
-    refuse_overlap(inputs, named)
-
-
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """(height, width) of the network's ``HxW``.
+    """Read the network's ``HxW`` as (height, width).
 
     Raises:
         InputError: another form, or no multiples of 32.
@@ -115,7 +143,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def read_sides(text: str, example: str) -> tuple[int, int]:
-    """(height, width) of any ``HxW``; InputError names ``example`` for another form."""
+    """Read any ``HxW`` as (height, width); InputError names ``example`` for another form."""
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdecimal() for part in parts):
         raise InputError(f"size '{text}' is not of the form HxW, for example {example}")

@@ -1,21 +1,31 @@
-"""What commands print: progress on a terminal, tables, JSON files."""
+"""What commands print: progress on a terminal, tables, counts and sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 PIPE_WIDTH = 120
 """Columns of a table in a pipe or file, where Rich would cut it to 80."""
 
 
+Count = Callable[[str, int, int | None], None]
+"""Called with a phase, how many are done, and how many there are (None: nobody knows)."""
+
+
+def frame_progress() -> AbstractContextManager[Count]:
+    """Show a bar of frames a phase, on a terminal only."""
+    return count_progress("frames", "fps")
+
+
 @contextmanager
-def frame_progress() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A bar with frames per second, on a terminal only; takes phase, frames done and total."""
+def count_progress(unit: str, rate_unit: str) -> Iterator[Count]:
+    """Show a bar with its rate for each phase, on a terminal only."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -23,7 +33,7 @@ def frame_progress() -> Iterator[Callable[[str, int, int | None], None]]:
     with Progress(
         TextColumn("{task.description:>6}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.fields[known]} frames"),
+        TextColumn(f"{{task.completed}}/{{task.fields[known]}} {unit}"),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         console=console,
@@ -35,8 +45,8 @@ def frame_progress() -> Iterator[Callable[[str, int, int | None], None]]:
             if phase not in tasks:
                 tasks[phase] = bar.add_task(phase, total=total, known="?", rate="")
             task = bar.tasks[tasks[phase]]
-            rate = f"{done / task.elapsed:.1f} fps" if task.elapsed else ""
-            # Headers lie: a total that was passed is no total.
+            rate = f"{done / task.elapsed:.1f} {rate_unit}" if task.elapsed else ""
+            # A video's header may name too few frames: a total that was passed is no total.
             honest = total if total is not None and done <= total else None
             bar.update(task.id, completed=done, total=honest, known=honest or "?", rate=rate)
 
@@ -45,7 +55,7 @@ def frame_progress() -> Iterator[Callable[[str, int, int | None], None]]:
 
 @contextmanager
 def step_progress() -> Iterator[Callable[[str], None]]:
-    """A spinner naming the step under way, on a terminal only."""
+    """Show a spinner that names the step under way, on a terminal only."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -57,20 +67,32 @@ def step_progress() -> Iterator[Callable[[str], None]]:
 
 
 def result_console() -> Console:
-    """Where tables go: as wide as the terminal, or as wide as they need in a pipe or file."""
+    """Open the console for tables: as wide as the terminal, or ``PIPE_WIDTH`` elsewhere."""
     from rich.console import Console
 
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
 
 
+def number_table(names: Sequence[str], numbers: Sequence[str]) -> Table:
+    """Start a table without lines: columns of names, then right-aligned columns of numbers."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in names:
+        table.add_column(title, overflow="fold")
+    for title in numbers:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
+
+
 def counted(count: int, noun: str) -> str:
-    """``1 frame``, ``2 frames``."""
+    """Write a count with its noun: ``1 frame``, ``2 frames``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def overlaps_line(settings: Mapping[str, Any]) -> str:
-    """What an evaluation, by the settings of its report, did where objects overlap."""
+    """Say what an evaluation did where objects overlap, by the settings of its report."""
     done = "argmax of mask logits, as published"
     if settings["overlaps"] == "keep":
         held = ", which a folder of masks does not hold" if "predictions" in settings else ""
@@ -79,7 +101,7 @@ def overlaps_line(settings: Mapping[str, Any]) -> str:
 
 
 def mebibytes(count: float) -> str:
-    """Bytes for a person: ``13.2 MiB``, ``1.50 GiB``."""
+    """Write bytes for a person: ``13.2 MiB``, ``1.50 GiB``."""
     if count >= 2**30:
         return f"{count / 2**30:.2f} GiB"
     return f"{count / 2**20:.1f} MiB"

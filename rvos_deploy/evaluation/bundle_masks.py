@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.datasets import DataSplit, VideoRecord
+from rvos_deploy.evaluation.choices import Overlaps
 from rvos_deploy.evaluation.evaluate import Evaluation, Progress, evaluate
-from rvos_deploy.evaluation.overlaps import Groups, Overlaps, argmax_masks
+from rvos_deploy.evaluation.overlaps import Groups, argmax_masks
 from rvos_deploy.evaluation.predictions import Predict
 from rvos_deploy.evaluation.protocols import protocol_named
 from rvos_deploy.runtime.segmenter import Segmenter

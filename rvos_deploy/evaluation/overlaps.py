@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +11,6 @@ from rvos_deploy.graph_io.frame_geometry import display_all_logits
 from rvos_deploy.networks.pan2024.selection import thresholds
 from rvos_deploy.runtime.decided_frame import DecidedFrame, Render
 from rvos_deploy.stream_settings import Fallback
-
-Overlaps = Literal["argmax", "keep"]
 
 Groups = Sequence[Sequence[int]]
 """Rows of the expressions that form one multi-object prediction, for each such prediction."""

@@ -39,7 +39,7 @@ from rvos_deploy.datasets import (
     read_ref_youtube_vos,
 )
 from rvos_deploy.errors import InputError
-from rvos_deploy.evaluation.overlaps import Overlaps
+from rvos_deploy.evaluation.choices import Overlaps, ProtocolName
 from rvos_deploy.stream_settings import Fallback
 
 Scores = NDArray[np.float64]
@@ -113,7 +113,7 @@ class Protocol:
             where no server takes submissions.
     """
 
-    name: str
+    name: ProtocolName
     read: Callable[[Path], DataSplit]
     score: Callable[[VideoScores], list[ExpressionScore]]
     objects: Callable[[VideoRecord], tuple[int, ...]] | None = None
@@ -248,7 +248,7 @@ def objects_of_first_frame(video: VideoRecord) -> tuple[int, ...]:
     return tuple(range(1, highest + 1))
 
 
-PROTOCOLS = {
+PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         Protocol("mevis", read_mevis, score_expressions, accuracies=True, submission_root=""),

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.evaluation.bundle_masks import FRAMES_AHEAD
+from rvos_deploy.evaluation.choices import Overlaps
 from rvos_deploy.evaluation.evaluate import Progress, check_split
-from rvos_deploy.evaluation.overlaps import Groups, Overlaps, resolve_overlaps
+from rvos_deploy.evaluation.overlaps import Groups, resolve_overlaps
 from rvos_deploy.evaluation.predictions import CHUNK
 from rvos_deploy.evaluation.protocols import (
     ExpressionScore,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -21,7 +21,8 @@ Name = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]{0,63}\Z")]
 Size = Annotated[int, Meta(ge=1, le=1 << 20)]
 Dim = Size | Annotated[str, Meta(pattern=r"\A[A-Za-z]{1,16}(/[1-9][0-9]{0,3})?\Z")]
 Dtype = Annotated[str, Meta(pattern=r"\A(bool|uint8|int32|int64|float16|float32)\Z")]
-Precision = Annotated[str, Meta(pattern=r"\A(fp32|fp16|bf16)\Z")]
+Precision = Literal["fp32", "fp16", "bf16"]
+"""Number format that graphs compute in."""
 Tensors = Annotated[tuple["TensorSpec", ...], Meta(max_length=64)]
 
 

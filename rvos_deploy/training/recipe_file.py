@@ -1,7 +1,7 @@
 """Recipes as TOML files: those of the package by name, others by path. Imports no torch.
 
-The keys of a file are the fields of the dataclasses in recipe.py; a key that the file leaves out
-has the default that stands there (docs/recipes.md lists them all).
+The keys of a file are the fields of the dataclasses in recipe.py, and so are the defaults of keys
+that a file leaves out (docs/recipes.md lists them all).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import reprlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -38,17 +38,17 @@ def read_recipe(
 ) -> Recipe:
     """Read a recipe: a TOML file, a name of those that come with the package, or a model preset.
 
-    A preset is trained by the stages of a packaged recipe that suit it, on the data set that
-    ``data`` holds: of MeViS or Ref-YouTube-VOS, which is found out.
+    A preset is trained by the stages of a packaged recipe that suit it, on the data set in
+    ``data``, whose layout (MeViS or Ref-YouTube-VOS) is detected.
 
     Args:
-        name: of the recipe, file or preset.
+        name: path of a file, or name of a recipe or preset.
         changes: ``KEY=VALUE`` of single keys, as
             :func:`rvos_deploy.training.recipe_changes.apply_changes` takes them.
         data: folder of the train split, for a preset.
 
     Raises:
-        InputError: no such recipe, or not a recipe; names the file and what is wrong in it.
+        InputError: there is no such recipe, or it is wrong; names the file and what is wrong.
     """
     filled: dict[str, str] = {}
     source = name
@@ -67,10 +67,10 @@ def read_recipe(
 def _preset_keys(
     name: str, changes: Sequence[str], data: str | os.PathLike[str] | None
 ) -> dict[str, str]:
-    """The keys ``model`` and, as far as they are known, ``data`` of the recipe for a preset."""
-    said = [change.value for change in map(parse_change, changes) if change.key == "data"]
-    if said:
-        return {"model": name, "data": str(said[-1])}
+    """Give ``model`` and, where it is known, ``data`` of the recipe for a preset."""
+    named = [change.value for change in map(parse_change, changes) if change.key == "data"]
+    if named:
+        return {"model": name, "data": str(named[-1])}
     if data is None:
         return {"model": name}
     layout = find_layout(data)
@@ -80,14 +80,14 @@ def _preset_keys(
 
 
 def _recipe_of_preset(name: str, data: str | None) -> str:
-    """The packaged recipe whose stages suit a preset and the data."""
+    """Name the packaged recipe whose stages suit a preset and the data."""
     if name != "tiny":
         return "mevis_large"
     return "sprites_tiny" if data in (None, "sprites") else "mevis_tiny"
 
 
 def _read_text(name: str | os.PathLike[str]) -> str:
-    """The text of a packaged recipe or of a file. InputError when there is none."""
+    """Read the text of a packaged recipe or of a file. InputError when there is none."""
     packaged = packaged_recipes()
     if str(name) in packaged:
         return packaged[str(name)]
@@ -100,16 +100,19 @@ def _read_text(name: str | os.PathLike[str]) -> str:
 
 
 def packaged_recipes() -> dict[str, str]:
-    """Texts of the recipes in ``rvos_deploy/configs``, by name."""
+    """Read the texts of the recipes in ``rvos_deploy/configs``, by name."""
     folder = resources.files("rvos_deploy") / "configs"
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
     return {file.name.removesuffix(".toml"): file.read_text(encoding="utf-8") for file in files}
 
 
 def parse_recipe(content: Mapping[str, Any]) -> Recipe:
-    """Make a recipe of what a TOML file holds. InputError for anything unknown or of a wrong type.
+    """Make a recipe from the content of a TOML file.
 
-    ``model`` is the name of a preset, or a table of its fields with the name as ``preset``.
+    ``model`` is the name of a preset, or a table with ``preset`` and the fields that differ.
+
+    Raises:
+        InputError: a table or key is unknown, missing, or has a wrong type or value; names it.
     """
     values = dict(content)
     if unknown := sorted(set(values) - {*PLAIN_KEYS, *TABLES, "stage"}):
@@ -125,20 +128,17 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
         if name in values and name != "model":
             values[name] = _make(kind, values[name], name)
     loss = values.get("loss", LossSettings())
-    ready: dict[str, Any] = {name: value for name, value in values.items() if is_dataclass(value)}
-    ready["stages"] = tuple(_stage(stage, loss) for stage in stages)
-    plain = {name: value for name, value in values.items() if name not in ready}
-    return _make(Recipe, plain, "recipe", ready)
+    values["stages"] = tuple(_stage(stage, loss) for stage in stages)
+    return _make(Recipe, values, "recipe")
 
 
 def _stage(table: object, loss: LossSettings) -> Stage:
-    """A stage; what its own loss table leaves out is the recipe's."""
+    """Make a stage; what its own loss table leaves out is the recipe's."""
     if not isinstance(table, dict) or "loss" not in table:
         return _make(Stage, table, "stage")
     changes = table["loss"]
     merged = {**asdict(loss), **changes} if isinstance(changes, dict) else changes
-    plain = {name: value for name, value in table.items() if name != "loss"}
-    return _make(Stage, plain, "stage", {"loss": _make(LossSettings, merged, "stage.loss")})
+    return _make(Stage, {**table, "loss": _make(LossSettings, merged, "stage.loss")}, "stage")
 
 
 def _model(given: object) -> ModelConfig:
@@ -153,39 +153,37 @@ def _model(given: object) -> ModelConfig:
 _Made = TypeVar("_Made")
 
 
-def _make(
-    kind: type[_Made], table: object, where: str, ready: Mapping[str, Any] | None = None
-) -> _Made:
-    """An instance from a table, names and types checked by the fields; ``ready`` has further ones.
+def _make(kind: type[_Made], table: object, where: str) -> _Made:
+    """Make an instance from a table; values of the tables in it may be instances already.
 
     Raises:
         InputError: a field that is unknown, missing, or of another type or value.
     """
     if not isinstance(table, dict):
         raise InputError(f"{where} must be a table, found {reprlib.repr(table)}")
-    ready, hints = ready or {}, get_type_hints(kind)
+    hints = get_type_hints(kind)
     if unknown := sorted(set(table) - set(hints)):
         raise InputError(
             f"{where} has unknown {reprlib.repr(unknown[0])}; known: {', '.join(hints)}"
         )
-    values = dict(ready)
+    values = {}
     for name, value in table.items():
         try:
             values[name] = msgspec.convert(value, hints[name])
         except msgspec.ValidationError as error:
             raise InputError(f"{where}: {name}: {error}") from None
-    needed = [field.name for field in fields(kind) if _is_needed(field)]  # type: ignore[arg-type]
-    if missing := [name for name in needed if name not in values]:
+    missing = [
+        field.name
+        for field in fields(kind)  # type: ignore[arg-type]
+        if field.name not in values and field.default is field.default_factory is MISSING
+    ]
+    if missing:
         raise InputError(f"{where} lacks {', '.join(missing)}")
     return kind(**values)
 
 
-def _is_needed(field: Field[Any]) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
-
-
 def _read(file: Path) -> str:
-    """The text of a file. InputError when it cannot be read, or is no text."""
+    """Read the text of a file. InputError when it cannot be read, or is no text."""
     try:
         if file.stat().st_size > _MAX_BYTES:
             raise InputError(f"recipe {file} has more than {_MAX_BYTES} bytes, so it is none")

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pytest
 from broken_graphs import poison_output
@@ -573,7 +574,7 @@ def break_engine(bundle: Bundle, graph: str, output: str) -> None:
     poison_output(onnx, output, math.nan)
     plan = plan_file(bundle.path, "tensorrt", graph)
     plan.write_bytes(str(onnx).encode())
-    sidecar = replace(
+    sidecar = msgspec.structs.replace(
         read_sidecar(bundle.path, "tensorrt", graph),
         plan_sha256=hashlib.sha256(plan.read_bytes()).hexdigest(),
         plan_bytes=plan.stat().st_size,

@@ -148,7 +148,7 @@ def test_what_is_missing_is_named(rvos: Callable, data: Path, truth: Path) -> No
     assert result.stderr == (
         f"warning: {expressions[second.name]} of {sum(expressions.values())} expressions have no "
         f"masks, 1 mask of others is missing ({first.name}/0/00003.png, {second.name}) and count "
-        "0; nobody asked for elsewhere; N-acc counts empty masks, and no missing ones\n"
+        "0; the split does not have elsewhere; N-acc counts empty masks, not missing ones\n"
     )
 
 

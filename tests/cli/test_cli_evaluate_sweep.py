@@ -165,7 +165,7 @@ def test_overlaps_of_a_bundle_and_of_a_folder(
     )
     assert (swept.code, swept.stderr) == (0, "")
     assert "N-acc" not in swept.stdout
-    assert "fallback top1 (where no query passes, the best one answers" in swept.stdout
+    assert "fallback top1 (where no query passes, the mask is the best query's" in swept.stdout
     assert "overlaps of an annotator's objects: argmax of mask logits, as published" in swept.stdout
 
 
@@ -184,7 +184,7 @@ def test_missing_masks_of_no_target_are_not_right(
     result = rvos("evaluate", root, "--data", data, "--jobs", 1)
     assert result.stderr == (
         f"warning: 1 of {len(video.expressions)} expressions has no masks ({video.name}/"
-        f"{nothing.id}) and count 0; N-acc counts empty masks, and no missing ones\n"
+        f"{nothing.id}) and count 0; N-acc counts empty masks, not missing ones\n"
     )
     lacking = sum(not e.targets for e in video.expressions)
     assert f"N-acc {1 - 1 / lacking:.4f} of {lacking} without a target" in result.stdout

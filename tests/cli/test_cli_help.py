@@ -20,7 +20,7 @@ COMMANDS = (
     "pretrain-clip",
     "train",
 )
-HEAVY = ("torch", "onnxruntime", "onnx", "open_clip", "av", "scipy")
+HEAVY = ("torch", "onnxruntime", "onnx", "open_clip", "av", "scipy", "numpy", "PIL")
 
 
 def imported(importtime: str) -> set[str]:

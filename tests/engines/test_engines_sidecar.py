@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from rvos_deploy.bundle.engine_sidecar import (
@@ -81,7 +81,7 @@ def put(bundle: Bundle) -> Callable[..., EngineSidecar]:
             parity=PASSED,
             parity_reason=None,
         )
-        sidecar = replace(sidecar, **fields)
+        sidecar = msgspec.structs.replace(sidecar, **fields)
         plan = plan_file(bundle.path, sidecar.target, sidecar.graph)
         plan.parent.mkdir(parents=True, exist_ok=True)
         plan.write_bytes(PLAN)
@@ -269,6 +269,46 @@ def test_a_damaged_sidecar_is_refused(
     assert isinstance(error, EngineError)
     assert message in str(error)
     assert error.command == rebuild(bundle, "")
+
+
+@pytest.mark.parametrize("field", EngineSidecar.__struct_fields__)
+def test_a_wrong_or_missing_field_is_one_line_that_names_it(
+    bundle: Bundle, put: Callable[..., EngineSidecar], field: str
+) -> None:
+    put()
+    file = sidecar_file(plan_file(bundle.path, "tensorrt", "mask_head"))
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    missing = {name: value for name, value in whole.items() if name != field}
+    for values, named in (
+        (missing, f"missing required field {field}"),
+        ({**whole, field: [[3]]}, f"at $.{field}"),
+        ({**whole, f"{field}_too": 3}, f"unknown field {field}_too"),
+    ):
+        file.write_text(json.dumps(values), encoding="utf-8")
+        (error,) = list_engines(bundle.path)
+        assert isinstance(error, EngineError)
+        assert named in error.found
+        assert error.command == rebuild(bundle, "")
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("profiles", [{"H": [64, 32, 128]}], "profile H is not in order, min <= opt <= max"),
+        ("profiles", [{"H W": [32, 32, 32]}], "at key in $.profiles[0]"),
+        ("parity", [{"name": "masks", "passed": True, "j_and_f": "1"}], "j_and_f of a parity"),
+    ],
+)
+def test_a_field_of_a_wrong_value_is_refused(
+    bundle: Bundle, put: Callable[..., EngineSidecar], field: str, value: object, message: str
+) -> None:
+    put()
+    file = sidecar_file(plan_file(bundle.path, "tensorrt", "mask_head"))
+    values = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**values, field: value}), encoding="utf-8")
+    (error,) = list_engines(bundle.path)
+    assert message in str(error)
 
 
 def test_no_sidecar_and_no_engine(bundle: Bundle, put: Callable[..., EngineSidecar]) -> None:

@@ -16,12 +16,13 @@ from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.ms_deform_attn import NODE
 from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
+from rvos_deploy.graph_io.graph_spec import Precision
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip
 from rvos_deploy.networks.pan2024.contract import GRAPHS
 from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import WideGroupNorm
 from rvos_deploy.networks.pan2024.modules.inference import decode_clip
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
-from rvos_deploy.networks.pan2024.modules.precision import Precision, set_precision
+from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.runtime.segmenter import load
 
 HALF, WIDE = TensorProto.FLOAT16, TensorProto.FLOAT

@@ -1,12 +1,19 @@
-"""Find a back end by name."""
+"""Find a back end by name. Imports no NumPy: the command line asks for the names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.base import Backend
+
+if TYPE_CHECKING:
+    from rvos_deploy.runtime.backends.base import Backend
+
+BackendName = Literal["auto", "onnxruntime", "tensorrt", "bf16-reference"]
+Device = Literal["auto", "cpu", "cuda"]
+BACKEND_NAMES: tuple[str, ...] = get_args(BackendName)
 
 
 def _onnxruntime(device: str, threads: int | None) -> Backend:
@@ -51,7 +58,6 @@ BACKENDS: dict[str, KnownBackend] = {
     "bf16-reference": KnownBackend(_bf16_reference, "cpu"),
 }
 """Add your own back end before a bundle is loaded: ``BACKENDS["mine"] = KnownBackend(...)``."""
-BACKEND_NAMES = ("auto", *BACKENDS)
 
 
 def make_backend(name: str = "auto", device: str = "auto", threads: int | None = None) -> Backend:

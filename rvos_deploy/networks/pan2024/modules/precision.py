@@ -20,16 +20,14 @@ queries (``parity/verification.py: MAXIMUM_UNDECIDED_QUERIES``).
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.graph_spec import Precision
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 
-Precision = Literal["fp32", "fp16", "bf16"]
-DTYPES: dict[str, torch.dtype] = {
+DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,

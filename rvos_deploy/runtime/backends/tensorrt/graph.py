@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rvos_deploy.bundle.engine_sidecar import Profile, takes
+from rvos_deploy.bundle.engine_sidecar import Profile, supports
 from rvos_deploy.errors import RvosError
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.tensors import Tensor
@@ -57,7 +57,7 @@ class Engine:
         Raises the error that ``refuse`` gives: none does.
         """
         for index, profile in enumerate(self.profiles):
-            if takes(profile, axes):
+            if supports(profile, axes):
                 return index
         raise self.refuse(axes)
 
@@ -141,7 +141,7 @@ class TensorRtGraph(Graph):
 
     def supports(self, axes: Mapping[str, int]) -> bool:
         """Tell whether a profile of the engine supports these sizes."""
-        return any(takes(profile, axes) for profile in self._engine.profiles)
+        return any(supports(profile, axes) for profile in self._engine.profiles)
 
     def layer_report(self) -> str:
         """Return the inspector's JSON for the best sizes of the first profile.

@@ -1,4 +1,4 @@
-"""What a command needs beyond the base install, and what must be settled before torch is loaded."""
+"""What a command needs beyond the base install, and what it settles before torch is loaded."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from rvos_deploy.errors import InputError
 
 @contextmanager
 def needs_extra(what: str, extras: str) -> Iterator[None]:
-    """Import inside this block; what is missing becomes one line with the pip command."""
+    """Turn a package that this block lacks into one line with the pip command."""
     try:
         yield
     except ImportError as error:
+        if (error.name or "").startswith("rvos_deploy"):
+            raise  # our own fault, which no package mends
         raise InputError(
-            f"{what} needs PyTorch and friends, '{error.name}' is missing; "
+            f"{what} needs '{error.name}', which is not installed; "
             f"pip install 'rvos-deploy[{extras}]'"
         ) from error
 
 
 def let_threads_sleep() -> None:
-    """Keep OpenMP's threads from spinning while they wait; call before torch is first imported.
+    """Keep OpenMP's threads from spinning while they wait; call it before torch is imported.
 
     Spinning threads make PyTorch several times slower as soon as anything else uses a core.
     """
