@@ -171,7 +171,7 @@ def main(
     ] = False,
 ) -> None:
     """Measure a bundle on this machine's GPU, beside what the card could do at best."""
-    from rvos_deploy.benchmarks.gpu_plan import Request, choose_cards, new_record
+    from rvos_deploy.benchmarks.gpu_plan import Request, choose_gpu_specs, new_record
     from rvos_deploy.bundle.folder import open_bundle
     from rvos_deploy.redaction import redact_command
 
@@ -179,7 +179,7 @@ def main(
     if not dry_run:
         require_gpu(out)
     request = Request(open_bundle(bundle), out, expressions, frames, checkpoint)
-    record = new_record(request, choose_cards(card or ()), command)
+    record = new_record(request, choose_gpu_specs(card or ()), command)
     if dry_run:
         print_plan(record)
         if out is not None:

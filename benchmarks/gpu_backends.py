@@ -108,7 +108,7 @@ class Measured:
     masks: tuple[NDArray[np.uint8], ...]
 
 
-def measure_contender(bench: Bench, name: str, make: Callable[[], Segmenter]) -> Measured:
+def measure_backend(bench: Bench, name: str, make: Callable[[], Segmenter]) -> Measured:
     """Parity, J&F, stream, memory, graphs and the whole job of one back end.
 
     Args:
@@ -260,7 +260,7 @@ def _score_demo(bench: Bench, segmenter: Segmenter, name: str) -> dict[str, Any]
     }
 
 
-def agreement(ours: Sequence[NDArray[np.uint8]], theirs: Sequence[NDArray[np.uint8]]) -> float:
+def masks_j_and_f(ours: Sequence[NDArray[np.uint8]], theirs: Sequence[NDArray[np.uint8]]) -> float:
     """J&F of the kept masks of one contender against another's."""
     return float(
         np.mean(

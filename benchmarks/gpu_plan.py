@@ -9,9 +9,9 @@ from typing import Any
 
 import onnx
 
-from rvos_deploy.benchmarks.cards import CARDS, Card, Rates
+from rvos_deploy.benchmarks.gpu_specs import GPU_SPECS, GpuSpec, Rates
 from rvos_deploy.benchmarks.latency import EXPRESSIONS
-from rvos_deploy.benchmarks.roofline import GraphCost, count_model, floor
+from rvos_deploy.benchmarks.roofline import GraphCost, count_model, roofline
 from rvos_deploy.bundle.folder import TOKENIZER, Bundle
 from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.environment import machine, versions
@@ -110,14 +110,14 @@ def count_graphs(bundle: Bundle, axes: Mapping[str, int]) -> dict[str, GraphCost
     }
 
 
-def floors_on(
+def roofline_on(
     name: str, source: str, rates: Rates, costs: Mapping[str, GraphCost], precision: str
 ) -> dict[str, Any]:
     """Floors of every graph and of a frame, ready for JSON; a reason where there is none."""
     record: dict[str, Any] = {"card": name, "source": source, "rates": asdict(rates)}
     tf32 = precision != "fp32"
     try:
-        floors = {graph: floor(cost, rates, tf32=tf32) for graph, cost in costs.items()}
+        floors = {graph: roofline(cost, rates, tf32=tf32) for graph, cost in costs.items()}
     except InputError as error:
         return {**record, "reason": str(error)}
     frame = sum(floors[graph].seconds for graph in EVERY_FRAME)
@@ -137,23 +137,23 @@ def floors_on(
     }
 
 
-def choose_cards(names: Iterable[str]) -> tuple[Card, ...]:
+def choose_gpu_specs(names: Iterable[str]) -> tuple[GpuSpec, ...]:
     """Cards of these names, all where there are none.
 
     Raises:
         InputError: an unknown name; lists those that there are.
     """
-    known = {card.name.lower(): card for card in CARDS}
+    known = {card.name.lower(): card for card in GPU_SPECS}
     for name in names:
         if name.lower() not in known:
             raise InputError(
                 f"no rates are known of card '{name}'; known: "
-                + ", ".join(card.name for card in CARDS)
+                + ", ".join(card.name for card in GPU_SPECS)
             )
-    return tuple(known[name.lower()] for name in names) or CARDS
+    return tuple(known[name.lower()] for name in names) or GPU_SPECS
 
 
-def new_record(request: Request, cards: Iterable[Card], command: str) -> dict[str, Any]:
+def new_record(request: Request, cards: Iterable[GpuSpec], command: str) -> dict[str, Any]:
     """The record as far as it can be written without a GPU: plan, costs and published floors."""
     bundle, axes = request.bundle, axes_of(request)
     costs = count_graphs(bundle, axes)
@@ -179,7 +179,8 @@ def new_record(request: Request, cards: Iterable[Card], command: str) -> dict[st
             for name, cost in costs.items()
         },
         "floors": [
-            floors_on(card.name, card.source, card.rates, costs, bundle.precision) for card in cards
+            roofline_on(card.name, card.source, card.rates, costs, bundle.precision)
+            for card in cards
         ],
         "plan": [asdict(step) for step in PLAN],
         "steps": {},

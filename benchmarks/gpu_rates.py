@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rvos_deploy.benchmarks.cards import Rates
+from rvos_deploy.benchmarks.gpu_specs import Rates
 from rvos_deploy.errors import BackendError
 
 WARM_UP, RUNS = 5, 20

@@ -162,8 +162,8 @@ def _streams(record: Mapping[str, Any]) -> str:
     floor = "not known" if least is None else f"{least:.3f} ms"
     return (
         f"<h2>The whole stream</h2><p>From a frame on the host to its masks on the host, "
-        f"milliseconds; the memory of past frames is full. Floor of the graphs: {floor}. The bar "
-        "shows the floor's share of the p50; with files, decoding and writing are included.</p>"
+        f"milliseconds; the memory of past frames is full. Roofline of the graphs: {floor}. "
+        "The bar shows the roofline's share of the p50; with files, decoding and writing are included.</p>"
         + _table(
             (
                 "back end",

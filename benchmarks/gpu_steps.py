@@ -17,19 +17,19 @@ from typing import Any
 from rvos_deploy.benchmarks.gpu_backends import (
     Bench,
     Measured,
-    agreement,
     cuda_bench,
-    measure_contender,
+    masks_j_and_f,
+    measure_backend,
 )
-from rvos_deploy.benchmarks.gpu_plan import Request, count_graphs, floors_on
+from rvos_deploy.benchmarks.gpu_plan import Request, count_graphs, roofline_on
 from rvos_deploy.benchmarks.gpu_rates import (
     as_rates,
     ask_nvidia_smi,
     measure_rates,
     require_torch_cuda,
 )
-from rvos_deploy.benchmarks.latency import MINIMUM_AGREEMENT
-from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, deformable_macs, floor
+from rvos_deploy.benchmarks.latency import MINIMUM_J_AND_F
+from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, deformable_macs, roofline
 from rvos_deploy.engines.gpu import find_gpu
 from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.errors import BackendError, ParityError, RvosError
@@ -91,7 +91,7 @@ def take_rates(run: Run) -> dict[str, Any]:
     bundle = run.request.bundle
     costs = count_graphs(bundle, run.record["axes"])
     run.record["floors"].insert(
-        0, floors_on(MEASURED, "this command", as_rates(measured), costs, bundle.precision)
+        0, roofline_on(MEASURED, "this command", as_rates(measured), costs, bundle.precision)
     )
     return dict(measured)
 
@@ -200,14 +200,14 @@ def time_kernels(run: Run) -> dict[str, Any]:
             "macs": macs,
             "bytes": moved,
             "floor_milliseconds": (
-                floor(cost, as_rates(measured), tf32=False).seconds * 1e3 if measured else None
+                roofline(cost, as_rates(measured), tf32=False).seconds * 1e3 if measured else None
             ),
             "timings": [asdict(timing) for timing in timings],
         }
     return rows
 
 
-def contend(name: str, make: Callable[[Request], Segmenter]) -> Work:
+def backend_step(name: str, make: Callable[[Request], Segmenter]) -> Work:
     """A step that measures one back end. NOT RUN."""
 
     def work(run: Run) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def contend(name: str, make: Callable[[Request], Segmenter]) -> Work:
         half = run.request.bundle.precision != "fp32"
         torch.set_float32_matmul_precision("high" if half else "highest")
         torch.backends.cudnn.allow_tf32 = half
-        run.masks[name] = measure_contender(run.bench, name, lambda: make(run.request))
+        run.masks[name] = measure_backend(run.bench, name, lambda: make(run.request))
         return run.masks[name].figures
 
     return work
@@ -238,7 +238,7 @@ def _pytorch(request: Request, *, compiled: bool) -> Segmenter:
     return Segmenter(request.bundle, backend)
 
 
-CONTENDERS: Mapping[str, Callable[[Request], Segmenter]] = {
+BACKENDS_UNDER_TEST: Mapping[str, Callable[[Request], Segmenter]] = {
     "tensorrt": _tensorrt,
     "onnxruntime cuda": _onnxruntime,
     REFERENCE: lambda request: _pytorch(request, compiled=False),
@@ -252,7 +252,7 @@ STEPS: Mapping[str, Work] = {
     "engines tensorrt": build_target("tensorrt"),
     "engines tensorrt-rtx": build_target("tensorrt-rtx"),
     "kernels": time_kernels,
-    **{name: contend(name, make) for name, make in CONTENDERS.items()},
+    **{name: backend_step(name, make) for name, make in BACKENDS_UNDER_TEST.items()},
 }
 """By the names in ``gpu_plan.PLAN``, in its order."""
 
@@ -267,10 +267,10 @@ def compare(run: Run) -> dict[str, Any]:
     for name, measured in run.masks.items():
         if name == REFERENCE:
             continue
-        same = agreement(measured.masks, reference.masks)
-        fair = same >= MINIMUM_AGREEMENT
+        same = masks_j_and_f(measured.masks, reference.masks)
+        fair = same >= MINIMUM_J_AND_F
         rows[name] = {"j_and_f": same, "ratio": slow / _p50(measured) if fair else None}
-    return {"reference": REFERENCE, "needed_j_and_f": MINIMUM_AGREEMENT, "contenders": rows}
+    return {"reference": REFERENCE, "needed_j_and_f": MINIMUM_J_AND_F, "contenders": rows}
 
 
 def passed(record: Mapping[str, Any]) -> bool:

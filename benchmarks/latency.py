@@ -31,7 +31,7 @@ SHORTEST_FILM = 8
 WARM_UP = 3
 """Frames run before anything is counted."""
 
-MINIMUM_AGREEMENT = 0.999
+MINIMUM_J_AND_F = 0.999
 """J&F between our masks and PyTorch's below which a comparison of speed means nothing."""
 
 EXPRESSIONS = (
@@ -190,10 +190,10 @@ def _compare(
         for side, stream in enumerate((ours, theirs)):
             results[side].extend(stream.flush())
     agreement = _agreement(*results)
-    if agreement < MINIMUM_AGREEMENT:
+    if agreement < MINIMUM_J_AND_F:
         raise ParityError(
             f"masks of {segmenter.backend.name} and {reference.name} agree to J&F {agreement:.4f} "
-            f"only (needed: {MINIMUM_AGREEMENT}), so their speeds cannot be compared; run "
+            f"only (needed: {MINIMUM_J_AND_F}), so their speeds cannot be compared; run "
             "'rvos-deploy verify'"
         )
     return {

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from rvos_deploy.benchmarks.cards import Rates
-from rvos_deploy.benchmarks.gpu_shapes import Shapes, attribute, infer, with_sizes
+from rvos_deploy.benchmarks.gpu_specs import Rates
+from rvos_deploy.benchmarks.onnx_shapes import Shapes, attribute, infer, with_sizes
 from rvos_deploy.errors import InputError
 
 SAMPLING = "sampling"
@@ -59,7 +59,7 @@ class GraphCost:
 
 
 @dataclass(frozen=True)
-class Floor:
+class Roofline:
     """Least seconds for the arithmetic and for the bytes; the graph cannot beat the larger."""
 
     compute_seconds: float
@@ -76,7 +76,7 @@ class Floor:
         return "compute" if self.compute_seconds > self.memory_seconds else "memory"
 
 
-def floor(cost: GraphCost, rates: Rates, *, tf32: bool) -> Floor:
+def roofline(cost: GraphCost, rates: Rates, *, tf32: bool) -> Roofline:
     """Least time of a graph on a card.
 
     Args:
@@ -90,7 +90,7 @@ def floor(cost: GraphCost, rates: Rates, *, tf32: bool) -> Floor:
     seconds = sum(
         2 * count / _flops(kind, rates, tf32=tf32) for kind, count in cost.macs.items() if count
     )
-    return Floor(seconds, cost.total_bytes / rates.bytes_per_second)
+    return Roofline(seconds, cost.total_bytes / rates.bytes_per_second)
 
 
 def _flops(kind: str, rates: Rates, *, tf32: bool) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.bundle.engine_sidecar import Profile, takes
+from rvos_deploy.bundle.engine_sidecar import Profile, supports
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.engines.profiles import corners
 from rvos_deploy.errors import InputError, ParityError
@@ -94,7 +94,7 @@ def fitting_clip(profiles: Sequence[Profile]) -> tuple[NDArray[np.uint8], tuple[
         if box[0] > box[1]:
             clip = np.ascontiguousarray(clip.transpose(0, 2, 1, 3))
         padded = fit_frame((clip.shape[1], clip.shape[2]), box).padded
-        if takes(profile, dict(zip("HW", padded, strict=True))):
+        if supports(profile, dict(zip("HW", padded, strict=True))):
             return clip, box
     raise InputError(
         "no profile takes the probe clip (157x90 pixels, fitted into its best size), so masks "
@@ -114,7 +114,7 @@ def require_all(results: Sequence[CheckResult], target: str) -> None:
 
 
 @dataclass(frozen=True)
-class PartlyEngines(Backend):
+class PartialEngines(Backend):
     """Engines for the graphs that have one, ONNX Runtime for the rest of the bundle."""
 
     engines: Session

@@ -7,21 +7,23 @@ one and plans memory for the greatest.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
-from rvos_deploy.bundle.engine_sidecar import Profile
+from rvos_deploy.bundle.engine_sidecar import Profile, format_profile, supports
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec
+from rvos_deploy.stream_settings import DEFAULT_MEMORY
 
 EXAMPLE = "H=128:256:448,W=224:448:800,E=1:2:8,M=1:24:64"
 Sizes = tuple[int, int, int]
 
 _EXPRESSIONS: Sizes = (1, 2, 8)
 _TOKENS: Sizes = (2, 16, 77)
-_MEMORY: Sizes = (1, 64, 256)
-"""A stream starts with one frame and keeps 64 by default; offline it keeps the whole clip."""
+_MEMORY: Sizes = (1, DEFAULT_MEMORY, 256)
+"""Online, M is the window plus the anchors from the first frame on, 64 by default. Offline, M is
+the number of frames."""
 
 _ENTRY = re.compile(r"(?P<axis>[A-Za-z]+)=(?P<sizes>\d+(?::\d+:\d+)?)")
 
@@ -132,20 +134,48 @@ def _allowed(axes: Mapping[str, AxisSpec]) -> str:
 
 
 def check_streamable(profiles: Sequence[Profile], axes: Mapping[str, AxisSpec]) -> None:
-    """A stream encodes each sentence alone and starts with one frame: some profile must take that.
-    Where the bundle's axis is fixed, the stream pads to it.
+    """Check that a stream of one expression can run with default settings, online and offline.
+
+    Online, M is the window plus the anchors from the first frame on. Offline, M is the number of
+    frames, so a clip of one frame needs M=1. A stream pads axes that the bundle fixes to one size.
+
+    Args:
+        profiles: of all axes of the bundle.
+        axes: of the bundle, by name.
 
     Raises:
-        InputError: none does; says what to add.
+        InputError: no profile supports one of the two; gives a ``--profile`` that supports both.
     """
-    for axis, what in (("E", "one expression"), ("M", "a memory of one frame")):
-        if axis in axes and axes[axis].fixed:
-            continue
-        if not any(profile[axis][0] == 1 for profile in profiles if axis in profile):
+    needs = {
+        "an online stream with its default memory": {"E": 1, "M": DEFAULT_MEMORY},
+        "an offline stream of one frame": {"E": 1, "M": 1},
+    }
+    needed = {what: _stream_sizes(sizes, axes) for what, sizes in needs.items()}
+    for what, sizes in needed.items():
+        if not any(supports(profile, sizes) for profile in profiles):
+            named = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            wider = format_profile(_widened(profiles[0], needed.values()))
             raise InputError(
-                f"no profile takes {what}, with which every stream starts; "
-                f"begin the sizes of {axis} at 1, for example {axis}=1:2:8"
+                f"no profile supports {named}, which {what} needs; widen one: --profile {wider}"
             )
+
+
+def _stream_sizes(sizes: Mapping[str, int], axes: Mapping[str, AxisSpec]) -> dict[str, int]:
+    """Return the nearest sizes that the bundle allows, without the axes that it fixes."""
+    return {
+        name: axes[name].nearest(size)
+        for name, size in sizes.items()
+        if name in axes and not axes[name].fixed
+    }
+
+
+def _widened(profile: Profile, needed: Iterable[Mapping[str, int]]) -> Profile:
+    wider = dict(profile)
+    for sizes in needed:
+        for name, size in sizes.items():
+            low, best, high = wider[name]
+            wider[name] = (min(low, size), best, max(high, size))
+    return wider
 
 
 def graph_profile(spec: GraphSpec, profile: Profile) -> dict[str, Sizes]:

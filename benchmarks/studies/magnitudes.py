@@ -166,7 +166,7 @@ def join(clips: Sequence[Sequence[Layer]]) -> list[Layer]:
     return sorted(joined.values(), key=lambda layer: -layer.unhidden)
 
 
-def require_room(layers: Sequence[Layer], limit: float) -> None:
+def require_headroom(layers: Sequence[Layer], limit: float) -> None:
     """Raise ParityError when a layer gave what is not finite, or more than ``limit``."""
     broken = [layer for layer in layers if layer.not_finite]
     if broken:
@@ -262,7 +262,7 @@ def main(
                 "machine": machine(),
             },
         )
-    require_room(layers, limit)
+    require_headroom(layers, limit)
 
 
 def _command(config: str, options: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ _Words = Annotated[tuple[Line, ...], Meta(max_length=256)]
 _Facts = Annotated[Mapping[Line, Any], Meta(max_length=256)]
 
 
-def takes(profile: Profile, axes: Mapping[str, int]) -> bool:
+def supports(profile: Profile, axes: Mapping[str, int]) -> bool:
     """Whether these sizes lie within the profile."""
     return all(
         name in profile and profile[name][0] <= size <= profile[name][2]

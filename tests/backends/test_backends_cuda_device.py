@@ -16,8 +16,8 @@ from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, DeviceTensor
 def tensor(device: CudaDevice, array: np.ndarray) -> DeviceTensor:
     """An array on the device, by way of a staged input and a copy on the compute stream."""
     with device.lock, device.current():
-        staging = device.staging(array.nbytes)
-        staging.put(array)
+        staging = device.acquire_staging(array.nbytes)
+        staging.upload(array)
         buffer = device.allocate(array.nbytes)
         machine, source, target = device.driver._machine, staging.address, buffer.address
 
@@ -25,8 +25,8 @@ def tensor(device: CudaDevice, array: np.ndarray) -> DeviceTensor:
             machine.bytes_at(target, array.nbytes)[:] = machine.bytes_at(source, array.nbytes)
 
         device.compute.put(copy)
-        staging.consumed()
-        device.unstage(staging)
+        staging.mark_read()
+        device.release_staging(staging)
         return DeviceTensor(device, array.shape, array.dtype, buffer, device.event(device.compute))
 
 
@@ -61,7 +61,7 @@ def test_memory_is_pooled_and_flat(gpu: Gpu) -> None:
         there = tensor(device, np.full(1000, value, np.float32))
         (back,) = DeviceCopy([there]).arrays()
         assert (back == value).all()
-        taken.append(device.bytes_taken())
+        taken.append(device.allocated_bytes())
         del there
     assert taken[3:] == [taken[3]] * 47
     device.release()
@@ -167,7 +167,7 @@ def test_short_memory_frees_what_is_idle_and_then_says_so(gpu: Gpu) -> None:
     idle = device.allocate(3 * 2**20)
     del idle
     kept = device.allocate(6 * 2**20)
-    assert device.bytes_taken() == 6 * 2**20
+    assert device.allocated_bytes() == 6 * 2**20
     with pytest.raises(
         BackendError, match=r"4 MiB are needed, 2 of 8 MiB are free.*--size"
     ) as told:
@@ -217,11 +217,23 @@ def test_another_librarys_memory_is_kept_until_it_was_read(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
     with device.current():
         device.compute.put(lambda: None)
-        device.keep(Theirs())
-        device.keep(object())
+        device.keep_alive(Theirs())
+        device.keep_alive(object())
         assert not Theirs.freed
         device.compute.synchronize()
-        device.keep(object())
+        device.keep_alive(object())
     assert Theirs.freed
     device.release()
+    gpu.check_clean()
+
+
+def test_everything_is_freed_where_the_last_wait_fails(gpu: Gpu) -> None:
+    device = acquire_device(gpu.libraries)
+    there = tensor(device, np.ones(9, np.float32))
+    _ = np.asarray(there)
+    gpu.machine.failing["Stream.synchronize"] = 0
+    with pytest.raises(BackendError, match=r"CUDA failed on GPU 0 .*because the test says so"):
+        device.release()
+    with pytest.raises(BackendError, match="freed with its segmenter"):
+        _ = there.address
     gpu.check_clean()

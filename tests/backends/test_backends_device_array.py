@@ -20,8 +20,8 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import fit_frame
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
 from rvos_deploy.runtime.backends.cuda.dlpack import CPU, CUDA, Capsule, make_capsule
-from rvos_deploy.runtime.backends.cuda.foreign_arrays import borrow, is_device_array
-from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, send
+from rvos_deploy.runtime.backends.cuda.foreign_arrays import from_dlpack, is_device_array
+from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, to_device
 from rvos_deploy.runtime.segmenter import load
 from rvos_deploy.stream_settings import StreamSettings
 
@@ -187,7 +187,7 @@ def test_computation_waits_for_the_owners_stream(
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     theirs = kind(gpu, array)
     assert is_device_array(theirs)
-    tensor = borrow(device, theirs)
+    tensor = from_dlpack(device, theirs)
     assert (tensor.shape, tensor.dtype, tensor.address) == ((3, 4), array.dtype, int(theirs.memory))
     # The download waits for the tensor's own event alone: it must come after the owner's work.
     assert (np.asarray(tensor) == array).all()
@@ -199,7 +199,7 @@ def test_computation_waits_for_the_owners_stream(
 def test_the_interfaces_owner_is_kept(gpu: Gpu, device: CudaDevice) -> None:
     theirs = Interface(gpu, np.zeros(3, np.uint8))
     alive = weakref.ref(theirs)
-    tensor = borrow(device, theirs)
+    tensor = from_dlpack(device, theirs)
     del theirs
     gc.collect()
     owner = alive()
@@ -212,17 +212,17 @@ def test_what_cannot_be_read_is_one_line(gpu: Gpu, device: CudaDevice) -> None:
     theirs = Interface(gpu, np.zeros((4, 6), np.float32))
     theirs.strides = (48, 8)
     with pytest.raises(InputError, match=r"must be contiguous, found strides \[48, 8\]"):
-        borrow(device, theirs)
+        from_dlpack(device, theirs)
     theirs.strides = (24, 4)
-    assert borrow(device, theirs).shape == (4, 6)
+    assert from_dlpack(device, theirs).shape == (4, 6)
     gpu.bindings.ordinal_of_pointers = 1
     with pytest.raises(InputError, match=r"not on GPU 0, where"):
-        borrow(device, theirs)
+        from_dlpack(device, theirs)
     theirs.free()
     other = DlPack(gpu, np.zeros(3, np.uint8))
     other.device = (2, 1)
     with pytest.raises(InputError, match=r"not on GPU 0"):
-        borrow(device, other)
+        from_dlpack(device, other)
     other.free()
 
 
@@ -268,7 +268,7 @@ def test_without_kernels_a_frame_on_the_gpu_goes_by_the_host(
     frame = np.random.default_rng(0).integers(0, 255, (60, 110, 3), np.uint8)
     settings = StreamSettings(size=(96, 160), fallback="top1")
     gpu.bindings.refusing.add("cuModuleLoadData")
-    with pytest.warns(RuntimeWarning, match="on the host"):
+    with pytest.warns(RuntimeWarning, match="the host does the work"):
         segmenter = load(engines.path, backend="tensorrt")
     theirs = Interface(gpu, frame)
     with segmenter:
@@ -301,11 +301,11 @@ def test_results_are_tensors_that_others_can_take(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, device: CudaDevice
 ) -> None:
     theirs = Interface(gpu, np.ones((2, 2), np.float32))
-    tensor = borrow(device, theirs)
+    tensor = from_dlpack(device, theirs)
     assert isinstance(tensor, DeviceTensor)
-    assert borrow(device, tensor) is tensor
+    assert from_dlpack(device, tensor) is tensor
     assert tensor.reshape(4).shape == (4,)
-    assert tensor.reshape(4).borrowed
+    assert tensor.reshape(4).foreign
     del tensor
     theirs.free()
 
@@ -314,7 +314,7 @@ def test_results_are_tensors_that_others_can_take(
 def test_tensors_are_given_by_dlpack_once_they_are_computed(
     gpu: Gpu, device: CudaDevice, stream: int | str | None
 ) -> None:
-    tensor = send(device, np.arange(6, dtype=np.float32).reshape(2, 3))
+    tensor = to_device(device, np.arange(6, dtype=np.float32).reshape(2, 3))
     assert tensor.__dlpack_device__() == (CUDA, 0)
     done: list[str] = []
     device.compute.put(lambda: done.append("computed"))
@@ -341,7 +341,7 @@ def test_tensors_are_given_by_dlpack_once_they_are_computed(
 
 
 def test_a_tensor_on_the_gpu_is_given_there_only(device: CudaDevice) -> None:
-    tensor = send(device, np.zeros(3, np.float32))
+    tensor = to_device(device, np.zeros(3, np.float32))
     for wish in ({"copy": True}, {"dl_device": (CPU, 0)}):
         with pytest.raises(BufferError, match=r"numpy\.asarray"):
             tensor.__dlpack__(**wish)

@@ -28,12 +28,11 @@ from rvos_deploy.graph_io.frame_geometry import (
     frame_taps,
     resize_frame,
 )
-from rvos_deploy.runtime.backends.cuda import nvrtc
-from rvos_deploy.runtime.backends.cuda import pieces as device_pieces
+from rvos_deploy.runtime.backends.cuda import copies, nvrtc
 from rvos_deploy.runtime.backends.cuda.device import acquire_device
 from rvos_deploy.runtime.backends.cuda.kernels import KERNELS, kernel_ptx, number, pointer
-from rvos_deploy.runtime.backends.cuda.masks import MaskDisplay
-from rvos_deploy.runtime.backends.cuda.tensor import send
+from rvos_deploy.runtime.backends.cuda.masks import MaskUpsampler
+from rvos_deploy.runtime.backends.cuda.tensor import to_device
 
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
 
@@ -229,31 +228,31 @@ def test_rows_that_hold_no_numbers_are_flagged() -> None:
 
 def test_maps_on_the_device_are_looked_at_there(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
-    display = MaskDisplay(device)
+    upsampler = MaskUpsampler(device)
     maps = np.zeros((5, 24, 40), np.float32)
     maps[1, 23, 39], maps[2, 0, 0], maps[3] = np.nan, np.inf, -np.inf
-    there, none = send(device, maps), send(device, maps[:0])
+    there, none = to_device(device, maps), to_device(device, maps[:0])
     gpu.machine.copied.update(up=0, down=0)
-    (sound,) = display.finite(there).arrays()
+    (sound,) = upsampler.finite_maps(there).arrays()
     assert (sound.dtype, sound.tolist()) == (np.bool_, [True, False, False, True, True])
     assert gpu.machine.copied == {"up": 0, "down": 5 * 24}
-    (empty,) = display.finite(none).arrays()
+    (empty,) = upsampler.finite_maps(none).arrays()
     assert empty.shape == (0,)
-    del there, none, display
+    del there, none, upsampler
     device.release()
     gpu.check_clean()
 
 
 def test_masks_on_the_device_in_order_and_freed(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
-    display = MaskDisplay(device)
+    upsampler = MaskUpsampler(device)
     random = np.random.default_rng(1)
     held = []
     for _ in range(12):
         logits, geometry = random_case(random)
-        tensor = send(device, logits)
-        shown = display.show(tensor, geometry)
-        coming = display.fetch(tensor, geometry)
+        tensor = to_device(device, logits)
+        shown = upsampler.upsample(tensor, geometry)
+        coming = upsampler.upsample_to_host(tensor, geometry)
         held.append((shown, coming, display_masks(logits, geometry)))
         del tensor
     gpu.machine.copied.update(down=0)
@@ -263,7 +262,7 @@ def test_masks_on_the_device_in_order_and_freed(gpu: Gpu) -> None:
         assert found.dtype == np.bool_
         assert (found == truth).all()
         assert (np.asarray(shown) == truth).all()
-    del held, shown, coming, display
+    del held, shown, coming, upsampler
     device.release()
     gpu.check_clean()
 
@@ -271,13 +270,13 @@ def test_masks_on_the_device_in_order_and_freed(gpu: Gpu) -> None:
 def test_an_eighth_of_a_byte_a_pixel_comes_down(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
     geometry = fit_frame((90, 157), (96, 160))
-    logits = send(device, np.zeros((3, 24, geometry.padded[1] // 4), np.float32))
-    display = MaskDisplay(device)
-    display.fetch(logits, geometry).arrays()
+    logits = to_device(device, np.zeros((3, 24, geometry.padded[1] // 4), np.float32))
+    upsampler = MaskUpsampler(device)
+    upsampler.upsample_to_host(logits, geometry).arrays()
     gpu.machine.copied.update(up=0, down=0)
-    display.fetch(logits, geometry).arrays()
+    upsampler.upsample_to_host(logits, geometry).arrays()
     assert gpu.machine.copied == {"up": 0, "down": 3 * 90 * 20}
-    del logits, display
+    del logits, upsampler
     device.release()
     gpu.check_clean()
 
@@ -299,14 +298,14 @@ def test_rows_are_gathered_and_a_tensor_is_resized_as_numpy_does(
     device = acquire_device(gpu.libraries)
     random = np.random.default_rng(channels)
     array = random.integers(0, 100, (3, 7, channels)).astype(dtype)
-    value = send(device, array)
+    value = to_device(device, array)
     order = np.stack([random.permutation(7) for _ in range(3)])
-    ordered = device_pieces.gather(value, order)
+    ordered = copies.gather(value, order)
     truth = array[np.arange(3)[:, None], order]
     assert (np.asarray(ordered) == truth).all()
     rows = np.array([2, 0])
-    assert (np.asarray(device_pieces.gather(value, rows)) == array[rows]).all()
-    resized = device_pieces.resized(ordered, np.array([2, -1, 0]), 9)
+    assert (np.asarray(copies.gather(value, rows)) == array[rows]).all()
+    resized = copies.resized(ordered, np.array([2, -1, 0]), 9)
     expected = np.zeros((3, 9, channels), dtype)
     expected[0, :7], expected[2, :7] = truth[2], truth[0]
     assert (resized.shape, resized.dtype) == (expected.shape, expected.dtype)
@@ -324,12 +323,12 @@ def test_what_is_copied_is_not_overwritten_before(gpu: Gpu) -> None:
     array = np.arange(64, dtype=np.float32).reshape(2, 4, 8)
     copied, written = [], []
     for step in range(6):
-        value = send(device, array + step)
-        copied.append(device_pieces.resized(value, np.array([0, 1]), 4))
+        value = to_device(device, array + step)
+        copied.append(copies.resized(value, np.array([0, 1]), 4))
         del value
-        target = device_pieces.zeros(device, (2, 3, 4, 8), np.float32)
-        values = device_pieces.gather(copied[-1], np.array([1, 0]))
-        device_pieces.write(target, np.array([2, 0]), values)
+        target = copies.zeros(device, (2, 3, 4, 8), np.float32)
+        values = copies.gather(copied[-1], np.array([1, 0]))
+        copies.write(target, np.array([2, 0]), values)
         written.append(target)
         del values, target
     for step, (found, other) in enumerate(zip(copied, written, strict=True)):
@@ -345,7 +344,9 @@ def test_what_is_copied_is_not_overwritten_before(gpu: Gpu) -> None:
 def test_kernels_that_the_driver_refuses_are_said_once(gpu: Gpu) -> None:
     gpu.bindings.refusing.add("cuModuleLoadData")
     device = acquire_device(gpu.libraries)
-    with pytest.warns(RuntimeWarning, match="on the host, .*CUDA_ERROR_UNSUPPORTED_PTX_VERSION"):
+    with pytest.warns(
+        RuntimeWarning, match="the host does the work.*CUDA_ERROR_UNSUPPORTED_PTX_VERSION"
+    ):
         assert not device.has_kernels()
     gpu.bindings.refusing.clear()
     assert not device.has_kernels()

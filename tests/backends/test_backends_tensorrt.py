@@ -32,7 +32,7 @@ from rvos_deploy.bundle.engine_sidecar import (
     sidecar_file,
 )
 from rvos_deploy.bundle.folder import Bundle
-from rvos_deploy.engines.engine_parity import PartlyEngines
+from rvos_deploy.engines.engine_parity import PartialEngines
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip, probe_inputs
 from rvos_deploy.graph_io.tensors import Tensor
@@ -353,7 +353,7 @@ def test_engines_of_some_graphs_give_the_same_masks_beside_onnxruntime(
         truth = masks(segmenter, SETTINGS[name])
     with (
         opened(engines, *graphs) as session,
-        Segmenter(engines, PartlyEngines(session, reference)) as segmenter,
+        Segmenter(engines, PartialEngines(session, reference)) as segmenter,
     ):
         found = masks(segmenter, SETTINGS[name])
     assert len(found) == len(truth) == 5
@@ -363,8 +363,8 @@ def test_engines_of_some_graphs_give_the_same_masks_beside_onnxruntime(
 
 def memory_inputs(stream: Stream) -> dict[str, np.ndarray]:
     """What the video decoder is given of the memory."""
-    assert isinstance(stream.steps, Pan2024Steps)
-    return {name: np.asarray(value) for name, value in stream.steps._memory.read().items()}
+    assert isinstance(stream._steps, Pan2024Steps)
+    return {name: np.asarray(value) for name, value in stream._steps._memory.read().items()}
 
 
 def test_the_video_decoder_is_replayed_while_the_memory_is_written(
@@ -388,8 +388,8 @@ def test_the_video_decoder_is_replayed_while_the_memory_is_written(
             ran.append([e[0] for e in gpu.machine.log if e[1:2] == ("video_decoder",)])
             (result,) = other.push(frame)
             truth.append(result.masks)
-            assert isinstance(stream.steps, Pan2024Steps)
-            addresses.add(stream.steps._memory.read()["memory"].address)  # type: ignore[attr-defined]
+            assert isinstance(stream._steps, Pan2024Steps)
+            addresses.add(stream._steps._memory.read()["memory"].address)  # type: ignore[attr-defined]
             ours, theirs = memory_inputs(stream), memory_inputs(other)
             assert ours["memory"].shape[:2] == (2, 4)
             for name, array in theirs.items():
@@ -477,6 +477,21 @@ def test_spare_places_of_the_memory_ask_for_no_larger_profile(
         assert all((a == b).all() for a, b in zip(found, truth, strict=True))
         with pytest.raises(EngineError, match=r"M=1:4:9.*M=10"):
             masks(segmenter, SETTINGS["offline"], 10)
+    gpu.check_clean()
+
+
+@pytest.mark.parametrize("runs", [0, 1, 3])
+def test_what_is_behind_a_failed_wait_is_freed(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, runs: int
+) -> None:
+    """After an illegal address every wait fails. Three runs leave a captured one."""
+    session = opened(engines, "backbone", "mask_head")
+    for _ in range(runs):
+        session.graphs["mask_head"].run(inputs_of(engines, "mask_head"))
+    assert bool(gpu.machine.graphs) is (runs == 3)
+    gpu.machine.failing["Stream.synchronize"] = 0
+    with pytest.raises(BackendError, match=r"CUDA failed on GPU 0 .*because the test says so"):
+        session.close()
     gpu.check_clean()
 
 
@@ -666,7 +681,9 @@ def test_without_kernels_the_host_makes_the_masks(
     with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
         truth = masks(segmenter, SETTINGS["online"])
     monkeypatch.setattr(nvrtc, "load_nvrtc", without_nvrtc)
-    with pytest.warns(RuntimeWarning, match=r"on the host, .*NVRTC cannot be loaded") as said:
+    with pytest.warns(
+        RuntimeWarning, match=r"the host does the work.*NVRTC cannot be loaded"
+    ) as said:
         segmenter = load(engines.path, backend="tensorrt")
     assert len(said) == 1
     with segmenter:
@@ -839,7 +856,7 @@ def test_a_refused_capture_says_why_and_runs_go_on(
                 to_host(session, mask_head.run(inputs)["mask_logits"]), truth
             )
         assert isinstance(mask_head, TensorRtGraph)
-        assert mask_head.why_not_captured == "TensorRT refused to be captured"
+        assert mask_head.disabled_reason == "TensorRT refused to be captured"
     assert replays(gpu) == 0
     gpu.check_clean()
 
@@ -955,6 +972,6 @@ def test_verify_without_a_case_that_fits_is_an_error(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
     narrow(engines, W=(256, 256, 256))
-    with pytest.raises(EngineError, match=r"takes H=.*W=256:256:256.*build-engine .*--profile"):
+    with pytest.raises(EngineError, match=r"supports H=.*W=256:256:256.*build-engine .*--profile"):
         verify(engines, TensorRtBackend())
     gpu.check_clean()

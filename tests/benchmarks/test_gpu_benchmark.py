@@ -13,10 +13,10 @@ import typer
 from typer.testing import CliRunner
 
 from rvos_deploy.benchmarks import gpu, gpu_steps
-from rvos_deploy.benchmarks.cards import CARDS
-from rvos_deploy.benchmarks.gpu_backends import Bench, Measured, agreement, measure_contender
-from rvos_deploy.benchmarks.gpu_plan import PLAN, Request, choose_cards, new_record
+from rvos_deploy.benchmarks.gpu_backends import Bench, Measured, masks_j_and_f, measure_backend
+from rvos_deploy.benchmarks.gpu_plan import PLAN, Request, choose_gpu_specs, new_record
 from rvos_deploy.benchmarks.gpu_report import render
+from rvos_deploy.benchmarks.gpu_specs import GPU_SPECS
 from rvos_deploy.benchmarks.gpu_steps import REFERENCE, STEPS, Run
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.engines.gpu import Gpu
@@ -43,7 +43,7 @@ def request_(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Req
 @pytest.fixture(scope="module")
 def planned(request_: Request) -> str:
     """A record before any step, as JSON: every test gets its own copy."""
-    return json.dumps(new_record(request_, CARDS, "a <command>"))
+    return json.dumps(new_record(request_, GPU_SPECS, "a <command>"))
 
 
 def test_the_dry_run_prints_plan_and_floors_and_writes_them(
@@ -52,7 +52,7 @@ def test_the_dry_run_prints_plan_and_floors_and_writes_them(
     out = tmp_path / "results"
     done = call("--dry-run", "--bundle", str(tiny_bundle), "--out", str(out))
     assert done.exit_code == 0, done.output
-    for word in (*(card.name for card in CARDS), *(step.name for step in PLAN), "frames/s"):
+    for word in (*(card.name for card in GPU_SPECS), *(step.name for step in PLAN), "frames/s"):
         assert word in done.output
     assert max(map(len, done.output.splitlines())) <= 120
     record = json.loads((out / "gpu.json").read_text(encoding="utf-8"))
@@ -92,9 +92,9 @@ def test_with_a_gpu_a_folder_must_be_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_unknown_card_is_refused_with_those_that_are_known() -> None:
-    assert [card.name for card in choose_cards(["l4", "T4"])] == ["L4", "T4"]
+    assert [card.name for card in choose_gpu_specs(["l4", "T4"])] == ["L4", "T4"]
     with pytest.raises(InputError, match=r"card 'Voodoo'; known: T4, A10, L4"):
-        choose_cards(["Voodoo"])
+        choose_gpu_specs(["Voodoo"])
 
 
 def test_every_planned_step_has_its_work() -> None:
@@ -102,8 +102,8 @@ def test_every_planned_step_has_its_work() -> None:
 
 
 def test_more_expressions_cost_more_but_share_the_backbone(request_: Request) -> None:
-    record = new_record(request_, CARDS[:1], "")
-    one = new_record(Request(request_.bundle, None, 1, 10, None), CARDS[:1], "")
+    record = new_record(request_, GPU_SPECS[:1], "")
+    one = new_record(Request(request_.bundle, None, 1, 10, None), GPU_SPECS[:1], "")
 
     def macs(of: Record, graph: str) -> int:
         return int(of["costs"][graph]["total_macs"])
@@ -249,7 +249,7 @@ def test_a_ratio_is_given_only_where_the_masks_agree(finished: Record) -> None:
 def test_the_page_shows_every_figure_beside_its_floor(finished: Record) -> None:
     page = render(finished)
     frame = finished["floors"][0]["frame_milliseconds"]
-    assert f"Floor of the graphs: {frame:.3f} ms" in page
+    assert f"Roofline of the graphs: {frame:.3f} ms" in page
     assert f"</i></span> {frame / 5.0:.1%}" in page
     backbone = finished["floors"][0]["graphs"]["backbone"]["milliseconds"]
     assert f"<td>{backbone:.4f}</td><td>5.000 ({5 / backbone:.1f}x)</td>" in page
@@ -279,8 +279,8 @@ def test_failed_tests_are_named(tmp_path: Path) -> None:
 def test_agreement_of_equal_and_of_empty_masks() -> None:
     some = (np.packbits(np.eye(16, dtype=np.bool_)[None], axis=-1),)
     none = (np.zeros_like(some[0]),)
-    assert agreement(some, some) == 1.0
-    assert agreement(some, none) == 0.0
+    assert masks_j_and_f(some, some) == 1.0
+    assert masks_j_and_f(some, none) == 0.0
 
 
 @pytest.mark.slow
@@ -303,7 +303,7 @@ def test_a_contender_is_measured(tiny_bundle: Path, tmp_path: Path) -> None:
         synchronise=lambda: waits.append(1),
         gpu_bytes=lambda: len(waits),
     )
-    measured = measure_contender(bench, "a name", lambda: load(tiny_bundle))
+    measured = measure_backend(bench, "a name", lambda: load(tiny_bundle))
     found = measured.figures
     assert found["stream"]["count"] == 20
     assert found["stream"]["stages"]["backbone"]["count"] == 20
@@ -316,5 +316,5 @@ def test_a_contender_is_measured(tiny_bundle: Path, tmp_path: Path) -> None:
     assert 0 <= found["demo"]["j_and_f"] <= 1
     # Of frames 3 to 22 the 10th and the 20th; both expressions, rows packed by eight.
     assert [mask.shape for mask in measured.masks] == [(2, 90, 20)] * 2
-    assert agreement(measured.masks, measured.masks) == 1.0
+    assert masks_j_and_f(measured.masks, measured.masks) == 1.0
     json.dumps(found, allow_nan=False)

@@ -16,7 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from rvos_deploy.benchmarks.studies import magnitudes
-from rvos_deploy.benchmarks.studies.magnitudes import Layer, Magnitudes, join, require_room
+from rvos_deploy.benchmarks.studies.magnitudes import Layer, Magnitudes, join, require_headroom
 from rvos_deploy.errors import ParityError
 from rvos_deploy.export import weights
 from rvos_deploy.networks.pan2024.modules.attention import HIDDEN, MultiHeadAttention, hide
@@ -80,7 +80,7 @@ def test_an_overflow_is_named_where_it_begins() -> None:
     assert list(broken.values()) == [6]
     assert next(iter(broken)).startswith("0 ")
     with pytest.raises(ParityError, match=r"1 layers gave infinities or NaN, the worst 0 "):
-        require_room(join([list(layers.values())]), 16376)
+        require_headroom(join([list(layers.values())]), 16376)
 
 
 def test_clips_are_joined_at_their_worst() -> None:
@@ -91,7 +91,7 @@ def test_clips_are_joined_at_their_worst() -> None:
 
 def test_nothing_measured_proves_nothing() -> None:
     with pytest.raises(ParityError, match="nothing was measured"):
-        require_room([], 1.0)
+        require_headroom([], 1.0)
 
 
 @pytest.fixture

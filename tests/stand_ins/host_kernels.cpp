@@ -29,7 +29,7 @@ extern "C" void host_rvos_fit_frame(int grid, int block, RVOS_FIT_PARAMETERS) {
   });
 }
 
-#define RVOS_STACK_ARGUMENTS pieces, words, total, output
+#define RVOS_STACK_ARGUMENTS addresses, words, total, output
 
 extern "C" void host_rvos_stack_vectors(int grid, int block, RVOS_STACK_PARAMETERS(uint4)) {
   launch(dim3(grid), dim3(block), [&] { rvos_stack_vectors(RVOS_STACK_ARGUMENTS); });

@@ -85,8 +85,15 @@ class Machine:
         capturing = [s.number for s in self.streams.values() if s.captured is not None]
         assert not capturing, f"{what} while stream {capturing} is captured"
 
+    def fail_if_asked(self, what: str) -> None:
+        """Raise pycuda's error where a test asked for it: after ``failing[what]`` more calls."""
+        if what in self.failing:
+            self.failing[what] -= 1
+            if self.failing[what] < 0:
+                raise FakePycuda.Error(f"{what} failed: because the test says so")
+
     def pointer(self, address: int) -> int:
-        """Where device memory really is, from an address on to the end of its allocation."""
+        """Return the host address of device memory, which an allocation must hold."""
         for start, block in list(self.allocations.items()):
             if start <= address < start + len(block):
                 return int(block[address - start :].ctypes.data)
@@ -144,6 +151,13 @@ class FakeStream:
     def synchronize(self) -> None:
         self._machine.need_context("Stream.synchronize")
         self._machine.need_no_capture("Stream.synchronize")
+        try:
+            self._machine.fail_if_asked("Stream.synchronize")
+        except FakePycuda.Error:
+            # After an error that makes a wait fail, CUDA runs nothing that is queued.
+            for stream in list(self._machine.streams.values()):
+                stream.queue.clear()
+            raise
         self.run_until(self.queued)
 
     def wait_for_event(self, event: FakeEvent) -> None:
@@ -289,7 +303,7 @@ class FakePycuda:
             raise self.Error("cuInit failed: no CUDA-capable device is detected")
 
     def Stream(self, flags: int = 0) -> FakeStream:  # noqa: N802
-        self._fail("Stream")
+        self._machine.fail_if_asked("Stream")
         return FakeStream(self._machine, flags)
 
     def Event(self, flags: int = 0) -> FakeEvent:  # noqa: N802
@@ -300,7 +314,7 @@ class FakePycuda:
         need_ints(size)
         machine.need_context("mem_alloc")
         machine.need_no_capture("mem_alloc")
-        self._fail("mem_alloc")
+        machine.fail_if_asked("mem_alloc")
         if sum(map(len, list(machine.allocations.values()))) + size > machine.memory:
             raise self.MemoryError("cuMemAlloc failed: out of memory")
         address = machine.number() << 32
@@ -369,13 +383,6 @@ class FakePycuda:
             target[:] = source
 
         stream.put(work)
-
-    def _fail(self, what: str) -> None:
-        """Raise when a test asked for it: ``machine.failing[what]`` calls from now."""
-        if what in self._machine.failing:
-            self._machine.failing[what] -= 1
-            if self._machine.failing[what] < 0:
-                raise self.Error(f"{what} failed: because the test says so")
 
 
 class CUresult(enum.IntEnum):

@@ -17,7 +17,7 @@ from recording_tensorrt import FakeTensorRt
 
 from rvos_deploy.bundle.engine_sidecar import engine_folder, read_sidecar
 from rvos_deploy.bundle.folder import Bundle, open_bundle
-from rvos_deploy.engines import build, proof
+from rvos_deploy.engines import build, parity_checks
 from rvos_deploy.engines.build import build_engines
 from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.settings import BuildSettings
@@ -25,7 +25,7 @@ from rvos_deploy.errors import BackendError, ParityError
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import EngineMachine, check_loadable
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu12")
-SMALL = "H=32:64:96,W=32:96:160,E=1:2:3,L=2:5:20,M=1:3:8"
+SMALL = "H=32:64:96,W=32:96:160,E=1:2:3,L=2:5:20,M=1:3:64"
 SETTINGS = BuildSettings("tensorrt-rtx", profiles=(SMALL,))
 
 
@@ -121,7 +121,7 @@ def test_an_engine_that_is_wrong_never_gets_its_place(
 def test_an_engine_whose_masks_are_wrong_never_gets_its_place(
     gpu: RecordingGpu, library: RecordingRtx, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "compare_graph", lambda *compared: [])
+    monkeypatch.setattr(parity_checks, "compare_graph", lambda *compared: [])
     library.error = -1e6
     with pytest.raises(ParityError, match=r"1 of 1 parity checks .* masks of a clip"):
         built(bundle)

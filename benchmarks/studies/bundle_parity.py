@@ -1,6 +1,6 @@
 """J&F of a bundle and of what it must agree with, on the same videos: PyTorch, or another bundle.
 
-``python -m rvos_deploy.benchmarks.studies.agreement BUNDLE --checkpoint F --clip-weights F
+``python -m rvos_deploy.benchmarks.studies.bundle_parity BUNDLE --checkpoint F --clip-weights F
 --data DIR``
 compares with the network that the bundle was exported from, offline and online;
 ``... BUNDLE --reference BUNDLE --data DIR --limit 0.002`` with another bundle, offline: what a
@@ -98,7 +98,7 @@ def _offline(bundle: Path, backend: str, split: DataSplit) -> tuple[Evaluation, 
         return evaluate_bundle(segmenter, split, settings=settings), segmenter.bundle.precision
 
 
-def require_agreement(found: Mapping[str, Any], limit: float | None) -> None:
+def require_parity(found: Mapping[str, Any], limit: float | None) -> None:
     """Raise ParityError when more than ``limit`` J&F (0 to 1) was lost; None allows all."""
     if limit is not None and not found["lost"] <= limit:
         raise ParityError(
@@ -147,8 +147,8 @@ def main(
             json_file,
             {
                 "schema": "rvos-deploy/benchmark/agreement/1",
-                "command": f"python -m rvos_deploy.benchmarks.studies.agreement {bundle} {against} "
-                f"--data {data}{chosen}{allowed}",
+                "command": "python -m rvos_deploy.benchmarks.studies.bundle_parity "
+                f"{bundle} {against} --data {data}{chosen}{allowed}",
                 "videos": len(part.videos),
                 **found,
                 "limit": limit,
@@ -156,7 +156,7 @@ def main(
                 "machine": machine(),
             },
         )
-    require_agreement(found, limit)
+    require_parity(found, limit)
 
 
 def _print(found: Mapping[str, Any]) -> None:

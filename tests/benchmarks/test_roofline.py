@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rvos_deploy.benchmarks.cards import CARDS, Rates
-from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, count_graph, count_model, floor
+from rvos_deploy.benchmarks.gpu_specs import GPU_SPECS, Rates
+from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, count_graph, count_model, roofline
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.ms_deform_attn import attach_function
 
@@ -243,21 +243,21 @@ def test_a_shape_that_depends_on_numbers_is_refused_not_left_out() -> None:
 def test_a_floor_is_the_larger_of_two_divisions() -> None:
     rates = Rates(100.0, fp32_flops=10.0, fp16_flops=40.0, bf16_flops=None, tf32_flops=20.0)
     cost = GraphCost({"float16": 100, "float32": 10, SAMPLING: 5}, {}, 600, 50, 50)
-    found = floor(cost, rates, tf32=True)
+    found = roofline(cost, rates, tf32=True)
     assert found.compute_seconds == pytest.approx(200 / 40 + 20 / 20 + 10 / 10)
     assert found.memory_seconds == found.seconds == 7.0
-    without = floor(cost, rates, tf32=False)
+    without = roofline(cost, rates, tf32=False)
     assert (without.seconds, without.bound) == (200 / 40 + 20 / 10 + 10 / 10, "compute")
 
 
 def test_a_type_that_the_card_lacks_is_refused() -> None:
-    turing = next(card for card in CARDS if card.name == "T4")
+    turing = next(card for card in GPU_SPECS if card.name == "T4")
     with pytest.raises(InputError, match="no rate is known for multiply-adds in bfloat16"):
-        floor(GraphCost({"bfloat16": 1}, {}, 0, 0, 0), turing.rates, tf32=True)
+        roofline(GraphCost({"bfloat16": 1}, {}, 0, 0, 0), turing.rates, tf32=True)
 
 
 def test_published_rates_are_consistent() -> None:
-    for card in CARDS:
+    for card in GPU_SPECS:
         rates = card.rates
         assert rates.fp16_flops > rates.fp32_flops
         assert rates.bf16_flops is None or rates.bf16_flops <= rates.fp16_flops

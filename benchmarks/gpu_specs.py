@@ -31,7 +31,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Card:
+class GpuSpec:
     """A card's published rates, and the document that they stand in."""
 
     name: str
@@ -47,7 +47,7 @@ def _card(
     bf16: float | None,
     tf32: float | None,
     source: str,
-) -> Card:
+) -> GpuSpec:
     """Gigabytes and teraflops a second."""
     rates = Rates(
         gigabytes * GIGA,
@@ -56,7 +56,7 @@ def _card(
         None if bf16 is None else bf16 * TERA,
         None if tf32 is None else tf32 * TERA,
     )
-    return Card(name, rates, source)
+    return GpuSpec(name, rates, source)
 
 
 _TURING = "NVIDIA T4 Tensor Core GPU datasheet"
@@ -69,7 +69,7 @@ _L40S = "NVIDIA L40S GPU datasheet"
 _H100 = "NVIDIA H100 Tensor Core GPU datasheet, SXM5 80 GB (with sparsity there: halved)"
 _BLACKWELL = "NVIDIA RTX Blackwell GPU architecture whitepaper, GeForce RTX 5090"
 
-CARDS = (
+GPU_SPECS = (
     _card("T4", 320, 8.1, 65, None, None, _TURING),
     _card("A10", 600, 31.2, 125, 125, 62.5, _A10),
     _card("L4", 300, 30.3, 121, 121, 60, _L4),
