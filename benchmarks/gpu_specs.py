@@ -1,7 +1,7 @@
-"""Published rates of graphics cards: what no kernel on them can exceed.
+"""List published rates of graphics cards, which no kernel on them can exceed.
 
-Dense rates, never those "with sparsity", at the card's boost clock and its own power limit. Typed
-from the documents named; none was measured here.
+The rates are dense (never "with sparsity"), at the card's boost clock and its own power limit. They
+are copied from the documents named; none was measured here.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ TERA, GIGA = 1e12, 1e9
 
 @dataclass(frozen=True)
 class Rates:
-    """What a card does in a second; a multiply-add is two floating-point operations.
+    """Rates of a GPU a second; a multiply-add is two floating-point operations.
 
     Args:
-        bytes_per_second: to and from the card's memory.
+        bytes_per_second: to and from the GPU's memory.
         fp32_flops: float32 outside tensor cores.
-        fp16_flops: float16 on tensor cores, summed in float16 where that is faster: TensorRT may.
-        bf16_flops: bfloat16 (and float16 summed in float32); None: has no bfloat16.
-        tf32_flops: float32 cut to TF32, on tensor cores; None: has no TF32.
+        fp16_flops: float16 on tensor cores, with sums in float16 where that is faster.
+        bf16_flops: bfloat16, and float16 summed in float32; None without bfloat16.
+        tf32_flops: float32 rounded to TF32, on tensor cores; None without TF32.
     """
 
     bytes_per_second: float
@@ -32,31 +32,24 @@ class Rates:
 
 @dataclass(frozen=True)
 class GpuSpec:
-    """A card's published rates, and the document that they stand in."""
+    """A GPU's published rates, and the document that states them."""
 
     name: str
     rates: Rates
     source: str
 
 
-def _card(
-    name: str,
-    gigabytes: float,
-    fp32: float,
-    fp16: float,
-    bf16: float | None,
-    tf32: float | None,
-    source: str,
-) -> GpuSpec:
-    """Gigabytes and teraflops a second."""
-    rates = Rates(
+def _rates(
+    gigabytes: float, fp32: float, fp16: float, bf16: float | None, tf32: float | None
+) -> Rates:
+    """Convert gigabytes and teraflops a second."""
+    return Rates(
         gigabytes * GIGA,
         fp32 * TERA,
         fp16 * TERA,
         None if bf16 is None else bf16 * TERA,
         None if tf32 is None else tf32 * TERA,
     )
-    return GpuSpec(name, rates, source)
 
 
 _TURING = "NVIDIA T4 Tensor Core GPU datasheet"
@@ -70,14 +63,14 @@ _H100 = "NVIDIA H100 Tensor Core GPU datasheet, SXM5 80 GB (with sparsity there:
 _BLACKWELL = "NVIDIA RTX Blackwell GPU architecture whitepaper, GeForce RTX 5090"
 
 GPU_SPECS = (
-    _card("T4", 320, 8.1, 65, None, None, _TURING),
-    _card("A10", 600, 31.2, 125, 125, 62.5, _A10),
-    _card("L4", 300, 30.3, 121, 121, 60, _L4),
-    _card("A100 80GB", 2039, 19.5, 312, 312, 156, _A100),
+    GpuSpec("T4", _rates(320, 8.1, 65, None, None), _TURING),
+    GpuSpec("A10", _rates(600, 31.2, 125, 125, 62.5), _A10),
+    GpuSpec("L4", _rates(300, 30.3, 121, 121, 60), _L4),
+    GpuSpec("A100 80GB", _rates(2039, 19.5, 312, 312, 156), _A100),
     # GeForce cards sum float16 in float32 at half the rate.
-    _card("RTX 3090", 936, 35.6, 142, 71, 35.6, _AMPERE),
-    _card("RTX 4090", 1008, 82.6, 330.3, 165.2, 82.6, _ADA),
-    _card("L40S", 864, 91.6, 362.05, 362.05, 183, _L40S),
-    _card("H100 SXM", 3350, 66.9, 989.4, 989.4, 494.7, _H100),
-    _card("RTX 5090", 1792, 104.8, 419, 209.5, 104.8, _BLACKWELL),
+    GpuSpec("RTX 3090", _rates(936, 35.6, 142, 71, 35.6), _AMPERE),
+    GpuSpec("RTX 4090", _rates(1008, 82.6, 330.3, 165.2, 82.6), _ADA),
+    GpuSpec("L40S", _rates(864, 91.6, 362.05, 362.05, 183), _L40S),
+    GpuSpec("H100 SXM", _rates(3350, 66.9, 989.4, 989.4, 494.7), _H100),
+    GpuSpec("RTX 5090", _rates(1792, 104.8, 419, 209.5, 104.8), _BLACKWELL),
 )

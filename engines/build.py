@@ -1,4 +1,4 @@
-"""``build-engine``: a bundle's graphs into engines, proven, and only then in place."""
+"""Build the engines of a bundle (``build-engine``), check them, and only then install them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from rvos_deploy.files import (
 from rvos_deploy.json_file import write_json
 
 AMPERE = 80
-"""The architecture of hardware-compatible engines' PTX (see HARDWARE_COMPATIBLE_FROM)."""
+"""The architecture of the PTX in hardware-compatible engines (see HARDWARE_COMPATIBLE_FROM)."""
 
 
 def build_engines(
@@ -48,24 +48,28 @@ def build_engines(
     graphs: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> list[EngineSidecar]:
-    """Build engines and put them into the bundle with their sidecars.
+    """Build engines, check them, and install them in the bundle with their sidecars.
 
-    They are built in a hidden folder beside their place, and renamed only when everything that can
-    be checked here holds: plugin layers, layer types, and, where there is a GPU, every output at
-    every corner of every profile and the masks of a clip, against ONNX Runtime. An engine that
-    could not be run gets a sidecar that says so, and is refused when loaded.
+    The plans are built in a hidden folder beside their destination. They are renamed only after
+    every check that this machine can run has passed: plugin layers, layer types, and, on a machine
+    with a GPU, every output at every corner of every profile and the masks of a clip, against ONNX
+    Runtime. The sidecar of an engine that could not be run says so, and the engine is refused when
+    it is loaded.
 
     Args:
-        bundle: opened.
-        settings: see there.
-        graphs: names of those to build; empty: all.
-        progress: told the graph, what is under way, the share of that graph that is done, and
-            the seconds that remain, where they are known.
+        bundle: an opened bundle.
+        settings: of the build.
+        graphs: names of the graphs to build; empty builds all of them.
+        progress: is told the graph, the phase, the share of that graph that is done (0 to 1), and
+            the seconds that remain, or None.
+
+    Returns:
+        The sidecars, in the order of the bundle's graphs.
 
     Raises:
-        InputError: profiles or options that do not fit, or another process builds there.
+        InputError: profiles or options do not fit, or another process builds there.
         BackendError: TensorRT or the GPU is missing, or TensorRT cannot build.
-        ParityError: an engine that must not be shipped; nothing was put in place.
+        ParityError: an engine failed a check; nothing was installed.
     """
     report = progress or (lambda graph, what, share, remaining: None)
     profiles = read_profiles(settings.profiles, bundle)
@@ -93,7 +97,7 @@ def build_engines(
 
 @contextmanager
 def _staging(place: Path) -> Iterator[Path]:
-    """A folder beside the engines, which no other process builds meanwhile."""
+    """Create a folder beside the engines, and lock the engines against other builds."""
     with holding(place, "building engines in"):
         try:
             staging = create_temporary_folder(place / "build")
@@ -113,7 +117,7 @@ def _select(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
 
 
 def _check_networks(plans: Sequence[BuiltPlan], precision: str) -> None:
-    """Half precision is asked of all graphs together: some hold little but fp32 islands."""
+    """Check half precision over all graphs together, because some graphs are mostly fp32."""
     together: dict[str, int] = {}
     for plan in plans:
         for name, count in plan.types["multiplying"].items():
@@ -167,7 +171,9 @@ _PACKAGES = {
 
 
 def _install(bundle: Bundle, plan: BuiltPlan, sidecar: EngineSidecar) -> None:
-    """Rename plan and sidecar. Between the two, an older sidecar's hash refuses the newer plan."""
-    place = plan_file(bundle.path, sidecar.target, plan.graph)
-    plan.path.replace(place)
-    write_json(sidecar_file(place), sidecar.as_dict())
+    """Rename plan and sidecar. Between the two renames, the old sidecar's hash refuses the new
+    plan.
+    """
+    installed = plan_file(bundle.path, sidecar.target, plan.graph)
+    plan.path.replace(installed)
+    write_json(sidecar_file(installed), sidecar.as_dict())

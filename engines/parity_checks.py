@@ -1,7 +1,7 @@
-"""What a GPU is needed for after a build: layer types of the engines, their numbers, their masks.
+"""Run all checks of built plans that need a GPU: layer types, outputs, masks.
 
-NOT RUN: it needs a GPU. Its parts are tested: the comparison with ONNX Runtime in the engine's
-place, the reading of the inspector's JSON with samples of it.
+NOT RUN: it needs a GPU. The tests run its parts: the comparison with ONNX Runtime in the engine's
+place, and the inspector's JSON from samples.
 """
 
 from __future__ import annotations
@@ -30,14 +30,21 @@ from rvos_deploy.runtime.backends.tensorrt.graph import Engine, TensorRtGraph
 from rvos_deploy.runtime.backends.tensorrt.session import open_engines
 
 REFERENCE = {"bf16": "bf16-reference"}
-"""Back end that engines are compared with, by precision; onnxruntime for the others."""
+"""The back end that engines are compared with, by precision; onnxruntime for the others."""
 
 Progress = Callable[[str, str, float, float | None], None]
+"""Receives the graph, the phase, the share done (0 to 1), and the seconds that remain, or None."""
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Results by graph; where ``reason`` is set, nothing was run, and it says why."""
+    """The results of all plans.
+
+    Args:
+        reason: why nothing could be run; None where everything was run.
+        checks: results by graph.
+        layers: layers of the engine by type, by graph.
+    """
 
     reason: str | None
     checks: Mapping[str, tuple[CheckResult, ...]] = field(default_factory=dict)
@@ -45,7 +52,7 @@ class ParityReport:
 
 
 def untestable_reason(gpu: Gpu | None, plans: Sequence[BuiltPlan]) -> str | None:
-    """Why these plans cannot be run on this machine; None when they can."""
+    """Return why these plans cannot run on this machine; None where they can."""
     if gpu is None:
         return "built on a machine without a GPU, where it cannot be run"
     if any(gpu.compute_capability not in plan.compute_capabilities for plan in plans):
@@ -59,10 +66,16 @@ def untestable_reason(gpu: Gpu | None, plans: Sequence[BuiltPlan]) -> str | None
 def check_parity(
     job: BuildJob, plans: Sequence[BuiltPlan], profiles: Sequence[Profile], progress: Progress
 ) -> ParityReport:
-    """Run every check of the plans that this machine can run; a failed one raises.
+    """Run every check of the plans that this machine can run.
+
+    Args:
+        job: of the build.
+        plans: what was built.
+        profiles: of all axes of the bundle, for the masks of a clip.
+        progress: is told the graph under way.
 
     Raises:
-        ParityError: numbers, masks or layer types that must not be shipped.
+        ParityError: outputs, masks or layer types failed a check.
         BackendError: TensorRT, CUDA or ONNX Runtime failed.
     """
     reason = untestable_reason(job.gpu, plans)
@@ -84,7 +97,7 @@ def check_parity(
                     plan.graph, engines, expected, bundle.network, plan.profiles
                 )
                 checks[plan.graph] = tuple(compared)
-        # All at once, so that one message tells every check that failed.
+        # One call reports the failed checks of all graphs in one message.
         require_all([result for own in checks.values() for result in own], target)
         progress("masks of a clip", "parity", 1.0, None)
         masks = compare_masks(bundle, PartialEngines(engines, reference), reference, profiles)

@@ -1,7 +1,8 @@
-"""Optimisation profiles: the sizes that an engine takes, from the bundle's axes and ``--profile``.
+"""Make optimisation profiles, the sizes that an engine supports, from the bundle and ``--profile``.
 
 A profile gives every axis a least, a best and a greatest size. TensorRT picks kernels for the best
-one and plans memory for the greatest.
+one
+and plans memory for the greatest.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ _ENTRY = re.compile(r"(?P<axis>[A-Za-z]+)=(?P<sizes>\d+(?::\d+:\d+)?)")
 
 
 def bundle_axes(bundle: Bundle) -> dict[str, AxisSpec]:
-    """Every named axis of the bundle's graphs."""
+    """Return every named axis of the bundle's graphs."""
     return {axis.name: axis for spec in bundle.graphs.values() for axis in spec.axes}
 
 
 def default_profile(bundle: Bundle) -> dict[str, Sizes]:
-    """Every axis's sizes where ``--profile`` says nothing.
+    """Return the sizes of every axis where ``--profile`` says nothing.
 
     Height and width reach from the smallest map to the bundle's own input size, which is also the
-    best: most videos fill it. That is landscape; portrait videos need a second ``--profile``. An
-    axis that is not known here reaches over all that its contract allows.
+    best: most videos fill it. The default is landscape; portrait videos need a second
+    ``--profile``. An axis that is unknown here has all sizes that its contract allows.
     """
     height, width = bundle.config.input_size
     axes = bundle_axes(bundle)
@@ -57,10 +58,10 @@ def _within(sizes: Sizes, axis: AxisSpec) -> Sizes:
 
 
 def read_profiles(texts: Sequence[str], bundle: Bundle) -> tuple[dict[str, Sizes], ...]:
-    """One profile for each text, axes that it does not name at their defaults; or the default.
+    """Parse one profile from each text; axes that a text does not name keep their defaults.
 
     Raises:
-        InputError: not of the form, or sizes that the bundle's graphs do not allow.
+        InputError: a text is malformed, or the bundle's graphs do not allow its sizes.
     """
     axes, default = bundle_axes(bundle), default_profile(bundle)
     profiles = tuple(default | read_profile(text, axes) for text in texts)
@@ -68,11 +69,12 @@ def read_profiles(texts: Sequence[str], bundle: Bundle) -> tuple[dict[str, Sizes
 
 
 def read_profile(text: str, axes: Mapping[str, AxisSpec]) -> dict[str, Sizes]:
-    """Sizes by axis from ``H=128:256:448,E=2``; a single number fixes the axis.
+    """Parse sizes by axis from ``H=128:256:448,E=2``; a single number fixes the axis.
 
     Raises:
-        InputError: another form, an unknown axis, one named twice, sizes out of order, or corners
-            that the graphs do not allow; says which corners, and the nearest that they allow.
+        InputError: the text is malformed, an axis is unknown or named twice, sizes are out of
+            order, or the graphs do not allow a corner; gives the corners and the nearest sizes that
+            are allowed.
     """
     sizes: dict[str, Sizes] = {}
     for entry in text.replace(" ", "").split(","):
@@ -94,7 +96,7 @@ def read_profile(text: str, axes: Mapping[str, AxisSpec]) -> dict[str, Sizes]:
 
 
 def _check(text: str, sizes: Mapping[str, Sizes], axes: Mapping[str, AxisSpec]) -> None:
-    """All corners at once, so that one message tells everything."""
+    """Check all corners at once, so that one message reports all problems."""
     problems = []
     for name, (low, best, high) in sizes.items():
         if not low <= best <= high:
@@ -179,18 +181,20 @@ def _widened(profile: Profile, needed: Iterable[Mapping[str, int]]) -> Profile:
 
 
 def graph_profile(spec: GraphSpec, profile: Profile) -> dict[str, Sizes]:
-    """The part of a profile that concerns one graph."""
+    """Return the part of a profile that concerns one graph."""
     return {axis.name: profile[axis.name] for axis in spec.axes}
 
 
 def input_shapes(spec: GraphSpec, profile: Profile) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Least, best and greatest shape of every input of a graph, by name."""
+    """Return the least, best and greatest shape of every input of a graph, by name."""
     at = [{axis.name: profile[axis.name][corner] for axis in spec.axes} for corner in range(3)]
     return {tensor.name: tuple(tensor.sizes(axes) for axes in at) for tensor in spec.inputs}
 
 
 def corners(spec: GraphSpec, profiles: Sequence[Profile]) -> list[dict[str, int]]:
-    """Sizes at which an engine must be compared: the best, and every mix of least and greatest."""
+    """Return the sizes at which an engine is compared: the best, and every mix of least and
+    greatest.
+    """
     found: list[dict[str, int]] = []
     names = [axis.name for axis in spec.axes]
     for profile in profiles:

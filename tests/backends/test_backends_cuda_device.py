@@ -1,4 +1,4 @@
-"""Memory, streams and the context: order, lifetimes, threads, errors. On recording stand-ins."""
+"""Test memory, streams and the context on stand-ins: order, lifetimes, threads, errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, DeviceTensor
 
 
 def tensor(device: CudaDevice, array: np.ndarray) -> DeviceTensor:
-    """An array on the device, by way of a staged input and a copy on the compute stream."""
+    """Copy an array to the device through staging and a copy on the compute stream."""
     with device.lock, device.current():
         staging = device.acquire_staging(array.nbytes)
         staging.upload(array)
@@ -43,7 +43,7 @@ def test_a_round_trip_waits_for_every_stream(gpu: Gpu) -> None:
 
 
 def test_many_uploads_in_flight_do_not_overwrite_each_other(gpu: Gpu) -> None:
-    """The stand-in's streams run as late as they may: a buffer used too early shows."""
+    """The stand-in's streams run as late as they may, so a buffer reused too early shows."""
     device = acquire_device(gpu.libraries)
     arrays = [np.full((5, 7), value, np.int64) for value in range(20)]
     there = [tensor(device, array) for array in arrays]
@@ -84,7 +84,7 @@ def test_frees_in_order_and_the_context_last(gpu: Gpu) -> None:
     gpu.check_clean()
 
 
-def test_holds_are_counted_and_share_one_object(gpu: Gpu) -> None:
+def test_references_are_counted_and_share_one_object(gpu: Gpu) -> None:
     first, second = acquire_device(gpu.libraries), acquire_device(gpu.libraries)
     assert first is second
     assert gpu.machine.retained == 1
@@ -110,7 +110,7 @@ def test_other_users_of_cuda_find_their_context_as_it_was(gpu: Gpu) -> None:
     assert (gpu.machine.stack, gpu.machine.pycuda_stack) == before
 
 
-def test_the_last_hold_may_end_in_another_thread(gpu: Gpu) -> None:
+def test_the_last_release_may_come_from_another_thread(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
     found = []
 
@@ -161,7 +161,7 @@ def test_a_copy_keeps_what_it_copies(gpu: Gpu) -> None:
     gpu.check_clean()
 
 
-def test_short_memory_frees_what_is_idle_and_then_says_so(gpu: Gpu) -> None:
+def test_out_of_memory_frees_idle_blocks_first(gpu: Gpu) -> None:
     gpu.machine.memory = 8 * 2**20
     device = acquire_device(gpu.libraries)
     idle = device.allocate(3 * 2**20)
@@ -185,7 +185,7 @@ def test_no_gpu_is_one_line(gpu: Gpu) -> None:
     gpu.check_clean()
 
 
-def test_a_failure_while_it_is_made_leaves_nothing(gpu: Gpu) -> None:
+def test_a_failed_creation_leaves_nothing(gpu: Gpu) -> None:
     gpu.machine.failing["Stream"] = 1
     with pytest.raises(BackendError, match=r"CUDA failed on GPU 0 .*because the test says so"):
         acquire_device(gpu.libraries)
@@ -207,7 +207,7 @@ def test_the_array_interface_tells_the_stream(gpu: Gpu) -> None:
     gpu.check_clean()
 
 
-def test_another_librarys_memory_is_kept_until_it_was_read(gpu: Gpu) -> None:
+def test_another_librarys_memory_is_kept_alive_until_it_was_read(gpu: Gpu) -> None:
     class Theirs:
         freed = False
 

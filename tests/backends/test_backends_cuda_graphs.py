@@ -1,4 +1,4 @@
-"""When a run is captured, what is kept, and what a refusal leads to. On a recording stand-in."""
+"""Test when runs are captured, what is kept, and what a refusal does, on a recording stand-in."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_busy_run_is_neither_replayed_nor_dropped() -> None:
     assert (waiting.closed, other.closed) == (False, True)
 
 
-def test_giving_up_says_why_once() -> None:
+def test_disabling_warns_once() -> None:
     runs: CapturedRuns[Run] = CapturedRuns("mask_head")
     runs.should_capture(key(1))
     with pytest.warns(RuntimeWarning, match=r"mask_head runs without CUDA graphs.*because"):
@@ -106,7 +106,7 @@ def test_giving_up_says_why_once() -> None:
     assert not runs.should_capture(key(1))
 
 
-def test_switched_off() -> None:
+def test_cuda_graphs_can_be_switched_off() -> None:
     runs: CapturedRuns[Run] = CapturedRuns("mask_head", enabled=False)
     assert [runs.should_capture(key(1)), runs.should_capture(key(1))] == [False, False]
     assert runs.reason == "CUDA graphs were switched off"
@@ -162,7 +162,7 @@ def test_an_error_in_the_enqueue_ends_the_capture(gpu: Gpu, device: CudaDevice) 
 @pytest.mark.parametrize(
     "name", ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate"]
 )
-def test_each_refusal_of_cuda_is_told_and_leaves_nothing(
+def test_each_refusal_of_cuda_is_reported_and_leaves_nothing(
     gpu: Gpu, device: CudaDevice, name: str
 ) -> None:
     gpu.bindings.refusing.add(name)

@@ -1,6 +1,6 @@
-"""What lies between the graphs on a GPU, against the same on the host, byte by byte.
+"""Compare the work between the graphs on a GPU with the host's, byte by byte.
 
-On the stand-in and, by ``pytest -m gpu``, on a real card. NOT RUN on a card where this was written.
+The tests run on the stand-in and, with ``pytest -m gpu``, on a GPU. NOT RUN on a GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHAPES = [
     (3, 4, (20, 8)),
     (2, 5, (16,)),
 ]
-"""[E,M,...]: one row, one place, pieces of odd sizes, and of whole vectors of 16 bytes."""
+"""[E,M,...]: one row, one position, rows of odd sizes, and rows of whole vectors of 16 bytes."""
 HOST = HostOps()
 
 
@@ -58,10 +58,10 @@ def assert_same(ops: CudaOps, found: Tensor, truth: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_memory_is_written_and_resized_as_on_the_host(
+def test_memory_is_written_and_resized_as_on_the_host(
     each_device: CudaDevice, shape: tuple[int, int, tuple[int, ...]], dtype: str
 ) -> None:
-    """A chain of writes, growth, rows that come, go and change places."""
+    """Rows are written, grow, come, go and change places."""
     rows, columns, rest = shape
     ops, random = CudaOps(each_device), np.random.default_rng(rows + columns)
     ours = ops.zeros((rows, columns, *rest), dtype)
@@ -82,8 +82,8 @@ def test_a_memory_is_written_and_resized_as_on_the_host(
         assert_same(ops, ours, theirs)
 
 
-def test_rows_of_nothing_are_zeros(each_device: CudaDevice) -> None:
-    """Memory of the pool holds what was there before."""
+def test_new_rows_are_zeros(each_device: CudaDevice) -> None:
+    """Pooled memory holds what was there before."""
     ops = CudaOps(each_device)
     for _ in range(3):
         value = to_device(each_device, np.full((2, 3, 5), 7, np.float16))
@@ -97,8 +97,8 @@ def test_rows_of_nothing_are_zeros(each_device: CudaDevice) -> None:
         assert not np.asarray(more)[:, 3:].any()
 
 
-def test_a_tensor_is_written_in_its_place_in_order(gpu: Gpu, device: CudaDevice) -> None:
-    """What was queued before reads the old bytes, what is queued afterwards the new ones."""
+def test_writes_keep_the_order_of_the_stream(gpu: Gpu, device: CudaDevice) -> None:
+    """Earlier work reads the old bytes, later work the new ones."""
     ops = CudaOps(device)
     target = ops.zeros((2, 3, 4), np.float32)
     assert isinstance(target, DeviceTensor)
@@ -122,7 +122,7 @@ def test_a_tensor_is_written_in_its_place_in_order(gpu: Gpu, device: CudaDevice)
     np.testing.assert_array_equal(np.asarray(target), expected)
 
 
-def test_another_librarys_values_are_kept_until_they_were_copied(
+def test_another_librarys_values_are_kept_alive_until_they_were_copied(
     gpu: Gpu, device: CudaDevice
 ) -> None:
     class Theirs:
@@ -146,7 +146,7 @@ def test_another_librarys_values_are_kept_until_they_were_copied(
 
 
 def test_host_arrays_beside_tensors_on_the_device(each_device: CudaDevice) -> None:
-    """Every operation takes both, for each of its tensors."""
+    """Every operation accepts both for each of its tensors."""
     ops, random = CudaOps(each_device), np.random.default_rng(4)
     truth = numbers(random, (3, 4, 5), "float32")
     there = to_device(each_device, truth)

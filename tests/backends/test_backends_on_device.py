@@ -1,6 +1,6 @@
-"""What is done on the device, on the stand-in and, by ``pytest -m gpu``, on a real card.
+"""Test the work on the device on the stand-in and, with ``pytest -m gpu``, on a real GPU.
 
-NOT RUN on a card where this was written: no GPU there.
+NOT RUN on a GPU: the development machine has none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rvos_deploy.runtime.backends.cuda.masks import MaskUpsampler
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, to_device
 
 
-def test_masks_are_the_hosts_bit_by_bit(each_device: CudaDevice) -> None:
+def test_masks_equal_the_hosts_bit_by_bit(each_device: CudaDevice) -> None:
     upsampler, random = MaskUpsampler(each_device), np.random.default_rng(21)
     for _ in range(40):
         logits, geometry = random_case(random)
@@ -31,7 +31,7 @@ def test_masks_are_the_hosts_bit_by_bit(each_device: CudaDevice) -> None:
         assert (np.asarray(upsampler.upsample(there, geometry)) == truth).all()
 
 
-def test_frames_are_the_hosts_byte_by_byte(each_device: CudaDevice) -> None:
+def test_frames_equal_the_hosts_byte_by_byte(each_device: CudaDevice) -> None:
     resizer, random = FrameResizer(each_device), np.random.default_rng(23)
     for _ in range(40):
         frame, geometry = random_frame(random)
@@ -40,7 +40,7 @@ def test_frames_are_the_hosts_byte_by_byte(each_device: CudaDevice) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "channels"), [("float16", 256), ("float32", 20), ("uint8", 3)])
-def test_rows_are_put_in_order_and_into_a_memory(
+def test_rows_are_gathered_and_written_into_memory(
     each_device: CudaDevice, dtype: str, channels: int
 ) -> None:
     random = np.random.default_rng(22)

@@ -1,5 +1,7 @@
-"""Arrays on the GPU as inputs of ONNX Runtime: found and waited for on the stand-in, bound by
-address by ONNX Runtime itself, on the CPU.
+"""Test arrays on the GPU as inputs of ONNX Runtime.
+
+The stand-in tests that they are found and waited for. ONNX Runtime on the CPU tests binding by
+address.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ def driver(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 
 @pytest.mark.parametrize(("version", "on_default"), [(3, False), (2, True)])
-def test_the_host_waits_until_the_array_is_there(
+def test_the_host_waits_until_the_array_is_computed(
     driver: Gpu, version: int, on_default: bool
 ) -> None:
     array = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
@@ -94,7 +96,7 @@ def test_the_host_waits_until_the_array_is_there(
     driver.check_clean()
 
 
-def test_what_speaks_dlpack_is_waited_for_on_the_default_stream(driver: Gpu) -> None:
+def test_dlpack_arrays_are_waited_for_on_the_default_stream(driver: Gpu) -> None:
     from rvos_deploy.runtime.backends.cuda.dlpack import CUDA, make_capsule
 
     array = np.arange(5, dtype=np.int64)
@@ -117,7 +119,7 @@ def test_what_speaks_dlpack_is_waited_for_on_the_default_stream(driver: Gpu) -> 
     driver.check_clean()
 
 
-def test_what_cannot_be_read_is_one_line_and_leaves_nothing(
+def test_unreadable_arrays_are_one_line_and_leave_nothing(
     driver: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = Theirs(driver, np.zeros((4, 6), np.float32))
@@ -132,7 +134,7 @@ def test_what_cannot_be_read_is_one_line_and_leaves_nothing(
 
 
 def test_onnxruntime_reads_inputs_at_their_address(tiny_bundle: Path) -> None:
-    """Bound to the CPU's memory, which its own session reads without a copy of ours."""
+    """The inputs lie in the CPU's memory, where ONNX Runtime reads them without a copy."""
 
     class Memory:
         def __init__(self, array: np.ndarray) -> None:
@@ -156,14 +158,14 @@ def test_onnxruntime_reads_inputs_at_their_address(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "downloads"), [((96, 160), 0), ((60, 110), 60 * 110 * 3)])
-def test_a_stream_takes_frames_on_the_gpu(
+def test_a_stream_reads_frames_on_the_gpu(
     driver: Gpu,
     tiny_bundle: Path,
     monkeypatch: pytest.MonkeyPatch,
     size: tuple[int, int],
     downloads: int,
 ) -> None:
-    """ONNX Runtime on the CPU in CUDA's place, which follows addresses into the stand-in."""
+    """ONNX Runtime runs on the CPU in place of CUDA, and follows addresses into the stand-in."""
     frame = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
     settings = StreamSettings(size=(96, 160), fallback="top1")
     with load(tiny_bundle, threads=1) as segmenter:

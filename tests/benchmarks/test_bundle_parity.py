@@ -1,4 +1,4 @@
-"""What a bundle loses against another: counted over expressions, limited, and told."""
+"""Test what a bundle loses against another one: counted by expression, limited, and reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ APP.command()(bundle_parity.main)
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One short video with few expressions."""
+    """Write one short video with few expressions."""
     folder = tmp_path_factory.mktemp("agreement") / "data"
     config = WorldConfig(frames=8, expressions=(2, 2), emoji=False)
     write_mevis(folder, seed=5, split="valid", videos=1, config=config)
@@ -77,7 +77,7 @@ def test_beyond_the_limit_the_exit_code_is_1_and_the_record_is_kept(
 
 
 @pytest.mark.parametrize("also", [[], ["--reference", "tiny", "--checkpoint", "c.safetensors"]])
-def test_there_is_one_thing_to_compare_with(data: Path, also: list[str]) -> None:
+def test_exactly_one_reference_is_required(data: Path, also: list[str]) -> None:
     result = CliRunner().invoke(APP, ["tiny", "--data", str(data), *also])
     assert result.exit_code == 2
     assert "pass --checkpoint FILE (PyTorch) or --reference BUNDLE" in result.output

@@ -1,4 +1,4 @@
-"""The magnitude report: every operator is seen, overflow is found where it begins, limits fire."""
+"""Test the magnitude report: every operator is seen, overflow is named, limits fail."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_magnitudes_are_those_of_each_layers_output() -> None:
 
 
 def test_products_between_modules_are_seen() -> None:
-    """Logits of an attention are no module's output."""
+    """Logits of an attention are not the output of a module."""
     torch.manual_seed(1)
     module = MultiHeadAttention(8, 2).half()
     query, key = (30 * torch.randn(1, 5, 8)).half(), (30 * torch.randn(1, 6, 8)).half()
@@ -89,7 +89,7 @@ def test_clips_are_joined_at_their_worst() -> None:
     assert join([first, second]) == [Layer("b", 5.0, 5.0), Layer("a", 9.0, 3.0, 3)]
 
 
-def test_nothing_measured_proves_nothing() -> None:
+def test_an_empty_measurement_fails() -> None:
     with pytest.raises(ParityError, match="nothing was measured"):
         require_headroom([], 1.0)
 
@@ -131,7 +131,7 @@ def test_a_sound_network_passes_and_is_reported(frames: Path, tmp_path: Path) ->
     ("factor", "message"),
     [(3e3, r"mask_features.* gave \d+, at most 16376 is allowed"), (6e4, "infinities or NaN")],
 )
-def test_weights_scaled_up_fire(
+def test_weights_scaled_up_fail(
     frames: Path,
     tiny_network: RvosNetwork,
     monkeypatch: pytest.MonkeyPatch,

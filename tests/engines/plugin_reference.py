@@ -1,4 +1,4 @@
-"""Deformable attention in float64, written from its definition, and random inputs for it."""
+"""Compute deformable attention in float64 from its definition, and make random inputs for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate that engines must pass, run with ONNX Runtime in the engine's place."""
+"""Test the checks that engines must pass, with ONNX Runtime in the engine's place."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 class Miscompiled(Graph):
-    """Stands in for an engine that is wrong when the batch is above one (NVIDIA/TensorRT#4853)."""
+    """Stands in for an engine that is wrong where the batch is above one (NVIDIA/TensorRT#4853)."""
 
     def __init__(self, inner: Graph) -> None:
         super().__init__(inner.spec)
@@ -107,7 +107,7 @@ def test_the_clip_is_turned_for_portrait_and_must_fit(bundle: Bundle) -> None:
     clip, box = fitting_clip(read_profiles(["H=32:224:224,W=32:128:128"], bundle))
     assert box == (224, 128)
     assert clip.shape[1:3] == (157, 90)
-    with pytest.raises(InputError, match="no profile takes the probe clip"):
+    with pytest.raises(InputError, match="no profile supports the probe clip"):
         fitting_clip(read_profiles(["H=512,W=544"], bundle))
 
 
@@ -126,7 +126,7 @@ def test_a_fixed_bundle_is_compared_at_its_size(static_bundle: Path) -> None:
     assert check.name == "mask_head H64 W96 E2 mask_logits"
 
 
-def test_what_cannot_be_run_here_is_said(bundle: Bundle, tmp_path: Path) -> None:
+def test_plans_that_cannot_run_here_get_a_reason(bundle: Bundle, tmp_path: Path) -> None:
     plan = BuiltPlan("mask_head", tmp_path, (), ("8.9", "12.0"), {}, 0, 0.0)
     assert (
         untestable_reason(None, [plan])

@@ -1,4 +1,4 @@
-"""Profiles: defaults, ``--profile``, its messages, shapes and corners. No TensorRT."""
+"""Test profiles: defaults, ``--profile``, its messages, shapes and corners. No TensorRT."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_default_reaches_to_the_bundles_own_size(bundle: Bundle) -> None:
             axis.check(size)
 
 
-def test_what_profile_names_replaces_the_default(bundle: Bundle) -> None:
+def test_axes_named_by_profile_replace_the_default(bundle: Bundle) -> None:
     first, second = profiles.read_profiles(["H=64:128:256,E=2", "M=1:2:3"], bundle)
     default = profiles.default_profile(bundle)
     assert first == {**default, "H": (64, 128, 256), "E": (2, 2, 2)}

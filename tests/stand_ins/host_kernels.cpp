@@ -1,4 +1,4 @@
-// kernels.cu for the host: one C function per kernel, called by host_kernels.py.
+// Compiles kernels.cu for the host: one C function per kernel, called by host_kernels.py.
 
 #include "host_shim.h"
 

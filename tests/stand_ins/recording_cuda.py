@@ -1,15 +1,18 @@
-"""Recording stand-ins of ``pycuda.driver`` and ``cuda.bindings.driver``: no GPU, no CUDA.
+"""Record calls of ``pycuda.driver`` and ``cuda.bindings.driver``: stand-ins without a GPU or CUDA.
 
-What they have of the real modules are the names, the arguments and the rules below; nothing of a
-GPU's behaviour beyond them is claimed.
+They have the names, the arguments and the rules below from the real modules, and claim nothing else
+of
+a GPU's behaviour.
 
-* Work that is put on a stream runs as late as it may: when the host waits for it, or when other
-  work that must come after it runs. A wait that was forgotten therefore reads old bytes, and a
-  buffer that is used again too early loses its content.
-* A call without a current context, memory that is freed twice or used afterwards, an allocation or
-  a synchronisation while a stream is captured: AssertionError, in the test that did it.
+* Work on a stream runs as late as it may: when the host waits for it, or when other work that must
+come
+  after it runs. So a forgotten wait reads old bytes, and a buffer that is reused too early loses
+  its
+  content.
+* A call without a current context, memory that is freed twice or used after it was freed, and an
+  allocation or a synchronisation during a capture raise AssertionError in the test.
 * Our own kernels run as g++ compiled their source for the host (``host_kernels.py``).
-* Everything is recorded in ``log``, in order.
+* ``log`` records everything in order.
 """
 
 from __future__ import annotations
@@ -34,12 +37,12 @@ Work = Callable[[], None]
 
 
 def need_ints(*values: object) -> None:
-    """Boost.Python's conversion takes no NumPy integers."""
+    """Refuse NumPy integers, as Boost.Python's conversion does."""
     assert all(isinstance(value, int) for value in values), values
 
 
 class Machine:
-    """The GPU that both stand-ins talk to."""
+    """The GPU behind both stand-ins."""
 
     def __init__(self, memory: int = 2**34, gpus: int = 1) -> None:
         self.memory, self.gpus = memory, gpus
@@ -62,14 +65,14 @@ class Machine:
 
     @property
     def stack(self) -> list[Any]:
-        """CUDA's stack of contexts, of this thread."""
+        """CUDA's stack of contexts of this thread."""
         if not hasattr(self._local, "stack"):
             self._local.stack = []
         return self._local.stack
 
     @property
     def pycuda_stack(self) -> list[Any]:
-        """pycuda keeps one of its own, and never more than its top on CUDA's."""
+        """pycuda's own stack; only its top is on CUDA's."""
         if not hasattr(self._local, "pycuda"):
             self._local.pycuda = []
         return self._local.pycuda
@@ -100,8 +103,8 @@ class Machine:
         raise AssertionError(f"{address:#x} is not allocated")
 
     def bytes_at(self, address: int, count: int) -> np.ndarray:
-        """A view of device memory."""
-        # A copy: other threads may take memory meanwhile.
+        """Return a view of device memory."""
+        # The list is copied, because other threads may allocate meanwhile.
         for start, block in list(self.allocations.items()):
             if start <= address and address + count <= start + len(block):
                 return block[address - start : address - start + count]
@@ -226,7 +229,7 @@ class _DeviceAllocation:
 
 
 class _Context:
-    """The primary context, with pycuda's own way of keeping stacks (src/cpp/cuda.hpp)."""
+    """The primary context, with pycuda's way of keeping stacks (src/cpp/cuda.hpp)."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._valid = machine, True
@@ -244,7 +247,7 @@ class _Context:
         assert self._valid, "detached twice"
         active = bool(machine.pycuda_stack) and machine.pycuda_stack[-1] is self
         if not active:
-            # What pycuda does, and what leaves a dead context current.
+            # pycuda does this, and leaves a dead context current.
             machine.stack.append(self)
         machine.retained -= 1
         machine.record("context released")
@@ -256,7 +259,7 @@ class _Context:
 
 
 class FakePycuda:
-    """In the place of ``pycuda.driver``."""
+    """Stands in for ``pycuda.driver``."""
 
     class Error(Exception):
         pass
@@ -393,7 +396,7 @@ class CUresult(enum.IntEnum):
 
 
 class FakeBindings:
-    """In the place of ``cuda.bindings.driver``; functions answer (error, result...)."""
+    """Stands in for ``cuda.bindings.driver``; functions return (error, result...)."""
 
     class CUstreamCaptureMode(enum.IntEnum):
         CU_STREAM_CAPTURE_MODE_GLOBAL = 0
@@ -532,7 +535,7 @@ class FakeBindings:
         function: tuple[int, str],
         *sizes: Any,
     ) -> tuple[Any, ...]:
-        """Queue the kernel as g++ compiled it; pointers are followed when it runs."""
+        """Queue the kernel that g++ compiled; pointers are followed when it runs."""
         from host_kernels import launch_on_host
 
         machine = self._machine
@@ -553,7 +556,7 @@ class FakeBindings:
                 for value, kind in zip(values, types, strict=True)
             )
             if name.startswith("rvos_stack"):
-                # A table of addresses, which are followed too.
+                # The argument is a table of addresses, which are followed too.
                 words, total = real[1:3]
                 addresses = machine.bytes_at(values[0], total // words * 8).view(np.uint64)
                 followed = np.array([machine.pointer(int(a)) if a else 0 for a in addresses])
@@ -571,7 +574,7 @@ class FakeBindings:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The stand-ins, and what they record."""
+    """The stand-ins and their record."""
 
     machine: Machine
     pycuda: FakePycuda
@@ -582,7 +585,7 @@ class Gpu:
         return CudaLibraries(self.pycuda, self.bindings)
 
     def check_clean(self) -> None:
-        """Everything was freed, by hand and with a context."""
+        """Check that everything was freed explicitly and within a context."""
         gc.collect()
         assert self.machine.leaks() == dict.fromkeys(self.machine.leaks(), 0)
         assert [entry for entry in self.machine.log if entry[0] == "leak"] == []
