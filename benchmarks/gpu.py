@@ -3,18 +3,15 @@
 ``python -m rvos_deploy.benchmarks.gpu --out DIR [--bundle BUNDLE]``
 
 The command checks the machine, measures the GPU's rates, runs the ``gpu`` tests, and builds all
-engines
-with their parity checks. Then it measures kernels, every graph and the whole stream with TensorRT,
-ONNX
-Runtime CUDA, eager PyTorch and torch.compile. Every step rewrites ``DIR/gpu.json`` and
-``DIR/gpu.html``. A step that lacks something is recorded as not run, with the reason. Engines are
-installed in the bundle.
+engines with their parity checks. Then it measures kernels, every graph and the whole stream with
+TensorRT, ONNX Runtime CUDA, eager PyTorch and torch.compile. Every step rewrites ``DIR/gpu.json``
+and ``DIR/gpu.html``. A step that lacks something is recorded as not run, with the reason. Engines
+are installed in the bundle.
 
 ``--dry-run`` prints the plan, and the rooflines by published rates; it works on any machine.
 
 NOT RUN on a GPU: the development machine has none. The tests run the dry run, the counting, the
-guards
-of the steps and the report.
+guards of the steps and the report.
 """
 
 from __future__ import annotations

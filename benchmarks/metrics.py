@@ -2,8 +2,7 @@
 
 The plain approach is what DAVIS users run: 1-pixel boundary maps, each dilated over the whole frame
 with a disk as structuring element (scipy.ndimage, which skimage calls as well), frame by frame.
-Both
-run in this process, in turn, on one thread.
+Both run in this process, in turn, on one thread.
 """
 
 from __future__ import annotations

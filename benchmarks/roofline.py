@@ -1,14 +1,11 @@
 """Compute the roofline of a graph: the least time on a GPU for its multiply-adds and its bytes.
 
 Both are counted in the ONNX file at given sizes of the axes. Multiply-adds are those of
-convolutions,
-matrix products, einsums, attention and deformable attention's samples; adding, normalising and
-moving
-are left out. Bytes are those that must cross the memory bus once: weights, inputs and outputs.
-Tensors
-between two operators may stay in the cache, so they are left out. A network whose weights stay in
-the
-cache from frame to frame can be faster than the share of its bytes.
+convolutions, matrix products, einsums, attention and deformable attention's samples; adding,
+normalising and moving are left out. Bytes are those that must cross the memory bus once: weights,
+inputs and outputs. Tensors between two operators may stay in the cache, so they are left out. A
+network whose weights stay in the cache from frame to frame can be faster than the share of its
+bytes.
 """
 
 from __future__ import annotations

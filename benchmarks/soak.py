@@ -3,8 +3,7 @@ behind.
 
 ``python -m rvos_deploy.benchmarks.soak [BUNDLE] --frames 20000 --streams 2000 --threads 8``
 (the defaults are for a quick look). The exit code is 1 when resident memory grew, a file descriptor
-or
-a thread was left, or threads gave other masks or scores than one thread alone.
+or a thread was left, or threads gave other masks or scores than one thread alone.
 """
 
 from __future__ import annotations
@@ -120,8 +119,7 @@ def soak(
         "streams": over_streams[-1]["resident_bytes"] / over_streams[0]["resident_bytes"] - 1,
     }
     checks = {
-        "frames do not grow memory": growth["frames"] <= MAXIMUM_GROWTH,
-        "streams do not grow memory": growth["streams"] <= MAXIMUM_GROWTH,
+        **{f"{name} do not grow memory": share <= MAXIMUM_GROWTH for name, share in growth.items()},
         "threads give what one gives": not wrong,
         "streams give the same every time": all(sample["equal"] for sample in over_streams),
         **_leak_checks(before, after),

@@ -1,8 +1,7 @@
 """Find this machine's NVIDIA GPU through the driver; no CUDA package is needed.
 
 NOT RUN where there is a driver: the development machine has none. The tests run the answer None
-there,
-and the calls on a stand-in of the driver.
+there, and the calls on a stand-in of the driver.
 """
 
 from __future__ import annotations

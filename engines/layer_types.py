@@ -1,8 +1,7 @@
 """Read the types that layers compute in, from the parsed network and from the built engine.
 
 TensorRT 11 takes types from the ONNX. This module checks that they arrive: a build that silently
-stays
-in float32 is correct, and several times too slow.
+stays in float32 is correct, and several times too slow.
 """
 
 from __future__ import annotations
@@ -22,16 +21,13 @@ HALF = {"fp16": "float16", "bf16": "bfloat16"}
 
 MINIMUM_SHARE = 0.5
 """The least share of a half-precision bundle's multiplying layers that must be half precision. Its
-fp32
-islands are small: softmax, LayerNorm, locations, mask logits.
+fp32 islands are small: softmax, LayerNorm, locations, mask logits.
 """
 
 MINIMUM_KEPT = 0.5
 """The least share of half layers in the engine over that in the network. Fusion reduces the number
-of
-layers, so shares change; an engine that fell back to float32 keeps none. NOT RUN: to be set from
-real
-engines.
+of layers, so shares change; an engine that fell back to float32 keeps none. NOT RUN: to be set from
+real engines.
 """
 
 _MULTIPLYING = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "PLUGIN_V3"}

@@ -1,8 +1,7 @@
 """Make optimisation profiles, the sizes that an engine supports, from the bundle and ``--profile``.
 
 A profile gives every axis a least, a best and a greatest size. TensorRT picks kernels for the best
-one
-and plans memory for the greatest.
+one and plans memory for the greatest.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Keep the timing cache: kernel timings of earlier builds, which make the next build much shorter.
 
 The cache holds data, no code. TensorRT checks that the same version made it on the same GPU, and
-the
-file's name says both. NOT RUN with TensorRT; the tests read and write bytes.
+the file's name says both. NOT RUN with TensorRT; the tests read and write bytes.
 """
 
 from __future__ import annotations

@@ -21,12 +21,9 @@ gain from:
   nothing otherwise. Their base is ``full``.
 
 The scores of short runs are too low for the threshold of the packaged network, by a different
-amount
-for each variant. So every row is scored at each of ``THRESHOLDS``, and shown at its best one. The
-class
-loss of the last steps is shown beside J&F: variants of one seed learn from the same clips in the
-same
-order, so the loss resolves smaller differences than a hundred expressions do.
+amount for each variant. So every row is scored at each of ``THRESHOLDS``, and shown at its best
+one. The class loss of the last steps is shown beside J&F: variants of one seed learn from the same
+clips in the same order, so the loss resolves smaller differences than a hundred expressions do.
 
 Every finished run adds a row with its budget to ``OUT/ablations.json``, and rewrites the table
 ``OUT/ablations.md``. A run that was stopped continues.

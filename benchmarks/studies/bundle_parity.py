@@ -4,13 +4,12 @@ videos.
 ``python -m rvos_deploy.benchmarks.studies.bundle_parity BUNDLE --checkpoint F --clip-weights F
 --data DIR``
 compares with the network that the bundle was exported from, offline and online;
-``... BUNDLE --reference BUNDLE --data DIR --limit 0.002`` compares with another bundle, offline,
-and
-shows what a precision costs. With ``--limit``, a greater loss gives exit code 1.
+``... BUNDLE --reference BUNDLE --data DIR --limit 0.002``
+compares with another bundle, offline, and shows what a precision costs. With ``--limit``, a greater
+loss gives exit code 1.
 
 The bundle's own parity checks compare tensors and the masks of one small clip. This study compares
-what
-users see, over whole videos.
+what users see, over whole videos.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ from rvos_deploy.stream_settings import StreamSettings
 
 MOVED = 0.01
 """Expressions whose J&F changed by more are counted. Rounding at mask edges changes less; here
-another
-object was chosen or followed.
+another object was chosen or followed.
 """
 
 

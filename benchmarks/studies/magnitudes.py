@@ -5,10 +5,9 @@
 
 The study runs the whole network in PyTorch as ``export --precision`` makes it, with its islands of
 float32, and checks the half-precision outputs of every operator, inside modules and between them.
-No
-number may be infinite or NaN. The largest magnitude must stay below a quarter of the type's maximum
-(16,376 for float16), which leaves room for frames that were not tried. Otherwise the exit code is
-1.
+No number may be infinite or NaN. The largest magnitude must stay below a quarter of the type's
+maximum (16,376 for float16), because other frames may give larger numbers. Otherwise the exit code
+is 1.
 
 The arithmetic is real float16, on a CPU with float32 sums inside products and convolutions, as on
 tensor cores. So an overflow shows as one. It is slow: use small sizes and few frames.

@@ -1,8 +1,7 @@
 """Check that the real CUDA modules have every name that the back ends use.
 
 cuda-bindings imports without a driver, so it is always checked. pycuda needs the driver's library,
-so
-it is checked where it can be imported. tests/engines/test_engines_bindings.py checks TensorRT's
+so it is checked where it can be imported. tests/engines/test_engines_bindings.py checks TensorRT's
 names.
 """
 

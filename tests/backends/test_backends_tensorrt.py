@@ -1,8 +1,7 @@
 """Test the TensorRT back end on recording stand-ins; ONNX Runtime does the engines' arithmetic.
 
 The tests show order, lifetimes, capture, refusals, and that a whole stream gives ONNX Runtime's
-masks.
-They show nothing of TensorRT's or a GPU's own behaviour.
+masks. They show nothing of TensorRT's or a GPU's own behaviour.
 """
 
 from __future__ import annotations

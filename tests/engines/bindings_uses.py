@@ -1,12 +1,9 @@
 """Check our source's uses of TensorRT against the classes of the real bindings.
 
 The source is read as a syntax tree. Values are followed as far as our annotations, constructors and
-the
-bindings' docstrings tell their class: parameters annotated ``trt.IBuilderConfig``, and names
-assigned
-from ``trt.Builder(...)`` or from a method whose docstring gives its return type. Every attribute,
-enum
-member, keyword and number of arguments of such values is looked up.
+the bindings' docstrings tell their class: parameters annotated ``trt.IBuilderConfig``, and names
+assigned from ``trt.Builder(...)`` or from a method whose docstring gives its return type. Every
+attribute, enum member, keyword and number of arguments of such values is looked up.
 
 This runs in the process that has the bindings; see test_engines_bindings.py.
 """

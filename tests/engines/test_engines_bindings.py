@@ -1,8 +1,7 @@
 """Check that TensorRT 11's real bindings have every name that engines/ and the runtime use.
 
 The bindings are real, the libraries under them are stand-ins (tests/engines/real_bindings.py).
-Names and
-signatures are checked, and nothing is run.
+Names and signatures are checked, and nothing is run.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Test types of layers in the network and in the inspector's report, and the check of the plugin.
 
 TensorRT's objects are stand-ins here; test_engines_rtx_build.py checks the real network of
-TensorRT-RTX.
-The inspector's JSON follows NVIDIA's description of TensorRT 10 and 11, because no engine can be
-inspected without a driver.
+TensorRT-RTX. The inspector's JSON follows NVIDIA's description of TensorRT 10 and 11, because no
+engine can be inspected without a driver.
 """
 
 from __future__ import annotations

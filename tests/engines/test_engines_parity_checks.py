@@ -1,10 +1,8 @@
 """Test an engine's way from the builder into the bundle on a machine with a GPU.
 
 The real TensorRT-RTX builds the plan. The GPU is made up: the graphs that ship run the plan on
-recording
-stand-ins, where ONNX Runtime does the arithmetic (tests/stand_ins). Everything else is what runs on
-a
-machine with a GPU.
+recording stand-ins, where ONNX Runtime does the arithmetic (tests/stand_ins). Everything else is
+what runs on a machine with a GPU.
 """
 
 from __future__ import annotations

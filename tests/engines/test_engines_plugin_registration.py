@@ -1,10 +1,8 @@
 """Test the plugin under NVIDIA's own Python: real bindings, stand-ins for the libraries, no GPU.
 
 ``_BUILD`` does what TensorRT's C++ would do: it creates the plugin through the creator and calls
-the
-methods of NVIDIA's ``_TemplateAOTPlugin`` in the builder's order. Its dimension expressions are
-plain
-numbers.
+the methods of NVIDIA's ``_TemplateAOTPlugin`` in the builder's order. Its dimension expressions are
+plain numbers.
 """
 
 from __future__ import annotations

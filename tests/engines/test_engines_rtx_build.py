@@ -1,10 +1,8 @@
 """Build engines of all five graphs with the real TensorRT-RTX, without a GPU, in fp32 and fp16.
 
 TensorRT-RTX's strict typing checks the exported types at the same time: it refuses to parse a graph
-that
-mixes types. What needs a driver (deserialising, the inspector, running) is refused, and the sidecar
-says
-so.
+that mixes types. What needs a driver (deserialising, the inspector, running) is refused, and the
+sidecar says so.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-// A CUDA driver for one test. The real cuda.bindings load it in place of libcuda.so.1, and a launch runs
-// the kernel as g++ compiled it, on host memory. It shows that the kernels get their arguments, and
-// nothing about a GPU.
+// A CUDA driver for one test. The real cuda.bindings load it in place of libcuda.so.1, and a launch
+// runs the kernel as g++ compiled it, on host memory. It shows that the kernels get their
+// arguments, and nothing about a GPU.
 
 #include <dlfcn.h>
 

@@ -1,8 +1,7 @@
 """Record calls of ``pycuda.driver`` and ``cuda.bindings.driver``: stand-ins without a GPU or CUDA.
 
 They have the names, the arguments and the rules below from the real modules, and claim nothing else
-of
-a GPU's behaviour.
+of a GPU's behaviour.
 
 * Work on a stream runs as late as it may: when the host waits for it, or when other work that must
 come

@@ -1,12 +1,10 @@
 """Stand in for ``tensorrt``: engines whose arithmetic ONNX Runtime does on the host.
 
 A plan is the path of an ONNX file. ``execute_async_v3`` queues work on the stand-in stream: it
-reads the
-inputs' bytes at the given addresses, runs the graph, and writes the outputs' bytes. So the result
-of a
-run depends on the order of the streams, as on a GPU. Everything else keeps TensorRT's names and
-rules:
-sizes and addresses must be set, a workspace given, and refusals are return values.
+reads the inputs' bytes at the given addresses, runs the graph, and writes the outputs' bytes. So
+the result of a run depends on the order of the streams, as on a GPU. Everything else keeps
+TensorRT's names and rules: sizes and addresses must be set, a workspace given, and refusals are
+return values.
 """
 
 from __future__ import annotations

@@ -3,12 +3,9 @@
 NOT RUN: the development machine has no GPU, so this project has no figures from it. The benchmark
 compares on the same tensors and the same GPU: our kernel with every tactic, ``grid_sample`` in
 PyTorch, NVIDIA's ``MultiscaleDeformableAttnPlugin_TRT`` where TensorRT is installed, and a device
-copy,
-whose bandwidth is the ceiling. NVIDIA's plugin leaves softmax and locations to its caller, so its
-time
-excludes them. Bytes are those that must move at least once: each input and the output. The caches
-serve
-most reads of the four pixels of each sample.
+copy, whose bandwidth is the ceiling. NVIDIA's plugin leaves softmax and locations to its caller, so
+its time excludes them. Bytes are those that must move at least once: each input and the output. The
+caches serve most reads of the four pixels of each sample.
 """
 
 from __future__ import annotations

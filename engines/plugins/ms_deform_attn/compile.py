@@ -1,8 +1,7 @@
 """Compile the kernel to PTX by NVRTC; neither nvcc, a driver nor a GPU is needed.
 
 NVRTC has the vector types built in. It needs only ``cuda_fp16.h`` and ``cuda_bf16.h``, from the
-wheel
-``nvidia-cuda-runtime`` or from a CUDA toolkit.
+wheel ``nvidia-cuda-runtime`` or from a CUDA toolkit.
 """
 
 from __future__ import annotations

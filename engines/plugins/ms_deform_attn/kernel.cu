@@ -1,4 +1,5 @@
-// Computes multi-scale deformable attention: softmax, locations and bilinear sampling in one kernel.
+// Computes multi-scale deformable attention: softmax, locations and bilinear sampling in one
+// kernel.
 //
 // It computes rvos_deploy.networks.pan2024.modules.deformable_attention.ms_deform_attn (Zhu et al.
 // 2021):
@@ -10,18 +11,19 @@
 //   attention_logits  [B,Q,heads,levels*points]   L: T or fp32
 //   output            [B,Q,heads*D]               T
 //
-// Launch: block (D / channels in 16 bytes, rows), grid (ceil(Q * heads / rows), B). The x threads of
-// a block share a row, that is one (query, head), and each thread owns 16 bytes of its channels. So one
-// PTX supports every head width of whole 16-byte vectors, without a division.
+// Launch: block (D / channels in 16 bytes, rows), grid (ceil(Q * heads / rows), B). The x threads
+// of a block share a row, that is one (query, head), and each thread owns 16 bytes of its channels.
+// So one PTX supports every head width of whole 16-byte vectors, without a division.
 //
-// Softmax: every thread of a row computes the row's weights itself. A weight costs one exp2, beside 4
-// loads and 4 * channels multiply-adds. The x threads read their logits at the same address, in one
-// transaction. Sharing weights would need shared memory (a limit on levels * points, and a barrier) or
-// shuffles (head widths that divide a warp). The kernel divides by the sum of the weights at the end, so
-// it reads the logits twice (the maximum first) and takes the exponentials once.
+// Softmax: every thread of a row computes the row's weights itself. A weight costs one exp2, beside
+// 4 loads and 4 * channels multiply-adds. The x threads read their logits at the same address, in
+// one transaction. Sharing weights would need shared memory (a limit on levels * points, and a
+// barrier) or shuffles (head widths that divide a warp). The kernel divides by the sum of the
+// weights at the end, so it reads the logits twice (the maximum first) and takes the exponentials
+// once.
 //
-// The compilers must not contract (--fmad=false, -ffp-contract=off): the source writes each fmaf, so that
-// the device and the host build round in the same places. Only exp2f may differ.
+// The compilers must not contract (--fmad=false, -ffp-contract=off): the source writes each fmaf,
+// so that the device and the host build round in the same places. Only exp2f may differ.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -93,10 +95,10 @@ struct Channels<__half> : PairedChannels<__half2> {};
 template <>
 struct Channels<__nv_bfloat16> : PairedChannels<__nv_bfloat162> {};
 
-// A reference point on one axis of one level, in pixels: whole + rest, where pixel centres are whole
-// numbers. One fp32 for reference * size + offset is off by up to 3e-5 of a pixel at 512, which shows
-// beside the rounding of an fp16 output. With whole pixels apart the error is 1.5e-7 at any size below
-// 2^24.
+// A reference point on one axis of one level, in pixels: whole + rest, where pixel centres are
+// whole numbers. One fp32 for reference * size + offset is off by up to 3e-5 of a pixel at 512,
+// which shows beside the rounding of an fp16 output. With whole pixels apart the error is 1.5e-7 at
+// any size below 2^24.
 struct Origin {
   float whole, rest;
 };
@@ -120,8 +122,8 @@ __device__ inline Taps find_taps(Origin origin, float offset, int size) {
   const float rest = origin.rest + (offset - whole);
   const float carry = floorf(rest);
   const float far_share = rest - carry;
-  // The clamp comes before the conversion, which is undefined on the host beyond int. -2 and size + 1
-  // have both pixels outside. NaN becomes -2 as well, because fmaxf returns its other argument.
+  // The clamp comes before the conversion, which is undefined on the host beyond int. At -2
+  // and at size + 1 both pixels are outside. NaN becomes -2, because fmaxf returns its other argument.
   const float first = (origin.whole + whole) + carry;
   const int column = static_cast<int>(fminf(fmaxf(first, -2.0f), static_cast<float>(size) + 1.0f));
   const bool near_inside = column >= 0 && column < size;
@@ -209,8 +211,8 @@ __device__ inline void ms_deform_attn(const T* __restrict__ value,
     const Origin origin_x = find_origin(reference.x, width);
     const Origin origin_y = find_origin(reference.y, height);
     for (int first = 0; first < points; first += kUnroll) {
-      // All loads of the group come before any use. The kernel waits mostly for loads, and the compiler
-      // does not hoist them over each other's conditions.
+      // All loads of the group come before any use. The kernel waits mostly for loads, and the
+      // compiler does not hoist them over each other's conditions.
       Sample samples[kUnroll];
 #pragma unroll
       for (int i = 0; i < kUnroll; ++i) {

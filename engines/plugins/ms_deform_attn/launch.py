@@ -1,8 +1,7 @@
 """Launch the plugin's PTX from Python on arrays that are on the GPU already.
 
 NOT RUN: the development machine has no GPU. For tests and the benchmark; an engine launches the
-kernel
-itself.
+kernel itself.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ fastest tactic, so it needs neither Python nor a shared object to run.
 The plugin has no attributes. TensorRT's ONNX parser itself reads ``plugin_namespace``,
 ``plugin_version`` and ``aot`` of the node, and passes on only fields that a creator declares. Level
 shapes are a device tensor, because quickly deployable plugins have no shape inputs. Head width,
-levels
-and points follow from the inputs' shapes.
+levels and points follow from the inputs' shapes.
 
 TensorRT reads the annotations of the functions below as classes, so this module must not postpone
 them

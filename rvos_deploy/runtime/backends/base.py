@@ -2,8 +2,7 @@
 operations.
 
 ``TensorOps``, the other half of the contract, is in ``graph_io/tensors.py``, because networks use
-it
-too.
+it too.
 """
 
 from __future__ import annotations

@@ -42,9 +42,8 @@ def from_dlpack(device: CudaDevice, value: Any) -> DeviceTensor:
     """Return another library's array as a tensor of this device, without a copy.
 
     Work queued on ``device.compute`` from now on waits until the owner has computed the array. The
-    owner
-    must not change the array before that work has read it; the array's memory is kept alive until
-    then.
+    owner must not change the array before that work has read it; the array's memory is kept alive
+    until then.
 
     Args:
         device: the GPU that holds the array.

@@ -1,7 +1,7 @@
 // Kernels for the work between the graphs.
 //
-// kernels.py compiles this file by NVRTC for the GPU at hand, without contraction (--fmad=false), so
-// that sums round as they do on the host. No headers are needed. Offsets are 64 bits wide.
+// kernels.py compiles this file by NVRTC for the GPU at hand, without contraction (--fmad=false),
+// so that sums round as they do on the host. No headers are needed. Offsets are 64 bits wide.
 
 namespace rvos {
 
@@ -41,15 +41,15 @@ __device__ inline bool is_foreground(const float* logits, int stride, const Taps
   return static_cast<float>(sum) > 0.0f;
 }
 
-// Sums of bytes in Pillow's fixed point: weights are multiples of 2^-22 (resampling.FIXED_BITS), and a
-// sum starts at one half, so that it rounds to nearest.
+// Sums of bytes in Pillow's fixed point: weights are multiples of 2^-22 (resampling.FIXED_BITS),
+// and a sum starts at one half, so that it rounds to nearest.
 constexpr int kFixedBits = 22;
 constexpr int kHalf = 1 << (kFixedBits - 1);
 
 __device__ inline int rounded(int sum) { return min(sum >> kFixedBits, 255); }
 
-// Computes the three channels of one pixel of the resized frame. Every row is rounded to bytes before
-// the rows are summed, as Pillow does.
+// Computes the three channels of one pixel of the resized frame. Every row is rounded to bytes
+// before the rows are summed, as Pillow does.
 __device__ inline void resized_pixel(const unsigned char* frame, int width, const Taps<int>& rows,
                                      const Taps<int>& columns, int y, int x,
                                      unsigned char* output) {
@@ -94,8 +94,8 @@ __device__ inline void stack_blocks(const unsigned long long* addresses, long lo
       int width, unsigned char *output
 
 // Upsamples masks and packs them to bits: logits [masks,map_height,map_width] ->
-// [masks,height,ceil(width/8)]. The leftmost pixel is the highest bit, as in numpy.packbits. One thread
-// writes one byte.
+// [masks,height,ceil(width/8)]. The leftmost pixel is the highest bit, as in numpy.packbits. One
+// thread writes one byte.
 extern "C" __global__ void rvos_pack_masks(RVOS_MASK_PARAMETERS) {
   const int row_bytes = (width + 7) / 8;
   const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -125,8 +125,8 @@ extern "C" __global__ void rvos_show_masks(RVOS_MASK_PARAMETERS) {
   output[index] = rvos::is_foreground(map, map_width, rows, columns, y, x) ? 1 : 0;
 }
 
-// Flags the rows of logits [rows,width] that hold NaN or plus infinity: 1, else 0. One thread checks one
-// row.
+// Flags the rows of logits [rows,width] that hold NaN or plus infinity: 1, else 0. One thread
+// checks one row.
 extern "C" __global__ void rvos_flag_rows(const float* logits, int rows, int width,
                                           unsigned char* output) {
   const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -165,8 +165,8 @@ extern "C" __global__ void rvos_fit_frame(RVOS_FIT_PARAMETERS) {
 #define RVOS_STACK_PARAMETERS(Word) \
   const unsigned long long *addresses, long long words, long long total, Word *output
 
-// Concatenates blocks of `words` words from `addresses`, `total` words in all. One thread copies one
-// word.
+// Concatenates blocks of `words` words from `addresses`, `total` words in all. One thread copies
+// one word.
 extern "C" __global__ void rvos_stack_vectors(RVOS_STACK_PARAMETERS(uint4)) {
   rvos::stack_blocks<uint4>(addresses, words, total, output);
 }

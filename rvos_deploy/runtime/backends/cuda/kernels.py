@@ -2,8 +2,8 @@
 
 NVRTC, which ``rvos-deploy[tensorrt]`` installs, compiles the kernels for the GPU at hand when they
 are first needed. That takes a tenth of a second, and there is nothing to build before, to hash or
-to
-keep beside the engines. Without NVRTC, or when the driver refuses the PTX, the host does the work.
+to keep beside the engines. Without NVRTC, or when the driver refuses the PTX, the host does the
+work.
 
 NOT RUN on a GPU. The real NVRTC makes the PTX in the tests, and g++ compiles the same source for
 the host, where the arithmetic was run (tests/backends).

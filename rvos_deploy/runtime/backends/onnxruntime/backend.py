@@ -149,8 +149,7 @@ class OnnxRuntimeGraph(Graph):
         """Turn TF32 off for float32 bundles on CUDA.
 
         CUDA multiplies float32 in TF32 by default, with ten bits of mantissa, but float32 bundles
-        were
-        exported and checked in float32. Bundles of half precision hold little float32 and keep
+        were exported and checked in float32. Bundles of half precision hold little float32 and keep
         TF32.
         """
         if self._provider != PROVIDERS["cuda"] or self._computes_in_half():

@@ -2,13 +2,10 @@
 
 ONNX Runtime has no bfloat16 kernels on the CPU for most operators (1.32: none for Add, Mul, MatMul,
 Gemm, Conv, Relu, Erf, Resize). So this back end rewrites the graph in memory: bfloat16 tensors
-become
-float32, and a cast to bfloat16 and back follows every operator that computes. Each operator then
-reads bfloat16 numbers, computes in float32 and rounds once, to nearest even, as tensor cores do
-with
-float32 sums. The result is a reference for parity checks. It is slow, and no bfloat16 kernel runs,
-so
-it shows nothing of what a library's own kernels add.
+become float32, and a cast to bfloat16 and back follows every operator that computes. Each operator
+then reads bfloat16 numbers, computes in float32 and rounds once, to nearest even, as tensor cores
+do with float32 sums. The result is a reference for parity checks. It is slow, and no bfloat16
+kernel runs, so it shows nothing of what a library's own kernels add.
 """
 
 from __future__ import annotations

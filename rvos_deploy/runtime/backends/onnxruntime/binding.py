@@ -2,8 +2,7 @@
 computed.
 
 The tests run this on the CPU, where the calls are the same and the memory is the host's. NOT RUN on
-a
-GPU.
+a GPU.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ ONNX Runtime computes on a stream of its own that nothing else can wait for, so 
 the array is computed. cuda-bindings calls the CUDA driver; it is imported when an array comes.
 
 NOT RUN on a GPU. A recording stand-in tests this module, and ONNX Runtime on the CPU tests binding
-by
-address.
+by address.
 """
 
 from __future__ import annotations

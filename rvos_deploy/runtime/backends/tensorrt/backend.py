@@ -1,13 +1,11 @@
 """Run the TensorRT engines of a bundle on the GPU that ``build-engine`` tested them on.
 
 Outputs stay on the GPU, where the next graph reads them. All graphs run on one stream, one after
-the
-other. Host arrays are uploaded on a second stream through page-locked buffers.
+the other. Host arrays are uploaded on a second stream through page-locked buffers.
 
 NOT RUN: it needs a GPU. Recording stand-ins of ``tensorrt`` (ONNX Runtime does the arithmetic),
 ``pycuda.driver`` and ``cuda.bindings.driver`` test this back end, and the real bindings of TensorRT
-11
-check every name.
+11 check every name.
 """
 
 from __future__ import annotations

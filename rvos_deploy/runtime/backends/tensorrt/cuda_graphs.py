@@ -59,10 +59,8 @@ class CapturedRuns(Generic[_Run]):
     never.
 
     A run is captured when its key comes for the second time, because sizes that come once (the
-    memory of
-    a whole clip) are not worth a capture. Where all runs of a key are busy, as with frames that
-    wait
-    for their lookahead, one more run of the key is captured.
+    memory of a whole clip) are not worth a capture. Where all runs of a key are busy, as with
+    frames that wait for their lookahead, one more run of the key is captured.
     """
 
     def __init__(self, graph: str, *, enabled: bool = True, capacity: int = CAPACITY) -> None:
@@ -140,8 +138,7 @@ def capture(driver: Any, stream: int, enqueue: Callable[[], bool]) -> Any:
     """Capture the work that ``enqueue`` queues on a stream.
 
     The same work must have run once just before: the first run at new sizes prepares what must not
-    be
-    captured.
+    be captured.
 
     Args:
         driver: ``cuda.bindings.driver``.

@@ -2,9 +2,8 @@
 needed.
 
 A plan is executable code. So nothing is deserialised before every check has passed: the plan's
-hash,
-the hash of the ONNX that it was built from, the TensorRT version, the GPU architecture, and the
-parity results against ONNX Runtime. What cannot be established is refused.
+hash, the hash of the ONNX that it was built from, the TensorRT version, the GPU architecture, and
+the parity results against ONNX Runtime. What cannot be established is refused.
 """
 
 from __future__ import annotations

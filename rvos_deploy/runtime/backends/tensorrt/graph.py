@@ -177,8 +177,7 @@ class TensorRtGraph(Graph):
         """Hold the device for a block.
 
         The frames of an error's traceback are cleared, because they would keep TensorRT's objects
-        beyond the
-        CUDA context that the objects need.
+        beyond the CUDA context that the objects need.
         """
         try:
             with self._device.lock, self._device.current():
