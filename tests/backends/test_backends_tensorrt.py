@@ -499,6 +499,26 @@ def test_everything_is_freed_where_the_wait_fails(
     gpu.check_clean()
 
 
+def test_a_refused_capture_is_freed_where_the_wait_fails(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    session = opened(engines, "mask_head")
+    inputs = inputs_of(engines, "mask_head")
+    session.graphs["mask_head"].run(inputs)
+    tensorrt.refusing.add("capture")
+    gpu.machine.failing["Stream.synchronize"] = 0
+    with (
+        pytest.warns(RuntimeWarning, match="mask_head runs without CUDA graphs"),
+        pytest.raises(BackendError, match="because the test says so") as kept,
+    ):
+        session.graphs["mask_head"].run(inputs)
+    with pytest.raises(BackendError, match="because the test says so"):
+        session.close()
+    gpu.check_clean()
+    del kept
+    gpu.check_clean()
+
+
 def test_a_graph_that_another_thread_closes_is_one_line(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:

@@ -261,5 +261,9 @@ class Context:
         fake.put(work)
         return True
 
+    def __del__(self) -> None:
+        if not self._trt.machine.stack:
+            self._trt.machine.record("leak", "an execution context was freed without a context")
+
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the stand-in context has no {name}")

@@ -123,7 +123,7 @@ __device__ inline Taps find_taps(Origin origin, float offset, int size) {
   const float carry = floorf(rest);
   const float far_share = rest - carry;
   // The clamp comes before the conversion, which is undefined on the host beyond int. At -2
-  // and at size + 1 both pixels are outside. NaN becomes -2, because fmaxf returns its other argument.
+  // and at size + 1 both pixels are outside. NaN becomes -2: fmaxf returns its other argument.
   const float first = (origin.whole + whole) + carry;
   const int column = static_cast<int>(fminf(fmaxf(first, -2.0f), static_cast<float>(size) + 1.0f));
   const bool near_inside = column >= 0 && column < size;

@@ -176,18 +176,18 @@ class TensorRtGraph(Graph):
     def _held_device(self) -> Iterator[None]:
         """Hold the device for a block.
 
-        The frames of an error's traceback are cleared, because they would keep TensorRT's objects
-        beyond the CUDA context that the objects need.
+        The frames of an error's traceback are cleared within the block, because TensorRT's objects
+        in them must be freed while the CUDA context is current.
         """
-        try:
-            with self._device.lock, self._device.current():
+        with self._device.lock, self._device.current():
+            try:
                 yield
-        except BaseException as error:
-            cause: BaseException | None = error
-            while cause is not None:
-                traceback.clear_frames(cause.__traceback__)
-                cause = cause.__cause__
-            raise
+            except BaseException as error:
+                cause: BaseException | None = error
+                while cause is not None:
+                    traceback.clear_frames(cause.__traceback__)
+                    cause = cause.__cause__
+                raise
 
     def _load(self) -> None:
         device = self._device
@@ -284,10 +284,11 @@ class TensorRtGraph(Graph):
                 self._captured.disable(str(refused))
         finally:
             if graph is None:
-                device.compute.synchronize()
-                execution.close()
-                for staging in staged.values():
-                    device.release_staging(staging)
+                with ExitStack() as stack:
+                    for staging in staged.values():
+                        stack.callback(device.release_staging, staging)
+                    stack.callback(execution.close)
+                    device.compute.synchronize()
         if graph is None:
             return self._tensors(axes, outputs)
         run = _CapturedRun(device.bindings, execution, staged, outputs, graph)
