@@ -1,6 +1,6 @@
-"""Latency, throughput and memory, measured."""
+"""Measure latency, throughput and memory."""
 
 from rvos_deploy.stopping import install_for_module
 
-# Before the modules here import anything heavy.
+# This runs before the modules here import anything heavy.
 install_for_module()

@@ -1,16 +1,17 @@
-"""Everything that this project wants to know of a GPU, in one command, beside what is possible.
+"""Run every measurement on a GPU in one command, beside the roofline of the GPU.
 
 ``python -m rvos_deploy.benchmarks.gpu --out DIR [--bundle BUNDLE]``
 
-Checks the machine, measures the card, runs the ``gpu`` tests, builds all engines with their parity,
-then measures kernels, every graph and the whole stream with TensorRT, ONNX Runtime CUDA, eager
-PyTorch and torch.compile. ``DIR/gpu.json`` is written anew after every step, ``DIR/gpu.html`` too.
-A step that lacks something is recorded as not run, with the reason. Engines go into the bundle.
+The command checks the machine, measures the GPU's rates, runs the ``gpu`` tests, and builds all
+engines with their parity checks. Then it measures kernels, every graph and the whole stream with
+TensorRT, ONNX Runtime CUDA, eager PyTorch and torch.compile. Every step rewrites ``DIR/gpu.json``
+and ``DIR/gpu.html``. A step that lacks something is recorded as not run, with the reason. Engines
+are installed in the bundle.
 
-``--dry-run`` prints the plan, and the floors by published rates; it works on any machine.
+``--dry-run`` prints the plan, and the rooflines by published rates; it works on any machine.
 
-NOT RUN on a GPU: the machine on which this was written has none. The dry run, the counting, the
-guarding of steps and the report were.
+NOT RUN on a GPU: the development machine has none. The tests run the dry run, the counting, the
+guards of the steps and the report.
 """
 
 from __future__ import annotations
@@ -38,9 +39,12 @@ CHECK_FAILED = 1
 def run_benchmark(
     request: Request, record: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Take every step, writing the record after each. NOT RUN.
+    """Run every step, and write the record after each one. NOT RUN.
 
-    ``request.out`` is a folder; ``say`` is told each step and its outcome.
+    Args:
+        request: what to measure; ``request.out`` is a folder.
+        record: is extended step by step.
+        say: is told each step and its outcome.
     """
     from rvos_deploy.benchmarks.gpu_steps import STEPS, Run, compare, guarded, passed
 
@@ -50,32 +54,32 @@ def run_benchmark(
         for name, work in STEPS.items():
             say(name)
             record["steps"][name] = guarded(work, run)
-            say(f"{name}: {_verdict(record['steps'][name])}")
+            say(f"{name}: {_outcome(record['steps'][name])}")
             record["comparison"], record["passed"] = compare(run), passed(record)
             write_results(request.out, record)
     return record
 
 
 def require_gpu(out: Path | None) -> None:
-    """What measuring needs, asked before anything is read.
+    """Check what measuring needs before anything is read.
 
     Raises:
         BackendError: there is no GPU.
-        InputError: no folder to write into.
+        InputError: no folder for the results is given.
     """
     from rvos_deploy.engines.gpu import find_gpu
 
     if find_gpu() is None:
         raise BackendError(
             "there is no NVIDIA GPU with a driver here, so nothing can be measured; "
-            "--dry-run prints the plan and the floors on any machine"
+            "--dry-run prints the plan and the rooflines on any machine"
         )
     if out is None:
         raise InputError("name a folder for the results with --out DIR")
 
 
 def write_results(out: Path, record: dict[str, Any]) -> None:
-    """The JSON, and the HTML made of it."""
+    """Write the record as JSON and as HTML."""
     from rvos_deploy.benchmarks.gpu_report import render
     from rvos_deploy.files import write_text
     from rvos_deploy.json_file import write_json
@@ -84,13 +88,13 @@ def write_results(out: Path, record: dict[str, Any]) -> None:
     write_text(out / HTML_FILE, render(record))
 
 
-def _verdict(step: dict[str, Any]) -> str:
+def _outcome(step: dict[str, Any]) -> str:
     reason = f" ({step['reason']})" if "reason" in step else ""
     return f"{step['status']}{reason}, {step['seconds']:.0f} s"
 
 
 def print_plan(record: dict[str, Any]) -> None:
-    """Plan, counts and floors, as tables."""
+    """Print plan, counts and rooflines as tables."""
     from rvos_deploy.console.output import result_console
 
     console = result_console()
@@ -105,13 +109,13 @@ def print_plan(record: dict[str, Any]) -> None:
     console.print("\n[bold]counted from the graphs[/bold]")
     console.print(_cost_table(record))
     console.print(
-        "\n[bold]floors[/bold]: least milliseconds by published rates, bound by compute (c) or "
+        "\n[bold]rooflines[/bold]: least milliseconds by published rates, bound by compute (c) or "
         "memory (m)"
     )
-    console.print(_floor_table(record))
+    console.print(_roofline_table(record))
     console.print(
-        "A frame is all graphs but the text encoder, which runs once an expression.\n"
-        "Launching kernels, and copying from and to the host, come on top."
+        "A frame runs all graphs but the text encoder, which runs once an expression.\n"
+        "Kernel launches and copies between host and GPU are not included."
     )
 
 
@@ -128,7 +132,7 @@ def _cost_table(record: dict[str, Any]) -> Table:
     return table
 
 
-def _floor_table(record: dict[str, Any]) -> Table:
+def _roofline_table(record: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -164,14 +168,14 @@ def main(
     ] = None,
     card: Annotated[
         list[str] | None,
-        typer.Option("--card", help="Floors for this card only; may be repeated."),
+        typer.Option("--card", help="Rooflines of this card only; may be repeated."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print plan and floors; measure nothing.")
+        bool, typer.Option("--dry-run", help="Print plan and rooflines; measure nothing.")
     ] = False,
 ) -> None:
-    """Measure a bundle on this machine's GPU, beside what the card could do at best."""
-    from rvos_deploy.benchmarks.gpu_plan import Request, choose_cards, new_record
+    """Measure a bundle on this machine's GPU, beside the GPU's roofline."""
+    from rvos_deploy.benchmarks.gpu_plan import Request, choose_gpu_specs, new_record
     from rvos_deploy.bundle.folder import open_bundle
     from rvos_deploy.redaction import redact_command
 
@@ -179,7 +183,7 @@ def main(
     if not dry_run:
         require_gpu(out)
     request = Request(open_bundle(bundle), out, expressions, frames, checkpoint)
-    record = new_record(request, choose_cards(card or ()), command)
+    record = new_record(request, choose_gpu_specs(card or ()), command)
     if dry_run:
         print_plan(record)
         if out is not None:

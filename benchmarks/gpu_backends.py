@@ -1,7 +1,7 @@
-"""One back end on the GPU: does it give the right masks, and how fast; the same for all of them.
+"""Measure one back end on the GPU: parity of its masks, and speed; the same code for all back ends.
 
-NOT RUN on a GPU. What was run is the same code with ONNX Runtime on the CPU in the contender's
-place (see ``tests/benchmarks/test_gpu_benchmark.py``).
+NOT RUN on a GPU. The tests run the same code on ONNX Runtime on the CPU (see
+``tests/benchmarks/test_gpu_benchmark.py``).
 """
 
 from __future__ import annotations
@@ -34,31 +34,32 @@ from rvos_deploy.stream_settings import DEFAULT_MEMORY, StreamSettings
 from rvos_deploy.video import Frame, read_video
 
 CLIP_FRAMES = 64
-"""Rendered once, pushed round and round."""
+"""Frames of the rendered clip, which is pushed again and again."""
 GRAPH_WARM_UP, GRAPH_RUNS = 20, 100
 COMPARED_EVERY = 10
-"""Every so many frames the masks are kept, to compare contenders."""
+"""The masks of each tenth frame are kept, to compare the back ends."""
 
 _ON_DEVICE = frozenset(("res2", "res3", "res4", "res5", "mask_features"))
-"""What a stream leaves where the graph before put it; all else comes from the host."""
+"""Tensors that stay where the previous graph put them; a stream takes all others from the host."""
 
 GpuBytes = Callable[[], int]
 Synchronise = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What contenders are measured with.
+class Setup:
+    """What all back ends are measured with.
 
     Args:
-        request: what is to be measured.
+        request: what to measure.
         video: the rendered clip.
         frames: of the clip.
-        folder: for files that a run writes.
-        warm_up: frames before a stream is measured; by then its memory is full.
-        graph_runs: of every graph, after ``graph_warm_up``.
+        folder: for files of the runs.
+        warm_up: frames before a stream is measured; the memory is full by then.
+        graph_warm_up: runs of a graph before it is measured.
+        graph_runs: measured runs of every graph.
         synchronise: waits for the GPU.
-        gpu_bytes: in use on the GPU, by all processes.
+        gpu_bytes: returns the GPU memory in use by all processes.
     """
 
     request: Request
@@ -72,8 +73,8 @@ class Bench:
     gpu_bytes: GpuBytes
 
 
-def cuda_bench(request: Request, folder: Path) -> Bench:
-    """The bench of the first GPU, its clip rendered. NOT RUN."""
+def cuda_setup(request: Request, folder: Path) -> Setup:
+    """Return the setup of the first GPU, and render its clip. NOT RUN."""
     from rvos_deploy.benchmarks.gpu_rates import require_torch_cuda
 
     torch = require_torch_cuda()
@@ -86,12 +87,12 @@ def cuda_bench(request: Request, folder: Path) -> Bench:
 
     video = folder / "clip.mp4"
     sample_video(video, seed=0, size=CLIP_SIZE, frames=CLIP_FRAMES, emoji=False)
-    return Bench(
+    return Setup(
         request=request,
         video=video,
         frames=list(read_video(video)),
         folder=folder,
-        # The stream's window, and a few for the kernels that are chosen at a new size.
+        # The window fills, and a few more frames let libraries choose kernels at the new sizes.
         warm_up=DEFAULT_MEMORY + 8,
         graph_warm_up=GRAPH_WARM_UP,
         graph_runs=GRAPH_RUNS,
@@ -102,46 +103,46 @@ def cuda_bench(request: Request, folder: Path) -> Bench:
 
 @dataclass(frozen=True)
 class Measured:
-    """A contender's figures, ready for JSON, and its masks of some frames, packed by eight."""
+    """A back end's figures, ready for JSON, and its masks of some frames, packed to bits."""
 
     figures: dict[str, Any]
     masks: tuple[NDArray[np.uint8], ...]
 
 
-def measure_contender(bench: Bench, name: str, make: Callable[[], Segmenter]) -> Measured:
-    """Parity, J&F, stream, memory, graphs and the whole job of one back end.
+def measure_backend(setup: Setup, name: str, make: Callable[[], Segmenter]) -> Measured:
+    """Measure parity, J&F, the stream, memory, graphs and the whole job of one back end.
 
     Args:
-        bench: see there.
-        name: of the contender.
-        make: loads it.
+        setup: what to measure with.
+        name: of the back end.
+        make: loads the back end.
 
     Raises:
-        BackendError: it is not installed, or cannot run.
+        BackendError: the back end is not installed, or cannot run.
     """
-    before = bench.gpu_bytes()
+    before = setup.gpu_bytes()
     started = time.perf_counter()
     with make() as segmenter:
         loading = time.perf_counter() - started
-        stream, masks = _measure_stream(bench, segmenter)
+        stream, masks = _measure_stream(setup, segmenter)
         figures = {
             "backend": segmenter.backend.describe(),
             "load_seconds": loading,
             "stream": stream,
             "memory": {
-                "gpu_bytes": bench.gpu_bytes() - before,
+                "gpu_bytes": setup.gpu_bytes() - before,
                 "resident_bytes": resident_memory_bytes(),
             },
-            "graphs": _part(lambda: _measure_graphs(bench, segmenter)),
-            "whole_job": _part(lambda: _measure_job(bench, segmenter, name)),
-            "parity": _part(lambda: _check_parity(segmenter)),
-            "demo": _part(lambda: _score_demo(bench, segmenter, name)),
+            "graphs": _guarded_part(lambda: _measure_graphs(setup, segmenter)),
+            "whole_job": _guarded_part(lambda: _measure_job(setup, segmenter, name)),
+            "parity": _guarded_part(lambda: _check_parity(segmenter)),
+            "demo": _guarded_part(lambda: _score_demo(setup, segmenter, name)),
         }
     return Measured(figures, masks)
 
 
-def _part(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """One part of a contender, or the reason why it was not run; the others go on."""
+def _guarded_part(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run one part of the measurement, or record why it could not run; the other parts go on."""
     try:
         return work()
     except RvosError as error:
@@ -149,49 +150,49 @@ def _part(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _measure_stream(
-    bench: Bench, segmenter: Segmenter
+    setup: Setup, segmenter: Segmenter
 ) -> tuple[dict[str, Any], tuple[NDArray[np.uint8], ...]]:
-    """Seconds from a frame on the host to its masks on the host: each push waits for them.
+    """Measure seconds from a frame on the host to its masks on the host; each push waits for them.
 
-    Stages are seen from the host: one that only queues work looks short, and the stage that waits
-    for the result looks long.
+    Stages are timed on the host. A stage that only queues work looks short, and the stage that
+    waits for the result looks long.
     """
     seconds: list[float] = []
     stages: dict[str, list[float]] = defaultdict(list)
     kept: list[NDArray[np.uint8]] = []
-    count = bench.warm_up + bench.request.frames
+    count = setup.warm_up + setup.request.frames
 
     def note(stage: str, took: float) -> None:
         stages[stage].append(took)
 
-    with segmenter.stream(texts_of(bench.request), StreamSettings(), on_stage=note) as stream:
+    with segmenter.stream(texts_of(setup.request), StreamSettings(), on_stage=note) as stream:
         for number in range(count):
-            if number == bench.warm_up:
-                bench.synchronise()
+            if number == setup.warm_up:
+                setup.synchronise()
                 stages.clear()
-            image = bench.frames[number % len(bench.frames)].host_image()
+            image = setup.frames[number % len(setup.frames)].host_image()
             started = time.perf_counter()
             results = push_through(stream, image)
             took = time.perf_counter() - started
-            if number >= bench.warm_up:
+            if number >= setup.warm_up:
                 seconds.append(took)
                 if number % COMPARED_EVERY == 0:
                     kept += [np.packbits(result.masks, axis=-1) for result in results]
     figures = {
-        "warm_up_frames": bench.warm_up,
+        "warm_up_frames": setup.warm_up,
         **summarise(seconds),
         "stages": {stage: summarise(times) for stage, times in stages.items()},
     }
     return figures, tuple(kept)
 
 
-def _measure_graphs(bench: Bench, segmenter: Segmenter) -> dict[str, Any]:
-    """Every graph alone: its call, and the wait until the GPU is done.
+def _measure_graphs(setup: Setup, segmenter: Segmenter) -> dict[str, Any]:
+    """Measure every graph alone, from the call until the GPU is done.
 
-    Inputs come from where a stream takes them: features from the graph before, the rest from the
-    host, its upload included.
+    Inputs come from where a stream takes them: features from the previous graph, the others from
+    the host with their upload.
     """
-    axes = axes_of(bench.request)
+    axes = axes_of(setup.request)
     values: dict[str, Tensor] = {}
     results: dict[str, Any] = {}
     with segmenter.backend.open(segmenter.bundle) as session:
@@ -201,31 +202,31 @@ def _measure_graphs(bench: Bench, segmenter: Segmenter) -> dict[str, Any]:
                 **probe_inputs(spec, {axis.name: own[axis.name] for axis in spec.axes}, seed),
                 **{t.name: values[t.name] for t in spec.inputs if t.name in values},
             }
-            results[name], outputs = _time_graph(bench, session.graphs[name], inputs)
+            results[name], outputs = _time_graph(setup, session.graphs[name], inputs)
             values.update({key: value for key, value in outputs.items() if key in _ON_DEVICE})
     return results
 
 
 def _time_graph(
-    bench: Bench, graph: Graph, inputs: Mapping[str, Tensor]
+    setup: Setup, graph: Graph, inputs: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    for _ in range(bench.graph_warm_up):
+    for _ in range(setup.graph_warm_up):
         graph.run(inputs)
-    bench.synchronise()
+    setup.synchronise()
     seconds: list[float] = []
     outputs: dict[str, Tensor] = {}
-    for _ in range(bench.graph_runs):
+    for _ in range(setup.graph_runs):
         started = time.perf_counter()
         outputs = graph.run(inputs)
-        bench.synchronise()
+        setup.synchronise()
         seconds.append(time.perf_counter() - started)
     return summarise(seconds), outputs
 
 
-def _measure_job(bench: Bench, segmenter: Segmenter, name: str) -> dict[str, Any]:
-    """Frames a second as ``run`` does it: decoding, inference and writing side by side."""
-    out = bench.folder / f"job-{name.replace(' ', '-')}"
-    report = run(segmenter, bench.video, texts_of(bench.request), out)
+def _measure_job(setup: Setup, segmenter: Segmenter, name: str) -> dict[str, Any]:
+    """Measure frames a second of ``run``: decoding, inference and writing overlap."""
+    out = setup.folder / f"job-{name.replace(' ', '-')}"
+    report = run(segmenter, setup.video, texts_of(setup.request), out)
     return {
         "frames": report.frames,
         "seconds": report.seconds,
@@ -234,7 +235,7 @@ def _measure_job(bench: Bench, segmenter: Segmenter, name: str) -> dict[str, Any
 
 
 def _check_parity(segmenter: Segmenter) -> dict[str, Any]:
-    """Against what PyTorch gave on the CPU when the bundle was exported, as ``verify`` does."""
+    """Compare with PyTorch's results on the CPU at export, as ``verify`` does."""
     results = verify(segmenter.bundle, segmenter.backend)
     masks = next(result for result in results if isinstance(result, MaskCheck))
     failed = [result.name for result in results if not result.passed]
@@ -248,9 +249,11 @@ def _check_parity(segmenter: Segmenter) -> dict[str, Any]:
     }
 
 
-def _score_demo(bench: Bench, segmenter: Segmenter, name: str) -> dict[str, Any]:
-    """J&F against the truth of a Moving Sprites video; of random weights it says nothing."""
-    out = bench.folder / f"demo-{name.replace(' ', '-')}"
+def _score_demo(setup: Setup, segmenter: Segmenter, name: str) -> dict[str, Any]:
+    """Compute J&F against the ground truth of a Moving Sprites video; meaningless for random
+    weights.
+    """
+    out = setup.folder / f"demo-{name.replace(' ', '-')}"
     scores = run_demo(segmenter, out, command="benchmarks.gpu").scores
     return {
         "j": float(np.mean([score.j for score in scores])),
@@ -260,8 +263,8 @@ def _score_demo(bench: Bench, segmenter: Segmenter, name: str) -> dict[str, Any]
     }
 
 
-def agreement(ours: Sequence[NDArray[np.uint8]], theirs: Sequence[NDArray[np.uint8]]) -> float:
-    """J&F of the kept masks of one contender against another's."""
+def masks_j_and_f(ours: Sequence[NDArray[np.uint8]], theirs: Sequence[NDArray[np.uint8]]) -> float:
+    """Return J&F between the kept masks of two back ends, packed to bits."""
     return float(
         np.mean(
             [

@@ -1,4 +1,4 @@
-"""What the GPU benchmark will do, and the floors that it sets beside its figures; needs no GPU."""
+"""Plan the GPU benchmark, and compute the rooflines beside its figures; needs no GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import onnx
 
-from rvos_deploy.benchmarks.cards import CARDS, Card, Rates
+from rvos_deploy.benchmarks.gpu_specs import GPU_SPECS, GpuSpec, Rates
 from rvos_deploy.benchmarks.latency import EXPRESSIONS
-from rvos_deploy.benchmarks.roofline import GraphCost, count_model, floor
+from rvos_deploy.benchmarks.roofline import GraphCost, count_model, roofline
 from rvos_deploy.bundle.folder import TOKENIZER, Bundle
 from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.environment import machine, versions
@@ -22,23 +22,23 @@ from rvos_deploy.stream_settings import DEFAULT_MEMORY
 
 SCHEMA = "rvos-deploy/benchmark/gpu/1"
 EVERY_FRAME = ("backbone", "frame_decoder", "video_decoder", "mask_head")
-"""Graphs that a stream runs once a frame; text is encoded once an expression."""
+"""Graphs that a stream runs once a frame. The text encoder runs once an expression."""
 
 CLIP_SIZE = (480, 854)
-"""Of the rendered video."""
+"""(height, width) of the rendered video."""
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu12")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be measured.
+    """What to measure.
 
     Args:
-        bundle: opened.
-        out: folder of the results; None: nothing is written (a dry run only).
-        expressions: followed at once.
-        frames: measured of every stream, after the warm-up.
+        bundle: an opened bundle.
+        out: the folder of the results; None writes nothing (dry runs only).
+        expressions: how many are followed at once.
+        frames: measured in every stream, after the warm-up.
         checkpoint: what the bundle was exported from; None where its weights are random.
     """
 
@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step: its name, what it does, and what it needs beside a GPU."""
+    """A step: its name, what it does, and what it needs beside a GPU."""
 
     name: str
     does: str
@@ -72,7 +72,7 @@ PLAN = (
         "tensorrt",
     ),
     PlannedStep("engines tensorrt-rtx", "the same with TensorRT-RTX", "tensorrt-rtx"),
-    PlannedStep("kernels", "time our deformable-attention kernel and its rivals", "torch, pycuda"),
+    PlannedStep("kernels", "time deformable attention by ours and other kernels", "torch, pycuda"),
     PlannedStep(
         "tensorrt", "parity, J&F, every graph, the whole stream, memory", "tensorrt, torch"
     ),
@@ -83,12 +83,14 @@ PLAN = (
 
 
 def texts_of(request: Request) -> list[str]:
-    """The expressions that streams follow."""
+    """Return the expressions that streams follow."""
     return [EXPRESSIONS[i % len(EXPRESSIONS)] for i in range(request.expressions)]
 
 
 def axes_of(request: Request) -> dict[str, int]:
-    """Sizes of every axis in the measured streams, once the memory of past frames is full."""
+    """Return the size of every axis in the measured streams, once the memory of past frames is
+    full.
+    """
     bundle = request.bundle
     height, width = fit_frame(CLIP_SIZE, bundle.config.input_size).padded
     tokenizer = Tokenizer(bundle.path / TOKENIZER, bundle.read(TOKENIZER))
@@ -100,7 +102,9 @@ def axes_of(request: Request) -> dict[str, int]:
 
 
 def count_graphs(bundle: Bundle, axes: Mapping[str, int]) -> dict[str, GraphCost]:
-    """Costs by graph; the text encoder's of one expression, as a stream runs it."""
+    """Count the cost of every graph; the text encoder's is that of one expression, as streams run
+    it.
+    """
     return {
         name: count_model(
             onnx.load_model_from_string(bundle.graph_file(name).read_model()),
@@ -110,17 +114,26 @@ def count_graphs(bundle: Bundle, axes: Mapping[str, int]) -> dict[str, GraphCost
     }
 
 
-def floors_on(
+def roofline_on(
     name: str, source: str, rates: Rates, costs: Mapping[str, GraphCost], precision: str
 ) -> dict[str, Any]:
-    """Floors of every graph and of a frame, ready for JSON; a reason where there is none."""
+    """Return the rooflines of every graph and of a frame, ready for JSON, or the reason of having
+    none.
+
+    Args:
+        name: of the GPU.
+        source: of the rates.
+        rates: of the GPU.
+        costs: by graph.
+        precision: of the bundle.
+    """
     record: dict[str, Any] = {"card": name, "source": source, "rates": asdict(rates)}
     tf32 = precision != "fp32"
     try:
-        floors = {graph: floor(cost, rates, tf32=tf32) for graph, cost in costs.items()}
+        rooflines = {graph: roofline(cost, rates, tf32=tf32) for graph, cost in costs.items()}
     except InputError as error:
         return {**record, "reason": str(error)}
-    frame = sum(floors[graph].seconds for graph in EVERY_FRAME)
+    frame = sum(rooflines[graph].seconds for graph in EVERY_FRAME)
     return {
         **record,
         "graphs": {
@@ -130,31 +143,31 @@ def floors_on(
                 "memory_milliseconds": one.memory_seconds * 1e3,
                 "bound": one.bound,
             }
-            for graph, one in floors.items()
+            for graph, one in rooflines.items()
         },
         "frame_milliseconds": frame * 1e3,
         "frames_per_second": 1 / frame,
     }
 
 
-def choose_cards(names: Iterable[str]) -> tuple[Card, ...]:
-    """Cards of these names, all where there are none.
+def choose_gpu_specs(names: Iterable[str]) -> tuple[GpuSpec, ...]:
+    """Return the specs of the named GPUs; all of them where no name is given.
 
     Raises:
-        InputError: an unknown name; lists those that there are.
+        InputError: a name is unknown; lists the known ones.
     """
-    known = {card.name.lower(): card for card in CARDS}
+    known = {spec.name.lower(): spec for spec in GPU_SPECS}
     for name in names:
         if name.lower() not in known:
             raise InputError(
                 f"no rates are known of card '{name}'; known: "
-                + ", ".join(card.name for card in CARDS)
+                + ", ".join(spec.name for spec in GPU_SPECS)
             )
-    return tuple(known[name.lower()] for name in names) or CARDS
+    return tuple(known[name.lower()] for name in names) or GPU_SPECS
 
 
-def new_record(request: Request, cards: Iterable[Card], command: str) -> dict[str, Any]:
-    """The record as far as it can be written without a GPU: plan, costs and published floors."""
+def new_record(request: Request, specs: Iterable[GpuSpec], command: str) -> dict[str, Any]:
+    """Return the part of the record that needs no GPU: plan, costs and published rooflines."""
     bundle, axes = request.bundle, axes_of(request)
     costs = count_graphs(bundle, axes)
     weights = bundle.manifest.weights
@@ -179,7 +192,8 @@ def new_record(request: Request, cards: Iterable[Card], command: str) -> dict[st
             for name, cost in costs.items()
         },
         "floors": [
-            floors_on(card.name, card.source, card.rates, costs, bundle.precision) for card in cards
+            roofline_on(spec.name, spec.source, spec.rates, costs, bundle.precision)
+            for spec in specs
         ],
         "plan": [asdict(step) for step in PLAN],
         "steps": {},

@@ -1,4 +1,4 @@
-"""What this card can do, measured: the rates that floors are taken over.
+"""Measure the rates of this GPU, which rooflines are computed from.
 
 NOT RUN: it needs a GPU.
 """
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rvos_deploy.benchmarks.cards import Rates
+from rvos_deploy.benchmarks.gpu_specs import Rates
 from rvos_deploy.errors import BackendError
 
 WARM_UP, RUNS = 5, 20
 COPIED = 2**30
-"""Bytes of the copy, far beyond any cache."""
+"""Bytes of the copy, far more than any cache holds."""
 SIDE = 8192
-"""Of the square matrices: large enough that every card is bound by arithmetic."""
+"""Side of the square matrices, large enough that arithmetic bounds every GPU."""
 
 _QUERY = (
     "name,driver_version,memory.total,memory.used,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,"
@@ -26,10 +26,10 @@ _QUERY = (
 
 
 def require_torch_cuda() -> Any:
-    """PyTorch, when it sees a GPU.
+    """Import PyTorch, and check that it sees a GPU.
 
     Raises:
-        BackendError: it is not installed, or built without CUDA, or sees none.
+        BackendError: PyTorch is not installed, was built without CUDA, or sees no GPU.
     """
     try:
         import torch
@@ -42,14 +42,14 @@ def require_torch_cuda() -> Any:
 
 
 def measure_rates() -> dict[str, float | None]:
-    """Fields of :class:`Rates`: the best of 20 runs each, by CUDA events. NOT RUN.
+    """Measure the fields of :class:`Rates`: the best of 20 runs each, by CUDA events. NOT RUN.
 
-    A floor needs the best that the card gives, not what it gives on average.
+    A roofline needs the best rate of the GPU, not its average.
     """
     torch = require_torch_cuda()
     with torch.inference_mode():
         bandwidth = _copy_bandwidth(torch)
-        # Turing has neither bfloat16 nor TF32 on its tensor cores, though PyTorch emulates one.
+        # Turing's tensor cores have neither bfloat16 nor TF32; PyTorch emulates bfloat16 there.
         modern = torch.cuda.get_device_capability()[0] >= 8
         with _products(torch, "highest", half=False):
             fp32 = _matmul_flops(torch, torch.float32)
@@ -69,13 +69,15 @@ def measure_rates() -> dict[str, float | None]:
 
 
 def as_rates(measured: dict[str, Any]) -> Rates:
-    """The measured rates as those of a card."""
+    """Return the measured rates as :class:`Rates`."""
     return Rates(**measured)
 
 
 @contextmanager
 def _products(torch: Any, float32: str, *, half: bool) -> Iterator[None]:
-    """How matrices are multiplied: float32 by TF32 ("high") or not, float16 summed in half."""
+    """Set how matrices are multiplied: float32 by TF32 ("high") or not, float16 summed in half or
+    not.
+    """
     matmul = torch.backends.cuda.matmul
     before = torch.get_float32_matmul_precision(), matmul.allow_fp16_accumulation
     torch.set_float32_matmul_precision(float32)
@@ -88,7 +90,7 @@ def _products(torch: Any, float32: str, *, half: bool) -> Iterator[None]:
 
 
 def _copy_bandwidth(torch: Any) -> float:
-    """Bytes a second, each read once and written once."""
+    """Measure bytes a second; each byte is read once and written once."""
     source = torch.empty(COPIED, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * COPIED / _best_seconds(torch, lambda: target.copy_(source))
@@ -114,7 +116,7 @@ def _best_seconds(torch: Any, run: Callable[[], object]) -> float:
 
 
 def ask_nvidia_smi() -> dict[str, Any]:
-    """The first GPU's state and the processes on it, as nvidia-smi tells. NOT RUN.
+    """Return the first GPU's state and its processes, as nvidia-smi reports them. NOT RUN.
 
     Raises:
         BackendError: there is no nvidia-smi, or it failed.

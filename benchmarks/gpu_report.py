@@ -1,4 +1,4 @@
-"""The GPU benchmark's record as one HTML page that needs nothing beside it; light and dark."""
+"""Render the GPU benchmark's record as one self-contained HTML page, light and dark."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rvos_deploy.console.output import counted
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #666; --line: #d8d8d8;
-  --floor: #2f6fab; --rest: #c9d7e4; --bad: #a8321f; --band: #f5f5f5; }
+  --roof: #2f6fab; --rest: #c9d7e4; --bad: #a8321f; --band: #f5f5f5; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181a; --soft: #a0a0a0;
-  --line: #3a3d40; --floor: #6aa9e0; --rest: #33414e; --bad: #ef8d7c; --band: #1e2124; } }
+  --line: #3a3d40; --roof: #6aa9e0; --rest: #33414e; --bad: #ef8d7c; --band: #1e2124; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 68rem; margin: 2rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.5rem; margin-bottom: .25rem; } h2 { font-size: 1.15rem; margin: 2.25rem 0 .5rem; }
@@ -24,7 +24,7 @@ th, td { text-align: right; padding: .3rem .75rem; border-bottom: 1px solid var(
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th.text, td.text { text-align: left; white-space: normal; max-width: 34rem; }
 .bar { display: inline-block; width: 5rem; height: .7rem; background: var(--rest); }
-.bar i { display: block; height: 100%; background: var(--floor); }
+.bar i { display: block; height: 100%; background: var(--roof); }
 code { background: var(--band); padding: .1rem .3rem; }
 """
 
@@ -38,14 +38,14 @@ _WORDS = frozenset(
         "kernel",
         "parity",
         "G by operator",
-        "floor / p50",
+        "roofline / p50",
     )
 )
-"""Columns of words, which stand to the left."""
+"""Columns of text, which are aligned left."""
 
 
 def render(record: Mapping[str, Any]) -> str:
-    """The page: what was measured first, then what was not, then counts and floors."""
+    """Render the page: first what was measured, then what was not, then counts and rooflines."""
     bundle = record["bundle"]
     height, width = record["input_size"]
     title = f"{bundle['model']} {bundle['precision']} on a GPU"
@@ -64,7 +64,7 @@ def render(record: Mapping[str, Any]) -> str:
         _engines(record),
         _masks(record),
         _costs(record),
-        _floors(record),
+        _rooflines(record),
         _origin(record),
     ]
     return (
@@ -75,10 +75,10 @@ def render(record: Mapping[str, Any]) -> str:
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already."""
+    """Render a table; the cells are HTML already."""
     kinds = [" class=text" if title in _WORDS else "" for title in titles]
     head = "".join(f"<th{k}>{escape(t)}</th>" for k, t in zip(kinds, titles, strict=True))
-    # A row may end early: then its last cell says why.
+    # A row may end early; its last cell then says why.
     body = "".join(
         "<tr>" + "".join(f"<td{k}>{c}</td>" for k, c in zip(kinds, row, strict=False)) + "</tr>"
         for row in rows
@@ -87,11 +87,11 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _result(record: Mapping[str, Any], step: str) -> Any:
-    """What a step gave, or None."""
+    """Return the result of a step, or None."""
     return record["steps"].get(step, {}).get("result")
 
 
-def _contenders(record: Mapping[str, Any]) -> dict[str, Any]:
+def _backends(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: step["result"]
         for name, step in record["steps"].items()
@@ -99,8 +99,8 @@ def _contenders(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _own_floor(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Floors by the rates that were measured; None where they were not."""
+def _measured_roofline(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the rooflines by measured rates; None where the rates were not measured."""
     if _result(record, "rates") is None:
         return None
     first: Mapping[str, Any] = record["floors"][0]
@@ -108,7 +108,7 @@ def _own_floor(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _number(part: Mapping[str, Any], key: str, digits: int) -> str:
-    """A figure of a part that may not have been run."""
+    """Format a figure of a part that may not have run."""
     return f"{part[key]:.{digits}f}" if key in part else "not run"
 
 
@@ -139,14 +139,14 @@ def _steps(record: Mapping[str, Any]) -> str:
 
 
 def _streams(record: Mapping[str, Any]) -> str:
-    contenders = _contenders(record)
-    if not contenders:
+    backends = _backends(record)
+    if not backends:
         return ""
-    own = _own_floor(record)
+    own = _measured_roofline(record)
     least = own["frame_milliseconds"] if own else None
     ratios = record.get("comparison", {}).get("contenders", {})
     rows = []
-    for name, figures in contenders.items():
+    for name, figures in backends.items():
         times = figures["stream"]["milliseconds"]
         rows.append(
             (
@@ -159,11 +159,12 @@ def _streams(record: Mapping[str, Any]) -> str:
                 _ratio(ratios.get(name)),
             )
         )
-    floor = "not known" if least is None else f"{least:.3f} ms"
+    roof = "not known" if least is None else f"{least:.3f} ms"
     return (
         f"<h2>The whole stream</h2><p>From a frame on the host to its masks on the host, "
-        f"milliseconds; the memory of past frames is full. Floor of the graphs: {floor}. The bar "
-        "shows the floor's share of the p50; with files, decoding and writing are included.</p>"
+        f"milliseconds; the memory of past frames is full. Roofline of the graphs: {roof}. "
+        "The bar shows the roofline's share of the p50. Frames/s with files include decoding and "
+        "writing.</p>"
         + _table(
             (
                 "back end",
@@ -173,7 +174,7 @@ def _streams(record: Mapping[str, Any]) -> str:
                 "frames/s",
                 "frames/s with files",
                 "GPU MiB",
-                "floor / p50",
+                "roofline / p50",
                 "times eager's speed",
             ),
             rows,
@@ -181,11 +182,11 @@ def _streams(record: Mapping[str, Any]) -> str:
     )
 
 
-def _bar(floor: float | None, measured: float) -> str:
-    if floor is None:
-        return "no floor"
-    share = min(1.0, floor / measured)
-    return f"<span class=bar><i style='width:{share:.0%}'></i></span> {floor / measured:.1%}"
+def _bar(roof: float | None, measured: float) -> str:
+    if roof is None:
+        return "no roofline"
+    share = min(1.0, roof / measured)
+    return f"<span class=bar><i style='width:{share:.0%}'></i></span> {roof / measured:.1%}"
 
 
 def _ratio(row: Mapping[str, Any] | None) -> str:
@@ -197,25 +198,25 @@ def _ratio(row: Mapping[str, Any] | None) -> str:
 
 
 def _graphs(record: Mapping[str, Any]) -> str:
-    contenders = _contenders(record)
-    if not contenders:
+    backends = _backends(record)
+    if not backends:
         return ""
-    own = _own_floor(record)
+    own = _measured_roofline(record)
     rows = []
     for graph in record["costs"]:
-        floor = own["graphs"][graph]["milliseconds"] if own else None
+        roof = own["graphs"][graph]["milliseconds"] if own else None
         cells = []
-        for figures in contenders.values():
+        for figures in backends.values():
             if "reason" in figures["graphs"]:
                 cells.append("not run")
                 continue
             p50 = figures["graphs"][graph]["milliseconds"]["p50"]
-            cells.append(f"{p50:.3f}" + (f" ({p50 / floor:.1f}x)" if floor else ""))
-        rows.append((escape(graph), "" if floor is None else f"{floor:.4f}", *cells))
+            cells.append(f"{p50:.3f}" + (f" ({p50 / roof:.1f}x)" if roof else ""))
+        rows.append((escape(graph), "" if roof is None else f"{roof:.4f}", *cells))
     return (
         "<h2>Each graph alone</h2><p>Milliseconds, p50, from the call until the GPU is done; text, "
         "memory and frames come from the host, as in a stream. In brackets: how many times the "
-        "floor.</p>" + _table(("graph", "floor", *contenders), rows)
+        "roofline.</p>" + _table(("graph", "roofline", *backends), rows)
     )
 
 
@@ -235,7 +236,7 @@ def _kernels(record: Mapping[str, Any]) -> str:
         for timing in row["timings"]
     ]
     return "<h2>Deformable attention alone</h2>" + _table(
-        ("values", "kernel", "ms", "GB/s", "floor ms"), rows
+        ("values", "kernel", "ms", "GB/s", "roofline ms"), rows
     )
 
 
@@ -255,7 +256,7 @@ def _engines(record: Mapping[str, Any]) -> str:
 
 def _masks(record: Mapping[str, Any]) -> str:
     rows = []
-    for name, figures in _contenders(record).items():
+    for name, figures in _backends(record).items():
         parity = figures["parity"]
         failed = f"<span class=bad>{len(parity.get('failed', ()))} failed</span>"
         result = "all passed" if parity.get("passed") else failed
@@ -296,7 +297,7 @@ def _costs(record: Mapping[str, Any]) -> str:
     )
 
 
-def _floors(record: Mapping[str, Any]) -> str:
+def _rooflines(record: Mapping[str, Any]) -> str:
     rows: list[Sequence[str]] = []
     for row in record["floors"]:
         if "reason" in row:
@@ -316,12 +317,11 @@ def _floors(record: Mapping[str, Any]) -> str:
         for row in record["floors"]
     )
     return (
-        "<h2>Floors</h2><p>The least milliseconds: the larger of multiply-adds over the arithmetic "
-        "rate (c) and bytes over the memory's rate (m). Launching kernels and copying from and to "
-        "the host come on top. A frame runs all graphs but the text encoder, which runs once an "
-        "expression. What a network so "
-        "small keeps in the cache from frame to frame is counted as read again: there, the share "
-        "of the bytes can be beaten.</p>"
+        "<h2>Rooflines</h2><p>The least milliseconds: the larger of multiply-adds over the "
+        "arithmetic rate (c) and bytes over the memory's rate (m). Kernel launches and copies "
+        "between host and GPU are not included. A frame runs all graphs but the text encoder, "
+        "which runs once an expression. Weights that stay in the cache from frame to frame are "
+        "counted as read again, so a small network can be faster than the share of its bytes.</p>"
         + _table(("card", *record["costs"], "frame", "frames/s"), rows)
         + f"<p>Dense rates:</p><ul>{sources}</ul>"
     )

@@ -1,6 +1,6 @@
-"""The steps of the GPU benchmark, each guarded: what is missing is recorded, and the next one runs.
+"""Run the steps of the GPU benchmark; what a step lacks is recorded, and the next step runs.
 
-NOT RUN: the machine on which this was written has no GPU. The guarding and the record are tested.
+NOT RUN: the development machine has no GPU. The tests run the guards and the record.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from rvos_deploy.benchmarks.gpu_backends import (
-    Bench,
     Measured,
-    agreement,
-    cuda_bench,
-    measure_contender,
+    Setup,
+    cuda_setup,
+    masks_j_and_f,
+    measure_backend,
 )
-from rvos_deploy.benchmarks.gpu_plan import Request, count_graphs, floors_on
+from rvos_deploy.benchmarks.gpu_plan import Request, count_graphs, roofline_on
 from rvos_deploy.benchmarks.gpu_rates import (
     as_rates,
     ask_nvidia_smi,
     measure_rates,
     require_torch_cuda,
 )
-from rvos_deploy.benchmarks.latency import MINIMUM_AGREEMENT
-from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, deformable_macs, floor
+from rvos_deploy.benchmarks.latency import MINIMUM_J_AND_F
+from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, deformable_macs, roofline
 from rvos_deploy.engines.gpu import find_gpu
 from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.errors import BackendError, ParityError, RvosError
@@ -42,23 +42,30 @@ TESTS_SECONDS = 3600
 
 @dataclass
 class Run:
-    """What steps leave for later ones.
+    """What steps leave for later steps.
 
-    ``record`` is the result as it grows; ``masks`` are contenders' own, for their agreement.
+    Args:
+        request: what to measure.
+        folder: for temporary files.
+        record: the growing result.
+        setup: of the back ends' measurements, once it was made.
+        measured: by back end, for the comparison of masks.
     """
 
     request: Request
     folder: Path
     record: dict[str, Any]
-    bench: Bench | None = None
-    masks: dict[str, Measured] = field(default_factory=dict)
+    setup: Setup | None = None
+    measured: dict[str, Measured] = field(default_factory=dict)
 
 
 Work = Callable[[Run], dict[str, Any]]
 
 
 def guarded(work: Work, run: Run) -> dict[str, Any]:
-    """The step's result with its status: done, failed, or not run where something is missing."""
+    """Run a step, and return its result with its status: done, failed, or not run for lack of
+    something.
+    """
     started = time.perf_counter()
     try:
         outcome: dict[str, Any] = {"status": "done", "result": work(run)}
@@ -68,14 +75,14 @@ def guarded(work: Work, run: Run) -> dict[str, Any]:
         outcome = {"status": "not run", "reason": f"{error.name or error} is not installed"}
     except RvosError as error:
         outcome = {"status": "not run", "reason": str(error)}
-    except Exception as error:  # whatever a library throws must not take the other steps along
+    except Exception as error:  # an error of any library must not stop the other steps
         first = (str(error).strip() or "no message").splitlines()[0]
         outcome = {"status": "failed", "reason": f"{type(error).__name__}: {first}"}
     return {**outcome, "seconds": round(time.perf_counter() - started, 3)}
 
 
 def check_machine(run: Run) -> dict[str, Any]:
-    """The GPU, its state, and who else is on it."""
+    """Return the GPU, its state, and its other users."""
     gpu = find_gpu()
     assert gpu is not None
     try:
@@ -86,18 +93,18 @@ def check_machine(run: Run) -> dict[str, Any]:
 
 
 def take_rates(run: Run) -> dict[str, Any]:
-    """Measure the card, and put its floors first in the record. NOT RUN."""
+    """Measure the GPU's rates, and put its rooflines first in the record. NOT RUN."""
     measured = measure_rates()
     bundle = run.request.bundle
     costs = count_graphs(bundle, run.record["axes"])
     run.record["floors"].insert(
-        0, floors_on(MEASURED, "this command", as_rates(measured), costs, bundle.precision)
+        0, roofline_on(MEASURED, "this command", as_rates(measured), costs, bundle.precision)
     )
     return dict(measured)
 
 
 def run_gpu_tests(run: Run) -> dict[str, Any]:
-    """``pytest -m gpu`` in a process of its own. NOT RUN."""
+    """Run ``pytest -m gpu`` in a process of its own. NOT RUN."""
     import rvos_deploy
 
     root = Path(rvos_deploy.__file__).parents[1]
@@ -114,10 +121,10 @@ def run_gpu_tests(run: Run) -> dict[str, Any]:
 
 
 def read_junit(report: Path) -> dict[str, Any]:
-    """Counts and the names of failed tests.
+    """Count the tests of a JUnit report.
 
     Raises:
-        ParityError: a test failed.
+        ParityError: a test failed; names it.
     """
     cases = list(ElementTree.parse(report).getroot().iter("testcase"))
     failed = [
@@ -136,7 +143,9 @@ def _last_line(text: str) -> str:
 
 
 def build_target(target: str) -> Work:
-    """A step that builds every graph for a TensorRT into the bundle, parity included. NOT RUN."""
+    """Return a step that builds every graph for one TensorRT into the bundle, with parity checks.
+    NOT RUN.
+    """
 
     def build(run: Run) -> dict[str, Any]:
         from rvos_deploy.engines.build import build_engines
@@ -144,7 +153,7 @@ def build_target(target: str) -> Work:
 
         gpu = find_gpu()
         assert gpu is not None
-        # TensorRT-RTX would build for every architecture that it knows.
+        # By default TensorRT-RTX builds for all of its architectures.
         only = (gpu.compute_capability,) if target == "tensorrt-rtx" else ()
         settings = BuildSettings(target, (engine_profile(run.request),), compute_capabilities=only)
         engines = build_engines(run.request.bundle, settings)
@@ -166,7 +175,7 @@ def build_target(target: str) -> Work:
 
 
 def engine_profile(request: Request) -> str:
-    """The default profile, best for the expressions asked for, and wide enough for ``verify``."""
+    """Return a profile that is best for the requested expressions and covers ``verify``."""
     cases, axes = request.bundle.network.probe_cases(), bundle_axes(request.bundle)
     parts = []
     for axis, (low, best, high) in default_profile(request.bundle).items():
@@ -181,7 +190,9 @@ def _masks_j_and_f(checks: tuple[Mapping[str, Any], ...]) -> float | None:
 
 
 def time_kernels(run: Run) -> dict[str, Any]:
-    """Deformable attention by every kernel at hand, in two types, with its floor. NOT RUN."""
+    """Time deformable attention by every available kernel, in two types, with its roofline. NOT
+    RUN.
+    """
     require_torch_cuda()
     from rvos_deploy.engines.plugins.ms_deform_attn import benchmark as kernels
     from rvos_deploy.engines.plugins.ms_deform_attn.spec import DType
@@ -200,25 +211,25 @@ def time_kernels(run: Run) -> dict[str, Any]:
             "macs": macs,
             "bytes": moved,
             "floor_milliseconds": (
-                floor(cost, as_rates(measured), tf32=False).seconds * 1e3 if measured else None
+                roofline(cost, as_rates(measured), tf32=False).seconds * 1e3 if measured else None
             ),
             "timings": [asdict(timing) for timing in timings],
         }
     return rows
 
 
-def contend(name: str, make: Callable[[Request], Segmenter]) -> Work:
-    """A step that measures one back end. NOT RUN."""
+def backend_step(name: str, make: Callable[[Request], Segmenter]) -> Work:
+    """Return a step that measures one back end. NOT RUN."""
 
     def work(run: Run) -> dict[str, Any]:
         torch = require_torch_cuda()
-        run.bench = run.bench or cuda_bench(run.request, run.folder)
-        # As the engines are built: TF32 for what is left in float32 of a bundle in half precision.
+        run.setup = run.setup or cuda_setup(run.request, run.folder)
+        # Engines use TF32 for the float32 islands of half-precision bundles, so PyTorch does too.
         half = run.request.bundle.precision != "fp32"
         torch.set_float32_matmul_precision("high" if half else "highest")
         torch.backends.cudnn.allow_tf32 = half
-        run.masks[name] = measure_contender(run.bench, name, lambda: make(run.request))
-        return run.masks[name].figures
+        run.measured[name] = measure_backend(run.setup, name, lambda: make(run.request))
+        return run.measured[name].figures
 
     return work
 
@@ -238,7 +249,7 @@ def _pytorch(request: Request, *, compiled: bool) -> Segmenter:
     return Segmenter(request.bundle, backend)
 
 
-CONTENDERS: Mapping[str, Callable[[Request], Segmenter]] = {
+BACKENDS_UNDER_TEST: Mapping[str, Callable[[Request], Segmenter]] = {
     "tensorrt": _tensorrt,
     "onnxruntime cuda": _onnxruntime,
     REFERENCE: lambda request: _pytorch(request, compiled=False),
@@ -252,29 +263,29 @@ STEPS: Mapping[str, Work] = {
     "engines tensorrt": build_target("tensorrt"),
     "engines tensorrt-rtx": build_target("tensorrt-rtx"),
     "kernels": time_kernels,
-    **{name: contend(name, make) for name, make in CONTENDERS.items()},
+    **{name: backend_step(name, make) for name, make in BACKENDS_UNDER_TEST.items()},
 }
-"""By the names in ``gpu_plan.PLAN``, in its order."""
+"""Steps by the names in ``gpu_plan.PLAN``, in the same order."""
 
 
 def compare(run: Run) -> dict[str, Any]:
-    """Every contender's speed against eager PyTorch's, where their masks agree."""
-    reference = run.masks.get(REFERENCE)
+    """Compare every back end's speed with eager PyTorch's, where their masks are equal enough."""
+    reference = run.measured.get(REFERENCE)
     if reference is None:
         return {"reference": REFERENCE, "reason": f"{REFERENCE} was not run"}
     slow = _p50(reference)
     rows: dict[str, Any] = {}
-    for name, measured in run.masks.items():
+    for name, measured in run.measured.items():
         if name == REFERENCE:
             continue
-        same = agreement(measured.masks, reference.masks)
-        fair = same >= MINIMUM_AGREEMENT
-        rows[name] = {"j_and_f": same, "ratio": slow / _p50(measured) if fair else None}
-    return {"reference": REFERENCE, "needed_j_and_f": MINIMUM_AGREEMENT, "contenders": rows}
+        same = masks_j_and_f(measured.masks, reference.masks)
+        comparable = same >= MINIMUM_J_AND_F
+        rows[name] = {"j_and_f": same, "ratio": slow / _p50(measured) if comparable else None}
+    return {"reference": REFERENCE, "needed_j_and_f": MINIMUM_J_AND_F, "contenders": rows}
 
 
 def passed(record: Mapping[str, Any]) -> bool:
-    """Whether nothing that was run failed; what was not run says nothing."""
+    """Tell whether no step and no parity check failed; steps that were not run do not count."""
     steps = record["steps"].values()
     parities = (
         step["result"]["parity"].get("passed")

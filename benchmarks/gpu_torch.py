@@ -1,4 +1,5 @@
-"""The PyTorch network on a GPU behind the runtime's interface, eager or compiled, to compare with.
+"""Run the PyTorch network on a GPU behind the runtime's interface, eager or compiled, to compare
+with.
 
 NOT RUN: it needs a GPU.
 """
@@ -30,9 +31,9 @@ class CudaTorchBackend(TorchBackend):
     """PyTorch on the first GPU, in the bundle's precision, with the weights it was exported from.
 
     Args:
-        bundle: opened.
-        checkpoint: what it was exported from; None for random weights.
-        compiled: whether ``torch.compile`` compiles each graph's module.
+        bundle: an opened bundle.
+        checkpoint: what the bundle was exported from; None for random weights.
+        compiled: compile each graph's module with ``torch.compile``.
     """
 
     def __init__(self, bundle: Bundle, checkpoint: Path | None, *, compiled: bool) -> None:
@@ -42,13 +43,13 @@ class CudaTorchBackend(TorchBackend):
         network: Any = self._graphs["backbone"].module
         set_precision(network.network, bundle.precision)
         network.network.to("cuda")
-        # Once more: the contracts name the type that the network computes in now.
+        # The contracts are made again, because they name the type that the network computes in.
         self._graphs: dict[str, ExportedGraph] = {
             graph.spec.name: graph for graph in graphs_of(network.network)
         }
 
     def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
-        """The modules that these graphs were exported from."""
+        """Open the modules that these graphs were exported from."""
         names = bundle.graphs if graphs is None else graphs
         opened = {
             name: CudaTorchGraph(self._graphs[name], compiled=self._compiled) for name in names
@@ -56,13 +57,13 @@ class CudaTorchBackend(TorchBackend):
         return Session(opened, HostOps())
 
     def describe(self) -> dict[str, str]:
-        """Library, version and device."""
+        """Return the library, its version and the device."""
         return {"name": self.name, "version": torch.__version__, "device": "cuda"}
 
 
 @dataclass(frozen=True)
 class OnDevice:
-    """A tensor on the GPU with what the runtime asks of a value."""
+    """A tensor on the GPU, as the runtime's ``Tensor``."""
 
     tensor: torch.Tensor
 
@@ -73,12 +74,12 @@ class OnDevice:
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """NumPy's name of its type."""
+        """Its type, in NumPy's terms."""
         return np.dtype(str(self.tensor.dtype).removeprefix("torch."))
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Its size in bytes."""
         return self.tensor.nbytes
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
@@ -87,17 +88,17 @@ class OnDevice:
 
 
 class CudaTorchGraph(Graph):
-    """One graph's module on the GPU; what it gives stays there."""
+    """One graph's module on the GPU; its outputs stay there."""
 
     def __init__(self, graph: ExportedGraph, *, compiled: bool) -> None:
         super().__init__(graph.spec)
         self._module: Any = graph.module
         if compiled:
-            # Shapes may change: the memory grows offline, sentences differ.
+            # Shapes change: the memory grows offline, and sentences differ in length.
             self._module = torch.compile(graph.module)
 
     def _run(self, inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
-        """Queue the module without gradients; nothing is waited for."""
+        """Queue the module without gradients; nothing waits here."""
         with torch.inference_mode():
             outputs = self._module(*(_on_device(inputs[t.name]) for t in self.spec.inputs))
         tensors = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
@@ -107,7 +108,7 @@ class CudaTorchGraph(Graph):
         }
 
     def _close(self) -> None:
-        """Drop the module; the backend still holds its weights."""
+        """Drop the module; the back end still holds its weights."""
         self._module = nn.Identity()
 
 

@@ -1,4 +1,6 @@
-"""Where a frame's time goes: every stage, end to end, overlapped, and against eager PyTorch."""
+"""Measure where a frame's time goes: every stage, end to end, overlapped, and against eager
+PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,14 @@ from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video import Frame, open_video
 
-SHORTEST_FILM = 8
-"""Frames that Moving Sprites needs to show a motion."""
+MINIMUM_FRAMES = 8
+"""Moving Sprites needs so many frames to show a motion."""
 
 WARM_UP = 3
-"""Frames run before anything is counted."""
+"""Frames that run before anything is measured."""
 
-MINIMUM_AGREEMENT = 0.999
-"""J&F between our masks and PyTorch's below which a comparison of speed means nothing."""
+MINIMUM_J_AND_F = 0.999
+"""Below this J&F between our masks and PyTorch's, a comparison of speed means nothing."""
 
 EXPRESSIONS = (
     "the red star moving to the left",
@@ -58,7 +60,7 @@ def benchmark_latency(
     reference: Backend | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure a loaded bundle on a video; a Moving Sprites clip of 854x480 is rendered by default.
+    """Measure a loaded bundle on a video; the default is a rendered Moving Sprites clip of 854x480.
 
     Args:
         segmenter: the bundle on a back end.
@@ -66,10 +68,14 @@ def benchmark_latency(
         expressions: how many to follow at once.
         frames: how many to measure after the warm-up.
         settings: of the stream; online by default.
-        reference: another back end to run in turn on the same frames.
-        progress: told what is measured.
+        reference: another back end, which runs in turn on the same frames.
+        progress: is told what is measured.
+
+    Returns:
+        A record that is ready for JSON.
 
     Raises:
+        InputError: the video has too few frames.
         ParityError: the reference's masks differ from ours, so the ratio would mean nothing.
     """
     say = progress or (lambda text: None)
@@ -107,12 +113,12 @@ def benchmark_latency(
 
 
 def _render(path: Path, frames: int) -> str:
-    sample_video(path, seed=0, size=(480, 854), frames=max(frames, SHORTEST_FILM))
+    sample_video(path, seed=0, size=(480, 854), frames=max(frames, MINIMUM_FRAMES))
     return str(path)
 
 
 def _decode(source: str, count: int) -> tuple[list[Frame], list[float]]:
-    """Frames, and the seconds that each took to decode (the first is opened with the video)."""
+    """Return frames, and the seconds to decode each one (opening the video decodes the first)."""
     images, seconds = [], []
     with open_video(source, max_frames=count) as reader:
         started = time.perf_counter()
@@ -131,7 +137,7 @@ def _decode(source: str, count: int) -> tuple[list[Frame], list[float]]:
 def _measure_stages(
     segmenter: Segmenter, frames: Sequence[Frame], texts: list[str], settings: StreamSettings
 ) -> tuple[dict[str, Any], list[float]]:
-    """One stage after the other, nothing overlapped: summaries by stage, seconds a frame."""
+    """Measure the stages without overlap: summaries by stage, and seconds a frame."""
     times: dict[str, list[float]] = defaultdict(list)
     end_to_end: list[float] = []
     with segmenter.stream(texts, settings, on_stage=lambda s, t: times[s].append(t)) as stream:
@@ -155,7 +161,7 @@ def _measure_overlapped(
     count: int,
     folder: str,
 ) -> dict[str, Any]:
-    """Frames per second of the whole job as ``run`` does it, writing included."""
+    """Measure frames a second of the whole job as ``run`` does it, with writing."""
     options = RunOptions(settings, max_frames=count)
     report = run(segmenter, source, texts, Path(folder) / "out", options=options)
     return {
@@ -172,7 +178,7 @@ def _compare(
     texts: list[str],
     settings: StreamSettings,
 ) -> dict[str, Any]:
-    """Both on the same frames, in turn, in this process; masks first, then the ratio."""
+    """Run both back ends on the same frames in turn, in this process; compare masks, then speed."""
     seconds: tuple[list[float], list[float]] = ([], [])
     results: tuple[list[FrameMasks], list[FrameMasks]] = ([], [])
     with (
@@ -188,24 +194,24 @@ def _compare(
                     seconds[side].append(time.perf_counter() - started)
         for side, stream in enumerate((ours, theirs)):
             results[side].extend(stream.flush())
-    agreement = _agreement(*results)
-    if agreement < MINIMUM_AGREEMENT:
+    j_and_f = _mask_parity(*results)
+    if j_and_f < MINIMUM_J_AND_F:
         raise ParityError(
-            f"masks of {segmenter.backend.name} and {reference.name} agree to J&F {agreement:.4f} "
-            f"only (needed: {MINIMUM_AGREEMENT}), so their speeds cannot be compared; run "
+            f"masks of {segmenter.backend.name} and {reference.name} agree to J&F {j_and_f:.4f} "
+            f"only (needed: {MINIMUM_J_AND_F}), so their speeds cannot be compared; run "
             "'rvos-deploy verify'"
         )
     return {
         "reference": reference.describe(),
-        "j_and_f": agreement,
+        "j_and_f": j_and_f,
         "ours": summarise(seconds[0]),
         "theirs": summarise(seconds[1]),
         "ratio": float(np.sum(seconds[1]) / np.sum(seconds[0])),
     }
 
 
-def _agreement(ours: list[FrameMasks], theirs: list[FrameMasks]) -> float:
-    """J&F of our masks against theirs, over all frames and expressions."""
+def _mask_parity(ours: list[FrameMasks], theirs: list[FrameMasks]) -> float:
+    """Return J&F between our masks and the reference's, over all frames and expressions."""
     pairs = [
         frame_scores(mine.masks, other.masks).j_and_f
         for mine, other in zip(ours, theirs, strict=True)

@@ -1,4 +1,5 @@
-"""Flat memory: the resident size after thousands of frames against that after 200.
+"""Measure whether memory is flat: the resident size after thousands of frames against that after
+200.
 
 ``python -m rvos_deploy.benchmarks.memory BUNDLE [--frames 3000]``
 """
@@ -20,11 +21,11 @@ from rvos_deploy.runtime.segmenter import Segmenter, load
 from rvos_deploy.stream_settings import StreamSettings
 
 SETTLED = 200
-"""Frames after which the ring of 64 frames is full and allocators have what they need."""
+"""Frames after which the ring of 64 frames is full and allocators have grown."""
 
 
 def benchmark_memory(segmenter: Segmenter, frames: int = 3000) -> dict[str, Any]:
-    """Push a repeating clip through an online stream; resident bytes every 200 frames."""
+    """Push a repeating clip through an online stream; record resident bytes every 200 frames."""
     resident = resident_over_frames(segmenter, frames)
     return {
         "schema": "rvos-deploy/benchmark/memory/1",
@@ -39,9 +40,15 @@ def benchmark_memory(segmenter: Segmenter, frames: int = 3000) -> dict[str, Any]
 def resident_over_frames(
     segmenter: Segmenter, frames: int, on_frame: Callable[[int], None] | None = None
 ) -> dict[int, int]:
-    """Resident bytes by the number of frames pushed, every 200 and at the end.
+    """Return the resident bytes by the number of frames pushed, every 200 frames and at the end.
 
-    ``on_frame``: called with the number pushed so far. Raises InputError: not more than 200 frames.
+    Args:
+        segmenter: the bundle on a back end.
+        frames: how many to push.
+        on_frame: is called with the number of frames pushed so far.
+
+    Raises:
+        InputError: ``frames`` is not above 200.
     """
     if frames <= SETTLED:
         raise InputError(f"frames must exceed {SETTLED}, found {frames}")

@@ -1,4 +1,4 @@
-"""Frames per second of J and F: the plain published approach against ours, with equal numbers.
+"""Compare the speed of J and F: the plain published approach against ours, with equal numbers.
 
 The plain approach is what DAVIS users run: 1-pixel boundary maps, each dilated over the whole frame
 with a disk as structuring element (scipy.ndimage, which skimage calls as well), frame by frame.
@@ -29,7 +29,7 @@ from rvos_deploy.json_file import write_json
 
 SIZE = (480, 854)
 RADII = (12.0, 30.0, 60.0, 110.0, 180.0)
-"""Mean radius of the objects in pixels, taken in turn: 0.1 to 25 percent of a DAVIS frame."""
+"""Mean radii of the objects in pixels, used in turn: 0.1 to 25 percent of a DAVIS frame."""
 
 Masks = NDArray[np.bool_]
 Scorer = Callable[[Masks, Masks], FrameScores]
@@ -38,8 +38,13 @@ Scorer = Callable[[Masks, Masks], FrameScores]
 def benchmark_metrics(frames: int = 60, seed: int = 0) -> dict[str, Any]:
     """Time both approaches on ``frames`` rendered pairs of 854x480 masks.
 
-    Returns a record that can be written as JSON: times per frame in ``milliseconds``, ``ratio`` is
-    how many times more frames per second ours scores. ParityError where any J or F differs.
+    Returns:
+        A record that is ready for JSON: times per frame in ``milliseconds``; ``ratio`` is how many
+        times more frames a second ours scores.
+
+    Raises:
+        InputError: ``frames`` is below 1.
+        ParityError: a J or F differs.
     """
     if frames < 1:
         raise InputError(f"frames is {frames}; pass at least 1")
@@ -66,10 +71,10 @@ def benchmark_metrics(frames: int = 60, seed: int = 0) -> dict[str, Any]:
 
 
 def render_masks(frames: int, seed: int) -> tuple[Masks, Masks]:
-    """Render pairs of predictions and truths, bool [T, 480, 854] each.
+    """Render pairs of predictions and truths, bool [T,480,854] each.
 
-    A frame has one wavy object, at times cut by the image's border; its prediction is the same
-    object a little moved and with another outline.
+    A frame has one wavy object, which the image's border sometimes cuts. Its prediction is the same
+    object, slightly moved and with another outline.
     """
     rng = np.random.default_rng(seed)
     pairs = [_render_pair(rng, RADII[index % len(RADII)]) for index in range(frames)]
@@ -97,7 +102,7 @@ def _blob(centre: NDArray[np.float64], radius: float, waves: NDArray[np.float64]
 
 
 def plain_scores(predictions: Masks, truths: Masks) -> FrameScores:
-    """J and F of bool masks [T, H, W] by the plain published approach, frame by frame."""
+    """Compute J and F of bool masks [T,H,W] by the plain published approach, frame by frame."""
     radius = math.ceil(DAVIS_BOUND * float(np.linalg.norm(truths.shape[-2:])))
     span = np.arange(-radius, radius + 1)
     disk = span[:, None] ** 2 + span[None, :] ** 2 <= radius * radius
@@ -125,7 +130,9 @@ def _plain_f(prediction: Masks, truth: Masks, disk: Masks) -> float:
 
 
 def _plain_boundary(mask: Masks) -> Masks:
-    """Pixels that differ from their right, lower or lower-right neighbour; the edge is repeated."""
+    """Mark pixels that differ from their right, lower or lower-right neighbour; the edge is
+    repeated.
+    """
     edge = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     marks: Masks = (mask ^ edge[:-1, 1:]) | (mask ^ edge[1:, :-1]) | (mask ^ edge[1:, 1:])
     return marks
@@ -134,7 +141,9 @@ def _plain_boundary(mask: Masks) -> Masks:
 def _time_in_turn(
     predictions: Masks, truths: Masks
 ) -> tuple[FrameScores, FrameScores, NDArray[np.float64]]:
-    """Scores of both approaches and seconds [2, T]; each frame is scored by one, then the other."""
+    """Return the scores of both approaches and seconds [2,T]; both score each frame before the
+    next.
+    """
     scorers: tuple[Scorer, Scorer] = (plain_scores, frame_scores)
     seconds = np.empty((2, len(truths)))
     scores = np.empty((2, 2, len(truths)))

@@ -1,10 +1,11 @@
-"""The least time that a graph can take on a card: multiply-adds and bytes, over the card's rates.
+"""Compute the roofline of a graph: the least time on a GPU for its multiply-adds and its bytes.
 
-Counted from the ONNX file, at given sizes of its axes. Only what multiplies matrices is counted
-(convolutions, matrix products, einsums, attention) and deformable attention's samples; adding,
-normalising and moving come on top. Bytes are what must cross the memory bus once: weights, inputs
-and outputs. What lies between two operators may stay in the cache, so it is left out. A network so
-small that its weights stay there from one frame to the next can beat the share of the bytes.
+Both are counted in the ONNX file at given sizes of the axes. Multiply-adds are those of
+convolutions, matrix products, einsums, attention and deformable attention's samples; adding,
+normalising and moving are left out. Bytes are those that must cross the memory bus once: weights,
+inputs and outputs. Tensors between two operators may stay in the cache, so they are left out. A
+network whose weights stay in the cache from frame to frame can be faster than the share of its
+bytes.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
 
-from rvos_deploy.benchmarks.cards import Rates
-from rvos_deploy.benchmarks.gpu_shapes import Shapes, attribute, infer, with_sizes
+from rvos_deploy.benchmarks.gpu_specs import Rates
+from rvos_deploy.benchmarks.onnx_shapes import Shapes, attribute, infer, with_sizes
 from rvos_deploy.errors import InputError
 
 SAMPLING = "sampling"
-"""Kind of deformable attention's multiply-adds: on no tensor core, in float32 (see kernel.cu)."""
+"""The kind of deformable attention's multiply-adds: in float32 outside tensor cores (see
+kernel.cu).
+"""
 
 CORNERS = 4
 """Pixels that a bilinear sample blends."""
@@ -31,12 +33,12 @@ CORNERS = 4
 
 @dataclass(frozen=True)
 class GraphCost:
-    """What a graph must do at least.
+    """The least work of a graph.
 
     Args:
         macs: multiply-adds by type of the operands (``float16``, ``float32``) or ``SAMPLING``.
-        by_operator: the same, by operator.
-        weight_bytes: as stored in the file; of a table that rows are looked up in, those rows.
+        by_operator: multiply-adds by operator.
+        weight_bytes: as stored in the file; of embedding tables only the rows that are looked up.
         input_bytes: of the graph's inputs.
         output_bytes: of the graph's outputs.
     """
@@ -54,13 +56,13 @@ class GraphCost:
 
     @property
     def total_bytes(self) -> int:
-        """Weights once, inputs and outputs."""
+        """The bytes of weights, inputs and outputs, once each."""
         return self.weight_bytes + self.input_bytes + self.output_bytes
 
 
 @dataclass(frozen=True)
-class Floor:
-    """Least seconds for the arithmetic and for the bytes; the graph cannot beat the larger."""
+class Roofline:
+    """The least seconds for the arithmetic and for the bytes; the larger one is the bound."""
 
     compute_seconds: float
     memory_seconds: float
@@ -72,25 +74,25 @@ class Floor:
 
     @property
     def bound(self) -> str:
-        """What it is bound by: ``compute`` or ``memory``."""
+        """The limiting resource: ``compute`` or ``memory``."""
         return "compute" if self.compute_seconds > self.memory_seconds else "memory"
 
 
-def floor(cost: GraphCost, rates: Rates, *, tf32: bool) -> Floor:
-    """Least time of a graph on a card.
+def roofline(cost: GraphCost, rates: Rates, *, tf32: bool) -> Roofline:
+    """Return the least time of a graph on a GPU.
 
     Args:
-        cost: counted by :func:`count_graph`.
-        rates: of the card, published or measured.
-        tf32: whether float32 products may run on tensor cores, as in graphs of half precision.
+        cost: counted by :func:`count_model`.
+        rates: of the GPU, published or measured.
+        tf32: float32 products may run on tensor cores, as in graphs of half precision.
 
     Raises:
-        InputError: the card has no rate for a type that the graph multiplies in.
+        InputError: the GPU has no rate for a type that the graph multiplies in.
     """
     seconds = sum(
         2 * count / _flops(kind, rates, tf32=tf32) for kind, count in cost.macs.items() if count
     )
-    return Floor(seconds, cost.total_bytes / rates.bytes_per_second)
+    return Roofline(seconds, cost.total_bytes / rates.bytes_per_second)
 
 
 def _flops(kind: str, rates: Rates, *, tf32: bool) -> float:
@@ -106,21 +108,16 @@ def _flops(kind: str, rates: Rates, *, tf32: bool) -> float:
     return found
 
 
-def count_graph(path: Path, axes: Mapping[str, int]) -> GraphCost:
+def count_model(model: onnx.ModelProto, axes: Mapping[str, int]) -> GraphCost:
     """Count a graph's multiply-adds and bytes; its weights are not read.
 
     Args:
-        path: the ONNX file; inputs' axes are names (``E``) or names over numbers (``H/8``).
+        model: stays as it is. Axes of inputs are names (``E``) or names over numbers (``H/8``).
         axes: sizes of the named axes.
 
     Raises:
-        InputError: an axis without a size, or a shape that cannot be told from them.
+        InputError: an axis has no size, or a shape does not follow from the sizes.
     """
-    return count_model(onnx.load(str(path), load_external_data=False), axes)
-
-
-def count_model(model: onnx.ModelProto, axes: Mapping[str, int]) -> GraphCost:
-    """As :func:`count_graph`, of a loaded model, which is left as it is."""
     fixed = with_sizes(model, axes)
     types, shapes = infer(fixed)
     macs: Counter[str] = Counter()
@@ -133,8 +130,8 @@ def count_model(model: onnx.ModelProto, axes: Mapping[str, int]) -> GraphCost:
             count = counter(node, shapes)
         except KeyError as error:
             raise InputError(
-                f"{node.op_type} {node.name or node.output[0]}: the shape of {error} cannot be "
-                "told from the sizes of the axes, so its multiply-adds cannot be counted"
+                f"{node.op_type} {node.name or node.output[0]}: the shape of {error} does not "
+                "follow from the sizes of the axes, so its multiply-adds cannot be counted"
             ) from None
         kind = SAMPLING if node.op_type == "MSDeformAttn" else types[node.input[0]]
         macs[kind] += count
@@ -142,11 +139,11 @@ def count_model(model: onnx.ModelProto, axes: Mapping[str, int]) -> GraphCost:
     sizes = {
         name: math.prod(shape) * np.dtype(types[name]).itemsize for name, shape in shapes.items()
     }
-    # Of the model as it came: what was folded since is no weight.
+    # Weights are those of the original model, because folded shapes are initializers too.
     graph = model.graph
     if unknown := [value.name for value in graph.output if value.name not in sizes]:
         raise InputError(
-            f"the shape of output {unknown[0]} cannot be told from the sizes of the axes, so its "
+            f"the shape of output {unknown[0]} does not follow from the sizes of the axes, so its "
             "bytes cannot be counted"
         )
     weights = {tensor.name for tensor in graph.initializer}
@@ -162,7 +159,7 @@ def count_model(model: onnx.ModelProto, axes: Mapping[str, int]) -> GraphCost:
 def _weight_bytes(
     graph: onnx.GraphProto, tensor: onnx.TensorProto, sizes: Mapping[str, int]
 ) -> int:
-    """Bytes of a weight; of an embedding table only the rows that are looked up."""
+    """Count the bytes of a weight; of an embedding table only the rows that are looked up."""
     whole = sizes[tensor.name]
     readers = [node for node in graph.node if tensor.name in node.input]
     if readers and all(n.op_type == "Gather" and n.input[0] == tensor.name for n in readers):
@@ -171,7 +168,7 @@ def _weight_bytes(
 
 
 def _matmul(node: onnx.NodeProto, shapes: Shapes) -> int:
-    """Outputs times the length that is summed over."""
+    """Count outputs times the length that is summed over."""
     return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
 
 
@@ -182,17 +179,17 @@ def _gemm(node: onnx.NodeProto, shapes: Shapes) -> int:
 
 
 def _conv(node: onnx.NodeProto, shapes: Shapes) -> int:
-    """Outputs times a filter: [out, in/groups, *kernel]. Padded pixels are counted as read."""
+    """Count outputs times a filter [out, in/groups, *kernel]; padded pixels count as read."""
     return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
 
 
 def _conv_transpose(node: onnx.NodeProto, shapes: Shapes) -> int:
-    """Inputs times a filter: [in, out/groups, *kernel]."""
+    """Count inputs times a filter [in, out/groups, *kernel]."""
     return math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
 
 
 def _einsum(node: onnx.NodeProto, shapes: Shapes) -> int:
-    """The product of all letters' lengths: one loop over everything."""
+    """Count the product of all letters' lengths, as one loop over everything."""
     equation = str(attribute(node, "equation", b"").decode()).replace(" ", "")
     terms = equation.partition("->")[0].split(",")
     sizes: dict[str, int] = {}
@@ -200,7 +197,7 @@ def _einsum(node: onnx.NodeProto, shapes: Shapes) -> int:
         shape = shapes[name]
         before, dots, after = term.partition("...")
         free = len(shape) - len(before) - len(after)
-        # Lengths under the dots are aligned from the right, and 1 gives way.
+        # Axes under the dots are aligned from the right, and broadcast from 1.
         hidden = [f".{free - i}" for i in range(free)] if dots else []
         for letter, size in zip([*before, *hidden, *after], shape, strict=True):
             sizes[letter] = max(size, sizes.get(letter, 1))
@@ -208,7 +205,7 @@ def _einsum(node: onnx.NodeProto, shapes: Shapes) -> int:
 
 
 def _attention(node: onnx.NodeProto, shapes: Shapes) -> int:
-    """ONNX ``Attention``: queries with keys, then weights with values."""
+    """Count ONNX ``Attention``: queries with keys, then weights with values."""
     query, key, value = (shapes[name] for name in node.input[:3])
     if len(query) == 4:
         batch, heads, length, width = query
@@ -220,13 +217,13 @@ def _attention(node: onnx.NodeProto, shapes: Shapes) -> int:
 
 
 def _deformable(node: onnx.NodeProto, shapes: Shapes) -> int:
-    """Samples times four pixels times a head's channels."""
+    """Count samples times four pixels times a head's channels."""
     offsets, width = shapes[node.input[3]], shapes[node.input[0]][3]
     return deformable_macs(offsets, width)
 
 
 def deformable_macs(offsets: Sequence[int], head_width: int) -> int:
-    """Multiply-adds of deformable attention with offsets [B,Q,heads,levels,points,2]."""
+    """Return the multiply-adds of deformable attention with offsets [B,Q,heads,levels,points,2]."""
     return math.prod(offsets[:5]) * CORNERS * head_width
 
 

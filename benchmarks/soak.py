@@ -1,8 +1,9 @@
-"""Long use of one segmenter: many frames, many streams, many threads; nothing may be left behind.
+"""Use one segmenter for long (many frames, streams and threads), and check that nothing is left
+behind.
 
 ``python -m rvos_deploy.benchmarks.soak [BUNDLE] --frames 20000 --streams 2000 --threads 8``
-(the defaults are for a quick look). Ends with exit code 1 when resident memory grew, a file
-descriptor or thread was left, or threads got other masks or scores than one thread alone.
+(the defaults are for a quick look). The exit code is 1 when resident memory grew, a file descriptor
+or a thread was left, or threads gave other masks or scores than one thread alone.
 """
 
 from __future__ import annotations
@@ -31,27 +32,32 @@ from rvos_deploy.runtime.segmenter import Segmenter, load
 from rvos_deploy.stream_settings import StreamSettings
 
 MAXIMUM_GROWTH = 0.03
-"""Of resident memory while frames, or streams, go by: what allocators of two libraries may keep."""
+"""Growth of resident memory that the allocators of two libraries may cause."""
 CLIP_FRAMES = 5
 _SAMPLES = 20
 
 Progress = Callable[[str, int, int], None]
-"""Called with a phase, what is done of it, and how much there is."""
+"""Receives a phase, how much of it is done, and how much there is."""
 
 SETTINGS = (
     StreamSettings(size=PROBE_BOX, fallback="top1"),
     StreamSettings(size=PROBE_BOX, fallback="top1", lookahead=2, memory=3, anchors=2),
     StreamSettings(size=PROBE_BOX, fallback="top1", mode="offline"),
-    # Everything that waits goes to disk: a file that must be closed.
+    # Everything that waits is spilled to a file, which must be closed.
     StreamSettings(size=PROBE_BOX, fallback="top1", mode="offline", mask_budget=0),
 )
-"""Streams take these in turn."""
+"""Streams use these settings in turn."""
 
 
 @dataclass(frozen=True)
-class Held:
-    """What the process holds: resident bytes, open file descriptors and threads of the system (0
-    where the system does not tell), and Python's threads.
+class ProcessResources:
+    """Resources of this process.
+
+    Args:
+        resident_bytes: resident memory.
+        file_descriptors: open ones; 0 where the system does not tell.
+        system_threads: threads of the system; 0 where the system does not tell.
+        python_threads: threads of Python.
     """
 
     resident_bytes: int
@@ -60,13 +66,13 @@ class Held:
     python_threads: int
 
 
-def held() -> Held:
-    """What this process holds now."""
+def process_resources() -> ProcessResources:
+    """Return the resources of this process now."""
     gc.collect()
     fds, tasks = Path("/proc/self/fd"), Path("/proc/self/task")
-    return Held(
+    return ProcessResources(
         resident_memory_bytes(),
-        # One is the listing's own.
+        # The listing itself has one open.
         len(list(fds.iterdir())) - 1 if fds.is_dir() else 0,
         len(list(tasks.iterdir())) if tasks.is_dir() else 0,
         threading.active_count(),
@@ -83,18 +89,18 @@ def soak(
     """Use a segmenter for long.
 
     Args:
-        segmenter: loaded.
+        segmenter: the bundle on a back end.
         frames: to push through one stream.
-        streams: to open, feed a short clip and close, one after the other; every fourth is left
-            with frames that nobody asked for.
-        threads: to work at once, each with streams of its own, all with the same clip.
-        progress: told how far it is.
+        streams: to open, feed a short clip and close, one after the other; every fourth one is
+            closed before all of its frames were read.
+        threads: that work at once on the same clip, each with streams of its own.
+        progress: is told the progress.
 
     Returns:
-        A record for JSON; ``passed`` says whether everything held.
+        A record for JSON; ``passed`` says whether every check passed.
 
     Raises:
-        InputError: numbers that are too small to tell anything.
+        InputError: the numbers are too small to show anything.
     """
     if streams < 1 or threads < 2:
         raise InputError(
@@ -103,23 +109,20 @@ def soak(
     say = progress or (lambda phase, done, total: None)
     started = time.perf_counter()
     truth = [stream_digest(segmenter, number) for number in range(len(SETTINGS))]
-    before = held()
+    before = process_resources()
     over_frames = resident_over_frames(segmenter, frames, lambda done: say("frames", done, frames))
     over_streams = _over_streams(segmenter, streams, truth, say)
     wrong = _over_threads(segmenter, threads, truth, say)
-    after = held()
+    after = process_resources()
     growth = {
         "frames": over_frames[frames] / over_frames[SETTLED] - 1,
         "streams": over_streams[-1]["resident_bytes"] / over_streams[0]["resident_bytes"] - 1,
     }
     checks = {
-        "frames do not grow memory": growth["frames"] <= MAXIMUM_GROWTH,
-        "streams do not grow memory": growth["streams"] <= MAXIMUM_GROWTH,
+        **{f"{name} do not grow memory": share <= MAXIMUM_GROWTH for name, share in growth.items()},
         "threads give what one gives": not wrong,
         "streams give the same every time": all(sample["equal"] for sample in over_streams),
-        "no file descriptor is left": after.file_descriptors <= before.file_descriptors,
-        "no thread is left": after.python_threads <= before.python_threads
-        and after.system_threads <= before.system_threads,
+        **_leak_checks(before, after),
     }
     return {
         "schema": "rvos-deploy/benchmark/soak/1",
@@ -139,13 +142,21 @@ def soak(
     }
 
 
+def _leak_checks(before: ProcessResources, after: ProcessResources) -> dict[str, bool]:
+    return {
+        "no file descriptor is left": after.file_descriptors <= before.file_descriptors,
+        "no thread is left": after.python_threads <= before.python_threads
+        and after.system_threads <= before.system_threads,
+    }
+
+
 def stream_digest(segmenter: Segmenter, number: int, *, abandoned: bool = False) -> str:
-    """Hash of the masks and scores of a short clip through a stream of its own.
+    """Hash the masks and scores of a short clip in a stream of its own.
 
     Args:
-        segmenter: shared.
-        number: chooses the settings.
-        abandoned: close it before its frames were all asked for, and hash nothing.
+        segmenter: may be shared.
+        number: selects the settings.
+        abandoned: close the stream before all frames were read, and hash nothing.
     """
     digest = hashlib.sha256()
     settings = SETTINGS[number % len(SETTINGS)]
@@ -162,7 +173,9 @@ def stream_digest(segmenter: Segmenter, number: int, *, abandoned: bool = False)
 def _over_streams(
     segmenter: Segmenter, streams: int, truth: list[str], say: Progress
 ) -> list[dict[str, Any]]:
-    """Streams one after the other; now and then what is held, and whether all were as expected."""
+    """Run streams one after the other; sample the process's resources and whether all hashes were
+    right.
+    """
     every = max(1, streams // _SAMPLES)
     samples, equal = [], True
     for number in range(streams):
@@ -171,17 +184,17 @@ def _over_streams(
         equal = equal and (abandoned or found == truth[number // 4 % len(truth)])
         say("streams", number + 1, streams)
         if number % every == every - 1 or number == streams - 1:
-            samples.append({"streams": number + 1, "equal": equal, **asdict(held())})
+            samples.append({"streams": number + 1, "equal": equal, **asdict(process_resources())})
     return samples
 
 
 def _over_threads(
     segmenter: Segmenter, threads: int, truth: list[str], say: Progress
 ) -> list[dict[str, int]]:
-    """Every thread runs every kind of stream at once with the others: those that gave else."""
+    """Run every kind of stream on every thread at once; return the streams whose hash was wrong."""
     total = threads * len(truth)
     with _pool(threads) as pool:
-        # Neighbours have other settings at the same time.
+        # Neighbouring threads use different settings at the same time.
         jobs = {
             pool.submit(stream_digest, segmenter, thread + turn): (thread, turn)
             for turn in range(len(truth))
@@ -207,7 +220,7 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar for each phase, on a terminal only."""
+    """Show a progress bar for each phase, on a terminal only."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -240,7 +253,7 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads that work at once.")] = 4,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.")] = None,
 ) -> None:
-    """Use a bundle for long, and tell what was left behind."""
+    """Use a bundle for long, and report what was left behind."""
     with load(bundle) as segmenter, _progress() as progress:
         record = soak(segmenter, frames, streams, threads, progress)
     if json_file is not None:

@@ -1,4 +1,4 @@
-"""Percentiles of measured times, under the keys that every result shares; and what is timed."""
+"""Summarise measured times under the keys that every result shares, and push frames to be timed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PERCENTILES = (50, 90, 95, 99)
 
 
 def summarise(seconds: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:
-    """Calls a second, and ``milliseconds`` p50, p90, p95 and p99 of single calls."""
+    """Return calls a second, and p50, p90, p95 and p99 of single calls in ``milliseconds``."""
     times = np.asarray(seconds, dtype=np.float64)
     return {
         "count": len(times),
@@ -26,7 +26,9 @@ def summarise(seconds: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:
 
 
 def push_through(stream: Stream, frame: Frame | NDArray[np.uint8]) -> list[FrameMasks]:
-    """Push a frame and wait for what is decided: without, a download would go untimed."""
+    """Push a frame and wait for the masks that it decides; otherwise their download would go
+    untimed.
+    """
     results = stream.push(frame)
     for result in results:
         _ = result.masks

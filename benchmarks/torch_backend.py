@@ -1,4 +1,4 @@
-"""The eager PyTorch reference behind the runtime's interface, so that one stream drives both."""
+"""Run eager PyTorch behind the runtime's interface, so that one stream drives both."""
 
 from __future__ import annotations
 
@@ -26,17 +26,27 @@ class TorchBackend(Backend):
     name = "pytorch"
 
     def __init__(self, bundle: Bundle, checkpoint: Path | None, threads: int) -> None:
+        """Load the network.
+
+        Args:
+            bundle: an opened bundle.
+            checkpoint: what the bundle was exported from; None for random weights.
+            threads: for PyTorch's arithmetic.
+
+        Raises:
+            InputError: the checkpoint is missing, or is not the one that the bundle records.
+        """
         torch.set_num_threads(threads)
         network = load_network(model_config(bundle.network), _weights(bundle, checkpoint))
         self._graphs = {graph.spec.name: graph for graph in graphs_of(network)}
 
     def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
-        """The modules that these graphs were exported from."""
+        """Open the modules that these graphs were exported from."""
         names = bundle.graphs if graphs is None else graphs
         return Session({name: TorchGraph(self._graphs[name]) for name in names}, HostOps())
 
     def describe(self) -> dict[str, str]:
-        """Library, version and device."""
+        """Return the library, its version and the device."""
         return {"name": self.name, "version": torch.__version__, "device": "cpu"}
 
 
@@ -59,11 +69,13 @@ class TorchGraph(Graph):
         }
 
     def _close(self) -> None:
-        """Nothing to free."""
+        """Do nothing; there is nothing to free."""
 
 
 def _weights(bundle: Bundle, checkpoint: Path | None) -> Weights:
-    """The bundle's weights again: its random seed, or the checkpoint whose hash it records."""
+    """Return the bundle's weights: its random seed, or the checkpoint whose hash the bundle
+    records.
+    """
     recorded = bundle.manifest.weights
     if recorded.random:
         assert recorded.seed is not None  # checked when the manifest was read

@@ -1,1 +1,3 @@
-"""TensorRT engines of a bundle: builds, profiles, sidecars, and the deformable-attention plugin."""
+"""Build TensorRT engines of a bundle: plans, profiles, sidecars, and the deformable-attention
+plugin.
+"""

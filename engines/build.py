@@ -1,12 +1,12 @@
-"""``build-engine``: a bundle's graphs into engines, proven, and only then in place."""
+"""Build the engines of a bundle (``build-engine``), check them, and only then install them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rvos_deploy.bundle.engine_sidecar import (
     EngineSidecar,
@@ -15,16 +15,15 @@ from rvos_deploy.bundle.engine_sidecar import (
     sidecar_file,
 )
 from rvos_deploy.bundle.folder import Bundle
-from rvos_deploy.engines.build_plan import BuiltPlan, build_plan
-from rvos_deploy.engines.gpu import Gpu
+from rvos_deploy.engines.build_plan import BuildJob, BuiltPlan, build_plan
 from rvos_deploy.engines.layer_types import check_network, half_share
+from rvos_deploy.engines.parity_checks import ParityReport, Progress, check_parity
 from rvos_deploy.engines.profiles import (
     bundle_axes,
     check_streamable,
     graph_profile,
     read_profiles,
 )
-from rvos_deploy.engines.proof import Proof, Say, prove
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.engines.targets import open_target
 from rvos_deploy.environment import versions
@@ -39,7 +38,7 @@ from rvos_deploy.files import (
 from rvos_deploy.json_file import write_json
 
 AMPERE = 80
-"""The architecture of hardware-compatible engines' PTX (see HARDWARE_COMPATIBLE_FROM)."""
+"""The architecture of the PTX in hardware-compatible engines (see HARDWARE_COMPATIBLE_FROM)."""
 
 
 def build_engines(
@@ -47,58 +46,58 @@ def build_engines(
     settings: BuildSettings,
     *,
     graphs: Sequence[str] = (),
-    progress: Say | None = None,
+    progress: Progress | None = None,
 ) -> list[EngineSidecar]:
-    """Build engines and put them into the bundle with their sidecars.
+    """Build engines, check them, and install them in the bundle with their sidecars.
 
-    They are built in a hidden folder beside their place, and renamed only when everything that can
-    be checked here holds: plugin layers, layer types, and, where there is a GPU, every output at
-    every corner of every profile and the masks of a clip, against ONNX Runtime. An engine that
-    could not be run gets a sidecar that says so, and is refused when loaded.
+    The plans are built in a hidden folder beside their destination. They are renamed only after
+    every check that this machine can run has passed: plugin layers, layer types, and, on a machine
+    with a GPU, every output at every corner of every profile and the masks of a clip, against ONNX
+    Runtime. The sidecar of an engine that could not be run says so, and the engine is refused when
+    it is loaded.
 
     Args:
-        bundle: opened.
-        settings: see there.
-        graphs: names of those to build; empty: all.
-        progress: told the graph, what is under way, the share of that graph that is done, and
-            the seconds that remain, where they are known.
+        bundle: an opened bundle.
+        settings: of the build.
+        graphs: names of the graphs to build; empty builds all of them.
+        progress: is told the graph, the phase, the share of that graph that is done (0 to 1), and
+            the seconds that remain, or None.
+
+    Returns:
+        The sidecars, in the order of the bundle's graphs.
 
     Raises:
-        InputError: profiles or options that do not fit, or another process builds there.
+        InputError: profiles or options do not fit, or another process builds there.
         BackendError: TensorRT or the GPU is missing, or TensorRT cannot build.
-        ParityError: an engine that must not be shipped; nothing was put in place.
+        ParityError: an engine failed a check; nothing was installed.
     """
-    say = progress or (lambda graph, what, share, remaining: None)
+    report = progress or (lambda graph, what, share, remaining: None)
     profiles = read_profiles(settings.profiles, bundle)
     check_streamable(profiles, bundle_axes(bundle))
-    chosen = _choose(bundle, graphs)
+    chosen = _select(bundle, graphs)
     trt, gpu = open_target(settings.library)
     if settings.library.plugins:
         from rvos_deploy.engines.plugins.ms_deform_attn.plugin import register_plugin
 
         # A hardware-compatible engine carries PTX for the oldest GPU that may load it.
         register_plugin(AMPERE if settings.hardware_compatible else None)
-    place = engine_folder(bundle.path, settings.target)
-    with _staging(place) as staging:
+    job = BuildJob(trt, gpu, bundle, settings)
+    with _staging(engine_folder(bundle.path, settings.target)) as staging:
         plans = []
         for name in chosen:
             own = [graph_profile(bundle.graphs[name], profile) for profile in profiles]
-
-            def report(what: str, share: float, left: float | None, name: str = name) -> None:
-                say(name, what, share, left)
-
-            plans.append(build_plan(trt, gpu, bundle, name, settings, own, staging, report))
+            plans.append(build_plan(job, name, own, staging, partial(report, name)))
         _check_networks(plans, bundle.precision)
-        proof = prove(trt, gpu, bundle, settings, plans, profiles, say)
-        sidecars = [_sidecar(trt, gpu, bundle, settings, plan, proof) for plan in plans]
+        parity = check_parity(job, plans, profiles, report)
+        sidecars = [_sidecar(job, plan, parity) for plan in plans]
         for plan, sidecar in zip(plans, sidecars, strict=True):
-            _put_in_place(bundle, plan, sidecar)
+            _install(bundle, plan, sidecar)
     return sidecars
 
 
 @contextmanager
 def _staging(place: Path) -> Iterator[Path]:
-    """A folder beside the engines, which no other process builds meanwhile."""
+    """Create a folder beside the engines, and lock the engines against other builds."""
     with holding(place, "building engines in"):
         try:
             staging = create_temporary_folder(place / "build")
@@ -110,7 +109,7 @@ def _staging(place: Path) -> Iterator[Path]:
             discard(staging)
 
 
-def _choose(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
+def _select(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
     unknown = [name for name in graphs if name not in bundle.graphs]
     if unknown:
         raise InputError(f"--graph {unknown[0]}: the bundle has {', '.join(bundle.graphs)}")
@@ -118,7 +117,7 @@ def _choose(bundle: Bundle, graphs: Sequence[str]) -> list[str]:
 
 
 def _check_networks(plans: Sequence[BuiltPlan], precision: str) -> None:
-    """Half precision is asked of all graphs together: some hold little but fp32 islands."""
+    """Check half precision over all graphs together, because some graphs are mostly fp32."""
     together: dict[str, int] = {}
     for plan in plans:
         for name, count in plan.types["multiplying"].items():
@@ -126,16 +125,10 @@ def _check_networks(plans: Sequence[BuiltPlan], precision: str) -> None:
     check_network(together, precision, ", ".join(plan.graph for plan in plans))
 
 
-def _sidecar(
-    trt: Any,
-    gpu: Gpu | None,
-    bundle: Bundle,
-    settings: BuildSettings,
-    plan: BuiltPlan,
-    proof: Proof,
-) -> EngineSidecar:
-    checks = proof.checks.get(plan.graph)
-    engine_types = proof.layers.get(plan.graph)
+def _sidecar(job: BuildJob, plan: BuiltPlan, parity: ParityReport) -> EngineSidecar:
+    bundle, settings = job.bundle, job.settings
+    checks = parity.checks.get(plan.graph)
+    engine_types = parity.layers.get(plan.graph)
     return EngineSidecar(
         graph=plan.graph,
         target=settings.target,
@@ -144,9 +137,9 @@ def _sidecar(
         plan_sha256=sha256_file(plan.path),
         plan_bytes=plan.path.stat().st_size,
         onnx_sha256={name: entry.sha256 for name, entry in bundle.onnx_entries(plan.graph).items()},
-        tensorrt_version=trt.__version__,
+        tensorrt_version=job.trt.__version__,
         compute_capabilities=plan.compute_capabilities,
-        gpu=gpu.name if gpu else None,
+        gpu=job.gpu.name if job.gpu else None,
         version_compatible=settings.version_compatible,
         hardware_compatible=settings.hardware_compatible,
         stripped=settings.strip_weights,
@@ -161,13 +154,13 @@ def _sidecar(
             "network": plan.types,
             "half_share": half_share(plan.types["multiplying"], bundle.precision),
             "engine": engine_types,
-            "engine_reason": None if engine_types is not None else proof.reason,
+            "engine_reason": None if engine_types is not None else parity.reason,
         },
         plugin_layers=plan.plugin_layers,
         build_seconds=round(plan.seconds, 3),
         versions=versions(*_PACKAGES[settings.target]),
         parity=None if checks is None else tuple(check.as_dict() for check in checks),
-        parity_reason=proof.reason,
+        parity_reason=parity.reason,
     )
 
 
@@ -177,8 +170,10 @@ _PACKAGES = {
 }
 
 
-def _put_in_place(bundle: Bundle, plan: BuiltPlan, sidecar: EngineSidecar) -> None:
-    """Rename plan and sidecar. Between the two, an older sidecar's hash refuses the newer plan."""
-    place = plan_file(bundle.path, sidecar.target, plan.graph)
-    plan.path.replace(place)
-    write_json(sidecar_file(place), sidecar.as_dict())
+def _install(bundle: Bundle, plan: BuiltPlan, sidecar: EngineSidecar) -> None:
+    """Rename plan and sidecar. Between the two renames, the old sidecar's hash refuses the new
+    plan.
+    """
+    installed = plan_file(bundle.path, sidecar.target, plan.graph)
+    plan.path.replace(installed)
+    write_json(sidecar_file(installed), sidecar.as_dict())

@@ -1,4 +1,4 @@
-"""One graph of a bundle into one plan: parse, configure, build, write."""
+"""Build the plan of one graph: parse, configure, build, write."""
 
 from __future__ import annotations
 
@@ -26,17 +26,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BuiltPlan:
-    """A plan that was built, but not yet compared with anything.
+class BuildJob:
+    """What all plans of one build share.
 
     Args:
-        graph: its name.
+        trt: the imported library of the settings' target.
+        gpu: the GPU that kernels are timed on; None with TensorRT-RTX on a machine without one.
+        bundle: an opened bundle.
+        settings: of the build.
+    """
+
+    trt: Any
+    gpu: Gpu | None
+    bundle: Bundle
+    settings: BuildSettings
+
+
+@dataclass(frozen=True)
+class BuiltPlan:
+    """A plan that was built, and not yet compared with ONNX Runtime.
+
+    Args:
+        graph: the name of its graph.
         path: of the plan, outside the bundle's own engines.
-        profiles: of this graph's axes.
-        compute_capabilities: that it was built for.
+        profiles: sizes of this graph's axes.
+        compute_capabilities: the architectures that it was built for.
         types: output types of the network's layers (see ``network_types``).
         plugin_layers: how many deformable-attention plugins it has.
-        seconds: parsing and building.
+        seconds: the time to parse and build.
     """
 
     graph: str
@@ -49,95 +66,86 @@ class BuiltPlan:
 
 
 def build_plan(
-    trt: Any,
-    gpu: Gpu | None,
-    bundle: Bundle,
-    graph: str,
-    settings: BuildSettings,
-    profiles: Sequence[Profile],
-    folder: Path,
-    report: Report,
+    job: BuildJob, graph: str, profiles: Sequence[Profile], folder: Path, report: Report
 ) -> BuiltPlan:
-    """Build one plan into ``folder``.
+    """Build the plan of one graph.
 
     Args:
-        trt: the imported library of the settings' target.
-        gpu: that kernels are timed on; None with TensorRT-RTX on a machine without.
-        bundle: opened.
-        graph: its name.
-        settings: see there.
-        profiles: of this graph's axes alone.
-        folder: where the plan goes.
-        report: told how far it is.
+        job: of the build.
+        graph: the graph's name.
+        profiles: sizes of this graph's axes alone.
+        folder: where the plan is written, as ``<graph>.plan``.
+        report: is told the progress.
 
     Raises:
-        BackendError: TensorRT cannot parse or build the graph; its first reason is in the line.
+        BackendError: TensorRT cannot parse or build the graph; gives TensorRT's first reason.
         KeyboardInterrupt: the build was interrupted.
     """
-    target, spec = settings.library, bundle.graphs[graph]
+    trt, settings, target = job.trt, job.settings, job.settings.library
     started = time.perf_counter()
     messages = Messages()
     logger = make_logger(trt, messages)
     builder = trt.Builder(logger)
     network = create_network(trt, target, builder)
-    source = read_onnx(bundle.graph_file(graph))
+    source = read_onnx(job.bundle.graph_file(graph))
     parser = parse(trt, target, network, logger, messages, source)
-    config = make_config(trt, builder, settings, bundle.precision)
-    add_profiles(builder, config, spec, profiles)
-    cache = _timing_cache(trt, gpu, settings)
+    config = make_config(trt, builder, settings, job.bundle.precision)
+    add_profiles(builder, config, job.bundle.graphs[graph], profiles)
+    cache = _timing_cache(job)
     if cache is not None:
         attach_cache(config, cache)
-    capabilities: tuple[str, ...]
-    if target.needs_gpu:
-        capabilities = (gpu.compute_capability,) if gpu else ()
-    else:
-        capabilities = set_capabilities(trt, config, settings.compute_capabilities)
-    path = folder / f"{graph}.plan"
-    # Read before the build: the optimiser may change the network.
+    capabilities = _capabilities(job, config)
+    # The optimiser may change the network, so both are read before the build.
     types, plugins = network_types(network), check_plugin_layers(trt, target, network, source)
-    _build(trt, builder, network, config, messages, report, path)
+    messages.errors.clear()
+    plan = _serialize(job, builder, network, config, report)
+    if plan is None:
+        raise BackendError(
+            f"{trt.__name__} {trt.__version__} cannot build {graph}: {messages.cause}; try a "
+            "larger --workspace or smaller --profile maxima, or report it with this line"
+        )
+    path = folder / f"{graph}.plan"
+    with path.open("wb") as file:
+        file.write(plan)
     report("built", 1.0, 0.0)
+    # The parser and the source own the weights until the build has ended.
     del parser, source
     if cache is not None:
         save_cache(config, cache)
-    return BuiltPlan(
-        graph=graph,
-        path=path,
-        profiles=tuple(profiles),
-        compute_capabilities=capabilities,
-        types=types,
-        plugin_layers=plugins,
-        seconds=time.perf_counter() - started,
-    )
+    seconds = time.perf_counter() - started
+    return BuiltPlan(graph, path, tuple(profiles), capabilities, types, plugins, seconds)
 
 
-def _timing_cache(trt: Any, gpu: Gpu | None, settings: BuildSettings) -> Path | None:
-    """Where timings are kept; None for TensorRT-RTX, which times nothing."""
-    if gpu is None or not settings.library.needs_gpu or not settings.use_timing_cache:
+def _timing_cache(job: BuildJob) -> Path | None:
+    """Return the file of kernel timings; None for TensorRT-RTX, which times nothing."""
+    settings = job.settings
+    if job.gpu is None or not settings.library.needs_gpu or not settings.use_timing_cache:
         return None
-    return settings.timing_cache or default_cache_file(trt.__version__, gpu.name)
+    return settings.timing_cache or default_cache_file(job.trt.__version__, job.gpu.name)
 
 
-def _build(
-    trt: Any,
+def _capabilities(job: BuildJob, config: trt.IBuilderConfig) -> tuple[str, ...]:
+    if job.settings.library.needs_gpu:
+        return (job.gpu.compute_capability,) if job.gpu else ()
+    return set_capabilities(job.trt, config, job.settings.compute_capabilities)
+
+
+def _serialize(
+    job: BuildJob,
     builder: trt.Builder,
     network: trt.INetworkDefinition,
     config: trt.IBuilderConfig,
-    messages: Messages,
     report: Report,
-    path: Path,
-) -> None:
+) -> trt.IHostMemory | None:
+    """Build the network, and return the plan; None where TensorRT cannot.
+
+    Raises KeyboardInterrupt: the build was interrupted.
+    """
     progress = BuildProgress(report)
-    monitor = make_monitor(trt, progress)
+    # This reference keeps the monitor alive until the build has ended.
+    monitor = make_monitor(job.trt, progress)
     config.progress_monitor = monitor
-    messages.errors.clear()
-    plan = builder.build_serialized_network(network, config)
+    plan: trt.IHostMemory | None = builder.build_serialized_network(network, config)
     if progress.interrupted:
         raise KeyboardInterrupt
-    if plan is None:
-        raise BackendError(
-            f"{trt.__name__} {trt.__version__} cannot build {path.stem}: {messages.cause}; try a "
-            "larger --workspace or smaller --profile maxima, or report it with this line"
-        )
-    with path.open("wb") as file:
-        file.write(plan)
+    return plan

@@ -1,4 +1,4 @@
-"""Settings into TensorRT's builder configuration: profiles, limits, flags, architectures."""
+"""Make TensorRT's builder configuration: profiles, limits, flags, architectures."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def make_config(
     trt: Any, builder: trt.Builder, settings: BuildSettings, precision: str
 ) -> trt.IBuilderConfig:
-    """The builder configuration, but for profiles, architectures and the timing cache.
+    """Return the builder configuration without profiles, architectures and the timing cache.
 
-    TF32 rounds the factors of fp32 products to 10 bits; an fp32 bundle was proven without it.
-    Detailed verbosity lets the inspector tell types after the build; it costs no speed.
+    TF32 rounds the factors of fp32 products to 10 bits, and fp32 bundles were exported without it.
+    With detailed verbosity the inspector reports types after the build; it costs no speed.
     """
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -37,7 +37,7 @@ def make_config(
     if settings.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if settings.strip_weights:
-        # Refitting with the same weights keeps the optimisations that look at their values.
+        # Refitting with the same weights keeps optimisations that depend on their values.
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
     return config
@@ -49,10 +49,10 @@ def add_profiles(
     spec: GraphSpec,
     profiles: Sequence[Profile],
 ) -> None:
-    """Give the build its optimisation profiles.
+    """Add optimisation profiles to a build.
 
     Raises:
-        BackendError: TensorRT refuses one, though the graph's contract allows it.
+        BackendError: TensorRT refuses a profile that the graph's contract allows.
     """
     for index, sizes in enumerate(profiles):
         profile = builder.create_optimization_profile()
@@ -66,10 +66,15 @@ def add_profiles(
 
 
 def set_capabilities(rtx: Any, config: rtx.IBuilderConfig, asked: Sequence[str]) -> tuple[str, ...]:
-    """TensorRT-RTX: the architectures that a plan is built for; returns them.
+    """Set and return the architectures that a TensorRT-RTX plan is built for.
+
+    Args:
+        rtx: the imported ``tensorrt_rtx``.
+        config: the builder configuration.
+        asked: compute capabilities such as "8.9"; empty asks for the default ones.
 
     Raises:
-        InputError: one that this TensorRT-RTX does not know; lists those that it does.
+        InputError: TensorRT-RTX does not know an architecture; lists those that it knows.
     """
     chosen = tuple(dict.fromkeys(asked or DEFAULT_CAPABILITIES))
     known = {

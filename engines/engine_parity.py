@@ -1,7 +1,6 @@
-"""Does an engine give what ONNX Runtime gives? At every corner of every profile, then in masks.
+"""Compare engines with ONNX Runtime: outputs at every corner of every profile, then masks.
 
-The comparison itself is run by the tests with ONNX Runtime in the engine's place. With engines:
-NOT RUN.
+The tests run the comparison with ONNX Runtime in the engine's place. NOT RUN with engines.
 """
 
 from __future__ import annotations
@@ -38,11 +37,14 @@ def compare_graph(
     """Compare every output of a graph at every corner of every profile, on the same inputs.
 
     Args:
-        name: of the graph.
-        engine: has the graph as an engine.
-        reference: has the graph in ONNX Runtime.
-        network: that the graph belongs to.
+        name: the graph's name.
+        engine: a session with the graph as an engine.
+        reference: a session with the graph in ONNX Runtime.
+        network: the graph's network.
         profiles: of the engine.
+
+    Returns:
+        One check for each output at each corner.
     """
     spec = engine.graphs[name].spec
     checks: list[Check] = []
@@ -68,11 +70,12 @@ def compare_graph(
 def compare_masks(
     bundle: Bundle, engine: Backend, reference: Backend, profiles: Sequence[Profile]
 ) -> MaskCheck:
-    """J&F of the probe clip's masks by the engines, against those by ONNX Runtime, whose slots they
-    take (see ``verification.check_masks``).
+    """Compute J&F between the engines' masks of the probe clip and ONNX Runtime's.
+
+    The engines replay ONNX Runtime's slots (see ``verification.check_masks``).
 
     Raises:
-        InputError: no profile takes the clip.
+        InputError: no profile supports the clip.
     """
     if fixed_box(bundle.graphs) is None:
         clip, box = fitting_clip(profiles)
@@ -87,7 +90,14 @@ def compare_masks(
 
 
 def fitting_clip(profiles: Sequence[Profile]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """The probe clip and a box for it that some profile takes; turned for portrait profiles."""
+    """Return the probe clip and a box that some profile supports; turned for portrait profiles.
+
+    Returns:
+        Frames uint8 [T,H,W,3], and (height, width) of the box.
+
+    Raises:
+        InputError: no profile supports the clip.
+    """
     for profile in profiles:
         box = (profile["H"][1], profile["W"][1])
         clip = probe_clip()
@@ -97,13 +107,13 @@ def fitting_clip(profiles: Sequence[Profile]) -> tuple[NDArray[np.uint8], tuple[
         if supports(profile, dict(zip("HW", padded, strict=True))):
             return clip, box
     raise InputError(
-        "no profile takes the probe clip (157x90 pixels, fitted into its best size), so masks "
+        "no profile supports the probe clip (157x90 pixels, fitted into its best size), so masks "
         "cannot be compared; begin H and W lower, for example at 32"
     )
 
 
 def require_all(results: Sequence[CheckResult], target: str) -> None:
-    """Raise ParityError when a check failed; no engine is put in place then."""
+    """Raise ParityError when a check failed; then no engine is installed."""
     failed = [result.name for result in results if not result.passed]
     if failed:
         raise ParityError(
@@ -114,26 +124,26 @@ def require_all(results: Sequence[CheckResult], target: str) -> None:
 
 
 @dataclass(frozen=True)
-class PartlyEngines(Backend):
-    """Engines for the graphs that have one, ONNX Runtime for the rest of the bundle."""
+class PartialEngines(Backend):
+    """A back end of engines where there are some, and of ONNX Runtime for the other graphs."""
 
     engines: Session
     rest: Backend
     name = "engines"
 
     def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
-        """Open the rest beside the engines, which stay open when this session is closed."""
+        """Open the other graphs beside the engines. Closing the session leaves the engines open."""
         names = tuple(bundle.graphs if graphs is None else graphs)
         missing = [name for name in names if name not in self.engines.graphs]
         return _Mixed(names, self.engines, self.rest.open(bundle, missing))
 
     def describe(self) -> dict[str, str]:
-        """Library and version of the rest; the engines' are in their sidecars."""
+        """Return the library and version of the other graphs; sidecars describe the engines."""
         return self.rest.describe()
 
 
 class _Mixed(Session):
-    """Graphs of two sessions; tensors are those of the engines."""
+    """Graphs of two sessions; the engines' session keeps the tensors."""
 
     def __init__(self, names: Sequence[str], engines: Session, rest: Session) -> None:
         both = {**rest.graphs, **engines.graphs}
@@ -141,6 +151,6 @@ class _Mixed(Session):
         self._rest = rest
 
     def close(self) -> None:
-        """Free the graphs of the rest."""
+        """Free the graphs that are not engines."""
         self.closed = True
         self._rest.close()

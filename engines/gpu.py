@@ -1,7 +1,7 @@
-"""Which NVIDIA GPU this machine has, asked of the driver itself: no CUDA package is needed.
+"""Find this machine's NVIDIA GPU through the driver; no CUDA package is needed.
 
-NOT RUN where a driver is present: the machine that this was written on has none. What was run is
-the answer None there, and the calls against a stand-in of the driver.
+NOT RUN where there is a driver: the development machine has none. The tests run the answer None
+there, and the calls on a stand-in of the driver.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Gpu:
 
 
 def find_gpu() -> Gpu | None:
-    """The first GPU that CUDA shows to this process; None without a driver or a GPU."""
+    """Return the first GPU that CUDA shows to this process; None without a driver or a GPU."""
     driver = _driver()
     if driver is None or driver.cuInit(0) != 0:
         return None

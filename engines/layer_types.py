@@ -1,7 +1,7 @@
-"""In which types layers compute: asked of the network that goes in and the engine that comes out.
+"""Read the types that layers compute in, from the parsed network and from the built engine.
 
-TensorRT 11 takes types from the ONNX. Whether they arrived is looked at, not assumed: a build that
-silently stays in float32 is right, and several times too slow.
+TensorRT 11 takes types from the ONNX. This module checks that they arrive: a build that silently
+stays in float32 is correct, and several times too slow.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 HALF = {"fp16": "float16", "bf16": "bfloat16"}
-"""Bundle precision to the type its layers must have; fp32 bundles ask for nothing."""
+"""The type that layers must have, by the bundle's precision; fp32 bundles need none."""
 
 MINIMUM_SHARE = 0.5
-"""Of multiplying layers in the ONNX that must be half precision, in a half-precision bundle: the
-fp32 islands are small (softmax, LayerNorm, locations, mask logits)."""
+"""The least share of a half-precision bundle's multiplying layers that must be half precision. Its
+fp32 islands are small: softmax, LayerNorm, locations, mask logits.
+"""
 
 MINIMUM_KEPT = 0.5
-"""The engine's share of half layers over the network's. Layers are fused into fewer, so shares
-move; an engine that fell back to float32 keeps none of it. NOT RUN: to be set from real engines."""
+"""The least share of half layers in the engine over that in the network. Fusion reduces the number
+of layers, so shares change; an engine that fell back to float32 keeps none. NOT RUN: to be set from
+real engines.
+"""
 
 _MULTIPLYING = {"CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM", "PLUGIN_V3"}
 _FLOATS = {"float32", "float16", "bfloat16"}
-# How the inspector spells types: "Half", "FP16", "Row major linear FP16 format", ...
+# Spellings of types in the inspector's report: "Half", "FP16", "Row major linear FP16 format", ...
 _SPELLINGS = (
     ("bfloat16", ("bf16", "bfloat16")),
     ("float16", ("fp16", "half", "float16")),
@@ -39,11 +42,11 @@ _TYPE_KEYS = ("datatype", "format/datatype", "format")
 
 
 def network_types(network: trt.INetworkDefinition) -> dict[str, Any]:
-    """Output types of the layers of a parsed network.
+    """Count the layers of a parsed network by the type of their first output.
 
     Returns:
-        ``all``: layers by the type of their first output; ``multiplying``: convolutions, matrix
-        products and plugins alone; ``kinds``: layers by kind.
+        ``all``: layers by type; ``multiplying``: convolutions, matrix products and plugins alone;
+            ``kinds``: layers by kind.
     """
     every: Counter[str] = Counter()
     multiplying: Counter[str] = Counter()
@@ -62,23 +65,23 @@ def network_types(network: trt.INetworkDefinition) -> dict[str, Any]:
 
 
 def _enum_name(value: Any) -> str:
-    """``LayerType.CONVOLUTION`` -> ``CONVOLUTION``."""
+    """Return the name of an enum member: ``LayerType.CONVOLUTION`` -> ``CONVOLUTION``."""
     return str(value).rsplit(".", 1)[-1]
 
 
 def _dtype_name(value: Any) -> str:
-    """NumPy's name of a TensorRT type: ``DataType.HALF`` -> ``float16``."""
+    """Return NumPy's name of a TensorRT type: ``DataType.HALF`` -> ``float16``."""
     name = _enum_name(value).lower()
     return {"float": "float32", "half": "float16", "bf16": "bfloat16"}.get(name, name)
 
 
 def inspected_types(report: str) -> dict[str, int]:
-    """Layers by the type of their first output, from the engine inspector's JSON.
+    """Count the layers in the engine inspector's JSON by the type of their first output.
 
     Args:
         report: ``get_engine_information`` of an engine built with detailed verbosity, for a context
-            whose shapes are set. TensorRT 11 names the type ``DataType``, 10 within
-            ``Format/Datatype``. A type that is neither is counted as ``unknown``.
+            whose shapes are set. TensorRT 11 names the type ``DataType``, TensorRT 10 within
+            ``Format/Datatype``. Other types are counted as ``unknown``.
     """
     found: Counter[str] = Counter()
     for layer in json.loads(report).get("Layers", []):
@@ -97,21 +100,23 @@ def _inspected(tensor: Mapping[str, Any]) -> str:
 
 
 def half_share(counts: Mapping[str, int], precision: str) -> float:
-    """Share of half-precision layers among those that give real numbers; 0 when there are none."""
+    """Return the share of half-precision layers among those of real numbers; 0 where there are
+    none.
+    """
     real = sum(count for name, count in counts.items() if name in _FLOATS)
     return counts.get(HALF.get(precision, ""), 0) / real if real else 0.0
 
 
 def check_network(counts: Mapping[str, int], precision: str, what: str) -> None:
-    """A half-precision bundle's networks multiply in half precision.
+    """Check that a half-precision bundle's networks multiply in half precision.
 
     Args:
         counts: ``multiplying`` of :func:`network_types`.
-        precision: the bundle's.
-        what: for the message.
+        precision: of the bundle.
+        what: names the networks in the message.
 
     Raises:
-        ParityError: they do not.
+        ParityError: too few layers are half precision.
     """
     if precision in HALF and half_share(counts, precision) < MINIMUM_SHARE:
         raise ParityError(
@@ -124,10 +129,16 @@ def check_network(counts: Mapping[str, int], precision: str, what: str) -> None:
 def check_engine(
     network: Mapping[str, int], engine: Mapping[str, int], precision: str, what: str
 ) -> None:
-    """The engine kept the half precision of its network.
+    """Check that an engine kept the half precision of its network.
+
+    Args:
+        network: layers by type, of the network.
+        engine: layers by type, of the engine.
+        precision: of the bundle.
+        what: names the engine in the message.
 
     Raises:
-        ParityError: fewer half layers than expected, or types that could not be read.
+        ParityError: too few layers are half precision, or no type could be read.
     """
     if precision not in HALF:
         return

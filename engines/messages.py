@@ -1,4 +1,4 @@
-"""TensorRT's errors, kept instead of printed: the first that tells something goes into our line."""
+"""Keep TensorRT's errors instead of printing them; the first useful one goes into our message."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ if TYPE_CHECKING:
 
 
 class Messages:
-    """Errors of one build, each kept once, in order."""
+    """The errors of one build in order, without repetitions."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
 
     def add(self, text: str) -> None:
-        """Keep an error, unless it was said before."""
+        """Keep an error that was not kept before."""
         line = " ".join(text.split())
         if line not in self.errors:
             self.errors.append(line)
 
     @property
     def cause(self) -> str:
-        """The first error that tells something: without a driver, its absence is told each time."""
-        telling = [line for line in self.errors if "catchCudaError" not in line]
-        return (telling or self.errors or ["TensorRT gave no reason"])[0]
+        """The first useful error; without a driver, every build also reports its absence."""
+        useful = [line for line in self.errors if "catchCudaError" not in line]
+        return (useful or self.errors or ["TensorRT gave no reason"])[0]
 
 
 def make_logger(trt: Any, messages: Messages) -> trt.ILogger:
-    """A TensorRT logger that keeps errors. It must outlive what it is given to.
+    """Return a TensorRT logger that keeps errors. It must outlive the objects that use it.
 
-    Warnings are dropped: TensorRT-RTX gives a hundred about names within the plugin's body.
+    Warnings are dropped: TensorRT-RTX gives a hundred about names within the plugin's function
+    body.
     """
 
     class Logger(trt.ILogger):

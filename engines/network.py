@@ -1,4 +1,4 @@
-"""ONNX into a TensorRT network, and the proof that the plugin was taken where it should be."""
+"""Parse ONNX into a TensorRT network, and check that the plugin is used where it should be."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def create_network(trt: Any, target: Target, builder: trt.Builder) -> trt.INetworkDefinition:
-    """An empty, strongly typed network: types are those of the ONNX, and nobody else's.
+    """Return an empty, strongly typed network, whose types are those of the ONNX.
 
-    With plugins, ahead-of-time ones are preferred: their PTX goes into the engine, which then
-    needs no Python (NOT RUN).
+    Targets with plugins prefer ahead-of-time plugins: the engine then carries their PTX and needs
+    no Python (NOT RUN).
     """
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     if target.plugins:
@@ -34,11 +34,20 @@ def parse(
     messages: Messages,
     source: OnnxSource,
 ) -> trt.OnnxParser:
-    """Fill the network from the ONNX. Keep parser and source until the build ends: they own the
-    weights.
+    """Parse the ONNX into the network.
+
+    Keep the parser and the source until the build ends, because they own the weights.
+
+    Args:
+        trt: the imported library.
+        target: which TensorRT it is.
+        network: an empty network.
+        logger: of the build.
+        messages: the logger's errors.
+        source: what to parse.
 
     Raises:
-        BackendError: TensorRT cannot take the graph; names the node and TensorRT's reason.
+        BackendError: TensorRT cannot parse the graph; gives the node and TensorRT's reason.
     """
     parser = trt.OnnxParser(network, logger)
     if not _parse_bytes(parser, source):
@@ -51,13 +60,13 @@ def parse(
 
 
 def _parse_bytes(parser: trt.OnnxParser, source: OnnxSource) -> bool:
-    """Parse what was hashed: with a path, TensorRT would open the external data by itself."""
+    """Parse the hashed bytes; given a path, TensorRT would open the external data itself."""
     if not source.external:
         return bool(parser.parse(source.content))
-    taken = parser.load_model_proto(source.content)
+    accepted = parser.load_model_proto(source.content)
     for name, data in source.external.items():
-        taken = taken and parser.load_initializer(name, address_of(data), data.nbytes)
-    return bool(taken and parser.parse_model_proto())
+        accepted = accepted and parser.load_initializer(name, address_of(data), data.nbytes)
+    return bool(accepted and parser.parse_model_proto())
 
 
 def _parse_error(parser: trt.OnnxParser) -> str:
@@ -71,13 +80,13 @@ def _parse_error(parser: trt.OnnxParser) -> str:
 def check_plugin_layers(
     trt: Any, target: Target, network: trt.INetworkDefinition, source: OnnxSource
 ) -> int:
-    """Every deformable-attention node became one plugin layer; returns how many there are.
+    """Check that every deformable-attention node became one plugin layer, and return their number.
 
-    Where the plugin is missing, TensorRT takes the function's body without a word. The body is
-    right, but not what was asked for. A target without plugins has none.
+    Where the plugin is missing, TensorRT silently uses the function's body, which is correct and
+    slow. Targets without plugins have no plugin layers.
 
     Raises:
-        BackendError: another number of plugin layers than of nodes.
+        BackendError: the number of plugin layers is not that of the nodes.
     """
     found: int = sum(
         network.get_layer(index).type == trt.LayerType.PLUGIN_V3

@@ -1,8 +1,8 @@
-"""A graph's ONNX as TensorRT can read it, changed in memory only; the file stays as it was hashed.
+"""Rewrite a graph's ONNX in memory for TensorRT's parser; the hashed file stays as it is.
 
-One pre-pass. TensorRT takes uint8 as a network input, but nothing else than a cast may read it
-("first input has type UInt8 but must have type Float, ..." for a Transpose, TensorRT-RTX 1.7.1).
-So a cast that follows an operator which only moves elements is moved before it: the same numbers.
+There is one rewrite. TensorRT accepts uint8 as a network input, but only a cast may read it ("first
+input has type UInt8 but must have type Float, ..." for a Transpose, TensorRT-RTX 1.7.1). So a cast
+behind operators that only move elements goes in front of them, which keeps every number.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class OnnxSource:
     """A serialised ONNX graph to parse.
 
     Args:
-        path: of the file it was read from, for messages.
-        content: the serialised model, external weights not in it.
+        path: of the original file, for messages.
+        content: the serialised model without external weights.
         plugin_nodes: names of its ``rvos::MSDeformAttn`` nodes.
-        external: bytes of the weights that are not in ``content``, by name.
+        external: bytes of the external weights by name.
     """
 
     path: Path
@@ -38,16 +38,18 @@ class OnnxSource:
 
 
 def read_onnx(file: OnnxFile) -> OnnxSource:
-    """Read a graph's file and make it fit for TensorRT's parser.
+    """Read a graph's file and rewrite it for TensorRT's parser.
 
     Raises:
-        BundleError: not the bytes that were hashed.
-        BackendError: no ONNX model.
+        BundleError: the bytes are not those that were hashed.
+        BackendError: the file is no ONNX model.
     """
     content = file.read()
     try:
         model = onnx.load_model_from_string(content.model)
-    except Exception as error:  # protobuf's, which has no stubs and has moved between versions
+    except (
+        Exception
+    ) as error:  # protobuf's error, which has no stubs and has moved between versions
         raise BackendError(f"{file.path} is no ONNX model; export the bundle again") from error
     for tensor in list(model.graph.input):
         if tensor.type.tensor_type.elem_type == onnx.TensorProto.UINT8:
@@ -62,7 +64,7 @@ def read_onnx(file: OnnxFile) -> OnnxSource:
 
 
 def _cast_first(graph: onnx.GraphProto, name: str) -> None:
-    """Where ``name`` goes through moving operators alone into a cast, put the cast before them."""
+    """Move a cast of the input ``name`` in front of the operators that only move elements."""
     movers: list[onnx.NodeProto] = []
     tensor = name
     while (reader := _only_reader(graph, tensor)) is not None and reader.op_type in _MOVES_ONLY:
@@ -84,7 +86,7 @@ def _cast_first(graph: onnx.GraphProto, name: str) -> None:
 
 
 def _only_reader(graph: onnx.GraphProto, name: str) -> onnx.NodeProto | None:
-    """The node that reads a tensor as its first input, where nobody else reads it."""
+    """Return the node that reads a tensor as its first input, if no other node reads it."""
     readers: list[onnx.NodeProto] = [node for node in graph.node if name in node.input]
     named = any(output.name == name for output in graph.output)
     if named or len(readers) != 1 or readers[0].input[0] != name:

@@ -1,4 +1,4 @@
-"""Optimisation profiles: the sizes that an engine takes, from the bundle's axes and ``--profile``.
+"""Make optimisation profiles, the sizes that an engine supports, from the bundle and ``--profile``.
 
 A profile gives every axis a least, a best and a greatest size. TensorRT picks kernels for the best
 one and plans memory for the greatest.
@@ -7,36 +7,38 @@ one and plans memory for the greatest.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 
-from rvos_deploy.bundle.engine_sidecar import Profile
+from rvos_deploy.bundle.engine_sidecar import Profile, format_profile, supports
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec
+from rvos_deploy.stream_settings import DEFAULT_MEMORY
 
 EXAMPLE = "H=128:256:448,W=224:448:800,E=1:2:8,M=1:24:64"
 Sizes = tuple[int, int, int]
 
 _EXPRESSIONS: Sizes = (1, 2, 8)
 _TOKENS: Sizes = (2, 16, 77)
-_MEMORY: Sizes = (1, 64, 256)
-"""A stream starts with one frame and keeps 64 by default; offline it keeps the whole clip."""
+_MEMORY: Sizes = (1, DEFAULT_MEMORY, 256)
+"""Online, M is the window plus the anchors from the first frame on, 64 by default. Offline, M is
+the number of frames."""
 
 _ENTRY = re.compile(r"(?P<axis>[A-Za-z]+)=(?P<sizes>\d+(?::\d+:\d+)?)")
 
 
 def bundle_axes(bundle: Bundle) -> dict[str, AxisSpec]:
-    """Every named axis of the bundle's graphs."""
+    """Return every named axis of the bundle's graphs."""
     return {axis.name: axis for spec in bundle.graphs.values() for axis in spec.axes}
 
 
 def default_profile(bundle: Bundle) -> dict[str, Sizes]:
-    """Every axis's sizes where ``--profile`` says nothing.
+    """Return the sizes of every axis where ``--profile`` says nothing.
 
     Height and width reach from the smallest map to the bundle's own input size, which is also the
-    best: most videos fill it. That is landscape; portrait videos need a second ``--profile``. An
-    axis that is not known here reaches over all that its contract allows.
+    best: most videos fill it. The default is landscape; portrait videos need a second
+    ``--profile``. An axis that is unknown here has all sizes that its contract allows.
     """
     height, width = bundle.config.input_size
     axes = bundle_axes(bundle)
@@ -55,10 +57,10 @@ def _within(sizes: Sizes, axis: AxisSpec) -> Sizes:
 
 
 def read_profiles(texts: Sequence[str], bundle: Bundle) -> tuple[dict[str, Sizes], ...]:
-    """One profile for each text, axes that it does not name at their defaults; or the default.
+    """Parse one profile from each text; axes that a text does not name keep their defaults.
 
     Raises:
-        InputError: not of the form, or sizes that the bundle's graphs do not allow.
+        InputError: a text is malformed, or the bundle's graphs do not allow its sizes.
     """
     axes, default = bundle_axes(bundle), default_profile(bundle)
     profiles = tuple(default | read_profile(text, axes) for text in texts)
@@ -66,11 +68,12 @@ def read_profiles(texts: Sequence[str], bundle: Bundle) -> tuple[dict[str, Sizes
 
 
 def read_profile(text: str, axes: Mapping[str, AxisSpec]) -> dict[str, Sizes]:
-    """Sizes by axis from ``H=128:256:448,E=2``; a single number fixes the axis.
+    """Parse sizes by axis from ``H=128:256:448,E=2``; a single number fixes the axis.
 
     Raises:
-        InputError: another form, an unknown axis, one named twice, sizes out of order, or corners
-            that the graphs do not allow; says which corners, and the nearest that they allow.
+        InputError: the text is malformed, an axis is unknown or named twice, sizes are out of
+            order, or the graphs do not allow a corner; gives the corners and the nearest sizes that
+            are allowed.
     """
     sizes: dict[str, Sizes] = {}
     for entry in text.replace(" ", "").split(","):
@@ -92,7 +95,7 @@ def read_profile(text: str, axes: Mapping[str, AxisSpec]) -> dict[str, Sizes]:
 
 
 def _check(text: str, sizes: Mapping[str, Sizes], axes: Mapping[str, AxisSpec]) -> None:
-    """All corners at once, so that one message tells everything."""
+    """Check all corners at once, so that one message reports all problems."""
     problems = []
     for name, (low, best, high) in sizes.items():
         if not low <= best <= high:
@@ -132,35 +135,65 @@ def _allowed(axes: Mapping[str, AxisSpec]) -> str:
 
 
 def check_streamable(profiles: Sequence[Profile], axes: Mapping[str, AxisSpec]) -> None:
-    """A stream encodes each sentence alone and starts with one frame: some profile must take that.
-    Where the bundle's axis is fixed, the stream pads to it.
+    """Check that a stream of one expression can run with default settings, online and offline.
+
+    Online, M is the window plus the anchors from the first frame on. Offline, M is the number of
+    frames, so a clip of one frame needs M=1. A stream pads axes that the bundle fixes to one size.
+
+    Args:
+        profiles: of all axes of the bundle.
+        axes: of the bundle, by name.
 
     Raises:
-        InputError: none does; says what to add.
+        InputError: no profile supports one of the two; gives a ``--profile`` that supports both.
     """
-    for axis, what in (("E", "one expression"), ("M", "a memory of one frame")):
-        if axis in axes and axes[axis].fixed:
-            continue
-        if not any(profile[axis][0] == 1 for profile in profiles if axis in profile):
+    needs = {
+        "an online stream with its default memory": {"E": 1, "M": DEFAULT_MEMORY},
+        "an offline stream of one frame": {"E": 1, "M": 1},
+    }
+    needed = {what: _stream_sizes(sizes, axes) for what, sizes in needs.items()}
+    for what, sizes in needed.items():
+        if not any(supports(profile, sizes) for profile in profiles):
+            named = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            wider = format_profile(_widened(profiles[0], needed.values()))
             raise InputError(
-                f"no profile takes {what}, with which every stream starts; "
-                f"begin the sizes of {axis} at 1, for example {axis}=1:2:8"
+                f"no profile supports {named}, which {what} needs; widen one: --profile {wider}"
             )
 
 
+def _stream_sizes(sizes: Mapping[str, int], axes: Mapping[str, AxisSpec]) -> dict[str, int]:
+    """Return the nearest sizes that the bundle allows, without the axes that it fixes."""
+    return {
+        name: axes[name].nearest(size)
+        for name, size in sizes.items()
+        if name in axes and not axes[name].fixed
+    }
+
+
+def _widened(profile: Profile, needed: Iterable[Mapping[str, int]]) -> Profile:
+    wider = dict(profile)
+    for sizes in needed:
+        for name, size in sizes.items():
+            low, best, high = wider[name]
+            wider[name] = (min(low, size), best, max(high, size))
+    return wider
+
+
 def graph_profile(spec: GraphSpec, profile: Profile) -> dict[str, Sizes]:
-    """The part of a profile that concerns one graph."""
+    """Return the part of a profile that concerns one graph."""
     return {axis.name: profile[axis.name] for axis in spec.axes}
 
 
 def input_shapes(spec: GraphSpec, profile: Profile) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Least, best and greatest shape of every input of a graph, by name."""
+    """Return the least, best and greatest shape of every input of a graph, by name."""
     at = [{axis.name: profile[axis.name][corner] for axis in spec.axes} for corner in range(3)]
     return {tensor.name: tuple(tensor.sizes(axes) for axes in at) for tensor in spec.inputs}
 
 
 def corners(spec: GraphSpec, profiles: Sequence[Profile]) -> list[dict[str, int]]:
-    """Sizes at which an engine must be compared: the best, and every mix of least and greatest."""
+    """Return the sizes at which an engine is compared: the best, and every mix of least and
+    greatest.
+    """
     found: list[dict[str, int]] = []
     names = [axis.name for axis in spec.axes]
     for profile in profiles:

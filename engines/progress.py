@@ -1,7 +1,7 @@
-"""How far a build is: TensorRT's nested phases turned into one share and the time that remains.
+"""Turn TensorRT's nested build phases into one share of progress and a remaining time.
 
-TensorRT reports phases within phases, each with a number of steps; their names and number change
-between versions. A phase's share is its finished steps plus the share of the phase under way.
+TensorRT reports phases within phases, each with a number of steps. Their names and number differ
+between versions. The share of a phase is its finished steps plus the share of the phase in it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 Report = Callable[[str, float, float | None], None]
-"""Takes the phase under way, the share done (0 to 1) and the seconds that remain, if known."""
+"""Receives the current phase, the share done (0 to 1), and the seconds that remain, or None."""
 
 _EARLIEST_GUESS = 0.02
-"""A share below this says nothing yet of the time that remains."""
+"""The least share from which the remaining time is estimated."""
 
 
 @dataclass
@@ -31,9 +31,15 @@ class _Phase:
 
 
 class BuildProgress:
-    """Keeps the phases under way. TensorRT may call from several threads."""
+    """The phases under way. TensorRT may report from several threads."""
 
     def __init__(self, report: Report, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start the clock.
+
+        Args:
+            report: is told every change.
+            clock: returns seconds.
+        """
         self.interrupted = False
         self._report, self._clock = report, clock
         self._phases: dict[str, _Phase] = {}
@@ -42,7 +48,7 @@ class BuildProgress:
         self._lock = threading.Lock()
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins, within ``parent`` or at the top."""
+        """Begin a phase, within ``parent`` or at the top."""
         with self._lock:
             self._phases[name] = _Phase(max(1, steps), parent)
             if parent in self._phases:
@@ -50,7 +56,7 @@ class BuildProgress:
         self._tell(name)
 
     def step(self, name: str, step: int) -> bool:
-        """Step number ``step`` (from 0) of a phase is done. False asks TensorRT to stop."""
+        """Finish step number ``step`` (from 0) of a phase. Return False to make TensorRT stop."""
         with self._lock:
             if phase := self._phases.get(name):
                 phase.done = max(phase.done, step + 1)
@@ -58,7 +64,7 @@ class BuildProgress:
         return not self.interrupted
 
     def finish(self, name: str) -> None:
-        """A phase ends, whether all of its steps were told or not."""
+        """End a phase, whether or not all of its steps were reported."""
         with self._lock:
             phase = self._phases.pop(name, None)
             if phase and phase.parent in self._phases:
@@ -66,13 +72,13 @@ class BuildProgress:
         self._tell(name)
 
     def interrupt(self) -> None:
-        """Ask TensorRT to stop at the next step: an exception must not cross its C++ frames."""
+        """Make TensorRT stop at the next step; an exception must not cross its C++ frames."""
         self.interrupted = True
 
     def _tell(self, name: str) -> None:
         with self._lock:
             tops = [key for key, phase in self._phases.items() if phase.parent not in self._phases]
-            # Never backwards: a phase's end is told before its parent's step is.
+            # A phase ends before its parent's step is reported, so the share must not fall.
             self._share = max([self._share, *map(self._done, tops)])
             share = min(self._share, 1.0)
         elapsed = self._clock() - self._started
@@ -86,7 +92,7 @@ class BuildProgress:
 
 
 def make_monitor(trt: Any, progress: BuildProgress) -> trt.IProgressMonitor:
-    """TensorRT's side of the progress. Keep a reference to it until the build ends."""
+    """Return TensorRT's progress monitor. Keep a reference to it until the build ends."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a build may be asked for, checked before anything is loaded."""
+"""Check the settings of a build before anything is loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from rvos_deploy.engines.targets import TARGETS, TENSORRT, TENSORRT_RTX, Target
 from rvos_deploy.errors import InputError
 
 DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
-"""Of TensorRT-RTX plans: every card that it knows but Turing, for which it has no fp32 matmul."""
+"""Default architectures of TensorRT-RTX plans: all that it knows but Turing, which has no fp32
+matmul.
+"""
 
 
 @dataclass(frozen=True)
@@ -18,18 +20,19 @@ class BuildSettings:
 
     Args:
         target: ``tensorrt`` or ``tensorrt-rtx``.
-        profiles: as ``--profile`` takes them; none: the default.
-        workspace_mib: scratch memory a layer may take, in MiB; None: all of the GPU's.
-        optimization_level: 0 (quick build) to 5; None: TensorRT's own, 3.
-        compute_capabilities: TensorRT-RTX: architectures to build for; empty: the usual ones.
-        timing_cache: TensorRT: file of kernel timings; None: one in the user's cache folder.
-        use_timing_cache: False times every kernel anew.
-        version_compatible: TensorRT: later versions may load it. It then holds host code.
-        hardware_compatible: TensorRT: it runs on Ampere and later, slower.
-        strip_weights: TensorRT: leave the weights out; they are put in from the ONNX when loaded.
+        profiles: texts as ``--profile`` accepts them; empty uses the default profile.
+        workspace_mib: scratch memory of a layer in MiB; None allows all of the GPU's memory.
+        optimization_level: 0 (quick build) to 5; None uses TensorRT's default, 3.
+        compute_capabilities: TensorRT-RTX: architectures to build for; empty uses the default ones.
+        timing_cache: TensorRT: file of kernel timings; None uses one in the user's cache folder.
+        use_timing_cache: False times every kernel again.
+        version_compatible: TensorRT: later versions can load the engine, which then holds host
+            code.
+        hardware_compatible: TensorRT: the engine runs on Ampere and later, slower.
+        strip_weights: TensorRT: leave the weights out; loading takes them from the ONNX.
 
     Raises:
-        InputError: an option that the target does not have.
+        InputError: a value is out of range, or the target lacks an option.
     """
 
     target: str
@@ -76,9 +79,10 @@ class BuildSettings:
         return TARGETS[self.target]
 
     def options(self) -> tuple[str, ...]:
-        """The command line's options that differ from the defaults, to build the same again.
+        """Return the command-line options that differ from the defaults, so that a build can be
+        repeated.
 
-        The timing cache is left out: it changes how long the build takes, and belongs to a machine.
+        The timing cache is left out: it belongs to a machine and changes only the build time.
         """
         words: list[str] = []
         for option, values in (

@@ -1,4 +1,6 @@
-"""The two TensorRTs: how each is imported, what it can do, and what to say when it is missing."""
+"""Describe the two TensorRTs: how to import each, what it can do, and what to say where it is
+missing.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,15 @@ from rvos_deploy.errors import BackendError
 
 @dataclass(frozen=True)
 class Target:
-    """A TensorRT.
+    """One TensorRT.
 
     Args:
-        name: as ``--target`` takes it.
-        module: what Python imports.
-        extra: of this package, that brings it.
-        plugins: takes our plugin; else the model-local function's body is parsed.
-        needs_gpu: the builder times kernels, so it needs the card. TensorRT-RTX does not: it
-            compiles them when the engine is loaded.
+        name: the value of ``--target``.
+        module: the Python module.
+        extra: the extra of this package that installs it.
+        plugins: supports our plugin; otherwise it parses the function body in the ONNX.
+        needs_gpu: the builder times kernels on the GPU. TensorRT-RTX compiles kernels when the
+            engine is loaded, so it needs none.
     """
 
     name: str
@@ -36,15 +38,15 @@ TENSORRT_RTX = Target(
 )
 TARGETS = {target.name: target for target in (TENSORRT, TENSORRT_RTX)}
 OLDEST_MAJOR = 11
-"""TensorRT before 11 types networks weakly: precision would not be what the ONNX says."""
+"""Older versions type networks weakly, so the precision would not be that of the ONNX."""
 
 
 def open_target(target: Target) -> tuple[Any, Gpu | None]:
-    """The imported library, and the GPU (None where there is none and none is needed).
+    """Return the imported library and the GPU, or None where there is none and none is needed.
 
     Raises:
-        BackendError: the library or the GPU is missing, or it is too old; one line that says
-            which of them, and the command that mends it.
+        BackendError: the library or the GPU is missing, or the library is too old; one line that
+            says which, and the command that fixes it.
     """
     library, gpu = _import(target), find_gpu()
     lacks_gpu = target.needs_gpu and gpu is None

@@ -1,7 +1,7 @@
-"""The timing cache: kernel timings of earlier builds, which make the next one much shorter.
+"""Keep the timing cache: kernel timings of earlier builds, which make the next build much shorter.
 
-It holds data, no code. TensorRT checks that it was made by the same version on the same GPU, and
-the file's name says so too. NOT RUN with TensorRT; reading and writing are tested with bytes.
+The cache holds data, no code. TensorRT checks that the same version made it on the same GPU, and
+the file's name says both. NOT RUN with TensorRT; the tests read and write bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of this package, by the system's custom."""
+    """Return the user's cache folder of this package, where the operating system keeps such
+    folders.
+    """
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif os.environ.get("XDG_CACHE_HOME"):
@@ -33,20 +35,20 @@ def cache_folder() -> Path:
 
 
 def default_cache_file(version: str, gpu: str) -> Path:
-    """One file for each TensorRT version and GPU model."""
+    """Return the cache file of a TensorRT version and a GPU model."""
     model = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
     return cache_folder() / f"timing-tensorrt-{version}-{model}.cache"
 
 
 def read_cache(file: Path) -> bytes:
-    """What is in the file; nothing where there is none."""
+    """Return the file's content, or no bytes where there is no file."""
     return file.read_bytes() if file.is_file() else b""
 
 
 def write_cache(file: Path, content: bytes) -> None:
-    """Write it whole: two builds at once leave one of both caches, never a mixture.
+    """Write the file as a whole: of two builds at once, one cache remains, never a mixture.
 
-    Where it cannot be written, it warns: the engines, which took long, are worth more.
+    A cache that cannot be written is a warning, because the engines took long and are kept.
     """
     try:
         with writing(file) as temporary:
@@ -56,18 +58,20 @@ def write_cache(file: Path, content: bytes) -> None:
 
 
 def attach_cache(config: trt.IBuilderConfig, file: Path) -> None:
-    """Give a build the timings of the file; warns and begins anew when TensorRT refuses them."""
+    """Give a build the timings of the file. Where TensorRT refuses them, warn and start a new
+    cache.
+    """
     cache = config.create_timing_cache(read_cache(file))
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return
     warnings.warn(
-        f"timing cache {file} is of another TensorRT or GPU: it is begun anew", stacklevel=2
+        f"timing cache {file} is of another TensorRT or GPU: a new one is started", stacklevel=2
     )
     config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
 
 
 def save_cache(config: trt.IBuilderConfig, file: Path) -> None:
-    """Keep what the build has timed."""
+    """Write the timings of a build to the file."""
     cache = config.get_timing_cache()
     if cache is not None:
         write_cache(file, bytes(cache.serialize()))

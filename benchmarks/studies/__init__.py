@@ -1,1 +1,1 @@
-"""Studies behind decisions of this project. The wheel leaves them out."""
+"""Study questions behind decisions of this project. The wheel leaves these modules out."""

@@ -1,4 +1,4 @@
-"""The paper's claims, and one of ours, measured on Moving Sprites.
+"""Measure the paper's claims, and one of ours, on Moving Sprites.
 
 ``python -m rvos_deploy.benchmarks.studies.ablations OUT --clip-weights F --weights F
 [--other-clip F]``
@@ -6,55 +6,59 @@
 Each variant differs from ``full`` in one thing, and shares its data, steps and seeds:
 
 (a) ``foreign_text``: text features from a tower that was not trained with the image trunk;
-(b) ``no_text_fusion``: text starts the queries and nothing else, as in LMPM;
+(b) ``no_text_fusion``: text initialises the queries and nothing else, as in LMPM;
 (c) ``weighted``, ``sentence``: the video query initializer without alignment, or from the sentence;
-(d) ``no_mask_position``: frame tokens without the position of their mask; ``no_position``: nor the
-    course of a slot, which our decoder makes of the same positions.
+(d) ``no_mask_position``: frame tokens without the position of their mask; ``no_position``: also
+    without the trajectory of a slot, which our decoder computes from the same positions.
 
-All begin with the trained network of ``--weights``, less what a variant could gain from:
+All variants start from the trained network of ``--weights``, without the parts that a variant could
+gain from:
 
-- (c) and (d) change what comes after the frame queries: the frame part is kept, the video part
-  begins at random and learns from cached tokens. Compared with ``aligned``.
-- (a) and (b) change how text comes in: all that reads text begins at random, and both parts are
-  trained. What sees pictures alone is kept, or no short run would show a thing. Compared with
-  ``full``.
+- (c) and (d) change what comes after the frame queries. The frame part is kept; the video part is
+  initialised at random and learns from cached tokens. Their base is ``aligned``.
+- (a) and (b) change how text comes in. Every module that reads text is initialised at random, and
+  both parts are trained. Modules that see pictures alone are kept, because a short run would show
+  nothing otherwise. Their base is ``full``.
 
-Short runs end with scores that are too low for the threshold of the packaged network, each by its
-own amount. So every row is scored at each of ``THRESHOLDS``, and shown at the one that is best for
-it. The class loss of the last steps stands beside J&F: variants of one seed learn from the same
-clips in the same order, so that it tells finer than a hundred expressions do.
+The scores of short runs are too low for the threshold of the packaged network, by a different
+amount for each variant. So every row is scored at each of ``THRESHOLDS``, and shown at its best
+one. The class loss of the last steps is shown beside J&F: variants of one seed learn from the same
+clips in the same order, so the loss resolves smaller differences than a hundred expressions do.
 
-Results are added to ``OUT/ablations.json`` one by one, each with its budget, and shown as a table
-in ``OUT/ablations.md``; a run that was stopped goes on.
+Every finished run adds a row with its budget to ``OUT/ablations.json``, and rewrites the table
+``OUT/ablations.md``. A run that was stopped continues.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from rvos_deploy.benchmarks.studies.video_queries import decode_queries
 from rvos_deploy.console.error_lines import one_line_errors
 from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.environment import machine, versions
-from rvos_deploy.errors import InputError
+from rvos_deploy.errors import InputError, one_line
 from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.files import write_text
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.json_file import write_json
 from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.networks.pan2024.modules.checkpoint import read_safetensors
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
 from rvos_deploy.training.checkpoints import trained_weights
 from rvos_deploy.training.clips import training_tokenizer
@@ -75,7 +79,12 @@ _TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_f
 class Variant:
     """One row of the table.
 
-    reads_text_anew: (a) and (b): what reads text begins at random; else the video part does.
+    Args:
+        name: of the row.
+        reads_text_anew: (a) and (b): modules that read text are initialised at random; otherwise
+            the video part is.
+        model: changes of the model's configuration.
+        foreign_text: use the text tower of another CLIP.
     """
 
     name: str
@@ -94,13 +103,19 @@ VARIANTS = (
     Variant("weighted", False, (("initializer", "weighted"),)),
     Variant("sentence", False, (("initializer", "sentence"),)),
 )
-"""``full`` is what (a) and (b) are compared with, ``aligned`` what (c) and (d) are."""
+"""``full`` is the base of (a) and (b), ``aligned`` that of (c) and (d)."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps of the masks' stage ((a) and (b)) and of the cached one, clips a step and in the cache,
-    videos to validate on.
+    """The size of the runs.
+
+    Args:
+        frame_steps: of the stage ``masks``, in (a) and (b).
+        video_steps: of the cached stage.
+        batch: clips a step.
+        cached: clips in the cache.
+        videos: to validate on.
     """
 
     frame_steps: int = 400
@@ -111,9 +126,10 @@ class Budget:
 
 
 def variant_recipe(recipe: Recipe, variant: Variant, budget: Budget, seed: int) -> Recipe:
-    """The recipe of one row: stages of the base recipe, fewer steps, one change of the model.
+    """Return the recipe of one row: stages of the base recipe, fewer steps, one change of the
+    model.
 
-    A clip's cached frames are just those that a step reads: shorter runs hardly see a clip twice.
+    The cache holds only the frames that a step reads, because short runs hardly see a clip twice.
     """
     masks, cached = recipe.stages[:2]
     stages = [replace(cached, steps=budget.video_steps, cached=budget.cached, cached_length=0)]
@@ -135,21 +151,36 @@ def variant_recipe(recipe: Recipe, variant: Variant, budget: Budget, seed: int) 
 
 
 def _present(trained: tuple[str, ...], variant: Variant) -> tuple[str, ...]:
-    """Without what the variant does not have."""
+    """Return the trained modules that the variant has."""
     lacks = dict(variant.model).get("mask_position") is False
     return tuple(n for n in trained if not (lacks and n == "frame_decoder.mask_position"))
 
 
 def foreign_text_clip(trunk: Path, tower: Path, out: Path) -> Path:
-    """Write a CLIP with the image trunk of one file and the text tower of another."""
-    kept, taken = load_file(trunk), load_file(tower)
-    mixed = {n: taken[n] if n.startswith(_TEXT_TOWER) else tensor for n, tensor in kept.items()}
+    """Write a CLIP with the image trunk of one file and the text tower of another.
+
+    Raises:
+        InputError: a file cannot be read, or the tower lacks a tensor.
+    """
+    kept, foreign = read_safetensors(trunk), read_safetensors(tower)
+    mixed = {
+        name: _tensor(foreign, name, tower) if name.startswith(_TEXT_TOWER) else tensor
+        for name, tensor in kept.items()
+    }
     save_file(mixed, out)
     return out
 
 
+def _tensor(stored: Mapping[str, Tensor], name: str, file: Path) -> Tensor:
+    if name not in stored:
+        raise InputError(f"{file} has no tensor {name}; pass weights of the tiny network")
+    return stored[name]
+
+
 def begins_at_random(name: str, variant: Variant) -> bool:
-    """Whether a variant's parameter begins at random; else ``--weights`` gives it."""
+    """Tell whether a variant's parameter is initialised at random; otherwise ``--weights`` gives
+    it.
+    """
     if variant.reads_text_anew:
         return any(part in f".{name}" for part in _READS_TEXT)
     return name.startswith(CACHEABLE)
@@ -158,11 +189,15 @@ def begins_at_random(name: str, variant: Variant) -> bool:
 def starting_weights(
     config: ModelConfig, variant: Variant, weights: Path, seed: int, out: Path
 ) -> Path:
-    """Write what a variant begins with."""
+    """Write the initial weights of a variant.
+
+    Raises:
+        InputError: ``weights`` cannot be read, or lacks a tensor.
+    """
     torch.manual_seed(seed)
-    fresh, stored = trained_weights(build_network(config)), load_file(weights)
+    fresh, stored = trained_weights(build_network(config)), read_safetensors(weights)
     mixed = {
-        name: tensor if begins_at_random(name, variant) else stored[name]
+        name: tensor if begins_at_random(name, variant) else _tensor(stored, name, weights)
         for name, tensor in fresh.items()
     }
     save_file(mixed, out)
@@ -177,7 +212,7 @@ def run_variant(
     valid: DataSplit,
     run: Path,
 ) -> dict[str, float]:
-    """Train one row, or go on with it, and validate it."""
+    """Train one row, or continue its training, and validate it."""
     run.mkdir(parents=True, exist_ok=True)
     file = run / "start.safetensors"
     start = starting_weights(recipe.model, variant, weights, recipe.seed, file)
@@ -191,7 +226,7 @@ def run_variant(
 
 
 def class_loss(log: Path) -> float:
-    """Mean class loss of the video part over the last ``LOSS_STEPS`` steps of the last stage."""
+    """Return the mean class loss of the video part over the last stage's last ``LOSS_STEPS``."""
     with log.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     last = [float(row["video_class"]) for row in rows if row["stage"] == rows[-1]["stage"]]
@@ -201,7 +236,7 @@ def class_loss(log: Path) -> float:
 def best_threshold(
     network: RvosNetwork, tokenizer: Tokenizer, valid: DataSplit
 ) -> dict[str, float]:
-    """J&F and all that ``summary`` gives at the threshold of the best J&F, which is named too."""
+    """Return the threshold of the best J&F, and all of ``summary`` at that threshold."""
     queries = {video.name: decode_queries(network, tokenizer, video) for video in valid.videos}
     found = []
     for threshold in THRESHOLDS:
@@ -256,15 +291,15 @@ def main(
 
 
 def _validation(folder: Path, base: Recipe, budget: Budget) -> DataSplit:
-    """Videos of a seed that no recipe names."""
+    """Render validation videos of a seed that no recipe uses."""
     return sprite_validation(
         replace(base, validation_seed=4242, validation_videos=budget.videos), folder
     )
 
 
 def _lend_cache(out: Path, run: Path, variant: Variant, seed: int) -> None:
-    """Hand on the tokens of the variant before, which are the same where the frame part is: the
-    trainer makes them anew where they are not.
+    """Move the cached tokens of the previous variant to this one; the trainer checks whether they
+    fit.
     """
     if variant.reads_text_anew or (run / "cache").exists():
         return
@@ -277,21 +312,46 @@ def _lend_cache(out: Path, run: Path, variant: Variant, seed: int) -> None:
 
 
 def _known(out: Path, variant: str, seed: int) -> bool:
-    return any(
-        row["variant"] == variant and row["seed"] == seed for row in _record(out).get("rows", [])
-    )
+    return any(row["variant"] == variant and row["seed"] == seed for row in read_rows(out))
 
 
-def _record(out: Path) -> dict[str, Any]:
+class _Row(msgspec.Struct):
+    """What the table needs of every row."""
+
+    variant: str
+    seed: int
+    j_and_f: float
+    n_acc: float
+    class_loss: float
+
+
+class _Record(msgspec.Struct):
+    rows: list[dict[str, Any]]
+
+
+def read_rows(out: Path) -> list[dict[str, Any]]:
+    """Read the rows of ``OUT/ablations.json``; no rows where there is no file.
+
+    Raises:
+        InputError: the file cannot be read, or is no record of this study.
+    """
     file = out / RESULT
     if not file.is_file():
-        return {}
-    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return record
+        return []
+    try:
+        rows = msgspec.json.decode(file.read_bytes(), type=_Record).rows
+        for row in rows:
+            msgspec.convert(row, _Row)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise InputError(
+            f"{file} is not a record of this study ({one_line(error)}); move it away, or name "
+            "another folder"
+        ) from None
+    return rows
 
 
 def _add(out: Path, row: dict[str, Any]) -> None:
-    rows = [*_record(out).get("rows", []), row]
+    rows = [*read_rows(out), row]
     write_json(
         out / RESULT,
         {
@@ -306,7 +366,9 @@ def _add(out: Path, row: dict[str, Any]) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: means over seeds, and what each variant differs by from its base on the same seeds.
+    """Render the rows as Markdown: means over seeds, and differences from the base on the same
+    seeds.
+
     A higher J&F is better, and a lower class loss.
 
     Args:

@@ -1,15 +1,16 @@
-"""How near a network in half precision comes to the end of its type's range, on real frames.
+"""Measure how near a half-precision network comes to the end of its type's range, on real frames.
 
 ``python -m rvos_deploy.benchmarks.studies.magnitudes CONFIG --video FILE --checkpoint F
 [--json F]``
 
-Runs the whole network in PyTorch as ``export --precision`` makes it, islands in float32 included,
-and looks at what every single operator gives in half precision, inside modules and between them:
-nothing may be infinite or NaN, and the largest magnitude must stay under a quarter of the type's
-maximum (16,376 for float16), so that frames that were not tried have room. Exit code 1 otherwise.
+The study runs the whole network in PyTorch as ``export --precision`` makes it, with its islands of
+float32, and checks the half-precision outputs of every operator, inside modules and between them.
+No number may be infinite or NaN. The largest magnitude must stay below a quarter of the type's
+maximum (16,376 for float16), because other frames may give larger numbers. Otherwise the exit code
+is 1.
 
-The arithmetic is real float16, on a CPU with float32 sums inside products and convolutions, as
-tensor cores have them; so an overflow shows as what it is. It is slow: use small sizes, few frames.
+The arithmetic is real float16, on a CPU with float32 sums inside products and convolutions, as on
+tensor cores. So an overflow shows as one. It is slow: use small sizes and few frames.
 """
 
 from __future__ import annotations
@@ -43,22 +44,24 @@ from rvos_deploy.networks.pan2024.modules.precision import DTYPES, set_precision
 from rvos_deploy.video import read_video
 
 SHARE = 0.25
-"""Of the type's maximum that may be used."""
+"""The share of the type's maximum that may be used."""
 TOP = 10
 HIDDEN_WITHIN = 0.05
-"""Logits of hidden keys are their own, some tens, and ``HIDDEN``."""
+"""Logits of hidden keys are ``HIDDEN`` plus some tens, within this share of it."""
 EVERY = 10
-"""Of a video's frames each tenth is taken: neighbours are alike."""
+"""Every tenth frame of a video is used, because neighbours are alike."""
 
 
 @dataclass
 class Layer:
-    """What one operator of one module gave, over all frames.
+    """The outputs of one operator of one module, over all frames.
 
-    ``magnitude`` is the largest of its finite numbers; ``not_finite`` counts the others, but for
-    the infinities and NaN that came in already: the layer that made them is the one to name.
-    ``unhidden`` is the largest without the logits of hidden keys, which are about ``HIDDEN`` by
-    our own choice and would fill every list.
+    Args:
+        name: the module and the operator.
+        magnitude: the largest finite magnitude.
+        unhidden: the largest magnitude without the logits of hidden keys, which are about
+            ``HIDDEN`` by design and would fill every list.
+        not_finite: how many infinities and NaN the operator made from finite inputs.
     """
 
     name: str
@@ -66,8 +69,8 @@ class Layer:
     unhidden: float = 0.0
     not_finite: int = 0
 
-    def take(self, numbers: Tensor) -> None:
-        """Count finite numbers in."""
+    def update(self, numbers: Tensor) -> None:
+        """Include finite numbers."""
         self.magnitude = max(self.magnitude, float(numbers.abs().max()))
         if self.magnitude > self.unhidden:
             shown = numbers[(numbers - HIDDEN).abs() > HIDDEN_WITHIN * abs(HIDDEN)]
@@ -80,8 +83,8 @@ class Magnitudes(TorchDispatchMode):
     """Watches every operator while it is active (``with``); modules give the names.
 
     Args:
-        root: whose modules are named.
-        dtype: outputs of other types are not looked at: the float32 islands.
+        root: the module whose submodules give the names.
+        dtype: outputs of other types, the float32 islands, are ignored.
     """
 
     root: nn.Module
@@ -95,9 +98,9 @@ class Magnitudes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run the operator, then look at what it gave."""
+        """Run the operator, then record its outputs."""
         output = func(*args, **(kwargs or {}))
-        # Views and, in eval mode, dropout give what they took.
+        # Views and, in eval mode, dropout return their inputs.
         if not func.is_view and func.overloadpacket.__name__ != "dropout":
             for tensor in tree_leaves(output):
                 if isinstance(tensor, Tensor) and tensor.dtype == self.dtype and tensor.numel():
@@ -109,7 +112,7 @@ class Magnitudes(TorchDispatchMode):
         layer = self.layers.setdefault(name, Layer(name))
         finite = torch.isfinite(tensor)
         if bool(finite.any()):
-            layer.take(tensor[finite].float())
+            layer.update(tensor[finite].float())
         if bool(finite.all()):
             return
         inputs = [x for x in tree_leaves(args) if isinstance(x, Tensor) and x.is_floating_point()]
@@ -118,7 +121,7 @@ class Magnitudes(TorchDispatchMode):
 
     @contextmanager
     def naming(self) -> Iterator[None]:
-        """Follow which module is at work."""
+        """Track which module runs."""
 
         def entered(name: str) -> Any:
             return lambda module, inputs: self._path.append(name)
@@ -141,11 +144,11 @@ class Magnitudes(TorchDispatchMode):
 def measure(
     network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tensor, dtype: torch.dtype
 ) -> list[Layer]:
-    """Segment a clip and list the layers that gave ``dtype``, the largest (unhidden) first.
+    """Segment a clip, and list the layers that computed in ``dtype``, the largest (unhidden) first.
 
     Args:
         network: in eval mode, in its precision (:func:`set_precision`).
-        frames: T of uint8 [1,H,W,3].
+        frames: T frames uint8 [1,H,W,3].
         token_ids: int64 [E,L].
         dtype: float16 or bfloat16.
     """
@@ -156,7 +159,7 @@ def measure(
 
 
 def join(clips: Sequence[Sequence[Layer]]) -> list[Layer]:
-    """Layers of several clips, each at its worst, the largest (unhidden) first."""
+    """Join the layers of several clips, each at its worst, the largest (unhidden) first."""
     joined: dict[str, Layer] = {}
     for layer in (layer for clip in clips for layer in clip):
         known = joined.setdefault(layer.name, Layer(layer.name))
@@ -166,8 +169,8 @@ def join(clips: Sequence[Sequence[Layer]]) -> list[Layer]:
     return sorted(joined.values(), key=lambda layer: -layer.unhidden)
 
 
-def require_room(layers: Sequence[Layer], limit: float) -> None:
-    """Raise ParityError when a layer gave what is not finite, or more than ``limit``."""
+def require_headroom(layers: Sequence[Layer], limit: float) -> None:
+    """Raise ParityError when a layer gave an infinity, NaN, or a magnitude above ``limit``."""
     broken = [layer for layer in layers if layer.not_finite]
     if broken:
         raise ParityError(
@@ -185,10 +188,10 @@ def require_room(layers: Sequence[Layer], limit: float) -> None:
 
 
 def clip_frames(video: Path, box: tuple[int, int], count: int) -> list[Tensor]:
-    """Every tenth frame of a video, at most ``count``, as the network takes them.
+    """Return every tenth frame of a video, at most ``count``, as network inputs uint8 [1,H,W,3].
 
     Raises:
-        VideoError: it cannot be read.
+        VideoError: the video cannot be read.
     """
     frames = islice(read_video(video), 0, EVERY * count, EVERY)
     images = [frame.host_image() for frame in frames]
@@ -209,7 +212,7 @@ def main(
     frames: Annotated[int, typer.Option(help="Of each video.")] = 3,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.")] = None,
 ) -> None:
-    """Report the largest magnitudes of a network in half precision; exit 1 beyond the limit."""
+    """Report the largest magnitudes of a network in half precision; exit code 1 above the limit."""
     from rvos_deploy.export.weights import Weights, load_network
     from rvos_deploy.training.clips import training_tokenizer
 
@@ -238,33 +241,38 @@ def main(
             {
                 "schema": "rvos-deploy/benchmark/magnitudes/1",
                 "command": _command(config, options),
-                "weights": "random, seed 0: they say nothing of trained ones"
+                "weights": "random, seed 0: they say nothing about trained ones"
                 if random_weights
                 else f"{checkpoint}, CLIP part {clip_weights or 'within'}",
                 "precision": precision,
-                "limit": limit,
                 "clips": [
                     {"video": str(path), "frames": len(clip), "input": list(clip[0].shape[1:3])}
                     for path, clip in zip(video, clips, strict=True)
                 ],
                 "expressions": list(texts),
-                "layers": len(layers),
-                "not_finite": [asdict(layer) for layer in layers if layer.not_finite],
-                "largest": max((layer.magnitude for layer in layers), default=0.0),
-                "hidden_logit": HIDDEN,
-                "top": [
-                    {**asdict(layer), "share_of_limit": layer.unhidden / limit}
-                    for layer in layers[:TOP]
-                ],
+                **_figures(layers, limit),
                 "versions": versions("torch", "open_clip_torch"),
                 "machine": machine(),
             },
         )
-    require_room(layers, limit)
+    require_headroom(layers, limit)
+
+
+def _figures(layers: Sequence[Layer], limit: float) -> dict[str, Any]:
+    return {
+        "limit": limit,
+        "layers": len(layers),
+        "not_finite": [asdict(layer) for layer in layers if layer.not_finite],
+        "largest": max((layer.magnitude for layer in layers), default=0.0),
+        "hidden_logit": HIDDEN,
+        "top": [
+            {**asdict(layer), "share_of_limit": layer.unhidden / limit} for layer in layers[:TOP]
+        ],
+    }
 
 
 def _command(config: str, options: Mapping[str, Any]) -> str:
-    """What to type to have the same again."""
+    """Return the command that gives the same record again."""
     words = ["python", "-m", "rvos_deploy.benchmarks.studies.magnitudes", config]
     for name, value in options.items():
         if value is True:

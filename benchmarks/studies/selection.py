@@ -1,10 +1,10 @@
-"""What limits J&F: the masks, or the choice among them; and which threshold serves best.
+"""Find what limits J&F, the masks or the choice among them, and which threshold is best.
 
 ``python -m rvos_deploy.benchmarks.studies.selection CONFIG --checkpoint F --clip-weights F
 --data DIR``
 
-An oracle that may look at the truth takes, for every object that is meant, the query that fits it
-best. What it misses is the masks' fault; what lies between it and the network is the selection's.
+An oracle that knows the truth takes the best query of every object that is meant. What the oracle
+misses is the masks' error; the difference between oracle and network is the selection's.
 """
 
 from __future__ import annotations
@@ -35,16 +35,19 @@ from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 20))
 ON_OBJECT = 0.5
-"""IoU over the whole clip from which a query is said to be on an object."""
+"""The least IoU over the whole clip of a query that is on an object."""
 
 
 @dataclass(frozen=True)
 class ExpressionDiagnosis:
-    """One expression.
+    """The diagnosis of one expression.
 
-    oracle_j: J of the best query of each meant object, united (1 where none is meant). selected:
-    for every threshold, whether the queries that pass are on what is meant and on nothing else.
-    j: for every threshold, J of what the network gives.
+    Args:
+        kind: of the expression.
+        oracle_j: J of the union of the best queries of the meant objects; 1 where none is meant.
+        selected: for every threshold, whether the passing queries are on the meant objects and on
+            nothing else.
+        j: for every threshold, J of the network's masks.
     """
 
     kind: str
@@ -80,14 +83,14 @@ def diagnose_expression(
     union: NDArray[np.bool_],
     geometry: FrameGeometry,
 ) -> tuple[float, tuple[bool, ...], tuple[float, ...]]:
-    """oracle_j, selected and j of one expression.
+    """Return ``oracle_j``, ``selected`` and ``j`` of one expression.
 
     Args:
-        logits: [T,N,h,w] mask logits of all queries, at stride 4.
+        logits: mask logits of all queries [T,N,h,w], at stride 4.
         scores: [N].
-        small: bool [K,T,h,w] truth of all objects, at stride 4 too.
-        meant: which of them the expression means.
-        union: bool [T,H,W] truth of the expression, as displayed.
+        small: truth of all objects, bool [K,T,h,w], at stride 4.
+        meant: indices of the objects that the expression means.
+        union: truth of the expression as displayed, bool [T,H,W].
         geometry: of the frames.
     """
     masks = (logits > 0).transpose(0, 1).flatten(1)
@@ -98,7 +101,7 @@ def diagnose_expression(
     known: dict[tuple[int, ...], float] = {}
 
     def j_of(queries: list[int]) -> float:
-        """J of these queries, united; many thresholds let the same ones pass."""
+        """Return J of the union of queries; many thresholds pass the same queries."""
         key = tuple(queries)
         if key not in known:
             chosen = torch.zeros_like(scores)
@@ -120,7 +123,7 @@ def diagnose_expression(
 
 
 def network_truth(truth: Tensor, geometry: FrameGeometry) -> Tensor:
-    """Masks bool [K,T,H,W] as displayed, where the network sees them: bool [K,T,h,w], stride 4."""
+    """Resize displayed masks bool [K,T,H,W] to the network's stride 4: bool [K,T,h,w]."""
     scaled = F.interpolate(truth.float(), size=geometry.content, mode="bilinear", antialias=True)
     missing = [
         padded - side for padded, side in zip(geometry.padded, geometry.content, strict=True)
@@ -129,7 +132,7 @@ def network_truth(truth: Tensor, geometry: FrameGeometry) -> Tensor:
 
 
 def summarise(rows: list[ExpressionDiagnosis], threshold: float | None = None) -> dict[str, Any]:
-    """Means by kind at ``threshold``; None takes the one of the best mean J."""
+    """Return means by kind at ``threshold``; None uses the threshold of the best mean J."""
     curve = np.mean([row.j for row in rows], axis=0)
     best = int(curve.argmax())
     if threshold is not None:
@@ -166,7 +169,7 @@ def main(
     videos: Annotated[int | None, typer.Option(help="Only the first so many.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.")] = None,
 ) -> None:
-    """Tell masks from selection, by kind of expression, over a split."""
+    """Separate the errors of masks from those of selection, by kind of expression, over a split."""
     from rvos_deploy.export.weights import Weights, load_network
     from rvos_deploy.training.clips import training_tokenizer
 

@@ -1,10 +1,9 @@
-"""What a recipe needs: counted multiply-adds and saved activations, and hours estimated from them.
+"""Estimate what a recipe needs: multiply-adds, saved activations, and GPU hours.
 
 ``python -m rvos_deploy.benchmarks.studies.training_cost mevis_large``
 
-One small clip goes forward and backward on the CPU, counted by PyTorch's own counter; the counts
-are scaled to the recipe by pixels. Hours are an estimate: they assume a sustained share of a
-processor's peak, which was not measured on a GPU.
+One small clip runs forward and backward on the CPU, and PyTorch counts it. The counts are scaled to
+the recipe by pixels. Hours assume a sustained share of a GPU's peak, which was not measured on one.
 """
 
 from __future__ import annotations
@@ -24,18 +23,21 @@ from rvos_deploy.training.recipe import Recipe, Stage
 from rvos_deploy.training.recipe_file import read_recipe
 
 PROBE = (128, 224)
-"""Frame that is counted; the network is convolutional, so costs grow with the pixels."""
+"""Size of the counted frame. The network is convolutional, so costs grow with the pixels."""
 GPU_TERAFLOPS = 312.0
 """Peak of an A100 in bfloat16."""
 SUSTAINED = 0.3
-"""Share of the peak that is assumed."""
+"""The assumed share of the peak."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one frame of ``PROBE`` pixels: floating-point operations (two a multiply-add) of a
-    training step, and bytes saved for the backward pass in float32; bytes of weights, gradients
-    and moments.
+    """The counted cost of one frame of ``PROBE`` pixels.
+
+    Args:
+        flops: floating-point operations of a training step, two a multiply-add.
+        activation_bytes: saved for the backward pass, in float32.
+        state_bytes: of weights, gradients and moments.
     """
 
     flops: float
@@ -44,7 +46,7 @@ class Cost:
 
 
 def count_cost(recipe: Recipe, frames: int = 2) -> Cost:
-    """Count the network's forward and backward pass on one clip; the losses cost little beside."""
+    """Count the network's forward and backward pass on one clip; the losses add little."""
     torch.manual_seed(0)
     network = build_network(recipe.model).train()
     trained = select_trained(network, Stage("probe", 1, 1, frames, 1e-4))
@@ -65,13 +67,13 @@ def count_cost(recipe: Recipe, frames: int = 2) -> Cost:
     activations = sum(size for pointer, size in saved.items() if pointer not in weights)
     learned = sum(p.numel() for p in trained.values())
     frozen = sum(p.numel() for p in network.parameters()) - learned
-    # float32: weights, and for the learned ones also gradients and AdamW's two moments.
+    # All of it is float32: weights, and for trained ones gradients and AdamW's two moments.
     state = 4 * frozen + 16 * learned
     return Cost(counter.get_total_flops() / frames, activations / frames, state)
 
 
 def pixels(recipe: Recipe) -> float:
-    """Pixels of a recipe's mean frame: 16:9 with its short sides, at most its long side."""
+    """Return the pixels of a recipe's mean frame: 16:9 with its short sides."""
     if recipe.data == "sprites":
         return recipe.sprites.height * recipe.sprites.width
     sides = [min(short, recipe.augment.long_side * 9 / 16) for short in recipe.augment.short_sides]

@@ -1,4 +1,4 @@
-"""What a network says of a video before any query is chosen: benchmarks choose themselves."""
+"""Decode all queries of a video, for studies that select queries themselves."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, referred_s
 
 @dataclass(frozen=True)
 class VideoQueries:
-    """Every query of every expression of a video.
+    """All queries of all expressions of a video.
 
-    logits float32 [E,T,N,h,w] of all masks at stride 4; scores float32 [E,N].
+    Args:
+        logits: mask logits float32 [E,T,N,h,w], at stride 4.
+        scores: float32 [E,N].
+        geometry: of the frames.
     """
 
     logits: Tensor
@@ -29,7 +32,7 @@ class VideoQueries:
     geometry: FrameGeometry
 
     def masks(self, threshold: float) -> NDArray[np.bool_]:
-        """Bool [T,E,H,W] of the queries that pass."""
+        """Return the masks bool [T,E,H,W] of the queries above a threshold."""
         count, frames = self.logits.shape[:2]
         masks = np.zeros((frames, count, *self.geometry.display), np.bool_)
         limit = torch.full((frames,), threshold)
@@ -42,7 +45,7 @@ class VideoQueries:
 
 @torch.inference_mode()
 def decode_queries(network: RvosNetwork, tokenizer: Tokenizer, video: VideoRecord) -> VideoQueries:
-    """Decode a whole video offline; ``network`` in eval mode."""
+    """Decode a whole video offline; ``network`` is in eval mode."""
     geometry = fit_frame(video.size, network.config.input_size)
     images = [video.image(index) for index in range(len(video.frames))]
     frames = [torch.from_numpy(resize_frame(image, geometry)) for image in images]

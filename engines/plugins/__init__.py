@@ -1,1 +1,1 @@
-"""TensorRT plugins: one folder each, with its kernel, its compiler and its proofs."""
+"""Hold TensorRT plugins of this package."""

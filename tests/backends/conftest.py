@@ -1,4 +1,4 @@
-"""A bundle with engines, and the recording stand-ins of the modules that reach a GPU."""
+"""Provide a bundle with engines, and recording stand-ins of the modules that reach a GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SIZES = {"H": (32, 96, 256), "W": (32, 160, 256), "E": (1, 2, 4), "L": (2, 16, 7
 
 @pytest.fixture
 def engines(tiny_bundle: Path, tmp_path: Path) -> Bundle:
-    """A bundle of links with an engine of every graph: a plan is the path of its ONNX file."""
+    """Link a bundle, with an engine of every graph whose plan is the path of its ONNX file."""
     folder = tmp_path / "bundle"
     folder.mkdir()
     for file in tiny_bundle.iterdir():
@@ -74,7 +74,7 @@ def engines(tiny_bundle: Path, tmp_path: Path) -> Bundle:
 
 @pytest.fixture
 def tensorrt(cuda_modules: Gpu, engines: Bundle, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRt:
-    """The three stand-ins, where Python looks for the real modules."""
+    """Put the three stand-ins where Python looks for the real modules."""
     from recording_tensorrt import FakeTensorRt
 
     fake = FakeTensorRt(cuda_modules.machine, dict(engines.graphs))
@@ -84,7 +84,7 @@ def tensorrt(cuda_modules: Gpu, engines: Bundle, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(params=["stand-in", pytest.param("card", marks=pytest.mark.gpu)])
 def each_device(request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
-    """The stand-in and, by ``pytest -m gpu``, a card."""
+    """Give the stand-in and, with ``pytest -m gpu``, a real GPU."""
     from host_kernels import host_library
 
     if request.param == "card":

@@ -1,4 +1,4 @@
-"""Frames and mask logits of awkward shapes and sizes."""
+"""Make frames and mask logits of awkward shapes and sizes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from rvos_deploy.runtime.backends.cuda.kernels import Argument, number, pointer
 
 
 def random_case(random: np.random.Generator) -> tuple[NDArray[np.float32], FrameGeometry]:
-    """Mask logits of a frame (see :func:`random_geometry`)."""
+    """Return mask logits of a frame (see :func:`random_geometry`)."""
     geometry = random_geometry(random)
     shape = (int(random.integers(1, 4)), geometry.padded[0] // 4, geometry.padded[1] // 4)
     logits = random.standard_normal(shape).astype(np.float32) * np.float32(10.0) ** random.integers(
         -3, 4
     ).astype(np.float32)
     if random.random() < 0.3:
-        # Many exact zeros, and sums of opposites: ties, where a rounding would show.
+        # Exact zeros and sums of opposites are ties, where a rounding error shows.
         logits = np.sign(logits) * np.float32(random.random() < 0.5)
     return np.ascontiguousarray(logits, dtype=np.float32), geometry
 
 
 def random_frame(random: np.random.Generator) -> tuple[NDArray[np.uint8], FrameGeometry]:
-    """A frame (see :func:`random_geometry`) of noise, or of extremes, where sums are largest."""
+    """Return a frame (see :func:`random_geometry`) of noise, or of extremes, where sums are
+    largest.
+    """
     geometry = random_geometry(random)
     frame = random.integers(0, 256, (*geometry.display, 3), dtype=np.uint8)
     if random.random() < 0.3:
@@ -33,7 +35,7 @@ def random_frame(random: np.random.Generator) -> tuple[NDArray[np.uint8], FrameG
 
 
 def table_arguments(tables: tuple[Taps, Taps]) -> list[Argument]:
-    """Tables in the host's memory as the kernels take them; keep them while these are used."""
+    """Return weights in host memory as kernel arguments; keep the weights while these are used."""
     arguments = []
     for taps in tables:
         arguments += [pointer(x.ctypes.data) for x in (taps.first, taps.count, taps.weights)]
@@ -42,7 +44,9 @@ def table_arguments(tables: tuple[Taps, Taps]) -> list[Argument]:
 
 
 def random_geometry(random: np.random.Generator) -> FrameGeometry:
-    """Frames from one pixel on, much smaller and much larger than the network's input."""
+    """Return a frame's geometry: from one pixel on, much smaller or larger than the network's
+    input.
+    """
     display = tuple(int(side) for side in random.integers(1, (90, 150)))
     box = tuple(32 * int(side) for side in random.integers(1, 7, 2))
     kind = random.random()
@@ -51,7 +55,7 @@ def random_geometry(random: np.random.Generator) -> FrameGeometry:
     elif kind < 0.4:
         display = tuple(int(side) for side in random.integers(1, 24, 2))
     elif kind < 0.5:
-        # One axis or both are left as they are.
+        # One axis or both keep their size.
         display = (8 * int(random.integers(1, 7)), 8 * int(random.integers(1, 7)))
         box = tuple(4 * side for side in sorted(display))
     return fit_frame(display, box)  # type: ignore[arg-type]

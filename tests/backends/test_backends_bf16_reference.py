@@ -1,4 +1,4 @@
-"""The bfloat16 reference against NumPy with ml_dtypes: one rounding behind every operator."""
+"""Compare the bfloat16 reference with NumPy and ml_dtypes: one rounding behind every operator."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SPEC = GraphSpec(
 
 
 def rounded(numbers: np.ndarray) -> np.ndarray:
-    """The nearest bfloat16 numbers, ties to even, in float32."""
+    """Round to bfloat16, ties to even, and return float32."""
     return numbers.astype(NARROW).astype(np.float32)
 
 
@@ -89,8 +89,8 @@ def small(tmp_path: Path, weights: dict[str, np.ndarray]) -> Path:
 
 
 def test_every_operator_is_rounded_once(small: Path, weights: dict[str, np.ndarray]) -> None:
-    """Bit for bit: products of 8-bit numbers and sums of four are nearly exact in float32, so the
-    order of summation does not show.
+    """The results are equal bit by bit: products of 8-bit numbers and sums of four are nearly exact
+    in float32, so the order of summation does not show.
     """
     x = (np.random.default_rng(5).standard_normal((33, 8)) * 10).astype(np.float32)
     with Bf16ReferenceBackend().open_files([(SPEC, OnnxFile(small))]) as session:
@@ -116,7 +116,7 @@ def test_without_rounding_it_is_float32(small: Path, weights: dict[str, np.ndarr
     np.testing.assert_array_equal(found["island"], x * x)
 
 
-def test_nothing_of_bfloat16_is_left_but_the_rounding(small: Path) -> None:
+def test_only_the_rounding_casts_are_bfloat16(small: Path) -> None:
     model = widened(OnnxFile(small))
     assert all(weight.data_type != TensorProto.BFLOAT16 for weight in model.graph.initializer)
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
@@ -159,7 +159,7 @@ def test_without_onnx_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_tensor_of_unknown_type_is_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It could be one that has to be rounded."""
+    """A tensor of unknown type may need rounding."""
     infer = onnx.shape_inference.infer_shapes
 
     def forgetful(model: onnx.ModelProto, **options: bool) -> onnx.ModelProto:

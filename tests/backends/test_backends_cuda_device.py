@@ -1,4 +1,4 @@
-"""Memory, streams and the context: order, lifetimes, threads, errors. On recording stand-ins."""
+"""Test memory, streams and the context on stand-ins: order, lifetimes, threads, errors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, DeviceTensor
 
 
 def tensor(device: CudaDevice, array: np.ndarray) -> DeviceTensor:
-    """An array on the device, by way of a staged input and a copy on the compute stream."""
+    """Copy an array to the device through staging and a copy on the compute stream."""
     with device.lock, device.current():
-        staging = device.staging(array.nbytes)
-        staging.put(array)
+        staging = device.acquire_staging(array.nbytes)
+        staging.upload(array)
         buffer = device.allocate(array.nbytes)
         machine, source, target = device.driver._machine, staging.address, buffer.address
 
@@ -25,8 +25,8 @@ def tensor(device: CudaDevice, array: np.ndarray) -> DeviceTensor:
             machine.bytes_at(target, array.nbytes)[:] = machine.bytes_at(source, array.nbytes)
 
         device.compute.put(copy)
-        staging.consumed()
-        device.unstage(staging)
+        staging.mark_read()
+        device.release_staging(staging)
         return DeviceTensor(device, array.shape, array.dtype, buffer, device.event(device.compute))
 
 
@@ -43,7 +43,7 @@ def test_a_round_trip_waits_for_every_stream(gpu: Gpu) -> None:
 
 
 def test_many_uploads_in_flight_do_not_overwrite_each_other(gpu: Gpu) -> None:
-    """The stand-in's streams run as late as they may: a buffer used too early shows."""
+    """The stand-in's streams run as late as they may, so a buffer reused too early shows."""
     device = acquire_device(gpu.libraries)
     arrays = [np.full((5, 7), value, np.int64) for value in range(20)]
     there = [tensor(device, array) for array in arrays]
@@ -61,7 +61,7 @@ def test_memory_is_pooled_and_flat(gpu: Gpu) -> None:
         there = tensor(device, np.full(1000, value, np.float32))
         (back,) = DeviceCopy([there]).arrays()
         assert (back == value).all()
-        taken.append(device.bytes_taken())
+        taken.append(device.allocated_bytes())
         del there
     assert taken[3:] == [taken[3]] * 47
     device.release()
@@ -84,7 +84,7 @@ def test_frees_in_order_and_the_context_last(gpu: Gpu) -> None:
     gpu.check_clean()
 
 
-def test_holds_are_counted_and_share_one_object(gpu: Gpu) -> None:
+def test_references_are_counted_and_share_one_object(gpu: Gpu) -> None:
     first, second = acquire_device(gpu.libraries), acquire_device(gpu.libraries)
     assert first is second
     assert gpu.machine.retained == 1
@@ -110,7 +110,7 @@ def test_other_users_of_cuda_find_their_context_as_it_was(gpu: Gpu) -> None:
     assert (gpu.machine.stack, gpu.machine.pycuda_stack) == before
 
 
-def test_the_last_hold_may_end_in_another_thread(gpu: Gpu) -> None:
+def test_the_last_release_may_come_from_another_thread(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
     found = []
 
@@ -161,13 +161,13 @@ def test_a_copy_keeps_what_it_copies(gpu: Gpu) -> None:
     gpu.check_clean()
 
 
-def test_short_memory_frees_what_is_idle_and_then_says_so(gpu: Gpu) -> None:
+def test_out_of_memory_frees_idle_blocks_first(gpu: Gpu) -> None:
     gpu.machine.memory = 8 * 2**20
     device = acquire_device(gpu.libraries)
     idle = device.allocate(3 * 2**20)
     del idle
     kept = device.allocate(6 * 2**20)
-    assert device.bytes_taken() == 6 * 2**20
+    assert device.allocated_bytes() == 6 * 2**20
     with pytest.raises(
         BackendError, match=r"4 MiB are needed, 2 of 8 MiB are free.*--size"
     ) as told:
@@ -185,7 +185,7 @@ def test_no_gpu_is_one_line(gpu: Gpu) -> None:
     gpu.check_clean()
 
 
-def test_a_failure_while_it_is_made_leaves_nothing(gpu: Gpu) -> None:
+def test_a_failed_creation_leaves_nothing(gpu: Gpu) -> None:
     gpu.machine.failing["Stream"] = 1
     with pytest.raises(BackendError, match=r"CUDA failed on GPU 0 .*because the test says so"):
         acquire_device(gpu.libraries)
@@ -207,7 +207,7 @@ def test_the_array_interface_tells_the_stream(gpu: Gpu) -> None:
     gpu.check_clean()
 
 
-def test_another_librarys_memory_is_kept_until_it_was_read(gpu: Gpu) -> None:
+def test_another_librarys_memory_is_kept_alive_until_it_was_read(gpu: Gpu) -> None:
     class Theirs:
         freed = False
 
@@ -217,11 +217,23 @@ def test_another_librarys_memory_is_kept_until_it_was_read(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
     with device.current():
         device.compute.put(lambda: None)
-        device.keep(Theirs())
-        device.keep(object())
+        device.keep_alive(Theirs())
+        device.keep_alive(object())
         assert not Theirs.freed
         device.compute.synchronize()
-        device.keep(object())
+        device.keep_alive(object())
     assert Theirs.freed
     device.release()
+    gpu.check_clean()
+
+
+def test_everything_is_freed_where_the_last_wait_fails(gpu: Gpu) -> None:
+    device = acquire_device(gpu.libraries)
+    there = tensor(device, np.ones(9, np.float32))
+    _ = np.asarray(there)
+    gpu.machine.failing["Stream.synchronize"] = 0
+    with pytest.raises(BackendError, match=r"CUDA failed on GPU 0 .*because the test says so"):
+        device.release()
+    with pytest.raises(BackendError, match="freed with its segmenter"):
+        _ = there.address
     gpu.check_clean()

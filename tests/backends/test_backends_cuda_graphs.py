@@ -1,4 +1,4 @@
-"""When a run is captured, what is kept, and what a refusal leads to. On a recording stand-in."""
+"""Test when runs are captured, what is kept, and what a refusal does, on a recording stand-in."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ def test_keys_tell_sizes_and_addresses_apart_and_not_their_order() -> None:
 def test_a_run_is_captured_when_it_comes_again() -> None:
     runs: CapturedRuns[Run] = CapturedRuns("backbone")
     assert runs.find(key(64)) is None
-    assert [runs.wants(key(64)), runs.wants(key(96)), runs.wants(key(64))] == [False, False, True]
+    assert [
+        runs.should_capture(key(64)),
+        runs.should_capture(key(96)),
+        runs.should_capture(key(64)),
+    ] == [False, False, True]
     run = Run()
     runs.add(key(64), run)
     assert runs.find(key(64)) is run
@@ -51,7 +55,7 @@ def test_a_run_is_captured_when_it_comes_again() -> None:
 
 def test_sizes_that_come_once_are_never_captured_and_forgotten() -> None:
     runs: CapturedRuns[Run] = CapturedRuns("video_decoder")
-    assert not any(runs.wants(key(32 * size)) for size in range(1, 1000))
+    assert not any(runs.should_capture(key(32 * size)) for size in range(1, 1000))
     assert len(runs._seen) <= 64
 
 
@@ -73,38 +77,38 @@ def test_the_least_recently_used_run_goes() -> None:
 def test_a_busy_run_is_neither_replayed_nor_dropped() -> None:
     runs: CapturedRuns[Run] = CapturedRuns("frame_decoder", capacity=2)
     waiting, other = Run(), Run()
-    runs.wants(key(1))
+    runs.should_capture(key(1))
     runs.add(key(1), waiting)
     waiting.busy = True
     assert runs.find(key(1)) is None
-    assert runs.wants(key(1)), "another one is captured beside it"
+    assert runs.should_capture(key(1)), "another one is captured beside it"
     runs.add(key(1), other)
     assert runs.find(key(1)) is other
     other.busy = True
     assert runs.find(key(1)) is None
-    assert not runs.wants(key(1)), "there is no room while both are busy"
+    assert not runs.should_capture(key(1)), "there is no room while both are busy"
     other.busy = False
-    runs.wants(key(2))
-    assert runs.wants(key(2))
+    runs.should_capture(key(2))
+    assert runs.should_capture(key(2))
     runs.add(key(2), Run())
     assert (waiting.closed, other.closed) == (False, True)
 
 
-def test_giving_up_says_why_once() -> None:
+def test_disabling_warns_once() -> None:
     runs: CapturedRuns[Run] = CapturedRuns("mask_head")
-    runs.wants(key(1))
+    runs.should_capture(key(1))
     with pytest.warns(RuntimeWarning, match=r"mask_head runs without CUDA graphs.*because"):
-        runs.give_up("because")
+        runs.disable("because")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        runs.give_up("again")
+        runs.disable("again")
     assert runs.reason == "because"
-    assert not runs.wants(key(1))
+    assert not runs.should_capture(key(1))
 
 
-def test_switched_off() -> None:
+def test_cuda_graphs_can_be_switched_off() -> None:
     runs: CapturedRuns[Run] = CapturedRuns("mask_head", enabled=False)
-    assert [runs.wants(key(1)), runs.wants(key(1))] == [False, False]
+    assert [runs.should_capture(key(1)), runs.should_capture(key(1))] == [False, False]
     assert runs.reason == "CUDA graphs were switched off"
 
 
@@ -158,7 +162,7 @@ def test_an_error_in_the_enqueue_ends_the_capture(gpu: Gpu, device: CudaDevice) 
 @pytest.mark.parametrize(
     "name", ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate"]
 )
-def test_each_refusal_of_cuda_is_told_and_leaves_nothing(
+def test_each_refusal_of_cuda_is_reported_and_leaves_nothing(
     gpu: Gpu, device: CudaDevice, name: str
 ) -> None:
     gpu.bindings.refusing.add(name)

@@ -1,6 +1,6 @@
-"""What lies between the graphs on a GPU, against the same on the host, byte by byte.
+"""Compare the work between the graphs on a GPU with the host's, byte by byte.
 
-On the stand-in and, by ``pytest -m gpu``, on a real card. NOT RUN on a card where this was written.
+The tests run on the stand-in and, with ``pytest -m gpu``, on a GPU. NOT RUN on a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rvos_deploy.graph_io.frame_geometry import fit_frame
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
 from rvos_deploy.runtime.backends.cuda.ops import CudaOps
-from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, send
+from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, to_device
 from rvos_deploy.runtime.backends.host_ops import HostOps
 
 SHAPES = [
@@ -31,7 +31,7 @@ SHAPES = [
     (3, 4, (20, 8)),
     (2, 5, (16,)),
 ]
-"""[E,M,...]: one row, one place, pieces of odd sizes, and of whole vectors of 16 bytes."""
+"""[E,M,...]: one row, one position, rows of odd sizes, and rows of whole vectors of 16 bytes."""
 HOST = HostOps()
 
 
@@ -58,10 +58,10 @@ def assert_same(ops: CudaOps, found: Tensor, truth: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_memory_is_written_and_resized_as_on_the_host(
+def test_memory_is_written_and_resized_as_on_the_host(
     each_device: CudaDevice, shape: tuple[int, int, tuple[int, ...]], dtype: str
 ) -> None:
-    """A chain of writes, growth, rows that come, go and change places."""
+    """Rows are written, grow, come, go and change places."""
     rows, columns, rest = shape
     ops, random = CudaOps(each_device), np.random.default_rng(rows + columns)
     ours = ops.zeros((rows, columns, *rest), dtype)
@@ -71,7 +71,7 @@ def test_a_memory_is_written_and_resized_as_on_the_host(
     for step in range(12):
         rows, columns = ours.shape[:2]
         values, places = numbers(random, (rows, *rest), dtype), random.integers(0, columns, rows)
-        ops.write(ours, places, send(each_device, values))
+        ops.write(ours, places, to_device(each_device, values))
         HOST.write(theirs, places, values)
         assert_same(ops, ours, theirs)
         order = random.permutation(np.r_[np.arange(rows), -1, -1])[: 1 + int(random.integers(4))]
@@ -82,11 +82,11 @@ def test_a_memory_is_written_and_resized_as_on_the_host(
         assert_same(ops, ours, theirs)
 
 
-def test_rows_of_nothing_are_zeros(each_device: CudaDevice) -> None:
-    """Memory of the pool holds what was there before."""
+def test_new_rows_are_zeros(each_device: CudaDevice) -> None:
+    """Pooled memory holds what was there before."""
     ops = CudaOps(each_device)
     for _ in range(3):
-        value = send(each_device, np.full((2, 3, 5), 7, np.float16))
+        value = to_device(each_device, np.full((2, 3, 5), 7, np.float16))
         none = ops.resized(value, np.array([-1, -1, -1]), 2)
         more = ops.resized(value, np.array([1]), 9)
         fresh = ops.zeros((2, 3, 5), np.float16)
@@ -97,15 +97,15 @@ def test_rows_of_nothing_are_zeros(each_device: CudaDevice) -> None:
         assert not np.asarray(more)[:, 3:].any()
 
 
-def test_a_tensor_is_written_in_its_place_in_order(gpu: Gpu, device: CudaDevice) -> None:
-    """What was queued before reads the old bytes, what is queued afterwards the new ones."""
+def test_writes_keep_the_order_of_the_stream(gpu: Gpu, device: CudaDevice) -> None:
+    """Earlier work reads the old bytes, later work the new ones."""
     ops = CudaOps(device)
     target = ops.zeros((2, 3, 4), np.float32)
     assert isinstance(target, DeviceTensor)
     address, seen = target.address, []
     launched = len([entry for entry in gpu.machine.log if entry[0] == "launched"])
     for step in range(1, 6):
-        values = send(device, np.full((2, 4), step, np.float32))
+        values = to_device(device, np.full((2, 4), step, np.float32))
         gpu.machine.copied.update(up=0)
         gpu.machine.log.clear()
         ops.write(target, np.array([step % 3, 1]), values)
@@ -122,7 +122,7 @@ def test_a_tensor_is_written_in_its_place_in_order(gpu: Gpu, device: CudaDevice)
     np.testing.assert_array_equal(np.asarray(target), expected)
 
 
-def test_another_librarys_values_are_kept_until_they_were_copied(
+def test_another_librarys_values_are_kept_alive_until_they_were_copied(
     gpu: Gpu, device: CudaDevice
 ) -> None:
     class Theirs:
@@ -131,25 +131,25 @@ def test_another_librarys_values_are_kept_until_they_were_copied(
 
     ops = CudaOps(device)
     target = ops.zeros((1, 2, 4), np.uint8)
-    sent = send(device, np.full((1, 4), 5, np.uint8))
+    sent = to_device(device, np.full((1, 4), 5, np.uint8))
     owner = Theirs(sent)
-    values = DeviceTensor(device, (1, 4), np.uint8, owner, sent.ready, borrowed=True)
+    values = DeviceTensor(device, (1, 4), np.uint8, owner, sent.ready, foreign=True)
     alive = weakref.ref(owner)
     ops.write(target, np.array([1]), values)
     del owner, values, sent
     gc.collect()
     assert alive() is not None
     assert (np.asarray(target)[0, 1] == 5).all()
-    device.keep(object())
+    device.keep_alive(object())
     gc.collect()
     assert alive() is None
 
 
 def test_host_arrays_beside_tensors_on_the_device(each_device: CudaDevice) -> None:
-    """Every operation takes both, for each of its tensors."""
+    """Every operation accepts both for each of its tensors."""
     ops, random = CudaOps(each_device), np.random.default_rng(4)
     truth = numbers(random, (3, 4, 5), "float32")
-    there = send(each_device, truth)
+    there = to_device(each_device, truth)
     # Neither contiguous nor in NumPy's own order.
     values, places = numbers(random, (5, 3), "float32").T, np.array([3, 0, 2])
     expected = truth.copy()
@@ -157,7 +157,7 @@ def test_host_arrays_beside_tensors_on_the_device(each_device: CudaDevice) -> No
     ops.write(there, places, values)
     assert_same(ops, there, expected)
     here = truth.copy()
-    ops.write(here, places, send(each_device, np.ascontiguousarray(values)))
+    ops.write(here, places, to_device(each_device, np.ascontiguousarray(values)))
     np.testing.assert_array_equal(here, expected)
     resized = ops.resized(here, np.array([2, -1]), 6)
     assert isinstance(resized, np.ndarray)
@@ -172,12 +172,12 @@ def test_host_arrays_beside_tensors_on_the_device(each_device: CudaDevice) -> No
     logits = random.standard_normal((2, geometry.padded[0] // 4, geometry.padded[1] // 4))
     logits = logits.astype(np.float32)
     (masks,) = HOST.upsample_masks(logits, geometry).arrays()
-    for value in (logits, send(each_device, logits)):
+    for value in (logits, to_device(each_device, logits)):
         assert (ops.upsample_masks(value, geometry).arrays()[0] == masks).all()
         assert (np.asarray(ops.upsample_masks_on_device(value, geometry)) == masks).all()
         assert ops.finite_maps(value).arrays()[0].tolist() == [True, True]
     frame = random.integers(0, 256, (101, 143, 3), dtype=np.uint8)
-    for value in (frame, send(each_device, frame)):
+    for value in (frame, to_device(each_device, frame)):
         fitted = np.asarray(ops.preprocess(value, geometry))
         assert (fitted == HOST.preprocess(frame, geometry)).all()
 
@@ -185,14 +185,14 @@ def test_host_arrays_beside_tensors_on_the_device(each_device: CudaDevice) -> No
 def test_without_kernels_the_host_does_all_of_it(gpu: Gpu) -> None:
     gpu.bindings.refusing.add("cuModuleLoadData")
     device = acquire_device(gpu.libraries)
-    with pytest.warns(RuntimeWarning, match="on the host"):
+    with pytest.warns(RuntimeWarning, match="the host does the work"):
         ops = CudaOps(device)
     random = np.random.default_rng(5)
     truth = numbers(random, (3, 4, 5), "float16")
-    there = send(device, truth)
+    there = to_device(device, truth)
     target = ops.zeros((3, 4, 5), np.float16)
     places = np.array([0, 3, 1])
-    ops.write(target, places, send(device, truth[:, 0]))
+    ops.write(target, places, to_device(device, truth[:, 0]))
     expected = HOST.zeros((3, 4, 5), np.float16)
     HOST.write(expected, places, truth[:, 0])
     resized = ops.resized(there, np.array([2, -1, 0]), 5)
@@ -208,11 +208,11 @@ def test_without_kernels_the_host_does_all_of_it(gpu: Gpu) -> None:
     geometry = fit_frame((101, 143), (96, 160))
     logits = np.ones((1, geometry.padded[0] // 4, geometry.padded[1] // 4), np.float32)
     logits[0, 0, 0] = np.nan
-    logits_there, frame = send(device, logits), np.zeros((101, 143, 3), np.uint8)
+    logits_there, frame = to_device(device, logits), np.zeros((101, 143, 3), np.uint8)
     (masks,) = ops.upsample_masks(logits_there, geometry).arrays()
     assert (masks == HOST.upsample_masks(logits, geometry).arrays()[0]).all()
     assert ops.finite_maps(logits_there).arrays()[0].tolist() == [False]
-    fitted = ops.preprocess(send(device, frame), geometry)
+    fitted = ops.preprocess(to_device(device, frame), geometry)
     assert (np.asarray(fitted) == HOST.preprocess(frame, geometry)).all()
     with pytest.raises(BackendError, match="cuModuleLoadData failed"):
         ops.require_device_masks()

@@ -1,4 +1,6 @@
-"""Arrays of other libraries: DLPack capsules of NumPy and PyTorch, the rest on stand-ins."""
+"""Test arrays of other libraries: DLPack capsules of NumPy and PyTorch, everything else on
+stand-ins.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import fit_frame
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
 from rvos_deploy.runtime.backends.cuda.dlpack import CPU, CUDA, Capsule, make_capsule
-from rvos_deploy.runtime.backends.cuda.foreign_arrays import borrow, is_device_array
-from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, send
+from rvos_deploy.runtime.backends.cuda.foreign_arrays import from_dlpack, is_device_array
+from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, to_device
 from rvos_deploy.runtime.segmenter import load
 from rvos_deploy.stream_settings import StreamSettings
 
@@ -60,7 +62,7 @@ def test_the_owner_is_kept_exactly_as_long_as_the_capsule() -> None:
     assert sys.getrefcount(array) == before
 
 
-def test_what_is_no_fresh_capsule_is_refused() -> None:
+def test_consumed_and_invalid_capsules_are_refused() -> None:
     capsule = np.zeros(3).__dlpack__()
     kept = Capsule(capsule)
     with pytest.raises(InputError, match="no capsule that can be used"):
@@ -70,7 +72,7 @@ def test_what_is_no_fresh_capsule_is_refused() -> None:
     assert kept.shape == (3,)
 
 
-def test_types_that_numpy_has_not() -> None:
+def test_types_without_a_numpy_type_are_refused() -> None:
     with pytest.raises(InputError, match=r"type code 4 with 16 bits .* no NumPy type"):
         Capsule(torch.zeros(3, dtype=torch.bfloat16).__dlpack__())
 
@@ -90,7 +92,7 @@ class Ours:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "int64", "bool"])
-def test_others_read_our_capsules_and_give_them_back(dtype: str) -> None:
+def test_other_libraries_read_and_release_our_capsules(dtype: str) -> None:
     array = np.arange(24).reshape(2, 3, 4).astype(dtype)
     before = sys.getrefcount(array)
     ours = Ours(array)
@@ -187,7 +189,7 @@ def test_computation_waits_for_the_owners_stream(
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     theirs = kind(gpu, array)
     assert is_device_array(theirs)
-    tensor = borrow(device, theirs)
+    tensor = from_dlpack(device, theirs)
     assert (tensor.shape, tensor.dtype, tensor.address) == ((3, 4), array.dtype, int(theirs.memory))
     # The download waits for the tensor's own event alone: it must come after the owner's work.
     assert (np.asarray(tensor) == array).all()
@@ -196,10 +198,10 @@ def test_computation_waits_for_the_owners_stream(
     theirs.free()
 
 
-def test_the_interfaces_owner_is_kept(gpu: Gpu, device: CudaDevice) -> None:
+def test_the_owner_of_an_array_interface_is_kept_alive(gpu: Gpu, device: CudaDevice) -> None:
     theirs = Interface(gpu, np.zeros(3, np.uint8))
     alive = weakref.ref(theirs)
-    tensor = borrow(device, theirs)
+    tensor = from_dlpack(device, theirs)
     del theirs
     gc.collect()
     owner = alive()
@@ -208,25 +210,25 @@ def test_the_interfaces_owner_is_kept(gpu: Gpu, device: CudaDevice) -> None:
     owner.free()
 
 
-def test_what_cannot_be_read_is_one_line(gpu: Gpu, device: CudaDevice) -> None:
+def test_unreadable_arrays_are_one_line(gpu: Gpu, device: CudaDevice) -> None:
     theirs = Interface(gpu, np.zeros((4, 6), np.float32))
     theirs.strides = (48, 8)
     with pytest.raises(InputError, match=r"must be contiguous, found strides \[48, 8\]"):
-        borrow(device, theirs)
+        from_dlpack(device, theirs)
     theirs.strides = (24, 4)
-    assert borrow(device, theirs).shape == (4, 6)
+    assert from_dlpack(device, theirs).shape == (4, 6)
     gpu.bindings.ordinal_of_pointers = 1
     with pytest.raises(InputError, match=r"not on GPU 0, where"):
-        borrow(device, theirs)
+        from_dlpack(device, theirs)
     theirs.free()
     other = DlPack(gpu, np.zeros(3, np.uint8))
     other.device = (2, 1)
     with pytest.raises(InputError, match=r"not on GPU 0"):
-        borrow(device, other)
+        from_dlpack(device, other)
     other.free()
 
 
-def test_what_is_on_a_gpu() -> None:
+def test_device_arrays_are_recognised() -> None:
     assert not is_device_array(np.zeros(3))
     assert not is_device_array(torch.zeros(3))
     assert not is_device_array([1, 2])
@@ -234,10 +236,10 @@ def test_what_is_on_a_gpu() -> None:
 
 @pytest.mark.parametrize("kind", [Interface, DlPack])
 @pytest.mark.parametrize("size", [(96, 160), (60, 110), (211, 390), (90, 31)])
-def test_a_stream_takes_frames_on_the_gpu_and_leaves_them_there(
+def test_a_stream_reads_frames_on_the_gpu_in_place(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, kind: type[OnGpu], size: tuple[int, int]
 ) -> None:
-    """Of the network's own size, smaller, larger, and upright; resized and padded there."""
+    """Frames of the network's own size, smaller, larger and upright ones are resized on the GPU."""
     frame = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
     settings = StreamSettings(size=(96, 160), fallback="top1")
     with load(engines.path, backend="tensorrt") as segmenter:
@@ -262,13 +264,13 @@ def test_a_stream_takes_frames_on_the_gpu_and_leaves_them_there(
     theirs.free()
 
 
-def test_without_kernels_a_frame_on_the_gpu_goes_by_the_host(
+def test_without_kernels_the_host_resizes_frames_on_the_gpu(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
     frame = np.random.default_rng(0).integers(0, 255, (60, 110, 3), np.uint8)
     settings = StreamSettings(size=(96, 160), fallback="top1")
     gpu.bindings.refusing.add("cuModuleLoadData")
-    with pytest.warns(RuntimeWarning, match="on the host"):
+    with pytest.warns(RuntimeWarning, match="the host does the work"):
         segmenter = load(engines.path, backend="tensorrt")
     theirs = Interface(gpu, frame)
     with segmenter:
@@ -280,9 +282,7 @@ def test_without_kernels_a_frame_on_the_gpu_goes_by_the_host(
     theirs.free()
 
 
-def test_a_back_end_on_the_host_takes_host_tensors_and_refuses_others(
-    gpu: Gpu, engines: Bundle
-) -> None:
+def test_a_host_back_end_reads_host_tensors_and_refuses_others(gpu: Gpu, engines: Bundle) -> None:
     frame = np.random.default_rng(0).integers(0, 255, (96, 160, 3), np.uint8)
     settings = StreamSettings(size=(96, 160), fallback="top1")
     with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
@@ -297,24 +297,24 @@ def test_a_back_end_on_the_host_takes_host_tensors_and_refuses_others(
                 stream.push([1, 2])
 
 
-def test_results_are_tensors_that_others_can_take(
+def test_results_can_be_read_by_other_libraries(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, device: CudaDevice
 ) -> None:
     theirs = Interface(gpu, np.ones((2, 2), np.float32))
-    tensor = borrow(device, theirs)
+    tensor = from_dlpack(device, theirs)
     assert isinstance(tensor, DeviceTensor)
-    assert borrow(device, tensor) is tensor
+    assert from_dlpack(device, tensor) is tensor
     assert tensor.reshape(4).shape == (4,)
-    assert tensor.reshape(4).borrowed
+    assert tensor.reshape(4).foreign
     del tensor
     theirs.free()
 
 
 @pytest.mark.parametrize("stream", [None, 1, -1, "own"])
-def test_tensors_are_given_by_dlpack_once_they_are_computed(
+def test_dlpack_waits_until_a_tensor_is_computed(
     gpu: Gpu, device: CudaDevice, stream: int | str | None
 ) -> None:
-    tensor = send(device, np.arange(6, dtype=np.float32).reshape(2, 3))
+    tensor = to_device(device, np.arange(6, dtype=np.float32).reshape(2, 3))
     assert tensor.__dlpack_device__() == (CUDA, 0)
     done: list[str] = []
     device.compute.put(lambda: done.append("computed"))
@@ -340,8 +340,8 @@ def test_tensors_are_given_by_dlpack_once_they_are_computed(
         del theirs
 
 
-def test_a_tensor_on_the_gpu_is_given_there_only(device: CudaDevice) -> None:
-    tensor = send(device, np.zeros(3, np.float32))
+def test_dlpack_refuses_copies_and_other_devices(device: CudaDevice) -> None:
+    tensor = to_device(device, np.zeros(3, np.float32))
     for wish in ({"copy": True}, {"dl_device": (CPU, 0)}):
         with pytest.raises(BufferError, match=r"numpy\.asarray"):
             tensor.__dlpack__(**wish)

@@ -1,4 +1,4 @@
-"""Our own kernels without a GPU: PTX by NVRTC, arithmetic by g++, order on the stand-in."""
+"""Test our kernels without a GPU: PTX by NVRTC, arithmetic by g++, order on the stand-in."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ from rvos_deploy.graph_io.frame_geometry import (
     frame_taps,
     resize_frame,
 )
-from rvos_deploy.runtime.backends.cuda import nvrtc
-from rvos_deploy.runtime.backends.cuda import pieces as device_pieces
+from rvos_deploy.runtime.backends.cuda import copies, nvrtc
 from rvos_deploy.runtime.backends.cuda.device import acquire_device
 from rvos_deploy.runtime.backends.cuda.kernels import KERNELS, kernel_ptx, number, pointer
-from rvos_deploy.runtime.backends.cuda.masks import MaskDisplay
-from rvos_deploy.runtime.backends.cuda.tensor import send
+from rvos_deploy.runtime.backends.cuda.masks import MaskUpsampler
+from rvos_deploy.runtime.backends.cuda.tensor import to_device
 
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
 
@@ -78,8 +77,8 @@ def on_host(
 
 
 def test_the_kernels_give_display_masks_bit_by_bit() -> None:
-    """Three hundred random shapes. The order of sums and the roundings are Pillow's on x86-64;
-    compilers for other machines contract Pillow's own sums, and its ties may fall otherwise.
+    """Three hundred random shapes. The order of sums and the roundings are Pillow's on x86-64.
+    Compilers for other machines contract Pillow's own sums, so ties may differ there.
     """
     random = np.random.default_rng(5)
     shrunk = grown = alike = 0
@@ -103,8 +102,8 @@ def test_the_kernels_give_display_masks_bit_by_bit() -> None:
 
 
 def test_against_plain_float64_on_a_frame_of_the_usual_size() -> None:
-    """No Pillow: bilinear by its definition, in float64. Signs may differ where the value is zero
-    to within two roundings of float32, one a pass.
+    """The truth is bilinear interpolation by its definition in float64, without Pillow. Signs may
+    differ where the value is zero to within two roundings of float32, one a pass.
     """
     random = np.random.default_rng(6)
     geometry = fit_frame((271, 479), (96, 160))
@@ -145,7 +144,9 @@ def fitted_on_host(
 
 
 def test_the_kernel_gives_resize_frame_byte_by_byte() -> None:
-    """Three hundred random shapes; whole numbers, so every compiler must agree with Pillow."""
+    """Three hundred random shapes. The arithmetic is of integers, so every compiler agrees with
+    Pillow.
+    """
     random = np.random.default_rng(7)
     shrunk = grown = padded = 0
     for _ in range(300):
@@ -162,8 +163,8 @@ def test_the_kernel_gives_resize_frame_byte_by_byte() -> None:
 
 @pytest.mark.parametrize("display", [(271, 479), (61, 110), (1080, 1920)])
 def test_frames_against_plain_float64(display: tuple[int, int]) -> None:
-    """No Pillow: a triangle of the scale's width by its definition. Two roundings to bytes, one a
-    pass, are one half each; what the fixed point adds is under 0.01.
+    """The truth is a triangle of the scale's width by its definition, without Pillow. Two roundings
+    to bytes, one a pass, are one half each; the fixed point adds less than 0.01.
     """
     geometry = fit_frame(display, (96, 160))
     frame = np.random.default_rng(8).integers(0, 256, (*display, 3), dtype=np.uint8)
@@ -181,7 +182,7 @@ def test_frames_against_plain_float64(display: tuple[int, int]) -> None:
     assert np.abs(found - plain).max() <= 1.01
 
 
-def test_what_is_not_a_number_is_background_and_infinities_are_kept() -> None:
+def test_nan_is_background_and_infinities_keep_their_sign() -> None:
     geometry = fit_frame((64, 64), (64, 64))
     logits = np.ones((1, 16, 16), np.float32)
     logits[0, :8] = np.nan
@@ -193,8 +194,8 @@ def test_what_is_not_a_number_is_background_and_infinities_are_kept() -> None:
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a driver of its own")
-def test_the_real_bindings_pass_the_arguments_as_the_kernels_take_them(tmp_path: Path) -> None:
-    """cuda.bindings over a C library of ours in the place of the driver's."""
+def test_the_real_bindings_pass_the_kernels_arguments(tmp_path: Path) -> None:
+    """cuda.bindings call a C library of ours in place of the driver's."""
     build("host_driver.cpp", tmp_path / "libcuda.so.1")
     (tmp_path / "kernels.ptx").write_text(kernel_ptx(89))
     script = Path(__file__).with_name("through_bindings.py")
@@ -208,8 +209,10 @@ def test_the_real_bindings_pass_the_arguments_as_the_kernels_take_them(tmp_path:
     assert done.stdout == "arguments arrived\n", done.stderr
 
 
-def test_rows_that_hold_no_numbers_are_flagged() -> None:
-    """NaN and infinity anywhere in a row; neither minus infinity nor the largest numbers."""
+def test_rows_of_nan_or_infinity_are_flagged() -> None:
+    """NaN and infinity anywhere in a row are flagged; minus infinity and the largest numbers are
+    not.
+    """
     random = np.random.default_rng(8)
     for _ in range(100):
         height, width = (int(side) for side in random.integers(1, 40, 2))
@@ -227,33 +230,33 @@ def test_rows_that_hold_no_numbers_are_flagged() -> None:
         assert (room[:rows].reshape(wrong.shape) == wrong).all()
 
 
-def test_maps_on_the_device_are_looked_at_there(gpu: Gpu) -> None:
+def test_maps_on_the_gpu_are_checked_there(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
-    display = MaskDisplay(device)
+    upsampler = MaskUpsampler(device)
     maps = np.zeros((5, 24, 40), np.float32)
     maps[1, 23, 39], maps[2, 0, 0], maps[3] = np.nan, np.inf, -np.inf
-    there, none = send(device, maps), send(device, maps[:0])
+    there, none = to_device(device, maps), to_device(device, maps[:0])
     gpu.machine.copied.update(up=0, down=0)
-    (sound,) = display.finite(there).arrays()
+    (sound,) = upsampler.finite_maps(there).arrays()
     assert (sound.dtype, sound.tolist()) == (np.bool_, [True, False, False, True, True])
     assert gpu.machine.copied == {"up": 0, "down": 5 * 24}
-    (empty,) = display.finite(none).arrays()
+    (empty,) = upsampler.finite_maps(none).arrays()
     assert empty.shape == (0,)
-    del there, none, display
+    del there, none, upsampler
     device.release()
     gpu.check_clean()
 
 
-def test_masks_on_the_device_in_order_and_freed(gpu: Gpu) -> None:
+def test_masks_are_computed_in_stream_order_and_freed(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
-    display = MaskDisplay(device)
+    upsampler = MaskUpsampler(device)
     random = np.random.default_rng(1)
     held = []
     for _ in range(12):
         logits, geometry = random_case(random)
-        tensor = send(device, logits)
-        shown = display.show(tensor, geometry)
-        coming = display.fetch(tensor, geometry)
+        tensor = to_device(device, logits)
+        shown = upsampler.upsample(tensor, geometry)
+        coming = upsampler.upsample_to_host(tensor, geometry)
         held.append((shown, coming, display_masks(logits, geometry)))
         del tensor
     gpu.machine.copied.update(down=0)
@@ -263,21 +266,21 @@ def test_masks_on_the_device_in_order_and_freed(gpu: Gpu) -> None:
         assert found.dtype == np.bool_
         assert (found == truth).all()
         assert (np.asarray(shown) == truth).all()
-    del held, shown, coming, display
+    del held, shown, coming, upsampler
     device.release()
     gpu.check_clean()
 
 
-def test_an_eighth_of_a_byte_a_pixel_comes_down(gpu: Gpu) -> None:
+def test_one_bit_a_pixel_is_downloaded(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
     geometry = fit_frame((90, 157), (96, 160))
-    logits = send(device, np.zeros((3, 24, geometry.padded[1] // 4), np.float32))
-    display = MaskDisplay(device)
-    display.fetch(logits, geometry).arrays()
+    logits = to_device(device, np.zeros((3, 24, geometry.padded[1] // 4), np.float32))
+    upsampler = MaskUpsampler(device)
+    upsampler.upsample_to_host(logits, geometry).arrays()
     gpu.machine.copied.update(up=0, down=0)
-    display.fetch(logits, geometry).arrays()
+    upsampler.upsample_to_host(logits, geometry).arrays()
     assert gpu.machine.copied == {"up": 0, "down": 3 * 90 * 20}
-    del logits, display
+    del logits, upsampler
     device.release()
     gpu.check_clean()
 
@@ -295,18 +298,18 @@ def test_an_eighth_of_a_byte_a_pixel_comes_down(gpu: Gpu) -> None:
 def test_rows_are_gathered_and_a_tensor_is_resized_as_numpy_does(
     gpu: Gpu, dtype: str, channels: int, kernel: str
 ) -> None:
-    """Bytes are moved, so they must be equal; also from rows that begin at odd addresses."""
+    """Bytes are copied, so they are equal, also from rows at odd addresses."""
     device = acquire_device(gpu.libraries)
     random = np.random.default_rng(channels)
     array = random.integers(0, 100, (3, 7, channels)).astype(dtype)
-    value = send(device, array)
+    value = to_device(device, array)
     order = np.stack([random.permutation(7) for _ in range(3)])
-    ordered = device_pieces.gather(value, order)
+    ordered = copies.gather(value, order)
     truth = array[np.arange(3)[:, None], order]
     assert (np.asarray(ordered) == truth).all()
     rows = np.array([2, 0])
-    assert (np.asarray(device_pieces.gather(value, rows)) == array[rows]).all()
-    resized = device_pieces.resized(ordered, np.array([2, -1, 0]), 9)
+    assert (np.asarray(copies.gather(value, rows)) == array[rows]).all()
+    resized = copies.resized(ordered, np.array([2, -1, 0]), 9)
     expected = np.zeros((3, 9, channels), dtype)
     expected[0, :7], expected[2, :7] = truth[2], truth[0]
     assert (resized.shape, resized.dtype) == (expected.shape, expected.dtype)
@@ -318,18 +321,18 @@ def test_rows_are_gathered_and_a_tensor_is_resized_as_numpy_does(
     gpu.check_clean()
 
 
-def test_what_is_copied_is_not_overwritten_before(gpu: Gpu) -> None:
-    """Memory goes back to the pool while the kernel that reads it is still queued."""
+def test_memory_is_not_reused_before_it_was_copied(gpu: Gpu) -> None:
+    """Memory returns to the pool while the kernel that reads it is still queued."""
     device = acquire_device(gpu.libraries)
     array = np.arange(64, dtype=np.float32).reshape(2, 4, 8)
     copied, written = [], []
     for step in range(6):
-        value = send(device, array + step)
-        copied.append(device_pieces.resized(value, np.array([0, 1]), 4))
+        value = to_device(device, array + step)
+        copied.append(copies.resized(value, np.array([0, 1]), 4))
         del value
-        target = device_pieces.zeros(device, (2, 3, 4, 8), np.float32)
-        values = device_pieces.gather(copied[-1], np.array([1, 0]))
-        device_pieces.write(target, np.array([2, 0]), values)
+        target = copies.zeros(device, (2, 3, 4, 8), np.float32)
+        values = copies.gather(copied[-1], np.array([1, 0]))
+        copies.write(target, np.array([2, 0]), values)
         written.append(target)
         del values, target
     for step, (found, other) in enumerate(zip(copied, written, strict=True)):
@@ -342,10 +345,12 @@ def test_what_is_copied_is_not_overwritten_before(gpu: Gpu) -> None:
     gpu.check_clean()
 
 
-def test_kernels_that_the_driver_refuses_are_said_once(gpu: Gpu) -> None:
+def test_refused_kernels_warn_once(gpu: Gpu) -> None:
     gpu.bindings.refusing.add("cuModuleLoadData")
     device = acquire_device(gpu.libraries)
-    with pytest.warns(RuntimeWarning, match="on the host, .*CUDA_ERROR_UNSUPPORTED_PTX_VERSION"):
+    with pytest.warns(
+        RuntimeWarning, match="the host does the work.*CUDA_ERROR_UNSUPPORTED_PTX_VERSION"
+    ):
         assert not device.has_kernels()
     gpu.bindings.refusing.clear()
     assert not device.has_kernels()
@@ -355,7 +360,7 @@ def test_kernels_that_the_driver_refuses_are_said_once(gpu: Gpu) -> None:
     gpu.check_clean()
 
 
-def test_a_card_older_than_nvrtc_knows_is_named() -> None:
+def test_a_gpu_too_old_for_nvrtc_is_named() -> None:
     with pytest.raises(BackendError, match=r"compiles for compute_75 and newer, .*\(6\.1\)"):
         nvrtc.newest_arch(61)
     assert nvrtc.newest_arch(89) == 89

@@ -1,7 +1,8 @@
-"""Every name that the back ends use of the CUDA modules is in the real ones.
+"""Check that the real CUDA modules have every name that the back ends use.
 
-cuda-bindings imports without a driver, so it is always asked. pycuda needs the driver's library: it
-is asked where it can be imported. TensorRT's names: tests/engines/test_engines_bindings.py.
+cuda-bindings imports without a driver, so it is always checked. pycuda needs the driver's library,
+so it is checked where it can be imported. tests/engines/test_engines_bindings.py checks TensorRT's
+names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ SOURCES = sorted(Path(backends.__path__[0]).rglob("*.py"))
 
 
 def attributes(owners: set[str]) -> set[str]:
-    """What is read of values with these names, as ``device.driver.mem_alloc`` of ``driver``."""
+    """Return the attributes read of values with these names: ``mem_alloc`` of
+    ``device.driver.mem_alloc``.
+    """
     found = set()
     for file in SOURCES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -35,7 +38,7 @@ def is_of_the_driver_api(name: str) -> bool:
     return re.match(r"cu[A-Z]|CU", name) is not None
 
 
-def test_cuda_bindings_has_all_that_we_use() -> None:
+def test_cuda_bindings_has_every_name_that_we_use() -> None:
     driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
     named = {
         name
@@ -51,7 +54,7 @@ def test_cuda_bindings_has_all_that_we_use() -> None:
             assert hasattr(getattr(driver, enum), member)
 
 
-def test_pycuda_has_all_that_we_use_and_so_has_its_stand_in() -> None:
+def test_pycuda_and_its_stand_in_have_every_name_that_we_use() -> None:
     from recording_cuda import FakePycuda, Machine
 
     names = {name for name in attributes({"driver", "pycuda"}) if not is_of_the_driver_api(name)}

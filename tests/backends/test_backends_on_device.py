@@ -1,6 +1,6 @@
-"""What is done on the device, on the stand-in and, by ``pytest -m gpu``, on a real card.
+"""Test the work on the device on the stand-in and, with ``pytest -m gpu``, on a real GPU.
 
-NOT RUN on a card where this was written: no GPU there.
+NOT RUN on a GPU: the development machine has none.
 """
 
 from __future__ import annotations
@@ -11,53 +11,53 @@ import torch
 from kernel_cases import random_case, random_frame
 
 from rvos_deploy.graph_io.frame_geometry import display_masks, resize_frame
-from rvos_deploy.runtime.backends.cuda import pieces as device_pieces
+from rvos_deploy.runtime.backends.cuda import copies
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
-from rvos_deploy.runtime.backends.cuda.foreign_arrays import borrow
-from rvos_deploy.runtime.backends.cuda.frames import FrameFitter
+from rvos_deploy.runtime.backends.cuda.foreign_arrays import from_dlpack
+from rvos_deploy.runtime.backends.cuda.frames import FrameResizer
 from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries
-from rvos_deploy.runtime.backends.cuda.masks import MaskDisplay
-from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, send
+from rvos_deploy.runtime.backends.cuda.masks import MaskUpsampler
+from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, to_device
 
 
-def test_masks_are_the_hosts_bit_by_bit(each_device: CudaDevice) -> None:
-    display, random = MaskDisplay(each_device), np.random.default_rng(21)
+def test_masks_equal_the_hosts_bit_by_bit(each_device: CudaDevice) -> None:
+    upsampler, random = MaskUpsampler(each_device), np.random.default_rng(21)
     for _ in range(40):
         logits, geometry = random_case(random)
-        there = send(each_device, logits)
+        there = to_device(each_device, logits)
         truth = display_masks(logits, geometry)
-        (packed,) = display.fetch(there, geometry).arrays()
+        (packed,) = upsampler.upsample_to_host(there, geometry).arrays()
         assert (packed == truth).all(), (logits.shape, geometry)
-        assert (np.asarray(display.show(there, geometry)) == truth).all()
+        assert (np.asarray(upsampler.upsample(there, geometry)) == truth).all()
 
 
-def test_frames_are_the_hosts_byte_by_byte(each_device: CudaDevice) -> None:
-    fitter, random = FrameFitter(each_device), np.random.default_rng(23)
+def test_frames_equal_the_hosts_byte_by_byte(each_device: CudaDevice) -> None:
+    resizer, random = FrameResizer(each_device), np.random.default_rng(23)
     for _ in range(40):
         frame, geometry = random_frame(random)
-        fitted = fitter.fit(send(each_device, frame), geometry)
+        fitted = resizer.resize(to_device(each_device, frame), geometry)
         assert (np.asarray(fitted) == resize_frame(frame, geometry)).all(), geometry
 
 
 @pytest.mark.parametrize(("dtype", "channels"), [("float16", 256), ("float32", 20), ("uint8", 3)])
-def test_rows_are_put_in_order_and_into_a_memory(
+def test_rows_are_gathered_and_written_into_memory(
     each_device: CudaDevice, dtype: str, channels: int
 ) -> None:
     random = np.random.default_rng(22)
     array = random.integers(0, 100, (5, 20, channels)).astype(dtype)
     order = np.stack([random.permutation(20) for _ in array])
-    ordered = device_pieces.gather(send(each_device, array), order)
+    ordered = copies.gather(to_device(each_device, array), order)
     truth = array[np.arange(5)[:, None], order]
-    memory = device_pieces.zeros(each_device, (5, 3, 20, channels), dtype)
+    memory = copies.zeros(each_device, (5, 3, 20, channels), dtype)
     places = np.array([2, 0, 1, 1, 0])
-    device_pieces.write(memory, places, ordered)
-    grown = device_pieces.resized(memory, np.array([4, -1, 1]), 4)
+    copies.write(memory, places, ordered)
+    grown = copies.resized(memory, np.array([4, -1, 1]), 4)
     wanted = np.zeros(memory.shape, dtype)
     wanted[np.arange(5), places] = truth
     expected = np.zeros(grown.shape, dtype)
     expected[0, :3], expected[2, :3] = wanted[4], wanted[1]
-    copies = DeviceCopy([ordered, memory, grown]).arrays()
-    for found, right in zip(copies, (truth, wanted, expected), strict=True):
+    downloaded = DeviceCopy([ordered, memory, grown]).arrays()
+    for found, right in zip(downloaded, (truth, wanted, expected), strict=True):
         assert (found == right).all()
 
 
@@ -69,12 +69,12 @@ def test_pytorch_reads_our_tensors_and_we_read_its_own() -> None:
         pytest.skip("this PyTorch has no CUDA")
     device = acquire_device(CudaLibraries(pycuda, driver))
     array = np.arange(24).reshape(2, 3, 4) % 2 == 0
-    ours = send(device, array)
+    ours = to_device(device, array)
     for read in (torch.from_dlpack(ours), torch.as_tensor(ours, device="cuda")):
         assert read.data_ptr() == ours.address
         assert (read.cpu().numpy() == array).all()
     theirs = torch.arange(12, device="cuda").reshape(3, 4)
-    borrowed = borrow(device, theirs)
+    borrowed = from_dlpack(device, theirs)
     assert borrowed.address == theirs.data_ptr()
     assert (np.asarray(borrowed) == theirs.cpu().numpy()).all()
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""I/O binding, on the CPU: the way is the same as on a GPU, the memory is not."""
+"""Test I/O binding on the CPU: the calls are those of a GPU, the memory is the host's."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_stream_over_bound_sessions_gives_the_same_masks(
     assert "mask_features OrtTensor" in kinds
 
 
-def test_a_tensor_tells_what_it_is() -> None:
+def test_a_tensor_describes_itself() -> None:
     from onnxruntime import OrtValue
 
     array = np.arange(6, dtype=np.float16).reshape(2, 3)

@@ -1,5 +1,7 @@
-"""Arrays on the GPU as inputs of ONNX Runtime: found and waited for on the stand-in, bound by
-address by ONNX Runtime itself, on the CPU.
+"""Test arrays on the GPU as inputs of ONNX Runtime.
+
+The stand-in tests that they are found and waited for. ONNX Runtime on the CPU tests binding by
+address.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ from recording_cuda import FakeStream, Gpu
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.graph_io.probe import probe_inputs
-from rvos_deploy.runtime.backends.cuda.foreign_arrays import FoundArray
+from rvos_deploy.runtime.backends.cuda.foreign_arrays import ForeignArray
 from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend, OnnxRuntimeGraph
 from rvos_deploy.runtime.backends.onnxruntime.binding import run_bound
 from rvos_deploy.runtime.backends.onnxruntime.device_arrays import (
-    BorrowedArray,
+    CudaArray,
     CudaArrayOps,
-    borrow_array,
+    cuda_from_dlpack,
 )
 from rvos_deploy.runtime.segmenter import load
 from rvos_deploy.stream_settings import StreamSettings
@@ -74,13 +76,13 @@ def driver(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 
 @pytest.mark.parametrize(("version", "on_default"), [(3, False), (2, True)])
-def test_the_host_waits_until_the_array_is_there(
+def test_the_host_waits_until_the_array_is_computed(
     driver: Gpu, version: int, on_default: bool
 ) -> None:
     array = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
     theirs = Theirs(driver, array, on_default=on_default)
     theirs.version = version
-    found = borrow_array(theirs)
+    found = cuda_from_dlpack(theirs)
     assert found.address == int(theirs.memory)
     assert (found.shape, str(found.dtype), found.nbytes) == ((2, 3, 4), "float16", 48)
     # Read as ONNX Runtime will: without asking any stream.
@@ -94,7 +96,7 @@ def test_the_host_waits_until_the_array_is_there(
     driver.check_clean()
 
 
-def test_what_speaks_dlpack_is_waited_for_on_the_default_stream(driver: Gpu) -> None:
+def test_dlpack_arrays_are_waited_for_on_the_default_stream(driver: Gpu) -> None:
     from rvos_deploy.runtime.backends.cuda.dlpack import CUDA, make_capsule
 
     array = np.arange(5, dtype=np.int64)
@@ -109,7 +111,7 @@ def test_what_speaks_dlpack_is_waited_for_on_the_default_stream(driver: Gpu) -> 
             asked.append(stream)
             return make_capsule(int(theirs.memory), array.shape, array.dtype, theirs, CUDA)
 
-    found = borrow_array(Speaks())
+    found = cuda_from_dlpack(Speaks())
     assert asked == [1]
     assert (driver.machine.bytes_at(found.address, 40).view(np.int64) == array).all()
     del found
@@ -117,22 +119,22 @@ def test_what_speaks_dlpack_is_waited_for_on_the_default_stream(driver: Gpu) -> 
     driver.check_clean()
 
 
-def test_what_cannot_be_read_is_one_line_and_leaves_nothing(
+def test_unreadable_arrays_are_one_line_and_leave_nothing(
     driver: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs = Theirs(driver, np.zeros((4, 6), np.float32))
     driver.bindings.ordinal_of_pointers = 1
     with pytest.raises(InputError, match="not on GPU 0, where the graphs run"):
-        borrow_array(theirs)
+        cuda_from_dlpack(theirs)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     with pytest.raises(BackendError, match=r"cuda-bindings is not installed.*rvos-deploy\[gpu\]"):
-        borrow_array(theirs)
+        cuda_from_dlpack(theirs)
     theirs.free()
     driver.check_clean()
 
 
 def test_onnxruntime_reads_inputs_at_their_address(tiny_bundle: Path) -> None:
-    """Bound to the CPU's memory, which its own session reads without a copy of ours."""
+    """The inputs lie in the CPU's memory, where ONNX Runtime reads them without a copy."""
 
     class Memory:
         def __init__(self, array: np.ndarray) -> None:
@@ -145,7 +147,7 @@ def test_onnxruntime_reads_inputs_at_their_address(tiny_bundle: Path) -> None:
         assert isinstance(graph, OnnxRuntimeGraph)
         truth = graph.run(inputs)["mask_logits"]
         borrowed = {
-            name: BorrowedArray(FoundArray(x.shape, x.dtype, Memory(x), None), x.shape)
+            name: CudaArray(ForeignArray(x.shape, x.dtype, Memory(x), None), x.shape)
             for name, x in inputs.items()
         }
         found = run_bound(graph._session, "cpu", borrowed, graph.spec.outputs)
@@ -156,14 +158,14 @@ def test_onnxruntime_reads_inputs_at_their_address(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "downloads"), [((96, 160), 0), ((60, 110), 60 * 110 * 3)])
-def test_a_stream_takes_frames_on_the_gpu(
+def test_a_stream_reads_frames_on_the_gpu(
     driver: Gpu,
     tiny_bundle: Path,
     monkeypatch: pytest.MonkeyPatch,
     size: tuple[int, int],
     downloads: int,
 ) -> None:
-    """ONNX Runtime on the CPU in CUDA's place, which follows addresses into the stand-in."""
+    """ONNX Runtime runs on the CPU in place of CUDA, and follows addresses into the stand-in."""
     frame = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
     settings = StreamSettings(size=(96, 160), fallback="top1")
     with load(tiny_bundle, threads=1) as segmenter:
@@ -171,13 +173,13 @@ def test_a_stream_takes_frames_on_the_gpu(
             (truth,) = stream.push(frame)
 
         class There:
-            def __init__(self, borrowed: BorrowedArray) -> None:
+            def __init__(self, borrowed: CudaArray) -> None:
                 self.address = driver.machine.pointer(borrowed.address)
 
         def run(self, inputs, axes):  # type: ignore[no-untyped-def]
             real = {
-                name: BorrowedArray(FoundArray(x.shape, x.dtype, There(x), None), x.shape)
-                if isinstance(x, BorrowedArray)
+                name: CudaArray(ForeignArray(x.shape, x.dtype, There(x), None), x.shape)
+                if isinstance(x, CudaArray)
                 else x
                 for name, x in inputs.items()
             }

@@ -1,7 +1,7 @@
-"""The TensorRT back end on recording stand-ins: ONNX Runtime does the engines' arithmetic.
+"""Test the TensorRT back end on recording stand-ins; ONNX Runtime does the engines' arithmetic.
 
-What is shown: order, lifetimes, capture, refusals, and that a whole stream through it gives the
-masks that ONNX Runtime gives alone. Not shown: anything of TensorRT's or a GPU's own behaviour.
+The tests show order, lifetimes, capture, refusals, and that a whole stream gives ONNX Runtime's
+masks. They show nothing of TensorRT's or a GPU's own behaviour.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rvos_deploy.bundle.engine_sidecar import (
     sidecar_file,
 )
 from rvos_deploy.bundle.folder import Bundle
-from rvos_deploy.engines.engine_parity import PartlyEngines
+from rvos_deploy.engines.engine_parity import PartialEngines
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip, probe_inputs
 from rvos_deploy.graph_io.tensors import Tensor
@@ -89,7 +89,7 @@ def replays(gpu: Gpu) -> int:
 
 
 @pytest.mark.parametrize("graph", ["backbone", "text_encoder", "video_decoder", "mask_head"])
-def test_runs_give_what_the_arithmetic_gives_plain_captured_and_replayed(
+def test_plain_captured_and_replayed_runs_give_the_same(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, graph: str
 ) -> None:
     with opened(engines, graph) as session:
@@ -107,10 +107,12 @@ def test_runs_give_what_the_arithmetic_gives_plain_captured_and_replayed(
     gpu.check_clean()
 
 
-def test_results_that_are_held_are_not_overwritten(
+def test_referenced_results_are_not_overwritten(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
-    """Captured runs write to fixed addresses: while somebody has them, they are left alone."""
+    """Captured runs write to fixed addresses, so a run is not replayed while its results are
+    referenced.
+    """
     with opened(engines, "mask_head") as session:
         mask_head = session.graphs["mask_head"]
         many = [inputs_of(engines, "mask_head", seed) for seed in range(14)]
@@ -126,7 +128,7 @@ def test_results_that_are_held_are_not_overwritten(
     gpu.check_clean()
 
 
-def test_what_a_graph_gives_the_next_takes_without_a_copy(
+def test_outputs_are_the_next_graphs_inputs_without_a_copy(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
     with opened(engines, "backbone", "frame_decoder") as session:
@@ -190,10 +192,10 @@ def test_a_stream_gives_the_masks_that_onnxruntime_gives(
     gpu.check_clean()
 
 
-def test_streams_in_step_share_what_stays_on_the_device(
+def test_streams_in_step_share_tensors_on_the_device(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each frame is decoded once, and the tensors of the shared graphs serve both streams."""
+    """Each frame is decoded once, and both streams read the tensors of the shared graphs."""
     names = ("offline", "online")
     with load(engines.path, backend="tensorrt") as segmenter:
         alone = [masks(segmenter, SETTINGS[name]) for name in names]
@@ -237,7 +239,7 @@ def moments(gpu: Gpu, *entry: object) -> list[int]:
 def test_masks_come_down_while_the_next_frame_is_computed(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, name: str
 ) -> None:
-    """Whoever reads them late waits for nothing, and the device has its next frame by then."""
+    """A caller who reads late waits for nothing, and the device has its next frame by then."""
     texts = ["the square moving to the right", "the disc"]
     clip = probe_clip(6)
     frame_bytes = 96 * 160 * 3
@@ -314,7 +316,7 @@ def test_masks_may_stay_on_the_device(
     gpu.check_clean()
 
 
-def test_no_masks_are_a_tensor_too(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
+def test_zero_masks_are_a_tensor(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
     settings = replace(SETTINGS["online"], masks="device")
     with (
         load(engines.path, backend="tensorrt") as segmenter,
@@ -348,13 +350,15 @@ def test_masks_cannot_stay_where_the_kernels_are_missing(
 def test_engines_of_some_graphs_give_the_same_masks_beside_onnxruntime(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, graphs: tuple[str, ...], name: str
 ) -> None:
-    """As ``build-engine --graph`` proves them; the host reads the memory on the device, too."""
+    """``build-engine --graph`` checks engines like this; the host then reads the memory on the
+    device.
+    """
     reference = OnnxRuntimeBackend(threads=1)
     with Segmenter(engines, reference) as segmenter:
         truth = masks(segmenter, SETTINGS[name])
     with (
         opened(engines, *graphs) as session,
-        Segmenter(engines, PartlyEngines(session, reference)) as segmenter,
+        Segmenter(engines, PartialEngines(session, reference)) as segmenter,
     ):
         found = masks(segmenter, SETTINGS[name])
     assert len(found) == len(truth) == 5
@@ -363,7 +367,7 @@ def test_engines_of_some_graphs_give_the_same_masks_beside_onnxruntime(
 
 
 def memory_inputs(stream: Stream) -> dict[str, np.ndarray]:
-    """What the video decoder is given of the memory."""
+    """Return the video decoder's inputs of the memory."""
     assert isinstance(stream._steps, Pan2024Steps)
     return {name: np.asarray(value) for name, value in stream._steps._memory.read().items()}
 
@@ -371,7 +375,7 @@ def memory_inputs(stream: Stream) -> dict[str, np.ndarray]:
 def test_the_video_decoder_is_replayed_while_the_memory_is_written(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
-    """Online, the memory has one shape and one address from the first frame on."""
+    """Online, the memory keeps one shape and one address from the first frame on."""
     settings = replace(SETTINGS["online"], memory=3, anchors=1)
     texts = ["the square moving to the right", "the disc"]
     ran: list[list[str]] = []
@@ -406,7 +410,7 @@ def test_the_video_decoder_is_replayed_while_the_memory_is_written(
 def test_rows_of_the_memory_follow_their_expressions(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, mode: str
 ) -> None:
-    """Expressions come and go, all of them too; a row is its expression's, or empty."""
+    """Expressions come and go, also all at once; a row belongs to its expression, or is empty."""
     # Offline, more frames than the memory has places at first.
     settings = replace(SETTINGS[mode], memory=3 if mode == "online" else None)
     clip = iter(probe_clip(18))
@@ -466,10 +470,10 @@ def test_rows_of_the_memory_follow_their_expressions(
     gpu.check_clean()
 
 
-def test_spare_places_of_the_memory_ask_for_no_larger_profile(
+def test_spare_capacity_of_the_memory_needs_no_larger_profile(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
-    """Offline the memory doubles: 16 places for nine frames, of which the engine takes nine."""
+    """Offline the memory doubles: nine frames have 16 places, of which the engine reads nine."""
     narrow(engines, M=(1, 4, 9))
     with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
         truth = masks(segmenter, SETTINGS["offline"], 9)
@@ -481,10 +485,45 @@ def test_spare_places_of_the_memory_ask_for_no_larger_profile(
     gpu.check_clean()
 
 
+@pytest.mark.parametrize("runs", [0, 1, 3])
+def test_everything_is_freed_where_the_wait_fails(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, runs: int
+) -> None:
+    """After an illegal address every wait fails. Three runs leave a captured one."""
+    session = opened(engines, "backbone", "mask_head")
+    for _ in range(runs):
+        session.graphs["mask_head"].run(inputs_of(engines, "mask_head"))
+    assert bool(gpu.machine.graphs) is (runs == 3)
+    gpu.machine.failing["Stream.synchronize"] = 0
+    with pytest.raises(BackendError, match=r"CUDA failed on GPU 0 .*because the test says so"):
+        session.close()
+    gpu.check_clean()
+
+
+def test_a_refused_capture_is_freed_where_the_wait_fails(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    session = opened(engines, "mask_head")
+    inputs = inputs_of(engines, "mask_head")
+    session.graphs["mask_head"].run(inputs)
+    tensorrt.refusing.add("capture")
+    gpu.machine.failing["Stream.synchronize"] = 0
+    with (
+        pytest.warns(RuntimeWarning, match="mask_head runs without CUDA graphs"),
+        pytest.raises(BackendError, match="because the test says so") as kept,
+    ):
+        session.graphs["mask_head"].run(inputs)
+    with pytest.raises(BackendError, match="because the test says so"):
+        session.close()
+    gpu.check_clean()
+    del kept
+    gpu.check_clean()
+
+
 def test_a_graph_that_another_thread_closes_is_one_line(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
-    """Closed between the check of a call and its turn on the device, which others still hold."""
+    """The graph is closed after the check of a call and before its turn on the device."""
     with opened(engines, "mask_head"), opened(engines, "mask_head") as session:
         mask_head = session.graphs["mask_head"]
         assert isinstance(mask_head, TensorRtGraph)
@@ -525,9 +564,12 @@ def sizes(bundle: Bundle, graph: str, names: Iterable[str], axes: dict[str, int]
     )
 
 
-def test_what_crosses_the_bus_a_frame(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
-    """Queries, their memory and embeddings stay on the device. Of the memory only ages go up, of
-    the masks only bits come down, and on the device a frame's queries move once.
+def test_the_bytes_that_cross_the_bus_a_frame(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    """Queries, their memory and embeddings stay on the device. Only ages of the memory are
+    uploaded, only bits of the masks are downloaded, and a frame's queries are copied once on the
+    device.
     """
     settings = StreamSettings(size=PROBE_BOX, fallback="top1", memory=4)
     texts = ["the square moving to the right", "the disc"]
@@ -592,7 +634,7 @@ def break_engine(bundle: Bundle, graph: str, output: str) -> None:
         ("mask_head", "mask_logits"),
     ],
 )
-def test_what_is_no_number_is_an_error(
+def test_nan_is_an_error(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, graph: str, output: str, place: str
 ) -> None:
     break_engine(engines, graph, output)
@@ -611,10 +653,8 @@ def test_what_is_no_number_is_an_error(
     gpu.check_clean()
 
 
-def test_masks_of_no_numbers_cannot_be_read(
-    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
-) -> None:
-    """The last frame's too, which no later step of the stream looks at."""
+def test_masks_of_nan_cannot_be_read(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
+    """This includes the last frame, which no later step of the stream checks."""
     break_engine(engines, "mask_head", "mask_logits")
     with load(engines.path, backend="tensorrt") as segmenter:
         stream = segmenter.stream(["the disc"], SETTINGS["online"])
@@ -632,7 +672,9 @@ def test_masks_of_no_numbers_cannot_be_read(
 def test_expressions_may_come_and_go_on_the_device(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, name: str
 ) -> None:
-    """Memories of different lengths, rows that are left out: as ONNX Runtime on the host."""
+    """Memories of different lengths and rows that are left out give ONNX Runtime's masks on the
+    host.
+    """
 
     def run(segmenter: Segmenter) -> list[tuple[tuple[int, ...], np.ndarray]]:
         clip = probe_clip(7)
@@ -663,11 +705,13 @@ def without_nvrtc() -> None:
 def test_without_kernels_the_host_makes_the_masks(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NVRTC is not there: said once for the device, not for every graph."""
+    """NVRTC is missing; the device warns once, not every graph."""
     with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
         truth = masks(segmenter, SETTINGS["online"])
     monkeypatch.setattr(nvrtc, "load_nvrtc", without_nvrtc)
-    with pytest.warns(RuntimeWarning, match=r"on the host, .*NVRTC cannot be loaded") as said:
+    with pytest.warns(
+        RuntimeWarning, match=r"the host does the work.*NVRTC cannot be loaded"
+    ) as said:
         segmenter = load(engines.path, backend="tensorrt")
     assert len(said) == 1
     with segmenter:
@@ -730,7 +774,7 @@ def test_sizes_outside_the_profiles_are_one_line_with_the_command(
     gpu.check_clean()
 
 
-def test_nothing_is_deserialised_that_was_changed(
+def test_changed_plans_are_not_deserialised(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
     plan_file(engines.path, "tensorrt", "mask_head").write_bytes(b"something else")
@@ -799,10 +843,10 @@ def test_a_refused_run_is_an_error_and_the_next_one_works(
         *((runs, "mem_alloc") for runs in (0, 1)),
     ],
 )
-def test_an_error_that_is_kept_keeps_nothing_of_tensorrt(
+def test_a_kept_error_keeps_no_object_of_tensorrt(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, runs: int, what: str
 ) -> None:
-    """Its traceback outlives the segmenter, and the CUDA context of the engines with it."""
+    """The traceback outlives the segmenter and the CUDA context of the engines."""
 
     def fail() -> None:
         with opened(engines, "mask_head") as session:
@@ -840,12 +884,12 @@ def test_a_refused_capture_says_why_and_runs_go_on(
                 to_host(session, mask_head.run(inputs)["mask_logits"]), truth
             )
         assert isinstance(mask_head, TensorRtGraph)
-        assert mask_head.why_not_captured == "TensorRT refused to be captured"
+        assert mask_head.disabled_reason == "TensorRT refused to be captured"
     assert replays(gpu) == 0
     gpu.check_clean()
 
 
-def test_without_cuda_graphs(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
+def test_runs_without_cuda_graphs(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
     with opened(engines, "mask_head", cuda_graphs=False) as session:
         mask_head = session.graphs["mask_head"]
         for _ in range(4):
@@ -893,7 +937,7 @@ def test_a_result_outlives_its_captured_run_but_not_the_segmenter(
     gpu.check_clean()
 
 
-def test_what_is_missing_is_one_line(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_one_line(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("tensorrt", "pycuda.driver", "cuda.bindings.driver"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
@@ -903,7 +947,7 @@ def test_what_is_missing_is_one_line(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) 
         make_backend("tensorrt")
 
 
-def test_only_what_is_missing_is_named(
+def test_only_missing_packages_are_named(
     gpu: Gpu, tensorrt: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
@@ -933,10 +977,10 @@ def narrow(bundle: Bundle, **sizes: tuple[int, int, int]) -> None:
         file.write_text(json.dumps(values))
 
 
-def test_verify_leaves_out_what_the_profiles_do_not_take_and_says_so(
+def test_verify_skips_cases_outside_the_profiles_and_says_so(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
-    """``build-engine`` reaches up to the bundle's own size: the tall case lies beyond it."""
+    """``build-engine`` reaches up to the bundle's own size, and the tall case lies beyond it."""
     narrow(engines, H=(32, 128, 128), W=(32, 224, 224))
     left_out: list[str] = []
     results = verify(engines, TensorRtBackend(), on_left_out=left_out.append)
@@ -956,6 +1000,6 @@ def test_verify_without_a_case_that_fits_is_an_error(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
     narrow(engines, W=(256, 256, 256))
-    with pytest.raises(EngineError, match=r"takes H=.*W=256:256:256.*build-engine .*--profile"):
+    with pytest.raises(EngineError, match=r"supports H=.*W=256:256:256.*build-engine .*--profile"):
         verify(engines, TensorRtBackend())
     gpu.check_clean()

@@ -1,4 +1,4 @@
-"""Ablations differ in what they say, and in nothing else; finished rows are not run again."""
+"""Test that ablations differ only in what they claim, and that finished rows are not run again."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from rvos_deploy.benchmarks.studies.ablations import (
 from rvos_deploy.benchmarks.studies.video_queries import decode_queries
 from rvos_deploy.datasets import read_mevis
 from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.modules.clip import build_clip
@@ -62,7 +63,7 @@ def test_a_variant_changes_one_thing() -> None:
 READS_TEXT = ("text_resizer", "fusion", "text_attention", "text_ffn", "referred_head")
 
 
-def test_only_what_a_variant_could_gain_from_is_fresh(tmp_path: Path) -> None:
+def test_only_parts_that_a_variant_gains_from_are_fresh(tmp_path: Path) -> None:
     torch.manual_seed(0)
     trained = trained_weights(build_network(preset("tiny")))
     save_file(trained, tmp_path / "weights.safetensors")
@@ -105,8 +106,46 @@ def test_a_foreign_tower_leaves_the_trunk_alone(tmp_path: Path) -> None:
     build_clip(preset("tiny"), str(tmp_path / "mixed.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "truncated"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b'{"rows": 3}', "Expected `array`, got `int`"),
+        (b'{"rows": [{"variant": "full"}]}', "missing required field `seed`"),
+        (
+            b'{"rows": [{"variant": "full", "seed": "1", "j_and_f": 1, "n_acc": 1, '
+            b'"class_loss": 1}]}',
+            "Expected `int`, got `str`",
+        ),
+    ],
+)
+def test_a_damaged_record_is_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
+    assert ablations.read_rows(tmp_path) == []
+    (tmp_path / "ablations.json").write_bytes(content)
+    with pytest.raises(InputError, match="is not a record of this study") as error:
+        ablations.read_rows(tmp_path)
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_cannot_serve_are_one_line(tmp_path: Path) -> None:
+    good, lacking, damaged = (tmp_path / f"{name}.safetensors" for name in ("a", "b", "c"))
+    save_file(dict(build_clip(preset("tiny")).model.state_dict()), good)
+    save_file({"other": torch.zeros(1)}, lacking)
+    damaged.write_bytes(b"no safetensors")
+    with pytest.raises(InputError, match=r"b\.safetensors has no tensor"):
+        ablations.foreign_text_clip(good, lacking, tmp_path / "mixed")
+    with pytest.raises(InputError, match=r"c\.safetensors cannot be read as safetensors"):
+        ablations.foreign_text_clip(damaged, good, tmp_path / "mixed")
+    for file, message in ((lacking, "has no tensor"), (damaged, "cannot be read")):
+        with pytest.raises(InputError, match=message):
+            starting_weights(preset("tiny"), VARIANTS[0], file, 1, tmp_path / "mixed")
+    assert not (tmp_path / "mixed").exists()
+
+
 def test_queries_give_the_masks_of_validation(tmp_path: Path) -> None:
-    """At the network's own threshold."""
+    """The threshold is the network's own."""
     torch.manual_seed(0)
     network = build_network(replace(preset("tiny"), input_size=(96, 160))).eval()
     world = WorldConfig(height=90, width=157, frames=8)

@@ -1,4 +1,4 @@
-"""The GPU benchmark on a machine without one: dry run, refusals, guarded steps, record and page."""
+"""Test the GPU benchmark without a GPU: dry run, refusals, guarded steps, record and page."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import typer
 from typer.testing import CliRunner
 
 from rvos_deploy.benchmarks import gpu, gpu_steps
-from rvos_deploy.benchmarks.cards import CARDS
-from rvos_deploy.benchmarks.gpu_backends import Bench, Measured, agreement, measure_contender
-from rvos_deploy.benchmarks.gpu_plan import PLAN, Request, choose_cards, new_record
+from rvos_deploy.benchmarks.gpu_backends import Measured, Setup, masks_j_and_f, measure_backend
+from rvos_deploy.benchmarks.gpu_plan import PLAN, Request, choose_gpu_specs, new_record
 from rvos_deploy.benchmarks.gpu_report import render
+from rvos_deploy.benchmarks.gpu_specs import GPU_SPECS
 from rvos_deploy.benchmarks.gpu_steps import REFERENCE, STEPS, Run
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.engines.gpu import Gpu
@@ -42,17 +42,17 @@ def request_(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Req
 
 @pytest.fixture(scope="module")
 def planned(request_: Request) -> str:
-    """A record before any step, as JSON: every test gets its own copy."""
-    return json.dumps(new_record(request_, CARDS, "a <command>"))
+    """Return a record before any step as JSON, so that every test has its own copy."""
+    return json.dumps(new_record(request_, GPU_SPECS, "a <command>"))
 
 
-def test_the_dry_run_prints_plan_and_floors_and_writes_them(
+def test_the_dry_run_prints_and_writes_plan_and_rooflines(
     tiny_bundle: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "results"
     done = call("--dry-run", "--bundle", str(tiny_bundle), "--out", str(out))
     assert done.exit_code == 0, done.output
-    for word in (*(card.name for card in CARDS), *(step.name for step in PLAN), "frames/s"):
+    for word in (*(card.name for card in GPU_SPECS), *(step.name for step in PLAN), "frames/s"):
         assert word in done.output
     assert max(map(len, done.output.splitlines())) <= 120
     record = json.loads((out / "gpu.json").read_text(encoding="utf-8"))
@@ -91,19 +91,19 @@ def test_with_a_gpu_a_folder_must_be_named(monkeypatch: pytest.MonkeyPatch) -> N
     assert "--out DIR" in done.output
 
 
-def test_an_unknown_card_is_refused_with_those_that_are_known() -> None:
-    assert [card.name for card in choose_cards(["l4", "T4"])] == ["L4", "T4"]
+def test_an_unknown_gpu_is_refused_with_the_known_ones() -> None:
+    assert [card.name for card in choose_gpu_specs(["l4", "T4"])] == ["L4", "T4"]
     with pytest.raises(InputError, match=r"card 'Voodoo'; known: T4, A10, L4"):
-        choose_cards(["Voodoo"])
+        choose_gpu_specs(["Voodoo"])
 
 
-def test_every_planned_step_has_its_work() -> None:
+def test_every_planned_step_has_a_function() -> None:
     assert [step.name for step in PLAN] == list(STEPS)
 
 
 def test_more_expressions_cost_more_but_share_the_backbone(request_: Request) -> None:
-    record = new_record(request_, CARDS[:1], "")
-    one = new_record(Request(request_.bundle, None, 1, 10, None), CARDS[:1], "")
+    record = new_record(request_, GPU_SPECS[:1], "")
+    one = new_record(Request(request_.bundle, None, 1, 10, None), GPU_SPECS[:1], "")
 
     def macs(of: Record, graph: str) -> int:
         return int(of["costs"][graph]["total_macs"])
@@ -113,7 +113,7 @@ def test_more_expressions_cost_more_but_share_the_backbone(request_: Request) ->
     assert macs(record, "video_decoder") == 2 * macs(one, "video_decoder")
 
 
-def test_engines_take_what_verify_asks_for(request_: Request) -> None:
+def test_engines_support_the_cases_of_verify(request_: Request) -> None:
     (profile,) = read_profiles([gpu_steps.engine_profile(request_)], request_.bundle)
     assert profile["E"] == (1, 2, 8)
     for case in probe_cases(request_.bundle.config):
@@ -147,7 +147,7 @@ def test_a_step_that_fails_is_recorded(
 
 
 def figures(p50: float, *, passed: bool = True) -> Record:
-    """What a contender gives."""
+    """Return made-up figures of a back end."""
     times = {
         "count": 10,
         "frames_per_second": 1e3 / p50,
@@ -171,11 +171,11 @@ def figures(p50: float, *, passed: bool = True) -> Record:
     }
 
 
-def contender(name: str, p50: float, masks: list[int], *, passed: bool = True) -> Any:
+def stand_in(name: str, p50: float, masks: list[int], *, passed: bool = True) -> Any:
     def work(run: Run) -> Record:
         packed = np.array([[masks]], np.uint8)
-        run.masks[name] = Measured(figures(p50, passed=passed), (packed,))
-        return run.masks[name].figures
+        run.measured[name] = Measured(figures(p50, passed=passed), (packed,))
+        return run.measured[name].figures
 
     return work
 
@@ -191,7 +191,7 @@ RATES = {
 
 @pytest.fixture
 def finished(monkeypatch: pytest.MonkeyPatch, request_: Request, planned: str) -> Record:
-    """A whole run with made-up figures: one rival agrees, one does not, one is missing."""
+    """Run all steps with made-up figures: one back end agrees, one differs, one is missing."""
     monkeypatch.setattr(gpu_steps, "measure_rates", lambda: RATES)
     steps = {
         "machine": lambda run: {"name": "A card", "compute_capability": "8.9", "nvidia_smi": {}},
@@ -213,9 +213,9 @@ def finished(monkeypatch: pytest.MonkeyPatch, request_: Request, planned: str) -
                 "timings": [{"name": "ours", "milliseconds": 0.2, "gigabytes_per_second": 5.0}],
             }
         },
-        "tensorrt": contender("tensorrt", 5.0, [255, 0], passed=False),
-        "onnxruntime cuda": contender("onnxruntime cuda", 10.0, [0, 255]),
-        REFERENCE: contender(REFERENCE, 20.0, [255, 0]),
+        "tensorrt": stand_in("tensorrt", 5.0, [255, 0], passed=False),
+        "onnxruntime cuda": stand_in("onnxruntime cuda", 10.0, [0, 255]),
+        REFERENCE: stand_in(REFERENCE, 20.0, [255, 0]),
         "torch.compile": raising(BackendError("torch sees no GPU")),
     }
     monkeypatch.setattr(gpu_steps, "STEPS", steps)
@@ -239,17 +239,17 @@ def test_a_whole_run_goes_through_whatever_fails(finished: Record, request_: Req
     assert (rates["card"], rates["rates"]) == ("this card, measured", RATES)
 
 
-def test_a_ratio_is_given_only_where_the_masks_agree(finished: Record) -> None:
+def test_a_ratio_needs_equal_masks(finished: Record) -> None:
     rows = finished["comparison"]["contenders"]
     assert rows["tensorrt"] == {"j_and_f": 1.0, "ratio": 4.0}
     assert rows["onnxruntime cuda"]["ratio"] is None
     assert rows["onnxruntime cuda"]["j_and_f"] < 0.999
 
 
-def test_the_page_shows_every_figure_beside_its_floor(finished: Record) -> None:
+def test_the_page_shows_every_figure_beside_its_roofline(finished: Record) -> None:
     page = render(finished)
     frame = finished["floors"][0]["frame_milliseconds"]
-    assert f"Floor of the graphs: {frame:.3f} ms" in page
+    assert f"Roofline of the graphs: {frame:.3f} ms" in page
     assert f"</i></span> {frame / 5.0:.1%}" in page
     backbone = finished["floors"][0]["graphs"]["backbone"]["milliseconds"]
     assert f"<td>{backbone:.4f}</td><td>5.000 ({5 / backbone:.1f}x)</td>" in page
@@ -276,23 +276,23 @@ def test_failed_tests_are_named(tmp_path: Path) -> None:
         gpu_steps.read_junit(report)
 
 
-def test_agreement_of_equal_and_of_empty_masks() -> None:
+def test_j_and_f_of_equal_and_of_empty_masks() -> None:
     some = (np.packbits(np.eye(16, dtype=np.bool_)[None], axis=-1),)
     none = (np.zeros_like(some[0]),)
-    assert agreement(some, some) == 1.0
-    assert agreement(some, none) == 0.0
+    assert masks_j_and_f(some, some) == 1.0
+    assert masks_j_and_f(some, none) == 0.0
 
 
 @pytest.mark.slow
-def test_a_contender_is_measured(tiny_bundle: Path, tmp_path: Path) -> None:
-    """All that is asked of a back end on a GPU, asked of ONNX Runtime on the CPU."""
+def test_a_back_end_is_measured(tiny_bundle: Path, tmp_path: Path) -> None:
+    """The measurements of a back end on a GPU run with ONNX Runtime on the CPU."""
     from rvos_deploy.datasets.moving_sprites import sample_video
     from rvos_deploy.video import read_video
 
     video = tmp_path / "clip.mp4"
     sample_video(video, seed=0, size=(90, 158), frames=8, emoji=False)
     waits: list[int] = []
-    bench = Bench(
+    setup = Setup(
         request=Request(open_bundle(tiny_bundle), tmp_path, 2, frames=20, checkpoint=None),
         video=video,
         frames=list(read_video(video)),
@@ -303,7 +303,7 @@ def test_a_contender_is_measured(tiny_bundle: Path, tmp_path: Path) -> None:
         synchronise=lambda: waits.append(1),
         gpu_bytes=lambda: len(waits),
     )
-    measured = measure_contender(bench, "a name", lambda: load(tiny_bundle))
+    measured = measure_backend(setup, "a name", lambda: load(tiny_bundle))
     found = measured.figures
     assert found["stream"]["count"] == 20
     assert found["stream"]["stages"]["backbone"]["count"] == 20
@@ -316,5 +316,5 @@ def test_a_contender_is_measured(tiny_bundle: Path, tmp_path: Path) -> None:
     assert 0 <= found["demo"]["j_and_f"] <= 1
     # Of frames 3 to 22 the 10th and the 20th; both expressions, rows packed by eight.
     assert [mask.shape for mask in measured.masks] == [(2, 90, 20)] * 2
-    assert agreement(measured.masks, measured.masks) == 1.0
+    assert masks_j_and_f(measured.masks, measured.masks) == 1.0
     json.dumps(found, allow_nan=False)

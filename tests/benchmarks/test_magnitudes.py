@@ -1,4 +1,4 @@
-"""The magnitude report: every operator is seen, overflow is found where it begins, limits fire."""
+"""Test the magnitude report: every operator is seen, overflow is named, limits fail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from rvos_deploy.benchmarks.studies import magnitudes
-from rvos_deploy.benchmarks.studies.magnitudes import Layer, Magnitudes, join, require_room
+from rvos_deploy.benchmarks.studies.magnitudes import Layer, Magnitudes, join, require_headroom
 from rvos_deploy.errors import ParityError
 from rvos_deploy.export import weights
 from rvos_deploy.networks.pan2024.modules.attention import HIDDEN, MultiHeadAttention, hide
@@ -49,7 +49,7 @@ def test_magnitudes_are_those_of_each_layers_output() -> None:
 
 
 def test_products_between_modules_are_seen() -> None:
-    """Logits of an attention are no module's output."""
+    """Logits of an attention are not the output of a module."""
     torch.manual_seed(1)
     module = MultiHeadAttention(8, 2).half()
     query, key = (30 * torch.randn(1, 5, 8)).half(), (30 * torch.randn(1, 6, 8)).half()
@@ -80,7 +80,7 @@ def test_an_overflow_is_named_where_it_begins() -> None:
     assert list(broken.values()) == [6]
     assert next(iter(broken)).startswith("0 ")
     with pytest.raises(ParityError, match=r"1 layers gave infinities or NaN, the worst 0 "):
-        require_room(join([list(layers.values())]), 16376)
+        require_headroom(join([list(layers.values())]), 16376)
 
 
 def test_clips_are_joined_at_their_worst() -> None:
@@ -89,9 +89,9 @@ def test_clips_are_joined_at_their_worst() -> None:
     assert join([first, second]) == [Layer("b", 5.0, 5.0), Layer("a", 9.0, 3.0, 3)]
 
 
-def test_nothing_measured_proves_nothing() -> None:
+def test_an_empty_measurement_fails() -> None:
     with pytest.raises(ParityError, match="nothing was measured"):
-        require_room([], 1.0)
+        require_headroom([], 1.0)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_sound_network_passes_and_is_reported(frames: Path, tmp_path: Path) ->
     ("factor", "message"),
     [(3e3, r"mask_features.* gave \d+, at most 16376 is allowed"), (6e4, "infinities or NaN")],
 )
-def test_weights_scaled_up_fire(
+def test_weights_scaled_up_fail(
     frames: Path,
     tiny_network: RvosNetwork,
     monkeypatch: pytest.MonkeyPatch,

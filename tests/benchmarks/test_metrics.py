@@ -1,4 +1,4 @@
-"""The benchmark of J and F: its numbers are equal, its ratio is kept, its record is complete."""
+"""Test the benchmark of J and F: equal numbers, the ratio, a complete record."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_wrong_number_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         metrics.benchmark_metrics(frames=2)
 
 
-def test_no_frames() -> None:
+def test_no_frames_are_refused() -> None:
     with pytest.raises(InputError, match="pass at least 1"):
         metrics.benchmark_metrics(frames=0)
 

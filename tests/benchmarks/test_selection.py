@@ -1,4 +1,4 @@
-"""The diagnosis tells bad masks from bad choices."""
+"""Test that the diagnosis tells bad masks from bad choices."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def scene() -> tuple[torch.Tensor, torch.Tensor]:
         ([0.9, 0.1, 0.1, 0.1], [], False, 0.0),
     ],
 )
-def test_masks_and_choices(
+def test_errors_of_masks_and_of_choices_are_told_apart(
     scores: list[float], meant: list[int], right: bool, expected: float
 ) -> None:
     truth, logits = scene()
@@ -65,7 +65,7 @@ def test_masks_and_choices(
     assert len({v for v, p in zip(values, thresholds_passed, strict=True) if p}) <= 2
 
 
-def test_truth_is_where_the_network_sees_it() -> None:
+def test_the_truth_is_resized_to_the_networks_maps() -> None:
     geometry = fit_frame((96, 200), (64, 128))
     assert (geometry.content, geometry.padded) == ((61, 128), (64, 128))
     truth = torch.zeros(1, 1, 96, 200, dtype=torch.bool)
@@ -77,7 +77,7 @@ def test_truth_is_where_the_network_sees_it() -> None:
     assert not small[..., :15].any()
 
 
-def test_the_best_threshold_is_taken_unless_one_is_named() -> None:
+def test_the_best_threshold_is_the_default() -> None:
     rows = [
         ExpressionDiagnosis("motion", 0.9, (False,) * 18, tuple(np.linspace(0, 0.5, 18))),
         ExpressionDiagnosis("no_target", 1.0, (True,) * 18, (0.2,) * 9 + (1.0,) + (0.2,) * 8),

@@ -1,4 +1,4 @@
-"""The soak: what it counts is counted, and a small one holds."""
+"""Test the soak: it counts resources, and a small one passes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rvos_deploy.benchmarks import soak as module
-from rvos_deploy.benchmarks.soak import held, soak, stream_digest
+from rvos_deploy.benchmarks.soak import process_resources, soak, stream_digest
 from rvos_deploy.errors import InputError
 from rvos_deploy.runtime.segmenter import Segmenter, load
 
@@ -21,20 +21,20 @@ def segmenter(tiny_bundle: Path):  # type: ignore[no-untyped-def]
         yield loaded
 
 
-def test_what_is_held_is_counted(tmp_path: Path) -> None:
-    before = held()
+def test_resources_are_counted(tmp_path: Path) -> None:
+    before = process_resources()
     end = threading.Event()
     thread = threading.Thread(target=end.wait)
     with (tmp_path / "file").open("w"):
         thread.start()
-        during = held()
+        during = process_resources()
     end.set()
     thread.join()
     assert during.file_descriptors == before.file_descriptors + 1
     assert during.python_threads == before.python_threads + 1
     assert during.system_threads == before.system_threads + 1
     assert during.resident_bytes > 0
-    assert held().file_descriptors == before.file_descriptors
+    assert process_resources().file_descriptors == before.file_descriptors
 
 
 def test_digests_tell_settings_apart_and_repeat(segmenter: Segmenter) -> None:
@@ -47,13 +47,15 @@ def test_digests_tell_settings_apart_and_repeat(segmenter: Segmenter) -> None:
 
 
 @pytest.mark.parametrize("arguments", [(200, 1, 2), (201, 0, 2), (201, 1, 1)])
-def test_too_small_to_tell(segmenter: Segmenter, arguments: tuple[int, int, int]) -> None:
+def test_too_small_numbers_are_refused(
+    segmenter: Segmenter, arguments: tuple[int, int, int]
+) -> None:
     with pytest.raises(InputError):
         soak(segmenter, *arguments)
 
 
 @pytest.mark.slow
-def test_a_small_soak_holds(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_small_soak_passes(tiny_bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "soak.json"
     app = module.typer.Typer()
     app.command()(module.main)
@@ -69,7 +71,7 @@ def test_a_small_soak_holds(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_leak_and_another_result_are_seen(
+def test_a_leak_and_a_wrong_result_are_found(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest, files = module.stream_digest, []

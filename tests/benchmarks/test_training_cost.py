@@ -1,4 +1,4 @@
-"""The estimate of what a recipe needs: counts per frame, scaled by pixels."""
+"""Test the estimate of what a recipe needs: counts per frame, scaled by pixels."""
 
 from __future__ import annotations
 

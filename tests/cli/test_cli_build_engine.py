@@ -48,7 +48,7 @@ def unwrapped(text: str) -> str:
     [
         (("--profile", "H=100"), "H cannot be min 100, opt 100, max 100"),
         (("--profile", "sideways"), "'sideways' is not AXIS=MIN:OPT:MAX or AXIS=SIZE"),
-        (("--profile", "E=2:4:8"), "begin the sizes of E at 1"),
+        (("--profile", "E=2:4:8"), "no profile supports E=1, M=64"),
         (("--strip-weights",), "--strip-weights is for --target tensorrt only"),
         (("--graph", "head"), "--graph head: the bundle has backbone"),
         (("--optimization-level", "9"), "--optimization-level"),

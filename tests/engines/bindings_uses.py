@@ -1,11 +1,11 @@
-"""What our source calls of TensorRT, checked against the classes of real bindings.
+"""Check our source's uses of TensorRT against the classes of the real bindings.
 
-Reads the source as a syntax tree. Values are followed as far as our own annotations, constructors
-and the bindings' docstrings tell their class: parameters annotated ``trt.IBuilderConfig``, names
-assigned from ``trt.Builder(...)`` or from a method whose docstring says what it returns. Every
+The source is read as a syntax tree. Values are followed as far as our annotations, constructors and
+the bindings' docstrings tell their class: parameters annotated ``trt.IBuilderConfig``, and names
+assigned from ``trt.Builder(...)`` or from a method whose docstring gives its return type. Every
 attribute, enum member, keyword and number of arguments of such values is looked up.
 
-Run in the process that has the bindings; see test_engines_bindings.py.
+This runs in the process that has the bindings; see test_engines_bindings.py.
 """
 
 from __future__ import annotations

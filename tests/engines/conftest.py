@@ -1,4 +1,4 @@
-"""What the engine tests share: the real TensorRT bindings, installed once a session."""
+"""Share the real TensorRT bindings among the engine tests, installed once a session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deformable attention in float64, written from its definition, and random inputs for it."""
+"""Compute deformable attention in float64 from its definition, and make random inputs for it."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def slack(case: Case) -> float:
     With u = 2^-24, K samples and values up to m: 4 K products are summed (4 K u) and K weights
     (K u); a location is off by at most 2.5 u pixels on each axis, times a slope of 2 m (10 u); the
     shares are products of a difference and two factors (4 u); exp2f is good to 2 ulp, 4 u, once
-    above and once below the bar, and its argument to 2.5 u |x|, whose weighted mean is at most
-    log K, below 4 for K up to 48 (20 u); 2 u for the final scale.
+    above and once below the bar, and its argument to 2.5 u |x|, whose weighted mean is at most log
+    K, below 4 for K up to 48 (20 u); 2 u for the final scale.
     """
     samples = case.attention_logits.shape[-1]
     return (5 * samples + 40) * 2.0**-24 * float(np.abs(exact(case.value)).max())

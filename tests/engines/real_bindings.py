@@ -1,12 +1,12 @@
-"""NVIDIA's real TensorRT 11 Python bindings, without TensorRT and without a GPU.
+"""Use NVIDIA's real TensorRT 11 Python bindings without TensorRT and without a GPU.
 
-The wheel ``tensorrt-cu13-bindings`` is installed into a scratch folder; the nine symbols that its
-``tensorrt.so`` wants from TensorRT's libraries are supplied by stand-ins compiled with gcc, which
-return nothing. So classes, enums, signatures and NVIDIA's own Python code (``tensorrt.plugin``) are
-the real ones, and whatever needs the libraries (``trt.Builder(...)``) fails.
+The wheel ``tensorrt-cu13-bindings`` is installed into a scratch folder. Stand-ins compiled by gcc
+supply the nine symbols that its ``tensorrt.so`` needs from TensorRT's libraries, and return
+nothing. So classes, enums, signatures and NVIDIA's own Python code (``tensorrt.plugin``) are real,
+and whatever needs the libraries (``trt.Builder(...)``) fails.
 
-Checks run in a process of their own (:func:`run_with_real_bindings`), so that no other test finds a
-hollow ``tensorrt``.
+Checks run in a process of their own (:func:`run_with_real_bindings`), so that no other test imports
+a ``tensorrt`` without libraries.
 """
 
 from __future__ import annotations

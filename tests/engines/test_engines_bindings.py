@@ -1,7 +1,7 @@
-"""Every name that engines/ and the runtime use of TensorRT 11 is in its real bindings.
+"""Check that TensorRT 11's real bindings have every name that engines/ and the runtime use.
 
-The bindings are real, the libraries under them are stand-ins (tests/engines/real_bindings.py):
-names and signatures are checked, nothing is run.
+The bindings are real, the libraries under them are stand-ins (tests/engines/real_bindings.py).
+Names and signatures are checked, and nothing is run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ print(json.dumps({{"version": trt.__version__, "uses": sorted(found.uses),
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_tensorrt_11_has_all_that_we_use(real_tensorrt: Path) -> None:
+def test_tensorrt_11_has_every_name_that_we_use(real_tensorrt: Path) -> None:
     result = check(real_tensorrt, *SOURCES)
     assert result["version"].startswith("11.")
     assert result["problems"] == []
@@ -72,7 +72,7 @@ def test_tensorrt_11_has_all_that_we_use(real_tensorrt: Path) -> None:
     assert len(result["uses"]) > 60
 
 
-def test_what_tensorrt_11_lacks_is_found(real_tensorrt: Path, tmp_path: Path) -> None:
+def test_names_that_tensorrt_11_lacks_are_found(real_tensorrt: Path, tmp_path: Path) -> None:
     source = tmp_path / "wrong.py"
     source.write_text(
         """

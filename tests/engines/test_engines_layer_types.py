@@ -1,8 +1,8 @@
-"""Types of layers, as network and inspector tell them, and the proof of the plugin.
+"""Test types of layers in the network and in the inspector's report, and the check of the plugin.
 
-TensorRT's objects are stand-ins here; the real network of TensorRT-RTX is asked in
-test_engines_rtx_build.py. The inspector's JSON is written after NVIDIA's description of TensorRT 10
-and 11, since no engine can be inspected without a driver.
+TensorRT's objects are stand-ins here; test_engines_rtx_build.py checks the real network of
+TensorRT-RTX. The inspector's JSON follows NVIDIA's description of TensorRT 10 and 11, because no
+engine can be inspected without a driver.
 """
 
 from __future__ import annotations

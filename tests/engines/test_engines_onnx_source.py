@@ -1,4 +1,4 @@
-"""The ONNX as TensorRT reads it: same numbers, casts first, plugin nodes counted."""
+"""Test the ONNX as TensorRT reads it: equal numbers, casts first, plugin nodes counted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def cast(name: str) -> onnx.NodeProto:
         ((cast("x"),), ["Cast"]),
     ],
 )
-def test_a_cast_goes_before_what_only_moves(
+def test_a_cast_moves_before_operators_that_only_move_elements(
     tmp_path: Path, nodes: tuple[onnx.NodeProto, ...], kinds: list[str]
 ) -> None:
     path = save(tmp_path / "g.onnx", *nodes)
@@ -65,7 +65,7 @@ def test_a_cast_goes_before_what_only_moves(
     assert path.read_bytes() == before, "the file stays as it was hashed"
 
 
-def test_what_somebody_else_reads_is_left_alone(tmp_path: Path) -> None:
+def test_tensors_with_other_readers_stay_as_they_are(tmp_path: Path) -> None:
     other = helper.make_node("Cast", ["t"], ["z"], to=TensorProto.FLOAT)
     path = save(tmp_path / "g.onnx", TRANSPOSE, cast("t"), other, outputs=("y", "z"))
     model = onnx.load_model_from_string(read_onnx(OnnxFile(path)).content)

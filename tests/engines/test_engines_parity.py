@@ -1,4 +1,4 @@
-"""The gate that engines must pass, run with ONNX Runtime in the engine's place."""
+"""Test the checks that engines must pass, with ONNX Runtime in the engine's place."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 
 from rvos_deploy.bundle.folder import Bundle, open_bundle
-from rvos_deploy.engines.build_plan import BuiltPlan
+from rvos_deploy.engines.build_plan import BuildJob, BuiltPlan
 from rvos_deploy.engines.engine_parity import (
-    PartlyEngines,
+    PartialEngines,
     compare_graph,
     compare_masks,
     fitting_clip,
     require_all,
 )
 from rvos_deploy.engines.gpu import Gpu
+from rvos_deploy.engines.parity_checks import check_parity, untestable_reason
 from rvos_deploy.engines.profiles import (
     bundle_axes,
     check_streamable,
     graph_profile,
     read_profiles,
 )
-from rvos_deploy.engines.proof import prove, why_not
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.graph_io.tensors import Tensor
@@ -41,7 +41,7 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 class Miscompiled(Graph):
-    """Stands in for an engine that is wrong when the batch is above one (NVIDIA/TensorRT#4853)."""
+    """Stands in for an engine that is wrong where the batch is above one (NVIDIA/TensorRT#4853)."""
 
     def __init__(self, inner: Graph) -> None:
         super().__init__(inner.spec)
@@ -93,7 +93,7 @@ def test_masks_are_compared_over_a_clip(bundle: Bundle) -> None:
     backend = OnnxRuntimeBackend()
     profiles = read_profiles([SMALL], bundle)
     with backend.open(bundle, ["mask_head"]) as engines:
-        partly = PartlyEngines(engines, backend)
+        partly = PartialEngines(engines, backend)
         result = compare_masks(bundle, partly, backend, profiles)
         # Engines are opened once, and closed by whoever opened them.
         assert not engines.closed
@@ -107,7 +107,7 @@ def test_the_clip_is_turned_for_portrait_and_must_fit(bundle: Bundle) -> None:
     clip, box = fitting_clip(read_profiles(["H=32:224:224,W=32:128:128"], bundle))
     assert box == (224, 128)
     assert clip.shape[1:3] == (157, 90)
-    with pytest.raises(InputError, match="no profile takes the probe clip"):
+    with pytest.raises(InputError, match="no profile supports the probe clip"):
         fitting_clip(read_profiles(["H=512,W=544"], bundle))
 
 
@@ -116,26 +116,29 @@ def test_a_fixed_bundle_is_compared_at_its_size(static_bundle: Path) -> None:
     fixed = open_bundle(static_bundle)
     backend, profiles = OnnxRuntimeBackend(), read_profiles([], fixed)
     check_streamable(profiles, bundle_axes(fixed))
-    result = compare_masks(fixed, PartlyEngines(Session({}, HostOps()), backend), backend, profiles)
+    spec = fixed.graphs["mask_head"]
+    with backend.open(fixed, [spec.name]) as engines:
+        result = compare_masks(fixed, PartialEngines(engines, backend), backend, profiles)
+        own = [graph_profile(spec, profiles[0])]
+        (check,) = compare_graph(spec.name, engines, engines, fixed.network, own)
     assert result.passed
     assert "6 frames, 2 expressions, in 64x96" in result.name
-    spec = fixed.graphs["mask_head"]
-    with backend.open(fixed, ["mask_head"]) as session:
-        profile = graph_profile(spec, profiles[0])
-        (check,) = compare_graph("mask_head", session, session, fixed.network, [profile])
     assert check.name == "mask_head H64 W96 E2 mask_logits"
 
 
-def test_what_cannot_be_run_here_is_said(bundle: Bundle, tmp_path: Path) -> None:
+def test_plans_that_cannot_run_here_get_a_reason(bundle: Bundle, tmp_path: Path) -> None:
     plan = BuiltPlan("mask_head", tmp_path, (), ("8.9", "12.0"), {}, 0, 0.0)
-    assert why_not(None, [plan]) == "built on a machine without a GPU, where it cannot be run"
-    assert why_not(Gpu("NVIDIA L4", "8.9"), [plan]) is None
+    assert (
+        untestable_reason(None, [plan])
+        == "built on a machine without a GPU, where it cannot be run"
+    )
+    assert untestable_reason(Gpu("NVIDIA L4", "8.9"), [plan]) is None
     hopper = Gpu("NVIDIA H100", "9.0")
-    reason = why_not(hopper, [plan])
+    reason = untestable_reason(hopper, [plan])
     assert reason is not None
     assert "built for compute capability 8.9, 12.0" in reason
     assert "NVIDIA H100, has 9.0" in reason
     said: list[str] = []
-    settings = BuildSettings("tensorrt-rtx")
-    proof = prove(None, hopper, bundle, settings, [plan], [], lambda graph, *_: said.append(graph))
-    assert (proof.reason, proof.checks, proof.layers, said) == (reason, {}, {}, [])
+    job = BuildJob(None, hopper, bundle, BuildSettings("tensorrt-rtx"))
+    report = check_parity(job, [plan], [], lambda graph, *_: said.append(graph))
+    assert (report.reason, report.checks, report.layers, said) == (reason, {}, {}, [])

@@ -1,4 +1,4 @@
-"""The PTX on a real card. NOT RUN where this was written: no GPU there. ``pytest -m gpu``."""
+"""Test the PTX on a real GPU: ``pytest -m gpu``. NOT RUN: the development machine has no GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def context() -> Iterator[None]:
 
 @pytest.mark.usefixtures("context")
 @pytest.mark.parametrize("types", TYPES, ids="-".join)
-def test_the_card_meets_the_bound_of_the_host(types: tuple[DType, DType, DType]) -> None:
+def test_the_gpu_meets_the_error_bound_of_the_host(types: tuple[DType, DType, DType]) -> None:
     random = np.random.default_rng(11)
     for scenario in SCENARIOS:
         for tactic in TACTICS.values():
@@ -36,8 +36,8 @@ def test_the_card_meets_the_bound_of_the_host(types: tuple[DType, DType, DType])
 
 
 @pytest.mark.usefixtures("context")
-def test_card_and_host_differ_by_the_exponential_alone() -> None:
-    """All else is rounded alike: one logit, so a weight of exactly 1, gives the same bits."""
+def test_gpu_and_host_differ_by_the_exponential_alone() -> None:
+    """Everything else rounds alike: one logit, so a weight of exactly 1, gives the same bits."""
     random = np.random.default_rng(12)
     for types in TYPES:
         case = make_case(random, types)

@@ -1,4 +1,4 @@
-"""The kernel itself, compiled for the host, against float64; and against the ONNX function body."""
+"""Compare the kernel, compiled for the host, with float64 and with the ONNX function body."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def excess(case: Case, kind: DType, tactic: Tactic = TACTICS[1]) -> tuple[float,
 @needs_compiler
 @pytest.mark.parametrize("types", TYPES, ids="-".join)
 def test_the_error_is_one_rounding_of_the_output(types: tuple[DType, DType, DType]) -> None:
-    """Half an ulp of the output, and what fp32 adds (`slack`): hundreds of random shapes."""
+    """The error is half an ulp of the output and what fp32 adds (`slack`), over hundreds of random
+    shapes.
+    """
     random = np.random.default_rng(sum(map(ord, "".join(types))))
     worst: dict[str, tuple[float, float]] = {}
     for scenario in SCENARIOS:
@@ -71,7 +73,7 @@ def test_the_error_is_one_rounding_of_the_output(types: tuple[DType, DType, DTyp
 
 @needs_compiler
 def test_fp16_up_to_512_columns() -> None:
-    """One rounding of the output, and 1 % of it for the sums in fp32."""
+    """The error is one rounding of the output, and 1 % of it for the sums in fp32."""
     random = np.random.default_rng(512)
     for types in (TYPES[1], TYPES[4]):
         worst = max(excess(make_case(random, types, "wide"), "fp16")[0] for _ in range(100))
@@ -115,7 +117,7 @@ def half_coordinates(case: Case) -> np.ndarray:
 
 @needs_compiler
 def test_half_precision_coordinates_are_far_worse() -> None:
-    """On maps of 400 to 512 columns: what fp32 coordinates in the kernel are for."""
+    """On maps of 400 to 512 columns the kernel needs its fp32 coordinates."""
     random = np.random.default_rng(3)
     ours, theirs = [], []
     for _ in range(10):
@@ -138,7 +140,7 @@ def test_every_tactic_gives_the_same_bits() -> None:
 
 @needs_compiler
 def test_nothing_outside_the_map_is_read() -> None:
-    """Infinities beside every map, and in maps where no location comes near, must not show."""
+    """Infinities beside every map, and in maps where no location comes near, do not show."""
     random = np.random.default_rng(5)
     for scenario in SCENARIOS:
         case = make_case(random, TYPES[1], scenario)
@@ -202,8 +204,8 @@ def one_node(kind: int) -> onnx.ModelProto:
 def test_the_function_body_in_onnx_runtime_agrees(types: tuple[DType, DType, DType]) -> None:
     """One file serves plugin and fallback, so both must give the same.
 
-    The body computes locations in one fp32: on maps of w columns it may be off by w * 2^-24 pixels
-    (times 2, for its product and its sum), on each axis, times a slope of twice the largest value.
+    The body computes locations in one fp32. On maps of w columns it may be off by w * 2^-24 pixels
+    (times 2, for its product and its sum) on each axis, times a slope of twice the largest value.
     """
     kind = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16}[types[0]]
     session = onnxruntime.InferenceSession(

@@ -1,4 +1,4 @@
-"""The kernel through NVRTC, and through ptxas where that is found. No GPU, no driver."""
+"""Compile the kernel by NVRTC, and assemble it by ptxas where that is found. No GPU, no driver."""
 
 from __future__ import annotations
 

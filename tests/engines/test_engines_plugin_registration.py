@@ -1,8 +1,8 @@
-"""The plugin under NVIDIA's own Python: real bindings, stand-ins for the libraries, no GPU.
+"""Test the plugin under NVIDIA's own Python: real bindings, stand-ins for the libraries, no GPU.
 
-What TensorRT's C++ would do is done by ``_BUILD``: it creates the plugin through the creator and
-calls the methods of NVIDIA's ``_TemplateAOTPlugin`` in the builder's order. Its dimension
-expressions are plain numbers.
+``_BUILD`` does what TensorRT's C++ would do: it creates the plugin through the creator and calls
+the methods of NVIDIA's ``_TemplateAOTPlugin`` in the builder's order. Its dimension expressions are
+plain numbers.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ print(json.dumps({
 
 
 def test_a_wrong_signature_is_refused(real_tensorrt: Path) -> None:
-    """Shows that the check above checks something."""
+    """This shows that the check of the signatures works."""
     done = run_with_real_bindings(
         real_tensorrt,
         """
@@ -226,9 +226,7 @@ print(json.dumps(build(trt.{value}, trt.{offsets}, trt.{logits})))
         ("build(trt.float16, trt.float16, trt.float16, dynamic=(3,))", "head width) is dynamic"),
     ],
 )
-def test_what_the_kernel_cannot_take_is_refused(
-    real_tensorrt: Path, call: str, message: str
-) -> None:
+def test_unsupported_inputs_are_refused(real_tensorrt: Path, call: str, message: str) -> None:
     found = run(
         real_tensorrt,
         f"""

@@ -1,4 +1,4 @@
-"""The host build under gcc's sanitizers: reads outside a tensor, misaligned vectors, overflows."""
+"""Run the host build under gcc's sanitizers: bad reads, misaligned vectors, overflows."""
 
 from __future__ import annotations
 

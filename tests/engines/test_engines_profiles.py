@@ -1,4 +1,4 @@
-"""Profiles: defaults, ``--profile``, its messages, shapes and corners. No TensorRT."""
+"""Test profiles: defaults, ``--profile``, its messages, shapes and corners. No TensorRT."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_default_reaches_to_the_bundles_own_size(bundle: Bundle) -> None:
             axis.check(size)
 
 
-def test_what_profile_names_replaces_the_default(bundle: Bundle) -> None:
+def test_axes_named_by_profile_replace_the_default(bundle: Bundle) -> None:
     first, second = profiles.read_profiles(["H=64:128:256,E=2", "M=1:2:3"], bundle)
     default = profiles.default_profile(bundle)
     assert first == {**default, "H": (64, 128, 256), "E": (2, 2, 2)}
@@ -82,15 +82,49 @@ def test_the_nearest_profile_is_allowed() -> None:
     assert profiles.read_profile(nearest, AXES)["H"] == (32, 32, 4096)
 
 
-def test_a_stream_must_be_able_to_start(bundle: Bundle) -> None:
-    for text, axis in (("E=2:4:8", "E"), ("M=8:8:8", "M")):
-        with pytest.raises(InputError, match=f"begin the sizes of {axis} at 1"):
-            profiles.check_streamable(
-                profiles.read_profiles([text], bundle), profiles.bundle_axes(bundle)
-            )
-    profiles.check_streamable(
-        profiles.read_profiles(["E=2:4:8", "E=1"], bundle), profiles.bundle_axes(bundle)
-    )
+ONLINE = "an online stream with its default memory"
+OFFLINE = "an offline stream of one frame"
+
+
+@pytest.mark.parametrize(
+    ("texts", "missing"),
+    [
+        ([], None),
+        (["E=2:4:8"], ("E=1, M=64", ONLINE)),
+        (["M=1:8:8"], ("E=1, M=64", ONLINE)),
+        (["M=65:80:128"], ("E=1, M=64", ONLINE)),
+        (["M=64"], ("E=1, M=1", OFFLINE)),
+        (["M=2:64:64"], ("E=1, M=1", OFFLINE)),
+        (["E=2:4:8", "E=1"], None),
+        (["M=64", "M=1:2:8"], None),
+        # One profile has one expression, the other one has the memory; no stream has both.
+        (["E=1,M=1:8:8", "E=2:4:8"], ("E=1, M=64", ONLINE)),
+    ],
+)
+def test_default_streams_must_be_supported(
+    bundle: Bundle, texts: list[str], missing: tuple[str, str] | None
+) -> None:
+    axes, given = profiles.bundle_axes(bundle), profiles.read_profiles(texts, bundle)
+    if missing is None:
+        profiles.check_streamable(given, axes)
+        return
+    with pytest.raises(InputError) as error:
+        profiles.check_streamable(given, axes)
+    text, (sizes, what) = str(error.value), missing
+    assert text.startswith(f"no profile supports {sizes}, which {what} needs; widen one: ")
+    assert "\n" not in text
+    suggested = text.rsplit("--profile ", 1)[1]
+    profiles.check_streamable(profiles.read_profiles([suggested], bundle), axes)
+
+
+def test_the_bounds_of_a_bundle_limit_what_default_streams_need() -> None:
+    fixed = {"E": AxisSpec("E", 2, 2), "M": AxisSpec("M", 16, 16)}
+    profiles.check_streamable([{"E": (2, 2, 2), "M": (16, 16, 16)}], fixed)
+    short = {"E": AxisSpec("E", 1, 256), "M": AxisSpec("M", 1, 32)}
+    profiles.check_streamable([{"E": (1, 2, 8), "M": (1, 16, 32)}], short)
+    with pytest.raises(InputError, match="no profile supports E=1, M=32, which an online stream"):
+        profiles.check_streamable([{"E": (1, 2, 8), "M": (1, 16, 16)}], short)
+    profiles.check_streamable([{"H": (32, 32, 32)}], {"H": AxisSpec("H", 32, 64, 32)})
 
 
 SPEC = GraphSpec(

@@ -1,4 +1,4 @@
-"""Progress of nested phases, the words for the time that is left, interruption. No TensorRT."""
+"""Test the progress of nested phases, the remaining time, and interruption. No TensorRT."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_share_never_goes_back_nor_beyond_one() -> None:
     assert max(shares) == 1.0
 
 
-def test_nothing_is_said_of_the_time_before_something_is_known() -> None:
+def test_the_remaining_time_is_unknown_at_first() -> None:
     told, clock = Told(), Clock()
     progress = BuildProgress(told, clock)
     clock.now = 5.0
@@ -104,7 +104,7 @@ def test_ctrl_c_stops_the_build_and_crosses_no_cpp_frame() -> None:
         (150, "about 2 min left"),
     ],
 )
-def test_words_for_the_time_left(seconds: float | None, words: str) -> None:
+def test_the_remaining_time_is_formatted(seconds: float | None, words: str) -> None:
     assert time_left(seconds) == words
 
 

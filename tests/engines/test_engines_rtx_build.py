@@ -1,8 +1,8 @@
-"""TensorRT-RTX really builds engines of all five graphs here, without a GPU, in fp32 and fp16.
+"""Build engines of all five graphs with the real TensorRT-RTX, without a GPU, in fp32 and fp16.
 
-Its strict typing is a check of the exported types at the same time: a graph that mixes them is
-refused at parse. What needs a driver (deserialising, the inspector, running) is expected to be
-refused, and the sidecar to say so.
+TensorRT-RTX's strict typing checks the exported types at the same time: it refuses to parse a graph
+that mixes types. What needs a driver (deserialising, the inspector, running) is refused, and the
+sidecar says so.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def test_all_five_graphs_become_plans(built: Built) -> None:
     assert {file.name for file in folder.iterdir()} == names, "nothing else is left there"
 
 
-def test_the_sidecar_tells_everything(built: Built) -> None:
+def test_the_sidecar_records_the_build(built: Built) -> None:
     manifest = built.bundle.manifest
     for name, engine in built.engines.items():
         assert read_sidecar(built.bundle.path, TARGET, name) == engine
@@ -171,13 +171,13 @@ def test_the_layers_multiply_in_the_types_of_the_onnx(built: Built) -> None:
         assert "float64" not in engine.layers["network"]["all"]
 
 
-def test_layer_norms_stay_whole(built: Built) -> None:
-    """One layer accumulates in float32; taken apart, fp16 would overflow (tensorrt.md)."""
+def test_layer_norms_are_not_decomposed(built: Built) -> None:
+    """One layer accumulates in float32; decomposed, fp16 would overflow (tensorrt.md)."""
     for name in ("backbone", "text_encoder", "frame_decoder", "video_decoder"):
         assert built.engines[name].layers["network"]["kinds"]["NORMALIZATION"] > 0
 
 
-def test_what_could_not_be_run_is_said_and_refused(built: Built) -> None:
+def test_an_engine_without_parity_results_is_refused(built: Built) -> None:
     for engine in built.engines.values():
         assert engine.parity is None
         assert engine.parity_reason == "built on a machine without a GPU, where it cannot be run"
@@ -193,13 +193,13 @@ def test_what_could_not_be_run_is_said_and_refused(built: Built) -> None:
 
 
 def test_without_a_driver_tensorrt_itself_refuses(built: Built) -> None:
-    """The real runtime is asked, with a plan that it built: no driver, no engine, one line."""
+    """The real runtime refuses a plan that it built: no driver, no engine, one line."""
     plan = read_plan(built.bundle, built.engines["mask_head"])
     with pytest.raises(BackendError, match="cannot deserialise the plan; check the GPU's driver"):
         deserialize(rtx, rtx.Logger(rtx.Logger.INTERNAL_ERROR), plan, None)
 
 
-def test_progress_was_told(built: Built) -> None:
+def test_progress_is_reported(built: Built) -> None:
     for name in GRAPHS:
         shares = [share for graph, _, share, _ in built.told if graph == name]
         assert shares == sorted(shares)
@@ -262,7 +262,7 @@ def test_settings_reach_the_builder_and_the_sidecar(build: Build) -> None:
     )
 
 
-def test_a_build_that_fails_leaves_what_was_there(build: Build, bundle: Bundle) -> None:
+def test_a_failed_build_leaves_earlier_engines(build: Build, bundle: Bundle) -> None:
     before = build()
     # TensorRT-RTX has no fp32 matrix product for Turing, and says so only while it builds.
     with pytest.raises(BackendError) as error:
@@ -276,7 +276,7 @@ def test_a_build_that_fails_leaves_what_was_there(build: Build, bundle: Bundle) 
     assert len(list(engine_folder(bundle.path, TARGET).iterdir())) == 2
 
 
-def test_too_little_workspace_is_said(build: Build) -> None:
+def test_too_little_workspace_is_one_line(build: Build) -> None:
     with pytest.raises(BackendError, match="try a larger --workspace or smaller --profile maxima"):
         build(workspace_mib=1)
 
@@ -304,7 +304,7 @@ def test_ctrl_c_ends_the_build_and_leaves_nothing(bundle: Bundle) -> None:
 
 
 def test_a_graph_of_mixed_types_is_refused(bundle: Bundle, resign: Callable[..., None]) -> None:
-    """A free check of the exported types: one weight in another type, and parsing fails."""
+    """This checks the exported types: with one weight of another type, parsing fails."""
     import onnx
     from onnx import numpy_helper
 
@@ -324,8 +324,8 @@ def test_a_graph_of_mixed_types_is_refused(bundle: Bundle, resign: Callable[...,
     assert MANIFEST in {path.name for path in bundle.path.iterdir()}
 
 
-def test_bfloat16_arrives(tmp_path: Path) -> None:
-    """Of opset 22, with float32 edges; mask logits are an island."""
+def test_bfloat16_reaches_the_network(tmp_path: Path) -> None:
+    """Graphs of opset 22 have float32 edges; mask logits are an island."""
     bundle = open_bundle(export_graphs_alone(tmp_path / "bundle", "bf16", only=("mask_head",)))
     (engine,) = build_engines(bundle, BuildSettings(TARGET), graphs=["mask_head"])
     assert engine.precision == "bf16"
@@ -345,7 +345,7 @@ def test_the_whole_network_builds_in_bf16(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_large_network_builds_in_fp16(tmp_path: Path) -> None:
-    """At its own size, 448x800, for one architecture."""
+    """The size is its own, 448x800, for one architecture."""
     bundle = open_bundle(export_graphs_alone(tmp_path / "large", "fp16", "large"))
     settings = BuildSettings(TARGET, compute_capabilities=("8.9",))
     for engine in build_engines(bundle, settings):

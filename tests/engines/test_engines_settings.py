@@ -1,4 +1,4 @@
-"""Settings, targets, the GPU's absence, the timing cache, the log: no TensorRT, no GPU."""
+"""Test settings, targets, the GPU's absence, the timing cache and the log. No TensorRT, no GPU."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9")
         ("tensorrt-rtx", {"timing_cache": Path("t")}, "(it times nothing)"),
     ],
 )
-def test_settings_that_cannot_be(target: str, option: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(target: str, option: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as error:
         BuildSettings(target, **option)
     assert message in str(error.value)
 
 
-def test_options_build_the_same_again() -> None:
+def test_options_repeat_the_build() -> None:
     assert BuildSettings("tensorrt").options() == ()
     settings = BuildSettings(
         "tensorrt",
@@ -111,7 +111,7 @@ def open_with(
         ),
     ],
 )
-def test_what_is_missing_is_said_with_its_command(
+def test_missing_libraries_are_named_with_the_command(
     monkeypatch: pytest.MonkeyPatch,
     target: str,
     version: str | None,
@@ -126,7 +126,7 @@ def test_what_is_missing_is_said_with_its_command(
         assert "--target tensorrt-rtx" in str(error.value)
 
 
-def test_what_is_there_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installed_targets_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     library, found = open_with(monkeypatch, "tensorrt", "11.4.0.106", RTX4090)
     assert (library.__name__, found) == ("tensorrt", RTX4090)
     library, found = open_with(monkeypatch, "tensorrt-rtx", "1.7.1.116", None)
@@ -158,7 +158,7 @@ class StandInDriver:
         return 0
 
 
-def test_the_gpu_is_asked_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_driver", StandInDriver)
     assert gpu.find_gpu() == RTX4090
     monkeypatch.setattr(gpu, "_driver", lambda: StandInDriver(init=100))
@@ -204,12 +204,12 @@ class StandInConfig:
 def test_timings_of_another_gpu_are_not_used(tmp_path: Path) -> None:
     file, config = tmp_path / "t.cache", StandInConfig()
     file.write_bytes(b"of another GPU")
-    with pytest.warns(UserWarning, match="is of another TensorRT or GPU: it is begun anew"):
+    with pytest.warns(UserWarning, match="is of another TensorRT or GPU: a new one is started"):
         timing_cache.attach_cache(config, file)
     assert config.cache == b""
 
 
-def test_messages_are_kept_once_and_the_telling_error_comes_first() -> None:
+def test_messages_are_kept_once_and_the_useful_error_comes_first() -> None:
     messages = Messages()
     assert messages.cause == "TensorRT gave no reason"
     for text in ("[checkMacros.cpp::catchCudaError::250] no driver", "node x:\n  wrong", "later"):

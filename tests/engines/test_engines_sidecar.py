@@ -1,6 +1,7 @@
-"""Which engines may be loaded: every refusal with what was found, what is needed, and the command.
+"""Test which engines may be loaded: every refusal gives what was found, what is needed, and the
+command.
 
-The plans here are bytes without meaning: whatever is refused is refused before it is deserialised.
+The plans here are meaningless bytes, because every refusal comes before deserialising.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def rebuild(bundle: Bundle, options: str = " --workspace 512", target: str = "te
     return f"rvos-deploy build-engine {bundle.path} --target {target}{options}"
 
 
-def test_an_engine_in_order_is_taken(bundle: Bundle, put: Callable[..., EngineSidecar]) -> None:
+def test_a_valid_engine_is_accepted(bundle: Bundle, put: Callable[..., EngineSidecar]) -> None:
     written = put()
     read = read_sidecar(bundle.path, "tensorrt", "mask_head")
     assert read == written
@@ -224,7 +225,7 @@ def test_host_code_must_be_allowed(bundle: Bundle, put: Callable[..., EngineSide
         (({"name": "masks", "passed": "yes"},), "failed 1 of 1 parity checks (masks)"),
     ],
 )
-def test_an_engine_without_its_proof_is_refused(
+def test_an_engine_without_parity_results_is_refused(
     bundle: Bundle, put: Callable[..., EngineSidecar], parity: Any, found: str
 ) -> None:
     put(parity=parity, parity_reason="built on a machine without a GPU")
@@ -372,7 +373,7 @@ class StandInTensorRT:
         return runtime
 
 
-def test_nothing_is_deserialised_before_everything_holds(
+def test_nothing_is_deserialised_before_every_check_has_passed(
     bundle: Bundle, put: Callable[..., EngineSidecar]
 ) -> None:
     trt = StandInTensorRT()

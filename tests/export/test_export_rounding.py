@@ -203,7 +203,7 @@ def test_the_packaged_weights_in_float16_lose_no_masks(tmp_path: Path) -> None:
     """Exported as benchmarks/results/README.md says, and measured on 12 videos against the packaged
     float32 bundle: at most 0.002 of J&F.
     """
-    from rvos_deploy.benchmarks.studies.agreement import compare_bundles, require_agreement
+    from rvos_deploy.benchmarks.studies.bundle_parity import compare_bundles, require_parity
     from rvos_deploy.datasets import read_mevis
     from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 
@@ -216,4 +216,4 @@ def test_the_packaged_weights_in_float16_lose_no_masks(tmp_path: Path) -> None:
     write_mevis(data, seed=12345, split="valid", videos=12, config=config)
     found = compare_bundles(report.path, packaged_bundles()["tiny"], read_mevis(data))
     print(f"lost {found['lost']:+.5f}, {found['moved']} of {found['expressions']} moved")
-    require_agreement(found, 0.002)
+    require_parity(found, 0.002)

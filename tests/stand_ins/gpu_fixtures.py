@@ -1,4 +1,4 @@
-"""Fixtures of the stand-ins, for every folder of tests that reaches a GPU."""
+"""Provide fixtures of the stand-ins for every folder of tests that reaches a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from recording_cuda import FakeBindings, FakePycuda, Gpu, Machine
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    """A recording GPU; hand its ``libraries`` to ``acquire_device``."""
+    """Return a recording GPU; give its ``libraries`` to ``acquire_device``."""
     from rvos_deploy.runtime.backends.cuda import device as cuda_device
 
     machine = Machine()
@@ -20,10 +20,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 @pytest.fixture
 def cuda_modules(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    """The recording GPU, where Python looks for pycuda and cuda-bindings."""
+    """Put the recording GPU where Python looks for pycuda and cuda-bindings."""
     from rvos_deploy.runtime.backends.cuda.nvrtc import load_nvrtc
 
-    # The real one, which needs no GPU; it takes its helpers from the real driver module.
+    # NVRTC is the real one. It needs no GPU, but it imports helpers of the real driver module.
     load_nvrtc()
     monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.pycuda)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.bindings)

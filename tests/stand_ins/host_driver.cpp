@@ -1,6 +1,6 @@
-// A CUDA driver for one test: the real cuda.bindings load it in the place of libcuda.so.1, and a
-// launch runs the kernel as g++ compiled it, on the host's memory. It shows that arguments arrive as
-// the kernel takes them; nothing of a GPU.
+// A CUDA driver for one test. The real cuda.bindings load it in place of libcuda.so.1, and a launch
+// runs the kernel as g++ compiled it, on host memory. It shows that the kernels get their
+// arguments, and nothing about a GPU.
 
 #include <dlfcn.h>
 

@@ -1,4 +1,4 @@
-// kernels.cu for the host: one C function per kernel, called by host_kernels.py.
+// Compiles kernels.cu for the host: one C function per kernel, called by host_kernels.py.
 
 #include "host_shim.h"
 
@@ -29,7 +29,7 @@ extern "C" void host_rvos_fit_frame(int grid, int block, RVOS_FIT_PARAMETERS) {
   });
 }
 
-#define RVOS_STACK_ARGUMENTS pieces, words, total, output
+#define RVOS_STACK_ARGUMENTS addresses, words, total, output
 
 extern "C" void host_rvos_stack_vectors(int grid, int block, RVOS_STACK_PARAMETERS(uint4)) {
   launch(dim3(grid), dim3(block), [&] { rvos_stack_vectors(RVOS_STACK_ARGUMENTS); });

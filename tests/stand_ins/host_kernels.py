@@ -1,4 +1,4 @@
-"""The runtime's kernels on the CPU: the same source, compiled by g++ through the plugin's shim."""
+"""Run the runtime's kernels on the CPU: g++ compiles the same source through the plugin's shim."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLAGS = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-str
 
 
 def build(source: str, library: Path) -> None:
-    """Compile one of this folder's C++ files into a shared library; skips without a compiler."""
+    """Compile a C++ file of this folder into a shared library; skip the test without a compiler."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no g++ to build the kernels for the host")
@@ -31,7 +31,7 @@ def build(source: str, library: Path) -> None:
 
 @functools.cache
 def host_library() -> ctypes.CDLL:
-    """Built once a process."""
+    """Build the library once a process."""
     with tempfile.TemporaryDirectory(prefix="rvos-") as folder:
         library = Path(folder) / "kernels.so"
         build("host_kernels.cpp", library)
@@ -41,6 +41,6 @@ def host_library() -> ctypes.CDLL:
 def launch_on_host(
     kernel: str, blocks: int, threads: int, values: tuple[int, ...], types: tuple[type, ...]
 ) -> None:
-    """Run a kernel; pointers among ``values`` are addresses of this process."""
+    """Run a kernel; pointers among ``values`` are addresses in this process."""
     arguments = [kind(value) for value, kind in zip(values, types, strict=True)]
     getattr(host_library(), f"host_{kernel}")(blocks, threads, *arguments)

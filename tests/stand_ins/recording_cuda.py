@@ -1,15 +1,17 @@
-"""Recording stand-ins of ``pycuda.driver`` and ``cuda.bindings.driver``: no GPU, no CUDA.
+"""Record calls of ``pycuda.driver`` and ``cuda.bindings.driver``: stand-ins without a GPU or CUDA.
 
-What they have of the real modules are the names, the arguments and the rules below; nothing of a
-GPU's behaviour beyond them is claimed.
+They have the names, the arguments and the rules below from the real modules, and claim nothing else
+of a GPU's behaviour.
 
-* Work that is put on a stream runs as late as it may: when the host waits for it, or when other
-  work that must come after it runs. A wait that was forgotten therefore reads old bytes, and a
-  buffer that is used again too early loses its content.
-* A call without a current context, memory that is freed twice or used afterwards, an allocation or
-  a synchronisation while a stream is captured: AssertionError, in the test that did it.
+* Work on a stream runs as late as it may: when the host waits for it, or when other work that must
+come
+  after it runs. So a forgotten wait reads old bytes, and a buffer that is reused too early loses
+  its
+  content.
+* A call without a current context, memory that is freed twice or used after it was freed, and an
+  allocation or a synchronisation during a capture raise AssertionError in the test.
 * Our own kernels run as g++ compiled their source for the host (``host_kernels.py``).
-* Everything is recorded in ``log``, in order.
+* ``log`` records everything in order.
 """
 
 from __future__ import annotations
@@ -34,12 +36,12 @@ Work = Callable[[], None]
 
 
 def need_ints(*values: object) -> None:
-    """Boost.Python's conversion takes no NumPy integers."""
+    """Refuse NumPy integers, as Boost.Python's conversion does."""
     assert all(isinstance(value, int) for value in values), values
 
 
 class Machine:
-    """The GPU that both stand-ins talk to."""
+    """The GPU behind both stand-ins."""
 
     def __init__(self, memory: int = 2**34, gpus: int = 1) -> None:
         self.memory, self.gpus = memory, gpus
@@ -62,14 +64,14 @@ class Machine:
 
     @property
     def stack(self) -> list[Any]:
-        """CUDA's stack of contexts, of this thread."""
+        """CUDA's stack of contexts of this thread."""
         if not hasattr(self._local, "stack"):
             self._local.stack = []
         return self._local.stack
 
     @property
     def pycuda_stack(self) -> list[Any]:
-        """pycuda keeps one of its own, and never more than its top on CUDA's."""
+        """pycuda's own stack; only its top is on CUDA's."""
         if not hasattr(self._local, "pycuda"):
             self._local.pycuda = []
         return self._local.pycuda
@@ -85,16 +87,23 @@ class Machine:
         capturing = [s.number for s in self.streams.values() if s.captured is not None]
         assert not capturing, f"{what} while stream {capturing} is captured"
 
+    def fail_if_asked(self, what: str) -> None:
+        """Raise pycuda's error where a test asked for it: after ``failing[what]`` more calls."""
+        if what in self.failing:
+            self.failing[what] -= 1
+            if self.failing[what] < 0:
+                raise FakePycuda.Error(f"{what} failed: because the test says so")
+
     def pointer(self, address: int) -> int:
-        """Where device memory really is, from an address on to the end of its allocation."""
+        """Return the host address of device memory, which an allocation must hold."""
         for start, block in list(self.allocations.items()):
             if start <= address < start + len(block):
                 return int(block[address - start :].ctypes.data)
         raise AssertionError(f"{address:#x} is not allocated")
 
     def bytes_at(self, address: int, count: int) -> np.ndarray:
-        """A view of device memory."""
-        # A copy: other threads may take memory meanwhile.
+        """Return a view of device memory."""
+        # The list is copied, because other threads may allocate meanwhile.
         for start, block in list(self.allocations.items()):
             if start <= address and address + count <= start + len(block):
                 return block[address - start : address - start + count]
@@ -144,6 +153,13 @@ class FakeStream:
     def synchronize(self) -> None:
         self._machine.need_context("Stream.synchronize")
         self._machine.need_no_capture("Stream.synchronize")
+        try:
+            self._machine.fail_if_asked("Stream.synchronize")
+        except FakePycuda.Error:
+            # After an error that makes a wait fail, CUDA runs nothing that is queued.
+            for stream in list(self._machine.streams.values()):
+                stream.queue.clear()
+            raise
         self.run_until(self.queued)
 
     def wait_for_event(self, event: FakeEvent) -> None:
@@ -212,7 +228,7 @@ class _DeviceAllocation:
 
 
 class _Context:
-    """The primary context, with pycuda's own way of keeping stacks (src/cpp/cuda.hpp)."""
+    """The primary context, with pycuda's way of keeping stacks (src/cpp/cuda.hpp)."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._valid = machine, True
@@ -230,7 +246,7 @@ class _Context:
         assert self._valid, "detached twice"
         active = bool(machine.pycuda_stack) and machine.pycuda_stack[-1] is self
         if not active:
-            # What pycuda does, and what leaves a dead context current.
+            # pycuda does this, and leaves a dead context current.
             machine.stack.append(self)
         machine.retained -= 1
         machine.record("context released")
@@ -242,7 +258,7 @@ class _Context:
 
 
 class FakePycuda:
-    """In the place of ``pycuda.driver``."""
+    """Stands in for ``pycuda.driver``."""
 
     class Error(Exception):
         pass
@@ -289,7 +305,7 @@ class FakePycuda:
             raise self.Error("cuInit failed: no CUDA-capable device is detected")
 
     def Stream(self, flags: int = 0) -> FakeStream:  # noqa: N802
-        self._fail("Stream")
+        self._machine.fail_if_asked("Stream")
         return FakeStream(self._machine, flags)
 
     def Event(self, flags: int = 0) -> FakeEvent:  # noqa: N802
@@ -300,7 +316,7 @@ class FakePycuda:
         need_ints(size)
         machine.need_context("mem_alloc")
         machine.need_no_capture("mem_alloc")
-        self._fail("mem_alloc")
+        machine.fail_if_asked("mem_alloc")
         if sum(map(len, list(machine.allocations.values()))) + size > machine.memory:
             raise self.MemoryError("cuMemAlloc failed: out of memory")
         address = machine.number() << 32
@@ -370,13 +386,6 @@ class FakePycuda:
 
         stream.put(work)
 
-    def _fail(self, what: str) -> None:
-        """Raise when a test asked for it: ``machine.failing[what]`` calls from now."""
-        if what in self._machine.failing:
-            self._machine.failing[what] -= 1
-            if self._machine.failing[what] < 0:
-                raise self.Error(f"{what} failed: because the test says so")
-
 
 class CUresult(enum.IntEnum):
     CUDA_SUCCESS = 0
@@ -386,7 +395,7 @@ class CUresult(enum.IntEnum):
 
 
 class FakeBindings:
-    """In the place of ``cuda.bindings.driver``; functions answer (error, result...)."""
+    """Stands in for ``cuda.bindings.driver``; functions return (error, result...)."""
 
     class CUstreamCaptureMode(enum.IntEnum):
         CU_STREAM_CAPTURE_MODE_GLOBAL = 0
@@ -525,7 +534,7 @@ class FakeBindings:
         function: tuple[int, str],
         *sizes: Any,
     ) -> tuple[Any, ...]:
-        """Queue the kernel as g++ compiled it; pointers are followed when it runs."""
+        """Queue the kernel that g++ compiled; pointers are followed when it runs."""
         from host_kernels import launch_on_host
 
         machine = self._machine
@@ -546,7 +555,7 @@ class FakeBindings:
                 for value, kind in zip(values, types, strict=True)
             )
             if name.startswith("rvos_stack"):
-                # A table of addresses, which are followed too.
+                # The argument is a table of addresses, which are followed too.
                 words, total = real[1:3]
                 addresses = machine.bytes_at(values[0], total // words * 8).view(np.uint64)
                 followed = np.array([machine.pointer(int(a)) if a else 0 for a in addresses])
@@ -564,7 +573,7 @@ class FakeBindings:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The stand-ins, and what they record."""
+    """The stand-ins and their record."""
 
     machine: Machine
     pycuda: FakePycuda
@@ -575,7 +584,7 @@ class Gpu:
         return CudaLibraries(self.pycuda, self.bindings)
 
     def check_clean(self) -> None:
-        """Everything was freed, by hand and with a context."""
+        """Check that everything was freed explicitly and within a context."""
         gc.collect()
         assert self.machine.leaks() == dict.fromkeys(self.machine.leaks(), 0)
         assert [entry for entry in self.machine.log if entry[0] == "leak"] == []

@@ -1,9 +1,10 @@
-"""A recording stand-in of ``tensorrt``: engines whose arithmetic ONNX Runtime does, on the host.
+"""Stand in for ``tensorrt``: engines whose arithmetic ONNX Runtime does on the host.
 
-A plan is the path of an ONNX file. ``execute_async_v3`` puts work on the stand-in stream that reads
-the inputs' bytes at the addresses set, runs the graph, and writes the outputs' bytes: so what a run
-gives depends on the order of the streams, as on a GPU. Everything else only keeps TensorRT's names
-and its rules: sizes and addresses must be set, a workspace given, and refusals are return values.
+A plan is the path of an ONNX file. ``execute_async_v3`` queues work on the stand-in stream: it
+reads the inputs' bytes at the given addresses, runs the graph, and writes the outputs' bytes. So
+the result of a run depends on the order of the streams, as on a GPU. Everything else keeps
+TensorRT's names and rules: sizes and addresses must be set, a workspace given, and refusals are
+return values.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TYPES = {
     "bool": "BOOL",
     "uint8": "UINT8",
 }
-"""NumPy's names to those of ``DataType``."""
+"""Names of ``DataType`` by NumPy's names."""
 
 
 class DataType(enum.Enum):
@@ -72,7 +73,7 @@ _sessions: dict[Path, onnxruntime.InferenceSession] = {}
 
 
 def open_session(path: str) -> onnxruntime.InferenceSession:
-    """ONNX Runtime's session of a graph, opened once for all tests."""
+    """Return ONNX Runtime's session of a graph, opened once for all tests."""
     file = Path(path).resolve()
     if file not in _sessions:
         options = onnxruntime.SessionOptions()
@@ -81,14 +82,14 @@ def open_session(path: str) -> onnxruntime.InferenceSession:
             file,
             options,
             providers=["CPUExecutionProvider"],
-            # Ends the process in float16, see the back end.
+            # This pass ends the process in float16 (see the back end).
             disabled_optimizers=["FuseFp16InitializerToFp32NodeTransformer"],
         )
     return _sessions[file]
 
 
 class FakeTensorRt:
-    """In the place of the module ``tensorrt``."""
+    """Stands in for the module ``tensorrt``."""
 
     __name__ = "tensorrt"
     __version__ = "11.4.0.106"
@@ -98,9 +99,10 @@ class FakeTensorRt:
     Logger = Logger
 
     def __init__(self, machine: Machine, specs: dict[str, GraphSpec]) -> None:
-        """``specs``: contracts by graph; plans hold the paths of their ONNX files.
+        """Set up the module.
 
-        Set ``error`` for engines whose numbers are wrong by so much.
+        ``specs``: contracts by graph; plans hold the paths of their ONNX files. Set ``error`` to
+        add an error to the engines' numbers.
         """
         self.machine, self.specs = machine, specs
         self.deserialised: list[str] = []
@@ -110,7 +112,7 @@ class FakeTensorRt:
         self.error = 0.0
 
     def path_of(self, plan: bytes) -> str:
-        """The ONNX file of a plan."""
+        """Return the ONNX file of a plan."""
         return plan.decode()
 
     def Runtime(self, logger: Logger) -> Runtime:  # noqa: N802
@@ -258,6 +260,10 @@ class Context:
         work.__name__ = spec.name
         fake.put(work)
         return True
+
+    def __del__(self) -> None:
+        if not self._trt.machine.stack:
+            self._trt.machine.record("leak", "an execution context was freed without a context")
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the stand-in context has no {name}")

@@ -1,1 +1,1 @@
-"""Multi-scale deformable attention as a TensorRT plugin: ``rvos::MSDeformAttn``. See README.md."""
+"""Run multi-scale deformable attention as a TensorRT plugin, ``rvos::MSDeformAttn``."""

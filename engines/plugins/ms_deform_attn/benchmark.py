@@ -1,11 +1,11 @@
-"""How fast the kernel is on this GPU: ``python -m`` this module.
+"""Time the kernel on this GPU: ``python -m`` this module.
 
-NOT RUN: the machine on which this was written has no GPU, so this project has no figures from it.
-Compares, on the same tensors and the same card: our kernel with every tactic, ``grid_sample`` in
-PyTorch, NVIDIA's ``MultiscaleDeformableAttnPlugin_TRT`` where TensorRT is there (it leaves softmax
-and locations to its caller, so its time is without them), and a device copy, whose bytes a second
-are the ceiling. Bytes are those that must move at least once: each input and the output. The four
-pixels of each sample are read many times over, out of the caches.
+NOT RUN: the development machine has no GPU, so this project has no figures from it. The benchmark
+compares on the same tensors and the same GPU: our kernel with every tactic, ``grid_sample`` in
+PyTorch, NVIDIA's ``MultiscaleDeformableAttnPlugin_TRT`` where TensorRT is installed, and a device
+copy, whose bandwidth is the ceiling. NVIDIA's plugin leaves softmax and locations to its caller, so
+its time excludes them. Bytes are those that must move at least once: each input and the output. The
+caches serve most reads of the four pixels of each sample.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Timing:
     Args:
         name: what ran.
         milliseconds: the median of 50 runs, by CUDA events.
-        gigabytes_per_second: bytes that must move, over that time.
+        gigabytes_per_second: the bytes that must move, over that time.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Timing:
 
 
 def benchmark(kind: DType = "fp16", batch: int = 1) -> list[Timing]:
-    """Time all that is here. NOT RUN.
+    """Time every kernel that is available here. NOT RUN.
 
     Args:
-        kind: type of values; offsets and logits have it too.
+        kind: type of values, offsets and logits.
         batch: number of expressions.
     """
     import torch
@@ -59,19 +59,19 @@ def benchmark(kind: DType = "fp16", batch: int = 1) -> list[Timing]:
             batch, inputs[0].shape[1], inputs[3].shape[1], HEADS, HEAD_WIDTH, len(LEVELS), POINTS
         )
         pointers = tuple(tensor.data_ptr() for tensor in inputs)
-        place = output.data_ptr()
+        address = output.data_ptr()
         types = (kind, kind, kind)
         rows = [
             _time(
                 f"tactic {number}: {tactic}",
-                partial(launch, types, sizes, pointers, place, tactic),
+                partial(launch, types, sizes, pointers, address, tactic),
                 moved,
             )
             for number, tactic in TACTICS.items()
         ]
         rows.append(_time("grid_sample", _grid_sample(inputs), moved))
-        if (theirs := _nvidia_plugin(inputs)) is not None:
-            rows.append(_time("MultiscaleDeformableAttnPlugin_TRT", theirs, moved))
+        if (nvidia := _nvidia_plugin(inputs)) is not None:
+            rows.append(_time("MultiscaleDeformableAttnPlugin_TRT", nvidia, moved))
         source = torch.empty(2**28, dtype=torch.uint8, device="cuda")
         target = torch.empty_like(source)
         rows.append(_time("device copy", lambda: target.copy_(source), 2 * source.numel()))
@@ -128,7 +128,7 @@ def _grid_sample(inputs: tuple[Any, ...]) -> Callable[[], object]:
 
 
 def _nvidia_plugin(inputs: tuple[Any, ...]) -> Callable[[], object] | None:
-    """An engine that is NVIDIA's plugin alone, or None where it cannot be had."""
+    """Build an engine of NVIDIA's plugin alone, and return its run; None without the plugin."""
     import torch
 
     try:
@@ -137,7 +137,7 @@ def _nvidia_plugin(inputs: tuple[Any, ...]) -> Callable[[], object] | None:
         return None
     value, shapes, references, offsets, logits = inputs
     if value.dtype == torch.bfloat16:
-        return None  # theirs has no bf16
+        return None  # NVIDIA's plugin has no bf16
     logger = trt.Logger(trt.Logger.ERROR)
     trt.init_libnvinfer_plugins(logger, "")
     registry = trt.get_plugin_registry()
@@ -163,7 +163,7 @@ def _nvidia_plugin(inputs: tuple[Any, ...]) -> Callable[[], object] | None:
         torch.int32: trt.int32,
     }
     placed = [network.add_input(n, kinds[t.dtype], tuple(t.shape)) for n, t in tensors.items()]
-    plugin = creator.create_plugin("theirs", trt.PluginFieldCollection([]), trt.TensorRTPhase.BUILD)
+    plugin = creator.create_plugin("nvidia", trt.PluginFieldCollection([]), trt.TensorRTPhase.BUILD)
     layer = network.add_plugin_v3(placed, [], plugin)
     layer.get_output(0).name = "output"
     network.mark_output(layer.get_output(0))
@@ -177,7 +177,7 @@ def _nvidia_plugin(inputs: tuple[Any, ...]) -> Callable[[], object] | None:
         context.set_tensor_address(name, tensor.data_ptr())
 
     def run() -> None:
-        # The context borrows the engine's memory and the tensors': both live in this closure.
+        # The context uses the memory of the engine and of the tensors; this closure keeps both.
         if not engine or not tensors or not context.execute_async_v3(0):
             raise RuntimeError("TensorRT refused to run MultiscaleDeformableAttnPlugin_TRT")
 

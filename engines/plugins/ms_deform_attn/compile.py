@@ -1,7 +1,7 @@
-"""CUDA C++ to PTX by NVRTC: no nvcc, no driver and no GPU needed.
+"""Compile the kernel to PTX by NVRTC; neither nvcc, a driver nor a GPU is needed.
 
-NVRTC carries the vector types itself; what it needs from outside is ``cuda_fp16.h`` and
-``cuda_bf16.h``, of the wheel ``nvidia-cuda-runtime`` or of a CUDA toolkit.
+NVRTC has the vector types built in. It needs only ``cuda_fp16.h`` and ``cuda_bf16.h``, from the
+wheel ``nvidia-cuda-runtime`` or from a CUDA toolkit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CUDA_TYPES: dict[DType, str] = {"fp32": "float", "fp16": "__half", "bf16": "__n
 
 @functools.cache
 def compile_ptx(spec: KernelSpec) -> str:
-    """PTX that holds one kernel, ``spec.KERNEL_NAME``; compiled once per process and spec.
+    """Compile the kernel ``spec.KERNEL_NAME`` to PTX, once per process and spec.
 
     Raises:
         PluginError: the headers are missing.
@@ -33,10 +33,11 @@ def compile_ptx(spec: KernelSpec) -> str:
 
 
 def nvrtc_options(spec: KernelSpec) -> list[str]:
-    """The compiler's command line, without the architecture."""
+    """Return the compiler's options without the architecture."""
     return [
         "--std=c++17",
-        "--fmad=false",  # the kernel writes its fmaf: the host build then rounds in the same places
+        # The kernel writes every fmaf itself, so that the host build rounds in the same places.
+        "--fmad=false",
         f"-DRVOS_VALUE={_CUDA_TYPES[spec.value]}",
         f"-DRVOS_OFFSETS={_CUDA_TYPES[spec.offsets]}",
         f"-DRVOS_LOGITS={_CUDA_TYPES[spec.logits]}",
@@ -47,10 +48,10 @@ def nvrtc_options(spec: KernelSpec) -> list[str]:
 
 
 def include_folders(headers: tuple[str, ...]) -> list[Path]:
-    """The folders that hold the CUDA headers: of the pip wheels, else of a toolkit.
+    """Return the folders that hold the CUDA headers, in the pip wheels, else in a toolkit.
 
     Raises:
-        PluginError: a header that is in none of them.
+        PluginError: no folder holds a header.
     """
     found: list[Path] = []
     candidates = list(_include_candidates())
@@ -81,10 +82,11 @@ def _include_candidates() -> Iterator[Path]:
 
 
 def device_arch(ordinal: int = 0) -> int:
-    """The newest architecture that both the card and the installed NVRTC know. NOT RUN: no GPU.
+    """Return the newest architecture that the GPU and the installed NVRTC support. NOT RUN: no GPU.
 
     Raises:
-        PluginError: no driver, no card, or a driver older than NVRTC, which could not load its PTX.
+        PluginError: there is no driver or no GPU, or the driver is older than NVRTC and could not
+            load its PTX.
         BackendError: NVRTC is missing.
     """
     version = nvrtc.nvrtc_version()

@@ -1,4 +1,4 @@
-// kernel.cu for the host: one C function per combination of types, called by host.py.
+// Compiles kernel.cu for the host: one C function per combination of types, called by host.py.
 
 #include "host_shim.h"
 

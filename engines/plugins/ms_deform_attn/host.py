@@ -1,7 +1,8 @@
-"""The plugin's kernel on the CPU: the same source, compiled by g++, called with NumPy arrays.
+"""Run the plugin's kernel on the CPU: g++ compiles the same source, which is called with NumPy
+arrays.
 
-For tests only: it shows what the kernel computes without a GPU, several hundred times slower.
-bf16 arrays are ``uint16`` of its bits, since NumPy has no such type.
+For tests only: it shows what the kernel computes without a GPU, several hundred times slower. bf16
+arrays are ``uint16`` arrays of the bits, because NumPy has no bf16.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
 HOST_HEADERS = ("cuda_fp16.h", "cuda_bf16.h", "crt/host_defines.h", "nv/target")
 _HERE = SOURCE.parent
 _FILES = ("kernel.cu", "host.cpp", "host_shim.h")
-# No contraction and no vector reassociation: the kernel's fmaf and its order of sums are kept.
+# Without contraction and reassociation the host keeps the kernel's fmaf and its order of sums.
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing")
 _TYPES: dict[np.dtype[np.generic], DType] = {
     np.dtype(np.float32): "fp32",
@@ -40,13 +41,13 @@ _TYPES: dict[np.dtype[np.generic], DType] = {
 
 
 def to_bf16(numbers: NDArray[np.floating]) -> NDArray[np.uint16]:
-    """Round to the nearest bf16, ties to even; the bits are returned. No NaN."""
+    """Round to the nearest bf16, ties to even, and return the bits. NaN is not supported."""
     bits = np.ascontiguousarray(numbers, dtype=np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def from_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """The numbers that these bits stand for, exactly."""
+    """Return the exact float32 numbers of bf16 bits."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
@@ -58,16 +59,17 @@ def host_ms_deform_attn(
     attention_logits: NDArray[np.generic],
     tactic: Tactic = TACTICS[1],
 ) -> NDArray[np.generic]:
-    """Run the kernel, thread by thread, with the grid and the blocks that the plugin launches.
+    """Run the kernel thread by thread, with the grid and the blocks that the plugin launches.
 
-    Shapes as in ``modules/deformable_attention.py: ms_deform_attn``; types fp32, fp16 or bf16 (as
-    ``uint16``).
+    Shapes are those of ``modules/deformable_attention.py: ms_deform_attn``; types are fp32, fp16 or
+    bf16 (as ``uint16``).
 
     Returns:
         [B,Q,heads*D] in the type of ``value``.
 
     Raises:
-        PluginError: types or head width without a kernel, no compiler, or no CUDA headers.
+        PluginError: there is no kernel for these types or this head width, no compiler, or no CUDA
+            headers.
     """
     batch, pixels, heads, head_width = value.shape
     queries, _, levels, points, _ = sampling_offsets.shape[1:]
@@ -98,7 +100,7 @@ def host_ms_deform_attn(
 
 @functools.cache
 def _library(unroll: int) -> ctypes.CDLL:
-    """Built once per content of the sources, into the system's folder for temporary files."""
+    """Compile the sources once per process, into a temporary folder."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise PluginError(

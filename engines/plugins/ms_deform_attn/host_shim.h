@@ -1,7 +1,7 @@
-// What CUDA C++ has and C++ has not, for compiling kernel.cu on the host.
+// Replaces what CUDA C++ adds to C++, so that the host can compile kernel.cu.
 //
-// cuda_fp16.h and cuda_bf16.h are NVIDIA's own, with their host arithmetic; only the language is
-// replaced: thread and block indices are variables that a loop sets, and keywords vanish.
+// cuda_fp16.h and cuda_bf16.h are NVIDIA's own, with their host arithmetic. Only the language is
+// replaced: a loop sets the thread and block indices, and CUDA's keywords expand to nothing.
 #pragma once
 
 #include <cmath>
@@ -19,7 +19,7 @@ static dim3 blockDim, gridDim;
 
 static inline int min(int a, int b) { return a < b ? a : b; }
 
-// Runs the kernel for every thread of every block, one after the other: kernel.cu has no barrier.
+// Runs the kernel for all threads of all blocks, one after the other. kernel.cu has no barrier.
 template <typename Kernel>
 static void launch(dim3 grid, dim3 block, Kernel kernel) {
   gridDim = grid, blockDim = block;

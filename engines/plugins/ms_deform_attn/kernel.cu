@@ -1,6 +1,8 @@
-// Multi-scale deformable attention: softmax, locations and bilinear sampling in one kernel.
+// Computes multi-scale deformable attention: softmax, locations and bilinear sampling in one
+// kernel.
 //
-// The meaning is that of rvos_deploy.networks.pan2024.modules.deformable_attention.ms_deform_attn (Zhu et al. 2021):
+// It computes rvos_deploy.networks.pan2024.modules.deformable_attention.ms_deform_attn (Zhu et al.
+// 2021):
 //
 //   value             [B,S,heads,D]               T: fp32, fp16 or bf16
 //   level_shapes      int32 [levels,2]            (height, width); the areas add up to S
@@ -9,18 +11,19 @@
 //   attention_logits  [B,Q,heads,levels*points]   L: T or fp32
 //   output            [B,Q,heads*D]               T
 //
-// Launch: block (D / channels in 16 bytes, rows), grid (ceil(Q * heads / rows), B). The x threads of
-// a block share a row, that is one (query, head); each of them owns 16 bytes of its channels. So any
-// head width that fills whole 16-byte vectors works, without a division and with one PTX for all.
+// Launch: block (D / channels in 16 bytes, rows), grid (ceil(Q * heads / rows), B). The x threads
+// of a block share a row, that is one (query, head), and each thread owns 16 bytes of its channels.
+// So one PTX supports every head width of whole 16-byte vectors, without a division.
 //
-// Softmax: every thread of a row computes the row's weights itself. Each weight is one exp2, beside
-// 4 loads and 4 * channels multiply-adds, and the logits that the x threads read are the same
-// address, so one transaction. Sharing them would need shared memory (a limit on levels * points,
-// and a barrier), or shuffles (head widths that divide a warp). The sum of the weights is divided
-// out at the end, so the logits are read twice (the maximum first), the exponentials taken once.
+// Softmax: every thread of a row computes the row's weights itself. A weight costs one exp2, beside
+// 4 loads and 4 * channels multiply-adds. The x threads read their logits at the same address, in
+// one transaction. Sharing weights would need shared memory (a limit on levels * points, and a
+// barrier) or shuffles (head widths that divide a warp). The kernel divides by the sum of the
+// weights at the end, so it reads the logits twice (the maximum first) and takes the exponentials
+// once.
 //
-// Compiled without contraction (--fmad=false, -ffp-contract=off): each fmaf is written, so that the
-// device and the host build round in the same places. Only exp2f may differ.
+// The compilers must not contract (--fmad=false, -ffp-contract=off): the source writes each fmaf,
+// so that the device and the host build round in the same places. Only exp2f may differ.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -40,7 +43,7 @@ __device__ inline float to_float(__nv_bfloat16 number) { return __bfloat162float
 __device__ inline float2 widen(__half2 pair) { return __half22float2(pair); }
 __device__ inline float2 widen(__nv_bfloat162 pair) { return __bfloat1622float2(pair); }
 
-// Two neighbours in one load: the x and the y of an offset.
+// Loads two neighbours at once: the x and the y of an offset.
 __device__ inline float2 load_pair(const float* at) { return *reinterpret_cast<const float2*>(at); }
 __device__ inline float2 load_pair(const __half* at) {
   return widen(*reinterpret_cast<const __half2*>(at));
@@ -49,7 +52,7 @@ __device__ inline float2 load_pair(const __nv_bfloat16* at) {
   return widen(*reinterpret_cast<const __nv_bfloat162*>(at));
 }
 
-// 16 bytes of channels, kept in T until they are used.
+// Converts 16 bytes of channels, which stay in T until they are used.
 template <typename T>
 struct Channels;
 
@@ -93,9 +96,9 @@ template <>
 struct Channels<__nv_bfloat16> : PairedChannels<__nv_bfloat162> {};
 
 // A reference point on one axis of one level, in pixels: whole + rest, where pixel centres are
-// whole numbers. Whole pixels are kept apart: reference * size + offset in one fp32 is off by up
-// to 3e-5 of a pixel at 512, which shows beside the rounding of an fp16 output; so kept, it is
-// 1.5e-7 at any size below 2^24.
+// whole numbers. One fp32 for reference * size + offset is off by up to 3e-5 of a pixel at 512,
+// which shows beside the rounding of an fp16 output. With whole pixels apart the error is 1.5e-7 at
+// any size below 2^24.
 struct Origin {
   float whole, rest;
 };
@@ -107,7 +110,7 @@ __device__ inline Origin find_origin(float reference, int size) {
   return {whole, ((edge - whole) - 0.5f) + lost};
 }
 
-// The two pixels around a location on one axis, and their shares; 0 where outside the map.
+// The two pixels around a location on one axis, and their shares, which are 0 outside the map.
 struct Taps {
   int first;
   bool near_inside, far_inside;
@@ -119,8 +122,8 @@ __device__ inline Taps find_taps(Origin origin, float offset, int size) {
   const float rest = origin.rest + (offset - whole);
   const float carry = floorf(rest);
   const float far_share = rest - carry;
-  // Clamped before the conversion, which is undefined on the host beyond int. -2 and size + 1 have
-  // both pixels outside. An offset of NaN gives -2 as well: fmaxf returns its other argument.
+  // The clamp comes before the conversion, which is undefined on the host beyond int. At -2
+  // and at size + 1 both pixels are outside. NaN becomes -2: fmaxf returns its other argument.
   const float first = (origin.whole + whole) + carry;
   const int column = static_cast<int>(fminf(fmaxf(first, -2.0f), static_cast<float>(size) + 1.0f));
   const bool near_inside = column >= 0 && column < size;
@@ -129,13 +132,13 @@ __device__ inline Taps find_taps(Origin origin, float offset, int size) {
           far_inside ? far_share : 0.0f};
 }
 
-// A sampling point's four pixels, loaded but not yet used, and their shares.
+// The four pixels of a sampling point, loaded and not yet used, and their shares.
 struct Sample {
   uint4 raw[4];
   float share[4];
 };
 
-// A pixel outside is neither read nor counted, so nothing that is not finite can leak from it.
+// Pixels outside are neither read nor counted, so no NaN or infinity can leak from them.
 template <typename T>
 __device__ inline Sample load_sample(const T* __restrict__ map, int pixel_stride, int width,
                                      Taps x, Taps y, float weight) {
@@ -186,7 +189,7 @@ __device__ inline void ms_deform_attn(const T* __restrict__ value,
                                       T* __restrict__ output) {
   constexpr int kCount = Channels<T>::kCount;
   constexpr int kUnroll = RVOS_UNROLL;
-  // 32 bits suffice for a row of one batch entry: 2^31 rows are 32 GiB of output at least.
+  // A row index within a batch entry fits in 32 bits: 2^31 rows are at least 32 GiB of output.
   const unsigned row = blockIdx.x * blockDim.y + threadIdx.y;
   if (row >= static_cast<unsigned>(queries) * heads) return;
   const int query = row / heads, head = row % heads;
@@ -208,16 +211,16 @@ __device__ inline void ms_deform_attn(const T* __restrict__ value,
     const Origin origin_x = find_origin(reference.x, width);
     const Origin origin_y = find_origin(reference.y, height);
     for (int first = 0; first < points; first += kUnroll) {
-      // All loads of the group before any use: their latency is what the kernel waits for, and the
-      // compiler does not hoist them over each other's conditions by itself.
+      // All loads of the group come before any use. The kernel waits mostly for loads, and the
+      // compiler does not hoist them over each other's conditions.
       Sample samples[kUnroll];
 #pragma unroll
       for (int i = 0; i < kUnroll; ++i) {
         const int point = min(first + i, points - 1);
-        const bool there = first + i < points;  // else it repeats the last one, at weight 0
+        const bool valid = first + i < points;  // otherwise the last point repeats, at weight 0
         const float2 offset = load_pair(offsets + 2 * point);
         const float logit = to_float(logits[point]);
-        const float weight = there ? exp2f((logit - maximum) * kLog2E) : 0.0f;
+        const float weight = valid ? exp2f((logit - maximum) * kLog2E) : 0.0f;
         samples[i] = load_sample(map, pixel_stride, width, find_taps(origin_x, offset.x, width),
                                  find_taps(origin_y, offset.y, height), weight);
         total += weight;
@@ -238,7 +241,7 @@ __device__ inline void ms_deform_attn(const T* __restrict__ value,
 }  // namespace rvos
 
 #ifndef RVOS_HOST
-// TensorRT hands over the inputs, then the scalars, then the output.
+// TensorRT passes the inputs, then the scalars, then the output.
 extern "C" __global__ void __launch_bounds__(RVOS_LAUNCH_BOUNDS) rvos_ms_deform_attn(
     const RVOS_VALUE* __restrict__ value, const int* __restrict__ level_shapes,
     const float* __restrict__ reference_points, const RVOS_OFFSETS* __restrict__ sampling_offsets,

@@ -1,7 +1,7 @@
-"""The plugin's PTX launched from Python, on arrays that are on the device already.
+"""Launch the plugin's PTX from Python on arrays that are on the GPU already.
 
-NOT RUN: the machine on which this was written has no GPU. For tests and the benchmark; an engine
-launches the kernel by itself.
+NOT RUN: the development machine has no GPU. For tests and the benchmark; an engine launches the
+kernel itself.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
 
 @dataclass(frozen=True)
 class Sizes:
-    """The lengths of the inputs' axes, as in ``ms_deform_attn``."""
+    """The sizes of the inputs' axes, as in ``ms_deform_attn``."""
 
     batch: int
     pixels: int
@@ -40,7 +40,7 @@ class Sizes:
 
 @contextmanager
 def primary_context(ordinal: int = 0) -> Iterator[None]:
-    """The device's primary context, which PyTorch uses too, current for this block. NOT RUN."""
+    """Make the device's primary context, which PyTorch uses too, current for a block. NOT RUN."""
     import pycuda.driver as cuda
 
     cuda.init()
@@ -49,7 +49,7 @@ def primary_context(ordinal: int = 0) -> Iterator[None]:
     try:
         yield
     finally:
-        _kernel.cache_clear()  # functions of a context that may be destroyed
+        _kernel.cache_clear()  # the functions belong to a context that may be destroyed
         cuda.Context.pop()
         context.detach()
 
@@ -66,7 +66,7 @@ def launch(
     Args:
         types: of values and output, sampling offsets, attention logits.
         sizes: of the inputs.
-        pointers: device addresses of value, level shapes, reference points, offsets and logits.
+        pointers: device addresses of values, level shapes, reference points, offsets and logits.
         output: device address of [B,Q,heads*D].
         tactic: how to compile and launch.
     """
@@ -92,12 +92,16 @@ def _kernel(types: tuple[DType, DType, DType], tactic: Tactic) -> Any:
 def run_on_device(
     types: tuple[DType, DType, DType], arrays: tuple[NDArray[Any], ...], tactic: Tactic
 ) -> NDArray[Any]:
-    """Copy NumPy arrays up, run, copy the output down. Within ``primary_context``. NOT RUN.
+    """Copy NumPy arrays to the GPU, run, and copy the output back, within ``primary_context``. NOT
+    RUN.
 
     Args:
         types: of values and output, sampling offsets, attention logits.
-        arrays: the five inputs, bf16 as ``uint16`` of its bits.
+        arrays: the five inputs; bf16 as ``uint16`` of its bits.
         tactic: how to compile and launch.
+
+    Returns:
+        [B,Q,heads*D] in the type of the values.
     """
     import pycuda.driver as cuda
 

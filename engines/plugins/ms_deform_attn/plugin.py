@@ -1,14 +1,15 @@
-"""``rvos::MSDeformAttn`` for TensorRT 11: an ahead-of-time, quickly deployable plugin.
+"""Register ``rvos::MSDeformAttn`` with TensorRT 11 as an ahead-of-time, quickly deployable plugin.
 
-TensorRT asks for one PTX per node and tactic while it builds; the engine carries the PTX of the
-quickest, so it needs neither Python nor a shared object to run.
+While TensorRT builds, it asks for one PTX per node and tactic. The engine carries the PTX of the
+fastest tactic, so it needs neither Python nor a shared object to run.
 
-The plugin has no attributes: the node's ``plugin_namespace``, ``plugin_version`` and ``aot`` are
-read by TensorRT's ONNX parser itself, which hands over only the fields that a creator declares.
-Level shapes are a device tensor (quickly deployable plugins know no shape inputs), and head width,
+The plugin has no attributes. TensorRT's ONNX parser itself reads ``plugin_namespace``,
+``plugin_version`` and ``aot`` of the node, and passes on only fields that a creator declares. Level
+shapes are a device tensor, because quickly deployable plugins have no shape inputs. Head width,
 levels and points follow from the inputs' shapes.
 
-TensorRT reads the annotations of the functions below as classes: this module must not postpone them
+TensorRT reads the annotations of the functions below as classes, so this module must not postpone
+them
 (``from __future__ import annotations``).
 """
 
@@ -36,17 +37,18 @@ _INPUT_RANKS = {
     "sampling_offsets": 6,
     "attention_logits": 4,
 }
-_target: dict[str, int | None] = {"arch": None}  # TensorRT calls back without an argument of ours
+_target: dict[str, int | None] = {"arch": None}  # TensorRT's callbacks have no argument for it
 
 
 def register_plugin(arch: int | None = None) -> None:
-    """Make ``rvos::MSDeformAttn`` known to TensorRT; call it before parsing the ONNX.
+    """Register ``rvos::MSDeformAttn`` with TensorRT; call this before the ONNX is parsed.
 
-    Registers once per process; calling it again only sets ``arch``, for the builds that follow.
+    The plugin is registered once per process. A later call only sets ``arch`` for the builds that
+    follow.
 
     Args:
-        arch: the virtual architecture of the PTX: 80 for an engine for Ampere and later, say. By
-            default that of the GPU which builds.
+        arch: the virtual architecture of the PTX, for example 80 for engines for Ampere and later.
+            None uses that of the GPU that builds.
 
     Raises:
         PluginError: TensorRT is missing, or too old for ahead-of-time plugins.
@@ -58,7 +60,7 @@ def register_plugin(arch: int | None = None) -> None:
 
 
 def is_registered() -> bool:
-    """Whether this process has registered the plugin.
+    """Tell whether this process has registered the plugin.
 
     Raises:
         PluginError: TensorRT is missing, or too old for ahead-of-time plugins.
@@ -112,22 +114,26 @@ def _register(trtp: Any) -> None:
         tactic: int,
     ) -> kernel:
         kinds = _kinds(value, level_shapes, reference_points, sampling_offsets, attention_logits)
-        # Without a choice of its own TensorRT passes 0; any tactic computes the same.
+        # TensorRT passes 0 where it made no choice; all tactics compute the same.
         chosen = TACTICS[tactic or tactics_for(kinds[0], _constant(value, 3))[0]]
-        arch = _target["arch"] or device_arch()
-        ptx = compile_ptx(KernelSpec(arch, *kinds, tactic=chosen))
-        batch, queries, heads, levels, points, _ = sampling_offsets.shape_expr
-        block_x, block_y = block_shape(kinds[0], _constant(value, 3), chosen)
-        launch = trtp.KernelLaunchParams(
-            grid_x=trtp.cdiv(queries * heads, block_y),
-            grid_y=batch,
-            block_x=block_x,
-            block_y=block_y,
-        )
-        scalars = (value.shape_expr[1], queries, heads, levels, points)
-        # SymInt32 each: TensorRT passes nothing wider, and refuses a plain expression.
-        extra = trtp.SymIntExprs.from_tuple(tuple(map(trtp.SymInt32, scalars)))
-        return KERNEL_NAME, ptx, launch, extra
+        ptx = compile_ptx(KernelSpec(_target["arch"] or device_arch(), *kinds, tactic=chosen))
+        block = block_shape(kinds[0], _constant(value, 3), chosen)
+        return KERNEL_NAME, ptx, *_launch(trtp, value, sampling_offsets, block)
+
+
+def _launch(trtp: Any, value: Any, offsets: Any, block: tuple[int, int]) -> tuple[Any, Any]:
+    """Return the launch parameters and the scalar arguments of the kernel."""
+    batch, queries, heads, levels, points, _ = offsets.shape_expr
+    block_x, block_y = block
+    launch = trtp.KernelLaunchParams(
+        grid_x=trtp.cdiv(queries * heads, block_y),
+        grid_y=batch,
+        block_x=block_x,
+        block_y=block_y,
+    )
+    scalars = (value.shape_expr[1], queries, heads, levels, points)
+    # TensorRT refuses plain expressions, and passes nothing wider than SymInt32.
+    return launch, trtp.SymIntExprs.from_tuple(tuple(map(trtp.SymInt32, scalars)))
 
 
 def _tensorrt_plugin() -> Any:
@@ -159,7 +165,7 @@ def _check_ranks(inputs: tuple[Any, ...]) -> None:
 def _kinds(
     value: Any, level_shapes: Any, reference_points: Any, sampling_offsets: Any, logits: Any
 ) -> tuple[DType, DType, DType]:
-    """Types of values, offsets and logits; the other inputs have one each."""
+    """Return the types of values, offsets and logits; the other inputs have one type each."""
     import tensorrt as trt
 
     if (level_shapes.dtype, reference_points.dtype) != (trt.int32, trt.float32):
@@ -175,7 +181,7 @@ def _kinds(
 
 
 def _constant(tensor: Any, axis: int) -> int:
-    """The length of an axis that must be known while building."""
+    """Return the length of an axis that must be known during the build."""
     length: int = tensor.shape[axis]
     if length == -1 and tensor.shape.min[axis] == tensor.shape.max[axis]:
         length = tensor.shape.max[axis]

@@ -1,6 +1,7 @@
-"""Registers and spills of the kernel, by ptxas: ``python -m`` this module prints README's table.
+"""Count registers and spills of the kernel by ptxas; ``python -m`` this module prints README's
+table.
 
-Needs ``ptxas``, of a CUDA toolkit or of the wheel ``nvidia-cuda-nvcc``; no GPU.
+Needs ``ptxas``, from a CUDA toolkit or from the wheel ``nvidia-cuda-nvcc``, and no GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ARCHS = (75, 80, 86, 89, 90, 100, 120)
 
 @dataclass(frozen=True)
 class Resources:
-    """What one kernel takes of a multiprocessor.
+    """The resources of one kernel.
 
     Args:
         registers: of one thread.
@@ -41,7 +42,7 @@ class Resources:
 
 
 def find_ptxas() -> str | None:
-    """The assembler's path, or None."""
+    """Return the assembler's path, or None."""
     if on_path := shutil.which("ptxas"):
         return on_path
     try:
@@ -56,7 +57,7 @@ def assemble(spec: KernelSpec) -> Resources:
     """Compile and assemble one kernel.
 
     Raises:
-        PluginError: no ptxas, or one that refuses the PTX.
+        PluginError: ptxas is missing, or refuses the PTX.
     """
     ptxas = find_ptxas()
     if ptxas is None:
@@ -79,7 +80,7 @@ def assemble(spec: KernelSpec) -> Resources:
 
 
 def main() -> None:
-    """Print a table: the most registers of any types of offsets and logits; spills, if any."""
+    """Print a table of the most registers over all types of offsets and logits, and of spills."""
     print("| tactic (threads, points at once) | values |", *(f"sm_{a} |" for a in ARCHS))
     print("|---|---|" + "---|" * len(ARCHS))
     for number, tactic in TACTICS.items():

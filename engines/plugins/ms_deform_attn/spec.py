@@ -1,4 +1,4 @@
-"""Which kernels there are: types, tactics, the shape of a block, and the error of this folder."""
+"""Describe the kernels: types, tactics, block shapes, and the error class of this folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rvos_deploy.errors import BackendError
 PLUGIN_ID = "rvos::MSDeformAttn"
 KERNEL_NAME = "rvos_ms_deform_attn"
 VECTOR_BYTES = 16
-"""What one thread loads of a pixel, and how many channels it therefore owns."""
+"""Bytes that one thread loads of a pixel; they determine how many channels it owns."""
 
 DType = Literal["fp32", "fp16", "bf16"]
 ITEM_BYTES: dict[DType, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -24,7 +24,7 @@ TYPES: tuple[tuple[DType, DType, DType], ...] = (
         for logits in (value, "fp32")
     ),
 )
-"""(values, sampling offsets, attention logits): offsets and logits may be islands of fp32."""
+"""Types of (values, sampling offsets, attention logits). The last two may be islands of fp32."""
 
 
 class PluginError(BackendError):
@@ -33,13 +33,13 @@ class PluginError(BackendError):
 
 @dataclass(frozen=True)
 class Tactic:
-    """One way to compile and launch; which one is quickest, TensorRT finds out on the user's card.
+    """One way to compile and launch. TensorRT measures on the user's GPU which one is fastest.
 
     Args:
         threads: of a block, at most.
-        unroll: points whose 4 loads each are in flight together; costs registers.
-        crowded: let ptxas choose: from sm_80 on it then takes 40 to 48 registers, so that more
-            warps fit, and spreads the loads among their uses. Else it is told that one block per
+        unroll: points whose 4 loads each are in flight together; more points need more registers.
+        crowded: ptxas chooses the registers: 40 to 48 from sm_80 on, so that more warps fit, with
+            the loads spread among their uses. Otherwise ptxas is told that one block per
             multiprocessor is enough, and keeps the loads of a group together.
     """
 
@@ -61,20 +61,22 @@ TACTICS: dict[int, Tactic] = {
     5: Tactic(256, 1),
     6: Tactic(128, 2, crowded=True),
 }
-"""By TensorRT's number, which must be positive."""
+"""Tactics by TensorRT's number, which must be positive."""
 
 _MOST_THREADS = max(tactic.threads for tactic in TACTICS.values())
 
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """What the compiler needs to know. Head width, levels and points are not among it.
+    """What the compiler must know. Head width, levels and points are arguments of the kernel.
 
     Args:
-        arch: the virtual architecture, e.g. 80 for ``compute_80``; cards from it on run the PTX.
+        arch: the virtual architecture, for example 80 for ``compute_80``. GPUs of this architecture
+            and newer ones run the PTX.
         value: type of values and output.
         offsets: type of the sampling offsets: that of the values, or fp32.
         logits: type of the attention logits: that of the values, or fp32.
+        tactic: how to compile and launch.
     """
 
     arch: int
@@ -88,7 +90,7 @@ class KernelSpec:
 
 
 def check_types(value: str, offsets: str, logits: str) -> None:
-    """Raises: PluginError: no kernel has these types."""
+    """Check that there is a kernel of these types. Raises PluginError: there is none."""
     if (value, offsets, logits) not in TYPES:
         raise PluginError(
             f"{PLUGIN_ID} got values in {value}, sampling offsets in {offsets} and attention "
@@ -98,7 +100,7 @@ def check_types(value: str, offsets: str, logits: str) -> None:
 
 
 def threads_per_row(value: DType, head_width: int) -> int:
-    """How many threads share a (query, head).
+    """Return how many threads share a (query, head).
 
     Raises:
         PluginError: the head does not fill whole 16-byte vectors, or is wider than a block.
@@ -114,7 +116,7 @@ def threads_per_row(value: DType, head_width: int) -> int:
 
 
 def tactics_for(value: DType, head_width: int) -> list[int]:
-    """The numbers of the tactics whose block holds a row at least.
+    """Return the numbers of the tactics whose block holds at least one row.
 
     Raises:
         PluginError: see :func:`threads_per_row`.
@@ -124,7 +126,7 @@ def tactics_for(value: DType, head_width: int) -> list[int]:
 
 
 def block_shape(value: DType, head_width: int, tactic: Tactic) -> tuple[int, int]:
-    """(threads of a row, rows): blockDim x and y.
+    """Return blockDim x and y: (threads of a row, rows).
 
     Raises:
         PluginError: see :func:`threads_per_row`.

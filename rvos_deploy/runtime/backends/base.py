@@ -1,6 +1,7 @@
-"""The contract of a back end: it opens a bundle, and gives graphs that run and tensor operations.
+"""Define the contract of a back end: it opens a bundle as a session of graphs and tensor
+operations.
 
-``TensorOps``, the other half of the contract, stands in ``graph_io/tensors.py``, since networks use
+``TensorOps``, the other half of the contract, is in ``graph_io/tensors.py``, because networks use
 it too.
 """
 
@@ -18,7 +19,7 @@ from rvos_deploy.graph_io.tensors import Tensor, TensorOps
 
 
 class Graph(Closeable):
-    """One graph, ready to run. A back end defines ``_run`` and ``_close``."""
+    """A graph that is ready to run. A back end defines ``_run`` and ``_close``."""
 
     def __init__(self, spec: GraphSpec) -> None:
         self.spec = spec
@@ -28,14 +29,15 @@ class Graph(Closeable):
         """Run the graph once.
 
         Args:
-            inputs: tensors by name, as the graph's contract says; NumPy arrays are accepted too.
+            inputs: tensors by name, with the shapes and types of the graph's contract. NumPy arrays
+                are accepted too.
 
         Returns:
             Tensors by name, where the back end keeps them.
 
         Raises:
-            InputError: inputs that break the contract.
-            BackendError: the graph was closed, the library failed, or its outputs break the
+            InputError: an input breaks the contract.
+            BackendError: the graph was closed, the library failed, or an output breaks the
                 contract.
         """
         self._require_open()
@@ -45,7 +47,7 @@ class Graph(Closeable):
         return outputs
 
     def supports(self, axes: Mapping[str, int]) -> bool:
-        """Tell whether these sizes, which the graph's contract allows, can be run here."""
+        """Tell whether this graph can run at these sizes, which its contract allows."""
         return True
 
     def close(self) -> None:
@@ -60,7 +62,7 @@ class Graph(Closeable):
 
     @abstractmethod
     def _run(self, inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
-        """Run the graph on inputs that fit its contract; ``axes``: their sizes."""
+        """Run the graph on inputs that fit its contract; ``axes`` are their sizes by name."""
 
     @abstractmethod
     def _close(self) -> None:
@@ -68,14 +70,14 @@ class Graph(Closeable):
 
 
 class Session(Closeable):
-    """Graphs by name, and the operations on their tensors. May be shared by threads."""
+    """Graphs by name and the operations on their tensors. Threads may share a session."""
 
     def __init__(self, graphs: Mapping[str, Graph], ops: TensorOps) -> None:
         self.graphs, self.ops = graphs, ops
         self.closed = False
 
     def close(self) -> None:
-        """Free the graphs, all of them where one fails too; safe to call twice."""
+        """Free all graphs, also where freeing one of them fails; safe to call twice."""
         self.closed = True
         with ExitStack() as stack:
             for graph in self.graphs.values():
@@ -92,14 +94,14 @@ class Backend(ABC):
         """Open graphs of a bundle.
 
         Args:
-            bundle: opened.
-            graphs: their names; None: all of them.
+            bundle: an opened bundle.
+            graphs: names of the graphs; None opens all of them.
 
         Raises:
-            BackendError: the library cannot take a graph, or the device cannot be used.
+            BackendError: the library cannot load a graph, or the device cannot be used.
             BundleError: a file of the bundle is missing or was changed.
         """
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
-        """Return library, version and device, for results that people keep."""
+        """Return the library, its version and the device, for records of results."""

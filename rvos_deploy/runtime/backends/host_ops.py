@@ -1,4 +1,4 @@
-"""What lies between the graphs, on NumPy arrays."""
+"""Do the work between the graphs on NumPy arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rvos_deploy.graph_io.tensors import FinishedCopy, HostCopy, Tensor, TensorO
 
 
 class HostOps(TensorOps):
-    """Tensor operations on the host. Tensors on a device are copied to it."""
+    """Tensor operations on the host. Tensors on a device are copied to the host first."""
 
     def from_dlpack(self, array: object) -> Tensor:
         """Return an array on the host as a NumPy array."""
@@ -31,14 +31,14 @@ class HostOps(TensorOps):
         return resize_frame(np.asarray(frame), geometry)
 
     def gather(self, value: Tensor, index: NDArray[np.integer]) -> Tensor:
-        """Return rows in another order; the tensor itself where the order is its own."""
+        """Return rows in another order, or the tensor itself where the order does not change."""
         if index.ndim == 1 and np.array_equal(index, np.arange(value.shape[0])):
             return value
         rows: NDArray[np.generic] = np.asarray(value)
-        picked: NDArray[np.generic] = (
+        gathered: NDArray[np.generic] = (
             rows[index] if index.ndim == 1 else rows[np.arange(len(index))[:, None], index]
         )
-        return picked
+        return gathered
 
     def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
         """Return a new array of zeros."""
@@ -58,11 +58,11 @@ class HostOps(TensorOps):
         return new
 
     def concatenate(self, values: Sequence[Tensor]) -> Tensor:
-        """Return arrays as one."""
+        """Return arrays as one array."""
         return np.concatenate([np.asarray(value) for value in values])
 
     def to_host(self, values: Sequence[Tensor]) -> HostCopy:
-        """Return the arrays."""
+        """Return the arrays; nothing is queued."""
         return FinishedCopy([np.asarray(value) for value in values])
 
     def upsample_masks(self, logits: Tensor, geometry: FrameGeometry) -> HostCopy:
@@ -70,5 +70,5 @@ class HostOps(TensorOps):
         return FinishedCopy([display_masks(np.asarray(logits), geometry)])
 
     def finite_maps(self, logits: Tensor) -> HostCopy:
-        """Return which maps hold numbers."""
+        """Return which maps are finite."""
         return FinishedCopy([np.asarray(logits).max(axis=(1, 2), initial=-np.inf) < np.inf])

@@ -46,7 +46,7 @@ def _bf16_reference(device: str, threads: int | None) -> Backend:
 
 @dataclass(frozen=True)
 class KnownBackend:
-    """How a back end is made, and where it runs when nobody says where."""
+    """How a back end is made, and the device that it uses by default."""
 
     make: Callable[[str, int | None], Backend]
     device: str
@@ -61,12 +61,16 @@ BACKENDS: dict[str, KnownBackend] = {
 
 
 def make_backend(name: str = "auto", device: str = "auto", threads: int | None = None) -> Backend:
-    """Make the back end of that name; ``auto`` is onnxruntime.
+    """Make a back end by name; ``auto`` is onnxruntime.
 
-    ``device``: ``cpu``, ``cuda``, or ``auto``: the CPU, but the GPU for tensorrt.
+    Args:
+        name: one of ``BACKEND_NAMES``.
+        device: ``cpu``, ``cuda``, or ``auto``: the GPU for tensorrt, the CPU for the others.
+        threads: for the arithmetic of one graph on the CPU; None uses every core of the process.
 
     Raises:
-        BackendError: unknown name, library not installed, or device not available.
+        BackendError: the name is unknown, the library is not installed, or the device is not
+            available.
     """
     chosen = "onnxruntime" if name == "auto" else name
     if chosen not in BACKENDS:

@@ -1,7 +1,7 @@
-"""DLPack: arrays from one library to another, without a copy and without importing either.
+"""Exchange arrays with other libraries through DLPack, without a copy and without importing them.
 
-The structures are those of its header, dlpack.h, version 1. Capsules of NumPy and PyTorch were read
-by this, and this one's by them, on the host.
+The structures follow DLPack's header, dlpack.h, version 1. The tests read capsules of NumPy and
+PyTorch with this module, and its capsules with NumPy and PyTorch, on the host.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import numpy as np
 
 from rvos_deploy.errors import InputError
 
-CPU, CUDA = 1, 2
-"""Kinds of devices."""
+CPU, CUDA = 1, 2  # DLPack's device types
 _DLPACK_KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}
 
 
@@ -48,13 +47,13 @@ class _DLManagedTensor(ctypes.Structure):
 
 
 class Capsule:
-    """A DLPack capsule's tensor; given back to its owner when nothing refers to it any more."""
+    """The tensor of a DLPack capsule. Its owner gets the tensor back once nothing references it."""
 
     def __init__(self, capsule: object) -> None:
-        """Takes the capsule over: nobody else may use it afterwards.
+        """Consume a capsule; nothing else may use it afterwards.
 
         Raises:
-            InputError: not a capsule, or one that was used.
+            InputError: the object is no capsule, or the capsule was consumed before.
         """
         self._managed: int | None = None
         api = ctypes.pythonapi
@@ -86,7 +85,7 @@ class Capsule:
 
 
 class _Export:
-    """What a capsule of ours points to, and whoever owns the memory."""
+    """The structure that a capsule of this module points to, and the owner of the memory."""
 
     def __init__(self, tensor: _DLTensor, shape: Any, owner: object) -> None:
         self.managed = _DLManagedTensor(tensor, None, ctypes.cast(_deleter, ctypes.c_void_p))
@@ -94,7 +93,7 @@ class _Export:
 
 
 _exported: dict[int, _Export] = {}
-"""By the address of what their capsules point to, until whoever took a capsule is done with it."""
+"""Exports by the address of their structure, until the consumer of the capsule releases them."""
 
 
 def make_capsule(
@@ -105,15 +104,15 @@ def make_capsule(
     kind: int,
     ordinal: int = 0,
 ) -> object:
-    """A capsule of contiguous memory.
+    """Make a capsule of contiguous memory.
 
     Args:
-        address: of its first byte.
+        address: of the first byte.
         shape: of the array.
-        dtype: a number or a truth value.
-        owner: kept until the capsule, or the array that was made of it, is gone.
+        dtype: a NumPy type of numbers or of truth values.
+        owner: kept alive until the capsule, or the array made from it, is gone.
         kind: ``CPU`` or ``CUDA``.
-        ordinal: which of these devices.
+        ordinal: the number of the device.
     """
     codes = {letter: code for code, letter in _DLPACK_KINDS.items()}
     sizes = (ctypes.c_int64 * len(shape))(*shape)
@@ -134,12 +133,12 @@ def make_capsule(
 
 
 def _delete(managed: int) -> None:
-    """The owner's memory is needed no more; called from whatever thread."""
+    """Release an export; the consumer may call this from any thread."""
     _exported.pop(managed, None)
 
 
 def _drop(capsule: int) -> None:
-    """A capsule ends; where nobody took its tensor, that ends with it."""
+    """End a capsule; an export that nobody consumed ends with it."""
     if _is_valid(capsule, _FRESH):
         _delete(_pointer_of(capsule, _FRESH))
 
@@ -147,7 +146,7 @@ def _drop(capsule: int) -> None:
 _deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_delete)
 _destructor = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(_drop)
 _FRESH = b"dltensor"
-# Prototypes of our own: a capsule that ends has no references left, so it is passed as a pointer.
+# These prototypes pass capsules as pointers: a capsule that ends has no references left.
 _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
     ("PyCapsule_IsValid", ctypes.pythonapi)
 )
@@ -159,11 +158,11 @@ _new_capsule = ctypes.PYFUNCTYPE(
 )(("PyCapsule_New", ctypes.pythonapi))
 
 
-def _dtype(told: _DLDataType) -> np.dtype[Any]:
-    kind = _DLPACK_KINDS.get(int(told.code))
-    if kind is None or told.lanes != 1 or told.bits % 8:
+def _dtype(given: _DLDataType) -> np.dtype[Any]:
+    kind = _DLPACK_KINDS.get(int(given.code))
+    if kind is None or given.lanes != 1 or given.bits % 8:
         raise InputError(
-            f"DLPack type code {told.code} with {told.bits} bits and {told.lanes} lanes has no "
+            f"DLPack type code {given.code} with {given.bits} bits and {given.lanes} lanes has no "
             "NumPy type; convert the tensor first"
         )
-    return np.dtype(f"{kind}{told.bits // 8}")
+    return np.dtype(f"{kind}{given.bits // 8}")

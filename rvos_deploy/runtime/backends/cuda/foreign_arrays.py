@@ -1,7 +1,7 @@
-"""Arrays of other libraries on the same GPU (PyTorch, CuPy, ...), without a copy.
+"""Use arrays of other libraries (PyTorch, CuPy, ...) on the same GPU without a copy.
 
-By DLPack (``__dlpack__``) or the CUDA array interface (``__cuda_array_interface__``); no library is
-imported for it.
+The arrays come through DLPack (``__dlpack__``) or the CUDA array interface
+(``__cuda_array_interface__``). This module imports none of those libraries.
 
 NOT RUN with a GPU: tested on a recording stand-in.
 """
@@ -17,12 +17,12 @@ import numpy as np
 from rvos_deploy.errors import InputError
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.dlpack import CUDA, Capsule
-from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_STREAM, call, wait_for
+from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_DEFAULT_STREAM, call, wait_for
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, Memory
 
 
 class _Interface:
-    """Memory told by the CUDA array interface; its owner is kept."""
+    """Memory described by the CUDA array interface; keeps its owner alive."""
 
     def __init__(self, owner: object, interface: Mapping[str, Any]) -> None:
         self._owner = owner
@@ -30,7 +30,7 @@ class _Interface:
 
 
 def is_device_array(value: object) -> bool:
-    """Whether a value lies on a GPU and says so."""
+    """Tell whether a value is an array on a GPU."""
     if isinstance(value, np.ndarray):
         return False
     if hasattr(value, "__dlpack_device__"):
@@ -38,18 +38,20 @@ def is_device_array(value: object) -> bool:
     return hasattr(value, "__cuda_array_interface__")
 
 
-def borrow(device: CudaDevice, value: Any) -> DeviceTensor:
-    """Another library's array as a tensor here, without a copy.
+def from_dlpack(device: CudaDevice, value: Any) -> DeviceTensor:
+    """Return another library's array as a tensor of this device, without a copy.
 
-    What is queued for computation from here on waits until its owner has computed it. It must stay
-    unchanged until then; the owner's memory is kept for as long.
+    Work queued on ``device.compute`` from now on waits until the owner has computed the array. The
+    owner must not change the array before that work has read it; the array's memory is kept alive
+    until then.
 
     Args:
-        device: where it must lie.
+        device: the GPU that holds the array.
         value: contiguous, with ``__dlpack__`` or ``__cuda_array_interface__``.
 
     Raises:
-        InputError: not contiguous, on another GPU, or of a type that NumPy does not have.
+        InputError: the array is not contiguous, lies on another GPU, or has a type that NumPy
+            lacks.
     """
     if isinstance(value, DeviceTensor):
         if value.device is not device:
@@ -61,18 +63,19 @@ def borrow(device: CudaDevice, value: Any) -> DeviceTensor:
         if found.awaited is not None:
             wait_for(device.bindings, compute, found.awaited)
         ready = device.event(device.compute)
-        return DeviceTensor(device, found.shape, found.dtype, found.memory, ready, borrowed=True)
+        return DeviceTensor(device, found.shape, found.dtype, found.memory, ready, foreign=True)
 
 
 @dataclass(frozen=True)
-class FoundArray:
+class ForeignArray:
     """Another library's contiguous array on a GPU.
 
     Args:
         shape: its shape.
-        dtype: NumPy's name of its type.
-        memory: has its ``address``, and keeps it.
-        awaited: handle of the stream that computes it, where its owner left the waiting to us.
+        dtype: its type, in NumPy's terms.
+        memory: gives the address, and keeps the array alive.
+        awaited: the handle of the stream that computes the array; None where the owner has made the
+            reading stream wait already.
     """
 
     shape: tuple[int, ...]
@@ -81,24 +84,25 @@ class FoundArray:
     awaited: int | None
 
 
-def find_array(driver: Any, value: Any, stream: int, ordinal: int) -> FoundArray:
-    """Where another library's array lies, by DLPack, else by the CUDA array interface.
+def find_array(driver: Any, value: Any, stream: int, ordinal: int) -> ForeignArray:
+    """Locate another library's array, by DLPack, else by the CUDA array interface.
 
     Args:
         driver: ``cuda.bindings.driver``, with the GPU's context current.
         value: has ``__dlpack__`` or ``__cuda_array_interface__``.
-        stream: handle of the stream that will read it; owners that speak DLPack make it wait.
-        ordinal: the GPU that it must lie on.
+        stream: the handle of the stream that will read the array; DLPack makes that stream wait.
+        ordinal: the GPU that must hold the array.
 
     Raises:
-        InputError: not contiguous, on another GPU, or of a type that NumPy does not have.
+        InputError: the array is not contiguous, lies on another GPU, or has a type that NumPy
+            lacks.
     """
     if hasattr(value, "__dlpack__"):
         capsule = Capsule(value.__dlpack__(stream=stream))
         if (capsule.kind, capsule.ordinal) != (CUDA, ordinal):
             raise _elsewhere(ordinal)
         _require_contiguous(capsule.shape, capsule.strides, capsule.dtype.itemsize)
-        return FoundArray(capsule.shape, capsule.dtype, capsule, None)
+        return ForeignArray(capsule.shape, capsule.dtype, capsule, None)
     interface = value.__cuda_array_interface__
     shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
     memory = _Interface(value, interface)
@@ -106,9 +110,9 @@ def find_array(driver: Any, value: Any, stream: int, ordinal: int) -> FoundArray
     attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     if int(call(driver, "cuPointerGetAttribute", attribute, memory.address)) != ordinal:
         raise _elsewhere(ordinal)
-    # Before version 3 there was no word on streams: then it is the default one.
-    awaited = interface.get("stream", LEGACY_STREAM if interface["version"] < 3 else None)
-    return FoundArray(shape, dtype, memory, None if awaited is None else int(awaited))
+    # Before version 3 the interface named no stream, and the default stream was meant.
+    awaited = interface.get("stream", LEGACY_DEFAULT_STREAM if interface["version"] < 3 else None)
+    return ForeignArray(shape, dtype, memory, None if awaited is None else int(awaited))
 
 
 def _require_contiguous(shape: Sequence[int], strides: Sequence[int] | None, itemsize: int) -> None:

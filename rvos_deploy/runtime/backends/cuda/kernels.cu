@@ -1,7 +1,7 @@
-// What the stream does to tensors between the graphs, where they lie.
+// Kernels for the work between the graphs.
 //
-// Compiled by NVRTC when a GPU is there (cuda_kernels.py), without contraction (--fmad=false): sums
-// then round as they do on the host. No headers are needed. Offsets are 64 bits wide.
+// kernels.py compiles this file by NVRTC for the GPU at hand, without contraction (--fmad=false),
+// so that sums round as they do on the host. No headers are needed. Offsets are 64 bits wide.
 
 namespace rvos {
 
@@ -19,7 +19,7 @@ struct Taps {
   }
 };
 
-// One column of one row, as Pillow computes it: summed in float64, kept in float32.
+// Resizes one row at one column as Pillow does: the sum is float64, the result float32.
 __device__ inline float across(const float* row, const Taps<double>& columns, int x) {
   const int first = columns.first[x], count = columns.count[x];
   const double* weights = columns.weights_of(x);
@@ -28,7 +28,7 @@ __device__ inline float across(const float* row, const Taps<double>& columns, in
   return static_cast<float>(sum);
 }
 
-// Whether a pixel of the displayed mask is foreground. What is not a number is not.
+// Tells whether a pixel of the displayed mask is foreground. NaN is background.
 __device__ inline bool is_foreground(const float* logits, int stride, const Taps<double>& rows,
                                      const Taps<double>& columns, int y, int x) {
   const int first = rows.first[y], count = rows.count[y];
@@ -41,15 +41,15 @@ __device__ inline bool is_foreground(const float* logits, int stride, const Taps
   return static_cast<float>(sum) > 0.0f;
 }
 
-// Sums of bytes as Pillow makes them: weights are whole numbers of 2^-22 (resampling.FIXED_BITS), and
-// a sum begins with one half.
+// Sums of bytes in Pillow's fixed point: weights are multiples of 2^-22 (resampling.FIXED_BITS),
+// and a sum starts at one half, so that it rounds to nearest.
 constexpr int kFixedBits = 22;
 constexpr int kHalf = 1 << (kFixedBits - 1);
 
 __device__ inline int rounded(int sum) { return min(sum >> kFixedBits, 255); }
 
-// One pixel of the resized frame, its three channels; every row is rounded to bytes before rows are
-// summed.
+// Computes the three channels of one pixel of the resized frame. Every row is rounded to bytes
+// before the rows are summed, as Pillow does.
 __device__ inline void resized_pixel(const unsigned char* frame, int width, const Taps<int>& rows,
                                      const Taps<int>& columns, int y, int x,
                                      unsigned char* output) {
@@ -75,14 +75,14 @@ __device__ inline void resized_pixel(const unsigned char* frame, int width, cons
   output[2] = static_cast<unsigned char>(rounded(blue));
 }
 
-// Pieces of equal size that lie anywhere, one behind the other; an address of 0 gives zeros.
+// Concatenates blocks of equal size from a list of addresses; address 0 gives zeros.
 template <typename Word>
-__device__ inline void stack_pieces(const unsigned long long* pieces, long long words,
+__device__ inline void stack_blocks(const unsigned long long* addresses, long long words,
                                     long long total, Word* output) {
   const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= total) return;
-  const Word* piece = reinterpret_cast<const Word*>(pieces[index / words]);
-  output[index] = piece == nullptr ? Word() : piece[index % words];
+  const Word* block = reinterpret_cast<const Word*>(addresses[index / words]);
+  output[index] = block == nullptr ? Word() : block[index % words];
 }
 
 }  // namespace rvos
@@ -93,8 +93,9 @@ __device__ inline void stack_pieces(const unsigned long long* pieces, long long 
       const int *column_count, const double *column_weights, int column_most, int height,        \
       int width, unsigned char *output
 
-// Masks packed to bits: logits [masks,map_height,map_width] -> [masks,height,ceil(width/8)], the
-// leftmost pixel in the highest bit, as numpy.packbits has it. One thread a byte.
+// Upsamples masks and packs them to bits: logits [masks,map_height,map_width] ->
+// [masks,height,ceil(width/8)]. The leftmost pixel is the highest bit, as in numpy.packbits. One
+// thread writes one byte.
 extern "C" __global__ void rvos_pack_masks(RVOS_MASK_PARAMETERS) {
   const int row_bytes = (width + 7) / 8;
   const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -113,7 +114,7 @@ extern "C" __global__ void rvos_pack_masks(RVOS_MASK_PARAMETERS) {
   output[index] = static_cast<unsigned char>(bits);
 }
 
-// The same with a byte a pixel, 0 or 1: [masks,height,width]. One thread a pixel.
+// Upsamples masks to one byte a pixel, 0 or 1: [masks,height,width]. One thread writes one pixel.
 extern "C" __global__ void rvos_show_masks(RVOS_MASK_PARAMETERS) {
   const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= static_cast<long long>(masks) * height * width) return;
@@ -124,14 +125,15 @@ extern "C" __global__ void rvos_show_masks(RVOS_MASK_PARAMETERS) {
   output[index] = rvos::is_foreground(map, map_width, rows, columns, y, x) ? 1 : 0;
 }
 
-// Which rows of maps [rows,width] hold what is not a number, or infinity: 1, else 0. One thread a row.
+// Flags the rows of logits [rows,width] that hold NaN or plus infinity: 1, else 0. One thread
+// checks one row.
 extern "C" __global__ void rvos_flag_rows(const float* logits, int rows, int width,
                                           unsigned char* output) {
   const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= rows) return;
   const float* row = logits + index * width;
   bool sound = true;
-  // The greatest float32; what is not a number is not below it either.
+  // The bound is the largest float32. NaN fails the comparison too.
   for (int x = 0; x < width; ++x) sound = sound && row[x] <= 3.402823466e+38f;
   output[index] = sound ? 0 : 1;
 }
@@ -142,8 +144,8 @@ extern "C" __global__ void rvos_flag_rows(const float* logits, int rows, int wid
       const int *column_weights, int column_most, int content_height, int content_width,         \
       int height, int width, int padding, unsigned char *output
 
-// A frame uint8 [H,frame_width,3], resized to its content's size and padded right and bottom to
-// [height,width,3] by one colour, 0xRRGGBB. One thread a pixel.
+// Resizes a frame uint8 [H,frame_width,3] to its content's size, and pads it right and bottom to
+// [height,width,3] by one colour, 0xRRGGBB. One thread writes one pixel.
 extern "C" __global__ void rvos_fit_frame(RVOS_FIT_PARAMETERS) {
   const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= static_cast<long long>(height) * width) return;
@@ -161,14 +163,15 @@ extern "C" __global__ void rvos_fit_frame(RVOS_FIT_PARAMETERS) {
 }
 
 #define RVOS_STACK_PARAMETERS(Word) \
-  const unsigned long long *pieces, long long words, long long total, Word *output
+  const unsigned long long *addresses, long long words, long long total, Word *output
 
-// `pieces` are addresses, each of `words` words; `total` words are written. One thread a word.
+// Concatenates blocks of `words` words from `addresses`, `total` words in all. One thread copies
+// one word.
 extern "C" __global__ void rvos_stack_vectors(RVOS_STACK_PARAMETERS(uint4)) {
-  rvos::stack_pieces<uint4>(pieces, words, total, output);
+  rvos::stack_blocks<uint4>(addresses, words, total, output);
 }
 
-// For sizes or addresses that are not multiples of 16 bytes.
+// The same for sizes or addresses that are not multiples of 16 bytes.
 extern "C" __global__ void rvos_stack_bytes(RVOS_STACK_PARAMETERS(unsigned char)) {
-  rvos::stack_pieces<unsigned char>(pieces, words, total, output);
+  rvos::stack_blocks<unsigned char>(addresses, words, total, output);
 }

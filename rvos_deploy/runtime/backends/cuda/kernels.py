@@ -1,11 +1,12 @@
-"""Our own kernels, ``kernels.cu``: compiled for the card that is there, loaded, launched.
+"""Compile, load and launch this package's kernels (``kernels.cu``).
 
-Compiled when they are first needed, by NVRTC, which ``rvos-deploy[tensorrt]`` brings: a tenth of a
-second, and nothing to build before, to hash or to keep beside the engines. Without NVRTC, or when
-the driver refuses its PTX, the host does their work.
+NVRTC, which ``rvos-deploy[tensorrt]`` installs, compiles the kernels for the GPU at hand when they
+are first needed. That takes a tenth of a second, and there is nothing to build before, to hash or
+to keep beside the engines. Without NVRTC, or when the driver refuses the PTX, the host does the
+work.
 
-NOT RUN on a GPU. The PTX is made by the real NVRTC; the arithmetic was run on the host, where g++
-compiles the same source (tests/backends).
+NOT RUN on a GPU. The real NVRTC makes the PTX in the tests, and g++ compiles the same source for
+the host, where the arithmetic was run (tests/backends).
 """
 
 from __future__ import annotations
@@ -30,44 +31,48 @@ KERNELS = (
     "rvos_stack_bytes",
 )
 _THREADS = 256
-"""Of a block. No kernel shares anything among its threads."""
+"""Threads of a block. No kernel shares memory among its threads."""
 
 Argument = tuple[int, type[ctypes.c_void_p] | type[ctypes.c_int] | type[ctypes.c_longlong]]
 
 
 def pointer(address: int) -> Argument:
-    """An argument of a kernel: where something lies on the device."""
+    """Return a kernel argument: a device address."""
     return address, ctypes.c_void_p
 
 
 def number(value: int) -> Argument:
-    """An argument of a kernel: an int of 32 bits."""
+    """Return a kernel argument: a 32-bit integer."""
     return value, ctypes.c_int
 
 
 @functools.cache
 def kernel_ptx(arch: int) -> str:
-    """PTX of all kernels for ``compute_{arch}`` and newer cards.
+    """Compile all kernels to PTX for ``compute_{arch}`` and newer GPUs.
 
     Raises:
-        BackendError: NVRTC is missing, or cannot compile for it.
+        BackendError: NVRTC is missing, or cannot compile for this architecture.
     """
     return nvrtc.compile_ptx(SOURCE.read_bytes(), SOURCE.name, arch, OPTIONS)
 
 
 class Kernels:
-    """The kernels, loaded into the current context; :meth:`free` them in it."""
+    """The kernels, loaded into the context that is current. Free them in the same context."""
 
     def __init__(self, driver: Any, compute_capability: str) -> None:
-        """``driver``: ``cuda.bindings.driver``; ``compute_capability``: of the card, as 8.9.
+        """Compile and load the kernels.
+
+        Args:
+            driver: ``cuda.bindings.driver``.
+            compute_capability: of the GPU, for example "8.9".
 
         Raises:
-            BackendError: they cannot be compiled or loaded; says why.
+            BackendError: the kernels cannot be compiled or loaded; says why.
         """
         major, minor = map(int, compute_capability.split("."))
         ptx = kernel_ptx(nvrtc.newest_arch(10 * major + minor))
         self._driver = driver
-        # The driver reads up to the first zero byte.
+        # The driver reads the PTX up to the first zero byte.
         self._module = call(driver, "cuModuleLoadData", ptx.encode() + b"\0")
         self._functions = {
             name: call(driver, "cuModuleGetFunction", self._module, name.encode())
@@ -79,12 +84,12 @@ class Kernels:
 
         Args:
             name: one of ``KERNELS``.
-            threads: how many are needed, at least one.
-            arguments: the kernel's, each with its C type.
-            stream: its handle.
+            threads: how many threads are needed, at least one.
+            arguments: the kernel's arguments, each with its C type.
+            stream: the handle of the stream.
 
         Raises:
-            BackendError: the driver refuses.
+            BackendError: the driver refuses the launch.
         """
         values = tuple(value for value, _ in arguments)
         types = tuple(kind for _, kind in arguments)
@@ -102,5 +107,5 @@ class Kernels:
         )
 
     def free(self) -> None:
-        """Unload them; nothing of them may run any more."""
+        """Unload the kernels; none of them may be queued or running."""
         call(self._driver, "cuModuleUnload", self._module)

@@ -1,4 +1,4 @@
-"""The libraries that a GPU is reached through: what is missing is said in one line."""
+"""Import TensorRT, pycuda and cuda-bindings; call the CUDA driver."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from rvos_deploy.errors import BackendError
 
 OLDEST_TENSORRT = 11
-LEGACY_STREAM = 1
-"""CUDA's default stream, by DLPack's number and by its own."""
+LEGACY_DEFAULT_STREAM = 1
+"""The handle of CUDA's legacy default stream; DLPack uses the same number."""
 _CUDA = ("pycuda.driver", "cuda.bindings.driver")
 INSTALL = "pip install 'rvos-deploy[tensorrt]'"
 _NAMES = {
@@ -22,7 +22,10 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class CudaLibraries:
-    """``pycuda.driver``, and ``cuda.bindings.driver`` for what pycuda has not (CUDA graphs)."""
+    """The two CUDA modules: ``pycuda.driver``, and ``cuda.bindings.driver`` for what pycuda lacks.
+
+    pycuda has no CUDA graphs, and no events of other libraries' streams.
+    """
 
     pycuda: Any
     driver: Any
@@ -32,7 +35,7 @@ def import_tensorrt() -> tuple[Any, CudaLibraries]:
     """Import TensorRT and the two CUDA modules.
 
     Raises:
-        BackendError: says which of them are missing or too old, and the command that mends it.
+        BackendError: a module is missing or too old; names it, and the command that installs it.
     """
     found = _import_all("tensorrt", *_CUDA)
     trt: Any = found["tensorrt"]
@@ -68,7 +71,7 @@ def _import(module: str) -> Any | None:
     except ModuleNotFoundError:
         return None
     except ImportError as error:
-        # Installed, but a library under it is not: nearly always the driver's libcuda.so.1.
+        # The package is installed, but a library under it is missing: nearly always libcuda.so.1.
         raise BackendError(
             f"{_NAMES[module]} is installed but cannot be loaded ({error}); back end tensorrt "
             "needs an NVIDIA GPU with its driver (check with nvidia-smi)"
@@ -76,10 +79,10 @@ def _import(module: str) -> Any | None:
 
 
 def call(driver: Any, name: str, *arguments: Any) -> Any:
-    """Call ``cuda.bindings.driver``; its one result (None where there is none).
+    """Call a function of ``cuda.bindings.driver`` and return its result, or None where it has none.
 
     Raises:
-        BackendError: with the driver's own name for what went wrong.
+        BackendError: the function failed; gives the driver's name of the error.
     """
     error, *results = getattr(driver, name)(*arguments)
     if int(error) != 0:
@@ -88,20 +91,20 @@ def call(driver: Any, name: str, *arguments: Any) -> Any:
 
 
 def wait_for(driver: Any, waiting: int, awaited: int) -> None:
-    """Let what is queued on a stream from here on wait for what another one has in its queue now.
+    """Make work queued on one stream from now on wait for the work queued on another one until now.
 
     Args:
         driver: ``cuda.bindings.driver``, with the device's context current.
-        waiting: handle of a stream; of ours or of another library.
-        awaited: handle of the other.
+        waiting: the handle of the stream that waits, of this package or of another library.
+        awaited: the handle of the other stream.
 
     Raises:
-        BackendError: CUDA refuses.
+        BackendError: CUDA failed.
     """
     event = call(driver, "cuEventCreate", int(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
     try:
         call(driver, "cuEventRecord", event, driver.CUstream(awaited))
         call(driver, "cuStreamWaitEvent", driver.CUstream(waiting), event, 0)
     finally:
-        # CUDA frees it once it has passed.
+        # CUDA keeps the event until it has passed.
         call(driver, "cuEventDestroy", event)

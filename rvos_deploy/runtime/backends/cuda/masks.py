@@ -1,9 +1,9 @@
-"""Masks at the displayed size, made on the GPU: one bilinear step, thresholded, packed to bits.
+"""Upsample masks on the GPU: one bilinear step, a threshold, and packing to bits.
 
-The numbers are ``geometry.display_logits``'s, bit by bit: the same weights, of which the host makes
-a table once a geometry, and the same roundings. An eighth of a byte a pixel comes down.
+The masks equal ``frame_geometry.display_masks`` bit by bit: the weights are the same, computed by
+the host once a geometry, and the kernel rounds where the host does. One bit a pixel is downloaded.
 
-NOT RUN: it needs a GPU (see cuda_kernels.py).
+NOT RUN: it needs a GPU (see kernels.py).
 """
 
 from __future__ import annotations
@@ -16,48 +16,55 @@ from rvos_deploy.graph_io.frame_geometry import FrameGeometry, display_taps
 from rvos_deploy.graph_io.tensors import HostArray
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.kernels import number, pointer
-from rvos_deploy.runtime.backends.cuda.resample_weights import TapTables
-from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, DeviceTensor, compute
+from rvos_deploy.runtime.backends.cuda.resample_weights import ResampleWeights
+from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, DeviceTensor, run_kernel
 
 
-class MaskDisplay:
-    """Displays masks on one device. A runner's own; keeps the tables of a few geometries there."""
+class MaskUpsampler:
+    """Upsamples masks on one device; keeps the weights of a few geometries there."""
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
-        self._tables = TapTables(device, display_taps)
+        self._weights = ResampleWeights(device, display_taps)
 
-    def show(self, logits: DeviceTensor, geometry: FrameGeometry) -> DeviceTensor:
-        """Masks bool [E,H,W] on the device of logits float32 [E,h,w]; queued.
+    def upsample(self, logits: DeviceTensor, geometry: FrameGeometry) -> DeviceTensor:
+        """Queue the masks of a frame.
+
+        Args:
+            logits: float32 [E, padded height/4, padded width/4].
+            geometry: of the frame.
+
+        Returns:
+            Masks bool [E,H,W] on the GPU.
 
         Raises:
-            BackendError: there are no kernels (says why), or memory is short.
+            BackendError: the kernels are not available (says why), or the GPU is out of memory.
         """
         shape = (logits.shape[0], *geometry.display)
         return self._launch("rvos_show_masks", logits, geometry, shape, np.dtype(np.bool_))
 
-    def fetch(self, logits: DeviceTensor, geometry: FrameGeometry) -> PackedMasksCopy:
-        """The same masks on their way to the host, packed.
+    def upsample_to_host(self, logits: DeviceTensor, geometry: FrameGeometry) -> PackedMasksCopy:
+        """Queue the masks of :meth:`upsample`, packed, and their copy to the host.
 
         Raises:
-            BackendError: as :meth:`show`.
+            BackendError: as :meth:`upsample`.
         """
         height, width = geometry.display
         shape = (logits.shape[0], height, -(-width // 8))
         packed = self._launch("rvos_pack_masks", logits, geometry, shape, np.dtype(np.uint8))
         return PackedMasksCopy(DeviceCopy([packed]), width)
 
-    def finite(self, logits: DeviceTensor) -> FiniteMapsCopy:
-        """Whether each map of logits float32 [E,h,w] holds numbers, on its way to the host.
+    def finite_maps(self, logits: DeviceTensor) -> FiniteMapsCopy:
+        """Queue a check of logits float32 [E,h,w] for NaN and infinity, and the copy of its result.
 
         Raises:
-            BackendError: as :meth:`show`.
+            BackendError: as :meth:`upsample`.
         """
         device = self._device
         with device.lock, device.current():
             count, height, width = logits.shape
             arguments = [pointer(logits.address), number(count * height), number(width)]
-            flags = compute(
+            flags = run_kernel(
                 device,
                 "rvos_flag_rows",
                 count * height,
@@ -75,7 +82,7 @@ class MaskDisplay:
         shape: tuple[int, ...],
         dtype: np.dtype[np.generic],
     ) -> DeviceTensor:
-        """Every byte of the output is a thread's."""
+        """Queue a kernel that writes every byte of an output of this shape."""
         device = self._device
         with device.lock, device.current():
             count, map_height, map_width = logits.shape
@@ -84,31 +91,31 @@ class MaskDisplay:
                 arguments = [
                     pointer(logits.address),
                     *map(number, (count, map_height, map_width)),
-                    *self._tables.arguments((map_height, map_width), geometry),
+                    *self._weights.arguments((map_height, map_width), geometry),
                     *map(number, geometry.display),
                 ]
-            return compute(device, kernel, math.prod(shape), arguments, shape, dtype)
+            return run_kernel(device, kernel, math.prod(shape), arguments, shape, dtype)
 
 
 class FiniteMapsCopy:
-    """Flags of rows that hold what is not a number, on their way to the host."""
+    """A queued copy of one flag a row of logits: whether the row holds NaN or infinity."""
 
     def __init__(self, copy: DeviceCopy) -> None:
         self._copy = copy
 
     def arrays(self) -> list[HostArray]:
-        """One array, bool [E]: whether a map holds none; waits. Once only."""
+        """Wait, and return one array, bool [E]: whether a map is finite. Call this once."""
         (flags,) = self._copy.arrays()
         return [np.asarray(~flags.any(axis=1))]
 
 
 class PackedMasksCopy:
-    """Packed masks on their way to the host."""
+    """A queued copy of packed masks."""
 
     def __init__(self, copy: DeviceCopy, width: int) -> None:
         self._copy, self._width = copy, width
 
     def arrays(self) -> list[HostArray]:
-        """One array, bool [E,H,W]; waits. Once only."""
+        """Wait, and return one array, bool [E,H,W]. Call this once."""
         (packed,) = self._copy.arrays()
         return [np.unpackbits(packed, axis=-1, count=self._width).view(np.bool_)]

@@ -1,4 +1,4 @@
-"""CUDA C++ to PTX by NVRTC, through ``cuda.bindings.nvrtc``: no nvcc, no driver, no GPU needed."""
+"""Compile CUDA C++ to PTX by NVRTC; neither nvcc, a driver nor a GPU is needed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from rvos_deploy.runtime.backends.cuda.libraries import INSTALL
 
 
 def compile_ptx(source: bytes, name: str, arch: int, options: Sequence[str] = ()) -> str:
-    """PTX of a source text.
+    """Compile CUDA C++ to PTX.
 
     Args:
-        source: the text.
-        name: its file's, for messages.
-        arch: the virtual architecture, e.g. 80 for ``compute_80``; cards from it on run the PTX.
-        options: of the compiler, beside the architecture.
+        source: the source text.
+        name: the name of its file, for messages.
+        arch: the virtual architecture, for example 80 for ``compute_80``. GPUs of this architecture
+            and newer ones run the PTX.
+        options: options of the compiler beside the architecture.
 
     Raises:
         BackendError: NVRTC is missing, does not know the architecture, or refuses the source.
@@ -47,7 +48,7 @@ def compile_ptx(source: bytes, name: str, arch: int, options: Sequence[str] = ()
 
 
 def supported_archs() -> list[int]:
-    """The virtual architectures that the installed NVRTC compiles for.
+    """List the virtual architectures that the installed NVRTC compiles for.
 
     Raises:
         BackendError: NVRTC is missing.
@@ -57,10 +58,11 @@ def supported_archs() -> list[int]:
 
 
 def newest_arch(compute_capability: int) -> int:
-    """The newest architecture that both NVRTC and a card know: 89 for compute capability 8.9.
+    """Return the newest architecture that NVRTC and a GPU both support: 89 for compute capability
+    8.9.
 
     Raises:
-        BackendError: NVRTC is missing, or knows none that is old enough.
+        BackendError: NVRTC is missing, or supports only newer architectures.
     """
     known = supported_archs()
     fitting = [arch for arch in known if arch <= compute_capability]
@@ -73,7 +75,7 @@ def newest_arch(compute_capability: int) -> int:
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """Major and minor version. Raises BackendError: NVRTC is missing."""
+    """Return the major and minor version. Raises BackendError: NVRTC is missing."""
     nvrtc = load_nvrtc()
     result, major, minor = nvrtc.nvrtcVersion()
     _check(nvrtc, result)
@@ -81,13 +83,13 @@ def nvrtc_version() -> tuple[int, int]:
 
 
 def version_text() -> str:
-    """The version as people write it: ``13.0``."""
+    """Return the version as text: ``13.0``. Raises BackendError: NVRTC is missing."""
     return ".".join(map(str, nvrtc_version()))
 
 
 @functools.cache
 def load_nvrtc() -> Any:
-    """``cuda.bindings.nvrtc``, with its library loaded. Raises BackendError: it is missing."""
+    """Import ``cuda.bindings.nvrtc`` with its library. Raises BackendError: NVRTC is missing."""
     try:
         from cuda.bindings import nvrtc
 

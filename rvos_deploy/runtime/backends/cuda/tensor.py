@@ -1,6 +1,6 @@
-"""A tensor on the GPU, between graphs: what a runner gives and the next one takes.
+"""Keep tensors on the GPU between graphs.
 
-NOT RUN: it needs a GPU (see cuda_device.py).
+NOT RUN: it needs a GPU (see device.py).
 """
 
 from __future__ import annotations
@@ -12,37 +12,38 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from rvos_deploy.runtime.backends.cuda.device import CudaDevice, DeviceEvent
+from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.dlpack import CUDA, make_capsule
 from rvos_deploy.runtime.backends.cuda.kernels import Argument, pointer
-from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_STREAM, wait_for
+from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_DEFAULT_STREAM, wait_for
+from rvos_deploy.runtime.backends.cuda.staging import DeviceEvent
 
 _NO_WAIT = -1
-"""DLPack's number for a reader who sees to the order himself."""
+"""The consumer synchronises; nothing waits here."""
 
 
 class Memory(Protocol):
-    """What keeps a tensor's memory: a buffer of ours, a captured run's, or another library's."""
+    """Keeps a tensor's memory alive: a pooled buffer, a captured run's, or another library's."""
 
     @property
     def address(self) -> int:
-        """Where it begins."""
+        """The device address of the first byte."""
 
 
 class DeviceTensor:
     """A contiguous tensor on a GPU.
 
-    Other libraries on the GPU take it through DLPack (``torch.from_dlpack``) or the CUDA array
-    interface (``cupy.asarray``), NumPy through ``numpy.asarray``. It lives as long as its
-    segmenter.
+    Other libraries on the GPU read it through DLPack (``torch.from_dlpack``) or the CUDA array
+    interface (``cupy.asarray``), and NumPy through ``numpy.asarray``. The tensor lives as long as
+    its segmenter.
 
     Args:
-        device: where it lies.
+        device: the GPU.
         shape: its shape.
-        dtype: anything NumPy takes for a type.
-        memory: holds it.
-        ready: when it is there; what is queued on ``device.compute`` need not ask.
-        borrowed: it is another library's, who may use the memory again when we let go of it.
+        dtype: any description of a NumPy type.
+        memory: keeps the memory alive.
+        ready: passes when the tensor is computed. Work queued on ``device.compute`` need not wait.
+        foreign: the memory is another library's, which may reuse it once this tensor is gone.
     """
 
     def __init__(
@@ -53,29 +54,31 @@ class DeviceTensor:
         memory: Memory,
         ready: DeviceEvent,
         *,
-        borrowed: bool = False,
+        foreign: bool = False,
     ) -> None:
         self.device, self.shape, self.dtype = device, tuple(shape), np.dtype(dtype)
-        self.borrowed = borrowed
+        self.foreign = foreign
         self._memory, self._ready = memory, ready
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """The size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def address(self) -> int:
-        """Of its first element. Raises BackendError when the device was closed meanwhile."""
+        """The device address of the first element. Raises BackendError: the device was closed."""
         return self._memory.address
 
     @property
     def ready(self) -> DeviceEvent:
-        """The moment when it is there."""
+        """The event that passes when the tensor is computed."""
         return self._ready
 
-    def changed(self) -> None:
-        """Let readers wait for what was queued on ``device.compute``, which changes the tensor."""
+    def mark_written(self) -> None:
+        """Make readers wait for the writes to this tensor that are queued on ``device.compute``
+        now.
+        """
         self._ready = self.device.event(self.device.compute)
 
     @property
@@ -86,7 +89,7 @@ class DeviceTensor:
             "data": (self.address, False),
             "version": 3,
             "strides": None,
-            # The reader waits for what is queued there: so it may read before we have computed.
+            # The consumer makes its own work wait for this stream, so nothing waits here.
             "stream": int(self.device.compute.handle),
         }
 
@@ -101,20 +104,23 @@ class DeviceTensor:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> object:
-        """A capsule; what the reader queues on its stream from here on waits for the tensor.
+        """Return a capsule. Work that the consumer queues on its stream from now on waits for the
+        tensor.
 
         Raises:
-            BufferError: it is asked for on another device, or as a copy.
+            BufferError: a copy is asked for, or another device.
         """
         if copy or dl_device not in (None, self.__dlpack_device__()):
             raise BufferError(
-                "a tensor on the GPU is given as it is; take it to the host by numpy.asarray"
+                "a tensor on the GPU is exported without a copy; numpy.asarray copies it down"
             )
         device = self.device
         with device.lock, device.current():
             if stream != _NO_WAIT:
                 compute = int(device.compute.handle)
-                wait_for(device.bindings, LEGACY_STREAM if stream is None else stream, compute)
+                wait_for(
+                    device.bindings, LEGACY_DEFAULT_STREAM if stream is None else stream, compute
+                )
             return make_capsule(
                 self.address, self.shape, self.dtype, self._memory, CUDA, device.ordinal
             )
@@ -126,10 +132,10 @@ class DeviceTensor:
         return array if dtype is None else array.astype(dtype, copy=False)
 
     def reshape(self, *shape: int) -> DeviceTensor:
-        """The same memory in another shape of as many elements."""
+        """Return the same memory in another shape of as many elements."""
         assert math.prod(shape) == math.prod(self.shape)
         return DeviceTensor(
-            self.device, shape, self.dtype, self._memory, self._ready, borrowed=self.borrowed
+            self.device, shape, self.dtype, self._memory, self._ready, foreign=self.foreign
         )
 
     def __repr__(self) -> str:
@@ -137,35 +143,35 @@ class DeviceTensor:
 
 
 class DeviceCopy:
-    """Tensors on their way to the host; queued when it is made, waited for in :meth:`arrays`."""
+    """A queued copy of tensors to the host. Creating it queues the copy; :meth:`arrays` waits."""
 
     def __init__(self, tensors: Sequence[DeviceTensor]) -> None:
-        """``tensors``: of one device, at least one."""
+        """Queue the copy. ``tensors``: at least one, all of one device."""
         self._tensors, self._device = list(tensors), tensors[0].device
         device = self._device
         with device.lock, device.current():
-            self._pinned = [device.pinned(tensor.nbytes) for tensor in tensors]
+            self._pinned = [device.acquire_pinned(tensor.nbytes) for tensor in tensors]
             for tensor, pinned in zip(tensors, self._pinned, strict=True):
-                tensor.ready.hold_up(device.download)
-                room = pinned[: tensor.nbytes]
-                device.driver.memcpy_dtoh_async(room, tensor.address, device.download)
+                tensor.ready.wait(device.download)
+                part = pinned[: tensor.nbytes]
+                device.driver.memcpy_dtoh_async(part, tensor.address, device.download)
             self._done = device.event(device.download)
 
     def arrays(self) -> list[NDArray[Any]]:
-        """The arrays, in order, in memory of their own; once only."""
+        """Wait, and return the arrays in order, each in memory of its own. Call this once."""
         with self._device.current():
-            self._done.wait()
+            self._done.synchronize()
         arrays = [
             pinned[: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape).copy()
             for tensor, pinned in zip(self._tensors, self._pinned, strict=True)
         ]
         for pinned in self._pinned:
-            self._device.unpin(pinned)
+            self._device.release_pinned(pinned)
         self._pinned, self._tensors = [], []
         return arrays
 
 
-def compute(
+def run_kernel(
     device: CudaDevice,
     kernel: str,
     threads: int,
@@ -173,39 +179,45 @@ def compute(
     shape: Sequence[int],
     dtype: DTypeLike,
 ) -> DeviceTensor:
-    """Queue one of our kernels, whose last argument is what it writes: a tensor of its own.
+    """Queue a kernel whose last argument is its output, and return the output.
 
-    ``threads``: how many are needed; 0: nothing is to be written.
+    Args:
+        device: the GPU.
+        kernel: one of ``kernels.KERNELS``.
+        threads: how many threads are needed; 0 queues nothing.
+        arguments: the kernel's arguments but for the output.
+        shape: of the output.
+        dtype: of the output.
 
     Raises:
-        BackendError: there are no kernels (says why), or memory is short.
+        BackendError: the kernels are not available (says why), or the GPU is out of memory.
     """
     kernels = device.kernels()
     with device.lock, device.current():
-        room = device.allocate(max(1, math.prod(shape) * np.dtype(dtype).itemsize))
+        output = device.allocate(max(1, math.prod(shape) * np.dtype(dtype).itemsize))
         if threads:
             stream = int(device.compute.handle)
-            kernels.launch(kernel, threads, [*arguments, pointer(room.address)], stream)
-        return DeviceTensor(device, shape, dtype, room, device.event(device.compute))
+            kernels.launch(kernel, threads, [*arguments, pointer(output.address)], stream)
+        return DeviceTensor(device, shape, dtype, output, device.event(device.compute))
 
 
-def send(device: CudaDevice, array: NDArray[Any]) -> DeviceTensor:
-    """A host array on the device, to stay there. Waits for the copy: for what is sent once.
+def to_device(device: CudaDevice, array: NDArray[Any]) -> DeviceTensor:
+    """Copy a host array to the GPU and wait for the copy; meant for arrays that stay there.
 
     Raises:
-        BackendError: the device's memory is short.
+        BackendError: the GPU is out of memory.
     """
     with device.lock, device.current():
-        room = device.allocate(max(1, array.nbytes))
-        pinned = device.pinned(max(1, array.nbytes))
-        # What lay in that memory before may still be read by what is queued.
-        device.event(device.compute).hold_up(device.upload)
+        buffer = device.allocate(max(1, array.nbytes))
+        pinned = device.acquire_pinned(max(1, array.nbytes))
+        # Queued work may still read what the recycled buffer held before.
+        device.event(device.compute).wait(device.upload)
         part = pinned[: array.nbytes]
         np.copyto(part.view(array.dtype).reshape(array.shape), array)
-        device.driver.memcpy_htod_async(room.address, part, device.upload)
+        device.driver.memcpy_htod_async(buffer.address, part, device.upload)
         arrived = device.event(device.upload)
-        arrived.hold_up(device.compute)
+        arrived.wait(device.compute)
     with device.current():
-        arrived.wait()
-    device.unpin(pinned)
-    return DeviceTensor(device, array.shape, array.dtype, room, arrived)
+        arrived.synchronize()
+    device.release_pinned(pinned)
+    return DeviceTensor(device, array.shape, array.dtype, buffer, arrived)

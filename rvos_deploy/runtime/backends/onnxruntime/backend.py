@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU or through CUDA; never on a provider that was not asked for."""
+"""Run ONNX Runtime on the CPU or through CUDA, and never on a provider that was not asked for."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 class OnnxRuntimeBackend(Backend):
     """ONNX Runtime with one execution provider.
 
-    The CUDA provider was not run on the machine that this was written on (it has no GPU).
+    The CUDA provider is NOT RUN: the development machine has no GPU.
 
     Args:
         device: ``cpu`` or ``cuda``.
-        threads: for one graph's arithmetic; None takes every core that the process may use.
+        threads: for the arithmetic of one graph; None uses every core that the process may use.
     """
 
     device: str = "cpu"
@@ -53,14 +53,15 @@ class OnnxRuntimeBackend(Backend):
             )
 
     def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
-        """Open graphs of a bundle; see ``Backend.open``."""
+        """Open graphs of a bundle (see ``Backend.open``)."""
         names = bundle.graphs if graphs is None else graphs
         return self.open_files((bundle.graphs[name], bundle.graph_file(name)) for name in names)
 
     def open_files(self, files: Iterable[tuple[GraphSpec, OnnxFile]]) -> Session:
-        """Open ONNX files by their contracts; for an export, which has no bundle yet.
+        """Open ONNX files with their contracts; an export has no bundle yet.
 
-        Raises BackendError, BundleError: as ``open``.
+        Raises:
+            BackendError, BundleError: as ``open``.
         """
         with ExitStack() as stack:
             opened: dict[str, Graph] = {}
@@ -73,7 +74,7 @@ class OnnxRuntimeBackend(Backend):
         return OnnxRuntimeGraph(spec, file, PROVIDERS[self.device], self.threads or usable_cores())
 
     def describe(self) -> dict[str, str]:
-        """Library, version and device."""
+        """Return the library, its version and the device."""
         return {"name": self.name, "version": _import().__version__, "device": self.device}
 
 
@@ -81,24 +82,17 @@ class OnnxRuntimeGraph(Graph):
     """One graph in an ONNX Runtime session."""
 
     def __init__(self, spec: GraphSpec, file: OnnxFile, provider: str, threads: int) -> None:
-        """Open the session, and make sure that it runs where it was asked to.
+        """Open an ONNX Runtime session, and check that it uses the provider that was asked for.
 
-        Raises BackendError, BundleError: as ``Backend.open``.
+        Raises:
+            BackendError, BundleError: as ``Backend.open``.
         """
         super().__init__(spec)
         self._file, self._provider, self._threads = file, provider, threads
         self._outputs = [tensor.name for tensor in spec.outputs]
         self._check_precision()
         ort = _import()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        # Fatal messages only: what fails is raised too, and an error is one line of ours.
-        options.log_severity_level = 4
-        # Threads that spin while they wait take the cores from decoding and writing, which run
-        # beside inference: on two cores that halved the frames per second of ``run``.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Bytes that begin like it would be read as ONNX Runtime's own format.
-        options.add_session_config_entry("session.load_model_format", "ONNX")
+        options = self._session_options(ort)
         content = self._content()
         _add_external(ort, options, content)
         try:
@@ -107,7 +101,7 @@ class OnnxRuntimeGraph(Graph):
                 options,
                 providers=[(self._provider, self._provider_options())],
                 disabled_optimizers=self._harmful_optimizers(),
-                # It would try other providers, and print that to stdout.
+                # The fallback would try other providers, and print that to stdout.
                 enable_fallback=0,
             )
         except Exception as error:
@@ -115,23 +109,35 @@ class OnnxRuntimeGraph(Graph):
                 f"onnxruntime {ort.__version__} cannot load {self._file.path.name}: "
                 f"{_first_line(error)}"
             ) from error
-        # ONNX Runtime logs a failed provider and goes on without it.
+        # ONNX Runtime only logs a failed provider, and goes on without it.
         if session.get_providers()[0] != self._provider:
             raise BackendError(
                 f"onnxruntime could not start {self._provider} and fell back to "
                 f"{session.get_providers()[0]}; check the driver and CUDA version, or use "
                 "--device cpu"
             )
-        # It keeps the model's bytes, to open them again with other providers: never done here.
+        # The session keeps the model's bytes to open it with other providers, which we never do.
         session._model_bytes = None
         self._session: Any = session
 
+    def _session_options(self, ort: Any) -> Any:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        # Failures are raised too, and become one line; so only fatal messages are logged.
+        options.log_severity_level = 4
+        # Spinning threads take cores from decoding and writing, which run beside inference. On two
+        # cores spinning halved the frames per second of ``run``.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Otherwise a file with the magic bytes of ONNX Runtime's own format is read as that.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        return options
+
     def _content(self) -> OnnxContent:
-        """What the session is opened from; freed when it is open."""
+        """Return the model that the session is opened from; it is freed afterwards."""
         return self._file.read()
 
     def _check_precision(self) -> None:
-        """Refuse what has no kernels here, in words that help more than ONNX Runtime's."""
+        """Refuse a precision without kernels here, in words that help more than ONNX Runtime's."""
         if self.spec.precision == "bf16" and self._provider == PROVIDERS["cpu"]:
             raise BackendError(
                 f"{self.spec.name} computes in bfloat16, for which onnxruntime has no kernels on "
@@ -140,16 +146,21 @@ class OnnxRuntimeGraph(Graph):
             )
 
     def _provider_options(self) -> dict[str, str]:
-        """CUDA multiplies float32 in TF32 by default, with ten bits of mantissa: not what a float32
-        bundle was exported and proven in. In float16 little float32 is left, and TF32 stays.
+        """Turn TF32 off for float32 bundles on CUDA.
+
+        CUDA multiplies float32 in TF32 by default, with ten bits of mantissa, but float32 bundles
+        were exported and checked in float32. Bundles of half precision hold little float32 and keep
+        TF32.
         """
         if self._provider != PROVIDERS["cuda"] or self._computes_in_half():
             return {}
         return {"use_tf32": "0"}
 
     def _harmful_optimizers(self) -> list[str]:
-        """In float16 one pass ends the process (ONNX Runtime 1.32, CPU): the text encoder cannot
-        be opened with it. Without it, the CPU casts float16 weights at every run.
+        """Name the optimiser pass that crashes on float16 (ONNX Runtime 1.32, CPU, the text
+        encoder).
+
+        Without the pass, the CPU casts float16 weights in every run.
         """
         return ["FuseFp16InitializerToFp32NodeTransformer"] if self._computes_in_half() else []
 
@@ -157,8 +168,8 @@ class OnnxRuntimeGraph(Graph):
         return any(tensor.dtype == "float16" for tensor in (*self.spec.inputs, *self.spec.outputs))
 
     def _run(self, inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
-        """Run the session; on a GPU its outputs stay there, for the next graph."""
-        # Kept here, because another thread may close the graph meanwhile.
+        """Run the session; on a GPU the outputs stay there for the next graph."""
+        # This reference keeps the session open, because another thread may close the graph.
         session = self._session
         self._require_open()
         try:
@@ -178,12 +189,12 @@ class OnnxRuntimeGraph(Graph):
 
 
 def _add_external(ort: Any, options: Any, content: OnnxContent) -> None:
-    """Give ONNX Runtime the external data that was hashed; by itself it would open the files."""
+    """Give ONNX Runtime the hashed external data; otherwise it would open the files itself."""
     if not content.external:
         return
     if not hasattr(options, "add_external_initializers_from_files_in_memory"):
         raise BackendError(
-            f"onnxruntime {ort.__version__} cannot take the external data of {content.path.name} "
+            f"onnxruntime {ort.__version__} cannot load the external data of {content.path.name} "
             "from memory; pip install --upgrade 'onnxruntime>=1.24'"
         )
     names, buffers = list(content.external), list(content.external.values())
@@ -195,7 +206,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _import() -> Any:
-    # Its wheels carry Microsoft's telemetry, which writes into TMPDIR on import.
+    # The wheels carry Microsoft's telemetry, which writes into TMPDIR on import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime

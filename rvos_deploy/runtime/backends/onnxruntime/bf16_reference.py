@@ -1,15 +1,16 @@
-"""What a bfloat16 graph gives, on a CPU: numbers carried in float32 and rounded as the graph says.
+"""Run bfloat16 graphs on a CPU: compute in float32, and round where the graph rounds.
 
 ONNX Runtime has no bfloat16 kernels on the CPU for most operators (1.32: none for Add, Mul, MatMul,
-Gemm, Conv, Relu, Erf, Resize). So the graph is rewritten in memory: its bfloat16 tensors become
-float32, and behind every operator that computes stands a cast to bfloat16 and back. Each operator
-then takes bfloat16 numbers, computes in float32 and rounds once, to nearest even: what tensor cores
-do with float32 sums. It is a reference to prove a bundle by, and slow; no bfloat16 kernel runs, so
-what a library's own kernels add to it is not seen here.
+Gemm, Conv, Relu, Erf, Resize). So this back end rewrites the graph in memory: bfloat16 tensors
+become float32, and a cast to bfloat16 and back follows every operator that computes. Each operator
+then reads bfloat16 numbers, computes in float32 and rounds once, to nearest even, as tensor cores
+do with float32 sums. The result is a reference for parity checks. It is slow, and no bfloat16
+kernel runs, so it shows nothing of what a library's own kernels add.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,17 @@ _MOVES_ONLY = (
     *("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Split"),
     *("Concat", "Expand", "Gather", "GatherElements", "Tile", "Where", "Relu", "Neg"),
 )
-"""Operators that give none but numbers that they were given, or their opposites, or 0: what was
-rounded stays so."""
+"""Operators whose outputs are inputs, their opposites, or 0: rounded numbers stay rounded."""
 
 
 @dataclass(frozen=True)
 class Bf16ReferenceBackend(OnnxRuntimeBackend):
-    """ONNX Runtime on the CPU, bfloat16 rounded as the graph says.
+    """ONNX Runtime on the CPU, which rounds to bfloat16 where the graph does.
 
     Args:
         rounding: False leaves the rounding out: the same operators and weights in float32, which
-            can be compared much more closely. It takes graphs of float16 too, whose inputs and
-            outputs are then float32.
+            can be compared much more closely. Graphs of float16 are supported too; their inputs and
+            outputs become float32.
     """
 
     rounding: bool = True
@@ -57,7 +57,7 @@ class Bf16ReferenceBackend(OnnxRuntimeBackend):
         return _WidenedGraph(spec, file, self.threads or usable_cores(), rounding=self.rounding)
 
     def describe(self) -> dict[str, str]:
-        """Return library, version and device, and what stands for bfloat16."""
+        """Return the library, its version and the device, and how bfloat16 is computed."""
         how = "rounded after every operator" if self.rounding else "left out"
         return {**super().describe(), "bfloat16": f"carried in float32, {how}"}
 
@@ -80,7 +80,7 @@ class _WidenedGraph(OnnxRuntimeGraph):
         return OnnxContent(self._file.path, model, {})
 
     def _check_precision(self) -> None:
-        """Nothing that is left in it is bfloat16."""
+        """Accept every precision, because the rewritten graph holds no bfloat16."""
 
 
 def _float32_edges(spec: GraphSpec) -> GraphSpec:
@@ -91,18 +91,19 @@ def _float32_edges(spec: GraphSpec) -> GraphSpec:
 
 
 def widened(file: OnnxFile, *, rounding: bool = True) -> Any:
-    """An ONNX graph with its bfloat16 tensors in float32.
+    """Return an ONNX graph whose bfloat16 tensors are float32.
 
     Args:
-        file: of our exporter; its inputs and outputs are not bfloat16.
-        rounding: cast what operators compute in bfloat16 to it and back. Without, tensors of
-            float16 become float32 as well, inputs and outputs included.
+        file: an ONNX file of our exporter; its inputs and outputs are not bfloat16.
+        rounding: cast the results of bfloat16 operators to bfloat16 and back. Without it, float16
+            tensors become float32 as well, inputs and outputs included.
 
     Returns:
         ``onnx.ModelProto``, functions inlined. A graph without bfloat16 keeps its numbers.
 
     Raises:
-        BackendError: onnx is not installed, or the graph holds what is not foreseen.
+        BackendError: onnx is not installed, or the graph holds a type or node that is not
+            supported.
         BundleError: the file is not the one that was hashed.
     """
     onnx, path = _onnx(), file.path
@@ -128,22 +129,29 @@ def widened(file: OnnxFile, *, rounding: bool = True) -> Any:
         _widen_attributes(onnx, node, path, halves)
         unknown = [name for name in node.output if name and name not in types]
         if unknown:
-            # Not to be taken for one that needs no rounding.
+            # A tensor of unknown type may need rounding.
             raise BackendError(f"{path.name}: {unknown[0]} has no known type; export it again")
-        casts = []
-        if rounding and node.op_type not in _MOVES_ONLY:
-            for index, name in enumerate(node.output):
-                if types.get(name) == narrow:
-                    exact, rounded = f"{name}/exact", f"{name}/bf16"
-                    node.output[index] = exact
-                    casts.append(onnx.helper.make_node("Cast", [exact], [rounded], to=narrow))
-                    casts.append(onnx.helper.make_node("Cast", [rounded], [name], to=wide))
+        rounded = rounding and node.op_type not in _MOVES_ONLY
+        casts = _round_outputs(onnx, node, types) if rounded else []
         graph.node.extend([node, *casts])
     return model
 
 
+def _round_outputs(onnx: Any, node: Any, types: Mapping[str, int]) -> list[Any]:
+    """Rename a node's bfloat16 outputs, and return the casts that round them to their old names."""
+    casts = []
+    for index, name in enumerate(node.output):
+        if types.get(name) == onnx.TensorProto.BFLOAT16:
+            exact, rounded = f"{name}/exact", f"{name}/bf16"
+            node.output[index] = exact
+            narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+            casts.append(onnx.helper.make_node("Cast", [exact], [rounded], to=narrow))
+            casts.append(onnx.helper.make_node("Cast", [rounded], [name], to=wide))
+    return casts
+
+
 def _load(onnx: Any, file: OnnxFile) -> Any:
-    """The model with its external data in it."""
+    """Load a model with its external data."""
     content = file.read()
     model = onnx.load_model_from_string(content.model)
     slices = external_slices(model, content)
@@ -156,7 +164,7 @@ def _load(onnx: Any, file: OnnxFile) -> Any:
 
 
 def _widen_attributes(onnx: Any, node: Any, path: Path, halves: tuple[int, ...]) -> None:
-    """Casts and constants of a node that name a type of half precision."""
+    """Widen the casts and constants of a node that name a type of half precision."""
     for attribute in node.attribute:
         if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
             raise BackendError(f"{path.name}: {node.op_type} holds a graph; export it again")

@@ -1,6 +1,8 @@
-"""ONNX Runtime's I/O binding: what a graph gives stays where it was computed.
+"""Bind inputs and outputs of ONNX Runtime on the device, so that outputs stay where they are
+computed.
 
-Run by the tests on the CPU, where binding changes nothing but the way. On a GPU: NOT RUN.
+The tests run this on the CPU, where the calls are the same and the memory is the host's. NOT RUN on
+a GPU.
 """
 
 from __future__ import annotations
@@ -14,20 +16,22 @@ from numpy.typing import DTypeLike, NDArray
 
 from rvos_deploy.graph_io.graph_spec import TensorSpec
 from rvos_deploy.graph_io.tensors import Tensor
-from rvos_deploy.runtime.backends.onnxruntime.device_arrays import BorrowedArray
+from rvos_deploy.runtime.backends.onnxruntime.device_arrays import CudaArray
 
 
 class OrtTensor:
-    """A tensor in ONNX Runtime's memory: the next graph's input, or ``numpy.asarray`` of it."""
+    """A tensor in ONNX Runtime's memory. The next graph reads it there; ``numpy.asarray`` copies
+    it.
+    """
 
     def __init__(self, value: Any, dtype: str) -> None:
-        """``value``: an ``onnxruntime.OrtValue``."""
+        """Wrap an ``onnxruntime.OrtValue``; ``dtype`` is its type in NumPy's terms."""
         self.value, self.dtype = value, np.dtype(dtype)
         self.shape: tuple[int, ...] = tuple(value.shape())
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """The size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
@@ -47,9 +51,9 @@ def run_bound(
     Args:
         session: an ``onnxruntime.InferenceSession``.
         device: ``cuda`` or ``cpu``, as ONNX Runtime names it.
-        inputs: NumPy arrays, which are copied there; :class:`OrtTensor` and arrays of other
-            libraries on that device (:class:`BorrowedArray`), which are not.
-        outputs: contracts of those wanted.
+        inputs: by name. NumPy arrays are copied to the device; an :class:`OrtTensor` and a
+            :class:`CudaArray` are there already.
+        outputs: contracts of the outputs to compute.
 
     Returns:
         An :class:`OrtTensor` by name.
@@ -58,7 +62,7 @@ def run_bound(
 
     binding = session.io_binding()
     for name, array in inputs.items():
-        if isinstance(array, BorrowedArray):
+        if isinstance(array, CudaArray):
             binding.bind_input(name, device, 0, array.dtype, list(array.shape), array.address)
             continue
         value = array.value if isinstance(array, OrtTensor) else None

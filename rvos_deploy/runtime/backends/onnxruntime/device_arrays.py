@@ -1,10 +1,10 @@
-"""Other libraries' arrays on the GPU as inputs of ONNX Runtime's CUDA provider, by their address.
+"""Feed other libraries' arrays on the GPU to ONNX Runtime's CUDA provider, by their address.
 
-ONNX Runtime computes on a stream of its own that nobody else can wait for, so the host waits until
-the array is there. The CUDA driver is called through cuda-bindings, imported when such an array
-comes.
+ONNX Runtime computes on a stream of its own that nothing else can wait for, so the host waits until
+the array is computed. cuda-bindings calls the CUDA driver; it is imported when an array comes.
 
-NOT RUN on a GPU: tested on a recording stand-in, and binding by address by ONNX Runtime on the CPU.
+NOT RUN on a GPU. A recording stand-in tests this module, and ONNX Runtime on the CPU tests binding
+by address.
 """
 
 from __future__ import annotations
@@ -22,38 +22,43 @@ from rvos_deploy.errors import BackendError
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.backends.cuda.foreign_arrays import (
-    FoundArray,
+    ForeignArray,
     find_array,
     is_device_array,
 )
-from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_STREAM, call
+from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_DEFAULT_STREAM, call
 from rvos_deploy.runtime.backends.host_ops import HostOps
 
 ORDINAL = 0
-"""The GPU that the CUDA provider runs on."""
+"""The GPU of the CUDA provider."""
 
 
-class BorrowedArray:
-    """Another library's array on the GPU, computed and contiguous; it is kept, and not copied."""
+class CudaArray:
+    """Another library's computed, contiguous array on the GPU; kept alive, and not copied."""
 
-    def __init__(self, found: FoundArray, shape: tuple[int, ...]) -> None:
+    def __init__(self, found: ForeignArray, shape: tuple[int, ...]) -> None:
         self._found, self.shape, self.dtype = found, shape, found.dtype
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """The size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def address(self) -> int:
-        """Of its first element."""
+        """The device address of the first element."""
         return self._found.memory.address
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        place = (self.address, False)
-        told = {"shape": self.shape, "typestr": self.dtype.str, "data": place, "version": 3}
-        return {**told, "strides": None, "stream": None}
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "version": 3,
+            "strides": None,
+            "stream": None,
+        }
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
@@ -64,53 +69,56 @@ class BorrowedArray:
             call(driver, "cuMemcpyDtoH", array.ctypes.data, self.address, array.nbytes)
         return array if dtype is None else array.astype(dtype, copy=False)
 
-    def reshape(self, *shape: int) -> BorrowedArray:
-        """The same memory in another shape of as many elements."""
+    def reshape(self, *shape: int) -> CudaArray:
+        """Return the same memory in another shape of as many elements."""
         assert math.prod(shape) == math.prod(self.shape)
-        return BorrowedArray(self._found, shape)
+        return CudaArray(self._found, shape)
 
 
 class CudaArrayOps(HostOps):
-    """Tensor operations of ONNX Runtime's CUDA provider: frames on the GPU are read there; all else
-    is done on the host.
+    """Tensor operations of ONNX Runtime's CUDA provider. Frames on the GPU stay there; the host
+    does the rest.
     """
 
     def from_dlpack(self, array: object) -> Tensor:
-        """Return an array on the GPU as it is, once it is computed; others as NumPy arrays."""
-        return borrow_array(array) if is_device_array(array) else super().from_dlpack(array)
+        """Return a computed array on the GPU without a copy, and an array on the host as a NumPy
+        array.
+        """
+        return cuda_from_dlpack(array) if is_device_array(array) else super().from_dlpack(array)
 
     def preprocess(self, frame: Tensor, geometry: FrameGeometry) -> Tensor:
-        """Leave a frame of the network's own size on the GPU; resize others on the host."""
+        """Leave a frame of the network's input size on the GPU; resize other frames on the host."""
         fits = geometry.content == geometry.padded == frame.shape[:2]
-        if fits and isinstance(frame, BorrowedArray):
+        if fits and isinstance(frame, CudaArray):
             return frame.reshape(1, *frame.shape)
         return super().preprocess(frame, geometry)
 
 
-def borrow_array(value: Any) -> BorrowedArray:
-    """Another library's array, once it is computed: the host waits for that.
+def cuda_from_dlpack(value: Any) -> CudaArray:
+    """Return another library's array after the host has waited for its computation.
 
     Args:
         value: contiguous, with ``__dlpack__`` or ``__cuda_array_interface__``.
 
     Raises:
-        InputError: not contiguous, on another GPU, or of a type that NumPy does not have.
+        InputError: the array is not contiguous, lies on another GPU, or has a type that NumPy
+            lacks.
         BackendError: cuda-bindings is missing, or the driver refuses.
     """
     driver = _driver()
     with _primary_context(driver):
-        found = find_array(driver, value, LEGACY_STREAM, ORDINAL)
-        # Owners that speak DLPack have made the default stream wait.
-        spoken = hasattr(value, "__dlpack__")
-        awaited = LEGACY_STREAM if spoken else found.awaited
+        found = find_array(driver, value, LEGACY_DEFAULT_STREAM, ORDINAL)
+        # DLPack makes the default stream wait for the array's owner.
+        by_dlpack = hasattr(value, "__dlpack__")
+        awaited = LEGACY_DEFAULT_STREAM if by_dlpack else found.awaited
         if awaited is not None:
             call(driver, "cuStreamSynchronize", driver.CUstream(awaited))
-    return BorrowedArray(found, found.shape)
+    return CudaArray(found, found.shape)
 
 
 @contextmanager
 def _primary_context(driver: Any) -> Iterator[None]:
-    """The context that ONNX Runtime and other libraries share, current for a block."""
+    """Make the context that ONNX Runtime and other libraries share current for a block."""
     call(driver, "cuInit", 0)
     device = call(driver, "cuDeviceGet", ORDINAL)
     context = call(driver, "cuDevicePrimaryCtxRetain", device)

@@ -1,11 +1,11 @@
-"""TensorRT engines of a bundle, on the GPU that ``build-engine`` proved them on.
+"""Run the TensorRT engines of a bundle on the GPU that ``build-engine`` tested them on.
 
-What a graph gives stays on the device, and the next graph takes it from there. All graphs run on
-one stream, one after the other; host arrays go up on a second one, through page-locked buffers.
+Outputs stay on the GPU, where the next graph reads them. All graphs run on one stream, one after
+the other. Host arrays are uploaded on a second stream through page-locked buffers.
 
-NOT RUN: it needs a GPU. Tested against recording stand-ins of ``tensorrt`` (its arithmetic done by
-ONNX Runtime), ``pycuda.driver`` and ``cuda.bindings.driver``; every TensorRT name against the real
-bindings of TensorRT 11.
+NOT RUN: it needs a GPU. Recording stand-ins of ``tensorrt`` (ONNX Runtime does the arithmetic),
+``pycuda.driver`` and ``cuda.bindings.driver`` test this back end, and the real bindings of TensorRT
+11 check every name.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ class TensorRtBackend(Backend):
     """The engines in a bundle's ``engines/tensorrt``, on the first GPU that CUDA shows.
 
     Args:
-        cuda_graphs: capture runs that come again; where that fails, a warning says why.
-        allow_host_code: load version-compatible engines, which hold host code; for those you trust.
+        cuda_graphs: capture repeated runs as CUDA graphs; a warning says why where that fails.
+        allow_host_code: load version-compatible engines, which hold host code; only for plans that
+            you trust.
     """
 
     name = "tensorrt"
 
     def __init__(self, *, cuda_graphs: bool = True, allow_host_code: bool = False) -> None:
-        """Raises BackendError when TensorRT, a CUDA package, the driver or the GPU is missing."""
+        """Raises BackendError: TensorRT, a CUDA package, the driver or the GPU is missing."""
         self._trt, self._libraries = import_tensorrt()
         self._cuda_graphs, self._allow_host_code = cuda_graphs, allow_host_code
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
@@ -50,10 +51,10 @@ class TensorRtBackend(Backend):
         device.release()
 
     def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
-        """Open engines of a bundle; nothing is deserialised before every check of it passed.
+        """Open engines of a bundle. Nothing is deserialised before every check has passed.
 
         Raises:
-            EngineError: an engine is missing or does not fit; says the command that builds it.
+            EngineError: an engine is missing or does not fit; gives the command that builds it.
             BackendError, BundleError: as ``Backend.open``.
         """
         names = tuple(bundle.graphs if graphs is None else graphs)
@@ -77,6 +78,6 @@ class TensorRtBackend(Backend):
         return Engine(bundle.graphs[sidecar.graph], sidecar.profiles, load, refuse)
 
     def describe(self) -> dict[str, str]:
-        """Return library, version, device, and the GPU's name."""
+        """Return the library, its version, the device, and the GPU's name."""
         version = str(self._trt.__version__)
         return {"name": self.name, "version": version, "device": "cuda", "gpu": self._gpu}

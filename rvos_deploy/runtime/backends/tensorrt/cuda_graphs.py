@@ -1,10 +1,10 @@
-"""CUDA graphs: when a run is captured, how, what is kept of it, and what is said when it fails.
+"""Capture repeated runs as CUDA graphs: when to capture, how, and what to keep.
 
-A captured run is replayed by one call instead of some hundred kernel launches. It is bound to its
-sizes and to every address, so runs are kept by both; see ``RunKey``.
+One call replays a captured run, instead of some hundred kernel launches. A captured run is bound to
+its sizes and to every address, so runs are kept by both (see ``RunKey``).
 
-NOT RUN: it needs a GPU. The decisions, and what happens to a refused capture, are tested against a
-recording stand-in of ``cuda.bindings.driver``.
+NOT RUN: it needs a GPU. A recording stand-in of ``cuda.bindings.driver`` tests the decisions, and
+what happens where CUDA refuses a capture.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,21 +20,23 @@ from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.cuda.libraries import call
 
 CAPACITY = 8
-"""Captured runs kept of one graph. Each holds its outputs and an execution context."""
+"""Captured runs kept for one graph. Each of them holds its outputs and an execution context."""
 _REMEMBERED = 64
-"""Keys of which it is remembered that they were seen once."""
+"""Keys of runs that came once. They are remembered, so that a second run is recognised."""
 
 
 @dataclass(frozen=True)
 class RunKey:
-    """What a captured run is bound to, beside its own buffers: sizes, and inputs on the device."""
+    """What a captured run is bound to beside its own buffers: sizes, and addresses of device
+    inputs.
+    """
 
     axes: tuple[tuple[str, int], ...]
     addresses: tuple[tuple[str, int], ...]
 
     @staticmethod
     def of(axes: Mapping[str, int], addresses: Mapping[str, int]) -> RunKey:
-        """The key of these sizes and these addresses of inputs that are on the device."""
+        """Return the key of these sizes and these addresses of inputs on the GPU."""
         return RunKey(tuple(sorted(axes.items())), tuple(sorted(addresses.items())))
 
 
@@ -42,25 +45,32 @@ class CapturedRun(Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether somebody still holds the outputs of its last replay."""
+        """Whether anything still references the outputs of the last replay."""
 
     def close(self) -> None:
-        """Free the graph and what belongs to it."""
+        """Free the CUDA graph and what belongs to it."""
 
 
 _Run = TypeVar("_Run", bound=CapturedRun)
 
 
 class CapturedRuns(Generic[_Run]):
-    """The captured runs of one graph: least recently used ones are dropped, busy ones never.
+    """The captured runs of one graph. The least recently used idle run is dropped first, a busy run
+    never.
 
-    A run is captured when its key is seen for the second time: sizes that come once (the memory
-    of a whole clip) are not worth it. Where a run of the same key is busy, as with
-    frames that wait for their lookahead, another one is captured beside it.
+    A run is captured when its key comes for the second time, because sizes that come once (the
+    memory of a whole clip) are not worth a capture. Where all runs of a key are busy, as with
+    frames that wait for their lookahead, one more run of the key is captured.
     """
 
     def __init__(self, graph: str, *, enabled: bool = True, capacity: int = CAPACITY) -> None:
-        """``graph``: its name, for what is said. ``enabled``: False captures nothing."""
+        """Keep no run yet.
+
+        Args:
+            graph: the graph's name, for the warning.
+            enabled: False captures nothing.
+            capacity: how many runs are kept.
+        """
         self._graph, self._capacity = graph, capacity
         self._runs: OrderedDict[int, tuple[RunKey, _Run]] = OrderedDict()
         self._next = 0
@@ -71,15 +81,15 @@ class CapturedRuns(Generic[_Run]):
         return len(self._runs)
 
     def find(self, key: RunKey) -> _Run | None:
-        """A run of this key that may be replayed now."""
+        """Return an idle run of this key, or None."""
         for number, (known, run) in self._runs.items():
             if known == key and not run.busy:
                 self._runs.move_to_end(number)
                 return run
         return None
 
-    def wants(self, key: RunKey) -> bool:
-        """Whether to capture this run, which :meth:`find` did not find."""
+    def should_capture(self, key: RunKey) -> bool:
+        """Tell whether to capture a run that :meth:`find` did not find."""
         if self.reason is not None or self._capacity < 1:
             return False
         if key not in self._seen:
@@ -91,15 +101,15 @@ class CapturedRuns(Generic[_Run]):
         return len(self._runs) < self._capacity or self._oldest_idle() is not None
 
     def add(self, key: RunKey, run: _Run) -> None:
-        """Keep a run; the least recently used one that is idle goes where there are too many."""
+        """Keep a run; where there are too many, free the least recently used idle one."""
         oldest = self._oldest_idle()
         if len(self._runs) >= self._capacity and oldest is not None:
             self._runs.pop(oldest)[1].close()
         self._runs[self._next] = (key, run)
         self._next += 1
 
-    def give_up(self, reason: str) -> None:
-        """Capture nothing more of this graph, and say why, once; runs go on without."""
+    def disable(self, reason: str) -> None:
+        """Capture nothing more of this graph, and warn once; runs go on without CUDA graphs."""
         if self.reason is None:
             self.reason = reason
             warnings.warn(
@@ -109,30 +119,32 @@ class CapturedRuns(Generic[_Run]):
             )
 
     def clear(self) -> None:
-        """Free everything."""
-        while self._runs:
-            self._runs.popitem()[1][1].close()
-        self._seen.clear()
+        """Free all runs, also where freeing one of them fails."""
+        with ExitStack() as stack:
+            for _, run in self._runs.values():
+                stack.callback(run.close)
+            self._runs.clear()
+            self._seen.clear()
 
     def _oldest_idle(self) -> int | None:
         return next((number for number, (_, run) in self._runs.items() if not run.busy), None)
 
 
 class CaptureError(Exception):
-    """A capture that did not come about; the stream is as before. The text says why."""
+    """Nothing was captured, and the stream is unchanged. The text says why."""
 
 
 def capture(driver: Any, stream: int, enqueue: Callable[[], bool]) -> Any:
-    """Capture what ``enqueue`` puts on a stream, which must have run once just before.
+    """Capture the work that ``enqueue`` queues on a stream.
 
-    The first run after a change of sizes prepares things that must not be captured, so it is the
-    caller's to run, and to check, before.
+    The same work must have run once just before: the first run at new sizes prepares what must not
+    be captured.
 
     Args:
         driver: ``cuda.bindings.driver``.
-        stream: handle of a stream that is not the default one.
-        enqueue: puts the work there; False when it was refused. A refusal that went unseen would
-            leave a graph that replays stale buffers.
+        stream: the handle of a stream other than the default one.
+        enqueue: queues the work; returns False where TensorRT refuses. A graph of refused work
+            would replay stale buffers.
 
     Returns:
         The executable graph, a ``CUgraphExec``; free it by :func:`free_graph`.
@@ -141,14 +153,14 @@ def capture(driver: Any, stream: int, enqueue: Callable[[], bool]) -> Any:
         CaptureError: nothing was captured.
     """
     handle = driver.CUstream(stream)
-    # Thread-local: other threads of the process may allocate meanwhile.
+    # Thread-local mode lets other threads of the process allocate during the capture.
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    _must(driver, "cuStreamBeginCapture", handle, mode)
+    _call_capture(driver, "cuStreamBeginCapture", handle, mode)
     accepted = False
     try:
         accepted = enqueue()
     finally:
-        # Whatever happened, the stream must not stay in capture mode.
+        # The stream must leave capture mode, whatever happened.
         error, graph = driver.cuStreamEndCapture(handle)
         if not accepted and int(error) == 0:
             driver.cuGraphDestroy(graph)
@@ -157,22 +169,22 @@ def capture(driver: Any, stream: int, enqueue: Callable[[], bool]) -> Any:
     if int(error) != 0:
         raise CaptureError(f"cuStreamEndCapture failed with {error.name}")
     try:
-        return _must(driver, "cuGraphInstantiate", graph, 0)
+        return _call_capture(driver, "cuGraphInstantiate", graph, 0)
     finally:
         driver.cuGraphDestroy(graph)
 
 
 def launch(driver: Any, graph: Any, stream: int) -> None:
-    """Replay a captured run on a stream. Raises BackendError when CUDA refuses."""
+    """Queue the replay of a captured run. Raises BackendError: CUDA refuses."""
     call(driver, "cuGraphLaunch", graph, driver.CUstream(stream))
 
 
 def free_graph(driver: Any, graph: Any) -> None:
-    """Free what :func:`capture` gave; a replay under way is completed."""
+    """Free what :func:`capture` returned; CUDA completes a replay that is under way."""
     call(driver, "cuGraphExecDestroy", graph)
 
 
-def _must(driver: Any, name: str, *arguments: Any) -> Any:
+def _call_capture(driver: Any, name: str, *arguments: Any) -> Any:
     try:
         return call(driver, name, *arguments)
     except BackendError as error:

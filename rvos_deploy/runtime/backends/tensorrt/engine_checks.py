@@ -1,8 +1,9 @@
-"""Whether an engine may be loaded: asked right before a plan is deserialised. No TensorRT needed.
+"""Decide whether an engine may be loaded, right before its plan is deserialised. No TensorRT
+needed.
 
-A plan is executable code, so nothing of it is deserialised before everything here holds: its hash,
-the hash of the ONNX it was built from, the TensorRT version, the GPU architecture, and the proof
-that it gives ONNX Runtime's numbers. What cannot be established is refused.
+A plan is executable code. So nothing is deserialised before every check has passed: the plan's
+hash, the hash of the ONNX that it was built from, the TensorRT version, the GPU architecture, and
+the parity results against ONNX Runtime. What cannot be established is refused.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.files import sha256_file
 
 HARDWARE_COMPATIBLE_FROM = "8.0"
-"""Ampere: the oldest architecture that ``--hardware-compatible`` engines run on."""
+"""Ampere, the oldest architecture that runs ``--hardware-compatible`` engines."""
 
 
 @dataclass(frozen=True)
 class EngineMachine:
-    """Where an engine is to be loaded: the library's version and the GPU's compute capability."""
+    """The machine that loads an engine: the library's version and the GPU's compute capability."""
 
     tensorrt_version: str
     compute_capability: str
 
 
 def check_plan(bundle: Bundle, sidecar: EngineSidecar) -> None:
-    """The plan and its ONNX are those that the sidecar was written for.
+    """Check that a plan and its ONNX are those that the sidecar describes.
 
     Raises:
         EngineError: a file is missing or has another hash.
@@ -46,10 +47,10 @@ def check_plan(bundle: Bundle, sidecar: EngineSidecar) -> None:
 
 
 def check_plan_size(bundle: Bundle, sidecar: EngineSidecar) -> Path:
-    """The plan's file, which is there and as long as its sidecar says.
+    """Return the path of a plan, which exists and has the size that its sidecar says.
 
     Raises:
-        EngineError: it is not.
+        EngineError: the file is missing or has another size.
     """
     plan = plan_file(bundle.path, sidecar.target, sidecar.graph)
     if not plan.is_file():
@@ -61,7 +62,7 @@ def check_plan_size(bundle: Bundle, sidecar: EngineSidecar) -> Path:
 
 
 def changed_plan(bundle: Bundle, sidecar: EngineSidecar) -> EngineError:
-    """The error of a plan that is not the one that its sidecar describes."""
+    """Return the error of a plan that is not the one that its sidecar describes."""
     return EngineError(
         f"{plan_file(bundle.path, sidecar.target, sidecar.graph)} was changed since it was built "
         "(its sha256 differs)",
@@ -71,7 +72,7 @@ def changed_plan(bundle: Bundle, sidecar: EngineSidecar) -> EngineError:
 
 
 def check_source(bundle: Bundle, sidecar: EngineSidecar) -> None:
-    """The engine was built from the graph that the bundle's manifest describes.
+    """Check that an engine was built from the graph that the bundle's manifest describes.
 
     Raises:
         EngineError: a file of the graph has another hash.
@@ -94,17 +95,18 @@ def check_source(bundle: Bundle, sidecar: EngineSidecar) -> None:
 def check_loadable(
     bundle: Bundle, sidecar: EngineSidecar, machine: EngineMachine, *, allow_host_code: bool = False
 ) -> None:
-    """Everything that must hold before a plan is deserialised, but for the plan's own bytes, which
-    whoever deserialises them hashes (``engine_loading.read_plan``).
+    """Check everything that must hold before a plan is deserialised, except the plan's hash.
+
+    ``engine_loading.read_plan`` hashes the very bytes that are deserialised.
 
     Args:
-        bundle: opened.
+        bundle: an opened bundle.
         sidecar: of the engine.
-        machine: where it is to run.
-        allow_host_code: the caller wants engines that hold host code (version-compatible ones).
+        machine: that loads the engine.
+        allow_host_code: accept engines that hold host code (version-compatible ones).
 
     Raises:
-        EngineError: with found, needed and the command, for the first thing that does not hold.
+        EngineError: a check failed; gives ``found``, ``needed`` and the command that rebuilds.
     """
     check_plan_size(bundle, sidecar)
     check_source(bundle, sidecar)
@@ -161,7 +163,9 @@ def _gpu_fits(sidecar: EngineSidecar, capability: str) -> bool:
 
 
 def _command_for_gpu(bundle: Bundle, sidecar: EngineSidecar, machine: EngineMachine) -> str:
-    """TensorRT builds for the GPU that is there; TensorRT-RTX must be told."""
+    """Return the command that builds for this GPU. TensorRT-RTX must be told which; TensorRT uses
+    it.
+    """
     options = list(sidecar.options)
     if sidecar.target == "tensorrt-rtx":
         while "--compute-capability" in options:
@@ -172,7 +176,7 @@ def _command_for_gpu(bundle: Bundle, sidecar: EngineSidecar, machine: EngineMach
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Leading whole numbers of a dotted version."""
+    """Return the leading whole numbers of a dotted version."""
     numbers = []
     for part in version.split("."):
         if not part.isdecimal():
@@ -182,12 +186,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def no_profile(bundle: Path, sidecar: EngineSidecar, axes: Mapping[str, int]) -> EngineError:
-    """Return the error of sizes that no profile supports; its command builds one that would.
+    """Return the error of sizes that no profile supports; its command builds an engine that does.
 
     Args:
-        bundle: its folder, for the command.
+        bundle: the bundle's folder, for the command.
         sidecar: of the engine.
-        axes: sizes by name, as ``GraphSpec.bind`` gives them.
+        axes: sizes by name, as ``GraphSpec.bind`` returns them.
     """
     wider = {
         name: (min(low, axes.get(name, low)), best, max(high, axes.get(name, high)))
@@ -195,7 +199,7 @@ def no_profile(bundle: Path, sidecar: EngineSidecar, axes: Mapping[str, int]) ->
     }
     options = (*sidecar.options, "--profile", format_profile(wider))
     return EngineError(
-        f"the {sidecar.target} engine of {sidecar.graph} takes "
+        f"the {sidecar.target} engine of {sidecar.graph} supports "
         + " or ".join(map(format_profile, sidecar.profiles)),
         ",".join(f"{name}={size}" for name, size in axes.items()),
         rebuild_command(bundle, sidecar.target, options),

@@ -1,7 +1,7 @@
-"""Plans into engines, after every check: the only place that deserialises.
+"""Load engines: check a plan, then deserialise it. No other module deserialises.
 
-NOT RUN with a GPU: deserialising needs a driver. What was run: the refusals, TensorRT-RTX's own
-refusal without a driver, and every name and keyword used here against the real bindings.
+NOT RUN with a GPU, because deserialising needs a driver. The tests run the refusals, TensorRT-RTX's
+own refusal without a driver, and check every name and keyword against the real bindings.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ def load_engine(
     *,
     allow_host_code: bool = False,
 ) -> trt.ICudaEngine:
-    """Check everything, then deserialise a plan of a bundle.
+    """Check a plan of a bundle completely, then deserialise it.
 
     Args:
         trt: the imported ``tensorrt`` or ``tensorrt_rtx``.
         logger: must outlive the engine.
-        bundle: opened, so its own files have been hashed.
-        sidecar: of the engine, as ``read_sidecar`` gives it.
-        compute_capability: of the GPU here, for example "8.9".
-        allow_host_code: take engines that hold host code; for plans that you trust.
+        bundle: an opened bundle, whose own files have been hashed.
+        sidecar: of the engine, as ``read_sidecar`` returns it.
+        compute_capability: of this machine's GPU, for example "8.9".
+        allow_host_code: accept engines that hold host code; only for plans that you trust.
 
     Raises:
-        EngineError: something does not hold; nothing was deserialised.
+        EngineError: a check failed; nothing was deserialised.
         BackendError: TensorRT refuses the plan.
     """
     machine = EngineMachine(trt.__version__, compute_capability)
@@ -56,10 +56,11 @@ def load_engine(
 
 
 def read_plan(bundle: Bundle, sidecar: EngineSidecar) -> bytes:
-    """The plan's bytes, hashed once they are in memory: the file may change after its check.
+    """Read a plan, and hash the bytes in memory, because the file may change after an earlier
+    check.
 
     Raises:
-        EngineError: they are not those of the sidecar.
+        EngineError: the bytes are not those that the sidecar describes.
     """
     file = check_plan_size(bundle, sidecar)
     try:
@@ -79,10 +80,17 @@ def deserialize(
     *,
     allow_host_code: bool = False,
 ) -> trt.ICudaEngine:
-    """Plan bytes that were checked -> engine; with ``weights``, put in from that ONNX.
+    """Deserialise a checked plan.
+
+    Args:
+        trt: the imported ``tensorrt`` or ``tensorrt_rtx``.
+        logger: must outlive the engine.
+        plan: the bytes of the plan.
+        weights: the ONNX file whose weights a stripped plan needs; None for complete plans.
+        allow_host_code: accept engines that hold host code; only for plans that you trust.
 
     Raises:
-        BackendError: TensorRT refuses; its log says why.
+        BackendError: TensorRT refuses the plan; its log says why.
     """
     runtime = trt.Runtime(logger)
     runtime.engine_host_code_allowed = allow_host_code
@@ -98,7 +106,7 @@ def deserialize(
 
 
 def _refit(trt: Any, logger: trt.ILogger, engine: trt.ICudaEngine, weights: OnnxFile) -> None:
-    """Put the ONNX's weights, as they were hashed, into an engine that was built without."""
+    """Refit an engine that was built without weights with the weights of the hashed ONNX file."""
     content = weights.read()
     refitter = trt.Refitter(engine, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)
@@ -106,13 +114,13 @@ def _refit(trt: Any, logger: trt.ILogger, engine: trt.ICudaEngine, weights: Onnx
         import onnx
 
         model = onnx.load_model_from_string(content.model)
-        taken = parser.load_model_proto(content.model)
+        accepted = parser.load_model_proto(content.model)
         for name, data in external_slices(model, content).items():
-            taken = taken and parser.load_initializer(name, address_of(data), data.nbytes)
-        taken = taken and parser.refit_model_proto()
+            accepted = accepted and parser.load_initializer(name, address_of(data), data.nbytes)
+        accepted = accepted and parser.refit_model_proto()
     else:
-        taken = parser.refit_from_bytes(content.model)
-    if not (taken and refitter.refit_cuda_engine()):
+        accepted = parser.refit_from_bytes(content.model)
+    if not (accepted and refitter.refit_cuda_engine()):
         missing = ", ".join(refitter.get_missing_weights()[:3]) or "none named"
         raise BackendError(
             f"{weights.path.name} does not give the stripped engine all of its weights (missing: "

@@ -1,6 +1,6 @@
-"""One TensorRT execution context: sizes and addresses in, work on the stream out.
+"""Run one TensorRT execution context: set sizes and addresses, and queue the work on the stream.
 
-NOT RUN: it needs a GPU (see tensorrt.py).
+NOT RUN: it needs a GPU (see backend.py).
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import numpy as np
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.graph_io.graph_spec import GraphSpec
-from rvos_deploy.runtime.backends.cuda.device import CudaDevice, DeviceBuffer
+from rvos_deploy.runtime.backends.cuda.device import CudaDevice
+from rvos_deploy.runtime.backends.cuda.memory import DeviceBuffer
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 
 class Execution:
-    """An execution context on the device's compute stream, in a workspace that it shares."""
+    """An execution context on the device's compute stream. Contexts of one engine share a
+    workspace.
+    """
 
     def __init__(
         self,
@@ -30,10 +33,17 @@ class Execution:
         workspace: DeviceBuffer,
         spec: GraphSpec,
     ) -> None:
-        """``workspace``: of at least ``engine.device_memory_size_v2`` bytes.
+        """Create the context.
+
+        Args:
+            trt: the imported library.
+            engine: the deserialised engine.
+            device: the GPU.
+            workspace: of at least ``engine.device_memory_size_v2`` bytes.
+            spec: the contract of the graph.
 
         Raises:
-            BackendError: the device's memory is short.
+            BackendError: the GPU is out of memory.
         """
         self.device, self._spec, self._workspace = device, spec, workspace
         self._trt, self._engine = trt, engine
@@ -52,15 +62,15 @@ class Execution:
     def bind(
         self, profile: int, axes: Mapping[str, int], addresses: Mapping[str, int]
     ) -> dict[str, DeviceBuffer]:
-        """Set sizes and addresses; returns room for the outputs, set too.
+        """Set sizes and addresses, and return new buffers for the outputs.
 
         Args:
-            profile: index of one that takes the sizes.
+            profile: the index of a profile that supports the sizes.
             axes: sizes by name.
-            addresses: of every input.
+            addresses: device addresses of all inputs by name.
 
         Raises:
-            BackendError: TensorRT refuses a shape, or would give another than the contract's.
+            BackendError: TensorRT refuses a shape, or an output's shape is not the contract's.
         """
         context: trt.IExecutionContext = self._context
         stream = int(self.device.compute.handle)
@@ -71,7 +81,7 @@ class Execution:
         self._set_shapes(axes)
         for tensor in self._spec.inputs:
             context.set_tensor_address(tensor.name, addresses[tensor.name])
-        room: dict[str, DeviceBuffer] = {}
+        outputs: dict[str, DeviceBuffer] = {}
         for tensor in self._spec.outputs:
             found, needed = tuple(context.get_tensor_shape(tensor.name)), tensor.sizes(axes)
             if found != needed:
@@ -80,19 +90,19 @@ class Execution:
                     f"{list(found)}, its contract says {list(needed)}; build the engine again with "
                     "rvos-deploy build-engine"
                 )
-            room[tensor.name] = self.device.allocate(
+            outputs[tensor.name] = self.device.allocate(
                 math.prod(needed) * np.dtype(tensor.dtype).itemsize
             )
-            context.set_tensor_address(tensor.name, room[tensor.name].address)
-        return room
+            context.set_tensor_address(tensor.name, outputs[tensor.name].address)
+        return outputs
 
     def try_enqueue(self) -> bool:
-        """Put the work on the stream; False when TensorRT refuses."""
+        """Queue the work; return False where TensorRT refuses."""
         context: trt.IExecutionContext = self._context
         return bool(context.execute_async_v3(int(self.device.compute.handle)))
 
     def enqueue(self) -> None:
-        """Put the work on the stream. Raises BackendError when TensorRT refuses."""
+        """Queue the work. Raises BackendError: TensorRT refuses."""
         if not self.try_enqueue():
             raise BackendError(
                 f"TensorRT failed in {self._spec.name} (its own message is above); check the GPU "
@@ -100,9 +110,9 @@ class Execution:
             )
 
     def layer_report(self, axes: Mapping[str, int]) -> str:
-        """Return the engine inspector's JSON; types of dynamic layers depend on the sizes.
+        """Return the engine inspector's JSON; the types of dynamic layers depend on the sizes.
 
-        Profile 0 must support them. Call this before any run.
+        Profile 0 must support the sizes. Call this before any run.
 
         Raises BackendError: TensorRT refuses a shape.
         """
@@ -113,7 +123,7 @@ class Execution:
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def close(self) -> None:
-        """Drop the context; nothing of it may run any more."""
+        """Drop the context; none of its work may be queued or running."""
         self._context = self._engine = None
 
     def _set_shapes(self, axes: Mapping[str, int]) -> None:
@@ -132,10 +142,11 @@ class Execution:
 
 
 def check_interface(trt: Any, engine: trt.ICudaEngine, spec: GraphSpec) -> None:
-    """The engine's inputs and outputs are the contract's, by name, kind and type, on the device.
+    """Check that an engine's inputs and outputs are those of the contract: name, kind, type, on the
+    GPU.
 
     Raises:
-        BackendError: it is the engine of something else.
+        BackendError: they differ, so the engine is another graph's.
     """
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     found = {

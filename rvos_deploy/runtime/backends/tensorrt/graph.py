@@ -1,4 +1,4 @@
-"""One TensorRT engine as a graph: plain runs, captured ones, and their memory.
+"""Run one TensorRT engine as a graph: plain runs, captured runs, and their memory.
 
 NOT RUN: it needs a GPU (see backend.py).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,9 @@ from rvos_deploy.errors import RvosError
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.backends.base import Graph
-from rvos_deploy.runtime.backends.cuda.device import CudaDevice, DeviceBuffer, Staging
+from rvos_deploy.runtime.backends.cuda.device import CudaDevice
+from rvos_deploy.runtime.backends.cuda.memory import DeviceBuffer
+from rvos_deploy.runtime.backends.cuda.staging import Staging
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor
 from rvos_deploy.runtime.backends.tensorrt.cuda_graphs import (
     CapturedRuns,
@@ -41,9 +43,9 @@ class Engine:
 
     Args:
         spec: the contract of its graph.
-        profiles: those it was built with.
+        profiles: the profiles that it was built with.
         load: checks and deserialises it; its argument is the GPU's compute capability ("8.9").
-        refuse: the error of sizes that no profile supports.
+        refuse: makes the error of sizes that no profile supports.
     """
 
     spec: GraphSpec
@@ -54,7 +56,7 @@ class Engine:
     def profile(self, axes: Mapping[str, int]) -> int:
         """Return the index of the first profile that supports these sizes.
 
-        Raises the error that ``refuse`` gives: none does.
+        Raises the error that ``refuse`` makes: no profile supports them.
         """
         for index, profile in enumerate(self.profiles):
             if supports(profile, axes):
@@ -63,7 +65,7 @@ class Engine:
 
 
 class _Lease:
-    """Memory of a captured run's outputs, for as long as somebody has one of them."""
+    """The memory of a captured run's output. The run is busy for as long as a lease lives."""
 
     def __init__(self, run: _CapturedRun, buffer: DeviceBuffer) -> None:
         self._run, self._buffer = run, buffer
@@ -74,7 +76,7 @@ class _Lease:
 
 
 class _CapturedRun:
-    """An execution context, the buffers it is bound to, and what it put on the stream."""
+    """An execution context, the buffers that it is bound to, and the CUDA graph of its work."""
 
     def __init__(
         self,
@@ -90,31 +92,44 @@ class _CapturedRun:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody still holds the outputs of its last replay."""
+        """Whether anything still references the outputs of the last replay."""
         return any(lease() is not None for lease in self._leases)
 
     def lease(self) -> dict[str, _Lease]:
-        """Memory for the outputs of this replay."""
+        """Return the memory of the outputs of this replay."""
         leases = {name: _Lease(self, buffer) for name, buffer in self.outputs.items()}
         self._leases = [weakref.ref(lease) for lease in leases.values()]
         return leases
 
     def close(self) -> None:
-        """Free the graph, then the context, once nothing of it runs; outputs stay where leased."""
-        self._execution.device.compute.synchronize()
-        free_graph(self._driver, self.graph)
-        self._execution.close()
-        for staging in self.staged.values():
-            self._execution.device.unstage(staging)
+        """Wait, then free the CUDA graph, the context and the upload buffers; leased outputs stay.
+
+        All of them are freed, also where one step fails.
+        """
+        device = self._execution.device
+        with ExitStack() as stack:
+            for staging in self.staged.values():
+                stack.callback(device.release_staging, staging)
+            stack.callback(self._execution.close)
+            stack.callback(free_graph, self._driver, self.graph)
+            device.compute.synchronize()
 
 
 class TensorRtGraph(Graph):
-    """One engine. Accepts host arrays and :class:`DeviceTensor`, gives :class:`DeviceTensor`."""
+    """One engine. Inputs are host arrays or :class:`DeviceTensor`; outputs are
+    :class:`DeviceTensor`.
+    """
 
     def __init__(
         self, trt: Any, device: CudaDevice, engine: Engine, *, cuda_graphs: bool = True
     ) -> None:
         """Load the engine.
+
+        Args:
+            trt: the imported library.
+            device: the GPU.
+            engine: what to load.
+            cuda_graphs: capture repeated runs as CUDA graphs.
 
         Raises:
             EngineError, BackendError: as ``engine.load``, or the engine is another graph's.
@@ -135,8 +150,8 @@ class TensorRtGraph(Graph):
             raise
 
     @property
-    def why_not_captured(self) -> str | None:
-        """Why this graph runs without CUDA graphs; None where nothing stands against them."""
+    def disabled_reason(self) -> str | None:
+        """The reason why this graph runs without CUDA graphs; None where it uses them."""
         return self._captured.reason
 
     def supports(self, axes: Mapping[str, int]) -> bool:
@@ -146,7 +161,7 @@ class TensorRtGraph(Graph):
     def layer_report(self) -> str:
         """Return the inspector's JSON for the best sizes of the first profile.
 
-        Raises BackendError: the device's memory is short, or TensorRT refuses the sizes.
+        Raises BackendError: the GPU is out of memory, or TensorRT refuses the sizes.
         """
         with self._held_device():
             self._require_open()
@@ -161,29 +176,29 @@ class TensorRtGraph(Graph):
     def _held_device(self) -> Iterator[None]:
         """Hold the device for a block.
 
-        The frames of an error's traceback are cleared, because they would keep TensorRT's objects
-        beyond the CUDA context that those live in.
+        The frames of an error's traceback are cleared within the block, because TensorRT's objects
+        in them must be freed while the CUDA context is current.
         """
-        try:
-            with self._device.lock, self._device.current():
+        with self._device.lock, self._device.current():
+            try:
                 yield
-        except BaseException as error:
-            traced: BaseException | None = error
-            while traced is not None:
-                traceback.clear_frames(traced.__traceback__)
-                traced = traced.__cause__
-            raise
+            except BaseException as error:
+                cause: BaseException | None = error
+                while cause is not None:
+                    traceback.clear_frames(cause.__traceback__)
+                    cause = cause.__cause__
+                raise
 
     def _load(self) -> None:
         device = self._device
         engine = self._loaded = self._engine.load(device.compute_capability)
         check_interface(self._trt, engine, self.spec)
-        # One workspace for all of the engine's contexts: they run one after the other.
+        # All contexts of the engine share one workspace, because they run one after the other.
         self._workspace = device.allocate(max(1, engine.device_memory_size_v2))
         self._plain = self._make_execution()
 
     def _run(self, inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
-        """Queue one run; its outputs may be passed on at once.
+        """Queue one run; the next graph may use its outputs at once.
 
         Raises:
             InputError: an input lies on another GPU.
@@ -191,7 +206,7 @@ class TensorRtGraph(Graph):
         """
         profile, device = self._engine.profile(axes), self._device
         with self._held_device():
-            # Another thread may have closed the graph meanwhile.
+            # Another thread may have closed the graph since the first check.
             self._require_open()
             on_device = {
                 name: value.address
@@ -202,26 +217,30 @@ class TensorRtGraph(Graph):
             run = self._captured.find(key)
             if run is not None:
                 outputs = self._replay(run, axes, inputs)
-            elif self._captured.wants(key):
+            elif self._captured.should_capture(key):
                 outputs = self._run_and_capture(key, profile, axes, inputs)
             else:
                 outputs = self._run_plainly(profile, axes, inputs)
             for value in inputs.values():
-                if isinstance(value, DeviceTensor) and value.borrowed:
-                    device.keep(value)
+                if isinstance(value, DeviceTensor) and value.foreign:
+                    device.keep_alive(value)
             return outputs
 
     def _close(self) -> None:
-        """Free CUDA graphs, contexts, engine and memory, in this order."""
-        device = self._device
-        with device.lock, device.current():
-            device.compute.synchronize()
-            self._captured.clear()
-            if self._plain is not None:
-                self._plain.close()
-            self._plain = None
-            self._loaded = None
-            self._workspace = None
+        """Wait, then free CUDA graphs, contexts, engine and workspace, even if a step fails."""
+        with self._held_device(), ExitStack() as stack:
+            # The stack runs from its end, and runs every step whatever the others raise.
+            stack.callback(self._drop_engine)
+            stack.callback(self._captured.clear)
+            self._device.compute.synchronize()
+
+    def _drop_engine(self) -> None:
+        """Drop the context, then the engine, then the workspace."""
+        if self._plain is not None:
+            self._plain.close()
+        self._plain = None
+        self._loaded = None
+        self._workspace = None
 
     def _make_execution(self) -> Execution:
         assert self._workspace is not None
@@ -233,7 +252,7 @@ class TensorRtGraph(Graph):
         axes: Mapping[str, int],
         inputs: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Queue a run on the context that all runs share that are not captured."""
+        """Queue a run on the context that all uncaptured runs share."""
         assert self._plain is not None
         device = self._device
         staged: dict[str, Staging] = {}
@@ -241,7 +260,7 @@ class TensorRtGraph(Graph):
             outputs = _enqueue(device, self._plain, profile, axes, inputs, staged)
         finally:
             for staging in staged.values():
-                device.unstage(staging)
+                device.release_staging(staging)
         return self._tensors(axes, outputs)
 
     def _run_and_capture(
@@ -251,24 +270,25 @@ class TensorRtGraph(Graph):
         axes: Mapping[str, int],
         inputs: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Queue a run on a context of its own, and capture the same again for the next time."""
+        """Queue a run on a context of its own, and capture the same work for the next time."""
         device, execution = self._device, self._make_execution()
         staged: dict[str, Staging] = {}
         graph = None
         try:
-            # The warm-up, and this call's result.
+            # This run is the warm-up of the capture, and gives this call's result.
             outputs = _enqueue(device, execution, profile, axes, inputs, staged)
             stream = int(device.compute.handle)
             try:
                 graph = capture(device.bindings, stream, execution.try_enqueue)
             except CaptureError as refused:
-                self._captured.give_up(str(refused))
+                self._captured.disable(str(refused))
         finally:
             if graph is None:
-                device.compute.synchronize()
-                execution.close()
-                for staging in staged.values():
-                    device.unstage(staging)
+                with ExitStack() as stack:
+                    for staging in staged.values():
+                        stack.callback(device.release_staging, staging)
+                    stack.callback(execution.close)
+                    device.compute.synchronize()
         if graph is None:
             return self._tensors(axes, outputs)
         run = _CapturedRun(device.bindings, execution, staged, outputs, graph)
@@ -283,10 +303,10 @@ class TensorRtGraph(Graph):
     ) -> dict[str, Tensor]:
         device = self._device
         for name, staging in run.staged.items():
-            staging.put(np.asarray(inputs[name]))
+            staging.upload(np.asarray(inputs[name]))
         launch(device.bindings, run.graph, int(device.compute.handle))
         for staging in run.staged.values():
-            staging.consumed()
+            staging.mark_read()
         return self._tensors(axes, run.lease())
 
     def _tensors(
@@ -312,20 +332,21 @@ def _enqueue(
     inputs: Mapping[str, Tensor],
     staged: dict[str, Staging],
 ) -> dict[str, DeviceBuffer]:
-    """Queue the upload of what is on the host, and one run; room of the outputs.
+    """Queue the upload of host inputs and one run, and return the buffers of the outputs.
 
-    ``staged`` is filled as it goes, so that the caller can give back what an error leaves there.
+    ``staged`` is filled input by input, so that the caller can release the upload buffers after an
+    error.
     """
     addresses: dict[str, int] = {}
     for name, value in inputs.items():
         if isinstance(value, DeviceTensor):
             addresses[name] = value.address
             continue
-        staging = staged[name] = device.staging(value.nbytes)
-        staging.put(np.asarray(value))
+        staging = staged[name] = device.acquire_staging(value.nbytes)
+        staging.upload(np.asarray(value))
         addresses[name] = staging.address
     outputs = execution.bind(profile, axes, addresses)
     execution.enqueue()
     for staging in staged.values():
-        staging.consumed()
+        staging.mark_read()
     return outputs

@@ -1,4 +1,4 @@
-"""Engines on one GPU as a session: its graphs share the device, its streams and its memory."""
+"""Open engines as a session: the graphs share one GPU, its streams and its memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rvos_deploy.runtime.backends.tensorrt.graph import Engine, TensorRtGraph
 
 
 class TensorRtSession(Session):
-    """Graphs on one GPU, which is released when the session is closed."""
+    """Graphs on one GPU. Closing the session releases the GPU."""
 
     def __init__(self, graphs: dict[str, Graph], device: CudaDevice) -> None:
         """Raises BackendError: CUDA failed."""
@@ -22,7 +22,7 @@ class TensorRtSession(Session):
         self._device: CudaDevice | None = device
 
     def close(self) -> None:
-        """Free the graphs, then the hold on the GPU."""
+        """Free the graphs, then release the GPU."""
         try:
             super().close()
         finally:
@@ -38,9 +38,9 @@ def open_engines(
 
     Args:
         trt: the imported ``tensorrt`` or ``tensorrt_rtx``.
-        libraries: CUDA's.
-        engines: what to load; each is loaded by its own ``load``, which checks it first.
-        cuda_graphs: capture runs that come again.
+        libraries: the CUDA modules.
+        engines: what to load; the ``load`` of each one checks it first.
+        cuda_graphs: capture repeated runs as CUDA graphs.
 
     Raises:
         BackendError, EngineError: an engine cannot be loaded here.

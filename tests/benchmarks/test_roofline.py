@@ -1,4 +1,4 @@
-"""Counting against values by hand, against PyTorch's counter, and floors against a division."""
+"""Compare counts with values by hand and with PyTorch's counter, and rooflines with a division."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rvos_deploy.benchmarks.cards import CARDS, Rates
-from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, count_graph, count_model, floor
+from rvos_deploy.benchmarks.gpu_specs import GPU_SPECS, Rates
+from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, count_model, roofline
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.ms_deform_attn import attach_function
 
@@ -27,7 +27,7 @@ def model(
     constants: dict[str, list[int]] | None = None,
     opset: int = 18,
 ) -> onnx.ModelProto:
-    """A graph of one output whose inputs and weights have one type."""
+    """Make a graph of one output whose inputs and weights have one type."""
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     stored = [
         numpy_helper.from_array(np.zeros(shape, dtype), name)
@@ -44,6 +44,10 @@ def model(
         stored,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+def count_file(path: Path, axes: dict[str, int]) -> GraphCost:
+    return count_model(onnx.load(str(path), load_external_data=False), axes)
 
 
 def test_matmul_with_broadcast_and_a_dynamic_axis() -> None:
@@ -94,12 +98,12 @@ def test_einsum() -> None:
 
 
 def test_einsum_with_dots() -> None:
-    """ONNX does not infer what dots stand for: the output says it."""
+    """ONNX does not infer what dots stand for; the output's shape says it."""
     node = helper.make_node("Einsum", ["a", "b"], ["y"], equation="...ij,...jk->...ik")
     inputs: dict[str, list[int | str]] = {"a": [4, 1, 3, 5], "b": [6, 5, 7]}
     cost = count_model(model([node], inputs, shape=[4, 6, 3, 7]), {})
     assert cost.total_macs == 4 * 6 * 3 * 5 * 7
-    with pytest.raises(InputError, match="the shape of output y cannot be told"):
+    with pytest.raises(InputError, match="the shape of output y does not follow"):
         count_model(model([node], inputs), {})
 
 
@@ -122,7 +126,7 @@ def test_attention_in_three_dimensions() -> None:
 
 
 def test_shapes_that_the_graph_computes_are_known() -> None:
-    """[E,3,4] is folded to [E*3,4] by numbers that come out of Shape, Gather, Mul and Concat."""
+    """Shape, Gather, Mul and Concat compute the numbers that fold [E,3,4] to [E*3,4]."""
     nodes = [
         helper.make_node("Shape", ["x"], ["shape"]),
         helper.make_node("Gather", ["shape", "zero"], ["batch"]),
@@ -162,7 +166,7 @@ def test_weights_beside_the_graph_are_counted_but_not_read(tmp_path: Path) -> No
         size_threshold=64,
     )
     (tmp_path / "graph.data").unlink()
-    cost = count_graph(path, {"E": 2})
+    cost = count_file(path, {"E": 2})
     assert (cost.total_macs, cost.weight_bytes) == (2 * 40 * 30, 4 * 40 * 30)
 
 
@@ -229,35 +233,35 @@ def test_a_size_that_is_not_whole_is_refused() -> None:
         count_model(made, {"H": 12})
 
 
-def test_a_shape_that_depends_on_numbers_is_refused_not_left_out() -> None:
+def test_a_shape_that_depends_on_data_is_refused() -> None:
     nodes = [
         helper.make_node("NonZero", ["a"], ["where"]),
         helper.make_node("Cast", ["where"], ["rows"], to=FLOAT),
         helper.make_node("MatMul", ["w", "rows"], ["y"]),
     ]
     made = model(nodes, {"a": [4, 4]}, {"w": (3, 2)})
-    with pytest.raises(InputError, match=r"MatMul y: the shape of 'y' cannot be told"):
+    with pytest.raises(InputError, match=r"MatMul y: the shape of 'y' does not follow"):
         count_model(made, {})
 
 
-def test_a_floor_is_the_larger_of_two_divisions() -> None:
+def test_a_roofline_is_the_larger_of_two_divisions() -> None:
     rates = Rates(100.0, fp32_flops=10.0, fp16_flops=40.0, bf16_flops=None, tf32_flops=20.0)
     cost = GraphCost({"float16": 100, "float32": 10, SAMPLING: 5}, {}, 600, 50, 50)
-    found = floor(cost, rates, tf32=True)
+    found = roofline(cost, rates, tf32=True)
     assert found.compute_seconds == pytest.approx(200 / 40 + 20 / 20 + 10 / 10)
     assert found.memory_seconds == found.seconds == 7.0
-    without = floor(cost, rates, tf32=False)
+    without = roofline(cost, rates, tf32=False)
     assert (without.seconds, without.bound) == (200 / 40 + 20 / 10 + 10 / 10, "compute")
 
 
-def test_a_type_that_the_card_lacks_is_refused() -> None:
-    turing = next(card for card in CARDS if card.name == "T4")
+def test_a_type_that_the_gpu_lacks_is_refused() -> None:
+    turing = next(card for card in GPU_SPECS if card.name == "T4")
     with pytest.raises(InputError, match="no rate is known for multiply-adds in bfloat16"):
-        floor(GraphCost({"bfloat16": 1}, {}, 0, 0, 0), turing.rates, tf32=True)
+        roofline(GraphCost({"bfloat16": 1}, {}, 0, 0, 0), turing.rates, tf32=True)
 
 
 def test_published_rates_are_consistent() -> None:
-    for card in CARDS:
+    for card in GPU_SPECS:
         rates = card.rates
         assert rates.fp16_flops > rates.fp32_flops
         assert rates.bf16_flops is None or rates.bf16_flops <= rates.fp16_flops
@@ -272,7 +276,7 @@ AXES = {"H": 96, "W": 160, "E": 3, "L": 9, "M": 4}
     "name", ["backbone", "text_encoder", "frame_decoder", "video_decoder", "mask_head"]
 )
 def test_counts_are_those_of_pytorch(name: str, tiny_bundle: Path, tiny_network) -> None:  # type: ignore[no-untyped-def]
-    """PyTorch counts convolutions and matrix products as they run; sampling it does not count."""
+    """PyTorch counts convolutions and matrix products as they run, but not sampling."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -291,7 +295,7 @@ def test_counts_are_those_of_pytorch(name: str, tiny_bundle: Path, tiny_network)
     known = {torch.ops.aten.mv: vector_flops}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=known) as ran:
         graph.module(*inputs)
-    cost = count_graph(tiny_bundle / f"{name}.onnx", axes)
+    cost = count_file(tiny_bundle / f"{name}.onnx", axes)
     multiplied, ran_macs = cost.total_macs - cost.macs.get(SAMPLING, 0), ran.get_total_flops() // 2
     if name == "video_decoder":
         # Heads run after every layer for the losses; the export keeps those of the last.
@@ -312,9 +316,9 @@ def test_counts_are_those_of_pytorch(name: str, tiny_bundle: Path, tiny_network)
         assert multiplied == ran_macs
 
 
-def test_what_tokens_cost_by_hand(tiny_bundle: Path, tiny_network) -> None:  # type: ignore[no-untyped-def]
-    """Every token goes through the tower and is resized, as is its word; the referred head reads
-    each of them by a perceptron of its own.
+def test_the_cost_of_tokens_by_hand(tiny_bundle: Path, tiny_network) -> None:  # type: ignore[no-untyped-def]
+    """Every token passes the tower and is resized, and so is its word. The referred head reads each
+    of them by a perceptron of its own.
     """
     config, clip = tiny_network.config, tiny_network.clip
     dim, width, slots = config.dim, clip.text_width, config.num_queries
@@ -325,14 +329,14 @@ def test_what_tokens_cost_by_hand(tiny_bundle: Path, tiny_network) -> None:  # t
     tower = len(clip.model.transformer.resblocks) * block
     resized = tokens * (width * dim + width * dim)
     sentence = expressions * (width * clip.embed_dim + clip.embed_dim * dim)
-    encoder = count_graph(tiny_bundle / "text_encoder.onnx", {"E": expressions, "L": length})
+    encoder = count_file(tiny_bundle / "text_encoder.onnx", {"E": expressions, "L": length})
     assert encoder.total_macs == tower + resized + sentence
     # The video decoder: one token more, all else the same. A layer makes a key and a value of it,
     # and slots compare themselves with one and sum the other; the head's perceptron is of two.
     layer = 2 * dim**2 + 2 * slots * dim
     one_more = len(tiny_network.video_decoder.layers) * layer + 2 * dim**2
     short, long = (
-        count_graph(tiny_bundle / "video_decoder.onnx", {"E": 3, "L": tokens, "M": 4}).total_macs
+        count_file(tiny_bundle / "video_decoder.onnx", {"E": 3, "L": tokens, "M": 4}).total_macs
         for tokens in (length, length + 1)
     )
     assert long - short == 3 * one_more

@@ -1,4 +1,6 @@
-"""Shapes of every tensor of an ONNX graph, once its named axes have sizes; for :mod:`floors`."""
+"""Infer the shapes of every tensor of an ONNX graph for given sizes of its axes; for
+:mod:`roofline`.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,20 @@ _FOLDED = frozenset((
     "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
 ))
 # fmt: on
-"""What shapes are computed with."""
+"""Operators that compute shapes."""
 
 
 def with_sizes(model: onnx.ModelProto, axes: Mapping[str, int]) -> onnx.ModelProto:
-    """A copy with numbers for named axes and without large weights' numbers and functions.
+    """Copy a model, set the sizes of its axes, and drop large weights' numbers and functions.
 
-    A copy's functions are dropped: the nodes that call them are counted as they stand.
+    Nodes that call a function are counted as they stand.
+
+    Args:
+        model: stays as it is.
+        axes: sizes by name.
+
+    Raises:
+        InputError: an axis has no size, or a size that its expression cannot divide.
     """
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
@@ -61,11 +70,11 @@ def _size(expression: str, axes: Mapping[str, int], tensor: str) -> int:
 
 
 def infer(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, Shape]]:
-    """Types and shapes of every tensor whose shape can be told.
+    """Infer types and shapes of every tensor whose shape is determined.
 
-    Two things stop shape inference: deformable attention, which it does not know, and shapes that
-    the graph computes from others. Both are put in where they can be told by now, and shapes are
-    inferred again, until nothing more is found.
+    Two things stop ONNX's inference: it does not know deformable attention, and the graph computes
+    shapes from other shapes. Both are filled in as far as they are known, and inference runs again
+    until it finds nothing more.
     """
     while True:
         types, shapes = _inferred(model)
@@ -74,7 +83,9 @@ def infer(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, Shape]]:
 
 
 def _place_deformable(model: onnx.ModelProto, types: Mapping[str, str], shapes: Shapes) -> bool:
-    """Give outputs of deformable attention their shapes, where its inputs have theirs."""
+    """Set the output shapes of deformable attention whose inputs have shapes; tell whether any was
+    set.
+    """
     found = [
         node
         for node in model.graph.node
@@ -94,12 +105,12 @@ def _place_deformable(model: onnx.ModelProto, types: Mapping[str, str], shapes: 
 
 
 def _fold_shapes(model: onnx.ModelProto, shapes: Shapes) -> bool:
-    """Turn what is computed from known shapes and constants alone into constants."""
+    """Replace values that follow from known shapes by constants; tell whether any was."""
     graph = model.graph
     known = {
         tensor.name: numpy_helper.to_array(tensor)
         for tensor in graph.initializer
-        # What lies beside the graph is a weight, and is not read.
+        # External data are weights, which are not read.
         if math.prod(tensor.dims) <= _SMALL and tensor.data_location != onnx.TensorProto.EXTERNAL
     }
     folded: list[onnx.NodeProto] = []
@@ -128,7 +139,7 @@ def _evaluate(
     known: Mapping[str, NDArray[Any]],
     opsets: Sequence[onnx.OperatorSetIdProto],
 ) -> list[NDArray[Any]]:
-    """Run one node on constants with ONNX's own reference."""
+    """Run one node on constants with ONNX's reference evaluator."""
     named = {name: known[name] for name in node.input if name}
     inputs = [
         onnx.helper.make_tensor_value_info(
@@ -159,7 +170,7 @@ def _inferred(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, Shape]]
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """A node's attribute, or ``default`` where it has none of that name."""
+    """Return a node's attribute, or ``default`` where it has none of that name."""
     for found in node.attribute:
         if found.name == name:
             return onnx.helper.get_attribute_value(found)

@@ -1,4 +1,4 @@
-"""What a bundle loses against another: counted over expressions, limited, and told."""
+"""Test what a bundle loses against another one: counted by expression, limited, and reported."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from rvos_deploy.benchmarks.studies import agreement
+from rvos_deploy.benchmarks.studies import bundle_parity
 from rvos_deploy.datasets import read_mevis
 from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 from rvos_deploy.errors import ParityError
 
 APP = typer.Typer()
-APP.command()(agreement.main)
+APP.command()(bundle_parity.main)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One short video with few expressions."""
+    """Write one short video with few expressions."""
     folder = tmp_path_factory.mktemp("agreement") / "data"
     config = WorldConfig(frames=8, expressions=(2, 2), emoji=False)
     write_mevis(folder, seed=5, split="valid", videos=1, config=config)
@@ -52,22 +52,22 @@ def scores(*values: float) -> tuple[SimpleNamespace, str]:
 
 def test_the_loss_is_the_difference_of_means(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
     answers = {"reference": scores(0.5, 0.9, 0.7), "half": scores(0.5, 0.6, 0.705)}
-    monkeypatch.setattr(agreement, "_offline", lambda bundle, *_: answers[bundle.name])
-    found = agreement.compare_bundles(Path("half"), Path("reference"), read_mevis(data))
+    monkeypatch.setattr(bundle_parity, "_offline", lambda bundle, *_: answers[bundle.name])
+    found = bundle_parity.compare_bundles(Path("half"), Path("reference"), read_mevis(data))
     assert found["lost"] == pytest.approx(np.mean([0.5, 0.9, 0.7]) - np.mean([0.5, 0.6, 0.705]))
     assert found["moved"] == 1
     assert found["largest_loss"] == pytest.approx(0.3)
     with pytest.raises(ParityError, match=r"loses 0\.0983 J&F, at most 0\.002 is allowed"):
-        agreement.require_agreement(found, 0.002)
-    agreement.require_agreement(found, 0.1)
-    agreement.require_agreement(found, None)
+        bundle_parity.require_parity(found, 0.002)
+    bundle_parity.require_parity(found, 0.1)
+    bundle_parity.require_parity(found, None)
 
 
 def test_beyond_the_limit_the_exit_code_is_1_and_the_record_is_kept(
     monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
 ) -> None:
     answers = iter([scores(0.9), scores(0.8)])
-    monkeypatch.setattr(agreement, "_offline", lambda *_: next(answers))
+    monkeypatch.setattr(bundle_parity, "_offline", lambda *_: next(answers))
     file = tmp_path / "a.json"
     arguments = ["tiny", "--reference", "tiny", "--data", str(data), "--json", str(file)]
     result = CliRunner().invoke(APP, [*arguments, "--limit", "0.002"])
@@ -77,7 +77,7 @@ def test_beyond_the_limit_the_exit_code_is_1_and_the_record_is_kept(
 
 
 @pytest.mark.parametrize("also", [[], ["--reference", "tiny", "--checkpoint", "c.safetensors"]])
-def test_there_is_one_thing_to_compare_with(data: Path, also: list[str]) -> None:
+def test_exactly_one_reference_is_required(data: Path, also: list[str]) -> None:
     result = CliRunner().invoke(APP, ["tiny", "--data", str(data), *also])
     assert result.exit_code == 2
     assert "pass --checkpoint FILE (PyTorch) or --reference BUNDLE" in result.output

@@ -1,7 +1,7 @@
-"""The way of an engine from the builder into the bundle where there is a GPU to prove it on.
+"""Test an engine's way from the builder into the bundle on a machine with a GPU.
 
-The plan is built by the real TensorRT-RTX. A GPU is made up: the graphs that ship run the plan on
-recording stand-ins, where ONNX Runtime does its arithmetic (tests/stand_ins). Everything else is
+The real TensorRT-RTX builds the plan. The GPU is made up: the graphs that ship run the plan on
+recording stand-ins, where ONNX Runtime does the arithmetic (tests/stand_ins). Everything else is
 what runs on a machine with a GPU.
 """
 
@@ -17,7 +17,7 @@ from recording_tensorrt import FakeTensorRt
 
 from rvos_deploy.bundle.engine_sidecar import engine_folder, read_sidecar
 from rvos_deploy.bundle.folder import Bundle, open_bundle
-from rvos_deploy.engines import build, proof
+from rvos_deploy.engines import build, parity_checks
 from rvos_deploy.engines.build import build_engines
 from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.settings import BuildSettings
@@ -25,12 +25,12 @@ from rvos_deploy.errors import BackendError, ParityError
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import EngineMachine, check_loadable
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu12")
-SMALL = "H=32:64:96,W=32:96:160,E=1:2:3,L=2:5:20,M=1:3:8"
+SMALL = "H=32:64:96,W=32:96:160,E=1:2:3,L=2:5:20,M=1:3:64"
 SETTINGS = BuildSettings("tensorrt-rtx", profiles=(SMALL,))
 
 
 class RecordingRtx(FakeTensorRt):
-    """TensorRT-RTX, which builds, but for its runtime: plans run on the stand-ins."""
+    """TensorRT-RTX, except that plans run on the stand-ins."""
 
     __name__, __version__ = rtx.__name__, rtx.__version__
     DataType, TensorIOMode, TensorLocation = rtx.DataType, rtx.TensorIOMode, rtx.TensorLocation
@@ -44,7 +44,7 @@ class RecordingRtx(FakeTensorRt):
         self.plans: list[Path] = []
 
     def path_of(self, plan: bytes) -> str:
-        """The ONNX of the graph that was built into this plan."""
+        """Return the ONNX file of the graph that was built into this plan."""
         files = engine_folder(self.bundle.path, "tensorrt-rtx").rglob("*.plan")
         (file,) = [file for file in files if file.read_bytes() == plan]
         self.plans.append(file)
@@ -56,7 +56,7 @@ class RecordingRtx(FakeTensorRt):
 
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
-    """A bundle of links, into which engines can be put."""
+    """Link a bundle, so that engines can be installed in it."""
     folder = tmp_path / "bundle"
     folder.mkdir()
     for file in tiny_bundle.iterdir():
@@ -69,7 +69,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
 def library(
     cuda_modules: RecordingGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> RecordingRtx:
-    """What ``build-engine`` finds on a machine with a made-up GPU."""
+    """Make ``build-engine`` find a made-up GPU."""
     library = RecordingRtx(cuda_modules, bundle)
     gpu = Gpu("NVIDIA GeForce RTX 4090", "8.9")
     monkeypatch.setattr(build, "open_target", lambda target: (library, gpu))
@@ -80,7 +80,7 @@ def built(bundle: Bundle, graphs: Sequence[str] = ("mask_head",)) -> Any:
     return build_engines(bundle, SETTINGS, graphs=graphs)
 
 
-def test_an_engine_that_is_proven_may_be_loaded(
+def test_an_engine_that_passes_its_checks_is_installed_and_loadable(
     gpu: RecordingGpu, library: RecordingRtx, bundle: Bundle
 ) -> None:
     (made,) = built(bundle)
@@ -100,7 +100,7 @@ def test_an_engine_that_is_proven_may_be_loaded(
     check_loadable(bundle, engine, EngineMachine(rtx.__version__, "8.9"))
     (plan,) = library.plans
     assert plan.parent.parent == engine_folder(bundle.path, "tensorrt-rtx")
-    assert not plan.exists(), "it was compared before it was renamed"
+    assert not plan.exists(), "the plan is compared before it is renamed"
     # Plain runs at every corner; the clip's, which come again, were captured and replayed.
     ran = [entry[0] for entry in gpu.machine.log if entry[1:2] == ("mask_head",)]
     assert ran.count("enqueued") > len(numbers)
@@ -108,7 +108,7 @@ def test_an_engine_that_is_proven_may_be_loaded(
     gpu.check_clean()
 
 
-def test_an_engine_that_is_wrong_never_gets_its_place(
+def test_an_engine_with_wrong_outputs_is_not_installed(
     gpu: RecordingGpu, library: RecordingRtx, bundle: Bundle
 ) -> None:
     library.error = 0.01
@@ -118,10 +118,10 @@ def test_an_engine_that_is_wrong_never_gets_its_place(
     gpu.check_clean()
 
 
-def test_an_engine_whose_masks_are_wrong_never_gets_its_place(
+def test_an_engine_with_wrong_masks_is_not_installed(
     gpu: RecordingGpu, library: RecordingRtx, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "compare_graph", lambda *compared: [])
+    monkeypatch.setattr(parity_checks, "compare_graph", lambda *compared: [])
     library.error = -1e6
     with pytest.raises(ParityError, match=r"1 of 1 parity checks .* masks of a clip"):
         built(bundle)
@@ -139,7 +139,7 @@ def test_an_engine_whose_masks_are_wrong_never_gets_its_place(
         ("enqueue", "TensorRT failed in mask_head"),
     ],
 )
-def test_an_engine_that_cannot_be_run_is_one_line_and_leaves_nothing(
+def test_an_engine_that_cannot_run_is_one_line_and_leaves_nothing(
     gpu: RecordingGpu, library: RecordingRtx, bundle: Bundle, what: str, message: str
 ) -> None:
     library.refusing.add(what)

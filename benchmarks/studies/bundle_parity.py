@@ -1,13 +1,15 @@
-"""J&F of a bundle and of what it must agree with, on the same videos: PyTorch, or another bundle.
+"""Compare J&F of a bundle with that of its PyTorch network, or of another bundle, on the same
+videos.
 
-``python -m rvos_deploy.benchmarks.studies.agreement BUNDLE --checkpoint F --clip-weights F
+``python -m rvos_deploy.benchmarks.studies.bundle_parity BUNDLE --checkpoint F --clip-weights F
 --data DIR``
 compares with the network that the bundle was exported from, offline and online;
-``... BUNDLE --reference BUNDLE --data DIR --limit 0.002`` with another bundle, offline: what a
-precision costs. With ``--limit``, a greater loss ends with exit code 1.
+``... BUNDLE --reference BUNDLE --data DIR --limit 0.002``
+compares with another bundle, offline, and shows what a precision costs. With ``--limit``, a greater
+loss gives exit code 1.
 
-The bundle's own proofs compare tensors and the masks of one small clip; this compares what a user
-is interested in, over whole videos.
+The bundle's own parity checks compare tensors and the masks of one small clip. This study compares
+what users see, over whole videos.
 """
 
 from __future__ import annotations
@@ -31,16 +33,18 @@ from rvos_deploy.runtime.segmenter import load
 from rvos_deploy.stream_settings import StreamSettings
 
 MOVED = 0.01
-"""Expressions whose J&F changed by more are counted: in them something else was chosen or
-followed, which rounding at edges does not do."""
+"""Expressions whose J&F changed by more are counted. Rounding at mask edges changes less; here
+another object was chosen or followed.
+"""
 
 
 def compare(
     bundle: Path, checkpoint: Path, clip_weights: str | None, split: DataSplit
 ) -> dict[str, Any]:
-    """Summaries "pytorch", "offline" and "online" of a split, and the J&F that export lost.
+    """Return the summaries "pytorch", "offline" and "online" of a split, and the J&F lost by
+    export.
 
-    The network has the bundle's configuration, its threshold included.
+    The network uses the bundle's configuration with its threshold.
 
     Raises:
         RvosError: the bundle or the weights cannot be used.
@@ -65,14 +69,17 @@ def compare(
 def compare_bundles(
     bundle: Path, reference: Path, split: DataSplit, backend: str = "auto"
 ) -> dict[str, Any]:
-    """Summaries "reference" and "offline" of a split by two bundles, the J&F that ``bundle`` lost,
-    and how many expressions moved by more than ``MOVED``.
+    """Compare two bundles on a split.
 
     Args:
-        bundle: what is judged, on ``backend``.
-        reference: what it is judged by, on the default back end.
+        bundle: the bundle under test, on ``backend``.
+        reference: the bundle to compare with, on the default back end.
         split: videos with ground truth.
         backend: of ``bundle``.
+
+    Returns:
+        The summaries "reference" and "offline", the J&F that ``bundle`` lost, and how many
+        expressions moved by more than ``MOVED``.
 
     Raises:
         RvosError: a bundle cannot be used.
@@ -101,8 +108,8 @@ def _offline(bundle: Path, backend: str, split: DataSplit) -> tuple[Evaluation, 
         return evaluate_bundle(segmenter, split, settings=settings), segmenter.bundle.precision
 
 
-def require_agreement(found: Mapping[str, Any], limit: float | None) -> None:
-    """Raise ParityError when more than ``limit`` J&F (0 to 1) was lost; None allows all."""
+def require_parity(found: Mapping[str, Any], limit: float | None) -> None:
+    """Raise ParityError when more than ``limit`` J&F (0 to 1) was lost; None allows any loss."""
     if limit is not None and not found["lost"] <= limit:
         raise ParityError(
             f"the bundle loses {found['lost']:.4f} J&F, at most {limit} is allowed; export it "
@@ -129,7 +136,7 @@ def main(
     """Compare a bundle by J&F with its network, or with another bundle."""
     if (checkpoint is None) == (reference is None):
         raise InputError(
-            "there must be one thing to compare with; pass --checkpoint FILE (PyTorch) or "
+            "there must be exactly one thing to compare with; pass --checkpoint FILE (PyTorch) or "
             "--reference BUNDLE"
         )
     split = read_mevis(data)
@@ -150,8 +157,8 @@ def main(
             json_file,
             {
                 "schema": "rvos-deploy/benchmark/agreement/1",
-                "command": f"python -m rvos_deploy.benchmarks.studies.agreement {bundle} {against} "
-                f"--data {data}{chosen}{allowed}",
+                "command": "python -m rvos_deploy.benchmarks.studies.bundle_parity "
+                f"{bundle} {against} --data {data}{chosen}{allowed}",
                 "videos": len(part.videos),
                 **found,
                 "limit": limit,
@@ -159,7 +166,7 @@ def main(
                 "machine": machine(),
             },
         )
-    require_agreement(found, limit)
+    require_parity(found, limit)
 
 
 def _print(found: Mapping[str, Any]) -> None:

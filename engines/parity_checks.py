@@ -1,7 +1,7 @@
-"""What a GPU is needed for after a build: layer types of the engines, their numbers, their masks.
+"""Run all checks of built plans that need a GPU: layer types, outputs, masks.
 
-NOT RUN: it needs a GPU. Its parts are tested: the comparison with ONNX Runtime in the engine's
-place, the reading of the inspector's JSON with samples of it.
+NOT RUN: it needs a GPU. The tests run its parts: the comparison with ONNX Runtime in the engine's
+place, and the inspector's JSON from samples.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rvos_deploy.bundle.engine_sidecar import Profile
-from rvos_deploy.bundle.folder import Bundle
-from rvos_deploy.engines.build_plan import BuiltPlan
+from rvos_deploy.engines.build_plan import BuildJob, BuiltPlan
 from rvos_deploy.engines.engine_parity import (
-    PartlyEngines,
+    PartialEngines,
     compare_graph,
     compare_masks,
     require_all,
@@ -22,7 +21,6 @@ from rvos_deploy.engines.engine_parity import (
 from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.layer_types import check_engine, inspected_types
 from rvos_deploy.engines.messages import Messages, make_logger
-from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.errors import InputError
 from rvos_deploy.parity.verification import CheckResult
 from rvos_deploy.runtime.backends.cuda.libraries import import_cuda
@@ -32,22 +30,29 @@ from rvos_deploy.runtime.backends.tensorrt.graph import Engine, TensorRtGraph
 from rvos_deploy.runtime.backends.tensorrt.session import open_engines
 
 REFERENCE = {"bf16": "bf16-reference"}
-"""Back end that engines are compared with, by precision; onnxruntime for the others."""
+"""The back end that engines are compared with, by precision; onnxruntime for the others."""
 
-Say = Callable[[str, str, float, float | None], None]
+Progress = Callable[[str, str, float, float | None], None]
+"""Receives the graph, the phase, the share done (0 to 1), and the seconds that remain, or None."""
 
 
 @dataclass(frozen=True)
-class Proof:
-    """Results by graph; where ``reason`` is set, nothing was run, and it says why."""
+class ParityReport:
+    """The results of all plans.
+
+    Args:
+        reason: why nothing could be run; None where everything was run.
+        checks: results by graph.
+        layers: layers of the engine by type, by graph.
+    """
 
     reason: str | None
     checks: Mapping[str, tuple[CheckResult, ...]] = field(default_factory=dict)
     layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
-def why_not(gpu: Gpu | None, plans: Sequence[BuiltPlan]) -> str | None:
-    """Why these plans cannot be run on this machine; None when they can."""
+def untestable_reason(gpu: Gpu | None, plans: Sequence[BuiltPlan]) -> str | None:
+    """Return why these plans cannot run on this machine; None where they can."""
     if gpu is None:
         return "built on a machine without a GPU, where it cannot be run"
     if any(gpu.compute_capability not in plan.compute_capabilities for plan in plans):
@@ -58,30 +63,31 @@ def why_not(gpu: Gpu | None, plans: Sequence[BuiltPlan]) -> str | None:
     return None
 
 
-def prove(
-    trt: Any,
-    gpu: Gpu | None,
-    bundle: Bundle,
-    settings: BuildSettings,
-    plans: Sequence[BuiltPlan],
-    profiles: Sequence[Profile],
-    say: Say,
-) -> Proof:
-    """Run every check of the plans that this machine can run; a failed one raises.
+def check_parity(
+    job: BuildJob, plans: Sequence[BuiltPlan], profiles: Sequence[Profile], progress: Progress
+) -> ParityReport:
+    """Run every check of the plans that this machine can run.
+
+    Args:
+        job: of the build.
+        plans: what was built.
+        profiles: of all axes of the bundle, for the masks of a clip.
+        progress: is told the graph under way.
 
     Raises:
-        ParityError: numbers, masks or layer types that must not be shipped.
+        ParityError: outputs, masks or layer types failed a check.
         BackendError: TensorRT, CUDA or ONNX Runtime failed.
     """
-    reason = why_not(gpu, plans)
+    reason = untestable_reason(job.gpu, plans)
     if reason is not None:
-        return Proof(reason)
+        return ParityReport(reason)
+    bundle, target = job.bundle, job.settings.target
     reference = make_backend(REFERENCE.get(bundle.precision, "onnxruntime"), "cpu")
     checks: dict[str, tuple[CheckResult, ...]] = {}
     layers: dict[str, dict[str, int]] = {}
-    with open_engines(trt, import_cuda(), _engines(trt, bundle, settings, plans)) as engines:
+    with open_engines(job.trt, import_cuda(), _engines(job, plans)) as engines:
         for index, plan in enumerate(plans):
-            say(plan.graph, "parity", index / len(plans), None)
+            progress(plan.graph, "parity", index / len(plans), None)
             graph = engines.graphs[plan.graph]
             assert isinstance(graph, TensorRtGraph)
             layers[plan.graph] = inspected_types(graph.layer_report())
@@ -91,33 +97,31 @@ def prove(
                     plan.graph, engines, expected, bundle.network, plan.profiles
                 )
                 checks[plan.graph] = tuple(compared)
-        # All at once, so that one message tells every check that failed.
-        require_all([result for own in checks.values() for result in own], settings.target)
-        say("masks of a clip", "parity", 1.0, None)
-        masks = compare_masks(bundle, PartlyEngines(engines, reference), reference, profiles)
-        require_all([masks], settings.target)
-    return Proof(None, {name: (*own, masks) for name, own in checks.items()}, layers)
+        # One call reports the failed checks of all graphs in one message.
+        require_all([result for own in checks.values() for result in own], target)
+        progress("masks of a clip", "parity", 1.0, None)
+        masks = compare_masks(bundle, PartialEngines(engines, reference), reference, profiles)
+        require_all([masks], target)
+    return ParityReport(None, {name: (*own, masks) for name, own in checks.items()}, layers)
 
 
-def _engines(
-    trt: Any, bundle: Bundle, settings: BuildSettings, plans: Sequence[BuiltPlan]
-) -> list[Engine]:
-    """The plans as engines to load: just built, so that nothing of them needs a check."""
-    logger = make_logger(trt, Messages())
+def _engines(job: BuildJob, plans: Sequence[BuiltPlan]) -> list[Engine]:
+    """Return the plans as engines to load. They were just built, so nothing checks them first."""
+    logger = make_logger(job.trt, Messages())
 
     def engine(plan: BuiltPlan) -> Engine:
         def load(compute_capability: str) -> Any:
             return deserialize(
-                trt,
+                job.trt,
                 logger,
                 plan.path.read_bytes(),
-                bundle.graph_file(plan.graph) if settings.strip_weights else None,
-                allow_host_code=settings.version_compatible,
+                job.bundle.graph_file(plan.graph) if job.settings.strip_weights else None,
+                allow_host_code=job.settings.version_compatible,
             )
 
         def refuse(axes: Mapping[str, int]) -> InputError:
-            return InputError(f"{plan.graph}: no profile takes {axes}; widen one with --profile")
+            return InputError(f"{plan.graph}: no profile supports {axes}; widen one with --profile")
 
-        return Engine(bundle.graphs[plan.graph], plan.profiles, load, refuse)
+        return Engine(job.bundle.graphs[plan.graph], plan.profiles, load, refuse)
 
     return [engine(plan) for plan in plans]

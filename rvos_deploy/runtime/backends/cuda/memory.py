@@ -1,0 +1,163 @@
+"""Pools of GPU memory and of page-locked host memory, recycled by size.
+
+The callers hold ``CudaDevice.lock`` and have the device's context current.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.errors import BackendError
+
+_MINIMUM_SIZE = 512
+_LARGE = 2**21
+
+
+@dataclass(eq=False)
+class Block:
+    """An allocation of the driver; ``memory`` is None after it was freed. ``size`` is in bytes."""
+
+    memory: Any
+    address: int
+    size: int
+
+
+class DeviceBuffer:
+    """Memory on the GPU. The pool recycles the buffer once nothing references it."""
+
+    def __init__(self, block: Block, returned: deque[Block]) -> None:
+        self._block, self._returned = block, returned
+
+    @property
+    def address(self) -> int:
+        """The device address. Raises BackendError: the device was closed."""
+        if self._block.memory is None:
+            raise BackendError(
+                "this result lay on the GPU and was freed with its segmenter; take it to the host "
+                "(numpy.asarray) or copy it before the segmenter is closed"
+            )
+        return self._block.address
+
+    def __del__(self) -> None:
+        # Any thread may run this at any moment, so it neither calls CUDA nor takes a lock.
+        self._returned.append(self._block)
+
+
+class DevicePool:
+    """GPU memory, allocated by the driver and recycled by size.
+
+    Args:
+        driver: ``pycuda.driver``.
+        synchronize: waits for all queued work; called before idle memory is freed.
+    """
+
+    def __init__(self, driver: Any, synchronize: Callable[[], None]) -> None:
+        self.driver, self._synchronize = driver, synchronize
+        self._blocks: list[Block] = []
+        self._idle: dict[int, list[Block]] = {}
+        self._returned: deque[Block] = deque()
+
+    @property
+    def allocated_bytes(self) -> int:
+        """The GPU memory that the pool holds, in use or idle."""
+        return sum(block.size for block in self._blocks)
+
+    def allocate(self, nbytes: int) -> DeviceBuffer:
+        """Return a buffer of at least ``nbytes`` bytes.
+
+        Raises:
+            BackendError: the GPU is out of memory.
+        """
+        size = rounded_size(nbytes)
+        self._collect()
+        idle = self._idle.get(size)
+        return DeviceBuffer(idle.pop() if idle else self._new_block(size), self._returned)
+
+    def free(self) -> None:
+        """Free all memory, also where freeing one block fails."""
+        with ExitStack() as stack:
+            for block in self._blocks:
+                stack.callback(block.memory.free)
+                block.memory = None
+            self._blocks.clear()
+            self._idle.clear()
+            self._returned.clear()
+
+    def _collect(self) -> None:
+        while self._returned:
+            block = self._returned.popleft()
+            self._idle.setdefault(block.size, []).append(block)
+
+    def _new_block(self, size: int) -> Block:
+        for attempt in range(2):
+            try:
+                memory = self.driver.mem_alloc(size)
+            except self.driver.MemoryError:
+                if attempt == 0:
+                    self._free_idle()
+                continue
+            block = Block(memory, int(memory), size)
+            self._blocks.append(block)
+            return block
+        free, total = self.driver.mem_get_info()
+        raise BackendError(
+            f"GPU memory is short: {size / 2**20:.0f} MiB are needed, {free / 2**20:.0f} of "
+            f"{total / 2**20:.0f} MiB are free; use a smaller --size, fewer expressions at once, "
+            "--mode online, or end other programs on the GPU (nvidia-smi lists them)"
+        )
+
+    def _free_idle(self) -> None:
+        """Free idle blocks after all queued work has finished."""
+        self._synchronize()
+        self._collect()
+        for block in (block for blocks in self._idle.values() for block in blocks):
+            self._blocks.remove(block)
+            block.memory.free()
+            block.memory = None
+        self._idle.clear()
+
+
+class PinnedPool:
+    """Page-locked host memory, allocated by the driver and recycled by size."""
+
+    def __init__(self, driver: Any) -> None:
+        """``driver``: ``pycuda.driver``."""
+        self.driver = driver
+        self._arrays: list[NDArray[np.uint8]] = []
+        self._idle: dict[int, list[NDArray[np.uint8]]] = {}
+
+    def acquire(self, nbytes: int) -> NDArray[np.uint8]:
+        """Return a page-locked array uint8 of at least ``nbytes`` bytes."""
+        size = rounded_size(nbytes)
+        idle = self._idle.get(size)
+        if idle:
+            return idle.pop()
+        array: NDArray[np.uint8] = self.driver.pagelocked_empty(size, np.uint8)
+        self._arrays.append(array)
+        return array
+
+    def release(self, array: NDArray[np.uint8]) -> None:
+        """Recycle an array that no queued work touches any more."""
+        self._idle.setdefault(len(array), []).append(array)
+
+    def free(self) -> None:
+        """Free all arrays, also where freeing one of them fails."""
+        with ExitStack() as stack:
+            for array in self._arrays:
+                stack.callback(array.base.free)  # type: ignore[union-attr]
+            self._arrays.clear()
+            self._idle.clear()
+
+
+def rounded_size(nbytes: int) -> int:
+    """Round up to a size that the pools keep: a power of two, or multiples of 2 MiB above that."""
+    if nbytes > _LARGE:
+        return -(-nbytes // _LARGE) * _LARGE
+    return max(_MINIMUM_SIZE, 1 << (max(1, nbytes) - 1).bit_length())

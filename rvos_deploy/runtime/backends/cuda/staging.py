@@ -1,0 +1,87 @@
+"""Events of CUDA streams, and the buffers through which host arrays reach the GPU."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.runtime.backends.cuda.memory import DeviceBuffer
+
+if TYPE_CHECKING:
+    from rvos_deploy.runtime.backends.cuda.device import CudaDevice
+
+
+class DeviceEvent:
+    """A point in a stream. The device recycles the CUDA event once nothing references it.
+
+    The methods are named after those of ``torch.cuda.Event``. All of them need the device's context
+    current.
+    """
+
+    def __init__(self, raw: list[Any], idle: deque[list[Any]]) -> None:
+        """``raw``: a list of one pycuda event, which is empty after the device was closed."""
+        self._raw, self._idle = raw, idle
+
+    def record(self, stream: Any) -> None:
+        """Move the event to the end of the work that is queued on the stream now."""
+        self._raw[0].record(stream)
+
+    def wait(self, stream: Any) -> None:
+        """Make all work that is queued on the stream from now on wait for the event."""
+        stream.wait_for_event(self._raw[0])
+
+    def synchronize(self) -> None:
+        """Block this thread until the event has passed; other threads go on."""
+        self._raw[0].synchronize()
+
+    def query(self) -> bool:
+        """Tell whether the event has passed."""
+        return not self._raw or bool(self._raw[0].query())
+
+    def __del__(self) -> None:
+        self._idle.append(self._raw)
+
+
+class Staging:
+    """A page-locked buffer and a buffer on the GPU, which upload one host array at a time.
+
+    The page-locked buffer is reused after the copy has left it, and the GPU's buffer after the
+    computation has read it.
+    """
+
+    def __init__(self, device: CudaDevice, buffer: DeviceBuffer, pinned: NDArray[np.uint8]) -> None:
+        self._device, self._buffer, self._pinned = device, buffer, pinned
+        self._copied: DeviceEvent | None = None
+        # Queued work may still read what the recycled buffer held before.
+        self._read = device.event(device.compute)
+
+    @property
+    def address(self) -> int:
+        """The device address of the uploaded array."""
+        return self._buffer.address
+
+    @property
+    def size(self) -> int:
+        """The capacity in bytes."""
+        return len(self._pinned)
+
+    def upload(self, array: NDArray[Any]) -> None:
+        """Queue the upload; work queued on ``device.compute`` from now on sees the array."""
+        device = self._device
+        if self._copied is not None:
+            self._copied.synchronize()
+        else:
+            self._copied = device.event()
+        pinned = self._pinned[: array.nbytes]
+        np.copyto(pinned.view(array.dtype).reshape(array.shape), array)
+        self._read.wait(device.upload)
+        device.driver.memcpy_htod_async(self.address, pinned, device.upload)
+        self._copied.record(device.upload)
+        self._copied.wait(device.compute)
+
+    def mark_read(self) -> None:
+        """Say that everything that reads the array is queued; the next upload waits for it."""
+        self._read.record(self._device.compute)
