@@ -1,4 +1,4 @@
-"""Network in, proven bundle out: the whole of ``rvos-deploy export``."""
+"""Export a network as a checked bundle: the work of ``rvos-deploy export``."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ NOT_PROVED = {
     "bf16": "that a library's own bfloat16 kernels give these numbers: they were computed in "
     "float32 and rounded to bfloat16 after every operator"
 }
-"""What an export cannot show, by precision; it stands in the manifest."""
+"""What an export cannot prove, by precision; the manifest records it."""
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export did: ``seconds`` and ``peak_memory_bytes`` of the whole process."""
+    """Report an export; ``peak_memory_bytes`` are those of the whole process."""
 
     path: Path
     results: tuple[CheckResult, ...]
@@ -80,27 +80,25 @@ def export_bundle(
     out: Path,
     weights: Weights,
     *,
-    size: tuple[int, int] | None = None,
     form: GraphForm | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
-    """Export all graphs, check them against PyTorch, and put the bundle in place if all holds.
+    """Export all graphs, check them against PyTorch, and write the bundle if every check passes.
 
-    It is built in a temporary folder beside ``out``, which appears only when every check passed.
+    The bundle is built in a temporary folder beside ``out``, and renamed after the checks.
 
     Args:
         config: of the network.
-        out: where the bundle goes.
-        weights: where the weights come from, and how they are kept.
-        size: (height, width) of the bundle's box; None: the configuration's, or the fixed one.
-        form: of the graphs' files; None: the default opset, dynamic sizes.
-        overwrite: replace a bundle that is there.
-        progress: told what is under way.
+        out: folder of the bundle.
+        weights: origin and number formats of the weights.
+        form: of the graph files; None: the default opset, dynamic sizes.
+        overwrite: replace an existing bundle.
+        progress: called with the name of each step.
 
     Raises:
-        InputError: unusable weights, form or output folder, or ``out`` holds the weights.
-        ParityError: a check failed; names every one that did.
+        InputError: weights, form or output folder are unusable, or ``out`` holds the weights.
+        ParityError: checks failed; the message names them.
     """
     started = time.perf_counter()
     say = progress or (lambda text: None)
@@ -109,7 +107,7 @@ def export_bundle(
     refuse_overlap([file for file in inputs if file is not None], [out])
     form = form or GraphForm()
     choose_opset(form.opset, weights.precision)
-    if (box := _box(size, form)) is not None:
+    if (box := form.box()) is not None:
         config = replace(config, input_size=box)
     say("network")
     network, origin = load_with_origin(config, weights)
@@ -128,19 +126,6 @@ def export_bundle(
     except OSError as error:
         raise InputError(cannot_write(out, error)) from error
     return ExportReport(out, results, time.perf_counter() - started, peak_memory_bytes())
-
-
-def _box(size: tuple[int, int] | None, form: GraphForm) -> tuple[int, int] | None:
-    """(height, width) that was asked for, by ``size`` or by what the graphs are fixed to."""
-    if form.static is None:
-        return size
-    fixed = (form.static.height, form.static.width)
-    if size is not None and size != fixed:
-        raise InputError(
-            f"--size {size[0]}x{size[1]} and --static-shapes {fixed[0]}x{fixed[1]},... name two "
-            "sizes; leave --size out"
-        )
-    return fixed
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
@@ -168,19 +153,19 @@ def _fill(
     form: GraphForm,
     say: Progress,
 ) -> tuple[CheckResult, ...]:
-    """Write everything that a bundle holds; returns every check's result."""
+    """Write all files of a bundle, and return the results of all checks."""
     narrow = weights.precision == "bf16"
     backend = Bf16ReferenceBackend() if narrow else OnnxRuntimeBackend()
     results: list[CheckResult] = []
     reference: Reference = {}
-    files: list[Path] = []
+    files: list[str] = []
     all_graphs = graphs(network, form.static.axes() if form.static else {})
     contracts = {graph.spec.name: graph.spec for graph in all_graphs}
     _check_elements(contracts)
     for graph in all_graphs:
         say(f"export {graph.spec.name}")
         written = export_graph(graph, folder, weights.store, form.opset)
-        files += written
+        files += [file.name for file in written]
         say(f"parity {graph.spec.name}")
         results += check_graph(graph, network, written[0], backend, reference)
         if weights.precision != "fp32":
@@ -191,13 +176,12 @@ def _fill(
     tokenizer = Tokenizer(folder / TOKENIZER, length=length)
     record_clip(network, tokenizer, contracts, reference)
     np.savez_compressed(folder / PARITY, **reference)
-    names = [file.name for file in files] + [TOKENIZER, PARITY]
     manifest = _manifest(network, weights, origin, backend)
     manifest["graphs"] = {name: spec.as_dict() for name, spec in contracts.items()}
     opset = choose_opset(form.opset, weights.precision)
     manifest["opsets"] = dict.fromkeys(contracts, opset)
 
-    def write(results: list[CheckResult]) -> None:
+    def write() -> None:
         manifest["parity"] = {
             "reference": f"PyTorch {torch.__version__}",
             "minimum_j_and_f": weights.minimum_j_and_f,
@@ -205,19 +189,19 @@ def _fill(
             "not_proved": NOT_PROVED.get(weights.precision),
             "checks": [result.as_dict() for result in results],
         }
-        write_manifest(folder, manifest, names)
+        write_manifest(folder, manifest, [*files, TOKENIZER, PARITY])
 
-    # The masks are checked through the runtime, which opens only what has a manifest.
-    write(results)
+    # The mask check uses the runtime, and the runtime needs a manifest.
+    write()
     results.append(
         check_masks(open_bundle(folder), backend, reference[CLIP_LOGITS], reference[CLIP_ORDER])
     )
-    write(results)
+    write()
     return tuple(results)
 
 
 def _check_elements(contracts: Mapping[str, GraphSpec]) -> None:
-    """Refuse fixed sizes whose tensors no bundle may have: before the work of an export."""
+    """Refuse fixed sizes with too large tensors, before the export starts."""
     for spec in contracts.values():
         if len(spec.fixed) < len(spec.axes):
             continue
@@ -270,7 +254,7 @@ def _require_all(results: tuple[CheckResult, ...]) -> None:
 
 
 def _what_failed(result: CheckResult) -> str:
-    """A check's name; of masks also what was found, and the options that accept it."""
+    """Return the name of a check; for masks, also the finding and the options that accept it."""
     if not isinstance(result, MaskCheck):
         return result.name
     found = (
@@ -289,8 +273,10 @@ def _what_failed(result: CheckResult) -> str:
 
 
 def _floor(share: float) -> float:
+    """Round a J&F down to three digits."""
     return math.floor(share * 1000) / 1000
 
 
 def _ceil(excess: float) -> float:
+    """Round an excess cost up to two digits."""
     return math.ceil(excess * 100) / 100

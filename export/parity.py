@@ -1,10 +1,10 @@
-"""PyTorch against the exported files: every graph at several sizes, then the masks of a clip.
+"""Compare PyTorch with the exported files: every graph at several sizes, then a clip's masks.
 
-Graphs in half precision are compared twice. As they are, within what rounding after other
-operators may cost, and without the queries that the last bit decides (``MAXIMUM_UNDECIDED_QUERIES``
-of ``verification``): too much to prove an operator by. And without any rounding, the network's
-weights and the file's computed in float32: what differs is the rounding of constants, and a wrong
-operator, weight or order of axes cannot hide in that, whatever the machine and the query.
+Graphs in half precision are compared twice. The first comparison runs the graphs as they are. Its
+tolerance covers rounding after different operators, and it excludes queries that the last bit
+decides (``verification.MAXIMUM_UNDECIDED_QUERIES``). That is too loose to prove an operator. The
+second comparison computes both sides in float32. Only the rounding of constants then differs, so a
+wrong operator, weight or order of axes cannot hide, on any machine.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def check_graph(
     backend: OnnxRuntimeBackend,
     reference: Reference,
 ) -> list[Check]:
-    """Compare one graph's whole outputs at every size; samples go to ``reference``."""
+    """Compare a graph's whole outputs at every size, and add samples to ``reference``."""
     checks, spec = [], graph.spec
     known = Pan2024(network.config)
     with backend.open_files([(spec, OnnxFile(file))]) as session:
@@ -61,7 +61,7 @@ def check_graph(
 
 
 def check_without_rounding(graph: Graph, network: RvosNetwork, file: Path) -> list[Check]:
-    """Compare a graph of half precision at every size, all of it in float32 on both sides."""
+    """Compare a graph in half precision at every size, with both sides in float32."""
     module, tolerance = copy.deepcopy(graph.module).float(), WITHOUT_ROUNDING[graph.spec.precision]
     files = [(graph.spec, OnnxFile(file))]
     with Bf16ReferenceBackend(rounding=False).open_files(files) as session:
@@ -75,8 +75,10 @@ def check_without_rounding(graph: Graph, network: RvosNetwork, file: Path) -> li
 def _pairs(
     module: torch.nn.Module, session: Session, network: Pan2024
 ) -> Iterator[tuple[str, TensorSpec, HostArray, HostArray]]:
-    """Every output of the session's one graph at every size: its name and contract, PyTorch's
-    numbers and the graph's.
+    """Yield every output of the session's one graph at every size.
+
+    Yields:
+        Name and contract of the output, PyTorch's numbers, and the graph's numbers.
     """
     (graph,) = session.graphs.values()
     for case, inputs, outputs in run_cases(graph, network):
@@ -93,10 +95,16 @@ def record_clip(
     contracts: Mapping[str, GraphSpec],
     reference: Reference,
 ) -> None:
-    """PyTorch's answer to the probe clip, offline, into ``reference``: united mask logits float32
-    [E,T,h,w] at stride 4, and the query that takes each slot, int64 [E,T,N].
+    """Record PyTorch's answer to the probe clip, offline, in ``reference``.
 
-    ``contracts``: of the graphs, by name: they say what the clip is fitted into.
+    The answer has united mask logits float32 [E,T,h,w] at stride 4, and the query in each slot,
+    int64 [E,T,N].
+
+    Args:
+        network: in eval mode.
+        tokenizer: CLIP's.
+        contracts: of the graphs by name; they decide the size of the clip.
+        reference: receives the arrays.
     """
     probe = clip_probe(contracts)
     frames = [torch.from_numpy(resize_frame(frame, probe.geometry)) for frame in probe.frames]

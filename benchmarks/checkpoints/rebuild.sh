@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Rebuilds the packaged network from tiny_frames.safetensors: rebuild.sh WORK. About two and a half
-# hours on two cores, and 26 GB in WORK. Never run in one go: these are the commands of several sittings, in order.
+# hours on two cores, and 26 GB in WORK. Never run in one go: these are the commands of several training runs, in order.
 set -euo pipefail
 cd "$(dirname "$0")"
 work=$1
 clip=tiny_clip.safetensors
 
-sitting() { # RECIPE START
+train() { # RECIPE START
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 --no-python rvos-deploy train "$1.toml" \
         --out "$work/$1" --clip-weights "$clip" --init-from "$2"
 }
@@ -15,8 +15,8 @@ last() { # RUN
     find "$work/$1/checkpoints" -name weights.safetensors | sort | tail -1
 }
 
-# The comparison with the best query, as it began in the second sitting and again in the third.
-fresh_rivals() { # FROM TO
+# The comparison with the best query, as it began in the second training run and again in the third.
+fresh_competition() { # FROM TO
     python - "$1" "$2" <<'PYTHON'
 import sys
 
@@ -29,13 +29,13 @@ save_file({**weights, f"{name}.weight": torch.zeros(1, 128), f"{name}.bias": tor
 PYTHON
 }
 
-sitting video tiny_frames.safetensors
-fresh_rivals "$(last video)" "$work/second.safetensors"
-sitting video_2 "$work/second.safetensors"
-fresh_rivals "$(last video_2)" "$work/third.safetensors"
+train video tiny_frames.safetensors
+fresh_competition "$(last video)" "$work/second.safetensors"
+train video_2 "$work/second.safetensors"
+fresh_competition "$(last video_2)" "$work/third.safetensors"
 mkdir -p "$work/video_3/cache"
 cp -al "$work/video_2/cache/video" "$work/video_3/cache/video"
-sitting video_3 "$work/third.safetensors"
+train video_3 "$work/third.safetensors"
 python - "$(last video_3)" tiny.safetensors <<'PYTHON'
 import sys
 

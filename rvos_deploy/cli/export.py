@@ -147,7 +147,8 @@ def export(
         from rvos_deploy.export.graph_form import GraphForm, read_static_shapes
         from rvos_deploy.export.source import find_source
         from rvos_deploy.export.weights import Weights
-    form = GraphForm(opset, None if static_shapes is None else read_static_shapes(static_shapes))
+    static = None if static_shapes is None else read_static_shapes(static_shapes)
+    form = GraphForm(opset, static, box)
     found = find_source(source, checkpoint, clip_weights, which.value if which else None)
     if found.run is not None and random_weights:
         raise InputError(f"{source} is a training run and has weights; leave --random-weights out")
@@ -167,7 +168,7 @@ def export(
         typer.echo(f"weights: {found.checkpoint}, {found.run.checkpoint}, step {found.run.step}")
     with step_progress() as progress:
         report = bundle_export.export_bundle(
-            chosen, out, weights, size=box, form=form, overwrite=overwrite, progress=progress
+            chosen, out, weights, form=form, overwrite=overwrite, progress=progress
         )
     worst = max(v.comparison.max_abs for v in report.results if hasattr(v, "comparison"))
     masks = next(v for v in report.results if hasattr(v, "j_and_f"))

@@ -97,14 +97,15 @@ def train(
             help="On a CPU, compute deformable attention in C++, which needs a compiler.",
         ),
     ] = True,
-    gates: Annotated[
+    preflight: Annotated[
         bool,
         typer.Option(
-            "--gates/--no-gates",
-            help="Check before long stages that motion can be learned, and stop where it cannot. "
-            "RUN/gates.json has the findings.",
+            "--preflight/--no-preflight",
+            help="Check before long stages that motion can be learned, and stop if it cannot. "
+            "RUN/preflight.json has the findings.",
         ),
     ] = True,
+    gates: Annotated[bool, typer.Option("--gates/--no-gates", hidden=True)] = True,
     smoke: Annotated[
         bool,
         typer.Option(
@@ -133,15 +134,14 @@ def train(
         from rvos_deploy.training.smoke import smoke_recipe
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     recipe = recipe_file.read_recipe(config, changes or (), data)
-    recipe = replace(recipe, gates=recipe.gates and gates)
+    # --no-gates is the former name of --no-preflight.
+    recipe = replace(recipe, preflight=recipe.preflight and preflight and gates)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
     if smoke:
         recipe = smoke_recipe(recipe)
     with hint_on_stop(out, "--resume"), _alone(out), _training_progress() as progress:
-        result = trainer.train(
-            recipe,
-            out,
+        options = trainer.TrainingOptions(
             data=data,
             valid=valid,
             init_from=init_from,
@@ -149,8 +149,8 @@ def train(
             resume=resume,
             steps=steps,
             cpp_ops=cpp_ops,
-            progress=progress,
         )
+        result = trainer.train(recipe, out, options, progress)
     if int(os.environ.get("RANK", "0")):
         return
     typer.echo(

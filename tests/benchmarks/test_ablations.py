@@ -55,7 +55,7 @@ def test_a_variant_changes_one_thing() -> None:
         assert own == base
         changed = {name for name in model if model[name] != base_model[name]}
         assert changed == {name for name, _ in variant.model}
-        # The course of a slot is made of the positions that no_mask_position leaves out of tokens.
+        # The trajectory encoding uses the positions that no_mask_position removes from tokens.
         assert len(changed) + variant.foreign_text <= 1 or variant.name == "no_position"
 
 
@@ -77,7 +77,7 @@ def test_only_what_a_variant_could_gain_from_is_fresh(tmp_path: Path) -> None:
         parts = {
             "no_text_fusion": READS_TEXT,
             "no_mask_position": ("mask_position",),
-            "no_position": ("mask_position", "course"),
+            "no_position": ("mask_position", "trajectory_encoding"),
         }.get(variant.name, ())
         assert bool(lacking) == bool(parts)
         assert all(set(name.split(".")) & set(parts) for name in lacking)

@@ -72,11 +72,11 @@ def test_the_frame_decoder_gives_what_slots_are_aligned_by(tiny_network: RvosNet
         )
         frames = tiny_network.decode_frames(features, text)
     assert torch.equal(found["frame_queries"], frames.queries)
-    assert torch.equal(found["slot_position"], frames.facts.position)
-    assert torch.equal(found["slot_score"], frames.facts.score)
+    assert torch.equal(found["slot_position"], frames.descriptors.position)
+    assert torch.equal(found["slot_score"], frames.descriptors.score)
     width = tiny_network.clip.image_channels[1]
     assert found["slot_content"].shape == (4, 20, width)
-    assert torch.equal(found["slot_content"], frames.facts.content[..., :width])
+    assert torch.equal(found["slot_content"], frames.descriptors.content[..., :width])
 
 
 def test_deformable_attention_is_one_node_a_layer(tiny_bundle: Path) -> None:

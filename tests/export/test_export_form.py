@@ -230,24 +230,22 @@ def test_other_static_shapes_are_one_line(text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "size", "message"),
+    ("form", "message"),
     [
-        (GraphForm(opset=16), None, "--opset 16 cannot be written in fp32: needs 17 to 25"),
+        (GraphForm(opset=16), "--opset 16 cannot be written in fp32: needs 17 to 25"),
         (
-            GraphForm(static=StaticShapes(64, 96, 2, 16)),
-            (64, 64),
+            GraphForm(static=StaticShapes(64, 96, 2, 16), size=(64, 64)),
             "--size 64x64 and --static-shapes 64x96,... name two sizes; leave --size out",
         ),
         (
             GraphForm(static=StaticShapes(64, 96, 256, 16, 65536)),
-            None,
             r"--static-shapes gives video_decoder memory as \[256, 65536, 20, 128\], needed",
         ),
     ],
 )
 def test_what_cannot_be_exported_leaves_nothing(
-    tmp_path: Path, form: GraphForm, size: tuple[int, int] | None, message: str
+    tmp_path: Path, form: GraphForm, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        export_bundle(preset("tiny"), tmp_path / "b", Weights(random=True), size=size, form=form)
+        export_bundle(preset("tiny"), tmp_path / "b", Weights(random=True), form=form)
     assert list(tmp_path.iterdir()) == []

@@ -105,8 +105,8 @@ def test_the_network_in_half_is_near_the_network(tiny_network: RvosNetwork) -> N
         ours, theirs = getattr(narrow.frames[0], name), getattr(wide.frames[0], name)
         assert ours.dtype == torch.float16
         assert (ours.float() - theirs).abs().max() < 0.02 * theirs.abs().max(), name
-    for name, ours in narrow.frames[0].facts._asdict().items():
-        theirs = getattr(wide.frames[0].facts, name)
+    for name, ours in narrow.frames[0].descriptors._asdict().items():
+        theirs = getattr(wide.frames[0].descriptors, name)
         assert ours.dtype == (torch.float32 if name in ("position", "score") else torch.float16)
         assert (ours.float() - theirs).abs().max() < 0.02 * theirs.abs().max(), name
     assert half.clip.mean.dtype == torch.float32

@@ -13,7 +13,7 @@ from rvos_deploy.networks.pan2024.modules.attention import (
     Mlp,
     MultiHeadAttention,
     SelfAttentionLayer,
-    hide,
+    additive_mask,
     softmax,
 )
 from rvos_deploy.networks.pan2024.modules.position import (
@@ -49,7 +49,7 @@ def test_attention_is_pytorchs() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_what_is_hidden_has_no_weight_at_all(dtype: torch.dtype) -> None:
-    bias = hide(torch.tensor([[False, True, False], [True, True, True]])).to(dtype)
+    bias = additive_mask(torch.tensor([[False, True, False], [True, True, True]])).to(dtype)
     assert bias.isfinite().all()
     # Visible keys at logits that a network can reach, hidden ones far above them.
     logits = torch.tensor([[-40.0, 50.0, -40.0], [1.0, 1.0, 1.0]], dtype=dtype) + bias
@@ -63,7 +63,7 @@ def test_what_is_hidden_has_no_weight_at_all(dtype: torch.dtype) -> None:
 def test_hidden_keys_do_not_matter() -> None:
     attention = MultiHeadAttention(dim=16, num_heads=2)
     query, key = torch.randn(1, 3, 16), torch.randn(1, 7, 16)
-    bias = hide(torch.arange(7) >= 4)
+    bias = additive_mask(torch.arange(7) >= 4)
     # A longer row of exact zeros: only the order of sums may differ.
     expected = attention(query, key[:, :4], key[:, :4])
     torch.testing.assert_close(attention(query, key, key, bias), expected, **FLOAT32)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rvos_deploy.networks.pan2024.modules.attention import hide
+from rvos_deploy.networks.pan2024.modules.attention import additive_mask
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
 from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import (
     BidirectionalAttention,
@@ -54,7 +54,7 @@ def test_bidirectional_attention_against_loops() -> None:
         parameter += 0.2 * torch.randn_like(parameter)
     image, text = (torch.randn(2, n, dim, dtype=torch.float64) for n in (5, 4))
     padding = torch.tensor([[False] * 4, [False, False, True, True]])
-    image_out, text_out = layer(image, text, hide(padding)[:, None, None])
+    image_out, text_out = layer(image, text, additive_mask(padding)[:, None, None])
     each = inner // heads
     for b in range(2):
         v, x = layer.image_norm(image[b]), layer.text_norm(text[b])
@@ -86,7 +86,7 @@ def plain_encode(
 ) -> tuple[Tensor, Tensor]:
     """Mask features and text, written out stage by stage."""
     encoder = network.encoder
-    bias = hide(text.padding)[:, None, None]
+    bias = additive_mask(text.padding)[:, None, None]
     tokens, positions, centres, sides = [], [], [], []
     for level, (projection, feature) in enumerate(
         zip(encoder.projections, features[1:], strict=True)

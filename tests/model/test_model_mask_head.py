@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rvos_deploy.networks.pan2024.modules.mask_head import NOTHING, MaskHead, unite_masks
+from rvos_deploy.networks.pan2024.modules.mask_head import EMPTY_LOGIT, MaskHead, unite_masks
 from rvos_deploy.networks.pan2024.modules.network import referred_scores
 
 
@@ -71,7 +71,7 @@ def test_union_is_the_maximum_over_those_that_pass() -> None:
     assert united.shape == (3, 5, 6)
     assert united.dtype == torch.float32
     assert torch.equal(united[0], torch.maximum(logits[0, 0], logits[0, 2]))
-    assert (united[1] == NOTHING).all()
+    assert (united[1] == EMPTY_LOGIT).all()
     assert torch.equal(united[2], torch.maximum(logits[2, 0], logits[2, 1]))
     # A union of probabilities: nothing is visible where nobody passes.
     assert (united[1].sigmoid() == 0).all() or float(united[1].sigmoid().max()) < 1e-38

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rvos_deploy.networks.pan2024.modules.attention import hide
+from rvos_deploy.networks.pan2024.modules.attention import additive_mask
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
 from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import EncodedFrame
 from rvos_deploy.networks.pan2024.modules.frame_query_decoder import (
@@ -20,7 +20,7 @@ from rvos_deploy.networks.pan2024.modules.frame_query_decoder import (
     DecodedFrame,
     FramePrediction,
     FrameQueryDecoder,
-    SlotFacts,
+    QueryDescriptors,
     mask_position,
     pool_under_masks,
     ramped_bias,
@@ -70,7 +70,7 @@ def plain_decode(
         queries = layer.memory_attention(
             queries, memory, where, position.to(queries.dtype), bias(logits)[:, None]
         )
-        text_bias = hide(text.padding)[:, None, None]
+        text_bias = additive_mask(text.padding)[:, None, None]
         queries = layer.text_attention(queries, frame.text, where, bias=text_bias)
         queries = layer.ffn(layer.self_attention(queries, where))
         predictions.append(predict(queries))
@@ -91,8 +91,8 @@ def plain_decode(
         logits = plain_mask_logits(predictions[-1].mask_embeddings, frame.mask_features, shape)
         contents.append(plain_pool(logits.sigmoid(), feature))
         tokens = tokens + level(contents[-1])
-    facts = SlotFacts(normed, position, torch.cat(contents, dim=-1), score)
-    return DecodedFrame(tokens, predictions, facts)
+    descriptors = QueryDescriptors(normed, position, torch.cat(contents, dim=-1), score)
+    return DecodedFrame(tokens, predictions, descriptors)
 
 
 @pytest.fixture
@@ -147,28 +147,28 @@ def test_the_decoder_equals_its_plain_form(
     for ours, plain in zip(decoded.predictions, expected.predictions, strict=True):
         torch.testing.assert_close(ours.logits, plain.logits, **tolerance)
         torch.testing.assert_close(ours.mask_embeddings, plain.mask_embeddings, **tolerance)
-    for ours, plain in zip(decoded.facts, expected.facts, strict=True):
+    for ours, plain in zip(decoded.descriptors, expected.descriptors, strict=True):
         torch.testing.assert_close(ours, plain, check_dtype=False, **tolerance)
-    assert decoded.facts.position.dtype == decoded.facts.score.dtype == torch.float32
+    assert decoded.descriptors.position.dtype == decoded.descriptors.score.dtype == torch.float32
 
 
-@pytest.mark.parametrize("fact", SlotFacts._fields)
+@pytest.mark.parametrize("fact", QueryDescriptors._fields)
 def test_tokens_read_every_fact(decoder: FrameQueryDecoder, fact: str) -> None:
     """Each of its numbers, and of no slot but its own."""
     assert decoder.mask_content is not None
     sizes = {"queries": decoder.dim, "position": 5, "content": sum(decoder.mask_content.channels)}
-    facts = SlotFacts(
+    descriptors = QueryDescriptors(
         *(0.1 + torch.rand(2, 3, 4, sizes[name], dtype=torch.float64) for name in sizes),
         torch.rand(2, 3, 4),
     )
-    told = decoder.tokens(facts)
+    told = decoder.tokens(descriptors)
     assert told.shape == (2, 3, 4, decoder.dim)
     assert told.dtype == torch.float64
-    value = getattr(facts, fact)
+    value = getattr(descriptors, fact)
     for place in [()] if fact == "score" else [(0,), (value.shape[-1] - 1,)]:
         other = value.clone()
         other[(1, 2, 3, *place)] += 0.5
-        moved = (decoder.tokens(facts._replace(**{fact: other})) - told).abs().amax(dim=-1)
+        moved = (decoder.tokens(descriptors._replace(**{fact: other})) - told).abs().amax(dim=-1)
         assert moved[1, 2, 3] > 1e-4
         moved[1, 2, 3] = 0
         assert (moved == 0).all()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rvos_deploy.networks.pan2024.config import ModelConfig, preset
 from rvos_deploy.networks.pan2024.modules.clip import FrozenClip, ImageFeatures, TextFeatures
-from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescriptors
 from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
 from rvos_deploy.networks.pan2024.modules.network import (
     NetworkOutput,
@@ -67,18 +67,18 @@ def test_shapes_and_sizes_of_all_presets(
         assert text.sentence.shape == (2, dim)
         per_frame = TextFeatures(*(x.repeat_interleave(2, dim=0) for x in text))
         frames = network.decode_frames(features, per_frame)
-        facts = SlotFacts(*(x.unflatten(0, (2, 2)) for x in frames.facts))
-        order = network.slot_order(facts)
+        descriptors = QueryDescriptors(*(x.unflatten(0, (2, 2)) for x in frames.descriptors))
+        order = network.slot_order(descriptors)
         video = network.decode_video(frames.queries.unflatten(0, (2, 2)), order, text)
         masks = network.mask_head(
             video.predictions[-1].mask_embeddings, frames.mask_features.unflatten(0, (2, 2))[:, 0]
         )
     assert frames.mask_features.shape == (4, dim, 16, 24)
     assert frames.queries.shape == (4, slots, dim)
-    assert frames.facts.queries.shape == (4, slots, dim)
-    assert frames.facts.position.shape == (4, slots, 5)
-    assert frames.facts.content.shape == (4, slots, sum(clip.image_channels[1:]))
-    assert frames.facts.score.shape == (4, slots)
+    assert frames.descriptors.queries.shape == (4, slots, dim)
+    assert frames.descriptors.position.shape == (4, slots, 5)
+    assert frames.descriptors.content.shape == (4, slots, sum(clip.image_channels[1:]))
+    assert frames.descriptors.score.shape == (4, slots)
     assert len(frames.predictions) == layers[1] + 1
     for prediction in frames.predictions:
         assert prediction.logits.shape == (4, slots, 2)
@@ -108,7 +108,7 @@ def run(network: RvosNetwork, frames: Tensor, ids: Tensor) -> NetworkOutput:
 def assert_same(a: NetworkOutput, b: NetworkOutput) -> None:
     torch.testing.assert_close(a.frames.mask_features, b.frames.mask_features, **ROUNDING)
     torch.testing.assert_close(a.frames.queries, b.frames.queries, **ROUNDING)
-    for ours, theirs in zip(a.frames.facts, b.frames.facts, strict=True):
+    for ours, theirs in zip(a.frames.descriptors, b.frames.descriptors, strict=True):
         torch.testing.assert_close(ours, theirs, **ROUNDING)
     assert torch.equal(a.video.order, b.video.order)
     for ours, theirs in (
@@ -164,8 +164,8 @@ def test_a_batch_of_clips_is_each_clip_alone(
                     for p in together.frames.predictions
                 ],
                 together.frames.mask_embeddings.unflatten(0, (2, 3))[clip],
-                type(together.frames.facts)(
-                    *(x.unflatten(0, (2, 3))[clip] for x in together.frames.facts)
+                type(together.frames.descriptors)(
+                    *(x.unflatten(0, (2, 3))[clip] for x in together.frames.descriptors)
                 ),
             ),
             type(together.video)(
@@ -329,7 +329,7 @@ def test_tokens_tell_where_masks_are_and_what_lies_under_them(
     a, b = run(with_it, frames, ids), run(without, frames, ids)
     assert (a.frames.queries - b.frames.queries).abs().max() > 1e-2
     # Slots are aligned by them all the same.
-    for ours, theirs in zip(a.frames.facts, b.frames.facts, strict=True):
+    for ours, theirs in zip(a.frames.descriptors, b.frames.descriptors, strict=True):
         assert torch.equal(ours, theirs)
     assert torch.equal(a.video.order, b.video.order)
     for ours, theirs in zip(a.frames.predictions, b.frames.predictions, strict=True):

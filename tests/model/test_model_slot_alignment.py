@@ -13,19 +13,19 @@ from torch import Tensor
 
 from rvos_deploy.networks.pan2024.modules.slot_alignment import align_slots, gather_slots
 from rvos_deploy.networks.pan2024.slots import (
-    ALIKE,
     CENTRE_WEIGHT,
-    CHANGED,
+    CONTENT_MOMENTUM,
     CONTENT_WEIGHT,
-    DOUBTFUL,
-    KEPT,
-    LONG,
+    COST_PER_UNSEEN_FRAME,
     MAX_MATCH_COST,
-    OBJECT,
-    SAME,
+    MAX_UNSEEN_FRAMES,
+    MIN_CONTENT_NORM,
+    MIN_OBJECT_SCORE,
+    MIN_VISIBLE_SIZE,
+    SAME_OBJECT_DISTANCE,
+    SCORE_WEIGHT,
     SIZE_WEIGHT,
-    VISIBLE,
-    WANDERED,
+    SWITCH_COST,
 )
 
 Cues = tuple[Tensor, Tensor, Tensor]
@@ -59,7 +59,7 @@ def permutations(clips: int, length: int, slots: int) -> Tensor:
 
 def followed(cues: Cues, order: Tensor) -> Tensor:
     """Which object each slot holds [B,T,N], where ``order`` says which is at each query."""
-    return gather_slots(order, align_slots("sight", *shuffle(cues, order)))
+    return gather_slots(order, align_slots("mask_cues", *shuffle(cues, order)))
 
 
 def circle(slots: int) -> Tensor:
@@ -77,7 +77,7 @@ def unit(vector: Vector, least: float = 1e-12) -> Vector:
 
 
 @dataclass
-class Sight:
+class Observation:
     """One query of a frame, or what a slot remembers of its object."""
 
     centre: Vector
@@ -91,7 +91,7 @@ def finite(numbers: Vector) -> bool:
     return all(math.isfinite(x) for x in numbers)
 
 
-def look(position: Tensor, content: Tensor, score: Tensor) -> list[Sight]:
+def look(position: Tensor, content: Tensor, score: Tensor) -> list[Observation]:
     """The N queries of a frame; contents as directions in which they differ from their mean. One
     whose numbers are not finite is not seen, and has no looks; a score that is none is 0.
     """
@@ -102,12 +102,12 @@ def look(position: Tensor, content: Tensor, score: Tensor) -> list[Sight]:
     units = [unit([x - fmean(row) for x in row]) for row in rows]
     mean = [fmean(channel) for channel in zip(*units, strict=True)]
     return [
-        Sight(
+        Observation(
             where[:2],
             where[4],
-            unit([x - m for x, m in zip(direction, mean, strict=True)], ALIKE),
+            unit([x - m for x, m in zip(direction, mean, strict=True)], MIN_CONTENT_NORM),
             likely if math.isfinite(likely) else 0.0,
-            finite(where) and finite(looks) and where[4] >= VISIBLE,
+            finite(where) and finite(looks) and where[4] >= MIN_VISIBLE_SIZE,
         )
         for where, looks, direction, likely in zip(
             position.tolist(), content.tolist(), units, score.tolist(), strict=True
@@ -119,14 +119,14 @@ def product(a: Vector, b: Vector) -> float:
     return math.fsum(x * y for x, y in zip(a, b, strict=True))
 
 
-def one_object(a: Sight, b: Sight) -> bool:
+def one_object(a: Observation, b: Observation) -> bool:
     """Whether two queries of a frame lie on one object."""
-    near = math.dist(a.centre, b.centre) < SAME * max(a.size, b.size)
-    return near and product(a.content, b.content) > -ALIKE
+    near = math.dist(a.centre, b.centre) < SAME_OBJECT_DISTANCE * max(a.size, b.size)
+    return near and product(a.content, b.content) > -MIN_CONTENT_NORM
 
 
 def mixed(old: float, new: float) -> float:
-    return KEPT * old + (1 - KEPT) * new
+    return CONTENT_MOMENTUM * old + (1 - CONTENT_MOMENTUM) * new
 
 
 @dataclass
@@ -137,11 +137,11 @@ class SlowTracker:
     """
 
     queries: list[int]
-    objects: dict[int, Sight] = field(default_factory=dict)
+    objects: dict[int, Observation] = field(default_factory=dict)
     unseen: dict[int, int] = field(default_factory=dict)
     refused: int = 0
 
-    def unlike(self, slot: int, query: Sight) -> float:
+    def unlike(self, slot: int, query: Observation) -> float:
         known = self.objects[slot]
         if not query.seen:
             return math.inf
@@ -150,12 +150,12 @@ class SlowTracker:
         return far + looks + SIZE_WEIGHT * abs(math.log(query.size / known.size))
 
     def limit(self, slot: int) -> float:
-        return MAX_MATCH_COST + WANDERED * min(self.unseen[slot], LONG)
+        return MAX_MATCH_COST + COST_PER_UNSEEN_FRAME * min(self.unseen[slot], MAX_UNSEEN_FRAMES)
 
-    def knows(self, slot: int, query: Sight) -> bool:
+    def knows(self, slot: int, query: Observation) -> bool:
         return self.unlike(slot, query) < self.limit(slot)
 
-    def costs(self, frame: list[Sight]) -> list[Vector]:
+    def costs(self, frame: list[Observation]) -> list[Vector]:
         """Cost [slot][query]."""
         table = []
         for slot, last in enumerate(self.queries):
@@ -164,21 +164,24 @@ class SlowTracker:
                 cost = 0.0
                 if slot in self.objects and self.knows(slot, query):
                     share = self.unlike(slot, query) / self.limit(slot)
-                    cost = MAX_MATCH_COST * share + DOUBTFUL * (1 - query.score)
+                    cost = MAX_MATCH_COST * share + SCORE_WEIGHT * (1 - query.score)
                 elif slot in self.objects:
-                    cost = MAX_MATCH_COST + DOUBTFUL
-                row.append(cost + (CHANGED if number != last else 0.0))
+                    cost = MAX_MATCH_COST + SCORE_WEIGHT
+                row.append(cost + (SWITCH_COST if number != last else 0.0))
             table.append(row)
         return table
 
-    def take(self, frame: list[Sight], order: list[int]) -> None:
+    def take(self, frame: list[Observation], order: list[int]) -> None:
         """Remember a frame whose slots have got these queries."""
         now = [frame[number] for number in order]
         known = [s for s in self.objects if now[s].seen and self.knows(s, now[s])]
         fresh = [s for s in range(len(now)) if s not in self.objects and now[s].seen]
         waiting = [
             *sorted((s for s in known if self.unseen[s]), key=lambda s: (-now[s].score, s)),
-            *sorted((s for s in fresh if now[s].score > OBJECT), key=lambda s: (-now[s].score, s)),
+            *sorted(
+                (s for s in fresh if now[s].score > MIN_OBJECT_SCORE),
+                key=lambda s: (-now[s].score, s),
+            ),
         ]
         taken = [s for s in known if not self.unseen[s]]
         for slot in waiting:
@@ -194,7 +197,7 @@ class SlowTracker:
                 old = self.objects[slot]
                 content = [mixed(a, b) for a, b in zip(old.content, sight.content, strict=True)]
                 size = mixed(old.size, sight.size)
-                sight = Sight(sight.centre, size, content, sight.score, seen=True)
+                sight = Observation(sight.centre, size, content, sight.score, seen=True)
             self.objects[slot] = sight
         self.queries = order
 
@@ -231,7 +234,7 @@ def test_every_assignment_is_the_best_of_all_permutations() -> None:
     decided = moved = kept = refused = again = 0
     for _ in range(20):
         cues = eventful_clip()
-        found = align_slots("sight", *cues)[0].tolist()
+        found = align_slots("mask_cues", *cues)[0].tolist()
         frames = [look(*(x[0, t] for x in cues)) for t in range(len(found))]
         slow = SlowTracker(list(range(5)))
         assert found[0] == slow.queries
@@ -269,7 +272,7 @@ def test_a_five_cycle_is_undone(cue: str) -> None:
     cycle = torch.tensor([1, 2, 3, 4, 0])
     order = torch.stack([torch.arange(5), cycle, cycle[cycle]])[None]
     clip = shuffle(make_cues(centres.expand(1, 3, 5, 2), contents.expand(1, 3, 5, 5)), order)
-    found = align_slots("sight", *clip)
+    found = align_slots("mask_cues", *clip)
     assert found.dtype == torch.int64
     assert found[0].tolist() == [[0, 1, 2, 3, 4], [4, 0, 1, 2, 3], [3, 4, 0, 1, 2]]
     told = clip[0][..., :2] if cue == "centre" else clip[1]
@@ -293,10 +296,12 @@ def test_every_clip_and_frame_has_its_own_permutation() -> None:
 def test_a_clip_does_not_know_of_the_others_nor_of_its_future() -> None:
     clips = [eventful_clip() for _ in range(3)]
     position, content, score = (torch.cat(parts) for parts in zip(*clips, strict=True))
-    together = align_slots("sight", position, content, score)
-    assert torch.equal(together, torch.cat([align_slots("sight", *clip) for clip in clips]))
+    together = align_slots("mask_cues", position, content, score)
+    assert torch.equal(together, torch.cat([align_slots("mask_cues", *clip) for clip in clips]))
     for length in (1, 5, 13):
-        begun = align_slots("sight", position[:, :length], content[:, :length], score[:, :length])
+        begun = align_slots(
+            "mask_cues", position[:, :length], content[:, :length], score[:, :length]
+        )
         assert torch.equal(begun, together[:, :length])
 
 
@@ -314,7 +319,7 @@ def test_what_half_precision_rounds_decides_nothing() -> None:
     """
     contents = torch.randn(16) + 4e-4 * torch.randn(2, 6, 8, 16)
     cues = make_cues(torch.zeros(2, 6, 8, 2), contents)
-    assert torch.equal(align_slots("sight", *cues), torch.arange(8).expand(2, 6, 8))
+    assert torch.equal(align_slots("mask_cues", *cues), torch.arange(8).expand(2, 6, 8))
     # A hundred times as much, the same in every frame, is enough (where no two differ alike).
     shared = torch.cat((torch.zeros(8), torch.randn(8)))
     clear = shared + 4e-2 * shared.norm() * torch.eye(8, 16)
@@ -392,7 +397,12 @@ def test_of_two_queries_on_an_object_the_one_with_the_higher_score_is_taken() ->
     cues = make_cues(
         centres[on_first].expand(1, 4, 3, 2), contents[on_first].expand(1, 4, 3, 3), scores[None]
     )
-    assert align_slots("sight", *cues)[0].tolist() == [[0, 1, 2], [1, 0, 2], [0, 1, 2], [0, 1, 2]]
+    assert align_slots("mask_cues", *cues)[0].tolist() == [
+        [0, 1, 2],
+        [1, 0, 2],
+        [0, 1, 2],
+        [0, 1, 2],
+    ]
 
 
 def test_a_slot_that_holds_nothing_keeps_its_query() -> None:
@@ -449,7 +459,7 @@ def test_a_frame_of_nothing_but_broken_numbers_is_forgotten() -> None:
 
 def test_one_frame_is_left_as_it_is() -> None:
     cues = make_cues(torch.rand(2, 1, 7, 2), torch.randn(2, 1, 7, 4), torch.rand(2, 1, 7))
-    order = align_slots("sight", *cues)
+    order = align_slots("mask_cues", *cues)
     assert torch.equal(order, torch.arange(7).expand(2, 1, 7))
     assert torch.equal(gather_slots(cues[1], order), cues[1])
 
@@ -462,7 +472,7 @@ def test_between_equals_every_slot_keeps_its_query(objects: int, size: float) ->
     cues = make_cues(
         circle(3)[which].expand(1, 4, 6, 2), torch.eye(3)[which].expand(1, 4, 6, 3), size=size
     )
-    assert torch.equal(align_slots("sight", *cues), torch.arange(6).expand(1, 4, 6))
+    assert torch.equal(align_slots("mask_cues", *cues), torch.arange(6).expand(1, 4, 6))
 
 
 def test_ties_resolve_the_same_way_every_time() -> None:
@@ -471,9 +481,9 @@ def test_ties_resolve_the_same_way_every_time() -> None:
     cues = make_cues(circle(3)[which].expand(4, 5, 6, 2), torch.eye(3)[which].expand(4, 5, 6, 3))
     order = permutations(4, 5, 6)
     clip = shuffle(cues, order)
-    found = align_slots("sight", *clip)
+    found = align_slots("mask_cues", *clip)
     for _ in range(5):
-        assert torch.equal(align_slots("sight", *(x.clone() for x in clip)), found)
+        assert torch.equal(align_slots("mask_cues", *(x.clone() for x in clip)), found)
     held = which[gather_slots(order, found)]
     for clip_held in held:
         # Of two slots that are equally sure, the first one follows the object.
@@ -507,7 +517,7 @@ def test_two_queries_on_an_object_start_one_slot(looks: str, second: float) -> N
 
 def test_queries_that_look_opposed_start_two_slots_even_at_one_place() -> None:
     """And so do queries that look alike, where they are farther apart than an object is wide."""
-    looks, apart = torch.eye(4), 1.05 * SAME * 0.2
+    looks, apart = torch.eye(4), 1.05 * SAME_OBJECT_DISTANCE * 0.2
     for contents, place in ((looks[[0, 1, 2, 3]], 0.0), (looks[[0, 0, 2, 3]], apart)):
         places = torch.tensor([[0.0, 0.0], [place, 0.0], [0.0, 0.9], [0.0, -0.9]])
         cues = make_cues(places.expand(1, 3, 4, 2), contents.expand(1, 3, 4, 4))
@@ -556,18 +566,23 @@ def hidden(hide: int, place: Tensor, length: int) -> tuple[Cues, Tensor]:
     return make_cues(centres, contents, torch.where(sizes > 0.1, 0.9, 0.1), sizes), order
 
 
-@pytest.mark.parametrize(("far", "needed"), [(0.6, 0), (1.0, 5), (2.2, LONG), (2.3, math.inf)])
+@pytest.mark.parametrize(
+    ("far", "needed"), [(0.6, 0), (1.0, 5), (2.2, MAX_UNSEEN_FRAMES), (2.3, math.inf)]
+)
 def test_the_longer_an_object_is_hidden_the_farther_it_may_have_gone(
     far: float, needed: float
 ) -> None:
     """It looks as it did, so that only its way counts."""
-    limits = [MAX_MATCH_COST + WANDERED * min(frames, LONG) for frames in range(61)]
+    limits = [
+        MAX_MATCH_COST + COST_PER_UNSEEN_FRAME * min(frames, MAX_UNSEEN_FRAMES)
+        for frames in range(61)
+    ]
     # The premise.
     assert [CENTRE_WEIGHT * far < limit for limit in limits] == [
         frames >= needed for frames in range(61)
     ]
     place = torch.tensor([-0.9, -0.9]) + far * torch.tensor([0.6, 0.8])
-    for hide in (0, 1, 4, 5, LONG - 1, LONG, 60):
+    for hide in (0, 1, 4, 5, MAX_UNSEEN_FRAMES - 1, MAX_UNSEEN_FRAMES, 60):
         cues, order = hidden(hide, place, hide + 4)
         held = followed(cues, order)[0, 1 + hide :].tolist()
         # If it is not known again, a slot that held nothing begins with it.
@@ -600,7 +615,7 @@ def test_of_two_queries_as_near_and_as_like_the_one_of_the_size_is_taken(other: 
         ([0.205, 0.2, 0.2], [0, 1, 2]),
     ):
         size = torch.tensor([[[0.2, 1e-3, 0.2], sizes]])
-        found = align_slots("sight", *make_cues(centres[None], contents, size=size))
+        found = align_slots("mask_cues", *make_cues(centres[None], contents, size=size))
         assert found[0].tolist() == [[0, 1, 2], expected]
 
 
@@ -609,7 +624,7 @@ def test_the_size_is_learned_slowly() -> None:
     contents = torch.eye(2)[[0, 0, 1]].expand(1, 3, 3, 2)
     places = [[[0.0, 0.0], [0.9, 0.0], [0.0, 0.9]]] * 2 + [[[-0.1, 0], [0.1, 0], [0, 0.9]]]
     size = torch.tensor([[[0.2, 1e-3, 0.2], [0.4, 1e-3, 0.2], [0.4, 0.2, 0.2]]])
-    found = align_slots("sight", *make_cues(torch.tensor([places]), contents, size=size))
+    found = align_slots("mask_cues", *make_cues(torch.tensor([places]), contents, size=size))
     assert found[0].tolist() == [[0, 1, 2], [0, 1, 2], [1, 0, 2]]
 
 
@@ -619,9 +634,9 @@ def test_other_precisions_align_like_float32(dtype: torch.dtype) -> None:
     contents = torch.randn(1, 1, 8, 16) + 0.1 * torch.randn(1, 4, 8, 16)
     cues = make_cues(circle(8).expand(1, 4, 8, 2), contents)
     clip = shuffle(cues, permutations(1, 4, 8))
-    wide = align_slots("sight", *clip)
+    wide = align_slots("mask_cues", *clip)
     assert not torch.equal(wide, torch.arange(8).expand(1, 4, 8))
-    assert torch.equal(align_slots("sight", *(x.to(dtype) for x in clip)), wide)
+    assert torch.equal(align_slots("mask_cues", *(x.to(dtype) for x in clip)), wide)
 
 
 def test_the_order_is_detached_and_gradients_flow_through_the_gathering() -> None:
@@ -629,7 +644,7 @@ def test_the_order_is_detached_and_gradients_flow_through_the_gathering() -> Non
         make_cues(circle(5).expand(2, 3, 5, 2), torch.randn(2, 3, 5, 4)), permutations(2, 3, 5)
     )
     content = content.clone().requires_grad_()
-    order = align_slots("sight", position, content, score.clone().requires_grad_())
+    order = align_slots("mask_cues", position, content, score.clone().requires_grad_())
     assert not order.requires_grad
     assert not torch.equal(order, torch.arange(5).expand(2, 3, 5))
     weights = torch.randn(2, 3, 5, 4)

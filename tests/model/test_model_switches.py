@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.modules.clip import TextFeatures
 from rvos_deploy.networks.pan2024.modules.frame_query_decoder import thresholded_bias
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.slot_alignment import align_slots
@@ -23,8 +24,8 @@ OURS: dict[str, Any] = {
     "mask_position": False,
     "mask_content": False,
     "frame_masks": False,
-    "course": False,
-    "rivals": False,
+    "trajectory_encoding": False,
+    "competition": False,
     "alignment": "cosine",
     "own_slot": False,
     "temporal_position": False,
@@ -90,10 +91,11 @@ def test_masked_attention_hides_as_mask2former_does() -> None:
 
 
 def test_the_linear_head_reads_query_and_sentence() -> None:
-    head = LinearReferredHead(6, rivals=False).double()
+    head = LinearReferredHead(6, competition=False).double()
     queries, sentence = torch.randn(2, 5, 6).double(), torch.randn(2, 6).double()
-    said = head.said(torch.randn(2, 3, 6).double(), sentence, torch.zeros(2, 3, dtype=torch.bool))
-    found = head(queries, torch.zeros_like(queries), said)
+    padding = torch.zeros(2, 3, dtype=torch.bool)
+    text = TextFeatures(torch.randn(2, 3, 6).double(), sentence, padding)
+    found = head(queries, torch.zeros_like(queries), head.text_query(text))
     for clip in range(2):
         for query in range(5):
             both = torch.cat((queries[clip, query], sentence[clip]))
@@ -170,4 +172,4 @@ def test_cosine_alignment_is_by_the_queries(make_network: Callable[..., RvosNetw
     network = make_network(alignment="cosine")
     assert network.content_width == network.config.dim
     assert make_network().content_width == network.clip.image_channels[1]
-    assert replace(network.config, alignment="sight") == make_network().config
+    assert replace(network.config, alignment="mask_cues") == make_network().config

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rvos_deploy.networks.pan2024.modules.clip import TextFeatures
-from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescriptors
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.slot_alignment import gather_slots
 from rvos_deploy.networks.pan2024.slots import OnlineSoftmax
@@ -43,7 +43,7 @@ def wide_text(text: TextFeatures) -> TextFeatures:
     return TextFeatures(text.tokens.double(), text.sentence.double(), text.padding)
 
 
-def make_facts(network: RvosNetwork, length: int) -> SlotFacts:
+def make_descriptors(network: RvosNetwork, length: int) -> QueryDescriptors:
     """What is known of the slots of two clips: five objects apart, at first at the query of their
     number, then each frame in another order. Queries tell nothing of that.
     """
@@ -51,31 +51,36 @@ def make_facts(network: RvosNetwork, length: int) -> SlotFacts:
     position = torch.full((2, length, SLOTS, 5), 0.2)
     position[..., :2] = 0.8 * torch.stack((angles.cos(), angles.sin()), dim=-1)
     content = torch.randn(2, length, SLOTS, sum(network.clip.image_channels[1:]))
-    facts = SlotFacts(
+    descriptors = QueryDescriptors(
         torch.randn(2, length, SLOTS, 128, dtype=torch.float64),
         position,
         0.2 * content + content[:, :1],
         torch.full((2, length, SLOTS), 0.9),
     )
-    return shuffle_slots(facts, first=1)
+    return shuffle_slots(descriptors, first=1)
 
 
-def shuffle_slots(facts: SlotFacts, first: int) -> SlotFacts:
+def shuffle_slots(descriptors: QueryDescriptors, first: int) -> QueryDescriptors:
     """Every frame from ``first`` on in an order of its own."""
-    order = torch.arange(SLOTS).repeat(*facts.score.shape[:2], 1)
+    order = torch.arange(SLOTS).repeat(*descriptors.score.shape[:2], 1)
     for clip, t in itertools.product(range(len(order)), range(first, order.shape[1])):
         order[clip, t] = torch.randperm(SLOTS)
-    return SlotFacts(*(gather_slots(x, order) for x in facts))
+    return QueryDescriptors(*(gather_slots(x, order) for x in descriptors))
 
 
 def initial_queries(
-    network: RvosNetwork, facts: SlotFacts, text: TextFeatures, order: Tensor | None = None
+    network: RvosNetwork,
+    descriptors: QueryDescriptors,
+    text: TextFeatures,
+    order: Tensor | None = None,
 ) -> Tensor:
     """What the whole network's video part starts its decoder from; in its own order of the slots,
     unless one is given."""
     caught: list[Tensor] = []
     hook = network.initializer.register_forward_hook(lambda _m, _i, out: caught.append(out))
-    network.decode_video(facts.queries, network.slot_order(facts) if order is None else order, text)
+    network.decode_video(
+        descriptors.queries, network.slot_order(descriptors) if order is None else order, text
+    )
     hook.remove()
     return caught[0]
 
@@ -112,24 +117,24 @@ def test_against_loops(
 ) -> None:
     """In any order of the slots; whatever the variant, it is the order that is given."""
     network = networks[variant]
-    facts = make_facts(network, length)
+    descriptors = make_descriptors(network, length)
     order = torch.stack([torch.randperm(SLOTS) for _ in range(2 * length)]).view(2, length, SLOTS)
-    queries = initial_queries(network, facts, wide_text, order)
-    expected = torch.from_numpy(by_loops(network, facts.queries, order, wide_text))
+    queries = initial_queries(network, descriptors, wide_text, order)
+    expected = torch.from_numpy(by_loops(network, descriptors.queries, order, wide_text))
     torch.testing.assert_close(queries, expected, **FLOAT32_WEIGHTS)
 
 
 def test_only_aligned_moves_queries_between_slots(networks: dict[str, RvosNetwork]) -> None:
-    facts = make_facts(networks["aligned"], 4)
+    descriptors = make_descriptors(networks["aligned"], 4)
     stay = torch.arange(SLOTS).expand(2, 4, SLOTS)
     for variant in ("weighted", "sentence"):
-        assert torch.equal(networks[variant].slot_order(facts), stay)
-    found = networks["aligned"].slot_order(facts)
+        assert torch.equal(networks[variant].slot_order(descriptors), stay)
+    found = networks["aligned"].slot_order(descriptors)
     assert found.dtype == torch.int64
     assert not torch.equal(found, stay)
     # Where the first frame saw an object, its slot is in every frame.
-    placed = gather_slots(facts.position, found)
-    assert torch.equal(placed, facts.position[:, :1].expand_as(placed))
+    placed = gather_slots(descriptors.position, found)
+    assert torch.equal(placed, descriptors.position[:, :1].expand_as(placed))
 
 
 def test_slots_are_told_apart_by_the_contents_at_stride_8(
@@ -138,20 +143,20 @@ def test_slots_are_told_apart_by_the_contents_at_stride_8(
     """Those of strides 16 and 32 come after them, and do not count."""
     network = networks["aligned"]
     width = network.clip.image_channels[1]
-    facts = make_facts(network, 4)
-    facts = facts._replace(position=torch.full_like(facts.position, 0.2))
-    order = network.slot_order(facts)
+    descriptors = make_descriptors(network, 4)
+    descriptors = descriptors._replace(position=torch.full_like(descriptors.position, 0.2))
+    order = network.slot_order(descriptors)
     assert not torch.equal(order, torch.arange(SLOTS).expand(2, 4, SLOTS))
-    noise = torch.randn_like(facts.content)
-    fine, coarse = facts.content.clone(), facts.content.clone()
+    noise = torch.randn_like(descriptors.content)
+    fine, coarse = descriptors.content.clone(), descriptors.content.clone()
     fine[..., :width], coarse[..., width:] = noise[..., :width], noise[..., width:]
-    assert torch.equal(network.slot_order(facts._replace(content=coarse)), order)
-    assert not torch.equal(network.slot_order(facts._replace(content=fine)), order)
+    assert torch.equal(network.slot_order(descriptors._replace(content=coarse)), order)
+    assert not torch.equal(network.slot_order(descriptors._replace(content=fine)), order)
 
 
 def test_the_variants_differ(networks: dict[str, RvosNetwork], wide_text: TextFeatures) -> None:
-    facts = make_facts(networks["aligned"], 4)
-    made = [initial_queries(networks[v], facts, wide_text) for v in VARIANTS]
+    descriptors = make_descriptors(networks["aligned"], 4)
+    made = [initial_queries(networks[v], descriptors, wide_text) for v in VARIANTS]
     for a, b in itertools.combinations(made, 2):
         assert (a - b).abs().max() > 0.1
 
@@ -159,10 +164,10 @@ def test_the_variants_differ(networks: dict[str, RvosNetwork], wide_text: TextFe
 def test_one_frame_has_all_the_weight(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures
 ) -> None:
-    facts = make_facts(networks["aligned"], 1)
+    descriptors = make_descriptors(networks["aligned"], 1)
     for variant in ("aligned", "weighted"):
-        queries = initial_queries(networks[variant], facts, wide_text)
-        expected = networks[variant].initializer.value(facts.queries[:, 0])
+        queries = initial_queries(networks[variant], descriptors, wide_text)
+        expected = networks[variant].initializer.value(descriptors.queries[:, 0])
         torch.testing.assert_close(queries, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -181,16 +186,17 @@ def test_the_order_of_slots_in_later_frames(
 ) -> None:
     """Irrelevant to ``aligned`` up to its last output; not to ``weighted``; no matter at all to
     what ``sentence`` starts from."""
-    facts = make_facts(networks["aligned"], 4)
-    shuffled = shuffle_slots(facts, first=1)
+    descriptors = make_descriptors(networks["aligned"], 4)
+    shuffled = shuffle_slots(descriptors, first=1)
     for variant, same in (("aligned", True), ("weighted", False), ("sentence", True)):
         network = networks[variant]
-        before = initial_queries(network, facts, wide_text)
+        before = initial_queries(network, descriptors, wide_text)
         after = initial_queries(network, shuffled, wide_text)
         assert torch.equal(after, before) == same, variant
     aligned = networks["aligned"]
     before, after = (
-        aligned.decode_video(f.queries, aligned.slot_order(f), wide_text) for f in (facts, shuffled)
+        aligned.decode_video(f.queries, aligned.slot_order(f), wide_text)
+        for f in (descriptors, shuffled)
     )
     assert not torch.equal(after.order, before.order)
     assert torch.equal(after.aligned_queries, before.aligned_queries)
@@ -201,23 +207,26 @@ def test_mask_embeddings_go_with_their_queries(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures
 ) -> None:
     network = networks["aligned"]
-    facts = make_facts(network, 4)
+    descriptors = make_descriptors(network, 4)
     video = network.decode_video(
-        facts.queries, network.slot_order(facts), wide_text, mask_embeddings=2 * facts.queries
+        descriptors.queries,
+        network.slot_order(descriptors),
+        wide_text,
+        mask_embeddings=2 * descriptors.queries,
     )
-    assert not torch.equal(video.aligned_queries, facts.queries)
+    assert not torch.equal(video.aligned_queries, descriptors.queries)
     assert torch.equal(video.frame_mask_embeddings, 2 * video.aligned_queries)
 
 
 def test_the_first_frame_names_the_slots(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures
 ) -> None:
-    facts = make_facts(networks["aligned"], 4)
+    descriptors = make_descriptors(networks["aligned"], 4)
     cycle = [1, 2, 3, 4, 0]
-    renamed = SlotFacts(*(x.clone() for x in facts))
-    for new, old in zip(renamed, facts, strict=True):
+    renamed = QueryDescriptors(*(x.clone() for x in descriptors))
+    for new, old in zip(renamed, descriptors, strict=True):
         new[:, 0] = old[:, 0, cycle]
-    before = initial_queries(networks["aligned"], facts, wide_text)
+    before = initial_queries(networks["aligned"], descriptors, wide_text)
     after = initial_queries(networks["aligned"], renamed, wide_text)
     torch.testing.assert_close(after, before[:, cycle], rtol=1e-12, atol=1e-12)
 

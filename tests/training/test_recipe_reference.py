@@ -84,8 +84,8 @@ def test_a_row_has_type_default_and_unit() -> None:
     assert by_key["`stage.N.weight_decay`"].default == "`0.05`"
     assert by_key["`stage`"].type == "list of tables"
     assert by_key["`match_class`"].type == "number or none"
-    assert by_key["`gates`"] == Row(
-        "`gates`", "true or false", "`true`", "", by_key["`gates`"].meaning
+    assert by_key["`preflight`"] == Row(
+        "`preflight`", "true or false", "`true`", "", by_key["`preflight`"].meaning
     )
 
 

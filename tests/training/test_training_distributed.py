@@ -1,4 +1,4 @@
-"""Two processes under torchrun: they share validation and parts, and none waits in vain."""
+"""Test two processes under torchrun: they divide validation and parts, and none hangs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from rvos_deploy.training.distributed import LONGEST_WAIT
 from rvos_deploy.training.logs import RunLog
 from rvos_deploy.training.preparation import warn_of_other_processes
 from rvos_deploy.training.recipe_file import read_recipe
-from rvos_deploy.training.trainer import train
+from rvos_deploy.training.trainer import TrainingOptions, train
 from rvos_deploy.training.validation import check_validation, share_videos, validate
 
+ON_CPU = TrainingOptions(cpp_ops=False, accelerator="cpu")
 RECIPE = """
 data = "{data}"
 seed = 7
-gates = false
+preflight = false
 validate_every = 2
 validation_videos = {videos}
 [model]
@@ -184,7 +185,7 @@ def test_going_on_with_another_number_of_processes_is_said(folder: Path) -> None
     def go_on(steps: int) -> list[str]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            train(longer, run, resume=True, steps=steps, cpp_ops=False, accelerator="cpu")
+            train(longer, run, replace(ON_CPU, resume=True, steps=steps))
         return [str(w.message) for w in caught if "was trained with" in str(w.message)]
 
     (line,) = go_on(2)
@@ -255,14 +256,14 @@ def test_a_run_recorded_by_an_older_version_goes_on(folder: Path, tmp_path: Path
     recipe = read_recipe(folder / "sprites.toml")
     stage = replace(recipe.stages[0], steps=2, batch=1)
     recipe = replace(recipe, validate_every=0, stages=(stage,))
-    train(recipe, tmp_path, steps=1, cpp_ops=False, accelerator="cpu")
+    train(recipe, tmp_path, replace(ON_CPU, steps=1))
     file = latest(tmp_path) / "state.json"
     state = json.loads(file.read_text())
     del state["processes"], state["recipe"]["model"]["slot_position"]
     file.write_text(json.dumps(state))
-    result = train(recipe, tmp_path, resume=True, steps=2, cpp_ops=False, accelerator="cpu")
+    result = train(recipe, tmp_path, replace(ON_CPU, resume=True, steps=2))
     assert result.steps == 2
     state["recipe"]["model"]["slot_position"] = "separate"
     (latest(tmp_path) / "state.json").write_text(json.dumps({**state, "step": 2, "stage_step": 2}))
     with pytest.raises(InputError, match="trained with another model"):
-        train(recipe, tmp_path, resume=True, cpp_ops=False, accelerator="cpu")
+        train(recipe, tmp_path, replace(ON_CPU, resume=True))

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.networks.pan2024.config import preset
-from rvos_deploy.networks.pan2024.modules.frame_query_decoder import FramePrediction, SlotFacts
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import (
+    FramePrediction,
+    QueryDescriptors,
+)
 from rvos_deploy.networks.pan2024.modules.mask_head import MaskHead
 from rvos_deploy.networks.pan2024.modules.network import (
     FrameOutput,
@@ -44,9 +47,9 @@ def number(value: Tensor) -> float:
     return float(value.detach())
 
 
-def no_facts() -> SlotFacts:
+def no_descriptors() -> QueryDescriptors:
     """What the losses do not look at."""
-    return SlotFacts(*(torch.empty(0) for _ in SlotFacts._fields))
+    return QueryDescriptors(*(torch.empty(0) for _ in QueryDescriptors._fields))
 
 
 def random_output(batch: int, length: int) -> NetworkOutput:
@@ -69,7 +72,7 @@ def random_output(batch: int, length: int) -> NetworkOutput:
     features, queries = leaf(frames, DIM, *MAP), leaf(frames, QUERIES, DIM)
     unused = torch.empty(0)
     return NetworkOutput(
-        FrameOutput(features, queries, predictions, unused, no_facts()),
+        FrameOutput(features, queries, predictions, unused, no_descriptors()),
         VideoOutput(unused, unused, videos, leaf(batch, length, QUERIES, DIM)),
     )
 
@@ -558,7 +561,9 @@ def perfect_clip(masks: Tensor) -> NetworkOutput:
     frame = FramePrediction(logits, embeddings.expand(length, -1, -1))
     video = VideoPrediction(tokens[None], meant[None], embeddings[None])
     return NetworkOutput(
-        FrameOutput(features, tokens.expand(length, -1, -1), [frame], torch.empty(0), no_facts()),
+        FrameOutput(
+            features, tokens.expand(length, -1, -1), [frame], torch.empty(0), no_descriptors()
+        ),
         VideoOutput(torch.empty(0), torch.empty(0), [video]),
     )
 
@@ -668,7 +673,7 @@ def narrow(output: NetworkOutput, dtype: torch.dtype) -> NetworkOutput:
             cast(frames.queries),
             [FramePrediction(*map(cast, p)) for p in frames.predictions],
             cast(frames.mask_embeddings),
-            frames.facts,
+            frames.descriptors,
         ),
         VideoOutput(
             *video[:2],

@@ -13,8 +13,8 @@ from rvos_deploy.training.points import (
     PointSampling,
     choose_points,
     draw_points,
-    look_at,
     sample_points,
+    sample_scene,
 )
 from rvos_deploy.training.targets import ClipTargets
 
@@ -178,7 +178,7 @@ def test_clips_without_any_object_are_padded_to_one_that_is_not_there() -> None:
 def test_scene_holds_the_targets_at_its_points() -> None:
     targets, sampling = two_clips(), PointSampling(10)
     features = torch.randn(4, 5, 2, 3, dtype=torch.float64, requires_grad=True)
-    scene = look_at(features, targets, sampling, torch.Generator().manual_seed(0))
+    scene = sample_scene(features, targets, sampling, torch.Generator().manual_seed(0))
     assert scene.labels.shape == (2, 2, 3, sampling.drawn)
     assert not scene.point_features.requires_grad
     for b, t, k in ((0, 0, 1), (0, 1, 2), (1, 1, 0)):

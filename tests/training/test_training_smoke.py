@@ -17,7 +17,7 @@ from rvos_deploy.training.recipe_file import packaged_recipes, parse_recipe, rea
 from rvos_deploy.training.smoke import smoke_recipe
 
 SMALLER = {
-    "model.clip_pretrained", "model.input_size", "workers", "validation_videos", "gates",
+    "model.clip_pretrained", "model.input_size", "workers", "validation_videos", "preflight",
     "augment.short_sides", "augment.long_side", "loss.num_points", "stages.steps", "stages.length",
     "stages.cached", "stages.cached_length", "stages.loss.num_points",
 }  # fmt: skip

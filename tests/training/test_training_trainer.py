@@ -22,7 +22,7 @@ from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.modules import network as network_module
 from rvos_deploy.networks.pan2024.modules.clip import build_clip
-from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescriptors
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, VideoOutput
 from rvos_deploy.networks.pan2024.modules.slot_alignment import gather_slots
 from rvos_deploy.training import trainer
@@ -43,13 +43,13 @@ from rvos_deploy.training.objective import (
 )
 from rvos_deploy.training.recipe import Augmentation, Recipe, Stage
 from rvos_deploy.training.recipe_file import packaged_recipes, parse_recipe, read_recipe
-from rvos_deploy.training.trainer import TrainingResult, train
+from rvos_deploy.training.trainer import TrainingOptions, TrainingResult, train
 
 MINIATURE: dict[str, Any] = {
     "data": "sprites",
     "seed": 7,
     "checkpoint_every": 2,
-    "gates": False,
+    "preflight": False,
     "model": {
         "preset": "tiny",
         "dim": 32,
@@ -115,7 +115,10 @@ def one_thread(clip: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def run(out: Path, recipe: Recipe | None = None, **options: Any) -> TrainingResult:
     recipe = recipe or parse_recipe(MINIATURE)
-    return train(recipe, out, cpp_ops=False, accelerator="cpu", **options)
+    progress = options.pop("progress", None)
+    return train(
+        recipe, out, TrainingOptions(cpp_ops=False, accelerator="cpu", **options), progress
+    )
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,22 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole: Path, tmp_path: Path,
     assert len(curve(whole)) == 6
     for name, value in weights(whole).items():
         assert torch.equal(weights(tmp_path)[name], value), name
+
+
+def test_a_run_recorded_under_former_names_is_resumed(tmp_path: Path) -> None:
+    recipe = parse_recipe(MINIATURE)
+    recipe = replace(recipe, model=replace(recipe.model, competition=False))
+    folder = run(tmp_path, recipe, steps=2).checkpoint
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state["recipe"]["gates"] = state["recipe"].pop("preflight")
+    model = state["recipe"]["model"]
+    assert model["alignment"] == "mask_cues", "the premise"
+    model |= {"course": model.pop("trajectory_encoding"), "alignment": "sight"}
+    model["rivals"] = model.pop("competition")
+    (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    with pytest.raises(InputError, match=r"was trained with another model\.competition; resume"):
+        run(tmp_path, resume=True, steps=3)
+    assert run(tmp_path, recipe, resume=True, steps=3).steps == 3
 
 
 def test_a_killed_run_repeats_the_steps_after_its_checkpoint(whole: Path, tmp_path: Path) -> None:
@@ -194,7 +213,7 @@ def test_every_trained_parameter_gets_a_gradient(clip: torch.nn.Module) -> None:
     named = select_trained(network, recipe.stages[1])
     batch = collate([Clips(recipe, recipe.stages[1])[i] for i in range(2)])
     objective = Objective(network, loss_config(recipe.loss))
-    objective(*batch, step_generator(0, 0, 0, 0))["total"].backward()
+    objective(batch, step_generator(0, 0, 0, 0))["total"].backward()
     assert [name for name, parameter in named.items() if parameter.grad is None] == []
 
 
@@ -207,7 +226,7 @@ def test_the_loss_falls_on_one_repeated_clip(clip: torch.nn.Module) -> None:
     batch = collate([Clips(recipe, stage)[0]])
     objective, totals = Objective(network, loss_config(recipe.loss)), []
     for step in range(25):
-        loss = objective(*batch, step_generator(0, step, 0, 0))["total"]
+        loss = objective(batch, step_generator(0, step, 0, 0))["total"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -262,7 +281,10 @@ def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.
     with torch.no_grad():
         output = network.eval()(raw.frames, raw.token_ids)
     close: dict[str, Any] = {"atol": 4e-3, "rtol": 1e-3}
-    parts = {**output.frames.facts._asdict(), "mask_embeddings": output.frames.mask_embeddings}
+    parts = {
+        **output.frames.descriptors._asdict(),
+        "mask_embeddings": output.frames.mask_embeddings,
+    }
     for name, part in parts.items():
         torch.testing.assert_close(kept[name].float(), part, **close)
     assert torch.equal(kept["order"], output.video.order[0])
@@ -331,9 +353,9 @@ def near(text: torch.Tensor, kept: torch.Tensor) -> bool:
     return text.shape == kept.shape and torch.allclose(text, kept.float(), atol=4e-3)
 
 
-def rolled(facts: SlotFacts) -> torch.Tensor:
+def rolled(descriptors: QueryDescriptors) -> torch.Tensor:
     """A stand-in for aligned slots: in frame t of a clip, slot n has query n + t."""
-    batch, length, slots = facts.score.shape
+    batch, length, slots = descriptors.score.shape
     return ((torch.arange(slots) + torch.arange(length)[:, None]) % slots).repeat(batch, 1, 1)
 
 
@@ -355,10 +377,12 @@ def test_a_step_reads_some_frames_of_a_longer_cached_clip(
     whole = collate([Clips(recipe, replace(stage, length=5))[12]])
     with torch.no_grad():
         output = network.eval()(whole.frames, whole.token_ids, whole.ages)
-    facts = output.frames.facts
+    descriptors = output.frames.descriptors
     masks = F.avg_pool2d(whole.masks[0].float(), 4) >= 0.5
     # No two frames look alike: what was drawn can be told.
-    assert (torch.cdist(facts.queries.flatten(1), facts.queries.flatten(1)) > 0.05).sum() == 20
+    assert (
+        torch.cdist(descriptors.queries.flatten(1), descriptors.queries.flatten(1)) > 0.05
+    ).sum() == 20
     assert len(set(whole.ages[0].tolist())) == 5
     close: dict[str, Any] = {"atol": 4e-3, "rtol": 1e-3}  # float16
     pairs = set()
@@ -368,7 +392,7 @@ def test_a_step_reads_some_frames_of_a_longer_cached_clip(
         assert len(drawn) == 2
         assert drawn == sorted(set(drawn))
         assert torch.equal(kept["order"], output.video.order[0, drawn])
-        for name, fact in facts._asdict().items():
+        for name, fact in descriptors._asdict().items():
             torch.testing.assert_close(kept[name].float(), fact[drawn], **close)
         embeddings = output.frames.mask_embeddings[drawn]
         torch.testing.assert_close(kept["mask_embeddings"].float(), embeddings, **close)
@@ -407,9 +431,9 @@ def test_the_video_part_gets_the_order_of_the_cached_clip(
 
     monkeypatch.setattr(network, "decode_video", spy)
     objective = VideoObjective(network, loss_config(recipe.loss), lambda count: count)
-    losses = objective(*batch, step_generator(0, 0, 0, 0))
+    losses = objective(batch, step_generator(0, 0, 0, 0))
     assert losses["total"].isfinite()
-    tokens = network.frame_decoder.tokens(SlotFacts(*batch[:4]))
+    tokens = network.frame_decoder.tokens(QueryDescriptors(*batch[:4]))
     assert torch.equal(made[0].aligned_queries, gather_slots(tokens, batch.order))
     embeddings = gather_slots(batch.mask_embeddings, batch.order)
     assert torch.equal(made[0].frame_mask_embeddings, embeddings)
@@ -531,8 +555,8 @@ def test_the_command(
     options: dict[str, Any] = {"cpp_ops": False, "seed": 4}
     with pytest.raises(InputError, match="has no published weights; train some with 'rvos-deploy"):
         command(str(file), tmp_path / "run", **options)
-    command(str(file), tmp_path / "run", steps=1, gates=False, **options)
-    command(str(file), tmp_path / "run", resume=True, gates=False, **options)
+    command(str(file), tmp_path / "run", steps=1, preflight=False, **options)
+    command(str(file), tmp_path / "run", resume=True, preflight=False, **options)
     shown = capsys.readouterr().out
     folder = tmp_path / "run" / "checkpoints" / "step-00000002"
     assert f"{folder}: step 2 of 2" in shown
@@ -579,7 +603,7 @@ def test_training_with_emoji_is_refused_without_their_font(
 ) -> None:
     recipe = parse_recipe({**MINIATURE, "sprites": {**MINIATURE["sprites"], "emoji": True}})
     with pytest.raises(InputError, match=r"NotoColorEmoji.*in a recipe, emoji = false"):
-        train(recipe, tmp_path / "run", cpp_ops=False)
+        train(recipe, tmp_path / "run", TrainingOptions(cpp_ops=False))
     assert not (tmp_path / "run").exists()
 
 

@@ -1,7 +1,7 @@
-"""What a stream needs of each graph: checked at opening, so that nothing is missing later.
+"""Check the graphs of a bundle when it is opened, so that a stream misses nothing later.
 
-Sizes in capitals are dynamic axes. Those in small letters must be the same wherever they stand;
-``dim`` and ``slots`` are the configuration's. ``real`` is the type that the graphs exchange.
+Upper-case sizes are dynamic axes. Lower-case sizes must be equal wherever they occur; ``dim`` and
+``slots`` come from the configuration. ``real`` is the type of tensors between the graphs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rvos_deploy.graph_io.graph_spec import Dim, GraphSpec, TensorSpec
 from rvos_deploy.networks.pan2024.config import ModelConfig
 
 MAXIMUM_ELEMENTS = 1 << 28
-"""Of one tensor at the sizes that ``verify`` runs: 1 GiB in float32."""
+"""Upper bound for one tensor at the sizes that ``verify`` runs: 1 GiB in float32."""
 
 Tensors = Mapping[str, tuple[str, tuple[Dim, ...]]]
 """Type and shape by name."""
@@ -39,7 +39,7 @@ _OF_VIDEO: Tensors = {
 
 @dataclass(frozen=True)
 class _Needed:
-    """Inputs are exactly these; outputs are these at least."""
+    """Name the exact inputs of a graph, and the outputs that it must have at least."""
 
     inputs: Tensors
     outputs: Tensors
@@ -81,7 +81,7 @@ GRAPHS = tuple(_NEEDED)
 
 
 def probe_cases(config: ModelConfig) -> list[dict[str, int]]:
-    """Sizes at which every graph is checked: the smallest, odd ones, and the bundle's own."""
+    """Return the sizes for parity checks: the smallest, uncommon ones, and the bundle's own."""
     height, width = config.input_size
     return [
         {"H": 32, "W": 32, "E": 1, "L": 2, "M": 1},
@@ -92,10 +92,11 @@ def probe_cases(config: ModelConfig) -> list[dict[str, int]]:
 
 
 def check_contracts(graphs: Mapping[str, GraphSpec], config: ModelConfig) -> None:
-    """Make sure that these are the graphs of this network.
+    """Check that these contracts are those of this network.
 
     Raises:
-        BundleError: a graph, tensor or axis is missing, or has another type or size; says which.
+        BundleError: a graph, tensor or axis is missing, or has another type or size; the message
+            says which.
     """
     if set(graphs) != set(GRAPHS):
         raise _wrong("graphs", f"are {', '.join(graphs) or 'none'}", f"{', '.join(GRAPHS)}")
@@ -127,7 +128,7 @@ def _by_name(tensors: tuple[TensorSpec, ...], graph: str) -> dict[str, TensorSpe
 def _match(
     graph: str, found: TensorSpec, dtype: str, shape: tuple[Dim, ...], known: dict[str, Dim]
 ) -> None:
-    """Compare a tensor with what is needed; what is seen for the first time becomes known."""
+    """Compare a tensor with its contract; the first occurrence of a name fixes its size."""
     if dtype == "real":
         dtype = str(known.setdefault("real", found.dtype))
     fits = (
@@ -149,7 +150,7 @@ _REAL = {"float16", "float32"}
 
 
 def _check_axes(spec: GraphSpec) -> None:
-    """Every axis has its bounds once, is read from an input, and divides without a rest."""
+    """Check that every axis has bounds once, occurs in an input, and divides exactly."""
     axes = {axis.name: axis for axis in spec.axes}
     of_inputs = {name for tensor in spec.inputs for name in tensor.axes}
     if len(axes) < len(spec.axes) or set(axes) != of_inputs:
@@ -166,7 +167,7 @@ def _check_axes(spec: GraphSpec) -> None:
 
 
 def _check_sizes(spec: GraphSpec, config: ModelConfig) -> None:
-    """The bundle's own input size is allowed, and no tensor is beyond all bounds."""
+    """Check that the bundle's input size is allowed, and that no tensor is too large."""
     for case in probe_cases(config):
         for tensor in (*spec.inputs, *spec.outputs):
             sizes = tensor.sizes(spec.at(case))

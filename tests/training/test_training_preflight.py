@@ -1,4 +1,4 @@
-"""Gates: slots whose tokens tell motion pass, others do not, and a run that cannot learn stops."""
+"""Test preflight checks: slots that encode motion pass, and a run that cannot learn stops."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import torch
 from rvos_deploy.datasets.moving_sprites import WorldConfig
 from rvos_deploy.errors import RvosError
 from rvos_deploy.networks.pan2024.config import preset
-from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescriptors
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
-from rvos_deploy.training import motion_words, slot_probe, trainer
-from rvos_deploy.training import preflight as gates
+from rvos_deploy.training import motion_words, preflight, slot_probe, trainer
 from rvos_deploy.training.clips import Clips, collate
 from rvos_deploy.training.motion_words import MotionWordDistances
 from rvos_deploy.training.recipe import Recipe, Stage
@@ -37,6 +36,7 @@ STAGES = (
     Stage("video", steps=1, batch=1, length=2, learning_rate=1e-3, trained=("initializer",)),
 )
 RECIPE = Recipe(preset("tiny"), "sprites", STAGES, seed=3, sprites=WORLD)
+OPTIONS = trainer.TrainingOptions(clip_weights="any", cpp_ops=False)
 
 
 @pytest.fixture(scope="module")
@@ -114,18 +114,18 @@ def test_what_the_probe_reads_is_in_the_order_of_slots(
     """Queries and positions, and masks with them; slot n is at query n + t in frame t."""
     slots = network.config.num_queries
 
-    def rolled(facts: SlotFacts) -> torch.Tensor:
+    def rolled(descriptors: QueryDescriptors) -> torch.Tensor:
         row = (torch.arange(slots) + torch.arange(3)[:, None]) % slots
-        return row.expand(facts.score.shape)
+        return row.expand(descriptors.score.shape)
 
     monkeypatch.setattr(network, "slot_order", rolled)
     batch = collate([Clips(RECIPE, replace(STAGES[1], length=3))[0]])
     with torch.no_grad():
         tokens, masks = slot_probe._slots(network, batch)
         frames = network(batch.frames, batch.token_ids, batch.ages).frames
-    facts, last = frames.facts, frames.predictions[-1]
+    descriptors, last = frames.descriptors, frames.predictions[-1]
     for t in range(3):
-        told = torch.cat((facts.queries[t], facts.position[t]), dim=-1).roll(-t, 0)
+        told = torch.cat((descriptors.queries[t], descriptors.position[t]), dim=-1).roll(-t, 0)
         assert torch.equal(tokens[t], told)
         drawn = torch.einsum("nc,chw->nhw", last.mask_embeddings[t], frames.mask_features[t])
         # A pixel whose logit is 0 but for rounding may fall on either side.
@@ -140,8 +140,8 @@ def test_an_untrained_frame_part_does_not_pass(
     assert probe_slots(network, RECIPE) == probe_slots(network, RECIPE)
     assert network.training
     with pytest.raises(RvosError, match=r"aligned slots tell .* 0\.6 needed; train the frame part"):
-        gates.check_slots(network, RECIPE, tmp_path)
-    assert json.loads((tmp_path / gates.REPORT).read_text())["slots"]["accuracy"] < 0.6
+        preflight.check_slots(network, RECIPE, tmp_path)
+    assert json.loads((tmp_path / preflight.REPORT).read_text())["slots"]["accuracy"] < 0.6
 
 
 def test_a_tower_that_merges_words_stops_the_run(
@@ -151,12 +151,12 @@ def test_a_tower_that_merges_words_stops_the_run(
     monkeypatch.setattr(motion_words, "motion_word_distances", lambda *_: merged)
     monkeypatch.setattr("rvos_deploy.training.preparation.build_network", lambda *_: network)
     with pytest.raises(RvosError, match=r"merges opposite motion words: 0\.14 of the distance"):
-        trainer.train(RECIPE, tmp_path, clip_weights="any", cpp_ops=False)
-    assert json.loads((tmp_path / gates.REPORT).read_text())["motion_words"]["by_pair"]
+        trainer.train(RECIPE, tmp_path, OPTIONS)
+    assert json.loads((tmp_path / preflight.REPORT).read_text())["motion_words"]["by_pair"]
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_run_passes_each_gate_once(
+def test_a_run_makes_each_preflight_check_once(
     network: RvosNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -169,13 +169,11 @@ def test_a_run_passes_each_gate_once(
         return SlotProbe(0.9, 50, 0.9)
 
     monkeypatch.setattr(slot_probe, "probe_slots", probe)
-    result = trainer.train(RECIPE, tmp_path, clip_weights="any", cpp_ops=False)
+    result = trainer.train(RECIPE, tmp_path, OPTIONS)
     assert (asked, result.steps) == ([3], 2)
-    found = json.loads((tmp_path / gates.REPORT).read_text())
+    found = json.loads((tmp_path / preflight.REPORT).read_text())
     assert found["motion_words"]["ratio"] == pytest.approx(10 / 12)
     assert found["slots"]["accuracy"] == 0.9
-    trainer.train(
-        replace(RECIPE, gates=False), tmp_path / "none", clip_weights="any", cpp_ops=False
-    )
+    trainer.train(replace(RECIPE, preflight=False), tmp_path / "none", OPTIONS)
     assert asked == [3]
-    assert not (tmp_path / "none" / gates.REPORT).exists()
+    assert not (tmp_path / "none" / preflight.REPORT).exists()
