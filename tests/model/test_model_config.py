@@ -115,6 +115,6 @@ def test_a_size_is_two_positive_multiples_of_32(height: int, width: int, nearest
     check_size(*(int(side) for side in nearest.split("x")))
 
 
-def test_an_unknown_preset_lists_those_that_there_are() -> None:
+def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match="'huge'; known: large, large-paper, base, tiny"):
         preset("huge")

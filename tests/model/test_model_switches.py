@@ -1,4 +1,4 @@
-"""Each switch of ours can be off; what it leaves is compared with the ancestor's plain form."""
+"""Test that each of our switches can be off, and compare the rest with the ancestor's form."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OURS: dict[str, Any] = {
 """Every switch of ours, switched off."""
 
 
-def test_large_paper_is_large_with_everything_of_ours_switched_off() -> None:
+def test_large_paper_is_large_with_all_our_switches_off() -> None:
     large, paper = asdict(preset("large")), asdict(preset("large-paper"))
     differing = {name: paper[name] for name in paper if paper[name] != large[name]}
     assert differing == {k: v for k, v in OURS.items() if k != "text_words"} | {
@@ -45,7 +45,7 @@ def test_large_paper_is_large_with_everything_of_ours_switched_off() -> None:
     }
 
 
-def test_the_paper_has_no_parameter_of_ours(make_network: Callable[..., RvosNetwork]) -> None:
+def test_the_paper_has_none_of_our_parameters(make_network: Callable[..., RvosNetwork]) -> None:
     names = set(make_network(**OURS).state_dict())
     for of_ours in ("mask_position", "mask_content", "query_share", "course", "rivals", "own_slot"):
         assert not [name for name in names if of_ours in name]
@@ -56,13 +56,13 @@ def test_the_paper_has_no_parameter_of_ours(make_network: Callable[..., RvosNetw
 
 
 @pytest.mark.parametrize("switch", OURS)
-def test_every_switch_changes_what_comes_out(
+def test_every_switch_changes_the_result(
     make_network: Callable[..., RvosNetwork],
     token_ids: Callable[..., Tensor],
     frames: Tensor,
     switch: str,
 ) -> None:
-    """A switch that nothing reads would leave the masks as they are."""
+    """A switch that no code reads would leave the masks unchanged."""
 
     def answer(**changes: Any) -> Tensor:
         network = make_network(**changes).eval()
@@ -144,7 +144,7 @@ def test_cosine_alignment_equals_plain_costs_in_float64() -> None:
         previous = wide[order]
 
 
-def test_a_cosine_that_is_no_number_costs_as_much_as_a_right_angle() -> None:
+def test_an_undefined_cosine_costs_as_much_as_a_right_angle() -> None:
     queries = np.eye(3, 4, dtype=np.float32)
     tracker = CosineTracker()
     tracker.advance(cosine_cues(queries))

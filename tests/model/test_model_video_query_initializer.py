@@ -1,4 +1,4 @@
-"""The initializer's three variants against loops, their invariances, and the stream's own sum."""
+"""Test the initializer's variants against loops, their invariances, and the stream's sum."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FLOAT32_WEIGHTS = {"rtol": 1e-5, "atol": 1e-6}
 
 @pytest.fixture(scope="module")
 def networks(make_network: MakeNetwork) -> dict[str, RvosNetwork]:
-    """One a variant, all with the same parameters, in float64, with sharp weights over time."""
+    """Return a network for each variant, with equal parameters, in float64."""
     made: dict[str, RvosNetwork] = {}
     for variant in VARIANTS:
         network = make_network(initializer=variant, num_queries=SLOTS).eval()
@@ -44,8 +44,9 @@ def wide_text(text: TextFeatures) -> TextFeatures:
 
 
 def make_descriptors(network: RvosNetwork, length: int) -> QueryDescriptors:
-    """What is known of the slots of two clips: five objects apart, at first at the query of their
-    number, then each frame in another order. Queries tell nothing of that.
+    """Return descriptors of five distant objects in two clips, shuffled from the second frame on.
+
+    Queries are unrelated to the objects.
     """
     angles = torch.arange(SLOTS) * (2 * math.pi / SLOTS)
     position = torch.full((2, length, SLOTS, 5), 0.2)
@@ -61,7 +62,7 @@ def make_descriptors(network: RvosNetwork, length: int) -> QueryDescriptors:
 
 
 def shuffle_slots(descriptors: QueryDescriptors, first: int) -> QueryDescriptors:
-    """Every frame from ``first`` on in an order of its own."""
+    """Shuffle every frame from ``first`` on."""
     order = torch.arange(SLOTS).repeat(*descriptors.score.shape[:2], 1)
     for clip, t in itertools.product(range(len(order)), range(first, order.shape[1])):
         order[clip, t] = torch.randperm(SLOTS)
@@ -74,8 +75,7 @@ def initial_queries(
     text: TextFeatures,
     order: Tensor | None = None,
 ) -> Tensor:
-    """What the whole network's video part starts its decoder from; in its own order of the slots,
-    unless one is given."""
+    """Return the initial video queries of the network, for its own or a given order of slots."""
     caught: list[Tensor] = []
     hook = network.initializer.register_forward_hook(lambda _m, _i, out: caught.append(out))
     network.decode_video(
@@ -88,7 +88,7 @@ def initial_queries(
 def by_loops(
     network: RvosNetwork, frame_queries: Tensor, order: Tensor, text: TextFeatures
 ) -> np.ndarray:
-    """One slot of one clip at a time."""
+    """Compute one slot of one clip at a time."""
     value, weight = network.initializer.value, network.initializer.weight
     matrix, shift = value.weight.numpy(), value.bias.numpy()
     row, offset = weight.weight.numpy()[0], float(weight.bias)
@@ -115,7 +115,7 @@ def by_loops(
 def test_against_loops(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures, variant: str, length: int
 ) -> None:
-    """In any order of the slots; whatever the variant, it is the order that is given."""
+    """Every variant uses the given order of the slots."""
     network = networks[variant]
     descriptors = make_descriptors(network, length)
     order = torch.stack([torch.randperm(SLOTS) for _ in range(2 * length)]).view(2, length, SLOTS)
@@ -124,7 +124,9 @@ def test_against_loops(
     torch.testing.assert_close(queries, expected, **FLOAT32_WEIGHTS)
 
 
-def test_only_aligned_moves_queries_between_slots(networks: dict[str, RvosNetwork]) -> None:
+def test_only_the_variant_aligned_moves_queries_between_slots(
+    networks: dict[str, RvosNetwork],
+) -> None:
     descriptors = make_descriptors(networks["aligned"], 4)
     stay = torch.arange(SLOTS).expand(2, 4, SLOTS)
     for variant in ("weighted", "sentence"):
@@ -137,10 +139,10 @@ def test_only_aligned_moves_queries_between_slots(networks: dict[str, RvosNetwor
     assert torch.equal(placed, descriptors.position[:, :1].expand_as(placed))
 
 
-def test_slots_are_told_apart_by_the_contents_at_stride_8(
+def test_only_contents_at_stride_8_align_slots(
     networks: dict[str, RvosNetwork],
 ) -> None:
-    """Those of strides 16 and 32 come after them, and do not count."""
+    """Contents at strides 16 and 32 follow those at stride 8 and have no effect."""
     network = networks["aligned"]
     width = network.clip.image_channels[1]
     descriptors = make_descriptors(network, 4)
@@ -171,7 +173,7 @@ def test_one_frame_has_all_the_weight(
         torch.testing.assert_close(queries, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_sum_over_time_knows_no_order(networks: dict[str, RvosNetwork]) -> None:
+def test_the_sum_over_time_is_independent_of_order(networks: dict[str, RvosNetwork]) -> None:
     initializer = networks["aligned"].initializer
     frame_queries = torch.randn(2, 6, SLOTS, 128, dtype=torch.float64)
     sentence = torch.zeros(2, 128, dtype=torch.float64)
@@ -184,8 +186,7 @@ def test_the_sum_over_time_knows_no_order(networks: dict[str, RvosNetwork]) -> N
 def test_the_order_of_slots_in_later_frames(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures
 ) -> None:
-    """Irrelevant to ``aligned`` up to its last output; not to ``weighted``; no matter at all to
-    what ``sentence`` starts from."""
+    """``aligned`` does not depend on it, ``weighted`` does, and ``sentence`` reads no slot."""
     descriptors = make_descriptors(networks["aligned"], 4)
     shuffled = shuffle_slots(descriptors, first=1)
     for variant, same in (("aligned", True), ("weighted", False), ("sentence", True)):
@@ -203,7 +204,7 @@ def test_the_order_of_slots_in_later_frames(
     assert torch.equal(after.predictions[-1].logits, before.predictions[-1].logits)
 
 
-def test_mask_embeddings_go_with_their_queries(
+def test_mask_embeddings_are_ordered_with_their_queries(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures
 ) -> None:
     network = networks["aligned"]
@@ -218,7 +219,7 @@ def test_mask_embeddings_go_with_their_queries(
     assert torch.equal(video.frame_mask_embeddings, 2 * video.aligned_queries)
 
 
-def test_the_first_frame_names_the_slots(
+def test_the_first_frame_defines_the_slots(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures
 ) -> None:
     descriptors = make_descriptors(networks["aligned"], 4)
@@ -236,7 +237,7 @@ def test_the_first_frame_names_the_slots(
 def test_the_streams_running_mean_is_the_initializers(
     networks: dict[str, RvosNetwork], size: float, trend: float
 ) -> None:
-    """After every frame; with logits that rise, that fall, and that would overflow an exp."""
+    """The test covers logits that rise, fall, or would overflow an exp, after every frame."""
     initializer = networks["aligned"].initializer
     values = torch.randn(1, 12, SLOTS, 128)
     logits = size * (torch.randn(1, 12, SLOTS) + trend * torch.arange(12.0)[:, None])
@@ -250,7 +251,7 @@ def test_the_streams_running_mean_is_the_initializers(
         torch.testing.assert_close(torch.from_numpy(mean), expected, **FLOAT32_WEIGHTS)
 
 
-def test_the_running_mean_keeps_no_hold_of_what_it_was_given() -> None:
+def test_the_running_mean_does_not_keep_its_inputs() -> None:
     running = OnlineSoftmax()
     values, logits = np.ones((2, 3), np.float32), np.zeros(2, np.float32)
     running.update(values, logits)

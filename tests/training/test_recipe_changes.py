@@ -1,4 +1,4 @@
-"""``--set``: what changes, what is refused, and that the recipe on record is the changed one."""
+"""Test ``--set``: changes, refusals, and that the recorded recipe is the changed one."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_one_key_changes(text: str, found: Any, expected: Any) -> None:
     assert before == CONTENT
 
 
-def test_nothing_else_changes_and_the_last_one_counts() -> None:
+def test_nothing_else_changes_and_the_last_change_counts() -> None:
     plain = parse_recipe(CONTENT)
     found = changed("seed=3", "stage.joint.steps=9", "seed=4", "model.competition=false")
     first: Stage = replace(plain.stages[0], steps=9)
@@ -190,7 +190,7 @@ def test_every_check_of_a_recipe_applies(text: str, message: str) -> None:
         changed(text)
 
 
-def test_stages_of_one_name_are_told_apart_by_number() -> None:
+def test_stages_of_one_name_have_numbers() -> None:
     content = {**CONTENT, "stage": [STAGE, STAGE]}
     with pytest.raises(InputError, match=r"several stages .* by its number"):
         apply_changes(content, ["stage.joint.steps=9"])
@@ -199,8 +199,8 @@ def test_stages_of_one_name_are_told_apart_by_number() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(packaged_recipes()))
-def test_any_key_of_any_recipe_can_be_set_to_what_it_is(name: str) -> None:
-    """So no key is forgotten, and every type can be written."""
+def test_every_key_of_every_recipe_can_be_set_to_its_value(name: str) -> None:
+    """The test covers every key and every type."""
     recipe = read_recipe(name)
     texts = list(_assignments(recipe.as_dict()))
     assert len(texts) > 80
@@ -212,7 +212,7 @@ def test_any_key_of_any_recipe_can_be_set_to_what_it_is(name: str) -> None:
 
 
 def _assignments(recipe: dict[str, Any]) -> Any:
-    """``KEY=VALUE`` for every field."""
+    """Yield ``KEY=VALUE`` for every field."""
     for key, value in recipe.items():
         if key == "stages":
             for number, stage in enumerate(value):

@@ -46,7 +46,7 @@ def network() -> RvosNetwork:
 
 
 def examples(count: int, seed: int, told: float) -> SlotExamples:
-    """Tokens of 16 channels that hold noise, and a path of size ``told``."""
+    """Return tokens of 16 channels that hold noise, and a trajectory of size ``told``."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randint(0, 4, (count,), generator=generator)
     steps = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])[directions]
@@ -57,11 +57,11 @@ def examples(count: int, seed: int, told: float) -> SlotExamples:
     return SlotExamples(told * path @ mixing + noise, directions)
 
 
-def test_tokens_that_hold_a_path_tell_its_direction() -> None:
+def test_tokens_with_a_trajectory_encode_its_direction() -> None:
     assert direction_accuracy(examples(400, 0, 1.0), examples(200, 1, 1.0), 0) > 0.9
 
 
-def test_tokens_that_hold_none_do_not() -> None:
+def test_tokens_without_a_trajectory_do_not() -> None:
     state = torch.random.get_rng_state()
     assert direction_accuracy(examples(400, 0, 0.0), examples(200, 1, 0.0), 0) < 0.4
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -94,7 +94,7 @@ def test_overlap_is_of_whole_tubes() -> None:
 def test_a_slot_on_its_object_is_found(
     network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Truth in place of the network's masks: every moving object is found, with its own token."""
+    """With true masks in place of the network's, every moving object is found with its token."""
 
     def perfect(_network: RvosNetwork, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
         masks = torch.nn.functional.avg_pool2d(batch.masks[0].float(), 4) >= 0.5  # type: ignore[attr-defined]
@@ -108,10 +108,10 @@ def test_a_slot_on_its_object_is_found(
     assert len(set(found.tokens[:, 0, 0].tolist())) > 1
 
 
-def test_what_the_probe_reads_is_in_the_order_of_slots(
+def test_the_input_of_the_probe_is_ordered_by_slot(
     network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Queries and positions, and masks with them; slot n is at query n + t in frame t."""
+    """In frame t, slot n has query n + t, for queries, positions and masks."""
     slots = network.config.num_queries
 
     def rolled(descriptors: QueryDescriptors) -> torch.Tensor:

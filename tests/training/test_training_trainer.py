@@ -1,8 +1,9 @@
-"""The loop: exact resumption, what stays frozen, falling losses, and errors of one line."""
+"""Test the loop: exact resumption, frozen parameters, falling losses, errors of one line."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -105,7 +106,7 @@ def clip() -> torch.nn.Module:
 
 @pytest.fixture(autouse=True)
 def one_thread(clip: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sums have one order on one thread; and all networks share one CLIP."""
+    """Sum in one order on one thread; all networks share one CLIP."""
     monkeypatch.setattr(network_module, "build_clip", lambda *_: clip)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -123,7 +124,7 @@ def run(out: Path, recipe: Recipe | None = None, **options: Any) -> TrainingResu
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, clip: torch.nn.Module) -> Path:
-    """A run that nobody interrupted, on one thread."""
+    """Return an uninterrupted run on one thread."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(network_module, "build_clip", lambda *_: clip)
@@ -188,7 +189,7 @@ def test_a_killed_run_repeats_the_steps_after_its_checkpoint(whole: Path, tmp_pa
     assert curve(tmp_path) == curve(whole)
 
 
-def test_frozen_parameters_stay_as_they_are(
+def test_frozen_parameters_do_not_change(
     whole: Path, tmp_path: Path, clip: torch.nn.Module
 ) -> None:
     before = {name: value.clone() for name, value in clip.state_dict().items()}
@@ -207,7 +208,7 @@ def test_frozen_parameters_stay_as_they_are(
 
 
 def test_every_trained_parameter_gets_a_gradient(clip: torch.nn.Module) -> None:
-    """Else several processes, which wait for the gradients of all, would stop."""
+    """Otherwise several processes, which wait for all gradients, would hang."""
     recipe = parse_recipe(MINIATURE)
     network = RvosNetwork(recipe.model, clip)  # type: ignore[arg-type]
     named = select_trained(network, recipe.stages[1])
@@ -270,7 +271,9 @@ def test_a_cached_stage_trains_the_video_part_and_resumes(
     assert changed == {"initializer", "video_decoder", "mask_head"}
 
 
-def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.nn.Module) -> None:
+def test_cached_clips_equal_the_output_of_the_frame_part(
+    tmp_path: Path, clip: torch.nn.Module
+) -> None:
     recipe = cached_recipe()
     stage = recipe.stages[1]
     network = RvosNetwork(recipe.model, clip)  # type: ignore[arg-type]
@@ -311,10 +314,8 @@ def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.
     assert drawn == set(range(1, len(known)))
 
 
-def test_a_cached_clip_is_read_mirrored_with_the_words_for_it(
-    tmp_path: Path, clip: torch.nn.Module
-) -> None:
-    """Where its masks lie is turned round, what they show is not; left and right change places."""
+def test_a_cached_clip_is_mirrored_with_its_text(tmp_path: Path, clip: torch.nn.Module) -> None:
+    """Positions are mirrored, contents are not, and left and right are swapped in the text."""
     plain, always = (cached_recipe(sentences=9, mirror=m).stages[1] for m in (0.001, 1.0))
     recipe = cached_recipe(sentences=9, mirror=0.001)
     recipe = replace(recipe, sprites=replace(recipe.sprites, expressions=(6, 9)))
@@ -354,7 +355,7 @@ def near(text: torch.Tensor, kept: torch.Tensor) -> bool:
 
 
 def rolled(descriptors: QueryDescriptors) -> torch.Tensor:
-    """A stand-in for aligned slots: in frame t of a clip, slot n has query n + t."""
+    """Replace aligned slots: in frame t of a clip, slot n has query n + t."""
     batch, length, slots = descriptors.score.shape
     return ((torch.arange(slots) + torch.arange(length)[:, None]) % slots).repeat(batch, 1, 1)
 
@@ -368,7 +369,7 @@ def network(clip: torch.nn.Module) -> RvosNetwork:
 def test_a_step_reads_some_frames_of_a_longer_cached_clip(
     tmp_path: Path, network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Drawn anew each time, ascending; slots are in the order that the whole clip gave them."""
+    """Frames are drawn anew each time, ascending; slots keep the order of the whole clip."""
     monkeypatch.setattr(network, "slot_order", rolled)
     recipe = cached_recipe(cached_length=5, window=8)
     stage = recipe.stages[1]
@@ -407,7 +408,7 @@ def test_a_step_reads_some_frames_of_a_longer_cached_clip(
     assert len(pairs) == 10
 
 
-def test_the_video_part_gets_the_order_of_the_cached_clip(
+def test_the_video_part_uses_the_order_of_the_cached_clip(
     tmp_path: Path, network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network, "slot_order", rolled)
@@ -439,10 +440,10 @@ def test_the_video_part_gets_the_order_of_the_cached_clip(
     assert torch.equal(made[0].frame_mask_embeddings, embeddings)
 
 
-def test_single_frames_are_cached_whatever_orders_their_slots(
+def test_single_frames_are_cached_with_any_initializer(
     tmp_path: Path, clip: torch.nn.Module
 ) -> None:
-    """Then all clips have the same order; a shard must hold it for each of them."""
+    """All clips then have the same order, and a shard must store it for each clip."""
     recipe = cached_recipe(cached=2, length=1)
     model = replace(recipe.model, initializer="weighted")
     network = RvosNetwork(model, clip)  # type: ignore[arg-type]
@@ -453,10 +454,10 @@ def test_single_frames_are_cached_whatever_orders_their_slots(
         assert cached[index, 0].clip["order"].tolist() == [list(range(6))]
 
 
-def test_a_cache_is_kept_as_long_as_its_clips_have_as_many_frames(
+def test_a_cache_is_kept_while_its_clips_have_as_many_frames(
     tmp_path: Path, network: RvosNetwork
 ) -> None:
-    """How many of them a step reads does not matter to it."""
+    """The number of frames that a step reads does not affect the cache."""
     fabric = Fabric(accelerator="cpu", devices=1)
 
     def fill(**changes: int) -> int:
@@ -469,10 +470,10 @@ def test_a_cache_is_kept_as_long_as_its_clips_have_as_many_frames(
     assert fill(length=3, cached_length=4) > first
 
 
-def test_a_cache_with_slots_in_another_order_is_made_again(
+def test_a_cache_with_another_order_of_slots_is_replaced(
     tmp_path: Path, clip: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No weight says how slots were aligned: the variant and the tracker's own text do."""
+    """The variant and the tracker's source decide the order, and no weight does."""
     recipe = cached_recipe(cached=1, length=2)
     fabric = Fabric(accelerator="cpu", devices=1)
 
@@ -491,7 +492,9 @@ def test_a_cache_with_slots_in_another_order_is_made_again(
     assert fill("weighted") > second
 
 
-def test_validation_keeps_the_best_and_draws(whole: Path, tmp_path: Path) -> None:
+def test_validation_keeps_the_best_checkpoint_and_writes_overlays(
+    whole: Path, tmp_path: Path
+) -> None:
     recipe = replace(parse_recipe(MINIATURE), validate_every=2, validation_videos=1)
     recipe = replace(recipe, stages=recipe.stages[:1])
     result = run(tmp_path, recipe)
@@ -590,7 +593,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 
 def test_recipes_are_read_without_the_emoji_font(no_emoji_font: dict[str, str]) -> None:
-    """The packaged weights know emoji, so every recipe that they came from says so."""
+    """The packaged weights were trained with emoji, and every recipe of theirs says so."""
     folder = Path(__file__).parents[2] / "benchmarks" / "checkpoints"
     made = [*folder.glob("*.toml"), "sprites_tiny"]
     assert len(made) >= 6
@@ -673,7 +676,7 @@ def test_a_cached_clip_has_at_least_the_frames_of_a_clip() -> None:
         parse_recipe({**MINIATURE, "stage": [{**stage, "cached_length": 2}]})
 
 
-def test_what_cannot_be_started_is_one_line(whole: Path, tmp_path: Path) -> None:
+def test_a_run_that_cannot_start_gives_one_line(whole: Path, tmp_path: Path) -> None:
     recipe = parse_recipe(MINIATURE)
     folder = replace(recipe, data="mevis", stages=recipe.stages[:1])
     cases: list[tuple[str, Callable[[], Any]]] = [

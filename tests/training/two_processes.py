@@ -63,7 +63,7 @@ def main(folder: Path) -> None:
 
 
 def gathered(folder: Path, rank: int) -> dict[str, Any]:
-    """What ``gather`` gives to this process, and the errors that it raises in it."""
+    """Return the results of ``gather`` in this process, and the errors that it raises."""
     fabric = make_fabric(read_recipe(folder / "sprites.toml"), "cpu")
     caught = []
 
@@ -89,7 +89,7 @@ def gathered(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def left_alone(folder: Path) -> str:
-    """The error of a process whose peer has ended."""
+    """Return the error of a process after another one ended."""
     fabric = make_fabric(read_recipe(folder / "sprites.toml"), "cpu")
     try:
         distributed.gather(fabric, lambda: None)
