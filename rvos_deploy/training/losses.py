@@ -194,9 +194,8 @@ def training_losses(
         MaskDecoder(mask_head, output.video.frame_mask_embeddings),
         config.for_videos(mean_over_processes),
     )
-    of_video = matched_queries(
-        output.video.predictions[-1].queries, video_tubes, video.queries[:, -1]
-    )
+    last = output.video.predictions[-1].queries
+    of_video = matched_queries(last, video_tubes, video.queries[:, -1])
     similarity = similarity_loss(
         matched_queries(output.frames.queries, frame_tubes, frame.queries[:, -1]),
         MatchedQueries(*(x[::sentences] for x in of_video)),

@@ -166,16 +166,7 @@ def train(
     if folder is not None and clip_weights is None and own_clip.is_file():
         clip_weights = str(own_clip)
     network, report = make_network(recipe, clip_weights, first_weights)
-    state = TrainingState(
-        0,
-        0,
-        0,
-        recipe.as_dict(),
-        clip_fingerprint(network.clip),
-        clip_source(recipe, clip_weights),
-        versions=versions("torch"),
-        processes=fabric.world_size,
-    )
+    state = _fresh_state(fabric, network, recipe, clip_weights)
     if folder is not None:
         state = _resume(fabric, network, recipe, folder, state)
     validation = read_validation_data(fabric, recipe, run, options.valid)
@@ -194,6 +185,22 @@ def train(
             stack.enter_context(cpp_ops())
         job = _Job(fabric, network, recipe, run, split, validation, log, options.steps, progress)
         return job.run_stages(state, folder)
+
+
+def _fresh_state(
+    fabric: Fabric, network: RvosNetwork, recipe: Recipe, clip_weights: str | None
+) -> TrainingState:
+    """Return the state of a run before its first step."""
+    return TrainingState(
+        0,
+        0,
+        0,
+        recipe.as_dict(),
+        clip_fingerprint(network.clip),
+        clip_source(recipe, clip_weights),
+        versions=versions("torch"),
+        processes=fabric.world_size,
+    )
 
 
 def _resume(

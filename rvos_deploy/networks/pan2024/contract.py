@@ -31,29 +31,27 @@ _TEXT: Tensors = {
 }
 _FEATURES: Tensors = {"mask_features": ("real", ("E", "dim", "H/4", "W/4"))}
 _OF_FRAME: Tensors = {"frame_mask_embeddings": ("real", ("E", "slots", "dim"))}
-_OF_VIDEO: Tensors = {
-    "scores": ("float32", ("E", "slots")),
-    "mask_embeddings": ("real", ("E", "slots", "dim")),
-}
+_SCORES: Tensors = {"scores": ("float32", ("E", "slots"))}
+_OF_VIDEO: Tensors = {"mask_embeddings": ("real", ("E", "slots", "dim"))}
 
 
 @dataclass(frozen=True)
-class _Needed:
-    """Name the exact inputs of a graph, and the outputs that it must have at least."""
+class Contract:
+    """Name the exact inputs of a graph, and the outputs that it must have at least, in order."""
 
     inputs: Tensors
     outputs: Tensors
 
 
-_NEEDED = {
-    "backbone": _Needed({"frame": ("uint8", (1, "H", "W", 3))}, _PYRAMID),
-    "text_encoder": _Needed({"token_ids": ("int64", ("E", "L"))}, _TEXT),
-    "frame_decoder": _Needed(
+CONTRACTS = {
+    "backbone": Contract({"frame": ("uint8", (1, "H", "W", 3))}, _PYRAMID),
+    "text_encoder": Contract({"token_ids": ("int64", ("E", "L"))}, _TEXT),
+    "frame_decoder": Contract(
         {**_PYRAMID, **_TEXT},
         {
             **_FEATURES,
-            **_OF_FRAME,
             "frame_queries": ("real", ("E", "slots", "dim")),
+            **_OF_FRAME,
             "slot_values": ("real", ("E", "slots", "dim")),
             "slot_logits": ("real", ("E", "slots")),
             "slot_position": ("float32", ("E", "slots", 5)),
@@ -61,7 +59,7 @@ _NEEDED = {
             "slot_score": ("float32", ("E", "slots")),
         },
     ),
-    "video_decoder": _Needed(
+    "video_decoder": Contract(
         {
             "memory": ("real", ("E", "M", "slots", "dim")),
             "memory_ages": ("float32", ("E", "M")),
@@ -69,14 +67,14 @@ _NEEDED = {
             "video_queries": ("real", ("E", "slots", "dim")),
             **_TEXT,
         },
-        _OF_VIDEO,
+        {**_SCORES, **_OF_VIDEO},
     ),
-    "mask_head": _Needed(
-        {**_OF_VIDEO, **_OF_FRAME, **_FEATURES, "threshold": ("float32", ("E",))},
+    "mask_head": Contract(
+        {**_SCORES, "threshold": ("float32", ("E",)), **_OF_VIDEO, **_OF_FRAME, **_FEATURES},
         {"mask_logits": ("float32", ("E", "H/4", "W/4"))},
     ),
 }
-GRAPHS = tuple(_NEEDED)
+GRAPHS = tuple(CONTRACTS)
 """Names of a bundle's graphs, in the order in which they run."""
 
 
@@ -101,7 +99,7 @@ def check_contracts(graphs: Mapping[str, GraphSpec], config: ModelConfig) -> Non
     if set(graphs) != set(GRAPHS):
         raise _wrong("graphs", f"are {', '.join(graphs) or 'none'}", f"{', '.join(GRAPHS)}")
     known: dict[str, Dim] = {"dim": config.dim, "slots": config.num_queries}
-    for name, needed in _NEEDED.items():
+    for name, needed in CONTRACTS.items():
         spec = graphs[name]
         if spec.name != name:
             raise _wrong(name, f"is named {spec.name}", name)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec, TensorSpec
+from rvos_deploy.graph_io.graph_spec import AxisSpec, Dim, GraphSpec, TensorSpec
 from rvos_deploy.graph_io.input_size import STRIDE
 from rvos_deploy.graph_io.tokenizer import CONTEXT_LENGTH
+from rvos_deploy.networks.pan2024.contract import CONTRACTS, Tensors
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
-from rvos_deploy.networks.pan2024.modules.frame_query_decoder import POSITION_NUMBERS
 from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, referred_scores
 from rvos_deploy.networks.pan2024.modules.precision import DTYPES
@@ -200,44 +200,12 @@ def _fix(axis: AxisSpec, fixed: Mapping[str, int]) -> AxisSpec:
     return axis if size is None else replace(axis, minimum=size, maximum=size)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Name the tensors of one graph; ``make`` creates its module."""
-
-    make: Callable[[RvosNetwork], nn.Module]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-_PYRAMID = ("res2", "res3", "res4", "res5")
-_TEXT = ("text_tokens", "sentence", "text_padding")
-_LAYOUTS = {
-    "backbone": _Layout(Backbone, ("frame",), _PYRAMID),
-    "text_encoder": _Layout(TextEncoder, ("token_ids",), _TEXT),
-    "frame_decoder": _Layout(
-        FrameDecoder,
-        (*_PYRAMID, *_TEXT),
-        (
-            "mask_features",
-            "frame_queries",
-            "frame_mask_embeddings",
-            "slot_values",
-            "slot_logits",
-            "slot_position",
-            "slot_content",
-            "slot_score",
-        ),
-    ),
-    "video_decoder": _Layout(
-        VideoDecoder,
-        ("memory", "memory_ages", "memory_empty", "video_queries", *_TEXT),
-        ("scores", "mask_embeddings"),
-    ),
-    "mask_head": _Layout(
-        MaskHead,
-        ("scores", "threshold", "mask_embeddings", "frame_mask_embeddings", "mask_features"),
-        ("mask_logits",),
-    ),
+_MODULES: Mapping[str, Callable[[RvosNetwork], nn.Module]] = {
+    "backbone": Backbone,
+    "text_encoder": TextEncoder,
+    "frame_decoder": FrameDecoder,
+    "video_decoder": VideoDecoder,
+    "mask_head": MaskHead,
 }
 
 
@@ -251,12 +219,11 @@ def graphs(network: RvosNetwork, fixed: Mapping[str, int] | None = None) -> tupl
     dtype = next(network.mask_head.parameters()).dtype
     precision = next(name for name, known in DTYPES.items() if known == dtype)
     real = str(dtype).removeprefix("torch.")
-    tensors = {tensor.name: tensor for tensor in _tensors(network, real)}
+    values = _values(network, real)
     made = []
-    for name, layout in _LAYOUTS.items():
-        module = layout.make(network)
-        inputs = tuple(tensors[tensor] for tensor in layout.inputs)
-        outputs = tuple(tensors[tensor] for tensor in layout.outputs)
+    for name, contract in CONTRACTS.items():
+        module = _MODULES[name](network)
+        inputs, outputs = (_specs(side, values) for side in (contract.inputs, contract.outputs))
         names = {axis for tensor in inputs for axis in tensor.axes}
         axes = tuple(_fix(axis, fixed or {}) for axis in AXES if axis.name in names)
         if precision == "bf16":
@@ -267,33 +234,23 @@ def graphs(network: RvosNetwork, fixed: Mapping[str, int] | None = None) -> tupl
     return tuple(made)
 
 
-def _tensors(network: RvosNetwork, real: str) -> list[TensorSpec]:
-    """Return the specs of all inputs and outputs; ``real`` is the type that graphs compute in."""
-    dim, slots = network.config.dim, network.config.num_queries
-    pyramid = [
-        TensorSpec(name, real, (1, channels, f"H/{2**level}", f"W/{2**level}"))
-        for level, (name, channels) in enumerate(
-            zip(_PYRAMID, network.clip.image_channels, strict=True), start=2
-        )
-    ]
-    of_slots = ("frame_queries", "frame_mask_embeddings", "slot_values", "video_queries")
-    return [
-        TensorSpec("frame", "uint8", (1, "H", "W", 3)),
-        *pyramid,
-        TensorSpec("token_ids", "int64", ("E", "L")),
-        TensorSpec("text_tokens", real, ("E", "L", dim)),
-        TensorSpec("sentence", real, ("E", dim)),
-        TensorSpec("text_padding", "bool", ("E", "L")),
-        TensorSpec("mask_features", real, ("E", dim, "H/4", "W/4")),
-        *(TensorSpec(name, real, ("E", slots, dim)) for name in (*of_slots, "mask_embeddings")),
-        TensorSpec("slot_logits", real, ("E", slots)),
-        TensorSpec("slot_position", "float32", ("E", slots, POSITION_NUMBERS)),
-        TensorSpec("slot_content", real, ("E", slots, network.content_width)),
-        TensorSpec("slot_score", "float32", ("E", slots)),
-        TensorSpec("memory", real, ("E", "M", slots, dim)),
-        TensorSpec("memory_ages", "float32", ("E", "M")),
-        TensorSpec("memory_empty", "bool", ("E", "M")),
-        TensorSpec("scores", "float32", ("E", slots)),
-        TensorSpec("threshold", "float32", ("E",)),
-        TensorSpec("mask_logits", "float32", ("E", "H/4", "W/4")),
-    ]
+def _values(network: RvosNetwork, real: str) -> dict[Dim, Dim]:
+    """Return the values of the names in contracts; ``real`` is the type that graphs compute in."""
+    config = network.config
+    values: dict[Dim, Dim] = {
+        "dim": config.dim,
+        "slots": config.num_queries,
+        "content": network.content_width,
+        "real": real,
+    }
+    for level, channels in enumerate(network.clip.image_channels, start=2):
+        values[f"c{level}"] = channels
+    return values
+
+
+def _specs(tensors: Tensors, values: Mapping[Dim, Dim]) -> tuple[TensorSpec, ...]:
+    """Return the specs of a contract's tensors with these values."""
+    return tuple(
+        TensorSpec(name, str(values.get(dtype, dtype)), tuple(values.get(x, x) for x in shape))
+        for name, (dtype, shape) in tensors.items()
+    )

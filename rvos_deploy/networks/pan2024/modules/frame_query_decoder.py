@@ -16,7 +16,7 @@ from rvos_deploy.networks.pan2024.modules.query_layer import AttentionMemory, Qu
 
 
 class FramePrediction(NamedTuple):
-    """logits [B,N,2] (object, no object); mask_embeddings [B,N,C]."""
+    """Hold logits [B,N,2] (object, no object) and mask_embeddings [B,N,C]."""
 
     logits: Tensor
     mask_embeddings: Tensor

@@ -15,7 +15,7 @@ from rvos_deploy.networks.pan2024.modules.attention import (
 
 
 class AttentionMemory(NamedTuple):
-    """What queries attend to.
+    """Hold the tokens that queries attend to.
 
     tokens: [B,K,C], keys and values.
     position: added to the keys, broadcasts to them; None: no position.

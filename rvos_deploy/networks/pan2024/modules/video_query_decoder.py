@@ -15,7 +15,7 @@ from rvos_deploy.networks.pan2024.modules.query_layer import AttentionMemory, Qu
 
 
 class FrameMemory(NamedTuple):
-    """Aligned frame queries of M frames, in any order.
+    """Hold aligned frame queries of M frames, in any order.
 
     queries: [B,M,N,C].
     ages: float32 [B,M], by how many frames each is older than the newest.
@@ -28,7 +28,7 @@ class FrameMemory(NamedTuple):
 
 
 class VideoPrediction(NamedTuple):
-    """queries [B,N,C]; logits [B,N,2] (referred, no object); mask_embeddings [B,N,C]."""
+    """Hold queries [B,N,C], logits [B,N,2] (referred, no object), mask_embeddings [B,N,C]."""
 
     queries: Tensor
     logits: Tensor
