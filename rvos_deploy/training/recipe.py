@@ -37,7 +37,7 @@ OPERATIONAL = (
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Set the weights of the losses, the points they compare, and the objects that count.
+    """Choose the weights of the losses, the points they compare, and the objects that count.
 
     Attributes:
         frame_class: Weight of the loss ``frame_class``.
@@ -78,7 +78,7 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class Stage:
-    """Set one part of the training, with one learning rate and one set of trained parameters.
+    """Configure one part of the training, with one learning rate and one set of trained parameters.
 
     Attributes:
         name: Name in logs and checkpoints, and for ``--set stage.NAME.KEY``.
@@ -224,7 +224,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Set the augmentation of a data set's clips. Moving Sprites never repeat, and have none.
+    """Configure the augmentation of a data set's clips. Moving Sprites never repeat, and have none.
 
     Attributes:
         short_sides: Lengths of the short side; one is drawn for each clip. [pixels]
@@ -250,7 +250,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Set a whole training run. The plain keys stand at the top of a recipe file.
+    """Configure a whole training run. The plain keys stand at the top of a recipe file.
 
     Attributes:
         model: The network: the name of a preset, or the table ``[model]`` with ``preset`` and the

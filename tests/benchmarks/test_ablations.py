@@ -77,7 +77,7 @@ def test_only_what_a_variant_could_gain_from_is_fresh(tmp_path: Path) -> None:
         parts = {
             "no_text_fusion": READS_TEXT,
             "no_mask_position": ("mask_position",),
-            "no_position": ("mask_position", "trajectory_encoding"),
+            "no_position": ("mask_position", "course"),
         }.get(variant.name, ())
         assert bool(lacking) == bool(parts)
         assert all(set(name.split(".")) & set(parts) for name in lacking)

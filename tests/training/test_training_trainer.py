@@ -559,7 +559,7 @@ def test_the_command(
     with pytest.raises(InputError, match="has no published weights; train some with 'rvos-deploy"):
         command(str(file), tmp_path / "run", **options)
     command(str(file), tmp_path / "run", steps=1, preflight=False, **options)
-    command(str(file), tmp_path / "run", resume=True, preflight=False, **options)
+    command(str(file), tmp_path / "run", resume=True, gates=False, **options)
     shown = capsys.readouterr().out
     folder = tmp_path / "run" / "checkpoints" / "step-00000002"
     assert f"{folder}: step 2 of 2" in shown

@@ -51,7 +51,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Hold everything that decides the network's shape and arithmetic.
+    """Configure the network's shape and arithmetic.
 
     The widths of the CLIP part follow from ``clip``. Keys marked "Ours" switch what none of the
     paper's ancestors has. The preset ``large-paper`` has all of them off.
