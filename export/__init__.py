@@ -1,1 +1,1 @@
-"""Turn the PyTorch reference into a bundle of ONNX graphs, and prove that nothing was lost."""
+"""Export the PyTorch network as a bundle of ONNX graphs, and check parity."""

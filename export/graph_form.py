@@ -1,4 +1,4 @@
-"""The form of the graphs' files, for runtimes that want another one: their opset, fixed sizes."""
+"""Choose the form of the graph files for other runtimes: opset, fixed sizes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ OPSETS: dict[str, range] = {
     "fp16": range(17, 26),
     "bf16": range(22, 26),
 }
-"""What can be asked for, by precision. LayerNormalization came with opset 17, and Conv took
+"""Possible opsets by precision. LayerNormalization exists from opset 17 on, and Conv allows
 bfloat16 from 22 on. onnxscript's converter reaches 25."""
 
 DEFAULT_OPSET: dict[str, int] = {"fp32": 18, "fp16": 18, "bf16": 22}
-"""What the exporter writes without a conversion; in bfloat16, the first that Conv allows."""
+"""Opset that the exporter writes without a conversion; for bfloat16, the first that Conv allows."""
 
 _STATIC = re.compile(r"(\d+)[xX](\d+),(\d+),(\d+)(?:,(\d+))?")
 STATIC_EXAMPLE = "256x448,4,16"
@@ -25,14 +25,14 @@ STATIC_EXAMPLE = "256x448,4,16"
 
 @dataclass(frozen=True)
 class StaticShapes:
-    """Sizes that the graphs are fixed to.
+    """Hold the sizes that graphs are fixed to.
 
     Args:
-        height: of the network's input, a multiple of 32.
-        width: likewise.
-        expressions: that one run of a graph takes.
-        tokens: of a sentence, start and end included.
-        memory: frames that the video decoder reads; None leaves their number dynamic.
+        height: of the network's input in pixels, a multiple of 32.
+        width: of the network's input in pixels, a multiple of 32.
+        expressions: in one run of a graph.
+        tokens: of a sentence, including start and end.
+        memory: frames that the video decoder reads; None: dynamic.
     """
 
     height: int
@@ -42,26 +42,48 @@ class StaticShapes:
     memory: int | None = None
 
     def axes(self) -> dict[str, int]:
-        """Fixed sizes by the axis's name."""
+        """Return the fixed sizes by the axis's name."""
         sizes = {"H": self.height, "W": self.width, "E": self.expressions, "L": self.tokens}
         return sizes if self.memory is None else {**sizes, "M": self.memory}
 
 
 @dataclass(frozen=True)
 class GraphForm:
-    """What form graphs are written in: the opset (None: the precision's default), and sizes (None:
-    all dynamic).
+    """Choose the form of the exported graphs.
+
+    Args:
+        opset: of the files; None: the precision's default.
+        static: fixed sizes; None: all sizes are dynamic.
+        size: (height, width) in pixels of the bundle's box; None: the fixed size, or the
+            configuration's.
     """
 
     opset: int | None = None
     static: StaticShapes | None = None
+    size: tuple[int, int] | None = None
+
+    def box(self) -> tuple[int, int] | None:
+        """Return the (height, width) that was requested, by ``size`` or ``static``.
+
+        Raises:
+            InputError: the two differ.
+        """
+        if self.static is None:
+            return self.size
+        fixed = (self.static.height, self.static.width)
+        if self.size is not None and self.size != fixed:
+            raise InputError(
+                f"--size {self.size[0]}x{self.size[1]} and --static-shapes "
+                f"{fixed[0]}x{fixed[1]},... name two sizes; leave --size out"
+            )
+        return fixed
 
 
 def read_static_shapes(text: str) -> StaticShapes:
-    """Sizes of ``HxW,E,L`` or ``HxW,E,L,M``.
+    """Parse ``HxW,E,L`` or ``HxW,E,L,M``.
 
     Raises:
-        InputError: another form, or sizes that the graphs cannot have.
+        InputError: the text has another form, or the graphs cannot have these sizes.
     """
     match = _STATIC.fullmatch(text.replace(" ", ""))
     if match is None:
@@ -85,10 +107,10 @@ def read_static_shapes(text: str) -> StaticShapes:
 
 
 def choose_opset(opset: int | None, precision: str) -> int:
-    """The opset of the graphs' files.
+    """Return the opset of the graph files; None selects the precision's default.
 
     Raises:
-        InputError: not one that can be written and checked; says which can, and why.
+        InputError: the opset cannot be written and checked; the message says which can, and why.
     """
     allowed = OPSETS[precision]
     if opset is None:

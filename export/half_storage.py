@@ -1,7 +1,7 @@
-"""Weights stored as float16 and computed in float32: half the size, the same graphs otherwise.
+"""Store weights as float16 and compute in float32: half the size, the same graphs otherwise.
 
-The network's weights are rounded first, so PyTorch and the exported files still hold the same
-numbers, and parity means what it always does. What the rounding costs shows in J&F alone.
+The network's weights are rounded first, so PyTorch and the exported files hold equal numbers, and
+parity keeps its meaning. Only J&F measures the cost of the rounding.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from onnx import TensorProto, helper, numpy_helper
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import in_range
 
-_WORTH_STORING = 1024  # numbers; a cast costs about as many bytes as fewer would save
+_WORTH_STORING = 1024  # numbers; for fewer, the Cast node is as large as the saving
 _SUFFIX = ".fp16"
 
 
 @torch.no_grad()
 def round_to_half(network: RvosNetwork) -> None:
-    """Round every weight to a number that float16 has, in place; the dtype stays float32.
+    """Round every weight to a float16 number in place; the dtype stays float32.
 
     Raises:
-        InputError: a weight that is beyond float16's range.
+        InputError: a weight exceeds float16's range.
     """
     for name, weight in network.state_dict().items():
         weight.copy_(in_range(name, weight, torch.float16, "--store fp32"))
@@ -32,7 +32,8 @@ def round_to_half(network: RvosNetwork) -> None:
 def store_as_half(model: onnx.ModelProto) -> None:
     """Store float32 initializers as float16 and cast them back, where that changes no bit.
 
-    What the exporter computed from weights (a product, say) need not be a float16 number; it stays.
+    Initializers that the exporter computed from weights (a product, for example) may not be float16
+    numbers; they stay float32.
     """
     graph, casts = model.graph, []
     for initializer in graph.initializer:

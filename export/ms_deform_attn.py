@@ -1,12 +1,12 @@
-"""Deformable attention as ONNX: the body that runs wherever no plugin is registered.
+"""Define deformable attention as an ONNX function, for runtimes without the plugin.
 
-The network exports one node ``rvos::MSDeformAttn`` with attribute ``plugin_namespace`` (see
-``modules/deformable_attention.py: ms_deform_attn`` for its inputs). TensorRT takes the plugin of
-that name. Everyone else runs this model-local function, made of plain operators.
+The network exports one node ``rvos::MSDeformAttn`` with the attribute ``plugin_namespace``; its
+inputs are those of ``modules/deformable_attention.py: ms_deform_attn``. TensorRT uses the plugin of
+that name. Every other runtime uses this model-local function of standard operators.
 
-No GridSample: TensorRT 10 and 11 compile deformable attention written with it wrongly
-(NVIDIA/TensorRT#4813). On a CPU, gathering rows of channels took 25 ms where GridSample took 18 at
-a head width of 16, and 24 where it took 32 at a width of 32 (2,352 queries, two cores).
+The function avoids GridSample, because TensorRT 10 and 11 miscompile deformable attention with it
+(NVIDIA/TensorRT#4813). On a CPU (2,352 queries, two cores), gathering rows of channels took 25 ms
+and GridSample 18 ms at a head width of 16; at a width of 32 they took 24 ms and 32 ms.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import onnx.parser
 DOMAIN = "rvos"
 NODE = "MSDeformAttn"
 
-# Every tensor over sampling points is kept as [B, Q, heads*levels*points], x and y apart: a
-# trailing axis of 2 makes broadcasting several times slower than the arithmetic.
+# Tensors over sampling points are [B, Q, heads*levels*points], with x and y in separate tensors. A
+# trailing axis of 2 would make broadcasting several times slower than the arithmetic.
 # Coordinates, softmax and sums are float32, whatever the type of the values.
 _BODY = """
 <opset_import: ["" : OPSET], domain: "rvos">
@@ -156,14 +156,16 @@ MSDeformAttn <plugin_namespace, plugin_version, aot>
 
 
 def ms_deform_attn_function(opset: int) -> onnx.FunctionProto:
-    """The function proto; its attributes are declared so that nodes may carry them. ``opset``: that
-    of the model, or checkers take the two for different operators.
+    """Return the function proto, which declares the attributes that nodes carry.
+
+    Args:
+        opset: of the model. With another one, checkers would treat the operators as different.
     """
     return onnx.parser.parse_function(_BODY.replace(": OPSET]", f": {opset}]"))
 
 
 def attach_function(model: onnx.ModelProto) -> int:
-    """Give the model the body of its deformable-attention nodes; returns how many it has."""
+    """Add the function to a model with such nodes, and return the number of the nodes."""
     nodes = [n for n in model.graph.node if n.domain == DOMAIN and n.op_type == NODE]
     if not nodes:
         return 0

@@ -1,7 +1,8 @@
-"""Turn one graph's module into a checked ONNX file."""
+"""Export one graph's module as a checked ONNX file."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -21,52 +22,49 @@ from rvos_deploy.export.source import Store
 from rvos_deploy.graph_io.graph_spec import Dim as ShapeDim
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
 from rvos_deploy.graph_io.probe import probe_inputs
-from rvos_deploy.networks.export_graph import Float32Edges, Graph
+from rvos_deploy.networks.export_graph import Graph
 
 EXTERNAL_DATA_BYTES = 256 * 2**20
-"""Weights above this go into a ``.data`` file beside the graph: protobuf ends at 2 GiB, and a
-runtime can map a separate file into memory."""
+"""Size from which weights go into a ``.data`` file: protobuf is limited to 2 GiB, and a runtime can
+map a separate file into memory."""
 
 _CONVERSION_LOGGERS = (
     "torch.onnx._internal.exporter._compat",
     "onnxscript.version_converter",
 )
 
-# Sizes to trace with: no two axes alike, none 0 or 1, so that no accidental equality is baked in.
+# Sizes for tracing. All differ, and none is 0 or 1, so tracing specialises on no equality.
 _TRACE_AXES = {"H": 128, "W": 192, "E": 3, "L": 7, "M": 5}
 
 
 def export_graph(
     graph: Graph, folder: Path, store: Store = "fp32", opset: int | None = None
 ) -> list[Path]:
-    """Export one graph into ``folder``; returns the files written (the graph first).
+    """Export one graph into ``folder``, and return the written files, the graph first.
 
     Axes that the contract fixes are numbers in the file.
 
     Args:
         graph: the module and its contract.
-        folder: where the files go.
-        store: "fp16" keeps the weights as float16 where that is exact (half_storage.py).
+        folder: destination of the files.
+        store: "fp16" stores weights as float16 where that is exact (``half_storage.py``).
         opset: of the file; None: the default of the graph's precision.
 
     Raises:
-        InputError: an opset that cannot be written.
-        ParityError: when the exported graph breaks its contract (names, types, dynamic axes), or
-            the converter did not reach the opset.
+        InputError: the opset cannot be written.
+        ParityError: the exported graph breaks its contract (names, types, dynamic axes), or the
+            converter did not reach the opset.
     """
     spec = graph.spec
     wanted = choose_opset(opset, spec.precision)
     axes = spec.at(_TRACE_AXES)
-    shapes: tuple[Any, ...] = _dynamic_shapes(spec)
-    if isinstance(graph.module, Float32Edges):
-        shapes = (shapes,)  # its forward takes all inputs as one *argument
     with _only_real_warnings(), _quiet_conversion():
         program = torch.onnx.export(
             graph.module,
             tuple(map(torch.from_numpy, probe_inputs(spec, axes, seed=0).values())),
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
-            dynamic_shapes=shapes,
+            dynamic_shapes=_nested(_dynamic_shapes(spec), graph.module),
             opset_version=wanted,
             dynamo=True,
             verbose=False,
@@ -84,8 +82,9 @@ def export_graph(
 
 @contextmanager
 def _quiet_conversion() -> Iterator[None]:
-    """Keep off the terminal that an opset below 18 goes through onnx's own converter: it was asked
-    for, and ``_require_opset`` finds a conversion that failed.
+    """Silence onnx's converter, which logs every opset below 18.
+
+    The user asked for that opset, and ``_require_opset`` finds a failed conversion.
     """
     loggers = [logging.getLogger(name) for name in _CONVERSION_LOGGERS]
     levels = [logger.level for logger in loggers]
@@ -99,12 +98,12 @@ def _quiet_conversion() -> Iterator[None]:
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """Version of ONNX's own operators in a model."""
+    """Return the version of ONNX's own operators in a model."""
     return next(int(entry.version) for entry in model.opset_import if not entry.domain)
 
 
 def _require_opset(model: onnx.ModelProto, opset: int, name: str) -> None:
-    """A converter that fails leaves the model as it was, without an error."""
+    """Check the opset, because a failed converter leaves the model unchanged, without an error."""
     if (found := opset_of(model)) != opset:
         raise ParityError(
             f"{name}: the converter left opset {found}, asked for was {opset}; export with another "
@@ -113,7 +112,7 @@ def _require_opset(model: onnx.ModelProto, opset: int, name: str) -> None:
 
 
 def _dynamic_shapes(spec: GraphSpec) -> tuple[dict[int, Any], ...]:
-    """torch.export dimensions for every input: an axis of multiples is a multiple of its unit."""
+    """Return torch.export dimensions of every input; an axis in multiples has a unit dimension."""
     axes = [axis for axis in spec.axes if not axis.fixed]
     units = {
         axis.name: Dim(
@@ -138,6 +137,15 @@ def _dynamic_shapes(spec: GraphSpec) -> tuple[dict[int, Any], ...]:
         }
         for tensor in spec.inputs
     )
+
+
+def _nested(shapes: tuple[dict[int, Any], ...], module: torch.nn.Module) -> tuple[Any, ...]:
+    """Nest the shapes of inputs that ``module.forward`` receives as one ``*argument``."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return shapes
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:named], shapes[named:])
 
 
 def _name_axes(model: onnx.ModelProto, graph: Graph) -> None:
@@ -181,11 +189,12 @@ def _name_tensor_axes(
 
 
 def _drop_traces(model: onnx.ModelProto, keep_shapes: bool) -> None:
-    """Leave out where in the Python code each node came from, and what shape inference finds
-    again: a tenth of a small file.
+    """Remove source locations of nodes, and shapes that inference restores: a tenth of the file.
 
-    ``keep_shapes``: those between the nodes stay. They are numbers where every axis is fixed, and
-    not every runtime that wants them can infer them through a function's body.
+    Args:
+        model: changed in place.
+        keep_shapes: keep the shapes between nodes. With every axis fixed they are numbers, and not
+            every runtime that needs them can infer them through a function's body.
     """
     for holder in (model.graph, *model.functions):
         made = {name for node in holder.node for name in node.output} if keep_shapes else set()
@@ -213,13 +222,13 @@ def _save(model: onnx.ModelProto, path: Path) -> list[Path]:
 
 @contextmanager
 def _only_real_warnings() -> Iterator[None]:
-    """Silence what says nothing about the graph, each by its exact text; let all else through."""
+    """Silence warnings that do not concern the graph, each by its exact text."""
     with warnings.catch_warnings():
-        # The exporter deep-copies its own pytree specs through a deprecated class of its own.
+        # The exporter copies pytree specs through its own deprecated class.
         warnings.filterwarnings(
             "ignore", message=r".*isinstance\(treespec, LeafSpec\).* is deprecated"
         )
-        # Its naming pass meets one axis on several inputs; the contract names the axes afterwards.
+        # The naming pass meets one axis on several inputs; the contract names the axes afterwards.
         warnings.filterwarnings(
             "ignore", message=r"# The axis name: .* will not be used, since it shares"
         )

@@ -41,7 +41,6 @@ def export_bundle(
     out: Path,
     weights: Weights,
     *,
-    size: tuple[int, int] | None = None,
     form: GraphForm | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -52,7 +51,6 @@ def export_bundle(
         config: of the network.
         out: where the bundle goes.
         weights: where the weights come from, and how they are kept.
-        size: (height, width) of the bundle's box; None: the configuration's, or the fixed one.
         form: of the graphs' files; None: the default opset, dynamic sizes.
         overwrite: replace a bundle that is there.
         progress: told what is under way.
@@ -74,7 +72,7 @@ def export_bundle(
     check_target(out, options)
     form = form or GraphForm()
     choose_opset(form.opset, weights.precision)
-    if (box := _box(size, form)) is not None:
+    if (box := form.box()) is not None:
         config = replace(config, input_size=box)
 
     def load() -> tuple[ExportableNetwork, WeightsRecord]:
@@ -132,19 +130,6 @@ def _record(config: ModelConfig, weights: Weights, origin: Origin) -> WeightsRec
         clip=weights.clip or (None if weights.random else config.clip_pretrained),
         origin=origin,
     )
-
-
-def _box(size: tuple[int, int] | None, form: GraphForm) -> tuple[int, int] | None:
-    """(height, width) that was asked for, by ``size`` or by what the graphs are fixed to."""
-    if form.static is None:
-        return size
-    fixed = (form.static.height, form.static.width)
-    if size is not None and size != fixed:
-        raise InputError(
-            f"--size {size[0]}x{size[1]} and --static-shapes {fixed[0]}x{fixed[1]},... name two "
-            "sizes; leave --size out"
-        )
-    return fixed
 
 
 def _check_elements(contracts: Mapping[str, GraphSpec]) -> None:

@@ -1,4 +1,4 @@
-"""What ``export`` was asked for: a training run, a recipe or a preset, and its weights."""
+"""Find the source of an export: a training run, a recipe or a preset, and its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Store = Literal["fp32", "fp16"]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The training run that weights come from: its name, which checkpoint, and after which step."""
+    """Name the training run that weights come from, its checkpoint and its step."""
 
     name: str
     checkpoint: Pointer
@@ -27,8 +27,13 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A configuration with its weights: the checkpoint, the CLIP part (file or open_clip tag), and
-    the training run where both come from one.
+    """Hold a configuration and the origin of its weights.
+
+    Args:
+        config: of the network.
+        checkpoint: file of the trained weights.
+        clip: file or open_clip tag of the CLIP part.
+        run: the training run, if the weights come from one.
     """
 
     config: ModelConfig
@@ -43,17 +48,16 @@ def find_source(
     clip: str | None = None,
     pointer: Pointer | None = None,
 ) -> ExportSource:
-    """Find what ``export`` was asked for.
+    """Find the source that ``export`` was given.
 
     Args:
-        name: folder of a training run, a recipe (its file or name), or a preset's name.
+        name: folder of a training run, a recipe (file or name), or a preset's name.
         checkpoint: weights for a recipe or preset.
-        clip: open_clip tag or file of the CLIP part; of a run, its own by default.
-        pointer: which checkpoint of a run; None takes the best, or the latest where none was
-            validated.
+        clip: open_clip tag or file of the CLIP part; None: the run's own.
+        pointer: checkpoint of a run; None: the best, or the latest if none was validated.
 
     Raises:
-        InputError: no such thing, or options that do not go with it.
+        InputError: there is no such source, or the options do not fit it.
     """
     folder = Path(name)
     if folder.is_dir() and name not in PRESETS:

@@ -1,4 +1,4 @@
-"""The network with its weights, and the record of where each weight came from."""
+"""Load the network's weights, and record their origin."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from rvos_deploy.parity.verification import MINIMUM_J_AND_F
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights come from.
+    """Choose the weights of an export, their number formats, and the limits of parity.
 
     Args:
         checkpoint: safetensors of the trained part, with or without the CLIP part.
-        clip: open_clip tag or file; None takes the preset's tag, unless the checkpoint has it.
-        random: no weights at all, seeded: to try the pipeline.
+        clip: open_clip tag or file; None: the checkpoint's CLIP part, or the preset's tag.
+        random: use random weights, to try the pipeline.
         seed: of the random weights.
-        store: "fp16" rounds the weights and stores them so; the graphs compute in float32 still.
-        precision: what the graphs compute in; its float32 islands are named in
-            networks/pan2024/modules/precision.py.
-        minimum_j_and_f: what the masks of the clip must keep of PyTorch's, 0 to 1.
-        maximum_slot_excess: what PyTorch's slots may cost more than the file's best ones; None:
-            what rounding explains (``pan2024/network.py: default_slot_excess``).
-        run: the training run that the checkpoint is of.
+        store: "fp16" rounds and stores the weights as float16; the graphs compute in float32.
+        precision: of the graphs; ``networks/pan2024/modules/precision.py`` lists the parts that
+            stay in float32.
+        minimum_j_and_f: least J&F of the clip's masks against PyTorch's, 0 to 1.
+        maximum_slot_excess: largest excess cost of PyTorch's slots over the file's best ones;
+            None: ``pan2024/network.py: default_slot_excess``.
+        run: the training run of the checkpoint.
     """
 
     checkpoint: Path | None = None
@@ -57,18 +57,17 @@ class Weights:
 
 
 def load_network(config: ModelConfig, weights: Weights) -> RvosNetwork:
-    """Build the network with these weights, in eval mode; see ``load_with_origin``."""
+    """Build the network with these weights, in eval mode; see :func:`load_with_origin`."""
     return load_with_origin(config, weights)[0]
 
 
 def load_with_origin(config: ModelConfig, weights: Weights) -> tuple[RvosNetwork, Origin]:
-    """Build the network with these weights, in eval mode, and say where each came from.
+    """Build the network with these weights, in eval mode, and return their origin.
 
-    What a checkpoint records of its network (``Provenance``) must hold here: the configuration and
-    the CLIP part that it was trained with.
+    The configuration and the CLIP part must be those that the checkpoint records (``Provenance``).
 
     Raises:
-        InputError: no weights were named, they cannot be had, or they belong to another network.
+        InputError: no weights are named, they cannot be loaded, or they belong to another network.
     """
     torch.manual_seed(weights.seed)
     if weights.random:
@@ -117,7 +116,7 @@ def _require_checkpoint(config: ModelConfig, weights: Weights) -> Path:
 def _clip_source(
     config: ModelConfig, weights: Weights, file: Path, provenance: Provenance | None
 ) -> str:
-    """Tag or file of the CLIP part of a checkpoint that does not hold it."""
+    """Return tag or file of the CLIP part for a checkpoint without one."""
     source = weights.clip or config.clip_pretrained
     if source is None:
         known = f" ({provenance.clip_source}, {provenance.clip})" if provenance else ""

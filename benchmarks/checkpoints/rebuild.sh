@@ -17,7 +17,7 @@ last() { # RUN
 }
 
 # Initialise the comparison with the best query again, as before the second and the third training run.
-fresh_rivals() { # FROM TO
+fresh_competition() { # FROM TO
     python - "$1" "$2" <<'PYTHON'
 import sys
 
@@ -31,9 +31,9 @@ PYTHON
 }
 
 training_run video tiny_frames.safetensors
-fresh_rivals "$(last video)" "$work/second.safetensors"
+fresh_competition "$(last video)" "$work/second.safetensors"
 training_run video_2 "$work/second.safetensors"
-fresh_rivals "$(last video_2)" "$work/third.safetensors"
+fresh_competition "$(last video_2)" "$work/third.safetensors"
 mkdir -p "$work/video_3/cache"
 cp -al "$work/video_2/cache/video" "$work/video_3/cache/video"
 training_run video_3 "$work/third.safetensors"

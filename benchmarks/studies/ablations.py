@@ -65,7 +65,7 @@ from rvos_deploy.training.clips import training_tokenizer
 from rvos_deploy.training.logs import TRAINING
 from rvos_deploy.training.recipe import CACHEABLE, Recipe
 from rvos_deploy.training.recipe_file import read_recipe
-from rvos_deploy.training.trainer import train
+from rvos_deploy.training.trainer import TrainingOptions, train
 from rvos_deploy.training.validation import sprite_validation, summary
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -99,7 +99,7 @@ VARIANTS = (
     Variant("no_text_fusion", True, (("text_fusion", False),)),
     Variant("aligned", False),
     Variant("no_mask_position", False, (("mask_position", False),)),
-    Variant("no_position", False, (("mask_position", False), ("course", False))),
+    Variant("no_position", False, (("mask_position", False), ("trajectory_encoding", False))),
     Variant("weighted", False, (("initializer", "weighted"),)),
     Variant("sentence", False, (("initializer", "sentence"),)),
 )
@@ -146,7 +146,7 @@ def variant_recipe(recipe: Recipe, variant: Variant, budget: Budget, seed: int) 
     ]
     model = replace(recipe.model, **dict(variant.model))
     return replace(
-        recipe, model=model, stages=tuple(stages), seed=seed, validate_every=0, gates=False
+        recipe, model=model, stages=tuple(stages), seed=seed, validate_every=0, preflight=False
     )
 
 
@@ -216,7 +216,8 @@ def run_variant(
     run.mkdir(parents=True, exist_ok=True)
     file = run / "start.safetensors"
     start = starting_weights(recipe.model, variant, weights, recipe.seed, file)
-    result = train(recipe, run, clip_weights=str(clip), init_from=start, resume=True)
+    options = TrainingOptions(clip_weights=str(clip), init_from=start, resume=True)
+    result = train(recipe, run, options)
     checkpoint = result.checkpoint / "weights.safetensors"
     network = load_network(recipe.model, Weights(checkpoint, str(clip)))
     return {

@@ -132,7 +132,8 @@ def export(
         from rvos_deploy.export.pan2024 import export_bundle
         from rvos_deploy.export.source import find_source
         from rvos_deploy.export.weights import Weights
-    form = GraphForm(opset, None if static_shapes is None else read_static_shapes(static_shapes))
+    static = None if static_shapes is None else read_static_shapes(static_shapes)
+    form = GraphForm(opset, static, box)
     found = find_source(source, checkpoint, clip_weights, which)
     if found.run is not None and random_weights:
         raise InputError(f"{source} is a training run and has weights; leave --random-weights out")
@@ -152,7 +153,7 @@ def export(
     config = _with_threshold(found, threshold)
     with step_progress() as progress:
         report = export_bundle(
-            config, out, weights, size=box, form=form, overwrite=overwrite, progress=progress
+            config, out, weights, form=form, overwrite=overwrite, progress=progress
         )
     stored = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
     _print(report, out, stored, NOT_PROVED.get(precision))

@@ -103,14 +103,15 @@ def train(
             help="On a CPU, compute deformable attention in C++, which needs a compiler.",
         ),
     ] = True,
-    gates: Annotated[
+    preflight: Annotated[
         bool,
         typer.Option(
-            "--gates/--no-gates",
+            "--preflight/--no-preflight",
             help="Before long stages, check that motion can be learned, and stop if it cannot. "
-            "The findings are in RUN/gates.json.",
+            "The findings are in RUN/preflight.json.",
         ),
     ] = True,
+    gates: Annotated[bool, typer.Option("--gates/--no-gates", hidden=True)] = True,
     smoke: Annotated[
         bool,
         typer.Option(
@@ -141,16 +142,15 @@ def train(
         from rvos_deploy.training.smoke import smoke_recipe
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     recipe = recipe_file.read_recipe(config, changes or (), data)
-    recipe = replace(recipe, gates=recipe.gates and gates)
+    # --no-gates is the former name of --no-preflight.
+    recipe = replace(recipe, preflight=recipe.preflight and preflight and gates)
     if seed is not None:
         recipe = replace(recipe, seed=seed)
     if smoke:
         recipe = smoke_recipe(recipe)
     bars = count_progress("steps", "steps/s")
     with hint_on_stop(out, "--resume"), _hold(out), bars as progress:
-        result = trainer.train(
-            recipe,
-            out,
+        options = trainer.TrainingOptions(
             data=data,
             valid=valid,
             init_from=init_from,
@@ -158,8 +158,8 @@ def train(
             resume=resume,
             steps=steps,
             cpp_ops=cpp_ops,
-            progress=progress,
         )
+        result = trainer.train(recipe, out, options, progress)
     if _is_first_process():
         _print(result, recipe.steps, out)
 

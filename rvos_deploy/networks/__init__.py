@@ -1,1 +1,1 @@
-"""Networks by family. Imports no torch; a family's ``modules`` and ``graphs`` do."""
+"""Networks by family. Only a family's ``modules`` and ``graphs`` import torch."""

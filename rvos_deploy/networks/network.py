@@ -1,4 +1,4 @@
-"""A network as the torch-free part of the package knows it. A family defines one."""
+"""Define what the torch-free part of the package requires of a network family."""
 
 from __future__ import annotations
 
@@ -17,67 +17,67 @@ from rvos_deploy.stream_settings import StreamSettings
 
 
 class NetworkConfig(Protocol):
-    """What every family's configuration has."""
+    """Require the fields that every family's configuration has."""
 
     @property
     def name(self) -> str:
-        """Of the configuration, for people."""
+        """Return the name of the configuration, for people."""
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) of the box that frames are fitted into by default."""
+        """Return the (height, width) in pixels of the default box for frames."""
 
     @property
     def threshold(self) -> float:
-        """Score that an expression must pass to be found."""
+        """Return the score above which a candidate belongs to the answer, 0 to 1."""
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values, ready for JSON."""
 
 
 class Network(ABC):
-    """A family's network with its configuration. Needs neither weights nor torch."""
+    """Describe a family's network by its configuration, without weights and without torch."""
 
     family: str
     """Name in a bundle's manifest."""
     graphs: tuple[str, ...]
-    """Names of its graphs, in the order in which they run."""
+    """Names of the graphs, in the order in which they run."""
     frame_graphs: tuple[str, ...]
-    """Those that read a frame and the texts alone: mode, memory and threshold change nothing."""
+    """Names of the graphs that read only a frame and the texts, not mode, memory or threshold."""
 
     @property
     @abstractmethod
     def config(self) -> NetworkConfig:
-        """Its configuration."""
+        """Return the configuration."""
 
     @abstractmethod
     def check_contracts(self, graphs: Mapping[str, GraphSpec]) -> None:
-        """Make sure that these are the graphs of this network.
+        """Check that these contracts are those of this network.
 
-        Raises BundleError: says what is missing or differs.
+        Raises BundleError: the message says what is missing or differs.
         """
 
     @abstractmethod
     def probe_cases(self) -> list[dict[str, int]]:
-        """Return the sizes of all axes at which every graph is checked."""
+        """Return the sizes of all axes at which parity checks run every graph."""
 
     @abstractmethod
     def tokenizer(self, file: Path, content: bytes, graphs: Mapping[str, GraphSpec]) -> Tokenizer:
         """Return the tokenizer of a bundle.
 
         Args:
-            file: named in errors.
+            file: path for errors.
             content: of the file.
-            graphs: their contracts, which may limit the tokens of a sentence.
+            graphs: contracts, which may limit the tokens of a sentence.
 
-        Raises BundleError: not the tokenizer of a bundle.
+        Raises BundleError: the file is not the tokenizer of a bundle.
         """
 
     @abstractmethod
     def encode_text(self, calls: GraphCalls, tokenizer: Tokenizer, text: str) -> EncodedText:
         """Encode a sentence.
 
-        Raises InputError: an empty sentence. BackendError: a graph failed.
+        Raises InputError: the sentence is empty. BackendError: a graph failed.
         """
 
     @abstractmethod
@@ -85,22 +85,23 @@ class Network(ABC):
         """Return the network's part in one stream."""
 
     def check_choices(self, choices: NDArray[np.integer]) -> str | None:
-        """Return what recorded choices [E,T,K] must be, where these are something else."""
+        """Return None for valid recorded choices [E,T,K], else a description of valid ones."""
         return None
 
     def choice_excess(self, graphs: Mapping[str, GraphSpec]) -> float:
-        """Return what replayed choices may cost more than the best, as rounding explains it."""
+        """Return by how much rounding can make replayed choices cost more than the best ones."""
         return 0.0
 
     @property
     def maximum_choice_excess(self) -> float:
-        """Replayed choices that cost more are no near tie: they follow another object."""
+        """Return the excess cost above which replayed choices follow another object."""
         return 0.0
 
     def independent_rows(
         self, spec: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...]
     ) -> NDArray[np.int64] | None:
-        """Return the row that each value of an output belongs to, where a few rows may differ by
-        more than the tolerance since the last bit decides what they read; None: none may.
+        """Return the row of each value of an output, where single rows may exceed the tolerance.
+
+        Rounding in the last bit decides what such a row reads. None: no row may exceed it.
         """
         return None

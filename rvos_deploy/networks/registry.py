@@ -1,4 +1,4 @@
-"""Network families by name: one line for each."""
+"""Register network families by name, one line each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rvos_deploy.networks.network import Network
 NetworkFactory = Callable[[Mapping[str, object]], Network]
 """Makes a network from the ``model`` of a manifest.
 
-Raises InputError: an unknown key, a missing one, or a value of another type or beyond its bounds.
+Raises InputError: a key is unknown or missing, or a value has another type or exceeds its bounds.
 """
 
 
@@ -23,15 +23,15 @@ def _pan2024(model: Mapping[str, object]) -> Network:
 FIRST_FAMILY = "pan2024"
 """Bundles that were made before there were families name none."""
 FAMILIES: dict[str, NetworkFactory] = {"pan2024": _pan2024}
-"""Add a family of your own before a bundle of it is opened: ``FAMILIES["mine"] = make``."""
+"""Register your own family before you open a bundle of it: ``FAMILIES["mine"] = make``."""
 
 
 def network_of(family: str, model: Mapping[str, object]) -> Network:
     """Return the network that a manifest describes.
 
     Raises:
-        BundleError: an unknown family.
-        InputError: as the family's factory.
+        BundleError: the family is unknown.
+        InputError: the family's factory refuses the configuration.
     """
     if family not in FAMILIES:
         raise BundleError(

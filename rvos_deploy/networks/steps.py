@@ -1,8 +1,8 @@
-"""What a network family does with the frames of a stream: the seam between a stream and a network.
+"""Define the interface between a stream and a network family. Imports no torch.
 
-A stream knows order, lookahead, expressions and results (``runtime/stream.py``). A family knows its
-graphs: what a frame's outputs do to the state of an expression, when masks are decided, and how
-they are made. Its ``Steps`` belong to one stream. Imports no torch.
+A stream handles order, lookahead, expressions and results (``runtime/stream.py``). A family handles
+its graphs: how a frame's outputs change the state of an expression, when masks are decided, and how
+they are made. One ``Steps`` object belongs to one stream.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from rvos_deploy.graph_io.tensors import HostArray, Tensor, TensorOps
 
 
 class EncodedText(Protocol):
-    """A sentence after the text encoder. A family adds what its graphs need."""
+    """Hold a sentence after the text encoder. A family adds what its graphs need."""
 
     @property
     def text(self) -> str:
-        """The sentence."""
+        """Return the sentence."""
 
 
 class PendingArrays(Protocol):
-    """Outputs of a graph on their way to the host."""
+    """Hold outputs of a graph that are being copied to the host."""
 
     def get(self) -> dict[str, HostArray]:
-        """Wait, and return them by name.
+        """Wait for the copies, and return the arrays by name. Call this once.
 
-        Raises BackendError: one holds NaN or infinity. Call this once.
+        Raises BackendError: an array holds NaN or infinity.
         """
 
 
 class GraphCalls(Protocol):
-    """How steps run graphs (``runtime/graph_calls.py``)."""
+    """Run graphs for the steps (``runtime/graph_calls.py`` implements it)."""
 
     @property
     def ops(self) -> TensorOps:
-        """What is done to tensors between graphs."""
+        """Return the operations on tensors between graphs."""
 
     def spec(self, graph: str) -> GraphSpec:
-        """Return a graph's contract."""
+        """Return the contract of a graph."""
 
     def run(self, graph: str, inputs: Mapping[str, Tensor], occasion: str) -> dict[str, Tensor]:
-        """Run a graph; ``occasion`` ("frame 12") is for the error.
+        """Run a graph; errors name the ``occasion`` ("frame 12").
 
-        Raises BackendError: the back end failed, or the graph gave NaN or infinity.
+        Raises BackendError: the back end failed, or an output holds NaN or infinity.
         """
 
     def to_host(self, graph: str, outputs: Mapping[str, Tensor], occasion: str) -> PendingArrays:
@@ -63,37 +63,36 @@ class GraphCalls(Protocol):
 
 
 class StartedFrame(Protocol):
-    """A frame whose graphs were queued."""
+    """Hold a frame whose graphs are queued."""
 
     def advance(self) -> tuple[Tensor, ...]:
-        """Wait for the frame, and advance every expression by it. Frames advance in order.
+        """Wait for the frame, and update every expression. Call this in the order of the frames.
 
         Returns:
-            What the masks of this frame will be made of, on the host or on a device.
+            Tensors that the masks of this frame need later, on the host or on a device.
         """
 
 
 class MaskMaker(Protocol):
-    """Makes the masks of one frame, for E expressions."""
+    """Make the masks of one frame, for E expressions."""
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """Score of each candidate for an expression, float32 [E,N]: the probability that the
-        expression refers to it.
-        """
+        """Return the scores float32 [E,N]: the probability that an expression means a candidate."""
 
     @property
     def thresholds(self) -> NDArray[np.float32]:
-        """What a candidate's score must exceed by the stream's settings: float32 [E]."""
+        """Return the thresholds float32 [E] that scores must exceed by the stream's settings."""
 
     def mask_logits(self, thresholds: NDArray[np.float32]) -> Tensor:
-        """Make mask logits float32 [E, padded height/4, padded width/4] of the candidates whose
-        score is greater than the threshold [E] of their expression.
+        """Return mask logits float32 [E, padded height/4, padded width/4].
+
+        The masks unite the candidates whose score exceeds the threshold [E] of their expression.
         """
 
 
 class Decision(Protocol):
-    """What the masks of all frames that wait are made by."""
+    """Make the masks of all pending frames after one decision."""
 
     def mask_maker(
         self,
@@ -102,23 +101,23 @@ class Decision(Protocol):
         now: Sequence[int],
         occasion: str,
     ) -> MaskMaker:
-        """Return what makes the masks of one frame.
+        """Return the mask maker of one frame.
 
         Args:
-            kept: what ``StartedFrame.advance`` returned.
-            then: numbers of the expressions that were present when the frame was started.
-            now: those of them whose masks are wanted.
-            occasion: for an error.
+            kept: tensors from ``StartedFrame.advance``.
+            then: numbers of the expressions that were present when the frame started.
+            now: numbers of those whose masks are requested.
+            occasion: for errors.
         """
 
 
 @dataclass(frozen=True)
 class Replay:
-    """How choices that were replayed compare with this back end's own.
+    """Compare replayed choices with the back end's own.
 
     Args:
-        excess: by how much they cost more than the best here, at most; 0 where none did.
-        tie: where that was, in words; empty where the choices agree.
+        excess: largest excess of their cost over the best cost here; 0 where none costs more.
+        tie: description of where that was; empty where the choices agree.
     """
 
     excess: float = 0.0
@@ -126,25 +125,25 @@ class Replay:
 
 
 class ChoiceRecorder(Protocol):
-    """Discrete choices of a stream (which query follows which object), recorded or replayed."""
+    """Record or replay a stream's discrete choices: which query follows which object."""
 
     def orders(self) -> NDArray[np.int64]:
-        """Return what was chosen, [E,T,K]."""
+        """Return the choices int64 [E,T,K]."""
 
     def replay(self) -> Replay:
-        """Return how the replayed choices compare; call it after the last frame."""
+        """Return how the replayed choices compare. Call this after the last frame."""
 
 
 class Steps(ABC):
-    """A network family's part in one stream."""
+    """Define a network family's part in one stream."""
 
     @abstractmethod
     def geometry(self, display: tuple[int, int]) -> FrameGeometry:
-        """Return how a frame of this displayed (height, width) is fitted for the network."""
+        """Return how a frame fits the network's input; ``display`` is (height, width) in pixels."""
 
     @abstractmethod
     def add(self, number: int, text: EncodedText) -> None:
-        """Follow one more expression, from the next frame on."""
+        """Follow another expression from the next frame on."""
 
     @abstractmethod
     def remove(self, number: int) -> None:
@@ -152,22 +151,24 @@ class Steps(ABC):
 
     @abstractmethod
     def start(self, image: Tensor, occasion: str) -> StartedFrame:
-        """Queue the graphs of a frame, for all expressions present (at least one).
+        """Queue the graphs of a frame for all present expressions, of which there is at least one.
 
-        ``image``: network input uint8 [1,h,w,3].
+        Args:
+            image: network input uint8 [1,h,w,3].
+            occasion: for errors.
         """
 
     @abstractmethod
     def decide(self, occasion: str) -> Decision | None:
-        """Decide for every expression that has seen a frame; None where none has."""
+        """Decide for every expression that has seen a frame; return None if none has."""
 
     @abstractmethod
     def record_choices(self, replayed: NDArray[np.int64] | None = None) -> ChoiceRecorder:
-        """Record the choices of the expressions present, from the first frame on.
+        """Record the choices of the present expressions, from the first frame on.
 
-        Checks of parity use this: where two choices are equally good, rounding decides, so that
-        another library is compared along the reference's own choices.
+        Parity checks use this. Rounding decides between equally good choices, so another library
+        is compared along the reference's choices.
 
         Args:
-            replayed: choices [E,T,K] to make instead; None: the family's own.
+            replayed: choices int64 [E,T,K] to make instead; None: the family's own choices.
         """

@@ -1,1 +1,1 @@
-"""Training: data, losses, matching and the trainer. Only ``training.data`` works without torch."""
+"""Train a network. Recipes and their files work without torch."""

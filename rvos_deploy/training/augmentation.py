@@ -1,4 +1,4 @@
-"""Variation of a clip: size, crop, and mirroring with left and right swapped in its text."""
+"""Augment a clip: scale, crop, and mirror, with left and right swapped in its text."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _WORDS = re.compile(
 
 
 class Pictures(NamedTuple):
-    """frames uint8 [T,H,W,3]; masks bool [K,T,H,W]."""
+    """Hold frames uint8 [T,H,W,3] and masks bool [K,T,H,W]."""
 
     frames: NDArray[np.uint8]
     masks: NDArray[np.bool_]
 
 
 def mirror_text(text: str) -> str:
-    """Swap left and right, clockwise and counterclockwise; a capital letter stays one."""
+    """Swap left and right, clockwise and counterclockwise; initial capitals stay."""
 
     def swap(match: re.Match[str]) -> str:
         word = _SWAPPED[match[0].lower()]
@@ -55,9 +55,15 @@ def mirror(pictures: Pictures) -> Pictures:
 def crop(
     pictures: Pictures, referred: NDArray[np.bool_], least: float, rng: np.random.Generator
 ) -> Pictures:
-    """Cut one box out of all frames, ``least`` .. 1 of each side; what is meant stays in sight.
+    """Cut one random box out of all frames, so that every referred object stays visible.
 
-    When ten boxes in turn lose every pixel of a referred object, the clip stays whole.
+    If ten boxes each lose all pixels of a referred object, the clip stays whole.
+
+    Args:
+        pictures: the clip.
+        referred: bool [K], the referred objects.
+        least: smallest share of each side that the box keeps, 0 to 1.
+        rng: random stream.
     """
     height, width = pictures.frames.shape[1:3]
     for _ in range(_TRIES):
@@ -72,7 +78,7 @@ def crop(
 
 
 def resize(pictures: Pictures, short: int, longest: int) -> Pictures:
-    """Scale to a short side of ``short`` pixels, or less where the long side would pass."""
+    """Scale to a short side of ``short`` pixels, and a long side of at most ``longest``."""
     height, width = pictures.frames.shape[1:3]
     size = resized_size(height, width, short, longest)
     if size == (height, width):
@@ -88,7 +94,7 @@ def resize(pictures: Pictures, short: int, longest: int) -> Pictures:
 
 
 def resized_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
-    """Height and width that :func:`resize` gives."""
+    """Return the height and width in pixels after :func:`resize`."""
     scale = min(short / min(height, width), longest / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -105,7 +111,7 @@ def augment(
     settings: Augmentation,
     rng: np.random.Generator,
 ) -> tuple[Pictures, str]:
-    """Crop, resize and mirror a clip as the recipe says."""
+    """Crop, resize and mirror a clip by the settings of the recipe."""
     if rng.random() < settings.crop:
         pictures = crop(pictures, referred, settings.crop_side, rng)
     pictures = resize(pictures, int(rng.choice(settings.short_sides)), settings.long_side)

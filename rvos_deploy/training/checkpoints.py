@@ -1,14 +1,14 @@
-"""Checkpoints that are there whole or not at all: safetensors and one small JSON file.
+"""Write and read checkpoints, each whole or not at all: safetensors and one small JSON file.
 
 ::
 
     RUN/clip.safetensors                                  the CLIP part, unless a tag names it
-    RUN/checkpoints/step-00000500/weights.safetensors     as `export --checkpoint` takes it
+    RUN/checkpoints/step-00000500/weights.safetensors     for `export --checkpoint`
                                   optimizer.safetensors   moments of AdamW, by parameter
-                                  state.json              where the run stands
+                                  state.json              progress of the run
     RUN/checkpoints/latest, best                          names of folders
 
-Nothing is pickled, and nothing is ever unpickled.
+Nothing is pickled or unpickled.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a run stands.
+    """Record the progress of a run.
 
     Attributes:
         step: optimizer steps done, over all stages.
-        stage: number of the stage under way.
-        stage_step: steps done of it.
+        stage: number of the current stage.
+        stage_step: steps done in this stage.
         recipe: the resolved recipe, as plain values.
-        clip: fingerprint of the frozen CLIP part; empty where CLIP itself is trained.
+        clip: fingerprint of the frozen CLIP part; empty if CLIP itself is trained.
         clip_source: file or open_clip tag of that part.
-        best: best J&F so far, None before the first validation.
+        best: best J&F so far; None before the first validation.
         scaler: state of the gradient scaler (16-mixed).
-        versions: of what it was trained with.
-        processes: how many train together; None in states of versions that did not say.
+        versions: of the libraries.
+        processes: number of processes that train together; None in states of older versions.
     """
 
     step: _Count
@@ -87,7 +87,7 @@ class _Header(msgspec.Struct):
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:
-    """All parameters but those of the frozen CLIP part, on the CPU, by their names."""
+    """Return all parameters outside the frozen CLIP part, on the CPU, by name."""
     return {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in network.state_dict().items()
@@ -104,21 +104,30 @@ def save_checkpoint(
     keep: int = 2,
     best: bool = False,
 ) -> Path:
-    """Write a checkpoint, point ``latest`` (and ``best``) to it, and drop old ones.
+    """Write a checkpoint, point ``latest`` (and ``best``) to it, and delete old ones.
 
-    Whenever the process dies, ``latest`` names a complete folder. A stop waits for the checkpoint.
+    Whenever the process dies, ``latest`` names a complete folder. A stop signal waits for the
+    checkpoint.
+
+    Args:
+        run: folder of the run.
+        state: of the run.
+        network: its parameters outside the CLIP part are saved.
+        optimizer: its moments are saved.
+        keep: number of newest checkpoints to keep.
+        best: whether the checkpoint is the best so far.
 
     Returns:
-        The folder.
+        The folder of the checkpoint.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the checkpoint cannot be written.
     """
     root = run / FOLDER
     target = root / f"step-{state.step:08d}"
     with stopping.deferred():
         try:
-            # The target may be there: complete, but its run was interrupted, or is being repeated.
+            # The target may exist, if the run was interrupted or is being repeated.
             with replacing_folder(target, overwrite=True) as partial:
                 _save_weights(partial / WEIGHTS, network, state)
                 save_file(_moments(network, optimizer), partial / OPTIMIZER)
@@ -146,10 +155,10 @@ def _save_weights(file: Path, network: nn.Module, state: TrainingState) -> None:
 
 
 def save_clip(file: Path, network: RvosNetwork) -> None:
-    """Write the frozen CLIP part as ``--clip-weights`` takes it.
+    """Write the frozen CLIP part as a file for ``--clip-weights``.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     state = {name: tensor.contiguous() for name, tensor in network.clip.model.state_dict().items()}
     try:
@@ -161,7 +170,7 @@ def save_clip(file: Path, network: RvosNetwork) -> None:
 
 @contextmanager
 def hint_on_stop(run: Path, how: str) -> Iterator[None]:
-    """Let a stop inside the block say which checkpoint is whole; ``how`` goes on from it."""
+    """Make a stop in this block name the last complete checkpoint; ``how`` resumes from it."""
     try:
         yield
     except stopping.Stopped as stop:
@@ -175,7 +184,7 @@ def hint_on_stop(run: Path, how: str) -> Iterator[None]:
 
 
 def find_checkpoint(run: Path, pointer: str = LATEST) -> Path | None:
-    """The folder that ``latest`` or ``best`` of a run names; None when there is none yet."""
+    """Return the folder that ``latest`` or ``best`` of a run names; None if there is none yet."""
     file = run / FOLDER / pointer
     content = _read_file(file, _MAX_STATE_BYTES)
     if content is None:
@@ -190,7 +199,7 @@ def find_checkpoint(run: Path, pointer: str = LATEST) -> Path | None:
 
 
 def _read_file(file: Path, most: int) -> bytes | None:
-    """A small file of a run; None when it is not there. InputError when it cannot be read."""
+    """Read a small file; return None if it is missing. Raises InputError if it is unreadable."""
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
@@ -203,7 +212,7 @@ def _read_file(file: Path, most: int) -> bytes | None:
 
 
 def read_state(folder: Path) -> TrainingState:
-    """Read ``state.json``. InputError when it is damaged or of another version."""
+    """Read ``state.json``. Raises InputError if it is damaged or of another version."""
     file = folder / STATE
     content = _read_file(file, _MAX_STATE_BYTES)
     if content is None:
@@ -224,7 +233,7 @@ def load_weights(folder: Path, network: RvosNetwork) -> None:
 
 
 def load_optimizer(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Give AdamW its moments back. InputError unless they are those of its parameters."""
+    """Restore the moments of AdamW. Raises InputError if they belong to other parameters."""
     named = _named(network, optimizer)
     for name, parts in read_moments(folder, named).items():
         parameter = named[name]
@@ -235,10 +244,10 @@ def load_optimizer(folder: Path, network: nn.Module, optimizer: torch.optim.Opti
 
 
 def load_scaler(folder: Path, precision: Any, scaler: dict[str, int | float]) -> None:
-    """Give the gradient scaler its state back, where Fabric's precision plugin has one.
+    """Restore the state of the gradient scaler, if Fabric's precision plugin has one.
 
     Raises:
-        InputError: it is not a state of a gradient scaler.
+        InputError: ``scaler`` is not the state of a gradient scaler.
     """
     try:
         precision.load_state_dict(scaler)
@@ -249,12 +258,12 @@ def load_scaler(folder: Path, precision: Any, scaler: dict[str, int | float]) ->
 
 
 def read_moments(folder: Path, named: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Tensor]]:
-    """Moments of AdamW of a checkpoint, by parameter and part.
+    """Return the moments of AdamW in a checkpoint, by parameter and part.
 
-    Empty where no step was taken (a gradient scaler may have skipped all).
+    There are none if no step was taken, because a gradient scaler may skip all steps.
 
     Raises:
-        InputError: the file is damaged, or not of these parameters.
+        InputError: the file is damaged, or belongs to other parameters.
     """
     file = folder / OPTIMIZER
     by_name: dict[str, dict[str, Tensor]] = {}

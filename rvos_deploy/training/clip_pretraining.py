@@ -1,9 +1,9 @@
-"""Contrastive pre-training of the tiny CLIP on pictures and captions of the sprite world.
+"""Pre-train the tiny CLIP contrastively on images and captions of the sprite world.
 
-The network's CLIP part is frozen afterwards, as in the paper. open_clip's own model and loss; what
-is ours is the data: half of the batch are pairs that show the same pictures in reverse order, with
-opposite motion words, and every picture also meets a caption that is like its own and false.
-Without them a text tower merges "left" and "right", and no later stage can tell motions apart.
+Afterwards the CLIP part is frozen, as in the paper. Model and loss are open_clip's; the data are
+ours. Half of a batch are pairs of opposite motions: the same pictures in reverse order, with
+opposite motion words. Every image also has a false caption that is similar to its own. Without
+these examples a text tower merges "left" and "right", and no later stage can separate motions.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TRAIN_STREAM, VALID_STREAM = 0, 1
 
 @dataclass(frozen=True)
 class PretrainRecipe:
-    """How to pre-train: a batch has ``batch`` pictures of ``size`` x ``size`` pixels."""
+    """Set the pre-training; a batch has ``batch`` images of ``size`` x ``size`` pixels."""
 
     steps: int = 3000
     batch: int = 128
@@ -63,7 +63,7 @@ class PretrainRecipe:
 
 
 class Captions(Dataset[tuple[Tensor, list[str], list[str]]]):
-    """Item i is two examples, a pure function of (stream, seed, i): a pair of opposites or not."""
+    """Make items of two examples, opposite or independent, each a function of (stream, seed, i)."""
 
     def __init__(self, recipe: PretrainRecipe, start: int, count: int, stream: int) -> None:
         self._recipe, self._start, self._count = recipe, start, count
@@ -87,7 +87,7 @@ class Captions(Dataset[tuple[Tensor, list[str], list[str]]]):
 
 @dataclass(frozen=True)
 class CaptionBatch:
-    """images uint8 [B,S,S,3]; token ids int64 [B,L] of the captions and of the false ones."""
+    """Hold images uint8 [B,S,S,3], and token ids int64 [B,L] of true and false captions."""
 
     images: Tensor
     captions: Tensor
@@ -98,7 +98,7 @@ class CaptionBatch:
 def caption_batches(
     recipe: PretrainRecipe, tokenizer: Tokenizer, start: int, steps: int, stream: int, workers: int
 ) -> Iterator[CaptionBatch]:
-    """Batches ``start``..``start + steps``; the same ones whenever they are asked for."""
+    """Return batches ``start`` to ``start + steps``; a batch depends on its number alone."""
     per_batch = recipe.batch // 2
 
     def collate(items: list[tuple[Tensor, list[str], list[str]]]) -> CaptionBatch:
@@ -117,21 +117,27 @@ def caption_batches(
 
 
 def encode_images(clip: FrozenClip, images: Tensor) -> Tensor:
-    """Unit image embeddings [B,embed] of uint8 pictures, as open_clip's visual tower gives them."""
+    """Return unit image embeddings [B,embed] of open_clip's visual tower for uint8 [B,S,S,3]."""
     visual = clip.model.visual
     pooled = visual.trunk.forward_head(clip.image_features(images).res5)
     return F.normalize(visual.head(pooled).float(), dim=-1)
 
 
 def encode_texts(clip: FrozenClip, ids: Tensor) -> Tensor:
-    """Unit sentence embeddings [B,embed]."""
+    """Return unit sentence embeddings [B,embed] of token ids int64 [B,L]."""
     return F.normalize(clip.text_features(ids).sentence.float(), dim=-1)
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, negatives: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's symmetric loss, with one more false caption for every picture.
+    """Return CLIP's symmetric loss, with another false caption for every image.
 
-    Pictures choose among all captions and their own false one; captions choose among pictures.
+    An image is compared with all captions and its own false one, a caption with all images.
+
+    Args:
+        images: unit embeddings [B,C].
+        texts: unit embeddings [B,C] of the captions.
+        negatives: unit embeddings [B,C] of the false captions.
+        scale: of the logits, a scalar.
     """
     logits = scale * images @ texts.T
     own_negative = scale * (images * negatives).sum(-1, keepdim=True)
@@ -149,13 +155,16 @@ def pretrain_clip(
     workers: int = 1,
     progress: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train until ``recipe.steps``, going on from the last checkpoint in ``out`` if there is one.
+    """Train until ``recipe.steps``, resuming from the last checkpoint in ``out`` if there is one.
 
-    Returns the retrieval accuracy on held-out captions. ``out/clip.safetensors`` is what
-    ``--clip-weights`` takes.
+    The file ``out/clip.safetensors`` is for ``--clip-weights``.
+
+    Returns:
+        The retrieval accuracy on held-out captions (:func:`retrieval_accuracy`).
 
     Raises:
-        InputError: ``out`` holds a run with another recipe, or the recipe's emoji lack their font.
+        InputError: ``out`` holds a run with another recipe, or the font for the recipe's emoji is
+            missing.
     """
     if recipe.emoji:
         require_font()
@@ -185,7 +194,7 @@ def _train_step(
 ) -> float:
     for group in optimizer.param_groups:
         group["lr"] = rate
-    # float32: on a CPU bf16 makes the text tower's backward pass twice as slow, and gains nothing.
+    # float32, because on a CPU bf16 doubles the time of the text tower's backward pass.
     images = encode_images(clip, batch.images)
     texts = encode_texts(clip, torch.cat((batch.captions, batch.negatives)))
     captions, negatives = texts.chunk(2)
@@ -199,7 +208,7 @@ def _train_step(
 
 
 def _optimizer(clip: FrozenClip, recipe: PretrainRecipe) -> torch.optim.AdamW:
-    """No weight decay for vectors and embeddings."""
+    """Return AdamW, without weight decay on vectors and embeddings."""
     named = list(clip.model.named_parameters())
     plain = [p for name, p in named if p.ndim < 2 or "embedding" in name]
     decayed = [p for name, p in named if not (p.ndim < 2 or "embedding" in name)]
@@ -211,7 +220,7 @@ def _optimizer(clip: FrozenClip, recipe: PretrainRecipe) -> torch.optim.AdamW:
 
 
 def _rate(recipe: PretrainRecipe, step: int) -> float:
-    """Linear warm-up, then half a cosine to a hundredth."""
+    """Return the learning rate: linear warm-up, then half a cosine to one hundredth."""
     if step < recipe.warm_up:
         return recipe.rate * (step + 1) / recipe.warm_up
     done = (step - recipe.warm_up) / max(1, recipe.steps - recipe.warm_up)
@@ -225,7 +234,7 @@ def _save(
     recipe: PretrainRecipe,
     step: int,
 ) -> None:
-    """Write a checkpoint, and its weights under the name that ``--clip-weights`` is given."""
+    """Write a checkpoint, and a copy of its weights for ``--clip-weights``."""
     state = TrainingState(step, 0, step, asdict(recipe), clip="", versions=versions("torch"))
     folder = save_checkpoint(out, state, clip.model, optimizer, keep=1)
     with replacing(out / WEIGHTS) as temporary:
@@ -259,11 +268,12 @@ def _restore(
 def retrieval_accuracy(
     clip: FrozenClip, recipe: PretrainRecipe, tokenizer: Tokenizer, batches: int = 4
 ) -> dict[str, Any]:
-    """Zero-shot retrieval on held-out combinations of colour and shape.
+    """Measure zero-shot retrieval on held-out combinations of colour and shape.
 
-    ``image_to_text`` and ``text_to_image``: share of a batch whose own partner (or one with the
-    very same caption) is the most similar; ``against_negative``: share of pictures closer to their
-    caption than to the false one that is like it.
+    Returns:
+        ``image_to_text`` and ``text_to_image``: share of a batch whose partner (or one with an
+        equal caption) is the most similar. ``against_negative``: share of images that are closer to
+        their caption than to the similar false one. ``candidates``: size of a batch.
     """
     hits: dict[str, list[float]] = {
         "image_to_text": [],

@@ -1,6 +1,6 @@
-"""Training clips: each a pure function of (seed, number), so that a run can go on exactly.
+"""Draw training clips, each a pure function of (seed, number), so that a run resumes exactly.
 
-Moving Sprites are rendered on the way; other data sets are read through ``training.data``.
+Moving Sprites are rendered on the fly; other data sets are read through ``rvos_deploy.datasets``.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ from rvos_deploy.training.augmentation import Pictures, augment, mirror_text, re
 from rvos_deploy.training.recipe import Recipe, Stage
 from rvos_deploy.training.targets import ClipTargets
 
-_CLIPS = 1  # tells the random stream of clips from others of the same seed
+_CLIPS = 1  # separates the random stream of clips from others of the same seed
 
 
 class Sentence(NamedTuple):
-    """An expression of a video: which objects it means, bool [K]; token ids int64 [L], and those
-    for the mirrored video.
+    """Hold an expression of a video.
+
+    referred: bool [K], whether it means each object.
+    token_ids: int64 [L].
+    mirrored_ids: int64 [L'], token ids of the expression for the mirrored video.
     """
 
     referred: Tensor
@@ -49,8 +52,15 @@ class Sentence(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """frames uint8 [T,H,W,3]; ages int64 [T], how many frames of the video each is older than the
-    last one; masks bool [K,T,H,W]; referred and token ids of its sentence, and further sentences.
+    """Hold a clip with its sentence.
+
+    frames: uint8 [T,H,W,3].
+    ages: int64 [T], by how many frames of the video each is older than the last one.
+    masks: bool [K,T,H,W].
+    referred: bool [K], whether the sentence means each object.
+    token_ids: int64 [L] of the sentence.
+    text: the sentence.
+    further: other sentences of the video.
     """
 
     frames: Tensor
@@ -63,8 +73,12 @@ class Clip(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Clips of one size: frames uint8 [B,T,H,W,3], token ids int64 [B*S,L] of S sentences a clip,
-    ages int64 [B,T], masks and referred flags as :class:`ClipTargets` takes them.
+    """Hold B clips of one size, with S sentences each.
+
+    frames: uint8 [B,T,H,W,3].
+    token_ids: int64 [B*S,L].
+    ages: int64 [B,T].
+    masks, referred: see :class:`ClipTargets`.
     """
 
     frames: Tensor
@@ -75,7 +89,7 @@ class Batch(NamedTuple):
 
     @property
     def targets(self) -> ClipTargets:
-        """The same masks and flags for the losses."""
+        """Return the targets for the losses."""
         return ClipTargets(self.masks, self.referred)
 
     def to(self, device: torch.device) -> Batch:
@@ -85,7 +99,7 @@ class Batch(NamedTuple):
         return Batch(frames, ids, ages, masks, referred)
 
     def single_frames(self) -> Batch:
-        """Every frame as a clip of its own: [B*T,1,...]."""
+        """Return every frame as a separate clip: [B*T,1,...]."""
         clips, length = self.frames.shape[:2]
         sentences = self.targets.sentences
         order = [
@@ -105,7 +119,7 @@ class Batch(NamedTuple):
 
 @lru_cache(maxsize=1)
 def training_tokenizer() -> Tokenizer:
-    """CLIP's tokenizer, as bundles have it."""
+    """Return CLIP's tokenizer, the same as in bundles."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokenizer.json"
         write_tokenizer(file)
@@ -113,12 +127,12 @@ def training_tokenizer() -> Tokenizer:
 
 
 def frame_indices(total: int, stage: Stage, rng: np.random.Generator) -> list[int]:
-    """Which frames a clip takes of a video of ``total``: ascending, repeated only if too few."""
+    """Draw the frames of a clip from ``total``, ascending; they repeat only if too few."""
     length = stage.length
     if length == 1:
         return [int(rng.integers(total))]
     if stage.window is None:
-        # Parts of whole frames: no frame lies in two of them.
+        # The parts consist of whole frames, so no frame is in two parts.
         bounds = np.arange(length + 1) * total // length
         drawn = rng.uniform(bounds[:-1], np.maximum(bounds[1:], bounds[:-1] + 1))
         return [int(i) for i in drawn]
@@ -128,7 +142,7 @@ def frame_indices(total: int, stage: Stage, rng: np.random.Generator) -> list[in
 
 
 def choose_sentences(known: int, count: int, rng: np.random.Generator) -> list[int]:
-    """Numbers of ``count`` of the known sentences: 0 first, then others; again if too few."""
+    """Draw ``count`` of the known sentences: 0 first, then others; they repeat if too few."""
     order = [0, *(1 + rng.permutation(known - 1))]
     return [int(order[place % known]) for place in range(count)]
 
@@ -141,7 +155,7 @@ class _Drawn(NamedTuple):
 
 
 class Clips(Dataset[Clip]):
-    """Clip ``i`` of a run; the first of a stage is ``first``."""
+    """Make the clips of a run by their numbers, with the settings of one stage."""
 
     def __init__(self, recipe: Recipe, stage: Stage, split: DataSplit | None = None) -> None:
         self.recipe, self.stage, self.split = recipe, stage, split
@@ -163,7 +177,7 @@ class Clips(Dataset[Clip]):
         return Clip(frames, ages, masks, referred, ids, drawn.text, tuple(further))
 
     def sentences(self, index: int) -> list[Sentence]:
-        """Return what fits the video of clip ``index`` of Moving Sprites: first its own."""
+        """Return the sentences for the video of clip ``index`` of Moving Sprites, its own first."""
         video, expressions = self._sprites(index)
         objects = np.arange(len(video.objects))
         return [
@@ -178,7 +192,7 @@ class Clips(Dataset[Clip]):
         ]
 
     def _sprites(self, index: int) -> tuple[SpriteVideo, list[Expression]]:
-        """The video of a clip, and its expressions, beginning with that of the clip."""
+        """Return the video of a clip, and its expressions, that of the clip first."""
         stage, number = self.stage, index // self.stage.per_video
         video = _sprite_video(self.recipe.seed, number, self.recipe.sprites)
         fitting = [
@@ -186,9 +200,9 @@ class Clips(Dataset[Clip]):
             for e in video.expressions
             if (not stage.kinds or e.kind in stage.kinds) and not (stage.timeless and e.needs_time)
         ]
-        # A video without the kinds asked for gives what it has: to search on would bias it.
+        # A video without the requested kinds gives any expression. Skipping it would bias the draw.
         wanted = fitting or list(video.expressions)
-        # Clips of one video take its expressions in turn, so that they differ.
+        # Clips of one video use its expressions in turn, so the clips differ.
         turn = int(np.random.default_rng([self.recipe.seed, _CLIPS, number, 2]).integers(64))
         first = (turn + index) % len(wanted)
         return video, wanted[first:] + wanted[:first]
@@ -229,12 +243,12 @@ def _sprite_video(seed: int, number: int, world: WorldConfig) -> SpriteVideo:
 
 @lru_cache(maxsize=2)
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Order of one epoch over ``count`` things."""
+    """Return the order of ``count`` items in one epoch."""
     return np.random.default_rng([seed, _CLIPS, epoch, 1]).permutation(count)
 
 
 def _entries(split: DataSplit, stage: Stage) -> tuple[tuple[int, int], ...]:
-    """(video, expression) of everything that the stage draws from."""
+    """Return (video, expression) of everything that the stage draws from."""
     if not split.has_truth:
         raise InputError(f"{split.meta} has no ground truth; train on a split that has masks")
     entries = tuple(
@@ -249,11 +263,11 @@ def _entries(split: DataSplit, stage: Stage) -> tuple[tuple[int, int], ...]:
 
 
 def collate(clips: Sequence[Clip]) -> Batch:
-    """Put clips of one length in a batch: frames padded to multiples of 32; ids by 0.
+    """Join clips of one length in a batch; frames are padded to multiples of 32, ids with 0.
 
     Raises:
-        InputError: the frames, so padded, have more than one size. The network would see the rest
-            of the padding as picture, which it never does at run time.
+        InputError: the padded frames have several sizes. The network would treat further padding
+            as part of the image, which never happens at run time.
     """
     sizes = sorted({padded_size(*clip.frames.shape[1:3]) for clip in clips})
     if len(sizes) > 1:
@@ -264,8 +278,8 @@ def collate(clips: Sequence[Clip]) -> Batch:
     ((height, width),) = sizes
     frames = torch.empty((len(clips), len(clips[0].frames), height, width, 3), dtype=torch.uint8)
     frames[:] = torch.tensor(PADDING, dtype=torch.uint8)
-    spoken = [s for clip in clips for s in ((clip.referred, clip.token_ids), *clip.further)]
-    ids = pad_sequence([sentence[1] for sentence in spoken], batch_first=True)
+    texts = [s for clip in clips for s in ((clip.referred, clip.token_ids), *clip.further)]
+    ids = pad_sequence([sentence[1] for sentence in texts], batch_first=True)
     masks = []
     for row, clip in enumerate(clips):
         tall, wide = clip.frames.shape[1:3]
@@ -274,11 +288,11 @@ def collate(clips: Sequence[Clip]) -> Batch:
             torch.nn.functional.pad(clip.masks, (0, width - wide, 0, height - tall), value=False)
         )
     ages = torch.stack([clip.ages for clip in clips])
-    return Batch(frames, ids, ages, tuple(masks), tuple(sentence[0] for sentence in spoken))
+    return Batch(frames, ids, ages, tuple(masks), tuple(sentence[0] for sentence in texts))
 
 
 def padded_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width of a frame with its padding, as at run time: the next multiples of 32."""
+    """Return the height and width of a padded frame: the next multiples of 32, as at run time."""
     return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
 
 
@@ -287,10 +301,10 @@ def _size(size: tuple[int, int]) -> str:
 
 
 def check_sizes(recipe: Recipe, split: DataSplit, processes: int) -> None:
-    """Refuse a recipe that would put clips of several sizes in one part of a step.
+    """Refuse a recipe that would join clips of several sizes in one part of a step.
 
     Raises:
-        InputError: it would; or a video's first frame cannot be read.
+        InputError: the recipe would, or a video's first frame cannot be read.
     """
     together = [s for s in recipe.stages if s.batch // s.parts(processes) // processes > 1]
     if not together:
@@ -301,7 +315,7 @@ def check_sizes(recipe: Recipe, split: DataSplit, processes: int) -> None:
     elif len(set(settings.short_sides)) > 1:
         why = f"augment.short_sides has {len(set(settings.short_sides))} sides to draw from"
     else:
-        # One side, no crop: what is left is the shape of the videos.
+        # With one side and no crop, only the shape of the videos matters.
         (short,) = set(settings.short_sides)
         sizes = {
             padded_size(*resized_size(*video.size, short, settings.long_side))
@@ -321,10 +335,10 @@ def check_sizes(recipe: Recipe, split: DataSplit, processes: int) -> None:
 def part_of_step(
     first: int, stage: Stage, step: int, part: int, rank: int, processes: int
 ) -> range:
-    """Numbers of the clips that a process computes in one part of a step of a stage.
+    """Return the numbers of the clips that a process computes in one part of a step.
 
     Raises:
-        InputError: the batch cannot be shared evenly.
+        InputError: the batch cannot be divided evenly.
     """
     size = stage.batch // (stage.parts(processes) * processes)
     start = first + step * stage.batch + (part * processes + rank) * size
@@ -334,14 +348,14 @@ def part_of_step(
 def batches(
     clips: Clips, first: int, steps: range, rank: int = 0, processes: int = 1
 ) -> Iterator[Batch]:
-    """Give a process's batches of ``steps`` of a stage, the accumulated parts one by one.
+    """Yield a process's batches of ``steps`` of a stage, one accumulated part at a time.
 
     Args:
         clips: of the stage.
         first: number of the stage's first clip.
         steps: of the stage.
         rank: of the process.
-        processes: how many train together.
+        processes: number of processes that train together.
     """
     parts = [
         part_of_step(first, clips.stage, step, part, rank, processes)
@@ -357,10 +371,10 @@ def batches(
 
 
 def loader_options(workers: int) -> dict[str, Any]:
-    """How clips are prepared beside the network."""
+    """Return the options of a loader that prepares clips in worker processes."""
     return {
         "num_workers": workers,
-        # Of its own, so that the loader leaves the global stream alone.
+        # A separate generator, so the loader does not advance the global one.
         "generator": torch.Generator(),
         "prefetch_factor": 4 if workers else None,
         "worker_init_fn": _one_thread if workers else None,

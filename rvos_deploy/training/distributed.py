@@ -1,8 +1,8 @@
-"""What the processes of a run tell each other besides gradients.
+"""Exchange objects between the processes of a run.
 
-Work that is shared by videos, or done by one process alone, takes as long as its data ask for. So
-the others wait in a group of their own, whose limit is a day; the group of the gradients keeps its
-half an hour, after which a process that hangs is noticed.
+Work that is divided by videos, or done by one process, may take long. The other processes wait in a
+separate group with a limit of a day. The group of the gradients keeps its limit of half an hour, so
+a process that hangs is noticed.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _Made = TypeVar("_Made")
 
 
 def gather(fabric: Fabric, make: Callable[[], _Made]) -> list[_Made]:
-    """Call ``make`` in every process and give all results to all, in the order of the ranks.
+    """Call ``make`` in every process, and return all results, ordered by rank.
 
-    All processes must call it alike; none goes on before the last has finished.
+    All processes must make the same call, and each waits for the last one.
 
     Args:
         fabric: launched.
-        make: gives something that can be pickled.
+        make: returns an object that can be pickled.
 
     Raises:
-        RvosError: that of the lowest rank whose ``make`` raised one; in every process, so that
-            none waits for one that has given up. Or a process has ended without a word.
+        RvosError: the error of the lowest rank whose ``make`` raised one, in every process, so no
+            process waits for a failed one. Or another process has ended.
     """
     if fabric.world_size == 1:
         return [make()]
@@ -57,10 +57,10 @@ def gather(fabric: Fabric, make: Callable[[], _Made]) -> list[_Made]:
 
 
 def on_first(fabric: Fabric, make: Callable[[], _Made]) -> _Made:
-    """Call ``make`` in process 0 alone and give its result to all; they wait for it.
+    """Call ``make`` in process 0 only, and return its result in every process.
 
     Raises:
-        RvosError: that of ``make``, in every process.
+        RvosError: the error of ``make``, in every process.
     """
     found: list[Any] = gather(fabric, lambda: make() if fabric.global_rank == 0 else None)
     made: _Made = found[0]
@@ -69,5 +69,5 @@ def on_first(fabric: Fabric, make: Callable[[], _Made]) -> _Made:
 
 @lru_cache(maxsize=1)
 def _waiting_group() -> Any:
-    """Of all processes, over gloo: it needs no memory of a GPU, and waits without spinning."""
+    """Return a group of all processes over gloo, which needs no GPU memory and does not spin."""
     return torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)

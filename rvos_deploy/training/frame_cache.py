@@ -1,11 +1,11 @@
-"""What a frozen frame part makes of clips, kept on disk, so that the video part trains fast.
+"""Cache the output of the frozen frame part on disk, so that the video part trains fast.
 
 ::
 
     RUN/cache/<stage>/shard-00000.safetensors    64 clips, float16
-                      key.json                   what they were made with
+                      key.json                   what they depend on
 
-A shard is there whole or not at all, so a run that was killed while caching goes on.
+A shard is written whole or not at all, so a run that is killed while it caches can be resumed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +35,7 @@ from rvos_deploy.graph_io.frame_geometry import MASK_STRIDE
 from rvos_deploy.json_file import write_json
 from rvos_deploy.networks.pan2024 import slots
 from rvos_deploy.networks.pan2024.modules.clip import TextFeatures
-from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescriptors
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.training.clips import (
     Batch,
@@ -49,30 +49,32 @@ from rvos_deploy.training.clips import (
     permutation,
 )
 from rvos_deploy.training.distributed import gather, on_first
-from rvos_deploy.training.losses import LossConfig, tube_losses
+from rvos_deploy.training.losses import LossConfig, Mean, tube_losses
 from rvos_deploy.training.matching import pack_tubes
-from rvos_deploy.training.points import look_at
+from rvos_deploy.training.points import MaskDecoder, sample_scene
 from rvos_deploy.training.recipe import CACHEABLE, Recipe, Stage
 from rvos_deploy.training.targets import ClipTargets
 
 SHARD = 64
 FRAMES_TOGETHER = 32
-_BY_QUERY = (*SlotFacts._fields, "mask_embeddings")
+_BY_QUERY = (*QueryDescriptors._fields, "mask_embeddings")
 _BY_FRAME = (*_BY_QUERY, "order", "ages", "features")
 _SENTENCE_PARTS = ("tokens", "sentence", "referred")
 _MIRRORED = "mirrored_"
-"""Begins the names of text that fits the mirrored clip."""
-_DRAWS = 3  # tells the random stream of sentences and frames from those of clips and points
+"""Prefix of the names of text for the mirrored clip."""
+_DRAWS = 3  # separates the random stream of sentences and frames from clips and points
 
 
 class CachedBatch(NamedTuple):
-    """B clips of T frames behind the frame decoder, S sentences a clip.
+    """Hold B clips of T frames after the frame decoder, with S sentences each.
 
-    queries, position, content and score of the slots (:class:`SlotFacts`) and their mask
-    embeddings, all [B,T,N,...]; order [B,T,N], in which whole cached clips have aligned them; ages
-    [B,T], as in :class:`Batch`; mask features [B*T,C,h,w] at the stride of the cache; text of B*S
-    sentences; masks and referred flags as
-    :class:`ClipTargets` takes them, masks at stride 4.
+    queries, position, content, score: :class:`QueryDescriptors`, [B,T,N,...].
+    mask_embeddings: [B,T,N,C].
+    order: int64 [B,T,N], the query in each slot, aligned over the whole cached clip.
+    ages: int64 [B,T], see :class:`Clip`.
+    features: mask features [B*T,C,h,w] at the stride of the cache.
+    tokens, sentence, padding: resized text of B*S sentences.
+    masks, referred: see :class:`ClipTargets`; masks are at stride 4.
     """
 
     queries: Tensor
@@ -89,6 +91,16 @@ class CachedBatch(NamedTuple):
     masks: tuple[Tensor, ...]
     referred: tuple[Tensor, ...]
 
+    @property
+    def descriptors(self) -> QueryDescriptors:
+        """Return the descriptors of the queries."""
+        return QueryDescriptors(self.queries, self.position, self.content, self.score)
+
+    @property
+    def text(self) -> TextFeatures:
+        """Return the resized text."""
+        return TextFeatures(self.tokens, self.sentence, self.padding)
+
     def to(self, device: torch.device) -> CachedBatch:
         """Return the same batch on another device, in float32."""
         moved: dict[str, Any] = {}
@@ -101,51 +113,28 @@ class CachedBatch(NamedTuple):
 
 
 class VideoObjective(nn.Module):
-    """The video part and its losses: those of frames are constant when the frame part is frozen."""
+    """Combine the video part and its losses; those of a frozen frame part are constant."""
 
-    def __init__(
-        self, network: RvosNetwork, losses: LossConfig, mean: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, network: RvosNetwork, losses: LossConfig, mean: Mean) -> None:
         super().__init__()
         self.network, self.losses, self.mean = network, losses, mean
 
-    def forward(
-        self,
-        queries: Tensor,
-        position: Tensor,
-        content: Tensor,
-        score: Tensor,
-        mask_embeddings: Tensor,
-        order: Tensor,
-        ages: Tensor,
-        features: Tensor,
-        tokens: Tensor,
-        sentence: Tensor,
-        padding: Tensor,
-        masks: tuple[Tensor, ...],
-        referred: tuple[Tensor, ...],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """video_class, video_mask, video_dice and their weighted sum, total (see CachedBatch)."""
-        text, weights = TextFeatures(tokens, sentence, padding), self.losses.weights
-        targets = ClipTargets(masks, referred)
-        count = targets.sentences
-        told = self.network.frame_decoder.tokens(SlotFacts(queries, position, content, score))
-        video = self.network.decode_video(told, order, text, ages, mask_embeddings)
-        scene = look_at(features, targets, self.losses.points, generator).repeated(count)
-        seen = targets.visible().any(dim=1).repeat_interleave(count, 0)
-        tubes = pack_tubes(targets.padded_referred() & seen)
-        costs = weights.matching(weights.video_class)
+    def forward(self, batch: CachedBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return video_class, video_mask, video_dice and their weighted sum "total" of a batch."""
+        targets = ClipTargets(batch.masks, batch.referred)
+        weights, count = self.losses.weights, targets.sentences
+        tokens = self.network.frame_decoder.tokens(batch.descriptors)
+        video = self.network.decode_video(
+            tokens, batch.order, batch.text, batch.ages, batch.mask_embeddings
+        )
+        scene = sample_scene(batch.features, targets, self.losses.points, generator)
+        visible = targets.visible().any(dim=1).repeat_interleave(count, 0)
         found = tube_losses(
             video.predictions,
-            scene,
-            tubes,
-            self.network.mask_head,
-            costs,
-            self.losses,
-            self.mean,
-            video.frame_mask_embeddings,
-            self.losses.accept_duplicates,
+            scene.repeated(count),
+            pack_tubes(targets.padded_referred() & visible),
+            MaskDecoder(self.network.mask_head, video.frame_mask_embeddings),
+            self.losses.for_videos(self.mean),
         )
         total = weights.video_class * found.classification
         total = total + weights.mask * found.mask + weights.dice * found.dice
@@ -158,17 +147,18 @@ class VideoObjective(nn.Module):
 
 
 class CachedRow(NamedTuple):
-    """Parts of one clip of a cache, and of S of its sentences."""
+    """Hold the stored tensors of one clip, and of S of its sentences."""
 
     clip: dict[str, Tensor]
     sentences: list[dict[str, Tensor]]
 
 
 class CachedClips(Dataset[CachedRow]):
-    """Clips of a cache, by position in it and a number that decides on frames and sentences.
+    """Read clips of a cache, by their position and a number that seeds the draw.
 
-    Slots keep their order: which of several queries on one object counts is known by their slots.
-    Shuffled, a trained network's class loss went from 0.73 to 1.01.
+    The number decides the frames and sentences. Slots keep their order, because the slot tells
+    which of several queries on one object is the match. Shuffled slots raised a trained network's
+    class loss from 0.73 to 1.01.
     """
 
     def __init__(self, folder: Path, stage: Stage, seed: int) -> None:
@@ -185,23 +175,23 @@ class CachedClips(Dataset[CachedRow]):
         clip["ages"] = clip["ages"] - clip["ages"][-1]
         clip["masks"] = stored.get_tensor(f"{row}/masks")[:, drawn]
         numbers = choose_sentences(known, self.stage.sentences, rng)
-        told = {part: part for part in _SENTENCE_PARTS}
+        names = {part: part for part in _SENTENCE_PARTS}
         if rng.random() < self.stage.mirror:
             clip = mirror_cached(clip)
-            told |= {part: f"{_MIRRORED}{part}" for part in ("tokens", "sentence")}
+            names |= {part: f"{_MIRRORED}{part}" for part in ("tokens", "sentence")}
         return CachedRow(
             clip,
             [
-                {part: stored.get_tensor(f"{row}/{name}/{number}") for part, name in told.items()}
+                {part: stored.get_tensor(f"{row}/{name}/{number}") for part, name in names.items()}
                 for number in numbers
             ],
         )
 
 
 def mirror_cached(clip: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A cached clip, mirrored left to right: where its masks lie, and what is seen there.
+    """Mirror the masks, mask features and positions of a cached clip, left to right.
 
-    Queries and contents stay as they are, so they must not tell left from right by themselves.
+    Queries and contents stay unchanged, so they must not encode left and right.
     """
     position = clip["position"].clone()
     position[..., 0] = -position[..., 0]
@@ -210,7 +200,7 @@ def mirror_cached(clip: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _WithSentences(Dataset[tuple[Clip, list[Sentence]]]):
-    """Clips, each with what its video part will read: its sentence, or all that fit its video."""
+    """Read clips with the sentences for the video part: one, or all that fit the video."""
 
     def __init__(self, clips: Clips) -> None:
         self.several = clips.stage.sentences > 1
@@ -225,7 +215,7 @@ class _WithSentences(Dataset[tuple[Clip, list[Sentence]]]):
 def cached_batches(
     clips: CachedClips, recipe: Recipe, stage: Stage, steps: range, rank: int, processes: int
 ) -> Iterator[CachedBatch]:
-    """Give a process's batches of ``steps``; each epoch shows the cache in another order."""
+    """Yield a process's batches of ``steps``; each epoch reads the cache in another order."""
 
     def shuffled(position: int) -> tuple[int, int]:
         epoch, place = divmod(position, stage.cached)
@@ -244,11 +234,11 @@ def cached_batches(
 def fill_cache(
     fabric: Fabric, network: RvosNetwork, clips: Clips, first: int, folder: Path
 ) -> CachedClips:
-    """Run the frame part over ``stage.cached`` clips; what is there already is kept.
+    """Run the frame part over ``stage.cached`` clips; existing shards are kept.
 
     Args:
-        fabric: its processes share the shards between them.
-        network: its frame part is as it will stay.
+        fabric: its processes divide the shards.
+        network: with the final frame part.
         clips: of the stage.
         first: number of the stage's first clip.
         folder: of the cache.
@@ -259,7 +249,7 @@ def fill_cache(
     on_first(fabric, lambda: _claim(folder, key))
     was_training = network.training
     network.eval()
-    # What is missing may be the share of one process alone: a long wait for the others.
+    # All missing shards may belong to one process, and the others then wait long.
     gather(fabric, lambda: _fill_share(fabric, network, clips, first, folder))
     network.train(was_training)
     return CachedClips(folder, stage, clips.recipe.seed)
@@ -268,7 +258,7 @@ def fill_cache(
 def _fill_share(
     fabric: Fabric, network: RvosNetwork, clips: Clips, first: int, folder: Path
 ) -> None:
-    """Make this process's shards of those that are missing."""
+    """Write the missing shards of this process."""
     stage = clips.stage
     shards = range(-(-stage.cached // SHARD))
     missing = [
@@ -292,9 +282,9 @@ def _fill_share(
 
 
 def _is_whole(file: Path, shard: int, stage: Stage) -> bool:
-    """Whether a shard is there with all its clips. A damaged one is made again, as a missing one.
+    """Return whether a shard has all its clips; a damaged shard is written again.
 
-    A safetensors file is as long as its header says, or it cannot be opened.
+    A truncated safetensors file cannot be opened.
     """
     if not file.is_file():
         return False
@@ -309,7 +299,7 @@ def _is_whole(file: Path, shard: int, stage: Stage) -> bool:
 
 
 def _parts_of_shard(shard: int, stage: Stage) -> list[range]:
-    """Positions of a shard's clips, as many together as go through the frame part at once."""
+    """Return the positions of a shard's clips, in groups for one pass of the frame part."""
     start, stop = shard * SHARD, min((shard + 1) * SHARD, stage.cached)
     size = max(1, FRAMES_TOGETHER // stage.length)
     return [range(i, min(i + size, stop)) for i in range(start, stop, size)]
@@ -323,50 +313,55 @@ def _frame_part(
     part: range,
     drawn: list[tuple[Clip, list[Sentence]]],
 ) -> dict[str, Tensor]:
-    """What is kept of the clips at these positions, by the names that a shard has for it."""
+    """Return the tensors to store for the clips at these positions, by their names in a shard."""
     batch = collate([clip for clip, _ in drawn]).to(fabric.device)
     with fabric.autocast():
         encoded = _encode(network, batch, stage)
-        spoken = [{"sentences": torch.tensor(len(sentences))} for _, sentences in drawn]
-        for way in ("", _MIRRORED) if stage.mirror else ("",):
-            for parts, clip in zip(spoken, drawn, strict=True):
-                parts |= _speak(network, clip[1], way, fabric.device)
+        texts = [{"sentences": torch.tensor(len(sentences))} for _, sentences in drawn]
+        for prefix in ("", _MIRRORED) if stage.mirror else ("",):
+            for parts, clip in zip(texts, drawn, strict=True):
+                parts |= _encode_sentences(network, clip[1], prefix, fabric.device)
     rows: dict[str, Tensor] = {}
     for row, position in enumerate(part):
-        values = {name: value[row] for name, value in encoded.items()} | spoken[row]
+        values = {name: value[row] for name, value in encoded.items()} | texts[row]
         for name, value in values.items():
             kept = value if value.dtype in (torch.bool, torch.int64) else value.half()
             rows[f"{position % SHARD}/{name}"] = kept.cpu().contiguous()
     return rows
 
 
-def _speak(
-    network: RvosNetwork, sentences: Sequence[Sentence], way: str, device: torch.device
+def _encode_sentences(
+    network: RvosNetwork, sentences: Sequence[Sentence], prefix: str, device: torch.device
 ) -> dict[str, Tensor]:
-    """What the text part makes of the sentences of a clip, numbered, all in one pass; ``way``
-    begins the names of what depends on whether it is mirrored.
+    """Return the numbered text features of a clip's sentences.
+
+    Args:
+        network: with the text part.
+        sentences: of the clip.
+        prefix: of the names; ``_MIRRORED`` encodes the mirrored sentences.
+        device: of the network.
     """
-    spoken = [s.mirrored_ids if way else s.token_ids for s in sentences]
-    text = network.encode_text(nn.utils.rnn.pad_sequence(spoken, batch_first=True).to(device))
+    token_ids = [s.mirrored_ids if prefix else s.token_ids for s in sentences]
+    text = network.encode_text(nn.utils.rnn.pad_sequence(token_ids, batch_first=True).to(device))
     parts = {}
-    for number, (sentence, ids) in enumerate(zip(sentences, spoken, strict=True)):
-        parts[f"{way}tokens/{number}"] = text.tokens[number, : len(ids)]
-        parts[f"{way}sentence/{number}"] = text.sentence[number]
+    for number, (sentence, ids) in enumerate(zip(sentences, token_ids, strict=True)):
+        parts[f"{prefix}tokens/{number}"] = text.tokens[number, : len(ids)]
+        parts[f"{prefix}sentence/{number}"] = text.sentence[number]
         parts[f"referred/{number}"] = sentence.referred
     return parts
 
 
 def _encode(network: RvosNetwork, batch: Batch, stage: Stage) -> dict[str, Sequence[Tensor]]:
-    """What the frame part makes of each clip of a batch, and its masks at stride 4."""
+    """Return the output of the frame part for each clip of a batch, and its masks at stride 4."""
     length = stage.length
     text = network.encode_text(batch.token_ids)
     per_frame = TextFeatures(*(x.repeat_interleave(length, dim=0) for x in text))
     frames = network.decode_frames(network.encode_frames(batch.frames.flatten(0, 1)), per_frame)
     pooled = F.avg_pool2d(frames.mask_features.float(), stage.cache_stride // MASK_STRIDE)
-    facts = SlotFacts(*(x.unflatten(0, (-1, length)) for x in frames.facts))
+    descriptors = QueryDescriptors(*(x.unflatten(0, (-1, length)) for x in frames.descriptors))
     return {
-        **facts._asdict(),
-        "order": network.slot_order(facts),
+        **descriptors._asdict(),
+        "order": network.slot_order(descriptors),
         "mask_embeddings": frames.mask_embeddings.unflatten(0, (-1, length)),
         "ages": batch.ages,
         "features": pooled.unflatten(0, (-1, length)),
@@ -375,9 +370,9 @@ def _encode(network: RvosNetwork, batch: Batch, stage: Stage) -> dict[str, Seque
 
 
 def _collate(rows: Sequence[CachedRow]) -> CachedBatch:
-    spoken = [sentence for row in rows for sentence in row.sentences]
-    tokens = nn.utils.rnn.pad_sequence([s["tokens"] for s in spoken], batch_first=True)
-    counts = torch.tensor([len(s["tokens"]) for s in spoken])
+    texts = [sentence for row in rows for sentence in row.sentences]
+    tokens = nn.utils.rnn.pad_sequence([s["tokens"] for s in texts], batch_first=True)
+    counts = torch.tensor([len(s["tokens"]) for s in texts])
     stacked: dict[str, Any] = {
         part: torch.stack([row.clip[part] for row in rows])
         for part in (*_BY_QUERY, "order", "ages")
@@ -386,22 +381,22 @@ def _collate(rows: Sequence[CachedRow]) -> CachedBatch:
         **stacked,
         features=torch.cat([row.clip["features"] for row in rows]),
         tokens=tokens,
-        sentence=torch.stack([s["sentence"] for s in spoken]),
+        sentence=torch.stack([s["sentence"] for s in texts]),
         padding=torch.arange(tokens.shape[1]) >= counts[:, None],
         masks=tuple(row.clip["masks"] for row in rows),
-        referred=tuple(s["referred"] for s in spoken),
+        referred=tuple(s["referred"] for s in texts),
     )
 
 
 def _key(network: RvosNetwork, clips: Clips, first: int) -> dict[str, Any]:
-    """What a cache depends on: frozen weights, clips, and how they are kept."""
+    """Return what a cache depends on: frozen weights, clips, and their storage."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         if not name.startswith(CACHEABLE):
             digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
     recipe, stage = clips.recipe, clips.stage
     drawn = ("length", "window", "per_video", "kinds", "timeless", "cached", "cache_stride")
-    # The order of the slots is stored, and no weight decides on it.
+    # The stored order of the slots depends on the tracker's code, not on a weight.
     aligned = "aligned" if network.config.initializer == "aligned" else "as they come"
     alignment = {"initializer": aligned, "tracker": inspect.getsource(slots)}
     kept = {name: getattr(stage, name) for name in drawn} | {
@@ -421,7 +416,7 @@ def _key(network: RvosNetwork, clips: Clips, first: int) -> dict[str, Any]:
 
 
 def _claim(folder: Path, key: dict[str, Any]) -> None:
-    """Empty the folder unless it was made with the same key."""
+    """Empty the folder unless it has the same key."""
     file = folder / "key.json"
     try:
         same = json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(key))

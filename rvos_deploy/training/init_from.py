@@ -1,10 +1,10 @@
-"""Start from published weights: pixel and transformer decoder of FC-CLIP or Mask2Former.
+"""Initialise from published weights: pixel and transformer decoder of FC-CLIP or Mask2Former.
 
 Both publish the same modules under the same names (Mask2Former, Cheng et al. 2022; FC-CLIP, Yu et
-al. 2023, on the CLIP backbone that ``large`` has, so its input projections fit too). The tables
-below say which of ours holds what, and how it is read. Three things stay different: their sine
-positions count pixels from 1 to W where ours take pixel centres (half a pixel), their masked
-attention switches where ours fades, and text is fused between the loaded layers.
+al. 2023). FC-CLIP has the CLIP backbone of ``large``, so its input projections fit too.
+``published_names.py`` maps the names. Three differences remain. Their sine positions count pixels
+from 1 to W, and ours use pixel centres (half a pixel). Their masked attention has a threshold, and
+ours a ramp. Our network fuses text between the loaded layers.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from rvos_deploy.training.published_names import (
 
 
 class Entry(NamedTuple):
-    """One entry of the file, under the name that it has there."""
+    """Hold one entry of the file, under its name in the file."""
 
     name: str
     value: Any
 
 
 class Loaded(NamedTuple):
-    """One of our weights, what it was read from, and how many numbers it has."""
+    """Name one loaded weight, its source, and the count of its numbers."""
 
     name: str
     published: str
@@ -54,7 +54,7 @@ class Loaded(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A weight of ours that was not loaded, or an entry of the file that was not used; and why."""
+    """Name a weight that was not loaded, or an unused entry of the file, with the reason."""
 
     name: str
     reason: str
@@ -62,7 +62,7 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class InitReport:
-    """What became of every weight of the network (loaded, not_loaded) and of the file (unused)."""
+    """Report every weight of the network (loaded, not_loaded) and of the file (unused)."""
 
     file: Path
     loaded: tuple[Loaded, ...]
@@ -70,7 +70,7 @@ class InitReport:
     unused: tuple[LeftOut, ...]
 
     def summary(self) -> str:
-        """Several lines for a person: counts by reason, the layers of a stack as one name."""
+        """Return several lines for a person: counts by reason; layers of a stack share a name."""
         millions = sum(weight.size for weight in self.loaded) / 1e6
         total = len(self.loaded) + len(self.not_loaded)
         return "\n".join(
@@ -87,16 +87,16 @@ class InitReport:
 
 
 def init_from(network: RvosNetwork, file: Path) -> InitReport:
-    """Load what an FC-CLIP or Mask2Former checkpoint shares with the network, and report all of it.
+    """Load the weights that an FC-CLIP or Mask2Former checkpoint shares with the network.
 
     Args:
-        network: changed in place, and only if nothing is raised.
-        file: safetensors, or a ``torch.save`` file that ``weights_only=True`` reads; detectron2's
-            have the weights under "model".
+        network: changed in place, unless an error is raised.
+        file: safetensors, or a ``torch.save`` file that ``weights_only=True`` reads. Files of
+            detectron2 have the weights under "model".
 
     Raises:
-        InputError: for another kind of file, one that could run code when loaded, a configuration
-            whose arithmetic differs, or when nothing matches.
+        InputError: the file has another format or could run code, the arithmetic of the
+            configuration differs, or no weight matches.
     """
     _check_arithmetic(network.config)
     state = _current_names(read_published(file))
@@ -105,11 +105,11 @@ def init_from(network: RvosNetwork, file: Path) -> InitReport:
     loaded: list[Loaded] = []
     not_loaded: list[LeftOut] = []
     for name, mine in network.state_dict().items():
-        taken = _take(name, mine, sources.get(name), state, values)
-        if isinstance(taken, LeftOut):
-            not_loaded.append(taken)
+        found = _read_weight(name, mine, sources.get(name), state, values)
+        if isinstance(found, LeftOut):
+            not_loaded.append(found)
         else:
-            values[name], published = taken
+            values[name], published = found
             loaded.append(Loaded(name, published, mine.numel()))
     report = InitReport(
         file,
@@ -124,7 +124,7 @@ def init_from(network: RvosNetwork, file: Path) -> InitReport:
 
 
 def _check_arithmetic(config: ModelConfig) -> None:
-    """Refuse weights that would fit and yet compute something else."""
+    """Refuse a configuration that the weights would fit but compute differently in."""
     other = [
         f"{name} {getattr(config, name)} instead of {value}"
         for name, value in ARITHMETIC.items()
@@ -137,24 +137,24 @@ def _check_arithmetic(config: ModelConfig) -> None:
         )
 
 
-def _take(
+def _read_weight(
     name: str,
     mine: Tensor,
     source: Source | None,
     state: Mapping[str, Entry],
-    taken: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
 ) -> tuple[Tensor, str] | LeftOut:
-    """The value of one of our weights and the name it was read from, or why there is none."""
+    """Return the value and published name of one of our weights, or why there is none."""
     if source is None:
         return LeftOut(name, _reason(name, NO_COUNTERPART))
-    weight_taken = name.endswith(".bias") and name.removesuffix("bias") + "weight" in taken
+    has_weight = name.endswith(".bias") and name.removesuffix("bias") + "weight" in values
     if source.published not in state:
-        if weight_taken and name in ZERO_IF_ABSENT:
+        if has_weight and name in ZERO_IF_ABSENT:
             return torch.zeros_like(mine), "zero: the published convolution has no bias"
         return LeftOut(name, f"the file has no {source.published}")
     entry, shape = state[source.published], tuple(mine.shape)
     misfit = _misfit(entry.value, shape, source.reading)
-    if not misfit and name.endswith(".bias") and not weight_taken:
+    if not misfit and name.endswith(".bias") and not has_weight:
         misfit = "its weight was not loaded"
     if misfit:
         return LeftOut(name, misfit)
@@ -193,7 +193,7 @@ def _unused(
 
 
 def _beyond(published: str, config: ModelConfig) -> str | None:
-    """Why a layer of a stack that is deeper than ours is not used."""
+    """Return why a layer of a deeper published stack is not used; None for other weights."""
     for stack, layers in (
         (re.escape(PIXEL_DECODER) + r"transformer\.encoder\.layers", config.encoder_layers),
         (re.escape(PREDICTOR) + r"transformer_\w+_layers", config.frame_decoder_layers),
@@ -217,7 +217,7 @@ def _nothing(
     state: Mapping[str, Entry],
     sources: Mapping[str, Source],
 ) -> str:
-    """What to say when nothing could be loaded: other names, or other sizes."""
+    """Return the message for a file without matching weights: other names, or other sizes."""
     fitting = next((out for out in report.not_loaded if _has(out, state, sources)), None)
     if fitting is None:
         return (
@@ -236,7 +236,7 @@ def _has(out: LeftOut, state: Mapping[str, Entry], sources: Mapping[str, Source]
 
 
 def _grouped(outs: Iterable[LeftOut]) -> Iterator[str]:
-    """A line for each reason: how many, the reason, and names (all of them where sizes differ)."""
+    """Yield a line for each reason: count, reason, and names (all names where sizes differ)."""
     groups: dict[str, list[str]] = {}
     for name, reason in outs:
         groups.setdefault(reason, []).append(name)
@@ -248,7 +248,7 @@ def _grouped(outs: Iterable[LeftOut]) -> Iterator[str]:
 
 
 def _current_names(state: Mapping[str, Any]) -> dict[str, Entry]:
-    """By today's names: the oldest files have the pixel decoder directly under the head."""
+    """Return entries by present names; the oldest files have the pixel decoder under the head."""
 
     def current(name: str) -> str:
         if name.startswith(HEAD) and not name.startswith((PIXEL_DECODER, PREDICTOR)):

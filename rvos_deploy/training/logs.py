@@ -1,4 +1,4 @@
-"""What a run writes for people: CSV tables and TensorBoard, both cut back when a run goes on."""
+"""Write the logs of a run: CSV tables and TensorBoard, truncated when the run resumes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ COLUMNS = (
     "learning_rate",
     "seconds",
 )
-"""Of the table of steps; stages that train a part leave some empty."""
+"""Columns of the table of steps; stages that train only a part leave some empty."""
 TRAINING, VALIDATION, BOARD = "training.csv", "validation.csv", "tensorboard"
 WARNINGS = "warnings.txt"
-"""What a run warned of, with the step at which it began or went on."""
+"""File of warnings, with the step at which the run started or resumed."""
 
 
 class RunLog:
-    """Tables of one run. Rows after ``step`` are dropped: they will be written again."""
+    """Write the tables of one run; rows after ``step`` are dropped and written again."""
 
     def __init__(self, run: Path, step: int) -> None:
         try:
@@ -90,17 +90,17 @@ class RunLog:
             writer = csv.DictWriter(stream, columns or (COLUMNS if name == TRAINING else list(row)))
             if not columns:
                 writer.writeheader()
-            # A float is written so that it can be told exactly: runs are compared by these files.
+            # Floats are written exactly, because tests compare runs by these files.
             try:
                 writer.writerow(row)
-            except ValueError as error:  # a column that the table does not have
+            except ValueError as error:  # the table lacks a column
                 raise InputError(
                     f"{file} is of another run ({error}); move it elsewhere"
                 ) from error
 
 
 def _columns(file: Path) -> list[str]:
-    """Names of a table's columns; none before it is begun."""
+    """Return the names of a table's columns; none if there is no table."""
     if not file.is_file():
         return []
     with file.open(newline="", encoding="utf-8") as stream:
@@ -108,7 +108,7 @@ def _columns(file: Path) -> list[str]:
 
 
 def read_log(file: Path) -> list[dict[str, str]]:
-    """Rows of a table, by column; none where the file is not there. InputError when damaged."""
+    """Return the rows of a table by column; none without a file. Raises InputError if damaged."""
     if not file.is_file():
         return []
     try:
@@ -119,9 +119,9 @@ def read_log(file: Path) -> list[dict[str, str]]:
 
 
 def _until(file: Path, rows: list[dict[str, str]], step: int) -> list[dict[str, str]]:
-    """Rows up to a step. InputError when the file is no table of steps."""
+    """Return the rows up to a step. Raises InputError if the file is no table of steps."""
     try:
-        # A row that a dying process left unfinished is of a step that comes again.
+        # An unfinished row of a killed process belongs to a step that runs again.
         whole = [row for row in rows if None not in row.values() and None not in set(row)]
         return [row for row in whole if int(row["step"]) <= step]
     except (KeyError, ValueError) as error:

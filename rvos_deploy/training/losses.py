@@ -1,12 +1,12 @@
-"""The training losses: frames and tubes are matched to objects, then compared with them.
+"""Compute the training losses: match frames and tubes to objects, then compare them.
 
-After LMPM (Ding et al. 2023), whose frame losses are those of Mask2Former (Cheng et al. 2022) and
-whose video and similarity losses are those of VITA (Heo et al. 2022). A frame is treated as a tube
-of length one, and all layers of a decoder as one batch.
+After LMPM (Ding et al. 2023), with the frame losses of Mask2Former (Cheng et al. 2022) and the
+video and similarity losses of VITA (Heo et al. 2022). A frame is a tube of length one, and all
+layers of a decoder are one batch.
 
-No mask of all queries is ever built. Masks are dot products, and sampling is linear: for the
-matching, the *mask features* are sampled, once for all queries, layers and both decoders. Only
-matched queries get a map, at stride 4, because it is smaller than the features at their points.
+The masks of all queries are never computed whole. Masks are dot products and sampling is linear, so
+the matching samples the *mask features*, once for all queries, layers and both decoders. Only
+matched queries get a map, at stride 4, because a map is smaller than the features at its points.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -26,21 +25,23 @@ from rvos_deploy.networks.pan2024.modules.frame_query_decoder import FramePredic
 from rvos_deploy.networks.pan2024.modules.network import NetworkOutput
 from rvos_deploy.networks.pan2024.modules.video_query_decoder import VideoPrediction
 from rvos_deploy.training.matching import (
+    LayerPredictions,
     MatchingWeights,
     PaddedTubes,
     match_tubes,
     pack_tubes,
 )
 from rvos_deploy.training.points import (
+    MaskDecoder,
     MaskProduct,
     PointSampling,
     Scene,
+    at_least_float32,
     choose_points,
     clip_masks,
     dot_product,
-    look_at,
     sample_points,
-    widen,
+    sample_scene,
 )
 from rvos_deploy.training.targets import ClipTargets
 
@@ -49,10 +50,11 @@ FrameObjects = Literal["all", "referred"]
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the losses in their sum and, but for the similarity, of the matching costs.
+    """Hold the weights of the losses in their sum and of the costs in the matching.
 
-    match_class: of the class in the matching, where it should be another than in the sum: a heavy
-    one lets a query that is believed to be meant answer for an object that it does not cover.
+    ``no_object`` is the weight of queries without an object in the classification losses.
+    ``match_class`` is the weight of the class in the matching; None: the weight in the sum. A heavy
+    one matches a query with a high score to an object that the query does not cover.
     """
 
     frame_class: float = 2.0
@@ -61,24 +63,25 @@ class LossWeights:
     dice: float = 5.0
     similarity: float = 0.5
     no_object: float = 0.1
-    """Weight of the queries without an object in the classification losses."""
     match_class: float | None = None
 
     def matching(self, classification: float) -> MatchingWeights:
-        """The costs that go with a loss whose class has this weight."""
+        """Return the weights of the matching for a loss whose class has this weight."""
         chosen = classification if self.match_class is None else self.match_class
         return MatchingWeights(chosen, self.mask, self.dice)
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What the losses weigh, how they sample, and which objects frame queries should find.
+    """Set the weights and points of the losses, and the objects that frame queries should find.
 
-    ``frame_objects``: every visible object, or only those that the expression means.
-
-    ``accept_duplicates``: whether a video query on an object that is meant counts as right though
-    another was matched with it. The answer unites masks, so a second one does no harm, and what is
-    asked of a query is then settled by what it lies on, not by which of two equals won.
+    Attributes:
+        weights: of the losses.
+        points: at which masks are compared.
+        frame_objects: "all" visible objects, or those that the expression means ("referred").
+        accept_duplicates: whether a video query on a referred object counts as correct although
+            another query is matched with that object. The answer unites masks, so a duplicate does
+            no harm, and the target of a query then depends only on what the query covers.
     """
 
     weights: LossWeights = field(default_factory=LossWeights)
@@ -93,9 +96,44 @@ class LossConfig:
                 f"known: {', '.join(get_args(FrameObjects))}"
             )
 
+    def for_frames(self, mean: Mean) -> TubeSettings:
+        """Return the settings for tubes of one frame."""
+        weights = self.weights
+        costs = weights.matching(weights.frame_class)
+        return TubeSettings(costs, self.points, weights.no_object, False, mean)
+
+    def for_videos(self, mean: Mean) -> TubeSettings:
+        """Return the settings for tubes of whole clips."""
+        weights, duplicates = self.weights, self.accept_duplicates
+        costs = weights.matching(weights.video_class)
+        return TubeSettings(costs, self.points, weights.no_object, duplicates, mean)
+
+
+Mean = Callable[[Tensor], Tensor]
+"""Averages a count over the processes that train together."""
+
+
+@dataclass(frozen=True)
+class TubeSettings:
+    """Set how tubes are matched and compared.
+
+    Attributes:
+        costs: weights of the matching.
+        points: at which masks are compared.
+        no_object: weight of queries without an object.
+        accept_duplicates: see :class:`LossConfig`.
+        mean_over_processes: averages the number of tubes.
+    """
+
+    costs: MatchingWeights
+    points: PointSampling
+    no_object: float
+    accept_duplicates: bool = False
+    mean_over_processes: Mean = lambda count: count
+
 
 class TubeLosses(NamedTuple):
-    """Unweighted sums over the layers, and the query of each target: int64 [B,L,M]."""
+    """Hold unweighted sums over the layers, and the query of each target: int64 [B,L,M]."""
 
     classification: Tensor
     mask: Tensor
@@ -110,19 +148,19 @@ def training_losses(
     *,
     generator: torch.Generator,
     config: LossConfig | None = None,
-    mean_over_processes: Callable[[Tensor], Tensor] = lambda count: count,
+    mean_over_processes: Mean = lambda count: count,
 ) -> dict[str, Tensor]:
-    """Losses of ``RvosNetwork.forward`` on a batch of B clips of T frames, S sentences for each.
+    """Return the losses of ``RvosNetwork.forward`` on B clips of T frames, with S sentences each.
 
-    Call it under the autocast of the forward pass: the mask products follow it, the rest is done
-    in float32. With no target at all, mask losses are zeros that still reach every parameter.
+    Call this under the autocast of the forward pass. The mask products use autocast, and everything
+    else is float32. Without targets, mask losses are zeros that still reach every parameter.
 
     Args:
         output: of the network.
         targets: of the same clips, on the same device, at any resolution.
-        mask_head: the network's ``mask_head``, which video masks go through.
-        generator: draws the points; its state is all that must be kept for an exact resumption.
-        config: the defaults of the paper's line when None.
+        mask_head: the network's ``mask_head``, for video masks.
+        generator: draws the points; exact resumption needs no other state.
+        config: None: the defaults.
         mean_over_processes: averages a count over the processes that train together.
 
     Returns:
@@ -130,37 +168,34 @@ def training_losses(
         over layers) and similarity, all unweighted; and their weighted sum, total.
 
     Raises:
-        InputError: when targets and output do not fit, or objects outnumber the queries.
+        InputError: targets and output do not fit, or there are more objects than queries.
     """
     config = config or LossConfig()
-    scene = look_at(output.frames.mask_features, targets, config.points, generator)
+    scene = sample_scene(output.frames.mask_features, targets, config.points, generator)
     sentences = targets.sentences
     visible = targets.visible()
     referred = targets.padded_referred()
-    # The frame part has read the first sentence of each clip.
+    # The frame part reads the first sentence of each clip.
     wanted = visible if config.frame_objects == "all" else visible & referred[::sentences, None]
     frame_tubes = pack_tubes(wanted.flatten(0, 1))
-    # An object that is never seen in the clip has no tube to find.
+    # An object that is never visible in the clip has no tube.
     video_tubes = pack_tubes(referred & visible.any(dim=1).repeat_interleave(sentences, dim=0))
-    weights = config.weights
-    frame_costs = weights.matching(weights.frame_class)
-    video_costs = weights.matching(weights.video_class)
-    compare = partial(tube_losses, config=config, mean_over_processes=mean_over_processes)
-    frame = compare(
-        output.frames.predictions, scene.as_frames(), frame_tubes, dot_product, frame_costs
+    frame = tube_losses(
+        output.frames.predictions,
+        scene.as_frames(),
+        frame_tubes,
+        MaskDecoder(dot_product),
+        config.for_frames(mean_over_processes),
     )
-    video = compare(
+    video = tube_losses(
         output.video.predictions,
         scene.repeated(sentences),
         video_tubes,
-        mask_head,
-        video_costs,
-        frame_mask_embeddings=output.video.frame_mask_embeddings,
-        accept_duplicates=config.accept_duplicates,
+        MaskDecoder(mask_head, output.video.frame_mask_embeddings),
+        config.for_videos(mean_over_processes),
     )
-    of_video = matched_queries(
-        output.video.predictions[-1].queries, video_tubes, video.queries[:, -1]
-    )
+    last = output.video.predictions[-1].queries
+    of_video = matched_queries(last, video_tubes, video.queries[:, -1])
     similarity = similarity_loss(
         matched_queries(output.frames.queries, frame_tubes, frame.queries[:, -1]),
         MatchedQueries(*(x[::sentences] for x in of_video)),
@@ -172,69 +207,60 @@ def tube_losses(
     predictions: Sequence[FramePrediction | VideoPrediction],
     scene: Scene,
     tubes: PaddedTubes,
-    mask_product: MaskProduct,
-    costs: MatchingWeights,
-    config: LossConfig,
-    mean_over_processes: Callable[[Tensor], Tensor] = lambda count: count,
-    frame_mask_embeddings: Tensor | None = None,
-    accept_duplicates: bool = False,
+    decoder: MaskDecoder,
+    settings: TubeSettings,
 ) -> TubeLosses:
     """Match the queries of every layer with the tubes, and compare them.
 
     Args:
         predictions: of L layers, each with logits [B,N,2] and mask embeddings [B,N,C].
-        scene: the B clips (:func:`look_at`).
-        tubes: the objects to find in each.
-        mask_product: how masks come from embeddings and mask features.
-        costs: weights of the matching.
-        config: points, and the weight of queries without an object.
-        mean_over_processes: as in :func:`training_losses`.
-        frame_mask_embeddings: [B,T,N,C], those of the slots in every frame; None: the masks come
-            from the predictions alone.
-        accept_duplicates: as :class:`LossConfig` has it.
+        scene: the B clips (:func:`sample_scene`).
+        tubes: the objects to find in each clip.
+        decoder: computes mask logits.
+        settings: of matching and comparison.
     """
-    logits = torch.stack([widen(p.logits) for p in predictions], dim=1)
+    logits = torch.stack([at_least_float32(p.logits) for p in predictions], dim=1)
     embeddings = torch.stack([p.mask_embeddings for p in predictions], dim=1)
-    labels = _pick(scene.labels, tubes.objects[:, None].expand(-1, scene.labels.shape[1], -1))
-    queries, covers = match_tubes(
-        logits,
-        embeddings,
-        scene,
-        labels,
-        tubes.filled,
-        mask_product,
-        costs,
-        frame_mask_embeddings,
+    labels = _gather_rows(
+        scene.labels, tubes.objects[:, None].expand(-1, scene.labels.shape[1], -1)
     )
-    chosen = _pick(embeddings, queries).flatten(1, 2)
-    of_frames = None
-    if frame_mask_embeddings is not None:
-        length = frame_mask_embeddings.shape[1]
-        sentences = len(queries) // len(frame_mask_embeddings)
-        slots = queries.flatten(1)[:, None].expand(-1, length, -1)
-        of_frames = _pick(frame_mask_embeddings.repeat_interleave(sentences, 0), slots)
-    masks = clip_masks(mask_product, chosen, scene.mask_features, of_frames)
-    cross_entropy, dice = _point_losses(widen(masks), scene, labels, tubes.filled, config.points)
-    count = mean_over_processes(tubes.filled.sum().to(dice.dtype)).clamp(min=1)
+    stacked = LayerPredictions(logits, embeddings)
+    queries, covers = match_tubes(stacked, scene, labels, tubes.filled, decoder, settings.costs)
+    chosen = _gather_rows(embeddings, queries).flatten(1, 2)
+    of_frames = decoder.frame_embeddings
+    if of_frames is not None:
+        sentences = len(queries) // len(of_frames)
+        slots = queries.flatten(1)[:, None].expand(-1, of_frames.shape[1], -1)
+        of_frames = _gather_rows(of_frames.repeat_interleave(sentences, 0), slots)
+    masks = clip_masks(decoder.product, chosen, scene.mask_features, of_frames)
+    cross_entropy, dice = _point_losses(
+        at_least_float32(masks), scene, labels, tubes.filled, settings.points
+    )
+    count = settings.mean_over_processes(tubes.filled.sum().to(dice.dtype)).clamp(min=1)
     has_object = matched(queries, tubes.filled, logits.shape[2])
-    if accept_duplicates:
+    if settings.accept_duplicates:
         has_object = has_object | covers
-    classification = classification_loss(logits, has_object, config.weights.no_object)
+    classification = classification_loss(logits, has_object, settings.no_object)
     return TubeLosses(classification, cross_entropy.sum() / count, dice.sum() / count, queries)
 
 
 def _point_losses(
     masks: Tensor, scene: Scene, labels: Tensor, filled: Tensor, sampling: PointSampling
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and dice of the G matched tubes of all layers, each at points of its own: [G].
+    """Return cross-entropy and dice [G] of the G matched tubes of all layers, each at its points.
 
-    masks [B,T,L*M,H/4,W/4] with gradient; labels [B,T,M,S]; filled [B,M].
+    Args:
+        masks: logits [B,T,L*M,H/4,W/4], with gradient.
+        scene: the B clips.
+        labels: [B,T,M,S].
+        filled: bool [B,M].
+        sampling: numbers of points.
     """
     batch, length, rows = masks.shape[:3]
     slots, drawn = labels.shape[2:]
     layers = rows // max(slots, 1)
     matched = filled.repeat(1, layers).flatten().nonzero().squeeze(1)
-    # [B,T,L*M,...] -> [G*T,...], the matched ones only.
+    # The matched ones of [B,T,L*M,...] become [G*T,...].
     at_points = sample_points(masks.detach().flatten(0, 1), scene.points.flatten(0, 1))
     at_points = at_points.unflatten(0, (batch, length)).transpose(1, 2).flatten(0, 1)
     maps = masks.transpose(1, 2).flatten(0, 1).index_select(0, matched).flatten(0, 1)
@@ -253,7 +279,7 @@ def _point_losses(
 
 
 def point_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean binary cross-entropy, and dice smoothed by one (Mask2Former): [G], both of [G,S]."""
+    """Return mean binary cross-entropy and dice, smoothed by one (Mask2Former): [G] of [G,S]."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
     probability = logits.sigmoid()
     overlap = 2 * (probability * labels).sum(dim=1)
@@ -262,19 +288,19 @@ def point_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def matched(queries: Tensor, filled: Tensor, count: int) -> Tensor:
-    """Which of ``count`` queries answer for a tube: bool [B,L,N].
+    """Return which of ``count`` queries are matched with a tube: bool [B,L,N].
 
     Args:
-        queries: int64 [B,L,M], the matched ones.
-        filled: bool [B,M]: which of them count.
-        count: N.
+        queries: int64 [B,L,M], the matched queries.
+        filled: bool [B,M], False for padding.
+        count: number N of queries.
     """
     times = torch.zeros((*queries.shape[:2], count), dtype=torch.int64, device=queries.device)
     return times.scatter_add_(2, queries, filled[:, None].expand(queries.shape).long()) > 0
 
 
 def classification_loss(logits: Tensor, is_object: Tensor, no_object: float) -> Tensor:
-    """Cross-entropy, its weighted mean over queries and clips in each layer, summed over layers.
+    """Return the cross-entropy: its weighted mean over queries and clips, summed over layers.
 
     Args:
         logits: [B,L,N,2]: class 0 has an object (or a referred one), class 1 has none.
@@ -289,31 +315,34 @@ def classification_loss(logits: Tensor, is_object: Tensor, no_object: float) -> 
 
 
 class MatchedQueries(NamedTuple):
-    """queries [B,M,C]; the object of each, int64 [B,M]; whether there is one, bool [B,M]."""
+    """Hold queries [B,M,C], their objects int64 [B,M], and filled bool [B,M], False for padding."""
 
     queries: Tensor
     objects: Tensor
     filled: Tensor
 
     def by_clip(self, batch: int) -> MatchedQueries:
-        """Put those of the T frames of a clip in one row: [B*T,M,...] -> [B,T*M,...]."""
+        """Join the frames of a clip in one row: [B*T,M,...] becomes [B,T*M,...]."""
         return MatchedQueries(*(x.reshape(batch, -1, *x.shape[2:]) for x in self))
 
 
 def matched_queries(queries: Tensor, tubes: PaddedTubes, matches: Tensor) -> MatchedQueries:
-    """Pick from queries [B,N,C] those that ``match`` gave to the tubes: int64 [B,M]."""
-    return MatchedQueries(_pick(widen(queries), matches), tubes.objects, tubes.filled)
+    """Select the queries of [B,N,C] that ``matches`` int64 [B,M] assigns to the tubes."""
+    return MatchedQueries(
+        _gather_rows(at_least_float32(queries), matches), tubes.objects, tubes.filled
+    )
 
 
 def similarity_loss(frame: MatchedQueries, video: MatchedQueries) -> Tensor:
-    """Cross-entropy on dot products of a clip's matched queries: alike where one object is meant.
+    """Return the cross-entropy of the dot products of a clip's matched queries.
 
-    As in LMPM, frame and video queries are pooled, and all pairs of a clip count alike. Unlike
-    there, a query is not compared with itself, and the product is divided by sqrt(C), since no
-    projection learns its scale.
+    Two queries should be similar exactly if they have one object. As in LMPM, frame and video
+    queries are pooled, and all pairs of a clip have equal weight. In contrast to LMPM, a query is
+    not compared with itself, and the product is divided by sqrt(C), because no projection learns
+    its scale.
 
     Args:
-        frame: of B*T frames, those of a clip together.
+        frame: of B*T frames, those of a clip consecutive.
         video: of B clips.
     """
     pooled = zip(frame.by_clip(video.queries.shape[0]), video, strict=True)
@@ -349,6 +378,6 @@ def _named(
     return {**losses, "total": total}
 
 
-def _pick(values: Tensor, index: Tensor) -> Tensor:
-    """Rows of [...,N,C] by int64 [...,M]: [...,M,C]."""
+def _gather_rows(values: Tensor, index: Tensor) -> Tensor:
+    """Gather rows of values [...,N,C] by index int64 [...,M]: [...,M,C]."""
     return values.gather(-2, index[..., None].expand(*index.shape, values.shape[-1]))

@@ -1,4 +1,4 @@
-"""Hungarian matching: which query answers for which object, in every layer of every tube at once.
+"""Match queries with objects by the Hungarian algorithm, for all layers and tubes at once.
 
 A tube is an object's masks over the frames of a clip; a single frame is a tube of length one.
 """
@@ -14,37 +14,47 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.training.points import MaskProduct, Scene, clip_masks, widen
+from rvos_deploy.training.points import MaskDecoder, Scene, at_least_float32, clip_masks
 
-REFUSED = 1e6
-"""Cost that stands for one that is not finite: a query in that state is matched last."""
+INFINITE_COST = 1e6
+"""Replaces a cost that is not finite, so a query with such a cost is matched last."""
 
 
 class MatchingWeights(NamedTuple):
-    """Weights of the three costs, the same as those of the losses."""
+    """Hold the weights of the three costs."""
 
     classification: float
     mask: float
     dice: float
 
 
-COVERS = 0.5
-"""Dice from which a query is said to lie on a tube: an IoU of a third, which no neighbour has."""
+MIN_COVER_DICE = 0.5
+"""Dice from which a query covers a tube: an IoU of one third, which no neighbour reaches."""
 
 
 class Matches(NamedTuple):
-    """queries int64 [B,L,M]: that of each tube; covers bool [B,L,N]: whether a query lies on any
-    tube, be it matched with it or not.
+    """Hold the matches of B tube sets in L layers.
+
+    queries: int64 [B,L,M], the query of each tube.
+    covers: bool [B,L,N], whether a query covers any tube, matched or not.
     """
 
     queries: Tensor
     covers: Tensor
 
 
-class PaddedTubes(NamedTuple):
-    """The targets of B tubes' worth of frames, packed to the front.
+class LayerPredictions(NamedTuple):
+    """Hold the predictions of L layers: logits [B,L,N,2] and mask embeddings [B,L,N,C]."""
 
-    objects int64 [B,M]: which object fills each slot; filled bool [B,M]: whether one does.
+    logits: Tensor
+    embeddings: Tensor
+
+
+class PaddedTubes(NamedTuple):
+    """Hold the target tubes of B clips, padded to M.
+
+    objects: int64 [B,M], the object of each tube.
+    filled: bool [B,M], False for padding.
     """
 
     objects: Tensor
@@ -52,7 +62,7 @@ class PaddedTubes(NamedTuple):
 
 
 def pack_tubes(wanted: Tensor) -> PaddedTubes:
-    """Pack the wanted ones of K objects into M slots, M the most that any row wants.
+    """Return the wanted ones of K objects, padded to the largest number M of any row.
 
     Args:
         wanted: bool [B,K].
@@ -64,45 +74,38 @@ def pack_tubes(wanted: Tensor) -> PaddedTubes:
 
 @torch.no_grad()
 def match_tubes(
-    logits: Tensor,
-    embeddings: Tensor,
+    predictions: LayerPredictions,
     scene: Scene,
     labels: Tensor,
     filled: Tensor,
-    mask_product: MaskProduct,
+    decoder: MaskDecoder,
     weights: MatchingWeights,
-    frame_mask_embeddings: Tensor | None = None,
 ) -> Matches:
     """Match the queries of every layer with the tubes, at the scene's points for matching.
 
     Args:
-        logits: [B,L,N,2].
-        embeddings: [B,L,N,C].
+        predictions: of L layers.
         scene: B clips of T frames.
         labels: [B,T,M,S], the tubes at the points of the scene.
-        filled: bool [B,M], which slots hold a tube.
-        mask_product: how masks come from embeddings and mask features.
+        filled: bool [B,M], False for padding.
+        decoder: computes mask logits.
         weights: of the costs.
-        frame_mask_embeddings: [B,T,N,C], those of the slots in every frame.
     """
+    logits, embeddings = predictions
     layers = logits.shape[1]
-    if frame_mask_embeddings is not None:
-        sentences = logits.shape[0] // frame_mask_embeddings.shape[0]
-        of_frames = frame_mask_embeddings.repeat_interleave(sentences, 0)
-        frame_mask_embeddings = of_frames.repeat(1, 1, layers, 1)
-    # The points are a map of one row. [B,T,L*N,1,P] -> [B,L*N,T*P]: a tube is compared as a whole.
-    sampled = clip_masks(
-        mask_product,
-        embeddings.flatten(1, 2),
-        scene.point_features[:, :, :, None],
-        frame_mask_embeddings,
-    )
-    mask_logits = widen(sampled).squeeze(3).transpose(1, 2).flatten(2)
-    there = labels[..., : scene.point_features.shape[-1]].transpose(1, 2).flatten(2)
+    of_frames = decoder.frame_embeddings
+    if of_frames is not None:
+        sentences = logits.shape[0] // of_frames.shape[0]
+        of_frames = of_frames.repeat_interleave(sentences, 0).repeat(1, 1, layers, 1)
+    # The points form a map of one row: [B,T,L*N,1,P] becomes [B,L*N,T*P], one row a tube.
+    features = scene.point_features[:, :, :, None]
+    sampled = clip_masks(decoder.product, embeddings.flatten(1, 2), features, of_frames)
+    mask_logits = at_least_float32(sampled).squeeze(3).transpose(1, 2).flatten(2)
+    expected = labels[..., : scene.point_features.shape[-1]].transpose(1, 2).flatten(2)
     with torch.autocast(mask_logits.device.type, enabled=False):
-        cross_entropy, dice = mask_costs(mask_logits, there.to(mask_logits.dtype))
+        cross_entropy, dice = mask_costs(mask_logits, expected.to(mask_logits.dtype))
         costs = matching_costs(logits.flatten(1, 2), cross_entropy, dice, weights)
-    covers = ((1 - dice >= COVERS) & filled[:, None]).any(dim=-1)
+    covers = ((1 - dice >= MIN_COVER_DICE) & filled[:, None]).any(dim=-1)
     queries = match(costs.unflatten(1, (layers, -1)), filled)
     return Matches(queries, covers.unflatten(1, (layers, -1)))
 
@@ -111,27 +114,29 @@ def match_tubes(
 def matching_costs(
     class_logits: Tensor, cross_entropy: Tensor, dice: Tensor, weights: MatchingWeights
 ) -> Tensor:
-    """Cost of matching each query with each target (Mask2Former: the losses' own terms).
+    """Return the cost [B,Q,M] of matching each query with each target (Mask2Former).
 
     Args:
-        class_logits: [B,Q,2] (object or referred, no object); minus the probability is a cost.
-        cross_entropy: [B,Q,M], as :func:`mask_costs` gives it.
-        dice: likewise.
-
-    Returns:
-        [B,Q,M].
+        class_logits: [B,Q,2] (object or referred, no object); the cost is minus the probability.
+        cross_entropy: [B,Q,M], from :func:`mask_costs`.
+        dice: [B,Q,M], from :func:`mask_costs`.
+        weights: of the costs.
     """
     probability = torch.softmax(class_logits.to(dice.dtype), dim=-1)[..., :1]
     return weights.mask * cross_entropy + weights.dice * dice - weights.classification * probability
 
 
 def mask_costs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy and dice of all pairs: both [B,Q,M], of logits [B,Q,S], labels [B,M,S].
+    """Return binary cross-entropy and dice of all pairs: both [B,Q,M].
 
-    Each is a matrix product, since softplus(-x) = softplus(x) - x.
+    Both are matrix products, because softplus(-x) = softplus(x) - x.
+
+    Args:
+        logits: [B,Q,S].
+        labels: [B,M,S].
     """
     points = labels.transpose(1, 2)
-    # F.softplus by the operators that are vectorised on a CPU: four times as quick.
+    # These operators are vectorised on a CPU, and four times as fast as F.softplus.
     softplus = logits.clamp(min=0) - logits.abs().sigmoid().log()
     cross_entropy = (softplus.sum(dim=-1, keepdim=True) - logits @ points) / logits.shape[-1]
     probability = logits.sigmoid()
@@ -141,20 +146,20 @@ def mask_costs(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def match(costs: Tensor, filled: Tensor) -> Tensor:
-    """Assign a query of its own to every target at the least total cost.
+    """Assign a different query to every target at the least total cost.
 
-    Costs that are not finite count as very high. Runs on the CPU (scipy); ties resolve the same
-    way every time.
+    Costs that are not finite count as very high. The assignment runs on the CPU (scipy) and is
+    deterministic.
 
     Args:
-        costs: [B,L,N,M], for L layers that are matched apart.
-        filled: bool [B,M], the filled slots first.
+        costs: [B,L,N,M]; the L layers are matched independently.
+        filled: bool [B,M], False for padding, which comes last.
 
     Returns:
-        int64 [B,L,M]: the query of each target; 0 where the slot is not filled.
+        int64 [B,L,M]: the query of each target; 0 for padding.
 
     Raises:
-        InputError: when there are more targets than queries.
+        InputError: there are more targets than queries.
     """
     batch, layers, queries, slots = costs.shape
     counts = filled.sum(dim=1).tolist()
@@ -173,4 +178,4 @@ def match(costs: Tensor, filled: Tensor) -> Tensor:
 
 def _finite(costs: Tensor) -> NDArray[np.float64]:
     table: NDArray[np.float64] = costs.detach().double().cpu().numpy()
-    return np.nan_to_num(table, nan=REFUSED, posinf=REFUSED, neginf=REFUSED)
+    return np.nan_to_num(table, nan=INFINITE_COST, posinf=INFINITE_COST, neginf=INFINITE_COST)

@@ -1,4 +1,4 @@
-"""A gate before the CLIP part is frozen: does its text tower tell opposite motion words apart?"""
+"""Measure whether CLIP's text tower separates opposite motion words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.pan2024.modules.clip import FrozenClip
 
 MINIMUM_RATIO = 0.35
-"""A trial's tower that could not learn motion had 2.2 / 15.5 = 0.14 (see ../shared/model.md)."""
+"""Least ratio that passes. A tower that could not learn motion had 2.2 / 15.5 = 0.14."""
 
 OPPOSITES = (
     ("moving to the left", "moving to the right"),
@@ -26,7 +26,7 @@ NOUNS = ("star", "circle", "square", "heart", "triangle")
 
 @dataclass(frozen=True)
 class MotionWordDistances:
-    """Mean distance of sentences that differ in the motion, and in the noun, only."""
+    """Hold the mean distance of sentences that differ only in the motion, or only in the noun."""
 
     opposite_motions: float
     other_nouns: float
@@ -34,13 +34,13 @@ class MotionWordDistances:
 
     @property
     def ratio(self) -> float:
-        """Opposite motions over other nouns; below ``MINIMUM_RATIO`` motion is not learned."""
+        """Return opposite motions over other nouns; below ``MINIMUM_RATIO`` none is learned."""
         return self.opposite_motions / self.other_nouns
 
 
 @torch.inference_mode()
 def motion_word_distances(clip: FrozenClip, tokenizer: Tokenizer) -> MotionWordDistances:
-    """Distances of the end-of-text states (after the final norm), over all nouns."""
+    """Return distances of end-of-text states (after the final norm), over all nouns."""
 
     def state(sentence: str) -> Tensor:
         ids = torch.from_numpy(tokenizer(sentence))[None]

@@ -1,4 +1,4 @@
-"""What a step needs: the losses as a module, the optimizer and its rate, the random points."""
+"""Provide what a step needs: the losses as a module, the optimizer, its rate, random points."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from rvos_deploy.errors import InputError
 from rvos_deploy.networks.pan2024.modules.checkpoint import CLIP_PREFIX
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.training.clips import Batch
 from rvos_deploy.training.losses import LossConfig, LossWeights, training_losses
 from rvos_deploy.training.points import PointSampling
 from rvos_deploy.training.recipe import LossSettings, Stage
-from rvos_deploy.training.targets import ClipTargets
 
-_POINTS = 2  # tells the random stream of points from that of clips
+_POINTS = 2  # separates the random stream of points from that of clips
 _UNDECAYED = ("query_position", "slot_position", "level_embedding", "query_share")
 
 
 class Objective(nn.Module):
-    """The network and its losses as one module.
+    """Combine the network and its losses in one module.
 
-    Distributed training and autocast act on ``forward``; the losses use the mask head, so they must
-    be computed inside of it.
+    Distributed training and autocast act on ``forward``. The losses use the mask head, so they are
+    computed inside ``forward``.
     """
 
     def __init__(
@@ -38,19 +38,11 @@ class Objective(nn.Module):
         super().__init__()
         self.network, self.losses, self.mean = network, losses, mean_over_processes
 
-    def forward(
-        self,
-        frames: Tensor,
-        token_ids: Tensor,
-        ages: Tensor,
-        masks: tuple[Tensor, ...],
-        referred: tuple[Tensor, ...],
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """Losses by name, "total" among them, of one batch (see ``Batch``)."""
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the losses of a batch by name, with their weighted sum "total"."""
         return training_losses(
-            self.network(frames, token_ids, ages),
-            ClipTargets(masks, referred),
+            self.network(batch.frames, batch.token_ids, batch.ages),
+            batch.targets,
             self.network.mask_head,
             generator=generator,
             config=self.losses,
@@ -59,7 +51,7 @@ class Objective(nn.Module):
 
 
 def loss_config(settings: LossSettings) -> LossConfig:
-    """Sort loss settings into the losses' configuration."""
+    """Return the configuration of the losses for the settings of a recipe."""
     values = asdict(settings)
     points = {name: values.pop(name) for name in ("num_points", "oversample", "importance")}
     others = {name: values.pop(name) for name in ("frame_objects", "accept_duplicates")}
@@ -67,7 +59,7 @@ def loss_config(settings: LossSettings) -> LossConfig:
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Rate of step ``step`` (from 0) of a stage: linear warm-up, then the schedule."""
+    """Return the learning rate of a step (from 0) of a stage: linear warm-up, then the schedule."""
     if step < stage.warmup:
         return stage.learning_rate * (step + 1) / (stage.warmup + 1)
     done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
@@ -77,10 +69,10 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 def select_trained(network: RvosNetwork, stage: Stage) -> dict[str, nn.Parameter]:
-    """Let a stage's parameters take gradients, and freeze all others; returns the former.
+    """Enable gradients of a stage's parameters, freeze all others, and return the former by name.
 
     Raises:
-        InputError: a prefix that no parameter has.
+        InputError: no parameter begins with a prefix of the stage.
     """
     named = {n: p for n, p in network.named_parameters() if not n.startswith(CLIP_PREFIX)}
     for prefix in stage.trained:
@@ -97,7 +89,7 @@ def select_trained(network: RvosNetwork, stage: Stage) -> dict[str, nn.Parameter
 
 
 def make_optimizer(named: dict[str, nn.Parameter], stage: Stage) -> torch.optim.AdamW:
-    """AdamW; biases, norms and learned positions do not decay."""
+    """Return AdamW, without weight decay on biases, norms and learned positions."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in named.items():
         groups[parameter.ndim > 1 and not name.endswith(_UNDECAYED)].append(parameter)
@@ -111,6 +103,6 @@ def make_optimizer(named: dict[str, nn.Parameter], stage: Stage) -> torch.optim.
 
 
 def step_generator(seed: int, step: int, part: int, rank: int) -> torch.Generator:
-    """Random stream of the points of one part of one step in one process."""
+    """Return the random stream for the points of one part of one step in one process."""
     words = np.random.SeedSequence([seed, _POINTS, step, part, rank]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(words[0]) >> 1)

@@ -1,4 +1,4 @@
-"""Points at which masks are compared: drawn at random, more of them where a mask is uncertain."""
+"""Draw the points at which masks are compared, more of them where a mask is uncertain."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rvos_deploy.training.targets import ClipTargets
 
 
 class MaskProduct(Protocol):
-    """Embeddings [...,N,C] and mask features [...,C,H,W] -> mask logits [...,N,H,W].
+    """Compute mask logits [...,N,H,W] of embeddings [...,N,C] on mask features [...,C,H,W].
 
-    frame_mask_embeddings: [...,N,C], those of the slots' frame queries.
+    ``frame_mask_embeddings`` are [...,N,C] of the slots' frame queries.
     """
 
     def __call__(  # noqa: D102
@@ -27,13 +27,25 @@ class MaskProduct(Protocol):
     ) -> Tensor: ...
 
 
+class MaskDecoder(NamedTuple):
+    """Compute mask logits of queries.
+
+    product: computes mask logits of embeddings on mask features.
+    frame_embeddings: [B,T,N,C] of the slots in every frame; None: the masks depend on the queries'
+        embeddings alone.
+    """
+
+    product: MaskProduct
+    frame_embeddings: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class PointSampling:
-    """How many points, and which (PointRend, Kirillov et al. 2020; numbers of Mask2Former).
+    """Set the number and choice of points (PointRend, Kirillov et al. 2020; as Mask2Former).
 
     Attributes:
-        num_points: points a mask and frame that the losses see.
-        oversample: candidates drawn for each of them.
+        num_points: points of each mask in each frame for the losses.
+        oversample: candidates drawn for each of these points.
         importance: share of the points that are the most uncertain candidates; the others are
             drawn uniformly.
     """
@@ -53,38 +65,38 @@ class PointSampling:
 
     @property
     def candidates(self) -> int:
-        """Points among which the uncertain ones are chosen."""
+        """Return the number of points among which the uncertain ones are chosen."""
         return int(self.num_points * self.oversample)
 
     @property
     def uncertain(self) -> int:
-        """Points that are chosen for their uncertainty."""
+        """Return the number of points that are chosen for their uncertainty."""
         return int(self.num_points * self.importance)
 
     @property
     def drawn(self) -> int:
-        """Points to draw in all: the candidates, then those that are taken as they come."""
+        """Return the number of points to draw: the candidates, then the uniform points."""
         return self.candidates + self.num_points - self.uncertain
 
 
 def draw_points(
     frames: int, sampling: PointSampling, generator: torch.Generator, device: torch.device
 ) -> Tensor:
-    """Draw points uniformly in the unit square: float32 [frames, sampling.drawn, 2] as (x, y).
+    """Draw points (x, y) uniformly in the unit square: float32 [frames, sampling.drawn, 2].
 
-    One set a frame serves all masks of all layers there, so what is drawn depends neither on the
-    objects nor on the device of the network; each mask then chooses its own points among them.
+    All masks and layers of a frame share one set, and each mask chooses its points from the set. So
+    the draw depends neither on the objects nor on the network's device.
     """
     shape = (frames, sampling.drawn, 2)
     return torch.rand(shape, generator=generator, device=generator.device).to(device)
 
 
 def sample_points(features: Tensor, points: Tensor) -> Tensor:
-    """Sample maps bilinearly at points, pixel centres at (i + 0.5) / size (align_corners False).
+    """Sample maps bilinearly at points; pixel centres are at (i + 0.5) / size.
 
-    Outside the outermost pixel centres the border goes on. So the weights always sum to 1, and
-    at the centres of a finer grid the values are those of ``F.interpolate``, by which masks are
-    enlarged at inference. (Mask2Former fades to 0 there, within half a pixel of the border.)
+    Border values extend beyond the outermost pixel centres. So the weights sum to 1, and at the
+    centres of a finer grid the values equal those of ``F.interpolate``, which enlarges masks at
+    inference. Mask2Former fades to 0 within half a pixel of the border.
 
     Args:
         features: float [B,C,H,W].
@@ -100,13 +112,14 @@ def sample_points(features: Tensor, points: Tensor) -> Tensor:
 
 @torch.no_grad()
 def choose_points(logits: Tensor, sampling: PointSampling) -> Tensor:
-    """Choose each mask's points among those drawn (PointRend).
+    """Choose the points of each mask among the drawn ones (PointRend).
 
     Args:
-        logits: [G, sampling.drawn], the masks' logits at the points of ``draw_points``.
+        logits: [G, sampling.drawn], of the masks at the points of ``draw_points``.
+        sampling: numbers of points.
 
     Returns:
-        int64 [G, num_points]: the candidates whose logits are nearest to 0, then the uniform rest.
+        int64 [G, num_points]: the candidates with logits nearest to 0, then the uniform points.
     """
     candidates = logits[:, : sampling.candidates].abs()
     nearest = candidates.topk(sampling.uncertain, dim=1, largest=False, sorted=False).indices
@@ -115,11 +128,14 @@ def choose_points(logits: Tensor, sampling: PointSampling) -> Tensor:
 
 
 class Scene(NamedTuple):
-    """B clips of T frames as the losses see them: S points drawn, P of them for the matching.
+    """Hold B clips of T frames for the losses, with S drawn points, P of them for the matching.
 
-    mask_features [B,T,C,H/4,W/4]; points [B,T,S,2]; point_features [B,T,C,P], without gradient;
-    labels [B,T,K,S], the objects' masks at the points. Where a clip has several sentences, points
-    and labels come once for each.
+    mask_features: [B,T,C,H/4,W/4].
+    points: [B,T,S,2], (x, y) in 0..1.
+    point_features: [B,T,C,P], without gradient.
+    labels: [B,T,K,S], the objects' masks at the points.
+
+    After :meth:`repeated`, points and labels are repeated for each sentence of a clip.
     """
 
     mask_features: Tensor
@@ -128,11 +144,11 @@ class Scene(NamedTuple):
     labels: Tensor
 
     def as_frames(self) -> Scene:
-        """View every frame as a clip of its own: [B*T,1,...]."""
+        """Return every frame as a separate clip: [B*T,1,...]."""
         return Scene(*(x.flatten(0, 1)[:, None] for x in self))
 
     def repeated(self, sentences: int) -> Scene:
-        """Points and labels as many times as a clip has sentences: [B*S,...]."""
+        """Repeat points and labels for each sentence of a clip: [B*S,...]."""
         if sentences == 1:
             return self
         points, labels = (x.repeat_interleave(sentences, 0) for x in (self.points, self.labels))
@@ -145,11 +161,11 @@ def clip_masks(
     features: Tensor,
     frame_mask_embeddings: Tensor | None,
 ) -> Tensor:
-    """Mask logits of all sentences of a clip by one product with its features.
+    """Compute the mask logits of all sentences of a clip by one product with its features.
 
     Args:
-        mask_product: how masks come from embeddings and mask features.
-        embeddings: [B*S,K,C], the S sentences of a clip together.
+        mask_product: computes mask logits.
+        embeddings: [B*S,K,C], the S sentences of a clip are consecutive.
         features: [B,T,C,H,W].
         frame_mask_embeddings: [B*S,T,K,C] or None.
 
@@ -166,13 +182,23 @@ def clip_masks(
     return masks.unflatten(2, (sentences, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def look_at(
+def sample_scene(
     mask_features: Tensor,
     targets: ClipTargets,
     sampling: PointSampling,
     generator: torch.Generator,
 ) -> Scene:
-    """Draw points in every frame, and sample mask features [B*T,C,H/4,W/4] and targets there."""
+    """Draw points in every frame, and sample mask features and targets at the points.
+
+    Args:
+        mask_features: [B*T,C,H/4,W/4].
+        targets: of the B clips.
+        sampling: numbers of points.
+        generator: random stream.
+
+    Raises:
+        InputError: targets and mask features have different numbers of frames.
+    """
     shape = (targets.batch, targets.length)
     frames = targets.batch * targets.length
     if mask_features.shape[0] != frames:
@@ -183,7 +209,7 @@ def look_at(
     points = draw_points(frames, sampling, generator, mask_features.device)
     with torch.no_grad(), torch.autocast(mask_features.device.type, enabled=False):
         for_matching = points[:, : sampling.num_points]
-        point_features = sample_points(widen(mask_features), for_matching)
+        point_features = sample_points(at_least_float32(mask_features), for_matching)
         masks = targets.padded_masks(point_features.dtype)
         labels = sample_points(masks.flatten(0, 1), points)
     parts = (mask_features, points, point_features, labels)
@@ -193,13 +219,13 @@ def look_at(
 def dot_product(
     mask_embeddings: Tensor, mask_features: Tensor, frame_mask_embeddings: Tensor | None = None
 ) -> Tensor:
-    """Mask logits of frame queries: [...,N,C] and [...,C,H,W] -> [...,N,H,W]."""
+    """Compute mask logits [...,N,H,W] of frame queries: [...,N,C] times [...,C,H,W]."""
     if frame_mask_embeddings is not None:
         mask_embeddings = mask_embeddings + frame_mask_embeddings
     logits = mask_embeddings @ mask_features.flatten(-2)
     return logits.unflatten(-1, mask_features.shape[-2:])
 
 
-def widen(x: Tensor) -> Tensor:
-    """At least float32, in which losses are computed."""
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return the tensor in float32, or unchanged in float64."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,4 +1,4 @@
-"""What is settled before the first step: data, network, and whether a run may go on."""
+"""Prepare a run before its first step: data, network, and whether it may be resumed."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from rvos_deploy.datasets import (
 )
 from rvos_deploy.datasets.moving_sprites.looks import require_font
 from rvos_deploy.errors import InputError
+from rvos_deploy.networks.pan2024.config import current_keys
 from rvos_deploy.networks.pan2024.modules.checkpoint import load_checkpoint
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
 from rvos_deploy.training import checkpoints
@@ -37,7 +38,7 @@ RECIPE = "recipe.json"
 
 
 def make_fabric(recipe: Recipe, accelerator: str) -> Fabric:
-    """Launch Fabric on one device, or as one of the processes that torchrun started."""
+    """Launch Fabric on one device, or as one process of torchrun."""
     local, world = (int(os.environ.get(n, 1)) for n in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     fabric = Fabric(
         accelerator=accelerator,
@@ -51,7 +52,7 @@ def make_fabric(recipe: Recipe, accelerator: str) -> Fabric:
 
 
 def read_training_data(recipe: Recipe, data: str | os.PathLike[str] | None) -> DataSplit | None:
-    """Read the train split of a recipe; None for clips that are rendered, once they can be."""
+    """Read the train split of a recipe; return None for rendered clips, after checking the font."""
     if recipe.data == "sprites":
         if data is not None:
             raise InputError(
@@ -75,8 +76,8 @@ def read_training_data(recipe: Recipe, data: str | os.PathLike[str] | None) -> D
 def make_network(
     recipe: Recipe, clip_weights: str | None, init_from: str | os.PathLike[str] | None
 ) -> tuple[RvosNetwork, InitReport | None]:
-    """Build the network with its CLIP part, seeded; with a report of foreign weights loaded."""
-    if recipe.gates and not (clip_weights or recipe.model.clip_pretrained):
+    """Build the network with its CLIP part, seeded, and report published weights that it loads."""
+    if recipe.preflight and not (clip_weights or recipe.model.clip_pretrained):
         raise InputError(
             f"the CLIP part of '{recipe.model.name}' has no published weights; train some with "
             "'rvos-deploy pretrain-clip --out CLIP' and pass --clip-weights CLIP/clip.safetensors"
@@ -89,7 +90,7 @@ def make_network(
 
 
 def clip_source(recipe: Recipe, clip_weights: str | None) -> str:
-    """Where the CLIP part comes from: an open_clip tag, or the file that the run keeps it in."""
+    """Return the origin of the CLIP part: an open_clip tag, or the file in the run's folder."""
     source = clip_weights or recipe.model.clip_pretrained
     if source is None or Path(source).is_file():
         return checkpoints.CLIP
@@ -97,14 +98,14 @@ def clip_source(recipe: Recipe, clip_weights: str | None) -> str:
 
 
 def resumed_state(folder: Path, fresh: TrainingState, recipe: Recipe) -> TrainingState:
-    """The state to go on from, once it is sure that the run is the same."""
+    """Return the state to resume from, after checking that the run is the same."""
     state = checkpoints.read_state(folder)
     if state.stage >= len(recipe.stages):
         raise InputError(
             f"{folder} stands in stage {state.stage}, but the recipe has stages 0 to "
             f"{len(recipe.stages) - 1}; resume with the recipe that it was trained with"
         )
-    plain = json.loads(json.dumps(fresh.recipe))  # as the file has it: lists, no tuples
+    plain = json.loads(json.dumps(fresh.recipe))  # tuples become lists, as in the file
     before = _decisive(_with_defaults(state.recipe), state.stage)
     now = _decisive(plain, state.stage)
     if changed := _first_difference(before, now):
@@ -127,12 +128,12 @@ def resumed_state(folder: Path, fresh: TrainingState, recipe: Recipe) -> Trainin
 
 
 def warn_of_other_processes(folder: Path, before: int | None, now: int) -> None:
-    """Warn where a run goes on with another number of processes, and say what that changes.
+    """Warn if a run resumes with another number of processes, and say what that changes.
 
     Args:
         folder: the checkpoint.
-        before: with how many it was trained; None where it does not say, and nothing is compared.
-        now: how many go on.
+        before: processes that trained it; None: the checkpoint does not record them.
+        now: processes that resume it.
     """
     if before is None or before == now:
         return
@@ -146,7 +147,7 @@ def warn_of_other_processes(folder: Path, before: int | None, now: int) -> None:
 
 
 def _check_steps(folder: Path, state: TrainingState, recipe: Recipe) -> None:
-    """Refuse steps that do not add up."""
+    """Refuse a state whose steps contradict the recipe."""
     before = sum(stage.steps for stage in recipe.stages[: state.stage])
     most = recipe.stages[state.stage].steps
     if state.stage_step > most or state.step != before + state.stage_step:
@@ -158,24 +159,26 @@ def _check_steps(folder: Path, state: TrainingState, recipe: Recipe) -> None:
 
 
 def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recorded recipe with the fields that later versions added, as they behave in it."""
+    """Return a recorded recipe with present names, and defaults for fields it does not have."""
+    if isinstance(model := recipe.get("model"), dict):
+        recipe = {**recipe, "model": current_keys(model)}
     try:
         whole = msgspec.convert(recipe, Recipe).as_dict()
     except msgspec.ValidationError:
-        return recipe  # what is wrong in it differs from the recipe at hand, and is named so
+        return recipe  # the invalid value differs from the present recipe, and is reported so
     filled: dict[str, Any] = json.loads(json.dumps(whole))
     return filled
 
 
 def _decisive(recipe: dict[str, Any], stage: int) -> dict[str, Any]:
-    """What of a recipe a resumed run must not change: later stages it may."""
+    """Return the part of a recipe that a resumed run must not change; later stages may change."""
     kept = {name: value for name, value in recipe.items() if name not in OPERATIONAL}
     stages = recipe.get("stages")
     return {**kept, "stages": stages[: stage + 1] if isinstance(stages, list) else None}
 
 
 def _first_difference(before: object, now: object, key: str = "") -> str | None:
-    """The key, as ``--set`` names it, of the first value that is not as it was; None if all are."""
+    """Return the first key, as ``--set`` names it, whose values differ; None if all agree."""
     if before == now:
         return None
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
@@ -190,13 +193,13 @@ def _first_difference(before: object, now: object, key: str = "") -> str | None:
 
 
 def check_resumable(run: Path, folder: Path, stage: Stage, network: RvosNetwork) -> None:
-    """Read what else a resumed run will need, before the run writes anything.
+    """Read the other files of a resumed run, before the run writes anything.
 
     Args:
-        run: the folder of the run.
-        folder: the checkpoint to go on from, in the middle of a stage.
+        run: folder of the run.
+        folder: checkpoint in the middle of a stage.
         stage: that stage.
-        network: whose parameters the optimizer holds.
+        network: its parameters belong to the optimizer.
 
     Raises:
         InputError: moments of the optimizer, or the pointer to the best checkpoint, are damaged.
@@ -208,13 +211,13 @@ def check_resumable(run: Path, folder: Path, stage: Stage, network: RvosNetwork)
 def read_validation_data(
     fabric: Fabric, recipe: Recipe, run: Path, valid: str | os.PathLike[str] | None
 ) -> DataSplit | None:
-    """Read the valid split in every process, for Moving Sprites once the first has rendered it.
+    """Read the valid split in every process; process 0 renders the one of Moving Sprites first.
 
     Returns:
-        None where a recipe has none.
+        The split; None if the recipe has no validation.
 
     Raises:
-        InputError: the split cannot be read, or has nothing to validate against.
+        InputError: the split cannot be read, or has no ground truth.
     """
     if not recipe.validate_every:
         return None
@@ -235,7 +238,7 @@ def read_validation_data(
 
 
 def missing_validation(recipe: Recipe, valid: str | os.PathLike[str] | None) -> str | None:
-    """A warning for a recipe that wants validation and is given no split for it; else None."""
+    """Return a warning if a recipe validates but has no split for it, else None."""
     if not recipe.validate_every or recipe.data == "sprites" or valid is not None:
         return None
     return (
@@ -246,7 +249,7 @@ def missing_validation(recipe: Recipe, valid: str | os.PathLike[str] | None) -> 
 
 
 def _initialise(network: RvosNetwork, file: Path) -> InitReport | None:
-    """Load our own checkpoint whole, or what fits of one published by others."""
+    """Load a checkpoint of rvos-deploy whole, or the fitting part of a published one."""
     if not file.is_file():
         raise InputError(f"--init-from {file} does not exist; give a file of weights")
     if file.suffix == ".safetensors":
@@ -254,7 +257,7 @@ def _initialise(network: RvosNetwork, file: Path) -> InitReport | None:
             with safe_open(file, "pt") as stored:
                 ours = any(name.startswith("frame_decoder.") for name in stored.keys())  # noqa: SIM118
         except SafetensorError:
-            ours = True  # load_checkpoint says what is wrong with it
+            ours = True  # load_checkpoint reports the damage
         if ours:
             load_checkpoint(network, file)
             return None

@@ -1,4 +1,4 @@
-"""Read a published checkpoint file without ever unpickling it."""
+"""Read a published checkpoint without unpickling it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.networks.pan2024.modules.checkpoint import read_safetensors
 
 _ZIP, _LEGACY, _PICKLE = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80"
-"""How files begin that ``torch.save`` writes, wrote before 1.6, and that plain pickle writes."""
+"""First bytes of files by ``torch.save``, by ``torch.save`` before 1.6, and by plain pickle."""
 
 CONVERT = (
     "import sys, pickle, torch, safetensors.torch as s; f = sys.argv[1]; "
     "d = {load}; d = d.get('model', d); "
     "s.save_file({{k: torch.as_tensor(v).clone() for k, v in d.items()}}, sys.argv[2])"
 )
-"""Program that turns a pickle into safetensors; ``load`` is how it is read. Runs what is in it."""
+"""Program that converts a pickle, read by ``load``, to safetensors. It runs code in the pickle."""
 LOAD_PICKLE = "pickle.load(open(f, 'rb'), encoding='latin1')"
 LOAD_TORCH = "torch.load(f, 'cpu', weights_only=False)"
 
 
 def read_published(file: Path) -> dict[str, Any]:
-    """The weights in a file, told by its content; nothing in it is ever run."""
+    """Return the weights in a file, whose content decides its format; no code in it runs.
+
+    Raises:
+        InputError: the file is missing, unreadable or damaged, or has a format that could run code;
+            the message then has a command that converts it.
+    """
     if not file.is_file():
         raise InputError(f"{file} does not exist; --init-from takes a .safetensors or .pth file")
     try:
@@ -52,7 +57,7 @@ def _read_torch(file: Path, *, zipped: bool) -> dict[str, Any]:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise InputError(_convert(file, "holds more than tensors,", LOAD_TORCH)) from error
-    except Exception as error:  # on damaged files torch's own reader raises nearly anything
+    except Exception as error:  # torch raises many kinds of errors on damaged files
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{file} cannot be read, it may be damaged ({cause}); get it again"

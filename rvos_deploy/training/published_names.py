@@ -1,4 +1,4 @@
-"""The written map from our names to those of Mask2Former and FC-CLIP, and how each is read."""
+"""Map our parameter names to those of Mask2Former and FC-CLIP, and define how each is read."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ PREDICTOR = HEAD + "predictor."
 HEADS, LEVELS = 8, 3
 
 ARITHMETIC = {"num_heads": HEADS, "num_points": 4, "norm_groups": 32, "position_cycles": 1.0}
-"""What their configurations set and no weight's shape shows."""
+"""Values of their configurations that no weight's shape shows."""
 
 Shape = tuple[int, ...]
 Reasons = tuple[tuple[str, str], ...]
 
 
 class Reading(NamedTuple):
-    """How one of our weights is read out of a published one.
+    """Define how one of our weights is read from a published one.
 
-    needs: the published shape, from ours; read: the weight, from the published one and our shape.
+    needs: returns the published shape for our shape.
+    read: returns our weight from the published one and our shape.
+    more_rows: whether the published weight may have more rows.
     """
 
     needs: Callable[[Shape], Shape]
@@ -34,14 +36,14 @@ class Reading(NamedTuple):
 
 
 def _third(index: int) -> Reading:
-    """``nn.MultiheadAttention`` stacks its query, key and value projections, in this order."""
+    """Read one of query, key and value, which ``nn.MultiheadAttention`` stacks in this order."""
     return Reading(
         lambda ours: (3 * ours[0], *ours[1:]), lambda published, _: published.chunk(3)[index]
     )
 
 
 def _reverse_level_rows(published: Tensor, _: Shape) -> Tensor:
-    """Rows run over heads, levels, points (and x, y): turn the levels' order round."""
+    """Reverse the order of the levels in rows over heads, levels and points (and x, y)."""
     rows = published.unflatten(0, (HEADS, LEVELS, -1))
     return rows.flip(1).flatten(0, 2)
 
@@ -53,9 +55,9 @@ FIRST_ROWS = Reading(
     lambda ours: ours, lambda published, ours: published[: ours[0]], more_rows=True
 )
 
-# Each table: (ours, published), a module with weight and bias, unless it says otherwise.
+# Each row is (ours, published): a module with weight and bias, unless a comment says otherwise.
 
-# Their pixel decoder lists its levels coarse to fine (strides 32, 16, 8), our encoder 8, 16, 32.
+# Their pixel decoder orders its levels by strides 32, 16, 8; our encoder by 8, 16, 32.
 _PIXEL_DECODER = (
     ("encoder.projections.0.0", "input_proj.2.0"),
     ("encoder.projections.0.1", "input_proj.2.1"),
@@ -63,17 +65,17 @@ _PIXEL_DECODER = (
     ("encoder.projections.1.1", "input_proj.1.1"),
     ("encoder.projections.2.0", "input_proj.0.0"),
     ("encoder.projections.2.1", "input_proj.0.1"),
-    # One FPN level, from stride 8 to 4: detectron2's Conv2d carries its norm as a child.
+    # One FPN level, from stride 8 to 4. The norm is a child of detectron2's Conv2d.
     ("encoder.lateral.0", "adapter_1"),
     ("encoder.lateral.1", "adapter_1.norm"),
     ("encoder.fpn.0", "layer_1"),
     ("encoder.fpn.1", "layer_1.norm"),
     ("encoder.mask_features", "mask_features"),
 )
-# A convolution that a norm follows has no bias there, and one in ours: it becomes 0.
+# A published convolution before a norm has no bias. Ours has one, which becomes 0.
 ZERO_IF_ABSENT = ("encoder.lateral.0.bias", "encoder.fpn.0.bias")
 
-# Offsets are pixels of the sampled level, divided by its (W, H), in theirs as in ours.
+# In both, offsets are pixels of the sampled level, divided by its (W, H).
 _ENCODER_LAYER = (
     ("sampling_offsets", "self_attn.sampling_offsets", REVERSED_LEVEL_ROWS),
     ("attention_logits", "self_attn.attention_weights", REVERSED_LEVEL_ROWS),
@@ -85,8 +87,9 @@ _ENCODER_LAYER = (
     ("ffn.norm", "norm2", AS_IS),
 )
 
-# Both decoders read the levels coarse to fine: no order to turn. Theirs has one stack of layers for
-# each of cross-attention, self-attention and feed-forward, ours one; {} is the layer.
+# Both decoders read the levels coarse to fine, so their order stays. The published decoder has
+# separate stacks for cross-attention, self-attention and feed-forward, and ours has one stack. {}
+# is the number of the layer.
 _CROSS = "transformer_cross_attention_layers.{}."
 _SELF = "transformer_self_attention_layers.{}."
 _FFN = "transformer_ffn_layers.{}."
@@ -99,22 +102,22 @@ _DECODER_LAYER = (
     ("ffn.shrink", _FFN + "linear2"),
     ("ffn.norm", _FFN + "norm"),
 )
-# Published as one in_proj_weight and one in_proj_bias; query, key and value in ours.
+# Published as one in_proj_weight and one in_proj_bias; ours has query, key and value.
 _DECODER_ATTENTION = (
     ("memory_attention.attention", _CROSS + "multihead_attn"),
     ("self_attention.attention", _SELF + "self_attn"),
 )
 _DECODER = (
     ("frame_decoder.norm", "decoder_norm"),
-    # Ours counts the ReLUs between the layers too.
+    # Our numbers also count the ReLUs between the layers.
     ("frame_decoder.mask_embedding.0", "mask_embed.layers.0"),
     ("frame_decoder.mask_embedding.2", "mask_embed.layers.1"),
     ("frame_decoder.mask_embedding.4", "mask_embed.layers.2"),
 )
 
-# Parameters that stand alone. Of their 100 to 250 query positions we take the first N: queries are
-# matched to objects by cost and not by index, so no choice of N is better than another, and the
-# loaded attention was trained on positions of just this distribution.
+# Parameters outside modules. We read the first N of their 100 to 250 query positions. Queries are
+# matched to objects by cost and not by index, so every choice of N is equally good, and the loaded
+# attention was trained with positions of this distribution.
 _PARAMETERS = (
     ("encoder.level_embedding", PIXEL_DECODER + "transformer.level_embed", REVERSED),
     ("frame_decoder.level_embedding", PREDICTOR + "level_embed.weight", AS_IS),
@@ -148,14 +151,14 @@ UNUSED: Reasons = (
 
 
 class Source(NamedTuple):
-    """Where one of our weights comes from: the published name, and how to read it."""
+    """Name the published weight that one of ours comes from, and how it is read."""
 
     published: str
     reading: Reading
 
 
 def name_map(config: ModelConfig) -> dict[str, Source]:
-    """The published source of each of our weights that has one."""
+    """Return the published source of each of our weights that has one."""
     layers = [(i, f"frame_decoder.layers.{i}.") for i in range(config.frame_decoder_layers)]
     return {
         **{ours: Source(published, reading) for ours, published, reading in _PARAMETERS},
@@ -188,7 +191,7 @@ def name_map(config: ModelConfig) -> dict[str, Source]:
 
 
 def _modules(rows: Iterable[tuple[str, str, Reading]]) -> dict[str, Source]:
-    """Weight and bias of each module (ours, published)."""
+    """Return the sources of weight and bias of each module (ours, published)."""
     return {
         f"{ours}.{kind}": Source(f"{published}.{kind}", reading)
         for ours, published, reading in rows

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides a training run (see recipe_file.py for files). No torch."""
+"""Define recipes, which decide a training run; ``recipe_file.py`` reads them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CACHEABLE = (
     "video_decoder",
     "mask_head",
 )
-"""First parts of the names of the parameters that come after the frame queries are decoded."""
+"""Prefixes of the names of the parameters that act after the frame query decoder."""
 _MOST = 2**31 - 1
 OPERATIONAL = (
     "workers",
@@ -30,14 +30,14 @@ OPERATIONAL = (
     "keep",
     "validate_every",
     "validation_videos",
-    "gates",
+    "preflight",
 )
-"""Fields that a resumed run may change: they do not touch the numbers."""
+"""Fields that a resumed run may change, because they do not change the numbers."""
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What the losses weigh, which points they compare, and which objects count.
+    """Choose the weights of the losses, the points they compare, and the objects that count.
 
     Attributes:
         frame_class: Weight of the loss ``frame_class``.
@@ -47,20 +47,19 @@ class LossSettings:
         dice: Weight of the losses ``frame_dice`` and ``video_dice``, and of the dice cost in the
             matching.
         similarity: Weight of the loss ``similarity``.
-        no_object: Weight, inside ``frame_class`` and ``video_class``, of a query that is matched
-            with no object. A query with an object has the weight 1.
-        match_class: Weight of the class cost in the matching of queries and objects. None: the same
-            as ``frame_class`` for frames and ``video_class`` for clips. A heavy class cost lets a
-            query that is believed to be meant answer for an object that it does not cover.
+        no_object: Weight, inside ``frame_class`` and ``video_class``, of a query without a matched
+            object. A query with an object has the weight 1.
+        match_class: Weight of the class cost in the matching of queries and objects. None: the
+            weight ``frame_class`` for frames and ``video_class`` for clips. A heavy class cost
+            matches a query with a high score to an object that the query does not cover.
         num_points: Points at which each mask is compared with its object, in each frame. [points]
-        oversample: Candidates that are drawn for each of these points (PointRend). [candidates per
-            point]
+        oversample: Candidates drawn for each of these points (PointRend). [candidates per point]
         importance: Share of the points that are the most uncertain candidates; the other points are
             drawn uniformly. [0..1]
-        frame_objects: Objects that frame queries should find: "all" that are visible in the frame,
-            or only those that the sentence means ("referred").
-        accept_duplicates: Whether a video query on a meant object counts as right although another
-            query was matched with that object.
+        frame_objects: Objects that frame queries should find: "all" visible ones, or only those
+            that the sentence means ("referred").
+        accept_duplicates: Whether a video query on a referred object counts as correct although
+            another query is matched with that object.
     """
 
     frame_class: float = 2.0
@@ -79,7 +78,7 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training with one learning rate and one set of trained parameters.
+    """Configure one part of the training, with one learning rate and one set of trained parameters.
 
     Attributes:
         name: Name in logs and checkpoints, and for ``--set stage.NAME.KEY``.
@@ -87,40 +86,36 @@ class Stage:
         batch: Clips in one step, over all processes and accumulated parts. [clips]
         length: Frames of a clip. [frames]
         learning_rate: Learning rate after the warm-up.
-        window: Distance from a frame drawn at random within which the frames of a clip are drawn.
-            None: the video is split into ``length`` equal parts, and one frame is drawn from each.
-            [frames]
-        per_video: Clips that are drawn one after the other from one rendered video. Only for Moving
-            Sprites. [clips]
+        window: Largest distance of a clip's frames from a frame drawn at random. None: the video is
+            split into ``length`` equal parts, and one frame is drawn from each. [frames]
+        per_video: Consecutive clips drawn from one rendered video. Only for Moving Sprites. [clips]
         kinds: Kinds of expressions to draw: "appearance", "motion", "relation", "plural",
-            "no_target". Empty: all. Data sets that name no kinds need it empty.
-        timeless: Whether to leave out expressions that claim a motion, which no single frame shows.
-            Only for Moving Sprites.
+            "no_target". Empty: all. Must be empty for data sets without kinds.
+        timeless: Whether to leave out expressions about motion, which no single frame shows. Only
+            for Moving Sprites.
         single_every: Interval of steps at which each frame of the batch counts as a clip of one
             frame. 0: never. [steps]
-        trained: First parts of the names of the parameters to train. Empty: all but the CLIP part.
+        trained: Prefixes of the names of the parameters to train. Empty: all but the CLIP part.
         warmup: Steps over which the learning rate rises linearly. [steps]
-        schedule: Course of the learning rate after the warm-up: "constant", or "cosine" or "linear"
+        schedule: Shape of the learning rate after the warm-up: "constant", or "cosine" or "linear"
             down to ``final_rate``.
         final_rate: Share of the learning rate that is left at the end of the stage. [0..1]
-        weight_decay: Weight decay of AdamW. It does not act on biases, norms and learned positions.
-        clip_gradient: Norm to which a greater gradient is scaled down.
-        accumulate: Parts in which the batch of a step is computed one after the other, to save
-            memory. 0: one clip at a time, which clips of several sizes need, since the network has
-            no mask for padding. [parts]
-        cached: Clips that the frame part computes once and keeps in RUN/cache; the stage then
-            trains the video part on them, epoch after epoch. 0: no cache. Only for Moving Sprites.
-            [clips]
-        cached_length: Frames of a cached clip, over which its slots are aligned; each step draws
+        weight_decay: Weight decay of AdamW, except on biases, norms and learned positions.
+        clip_gradient: Largest norm of the gradient; larger gradients are scaled down.
+        accumulate: Parts of a step's batch that are computed in sequence, to save memory. 0: one
+            clip at a time. Clips of several sizes need 0, because the network has no padding mask.
+            [parts]
+        cached: Clips that the frame part computes once and stores in RUN/cache. The stage then
+            trains the video part on them in epochs. 0: no cache. Only for Moving Sprites. [clips]
+        cached_length: Frames of a cached clip, over which its slots are aligned. Each step draws
             ``length`` of them. 0: the same as ``length``. [frames]
-        cache_stride: Stride at which the mask features of cached clips are kept: 4, 8, 16 or 32.
-            [pixels]
-        mirror: Probability that a cached clip is read mirrored, left to right, with left and right
+        cache_stride: Stride of the stored mask features: 4, 8, 16 or 32. [pixels]
+        mirror: Probability that a cached clip is mirrored, left to right, with left and right
             swapped in its sentences. [0..1]
         sentences: Sentences of its video that a clip is trained with. The frame part reads the
-            first, the video part reads all. Only for Moving Sprites. [sentences]
-        loss: Losses of this stage; in a file, the table ``[stage.loss]``. A key that it leaves out
-            has the value of ``[loss]``. None: ``[loss]`` as it is.
+            first, and the video part reads all. Only for Moving Sprites. [sentences]
+        loss: Losses of this stage; in a file, the table ``[stage.loss]``. Keys that the table
+            leaves out have their values in ``[loss]``. None: ``[loss]``.
     """
 
     name: str
@@ -148,7 +143,7 @@ class Stage:
     loss: LossSettings | None = None
 
     def __post_init__(self) -> None:
-        # The name becomes a folder of the cache, which is emptied: it must not lead elsewhere.
+        # The name becomes a folder that is emptied, so the name must not lead elsewhere.
         if not re.fullmatch(r"\w[\w .-]{0,79}", self.name):
             raise InputError(
                 f"a stage's name must be 1 to 80 letters, digits, '_', '-', '.' and spaces, and "
@@ -197,10 +192,10 @@ class Stage:
             raise InputError(f"{where}: single_every does not go with cached; leave one out")
 
     def parts(self, processes: int) -> int:
-        """Parts of a step in each of so many processes.
+        """Return the parts of a step in each of ``processes`` processes.
 
         Raises:
-            InputError: the batch cannot be shared evenly.
+            InputError: the batch cannot be divided evenly.
         """
         shares = processes * (self.accumulate or 1)
         if self.batch % shares:
@@ -213,28 +208,27 @@ class Stage:
 
     @property
     def trains_video_part_alone(self) -> bool:
-        """Whether the frame part stays as it is."""
+        """Return whether the stage leaves the frame part unchanged."""
         return bool(self.trained) and all(name.startswith(CACHEABLE) for name in self.trained)
 
     @property
     def frames_cached(self) -> int:
-        """Frames of a cached clip."""
+        """Return the frames of a cached clip."""
         return self.cached_length or self.length
 
     @property
     def clips(self) -> int:
-        """Clips drawn in the whole stage."""
+        """Return the number of clips that the whole stage draws."""
         return self.cached or self.steps * self.batch
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How the clips of a data set are varied. Moving Sprites, which never repeat, are not.
+    """Configure the augmentation of a data set's clips. Moving Sprites never repeat, and have none.
 
     Attributes:
-        short_sides: Lengths of the short side, of which one is drawn for each clip. [pixels]
-        long_side: Greatest length of the long side; the short side becomes shorter where the long
-            side would pass it. [pixels]
+        short_sides: Lengths of the short side; one is drawn for each clip. [pixels]
+        long_side: Largest length of the long side. A longer clip is scaled down further. [pixels]
         crop: Probability that a random box is cut out of all frames of a clip. [0..1]
         crop_side: Least share of each side that the box keeps. [0..1]
         flip: Probability that a clip is mirrored, left to right, with left and right swapped in its
@@ -256,28 +250,28 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole training run. The plain keys stand at the top of a recipe file.
+    """Configure a whole training run. The plain keys stand at the top of a recipe file.
 
     Attributes:
         model: The network: the name of a preset, or the table ``[model]`` with ``preset`` and the
             keys that differ.
         data: Data set: "sprites" (Moving Sprites, rendered during training), "mevis" or
             "ref-youtube-vos" (a folder, ``--data``).
-        stages: The tables ``[[stage]]``, trained one after the other.
+        stages: The tables ``[[stage]]``, trained in sequence.
         seed: Seed of the initial weights, the clips and the points of the losses.
-        precision: Number format of the computation, as Lightning Fabric names it.
+        precision: Number format of the computation, in the names of Lightning Fabric.
         workers: Processes that prepare clips, for each training process. 0: the training process
-            prepares them itself. [processes]
-        checkpoint_every: Interval at which checkpoints are written; one is also written at the end
-            of each stage. [steps]
-        keep: Newest checkpoints that are kept, besides the best one. [checkpoints]
-        validate_every: Interval at which J&F is measured; it is also measured at the end of each
-            stage. 0: never. [steps]
-        validation_videos: Videos on which J&F is measured, the first ones of the split. [videos]
-        validation_seed: Seed by which the validation videos of Moving Sprites are rendered.
-        gates: Whether to check, before long stages, that motion can be learned, and to refuse a
+            prepares them. [processes]
+        checkpoint_every: Interval of checkpoints; one is also written at the end of each stage.
+            [steps]
+        keep: Newest checkpoints to keep, besides the best one. [checkpoints]
+        validate_every: Interval of validation by J&F; each stage also ends with one. 0: never.
+            [steps]
+        validation_videos: Videos of the validation, the first ones of the split. [videos]
+        validation_seed: Seed of the validation videos of Moving Sprites.
+        preflight: Whether to check before long stages that motion can be learned, and to refuse a
             CLIP part with random weights.
-        sprites: The table ``[sprites]``: the world that Moving Sprites are rendered from.
+        sprites: The table ``[sprites]``: the world of Moving Sprites.
         augment: The table ``[augment]``.
         loss: The table ``[loss]``.
     """
@@ -293,7 +287,7 @@ class Recipe:
     validate_every: int = 0
     validation_videos: int = 20
     validation_seed: int = 1
-    gates: bool = True
+    preflight: bool = True
     sprites: WorldConfig = field(default_factory=WorldConfig)
     augment: Augmentation = field(default_factory=Augmentation)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -314,16 +308,16 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        """Steps of all stages."""
+        """Return the steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return asdict(self)
 
 
 def _at_least(where: str, name: str, value: float, least: int) -> None:
-    if not value >= least:  # so that NaN is refused too
+    if not value >= least:  # also true for NaN
         raise InputError(f"{where}: {name} must be at least {least}, found {value}")
     if value > _MOST:
         raise InputError(f"{where}: {name} must be at most {_MOST}, found {value:.3g}")

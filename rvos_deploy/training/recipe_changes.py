@@ -1,4 +1,4 @@
-"""``--set KEY=VALUE``: change single keys of a recipe before it is checked. Imports no torch."""
+"""Apply ``--set KEY=VALUE`` to a recipe before it is checked. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 
 from rvos_deploy.datasets.moving_sprites.world import WorldConfig
 from rvos_deploy.errors import InputError
-from rvos_deploy.networks.pan2024.config import ModelConfig
+from rvos_deploy.networks.pan2024.config import RENAMED_ALIGNMENTS, RENAMED_KEYS, ModelConfig
 from rvos_deploy.training.recipe import Augmentation, LossSettings, Recipe, Stage
 
 TABLES: Mapping[str, type] = {
@@ -21,23 +21,29 @@ TABLES: Mapping[str, type] = {
     "augment": Augmentation,
     "loss": LossSettings,
 }
-"""Tables of a recipe file, and the dataclass whose fields each one holds."""
+"""Tables of a recipe file, and the dataclasses of their fields."""
 
 PLAIN_KEYS = tuple(f.name for f in fields(Recipe) if f.name not in (*TABLES, "stages"))
-"""Keys of a recipe file that stand in no table."""
+"""Keys of a recipe file outside its tables."""
+
+RENAMED: Mapping[str, str] = {
+    "gates": "preflight",
+    **{f"model.{old}": f"model.{new}" for old, new in RENAMED_KEYS.items()},
+}
+"""Former names of keys, and their present names."""
 
 _BARE_WORD = re.compile(r"[^\s\"'\[\]{},=#]+")
 
 
 class Change(NamedTuple):
-    """One ``--set``: its text for errors, its dotted key, and its value."""
+    """Hold one ``--set``: its text for errors, its dotted key, and its value."""
 
     text: str
     key: str
     value: Any
 
     def fault(self, problem: str) -> InputError:
-        """An error of one line that begins with the option."""
+        """Return an error of one line that begins with the option."""
         return InputError(f"--set {self.text}: {problem}")
 
 
@@ -45,7 +51,7 @@ def parse_change(text: str) -> Change:
     """Split ``KEY=VALUE``. The value has TOML syntax; a bare word is a string, ``none`` is None.
 
     Raises:
-        InputError: there is no ``=``, no key, or the value is not TOML.
+        InputError: ``=`` or the key is missing, or the value is not TOML.
     """
     key, equals, value = (part.strip() for part in text.partition("="))
     change = Change(" ".join(text.split()), key, None)
@@ -64,23 +70,46 @@ def parse_change(text: str) -> Change:
 
 
 def apply_changes(content: Mapping[str, Any], texts: Iterable[str]) -> dict[str, Any]:
-    """Return the content of a recipe file with each ``KEY=VALUE`` applied, later ones last.
+    """Return the content of a recipe file with each ``KEY=VALUE`` applied, in order.
 
     Args:
-        content: what a TOML file holds; it stays as it is.
+        content: of a TOML file; it is not modified.
         texts: changes. A key names a plain key (``seed``), a key of a table (``loss.dice``), or a
             key of a stage by its number or name (``stage.0.steps``, ``stage.joint.loss.dice``).
 
     Raises:
-        InputError: names the key, and what is known instead.
+        InputError: a key is unknown; the message names the known ones. Or a key or value has a
+            former name; the message names the present one.
     """
+    refuse_former_names(content)
     changed = dict(content)
     for text in texts:
         _apply(changed, parse_change(text))
     return changed
 
 
+def refuse_former_names(content: Mapping[str, Any]) -> None:
+    """Refuse a recipe with the former name of a key, or of a value of ``alignment``.
+
+    Raises:
+        InputError: the message names the present name.
+    """
+    model = content.get("model")
+    fields_of_model = model if isinstance(model, dict) else {}
+    for key in (*content, *(f"model.{field}" for field in fields_of_model)):
+        if key in RENAMED:
+            raise InputError(f"the key '{key}' is now named '{RENAMED[key]}'; rename it")
+    alignment = fields_of_model.get("alignment")
+    if isinstance(alignment, str) and alignment in RENAMED_ALIGNMENTS:
+        raise InputError(
+            f"model.alignment '{alignment}' is now named '{RENAMED_ALIGNMENTS[alignment]}'; "
+            "rename it"
+        )
+
+
 def _apply(content: dict[str, Any], change: Change) -> None:
+    if change.key in RENAMED:
+        raise change.fault(f"the key '{change.key}' is now named '{RENAMED[change.key]}'")
     first, _, rest = change.key.partition(".")
     if first == "stage" and rest:
         _apply_to_stage(content, change, rest)
@@ -91,7 +120,7 @@ def _apply(content: dict[str, Any], change: Change) -> None:
     elif change.key in PLAIN_KEYS:
         content[change.key] = _checked(change, Recipe, change.key)
     elif change.key in TABLES and isinstance(change.value, (dict, str)):
-        content[change.key] = change.value  # parse_recipe checks what it holds
+        content[change.key] = change.value  # parse_recipe checks its content
     elif change.key in TABLES:
         raise change.fault(f"'{first}' is a table; set one of its keys, as {first}.KEY=VALUE")
     else:
@@ -102,7 +131,7 @@ def _apply(content: dict[str, Any], change: Change) -> None:
 
 
 def _name_preset(content: dict[str, Any]) -> None:
-    """``model = "tiny"`` is short for a table with a preset alone."""
+    """Expand ``model = "tiny"`` to a table with a preset."""
     if isinstance(content.get("model"), str):
         content["model"] = {"preset": content["model"]}
 
@@ -110,7 +139,7 @@ def _name_preset(content: dict[str, Any]) -> None:
 def _apply_to_stage(content: dict[str, Any], change: Change, rest: str) -> None:
     stages = content.get("stage", [])
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-        return  # parse_recipe says what is wrong with them
+        return  # parse_recipe reports the fault
     number, key = _find_stage(stages, change, rest)
     stages = list(stages)
     if key == "loss" and change.value is None:
@@ -124,7 +153,7 @@ def _apply_to_stage(content: dict[str, Any], change: Change, rest: str) -> None:
 
 
 def _find_stage(stages: list[dict[str, Any]], change: Change, rest: str) -> tuple[int, str]:
-    """The number of the stage that a key names, and the rest of the key."""
+    """Return the number of the stage that a key names, and the rest of the key."""
     number, _, key = rest.partition(".")
     if number.isascii() and number.isdecimal():
         if len(number) < 10 and int(number) < len(stages):
@@ -132,7 +161,7 @@ def _find_stage(stages: list[dict[str, Any]], change: Change, rest: str) -> tupl
                 raise change.fault(f"name a key of the stage, for example stage.{number}.steps")
             return int(number), key
     else:
-        # Names may have dots in them.
+        # Names may contain dots.
         matching = [n for n, s in enumerate(stages) if rest.startswith(f"{s.get('name')}.")]
         if len(matching) == 1:
             return matching[0], rest.removeprefix(f"{stages[matching[0]]['name']}.")
@@ -143,13 +172,13 @@ def _find_stage(stages: list[dict[str, Any]], change: Change, rest: str) -> tupl
 
 
 def _with_value(table: object, kind: type, key: str, change: Change) -> Any:
-    """A copy of a table with one key set; anything but a table is left for parse_recipe."""
+    """Return a copy of a table with one key set; parse_recipe refuses anything but a table."""
     value = _checked(change, kind, key)
     return {**table, key: value} if isinstance(table, dict) else table
 
 
 def _checked(change: Change, kind: type, key: str) -> Any:
-    """The value of a change, once its key and type are those of a field of ``kind``."""
+    """Return the value of a change, after checking key and type against the fields of ``kind``."""
     hints = get_type_hints(kind)
     if kind is ModelConfig:
         hints["preset"] = str
@@ -158,7 +187,7 @@ def _checked(change: Change, kind: type, key: str) -> Any:
     if change.value is None and type(None) not in get_args(hints[key]):
         raise change.fault(f"'{key}' cannot be none")
     if hints[key] == LossSettings | None:
-        return change.value  # what it leaves out is the recipe's
+        return change.value  # missing keys have the values of the recipe
     if get_origin(hints[key]) is Literal and change.value not in get_args(hints[key]):
         known = ", ".join(get_args(hints[key]))
         raise change.fault(f"unknown {key} '{change.value}'; known: {known}")
@@ -170,7 +199,7 @@ def _checked(change: Change, kind: type, key: str) -> Any:
 
 
 def _toml_value(text: str) -> Any:
-    """Parse one value. ValueError when it is not TOML, or more than one value."""
+    """Parse one TOML value. Raises ValueError for anything else, also for several values."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:

@@ -1,7 +1,7 @@
-"""The reference of recipes as Markdown, from the dataclasses and their docstrings.
+"""Write the reference of recipes as Markdown, from the dataclasses and their docstrings.
 
-``python -m rvos_deploy.training.recipe_reference docs/recipes.md`` writes it. A meaning stands
-once, in the ``Attributes:`` section of its dataclass; a unit ends it, in square brackets.
+Run ``python -m rvos_deploy.training.recipe_reference docs/recipes.md``. Each meaning is written
+once, in the ``Attributes:`` section of its dataclass, with a unit at its end in square brackets.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ TABLES: Mapping[str, tuple[str, type]] = {
     "Moving Sprites: `[sprites]`": ("sprites.", WorldConfig),
     "Network: `[model]`": ("model.", ModelConfig),
 }
-"""Headings, how ``--set`` begins the keys below them, and the dataclass that has these keys."""
+"""Headings, the prefix of their keys in ``--set``, and the dataclass of these keys."""
 
 
 class Loss(NamedTuple):
-    """A loss: its column in ``training.csv``, the key of its weight, and what it measures."""
+    """Describe a loss: its column in ``training.csv``, the key of its weight, and its meaning."""
 
     name: str
     weight: str
@@ -68,13 +68,13 @@ LOSSES = (
         "Whether each video query has an object that the sentence means: cross-entropy, the "
         "weighted mean over queries and clips.",
     ),
-    Loss("video_mask", "mask", "As `frame_mask`, of whole clips and the objects that are meant."),
-    Loss("video_dice", "dice", "As `frame_dice`, of whole clips and the objects that are meant."),
+    Loss("video_mask", "mask", "Like `frame_mask`, for whole clips and the referred objects."),
+    Loss("video_dice", "dice", "Like `frame_dice`, for whole clips and the referred objects."),
     Loss(
         "similarity",
         "similarity",
-        "Whether matched frame and video queries of one clip are alike exactly where their object "
-        "is one: binary cross-entropy on their dot products, the mean over pairs.",
+        "Whether matched frame and video queries of one clip are similar exactly if they have the "
+        "same object: binary cross-entropy on their dot products, the mean over pairs.",
     ),
 )
 
@@ -84,9 +84,9 @@ _HEAD = f"""# Recipe reference
 
 A recipe is a TOML file that decides a whole training run. `rvos-deploy train CONFIG` takes a file,
 the name of a packaged recipe, or a model preset; [training.md](training.md) says how to train.
-Every key can be changed on the command line by `--set KEY=VALUE`, with the key as it stands in the
-tables below and the value in TOML syntax. A word without quotes is a string, and `none` is none.
-Stages are named by number or by name: `--set stage.0.steps=200`, `--set stage.joint.loss.dice=2`.
+`--set KEY=VALUE` changes a key on the command line, with the key from the tables below and the
+value in TOML syntax. A word without quotes is a string, and `none` is none. Stages have numbers
+and names: `--set stage.0.steps=200`, `--set stage.joint.loss.dice=2`.
 
 ```toml
 data = "mevis"
@@ -102,18 +102,18 @@ learning_rate = 5e-5
 
 _LOSSES_HEAD = """## The losses, as `training.csv` names them
 
-The total is the sum of the losses, each times its weight. `training.csv` has them without their
-weights. The class, mask and dice losses are sums over all layers of their decoder.
+The total is the weighted sum of the losses. `training.csv` has the unweighted losses. The class,
+mask and dice losses are sums over all layers of their decoder.
 """
 
 _PRESETS_HEAD = """### Presets
 
-Keys whose value is not the same in all presets.
+Keys whose values differ between presets.
 """
 
 
 class Row(NamedTuple):
-    """One key: its name, type, default, unit and meaning, in Markdown."""
+    """Describe one key: name, type, default, unit and meaning, in Markdown."""
 
     key: str
     type: str
@@ -123,7 +123,7 @@ class Row(NamedTuple):
 
 
 def reference() -> str:
-    """The whole document. InputError without the docstring parser of the extra ``dev``."""
+    """Return the document. Raises InputError without the docstring parser of the extra ``dev``."""
     parts = [_HEAD]
     for heading, (prefix, kind) in TABLES.items():
         parts.append(f"## {heading}\n\n{_introduction(kind)}\n")
@@ -137,10 +137,10 @@ def reference() -> str:
 
 
 def rows(kind: type, prefix: str = "") -> list[Row]:
-    """A row for each field of a dataclass, keys beginning with ``prefix``.
+    """Return a row for each field of a dataclass, with keys that begin with ``prefix``.
 
     Raises:
-        InputError: a field without a meaning, or a meaning without a field.
+        InputError: a field has no meaning, or a meaning has no field.
     """
     meanings, hints = _meanings(kind), get_type_hints(kind)
     listed = fields(kind)
@@ -158,9 +158,9 @@ def rows(kind: type, prefix: str = "") -> list[Row]:
 
 
 def _network_rows() -> list[Row]:
-    """As ``rows``; what a recipe leaves out is the preset's."""
+    """Return the rows of ``[model]``, whose defaults are those of the preset."""
     preset = (
-        "Preset whose values the other keys change; `model = NAME` is short for this key alone."
+        "Preset whose values the other keys change. `model = NAME` is short for this key alone."
     )
     names = " or ".join(f"`{json.dumps(name)}`" for name in PRESETS)
     found = [Row("`model.preset`", names, "required", "", preset)]
@@ -199,7 +199,7 @@ def _parse(kind: type) -> Any:
 
 
 def _split_unit(meaning: str) -> tuple[str, str]:
-    """A meaning, and the unit that ends it in square brackets."""
+    """Split a meaning from the unit at its end in square brackets."""
     match = re.fullmatch(r"(.*?)\s*\[([^\[\]]+)\]", meaning)
     return (_markdown(match[1]), match[2]) if match else (_markdown(meaning), "")
 
@@ -237,12 +237,12 @@ def _default(field: Field[Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    """A value as a recipe has it."""
+    """Return a value in the syntax of a recipe."""
     if value is None:
         return "none"
     if isinstance(value, float):
         return f"`{value:g}`" if value != int(value) else f"`{value}`"
-    return f"`{json.dumps(value)}`"  # TOML has the same strings, lists, integers and truths
+    return f"`{json.dumps(value)}`"  # JSON and TOML share strings, lists, integers and booleans
 
 
 def _losses_table() -> str:

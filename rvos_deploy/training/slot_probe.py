@@ -1,8 +1,9 @@
-"""A gate before the video part is trained: do aligned slots tell where their objects move?
+"""Probe whether aligned slots encode the direction in which their objects move.
 
-The video part sees nothing but the tokens of the slots. Where a small network cannot read motion
-from them, no video decoder will: in a trial they told it in 36 of 100 cases without the position of
-their masks, and in 93 with it. Ground truth is exact in Moving Sprites, so there it is asked.
+The video part reads only the tokens of the slots. If a small network cannot read motion from them,
+no video decoder can. In one trial, a probe found the direction in 36 of 100 cases without the
+positions of masks, and in 93 with them. Moving Sprites have exact ground truth, so the probe uses
+them.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from rvos_deploy.training.clips import Batch, Clips, collate
 from rvos_deploy.training.recipe import Recipe, Stage
 
 MINIMUM_ACCURACY = 0.6
-"""Of four directions, so 0.25 is chance."""
+"""Least accuracy that passes. There are four directions, so chance is 0.25."""
 
 DIRECTIONS = ("left", "right", "up", "down")
 LENGTH = 6
 TRAIN_CLIPS, HELD_OUT_CLIPS = 240, 80
-_NUMBERS_FROM = 10**9  # of clips that no stage draws
-_FAR = 0.15  # parts of the long side; less is not called a motion
-_FOUND = 0.3  # tube IoU from which a slot is said to be on an object
+_FIRST_CLIP = 10**9  # no stage draws clips with such numbers
+_MIN_DISPLACEMENT = 0.15  # share of the long side; a smaller one is no motion
+_MIN_TUBE_IOU = 0.3  # from which a slot covers an object
 _EPOCHS = 150
 
 
 class SlotExamples(NamedTuple):
-    """tokens [G,T,K] of slots that are on an object; its direction, int64 [G]."""
+    """Hold tokens [G,T,K] of slots that cover an object, and its direction, int64 [G]."""
 
     tokens: Tensor
     directions: Tensor
@@ -42,8 +43,12 @@ class SlotExamples(NamedTuple):
 
 @dataclass(frozen=True)
 class SlotProbe:
-    """accuracy on held-out videos, of ``held_out`` objects; ``found``: share of the moving objects
-    that a slot was on throughout.
+    """Report a probe.
+
+    Attributes:
+        accuracy: on the held-out objects, 0 to 1.
+        held_out: number of these objects.
+        found: share of the moving objects that a slot covers.
     """
 
     accuracy: float
@@ -52,11 +57,11 @@ class SlotProbe:
 
 
 def probe_slots(network: RvosNetwork, recipe: Recipe) -> SlotProbe:
-    """Ask a small network for the direction of the objects of a few hundred rendered clips.
+    """Train a small network to predict the direction of objects in a few hundred rendered clips.
 
     Args:
-        network: left in the mode in which it was; its frame part is trained.
-        recipe: of Moving Sprites; its seed decides the clips.
+        network: with a trained frame part; its mode is restored.
+        recipe: for Moving Sprites; its seed decides the clips.
     """
     was_training = network.training
     network.eval()
@@ -77,13 +82,13 @@ def probe_slots(network: RvosNetwork, recipe: Recipe) -> SlotProbe:
 def slot_examples(
     network: RvosNetwork, recipe: Recipe, first: int, count: int
 ) -> tuple[SlotExamples, int]:
-    """Tokens of the slots that follow a moving object in ``count`` clips, and how many moved."""
+    """Return examples of slots on moving objects in ``count`` clips, and the number that move."""
     stage = Stage("probe", steps=1, batch=1, length=LENGTH, learning_rate=1.0)
     clips = Clips(replace(recipe, workers=0), stage)
     device = next(network.parameters()).device
     tokens, directions, moving = [], [], 0
     for number in range(first, first + count):
-        batch = collate([clips[_NUMBERS_FROM + number]]).to(device)
+        batch = collate([clips[_FIRST_CLIP + number]]).to(device)
         aligned, masks = _slots(network, batch)
         truth = F.avg_pool2d(batch.masks[0].float(), MASK_STRIDE) >= 0.5
         overlap = tube_overlaps(masks, truth)
@@ -92,7 +97,7 @@ def slot_examples(
                 continue
             moving += 1
             best = int(overlap[:, k].argmax())
-            if overlap[best, k] >= _FOUND:
+            if overlap[best, k] >= _MIN_TUBE_IOU:
                 tokens.append(aligned[:, best].float())
                 directions.append(direction)
     stacked = torch.stack(tokens) if tokens else torch.zeros(0, LENGTH, 1, device=device)
@@ -100,20 +105,18 @@ def slot_examples(
 
 
 def _slots(network: RvosNetwork, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What the video part is told of the aligned slots [T,N,K], and their masks bool [T,N,h,w], of
-    the one clip of a batch.
-    """
+    """Return descriptors [T,N,K] and masks bool [T,N,h,w] of the aligned slots of one clip."""
     output = network(batch.frames, batch.token_ids, batch.ages)
     embeddings = output.frames.predictions[-1].mask_embeddings
     masks = torch.einsum("tnc,tchw->tnhw", embeddings, output.frames.mask_features) > 0
-    facts = output.frames.facts
-    told = torch.cat((facts.queries, facts.position), dim=-1)
-    aligned, masks = (gather_slots(x[None], output.video.order)[0] for x in (told, masks))
+    facts = output.frames.descriptors
+    tokens = torch.cat((facts.queries, facts.position), dim=-1)
+    aligned, masks = (gather_slots(x[None], output.video.order)[0] for x in (tokens, masks))
     return aligned, masks
 
 
 def tube_overlaps(masks: Tensor, truth: Tensor) -> Tensor:
-    """IoU over whole clips of bool [T,N,h,w] with bool [K,T,h,w]: float32 [N,K]."""
+    """Return the IoU over whole clips of masks bool [T,N,h,w] and bool [K,T,h,w]: float32 [N,K]."""
     ours, theirs = masks.transpose(0, 1).flatten(1).float(), truth.flatten(1).float()
     both = ours @ theirs.T
     either = ours.sum(dim=1)[:, None] + theirs.sum(dim=1) - both
@@ -121,8 +124,9 @@ def tube_overlaps(masks: Tensor, truth: Tensor) -> Tensor:
 
 
 def directions_of(truth: Tensor) -> list[int | None]:
-    """Main direction (index into DIRECTIONS) of each object of masks bool [K,T,h,w]; None for one
-    that hardly moves between the first and the last frame in which it is seen.
+    """Return the main direction of each object of masks bool [K,T,h,w], an index into DIRECTIONS.
+
+    None stands for an object that hardly moves between its first and its last visible frame.
     """
     found: list[int | None] = []
     for tube in truth.cpu().numpy():
@@ -133,7 +137,7 @@ def directions_of(truth: Tensor) -> list[int | None]:
         start, end = (np.argwhere(tube[t]).mean(axis=0) for t in (seen[0], seen[-1]))
         down, right = end - start
         main = right if abs(right) > abs(down) else down
-        if abs(main) < _FAR * max(tube.shape[1:]):
+        if abs(main) < _MIN_DISPLACEMENT * max(tube.shape[1:]):
             found.append(None)
         else:
             found.append(int(main > 0) + (2 if main is down else 0))
@@ -141,9 +145,9 @@ def directions_of(truth: Tensor) -> list[int | None]:
 
 
 def direction_accuracy(train: SlotExamples, held_out: SlotExamples, seed: int) -> float:
-    """Train a network of one hidden layer on slots' tokens; its accuracy on others.
+    """Return the accuracy of a network with one hidden layer, trained on slots' tokens.
 
-    0 where there is nothing to learn from.
+    The accuracy is 0 without examples.
     """
     if not len(train.tokens) or not len(held_out.tokens):
         return 0.0

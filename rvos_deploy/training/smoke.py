@@ -1,7 +1,4 @@
-"""A recipe cut down until a CPU runs it in minutes: the same network, data and steps, less of each.
-
-No torch.
-"""
+"""Reduce a recipe until a CPU runs it in minutes, with the same network. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import replace
 from rvos_deploy.training.recipe import Recipe, Stage
 
 STEPS = 2
-"""Of each stage: the second is the first whose weights an optimizer step has changed."""
+"""Steps of each stage. The second is the first that uses updated weights."""
 _LENGTH = 2
 _POINTS = 256
 _SHORT_SIDES = (64, 96)
@@ -19,13 +16,13 @@ _INPUT_SIZE = (96, 160)
 
 
 def smoke_recipe(recipe: Recipe) -> Recipe:
-    """Cut a recipe down: what is reduced is how much, never what is computed.
+    """Reduce the amount of computation, but not its kind.
 
-    The network, the precision, the batch and the way it is shared stay. Each stage has two steps,
-    of clips of at most two frames. Frames of a data set are scaled to two small sizes (Moving
-    Sprites keep theirs, which gates and cached stages depend on), so clips still differ in size.
-    The gates are left out, and so is the tag of CLIP's weights: they are random unless others are
-    given. One video is scored at the end, at a small size, where the recipe has a validation.
+    The network, the precision, the batch and its division stay. Each stage has two steps of clips
+    with at most two frames. Frames of a data set are scaled to two small sizes, so clips still
+    differ in size. Moving Sprites keep their size, because cached stages depend on it. The
+    preflight checks and the tag of CLIP's weights are left out, so CLIP is random unless weights
+    are given. A recipe with validation scores one video at the end, at a small size.
     """
     return replace(
         recipe,
@@ -33,7 +30,7 @@ def smoke_recipe(recipe: Recipe) -> Recipe:
         stages=tuple(_smoke_stage(stage) for stage in recipe.stages),
         workers=min(recipe.workers, 1),
         validation_videos=1,
-        gates=False,
+        preflight=False,
         augment=replace(recipe.augment, short_sides=_SHORT_SIDES, long_side=_LONG_SIDE),
         loss=replace(recipe.loss, num_points=min(_POINTS, recipe.loss.num_points)),
     )

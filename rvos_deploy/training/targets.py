@@ -1,4 +1,4 @@
-"""What a batch of clips should come out as: the objects' masks, and which of them are meant."""
+"""Hold the targets of a batch of clips: masks of objects, and which objects are referred to."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rvos_deploy.errors import InputError
 
 @dataclass(frozen=True)
 class ClipTargets:
-    """Ground truth of B clips of one length and size; the number of objects K varies by clip.
+    """Hold the ground truth of B clips of one length and size; the number K of objects varies.
 
     Attributes:
-        masks: for each clip, bool [K,T,H,W]: one mask an object and frame, empty where the object
-            is out of sight. An object is visible in the frames where its mask is not empty.
-        referred: bool [K], whether a sentence means each object; none of them for a no-target
-            expression. S sentences for each clip, those of a clip together: B*S of them.
+        masks: of each clip, bool [K,T,H,W]. An object is visible in the frames where its mask is
+            not empty.
+        referred: of each sentence, bool [K], whether it means each object; all False for a
+            no-target expression. Each clip has S sentences, and those of a clip are consecutive.
 
     Raises:
-        InputError: when the tensors do not fit each other.
+        InputError: the tensors do not fit each other.
     """
 
     masks: tuple[Tensor, ...]
@@ -39,22 +39,22 @@ class ClipTargets:
 
     @property
     def batch(self) -> int:
-        """Number of clips B."""
+        """Return the number B of clips."""
         return len(self.masks)
 
     @property
     def sentences(self) -> int:
-        """Sentences of each clip S."""
+        """Return the number S of sentences of each clip."""
         return len(self.referred) // len(self.masks)
 
     @property
     def length(self) -> int:
-        """Frames in each clip T."""
+        """Return the number T of frames of each clip."""
         return self.masks[0].shape[1]
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Return the device of the tensors."""
         return self.masks[0].device
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ClipTargets:
@@ -65,7 +65,7 @@ class ClipTargets:
         )
 
     def padded_masks(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Masks of all clips: 0 or 1, [B,T,K,H,W], K the most objects of any clip, at least 1."""
+        """Return masks 0 or 1, [B,T,K,H,W], padded to the largest K of any clip, at least 1."""
         height, width = self.masks[0].shape[2:]
         shape = (self.batch, self.length, self._most_objects, height, width)
         padded = torch.zeros(shape, dtype=dtype, device=self.device)
@@ -74,7 +74,7 @@ class ClipTargets:
         return padded
 
     def visible(self) -> Tensor:
-        """Whether each object is seen in each frame: bool [B,T,K], K as in padded_masks."""
+        """Return whether each object is visible in each frame: bool [B,T,K], K as padded_masks."""
         shape = (self.batch, self.length, self._most_objects)
         visible = torch.zeros(shape, dtype=torch.bool, device=self.device)
         for clip, masks in enumerate(self.masks):
@@ -82,7 +82,7 @@ class ClipTargets:
         return visible
 
     def padded_referred(self) -> Tensor:
-        """Whether each object is meant by each sentence: bool [B*S,K], K as in padded_masks."""
+        """Return whether each sentence means each object: bool [B*S,K], K as padded_masks."""
         shape = (len(self.referred), self._most_objects)
         padded = torch.zeros(shape, dtype=torch.bool, device=self.device)
         for row, referred in enumerate(self.referred):

@@ -1,12 +1,12 @@
-"""The training loop, on Lightning Fabric.
+"""Run the training loop, on Lightning Fabric.
 
-Fabric, because it takes over what differs between machines (devices, processes under torchrun,
-autocast, loss scaling) and leaves the loop to us: a resumed run must repeat every number, so order
-of data, random streams and checkpoints have to be in our hands. Accelerate would do the same, but
-its checkpoints are pickled and its seeding is global.
+Fabric handles what differs between machines (devices, processes under torchrun, autocast, loss
+scaling) and leaves the loop to this module. A resumed run must repeat every number, so this module
+controls the order of data, the random streams and the checkpoints. Accelerate would also leave the
+loop, but it pickles checkpoints and seeds globally.
 
 Every random draw is a function of (seed, clip) or (seed, step, part, process). So step ``k`` needs
-nothing but the weights and moments of step ``k - 1``.
+only the weights and moments of step ``k - 1``.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from rvos_deploy.training.frame_cache import (
     cached_batches,
     fill_cache,
 )
+from rvos_deploy.training.init_from import InitReport
 from rvos_deploy.training.logs import RunLog
 from rvos_deploy.training.objective import (
     Objective,
@@ -74,16 +75,24 @@ from rvos_deploy.training.recipe import Recipe, Stage
 from rvos_deploy.training.validation import validate
 
 INIT_REPORT = "init_from.txt"
-"""Which weights of a published checkpoint were and were not loaded."""
+"""File that lists the weights of a published checkpoint that were and were not loaded."""
 
 AnyBatch = Batch | CachedBatch
 Progress = Callable[[str, int, int], None]
-"""Told the stage, steps done of it, and all of its steps."""
+"""Called with the name of the stage, the steps done in it, and all of its steps."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run left: its last and its best checkpoint, steps done, best J&F, seconds of steps."""
+    """Report a run.
+
+    Attributes:
+        checkpoint: folder of the last checkpoint.
+        best_checkpoint: folder of the checkpoint with the best J&F; None without validation.
+        steps: optimizer steps of the whole run.
+        best: best J&F; None without validation.
+        seconds: duration of the steps.
+    """
 
     checkpoint: Path
     best_checkpoint: Path | None
@@ -92,60 +101,97 @@ class TrainingResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Set the inputs of a run, and how it runs. These options do not belong to its recipe.
+
+    Attributes:
+        data: folder of the train split; not used by ``data = "sprites"``.
+        valid: folder of a valid split; Moving Sprites render their own.
+        init_from: initial weights: safetensors of rvos-deploy, or a checkpoint of FC-CLIP or
+            Mask2Former. The file ``init_from.txt`` then lists the loaded weights.
+        clip_weights: open_clip tag or file. None: the run's own when it is resumed, else the
+            preset's tag, or random weights without preflight checks. The run keeps weights without
+            a tag as ``clip.safetensors``.
+        resume: resume from the latest checkpoint in the run's folder, if there is one.
+        steps: stop after so many steps of the whole run; the schedule follows the recipe.
+        cpp_ops: compute deformable attention in C++ on a CPU.
+        accelerator: of Fabric: "auto", "cpu" or "cuda".
+    """
+
+    data: str | os.PathLike[str] | None = None
+    valid: str | os.PathLike[str] | None = None
+    init_from: str | os.PathLike[str] | None = None
+    clip_weights: str | None = None
+    resume: bool = False
+    steps: int | None = None
+    cpp_ops: bool = True
+    accelerator: str = "auto"
+
+
 def train(
     recipe: Recipe,
     out: str | os.PathLike[str],
-    *,
-    data: str | os.PathLike[str] | None = None,
-    valid: str | os.PathLike[str] | None = None,
-    init_from: str | os.PathLike[str] | None = None,
-    clip_weights: str | None = None,
-    resume: bool = False,
-    steps: int | None = None,
-    cpp_ops: bool = True,
-    accelerator: str = "auto",
+    options: TrainingOptions | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
-    """Train by a recipe; all processes of a run call it alike.
+    """Train by a recipe. All processes of a run make the same call.
 
     Args:
-        recipe: what to do.
+        recipe: of the run.
         out: folder of the run.
-        data: folder of the train split; not used by ``data = "sprites"``.
-        valid: folder of a valid split; Moving Sprites render their own.
-        init_from: weights to start from: our own safetensors, or a checkpoint of FC-CLIP or
-            Mask2Former; what of that was loaded is written to ``init_from.txt``.
-        clip_weights: open_clip tag or file; None: the run's own when it is resumed, else the
-            preset's tag, or without gates random ones by the seed. What no tag names is kept in
-            the run as ``clip.safetensors``.
-        resume: go on from the latest checkpoint in ``out``; from the start if there is none.
-        steps: stop after so many in all; the schedule stays that of the recipe.
-        cpp_ops: compute deformable attention in C++ on a CPU.
-        accelerator: of Fabric: "auto", "cpu" or "cuda".
-        progress: told after each step.
+        options: None: the defaults.
+        progress: called after each step.
 
     Raises:
-        InputError: a folder, file or recipe that cannot be used, or ``out`` holds another run.
-        RvosError: the loss is not finite, or a gate is not passed.
+        InputError: a folder, file or recipe cannot be used, or ``out`` holds another run.
+        RvosError: the loss is not finite, or a preflight check fails.
     """
+    options = options or TrainingOptions()
     run = Path(out)
     folder = checkpoints.find_checkpoint(run)
-    if folder is not None and not resume:
+    if folder is not None and not options.resume:
         raise InputError(f"{run} holds a run; go on with --resume, or choose another folder")
-    split = read_training_data(recipe, data)
+    split = read_training_data(recipe, options.data)
     loss_config(recipe.loss)
-    fabric = make_fabric(recipe, accelerator)
+    fabric = make_fabric(recipe, options.accelerator)
     for stage in recipe.stages:
         stage.parts(fabric.world_size)
     if split is not None:
         check_sizes(recipe, split, fabric.world_size)
-    first_weights = init_from if folder is None else None
-    # A run keeps its CLIP part, so that it can be resumed and exported without the file.
+    first_weights = options.init_from if folder is None else None
+    # A run keeps its CLIP part, so it can be resumed and exported without the original file.
     own_clip = run / checkpoints.CLIP
+    clip_weights = options.clip_weights
     if folder is not None and clip_weights is None and own_clip.is_file():
         clip_weights = str(own_clip)
     network, report = make_network(recipe, clip_weights, first_weights)
-    state = TrainingState(
+    state = _fresh_state(fabric, network, recipe, clip_weights)
+    if folder is not None:
+        state = _resume(fabric, network, recipe, folder, state)
+    validation = read_validation_data(fabric, recipe, run, options.valid)
+    fabric.to_device(network)
+    with contextlib.ExitStack() as stack:
+        log = None
+        # The run writes its first file here, after every input has been read and checked.
+        if fabric.global_rank == 0:
+            log = stack.enter_context(RunLog(run, state.step))
+            _write_records(run, network, recipe, state, report)
+            if warning := missing_validation(recipe, options.valid):
+                log.warn(warning)
+        if options.cpp_ops and fabric.device.type == "cpu":
+            from rvos_deploy.training.cpu_ops.ms_deform_attn import cpp_ops
+
+            stack.enter_context(cpp_ops())
+        job = _Job(fabric, network, recipe, run, split, validation, log, options.steps, progress)
+        return job.run_stages(state, folder)
+
+
+def _fresh_state(
+    fabric: Fabric, network: RvosNetwork, recipe: Recipe, clip_weights: str | None
+) -> TrainingState:
+    """Return the state of a run before its first step."""
+    return TrainingState(
         0,
         0,
         0,
@@ -155,39 +201,37 @@ def train(
         versions=versions("torch"),
         processes=fabric.world_size,
     )
-    if folder is not None:
-        state = resumed_state(folder, state, recipe)
-        if fabric.global_rank == 0:
-            warn_of_other_processes(folder, state.processes, fabric.world_size)
-        state = replace(state, processes=fabric.world_size)
-        checkpoints.load_weights(folder, network)
-        stage = recipe.stages[state.stage]
-        if 0 < state.stage_step < stage.steps:
-            check_resumable(run, folder, stage, network)
-    validation = read_validation_data(fabric, recipe, run, valid)
-    fabric.to_device(network)
-    with contextlib.ExitStack() as stack:
-        log = stack.enter_context(RunLog(run, state.step)) if fabric.global_rank == 0 else None
-        # Only now: whatever could not be read has been refused, and the folder is as it was.
-        if fabric.global_rank == 0:
-            write_json(run / RECIPE, recipe.as_dict())
-            if state.clip_source == checkpoints.CLIP and not own_clip.is_file():
-                checkpoints.save_clip(own_clip, network)
-            if report is not None:
-                write_text(run / INIT_REPORT, report.summary() + "\n")
-        if log is not None and (warning := missing_validation(recipe, valid)):
-            log.warn(warning)
-        if cpp_ops and fabric.device.type == "cpu":
-            from rvos_deploy.training.cpu_ops.ms_deform_attn import cpp_ops as use_cpp_ops
 
-            stack.enter_context(use_cpp_ops())
-        job = _Job(fabric, network, recipe, run, split, validation, log, steps, progress)
-        return job.run_stages(state, folder)
+
+def _resume(
+    fabric: Fabric, network: RvosNetwork, recipe: Recipe, folder: Path, fresh: TrainingState
+) -> TrainingState:
+    """Load the weights of a checkpoint, and return its state."""
+    state = resumed_state(folder, fresh, recipe)
+    if fabric.global_rank == 0:
+        warn_of_other_processes(folder, state.processes, fabric.world_size)
+    checkpoints.load_weights(folder, network)
+    stage = recipe.stages[state.stage]
+    if 0 < state.stage_step < stage.steps:
+        check_resumable(folder.parent.parent, folder, stage, network)
+    return replace(state, processes=fabric.world_size)
+
+
+def _write_records(
+    run: Path, network: RvosNetwork, recipe: Recipe, state: TrainingState, report: InitReport | None
+) -> None:
+    """Write the recipe, a CLIP part without a tag, and the report of published weights."""
+    write_json(run / RECIPE, recipe.as_dict())
+    own_clip = run / checkpoints.CLIP
+    if state.clip_source == checkpoints.CLIP and not own_clip.is_file():
+        checkpoints.save_clip(own_clip, network)
+    if report is not None:
+        write_text(run / INIT_REPORT, report.summary() + "\n")
 
 
 @dataclass
 class _Job:
-    """One process's part in a run."""
+    """Hold one process's part in a run."""
 
     fabric: Fabric
     network: RvosNetwork
@@ -200,7 +244,7 @@ class _Job:
     progress: Progress | None
 
     def run_stages(self, state: TrainingState, folder: Path | None) -> TrainingResult:
-        """All stages from where the state stands."""
+        """Run the remaining stages."""
         started = time.perf_counter()
         for number in range(state.stage, len(self.recipe.stages)):
             if number > state.stage:
@@ -210,10 +254,8 @@ class _Job:
             state, folder = self._run_stage(state, folder)
         if folder is None:
             raise InputError(f"no step was to be done in {self.run}; give --steps of at least 1")
-        best, seconds = (
-            checkpoints.find_checkpoint(self.run, checkpoints.BEST),
-            time.perf_counter() - started,
-        )
+        best = checkpoints.find_checkpoint(self.run, checkpoints.BEST)
+        seconds = time.perf_counter() - started
         return TrainingResult(folder, best, state.step, state.best, seconds)
 
     def _finished(self, state: TrainingState) -> bool:
@@ -229,7 +271,7 @@ class _Job:
         steps = range(state.stage_step, stop)
         if not steps:
             return state, folder
-        self._check_gates(stage, state)
+        self._preflight(stage, state)
         named = select_trained(self.network, stage)
         optimizer = make_optimizer(named, stage)
         first = sum(earlier.clips for earlier in self.recipe.stages[: state.stage])
@@ -254,9 +296,9 @@ class _Job:
             state, folder = self._after_step(state, optimizer, step + 1 == stop, folder)
         return state, folder
 
-    def _check_gates(self, stage: Stage, state: TrainingState) -> None:
-        """Each process checks for itself, so that all stop."""
-        if not self.recipe.gates or state.stage_step:
+    def _preflight(self, stage: Stage, state: TrainingState) -> None:
+        """Run the preflight checks before a stage, in each process, so that all processes stop."""
+        if not self.recipe.preflight or state.stage_step:
             return
         if state.stage == 0:
             check_text(self.network, self.run)
@@ -280,7 +322,7 @@ class _Job:
         return model, wrapped
 
     def _mean(self, values: Tensor) -> Tensor:
-        """Mean over all processes."""
+        """Return the mean over all processes."""
         mean = self.fabric.all_reduce(values, reduce_op="mean")
         assert isinstance(mean, Tensor)
         return mean
@@ -293,7 +335,7 @@ class _Job:
         stage: Stage,
         step: int,
     ) -> dict[str, float]:
-        """One optimizer step; ``step`` counts over all stages, from 0."""
+        """Take one optimizer step; ``step`` counts over all stages, from 0."""
         sums: dict[str, Tensor] = {}
         single = stage.single_every > 0 and (step + 1) % stage.single_every == 0
         parts = stage.parts(self.fabric.world_size)
@@ -304,7 +346,7 @@ class _Job:
             generator = step_generator(self.recipe.seed, step, part, self.fabric.global_rank)
             last = part + 1 == parts
             with self.fabric.no_backward_sync(model, enabled=not last):
-                losses = model(*batch, generator)
+                losses = model(batch, generator)
                 self.fabric.backward(losses["total"] / parts)
             for name, loss in losses.items():
                 share = loss.detach() / parts
@@ -331,9 +373,7 @@ class _Job:
         last: bool,
         folder: Path | None,
     ) -> tuple[TrainingState, Path | None]:
-        """Validate, all processes together, and write a checkpoint, by process 0, where they are
-        due.
-        """
+        """Validate in all processes and write a checkpoint in process 0, when they are due."""
         every = self.recipe.validate_every
         validates = every > 0 and (last or state.step % every == 0)
         if not (last or validates or state.step % self.recipe.checkpoint_every == 0):
@@ -352,7 +392,7 @@ class _Job:
         return state, on_first(self.fabric, save)
 
     def _validate(self, state: TrainingState, split: DataSplit) -> float:
-        """J&F of all processes; process 0 writes it down."""
+        """Return the J&F of all processes; process 0 logs it."""
         values = validate(
             self.network,
             training_tokenizer(),

@@ -1,4 +1,4 @@
-"""J&F of the PyTorch network on valid videos, and overlays for a person to look at."""
+"""Measure J&F of the PyTorch network on valid videos, and write overlays for people."""
 
 from __future__ import annotations
 
@@ -27,28 +27,31 @@ from rvos_deploy.training.recipe import Recipe
 from rvos_deploy.video import write_montage
 
 MASK_BUDGET = 2**30
-"""Bytes of mask features held at once; decides how many expressions are decoded together."""
+"""Bytes of mask features in memory; limits how many expressions are decoded together."""
 PICTURED_VIDEOS = 3
 
 
 def sprite_validation(recipe: Recipe, folder: Path) -> DataSplit:
-    """Render the valid videos of a recipe, unless they are there, and read them."""
+    """Render the valid videos of a recipe, unless they exist, and read them."""
     render_validation(recipe, folder)
     return read_mevis(folder)
 
 
 def render_validation(recipe: Recipe, folder: Path) -> None:
-    """Render the valid videos of a recipe, once a run; with as many expressions as the benchmark
-    has, however many the recipe trains on.
+    """Render the valid videos of a recipe, unless they exist.
+
+    The number of expressions is that of the benchmark, whatever the recipe trains on.
     """
-    usual = WorldConfig()
+    benchmark = WorldConfig()
     if not folder.is_dir():
         write_mevis(
             folder,
             seed=recipe.validation_seed,
             split="valid",
             videos=recipe.validation_videos,
-            config=replace(recipe.sprites, expressions=usual.expressions, wordings=usual.wordings),
+            config=replace(
+                recipe.sprites, expressions=benchmark.expressions, wordings=benchmark.wordings
+            ),
         )
 
 
@@ -58,10 +61,10 @@ def clip_masks(
     images: list[NDArray[np.uint8]],
     texts: list[str],
 ) -> NDArray[np.bool_]:
-    """Segment a whole clip offline, as the reference network does.
+    """Segment a whole clip offline with the reference network.
 
     Args:
-        network: in eval mode; its config gives input size and threshold.
+        network: in eval mode; its configuration has the input size and the threshold.
         tokenizer: CLIP's.
         images: T frames, RGB uint8 [H,W,3] of one size.
         texts: E expressions.
@@ -87,7 +90,7 @@ def clip_masks(
 def network_predictor(
     network: RvosNetwork, tokenizer: Tokenizer, pictures: Path | None = None
 ) -> Predict:
-    """Make a predictor for ``evaluate``; an overlay of each video goes to ``pictures``."""
+    """Return a predictor for ``evaluate`` that writes overlays of videos to ``pictures``."""
 
     def predict(video: VideoRecord) -> NDArray[np.bool_]:
         images = [video.image(i) for i in range(len(video.frames))]
@@ -102,7 +105,7 @@ def network_predictor(
 
 
 def check_validation(split: DataSplit, videos: int) -> None:
-    """Refuse what cannot be scored at the first validation, which may be hours away.
+    """Refuse a split that the first validation, hours later, could not score.
 
     Raises:
         InputError: the first ``videos`` have no ground truth, or no expression.
@@ -116,7 +119,7 @@ def check_validation(split: DataSplit, videos: int) -> None:
 
 
 def _scored(split: DataSplit, videos: int | None) -> list[VideoRecord]:
-    """Those of the first ``videos`` that have an expression. InputError where none has."""
+    """Return those of the first ``videos`` with an expression. Raises InputError if none has."""
     scored = [video for video in split.videos[:videos] if video.expressions]
     if not scored:
         raise InputError(
@@ -127,9 +130,10 @@ def _scored(split: DataSplit, videos: int | None) -> list[VideoRecord]:
 
 
 def share_videos(videos: Sequence[VideoRecord], processes: int) -> list[list[int]]:
-    """Numbers of the videos of each process, ascending: longest first, to who has least so far.
+    """Return the numbers of the videos of each process, ascending.
 
-    The frame decoder takes most of the time, and runs for each frame and expression.
+    The longest video goes first, to the process with the least work so far. Work is counted in
+    frames times expressions, because the frame decoder runs for each and dominates the time.
     """
     cost = [len(video.frames) * len(video.expressions) for video in videos]
     loads = [0] * processes
@@ -150,21 +154,19 @@ def validate(
     pictures: Path | None = None,
     fabric: Fabric | None = None,
 ) -> dict[str, float]:
-    """J&F over the first ``videos`` of a split, overall and by kind; N-acc and T-acc.
-
-    The network is left in the mode in which it was.
+    """Return J&F over the first ``videos`` of a split, overall and by kind, N-acc and T-acc.
 
     Args:
-        network: the same in all processes.
+        network: the same in all processes; its mode is restored.
         tokenizer: CLIP's.
         split: with ground truth; the same in all processes.
-        videos: how many; None: all.
-        pictures: folder for overlays of the first ones.
-        fabric: whose processes share the videos between them, and all get the means over all of
-            them, the same as one process would compute; None: this process alone.
+        videos: number of videos; None: all.
+        pictures: folder for overlays of the first videos.
+        fabric: its processes divide the videos, and each returns the same means as one process
+            would. None: this process alone.
 
     Raises:
-        InputError: a file of the split cannot be read, or it has no expression.
+        InputError: a file of the split cannot be read, or the split has no expression.
     """
     scored = _scored(split, videos)
     rank, processes = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
@@ -185,18 +187,18 @@ def validate(
         parts = [score()] if fabric is None else gather(fabric, score)
     finally:
         network.train(was_training)
-    # In the order of the split, so that sums are rounded alike however the videos were shared.
+    # The order of the split makes rounding independent of how the videos were divided.
     by_video = {number: rows for part in parts for number, rows in part.items()}
     return means([row for number in sorted(by_video) for row in by_video[number]])
 
 
 def summary(evaluation: Evaluation) -> dict[str, float]:
-    """:func:`means` of what an evaluation scored."""
+    """Return the :func:`means` of an evaluation's scores."""
     return means(evaluation.scores)
 
 
 def means(rows: Sequence[ExpressionScore]) -> dict[str, float]:
-    """Means over expressions: j_and_f, j, f; n_acc, t_acc; j_and_f of each kind."""
+    """Return means over expressions: j_and_f, j, f; n_acc, t_acc; j_and_f of each kind."""
     values = {
         "j_and_f": float(np.mean([row.j_and_f for row in rows])),
         "j": float(np.mean([row.j for row in rows])),

@@ -56,7 +56,7 @@ def test_a_variant_changes_one_thing() -> None:
         assert own == base
         changed = {name for name in model if model[name] != base_model[name]}
         assert changed == {name for name, _ in variant.model}
-        # The course of a slot is made of the positions that no_mask_position leaves out of tokens.
+        # The trajectory encoding uses the positions that no_mask_position removes from tokens.
         assert len(changed) + variant.foreign_text <= 1 or variant.name == "no_position"
 
 

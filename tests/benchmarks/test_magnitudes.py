@@ -19,7 +19,7 @@ from rvos_deploy.benchmarks.studies import magnitudes
 from rvos_deploy.benchmarks.studies.magnitudes import Layer, Magnitudes, join, require_headroom
 from rvos_deploy.errors import ParityError
 from rvos_deploy.export import weights
-from rvos_deploy.networks.pan2024.modules.attention import HIDDEN, MultiHeadAttention, hide
+from rvos_deploy.networks.pan2024.modules.attention import HIDDEN, MultiHeadAttention, additive_mask
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 
 APP = typer.Typer()
@@ -65,7 +65,7 @@ def test_hidden_keys_are_told_apart_from_what_was_computed() -> None:
     torch.manual_seed(2)
     module = MultiHeadAttention(8, 2).half()
     x = torch.randn(1, 5, 8).half()
-    hidden = hide(torch.tensor([[False, False, True, True, False]]))[:, None, None]
+    hidden = additive_mask(torch.tensor([[False, False, True, True, False]]))[:, None, None]
     layer = watch(module, x, x, x, hidden)["network add"]
     assert abs(layer.magnitude + HIDDEN) < 20
     assert 0 < layer.unhidden < 20

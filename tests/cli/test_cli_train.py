@@ -1,4 +1,4 @@
-"""``train`` by presets and with ``--set``: what runs, what is recorded, and what is said."""
+"""Test ``train`` by presets and with ``--set``: runs, records and messages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_preset_trains_on_a_folder_and_its_run_goes_on(
     process: Callable, data: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    command = ["train", "tiny", "--data", data, "--out", run, "--no-cpp-ops", "--no-gates"]
+    command = ["train", "tiny", "--data", data, "--out", run, "--no-cpp-ops", "--no-preflight"]
     first = process(*command, *options(*SMALL), "--steps", 1)
     assert first.code == 0, first.stderr
     assert "step 1 of 2" in first.stdout
@@ -57,7 +57,9 @@ def test_a_preset_trains_on_a_folder_and_its_run_goes_on(
     assert "--set" in other.error
     assert json.loads((run / "recipe.json").read_text()) == recorded
 
-    last = process(*command, *options(*SMALL, "validate_every=0"), "--resume")
+    # The former name of --no-preflight is accepted.
+    former = [*command[:-1], "--no-gates"]
+    last = process(*former, *options(*SMALL, "validate_every=0"), "--resume")
     assert last.code == 0, last.stderr
     assert "step 2 of 2" in last.stdout
     assert last.stderr == ""

@@ -35,12 +35,12 @@ data = "sprites"
 seed = 1
 checkpoint_every = 1
 validate_every = 0
-gates = false
+preflight = false
 [model]
 preset = "tiny"
 initializer = "weighted"
 num_queries = 6
-rivals = false
+competition = false
 input_size = [64, 96]
 threshold = 0.0
 [sprites]
@@ -163,7 +163,7 @@ def test_a_checkpoint_records_its_network(trained: Run) -> None:
     [
         ({"initializer": "aligned"}, "initializer = 'weighted'"),
         ({"initializer": "sentence"}, "initializer = 'weighted'"),
-        ({"alignment": "cosine"}, "alignment = 'sight'"),
+        ({"alignment": "cosine"}, "alignment = 'mask_cues'"),
         ({"hiding": "threshold"}, "hiding = 'ramp'"),
         ({"temporal_position": False}, "temporal_position = True"),
         ({"frame_masks": False}, "frame_masks = True"),

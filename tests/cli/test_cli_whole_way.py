@@ -64,11 +64,11 @@ def test_from_nothing_to_a_score(rvos: Callable, tmp_path: Path) -> None:
     done("make-data", "sprites", "--split", "valid", "--videos", 2, "--out", tmp_path, *world)
     few = ("--steps", 3, "--batch", 4, "--image-size", 32, "--workers", 0)
     pretrained = rvos("pretrain-clip", "--out", clip, *few)
-    # Three steps teach nothing; whether such a tower passes the gate says nothing either.
+    # Three steps teach nothing, so the preflight check of such a tower says nothing.
     assert pretrained.code in (0, 1)
     assert "opposite motion words" in pretrained.stdout
     weights = ("--clip-weights", clip / "clip.safetensors")
-    shown = done("train", recipe, "--out", run, *weights, "--no-gates", "--no-cpp-ops")
+    shown = done("train", recipe, "--out", run, *weights, "--no-preflight", "--no-cpp-ops")
     assert "step 6 of 6" in shown
     program, *printed = shlex.split(shown.splitlines()[-1])
     assert (program, printed[-1]) == ("rvos-deploy", str(bundle))

@@ -1,4 +1,4 @@
-"""``--precision bf16``: strictly typed, float32 at the edges, proved without bfloat16 kernels."""
+"""Test ``--precision bf16``: strict types, float32 edges, proof without bfloat16 kernels."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def narrow_network(tiny_network: RvosNetwork) -> RvosNetwork:
 def decoder(
     narrow_network: RvosNetwork, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Graph, Path]:
-    """One graph and its file: the video decoder, which has of everything but convolutions."""
+    """Return the video decoder's graph and file, which has every operator but convolutions."""
     graph = next(g for g in graphs(narrow_network) if g.spec.name == "video_decoder")
     (file,) = export_graph(graph, tmp_path_factory.mktemp("bf16"))
     return graph, file
@@ -60,14 +60,14 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
 def test_contracts_are_those_of_float32(
     narrow_network: RvosNetwork, tiny_network: RvosNetwork
 ) -> None:
-    """So the runtime, which has no bfloat16, needs to know nothing of it."""
+    """The runtime has no bfloat16 and sees none."""
     for narrow, wide in zip(graphs(narrow_network), graphs(tiny_network), strict=True):
         assert (narrow.spec.inputs, narrow.spec.outputs) == (wide.spec.inputs, wide.spec.outputs)
         assert (narrow.spec.precision, wide.spec.precision) == ("bf16", "fp32")
         assert narrow.spec.tolerance == TOLERANCES["bf16"]
 
 
-def test_what_leaves_a_graph_enters_the_next_unchanged(narrow_network: RvosNetwork) -> None:
+def test_outputs_of_a_graph_enter_the_next_one_unchanged(narrow_network: RvosNetwork) -> None:
     graph = graphs(narrow_network)[1]
     ids = torch.tensor([[49406, 518, 49407]])
     with torch.inference_mode():
@@ -94,7 +94,7 @@ def test_operators_are_typed_strictly(decoder: tuple[Graph, Path]) -> None:
     assert set(large) == {NARROW}
 
 
-def test_it_equals_pytorch_rounded_and_not(
+def test_the_graph_equals_pytorch_with_and_without_rounding(
     decoder: tuple[Graph, Path], narrow_network: RvosNetwork
 ) -> None:
     graph, file = decoder
@@ -116,7 +116,7 @@ def test_it_equals_pytorch_rounded_and_not(
     assert max(c.comparison.max_abs for c in rounded) > max(c.comparison.max_abs for c in plain)
 
 
-def test_what_was_computed_in_bfloat16_is_bfloat16(decoder: tuple[Graph, Path]) -> None:
+def test_outputs_hold_bfloat16_numbers(decoder: tuple[Graph, Path]) -> None:
     graph, file = decoder
     inputs = probe_inputs(graph.spec, {"E": 2, "L": 5, "M": 3}, 1)
     with Bf16ReferenceBackend().open_files([(graph.spec, OnnxFile(file))]) as session:
@@ -130,7 +130,7 @@ def test_what_was_computed_in_bfloat16_is_bfloat16(decoder: tuple[Graph, Path]) 
 def test_a_wrong_weight_is_found_without_rounding(
     decoder: tuple[Graph, Path], narrow_network: RvosNetwork, tmp_path: Path
 ) -> None:
-    """A matrix of the mask embedding, an eighth too large."""
+    """A matrix of the mask embedding is too large by one eighth."""
     graph, file = decoder
     model = onnx.load(file)
     bias = "module.network.video_decoder.mask_embedding.4.bias"
@@ -145,7 +145,7 @@ def test_a_wrong_weight_is_found_without_rounding(
     assert any(not check.passed for check in check_without_rounding(graph, known, wrong, limit))
 
 
-def test_storing_float16_as_well_is_refused(tmp_path: Path) -> None:
+def test_bf16_with_stored_float16_is_refused(tmp_path: Path) -> None:
     weights = Weights(random=True, store="fp16", precision="bf16")
     with pytest.raises(InputError, match=r"exclude each other.*leave --store out"):
         export_bundle(preset("tiny"), tmp_path / "b", weights)
@@ -154,7 +154,7 @@ def test_storing_float16_as_well_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_whole_bundle_is_proved_and_says_what_was_not(tmp_path: Path) -> None:
+def test_a_whole_bundle_passes_and_records_what_is_not_proved(tmp_path: Path) -> None:
     weights = Weights(random=True, precision="bf16")
     report = export_bundle(preset("tiny"), tmp_path / "bundle", weights)
     bundle = open_bundle(report.path)

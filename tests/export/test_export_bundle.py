@@ -1,4 +1,4 @@
-"""The exported graphs: contracts, axes, other libraries, and what a failed export leaves."""
+"""Test the exported graphs: contracts, axes, other libraries, and failed exports."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ AXES = [
 
 @pytest.mark.parametrize("axes", AXES, ids=str)
 @pytest.mark.parametrize("name", GRAPHS)
-def test_graphs_equal_pytorch_at_sizes_they_were_not_checked_at(
+def test_graphs_equal_pytorch_at_sizes_outside_the_checks(
     tiny_bundle: Path, tiny_network: RvosNetwork, name: str, axes: dict[str, int]
 ) -> None:
     bundle = open_bundle(tiny_bundle)
@@ -58,8 +58,8 @@ def test_graphs_equal_pytorch_at_sizes_they_were_not_checked_at(
         assert compare(tensor.numpy(), measured[spec.name]).max_abs <= graph.spec.tolerance
 
 
-def test_the_frame_decoder_gives_what_slots_are_aligned_by(tiny_network: RvosNetwork) -> None:
-    """Of contents those at stride 8, as the whole network aligns by; every output by its name."""
+def test_the_frame_decoder_outputs_the_slot_cues(tiny_network: RvosNetwork) -> None:
+    """The contents are those at stride 8, and every output has its name."""
     graph = next(graph for graph in graphs(tiny_network) if graph.spec.name == "frame_decoder")
     probes = probe_inputs(graph.spec, case_axes(graph.spec, AXES[1]), seed=5)
     inputs = {name: torch.from_numpy(array) for name, array in probes.items()}
@@ -71,11 +71,11 @@ def test_the_frame_decoder_gives_what_slots_are_aligned_by(tiny_network: RvosNet
         )
         frames = tiny_network.decode_frames(features, text)
     assert torch.equal(found["frame_queries"], frames.queries)
-    assert torch.equal(found["slot_position"], frames.facts.position)
-    assert torch.equal(found["slot_score"], frames.facts.score)
+    assert torch.equal(found["slot_position"], frames.descriptors.position)
+    assert torch.equal(found["slot_score"], frames.descriptors.score)
     width = tiny_network.clip.image_channels[1]
     assert found["slot_content"].shape == (4, 20, width)
-    assert torch.equal(found["slot_content"], frames.facts.content[..., :width])
+    assert torch.equal(found["slot_content"], frames.descriptors.content[..., :width])
 
 
 def test_deformable_attention_is_one_node_a_layer(tiny_bundle: Path) -> None:
@@ -89,7 +89,7 @@ def test_deformable_attention_is_one_node_a_layer(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_files_are_sound_and_of_opset_18(tiny_bundle: Path, name: str) -> None:
+def test_files_are_valid_and_have_opset_18(tiny_bundle: Path, name: str) -> None:
     file = tiny_bundle / f"{name}.onnx"
     onnx.checker.check_model(str(file), full_check=True)
     model = onnx.load(file)
@@ -118,7 +118,7 @@ def test_openvino_runs_the_inlined_graph(tiny_bundle: Path) -> None:
         assert compare(expected[tensor.name], found[tensor.name]).max_abs <= spec.tolerance
 
 
-def test_verify_passes_and_sees_another_networks_graph(tiny_bundle: Path) -> None:
+def test_verify_passes_and_detects_another_networks_graph(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     results = verify(bundle, make_backend())
     assert all(result.passed for result in results)
@@ -172,7 +172,7 @@ def test_a_failed_check_leaves_nothing_and_names_every_failure(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="--overwrite"):
         export_bundle(preset("tiny"), tmp_path, Weights(random=True))
@@ -198,7 +198,9 @@ def test_checkpoints_load_with_and_without_clip(tiny_network: RvosNetwork, tmp_p
             assert torch.equal(tensor, trained[name])
 
 
-def test_checkpoints_that_do_not_fit_say_why(tiny_network: RvosNetwork, tmp_path: Path) -> None:
+def test_errors_of_unfit_checkpoints_give_the_reason(
+    tiny_network: RvosNetwork, tmp_path: Path
+) -> None:
     from safetensors.torch import save_file
 
     file = tmp_path / "c.safetensors"
@@ -239,10 +241,10 @@ def test_the_papers_scale_exports_and_loads(tmp_path: Path) -> None:
         (0.98549, 2.0, "--minimum-j-and-f 0.985 --maximum-slot-excess 2.0"),
     ],
 )
-def test_masks_that_fail_say_how_far_and_what_accepts_it(
+def test_errors_of_failed_masks_give_the_difference_and_the_options(
     j_and_f: float, excess: float, options: str
 ) -> None:
-    """Options that do not help are not offered."""
+    """The message offers only options that help."""
     masks = MaskCheck("masks", False, 0.999, j_and_f, j_and_f, 0.5, 0.004, excess, 0.16)
     with pytest.raises(ParityError) as error:
         bundle_export._require_all((masks,))
@@ -252,7 +254,7 @@ def test_masks_that_fail_say_how_far_and_what_accepts_it(
     assert text.endswith(f"accept it with {options})")
 
 
-def test_masks_that_no_option_mends_offer_none() -> None:
+def test_errors_of_failed_masks_offer_no_useless_option() -> None:
     masks = MaskCheck("masks", False, 0.999, 1.0, 1.0, 0.5, 0.4, 0.0, 0.16)
     with pytest.raises(ParityError, match=r"40\.00% undecided") as error:
         bundle_export._require_all((masks,))

@@ -1,4 +1,4 @@
-"""``--opset`` and ``--static-shapes``: what the files hold, what is proved, what is refused."""
+"""Test ``--opset`` and ``--static-shapes``: contents of files, checks, and refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FIXED = {"H": 64, "W": 96, "E": 2, "L": 16, "M": 8}
 
 
 def dimensions(model: onnx.ModelProto) -> dict[str, list[Any]]:
-    """Shapes of every tensor of the graph, by name; names and None where they are no numbers."""
+    """Return the shapes of all tensors by name; axes without numbers have names or None."""
     inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     return {
         value.name: [
@@ -66,7 +66,7 @@ def test_every_tensor_of_a_fixed_graph_has_numbers(static_bundle: Path, name: st
     assert "Shape" not in {node.op_type for node in model.graph.node}
 
 
-def test_the_contracts_leave_no_other_size_and_opsets_are_recorded(static_bundle: Path) -> None:
+def test_contracts_fix_all_sizes_and_opsets_are_recorded(static_bundle: Path) -> None:
     bundle = open_bundle(static_bundle)
     assert bundle.config.input_size == (64, 96)
     for spec in bundle.graphs.values():
@@ -79,7 +79,7 @@ def test_the_contracts_leave_no_other_size_and_opsets_are_recorded(static_bundle
     ]
 
 
-def test_parity_is_probed_at_the_fixed_sizes_alone(static_bundle: Path) -> None:
+def test_parity_is_probed_only_at_the_fixed_sizes(static_bundle: Path) -> None:
     bundle = open_bundle(static_bundle)
     checks = [check.name for check in bundle.manifest.parity.checks]
     assert {name.rsplit(" ", 1)[0] for name in checks[:-1]} == {
@@ -99,10 +99,10 @@ def graph_of(network: RvosNetwork, name: str, fixed: dict[str, int] | None = Non
     return next(graph for graph in graphs(network, fixed) if graph.spec.name == name)
 
 
-def test_without_a_fixed_memory_its_axis_alone_is_dynamic(
+def test_without_a_fixed_memory_only_its_axis_is_dynamic(
     tiny_network: RvosNetwork, tmp_path: Path
 ) -> None:
-    """Of sizes that are those that other axes are traced with, too."""
+    """The sizes include those that tracing uses for other axes."""
     fixed = StaticShapes(64, 96, 5, 5).axes()
     graph = graph_of(tiny_network, "video_decoder", fixed)
     (file,) = export_graph(graph, tmp_path)
@@ -131,7 +131,7 @@ def test_a_small_graph_in_another_opset(
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("opset", OPSETS["fp32"])
-def test_every_opset_that_is_offered_passes_every_check(
+def test_every_supported_opset_passes_every_check(
     tiny_network: RvosNetwork, tmp_path: Path, opset: int
 ) -> None:
     backend = make_backend()
@@ -162,7 +162,7 @@ def test_half_precision_in_the_outermost_opsets(tmp_path: Path, precision: str, 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_half_precision_of_fixed_sizes_in_an_old_opset(tmp_path: Path) -> None:
-    """float16 throughout; its masks, and its runs, pass through the same checks."""
+    """All graphs are float16 and pass the same checks."""
     form = GraphForm(opset=17, static=StaticShapes(64, 96, 3, 16))
     for precision, store in (("fp16", "fp32"), ("fp32", "fp16")):
         out = tmp_path / f"{precision}-{store}"
@@ -176,7 +176,7 @@ def test_half_precision_of_fixed_sizes_in_an_old_opset(tmp_path: Path) -> None:
 def test_a_converter_that_stops_short_is_an_error(
     tiny_network: RvosNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxscript logs that it failed, and leaves the model as it was."""
+    """onnxscript logs the failure and leaves the model unchanged."""
 
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("No Adapter From Version $18 for Split")
@@ -190,7 +190,7 @@ def test_a_converter_that_stops_short_is_an_error(
 
 
 @pytest.mark.parametrize("precision", OPSETS)
-def test_an_opset_that_is_not_offered_is_one_line(precision: str) -> None:
+def test_an_unsupported_opset_is_one_line(precision: str) -> None:
     allowed = OPSETS[precision]
     assert choose_opset(None, precision) == DEFAULT_OPSET[precision]
     for opset in allowed:
@@ -205,7 +205,7 @@ def test_an_opset_that_is_not_offered_is_one_line(precision: str) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_static_shapes_are_read() -> None:
+def test_static_shapes_are_parsed() -> None:
     assert read_static_shapes("256x448,4,16") == StaticShapes(256, 448, 4, 16)
     assert read_static_shapes("64X96, 1, 77, 64") == StaticShapes(64, 96, 1, 77, 64)
     assert "M" not in read_static_shapes("256x448,4,16").axes()
@@ -225,7 +225,7 @@ def test_static_shapes_are_read() -> None:
         ("256x448,4,16,0", "axis M cannot be 0"),
     ],
 )
-def test_other_static_shapes_are_one_line(text: str, message: str) -> None:
+def test_wrong_static_shapes_are_one_line(text: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         read_static_shapes(text)
     assert str(error.value).startswith(f"--static-shapes '{text}'")
@@ -234,24 +234,20 @@ def test_other_static_shapes_are_one_line(text: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "size", "message"),
+    ("form", "message"),
     [
-        (GraphForm(opset=16), None, "--opset 16 cannot be written in fp32: needs 17 to 25"),
+        (GraphForm(opset=16), "--opset 16 cannot be written in fp32: needs 17 to 25"),
         (
-            GraphForm(static=StaticShapes(64, 96, 2, 16)),
-            (64, 64),
+            GraphForm(static=StaticShapes(64, 96, 2, 16), size=(64, 64)),
             "--size 64x64 and --static-shapes 64x96,... name two sizes; leave --size out",
         ),
         (
             GraphForm(static=StaticShapes(64, 96, 256, 16, 65536)),
-            None,
             r"--static-shapes gives video_decoder memory as \[256, 65536, 20, 128\], needed",
         ),
     ],
 )
-def test_what_cannot_be_exported_leaves_nothing(
-    tmp_path: Path, form: GraphForm, size: tuple[int, int] | None, message: str
-) -> None:
+def test_a_refused_export_leaves_no_file(tmp_path: Path, form: GraphForm, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        export_bundle(preset("tiny"), tmp_path / "b", Weights(random=True), size=size, form=form)
+        export_bundle(preset("tiny"), tmp_path / "b", Weights(random=True), form=form)
     assert list(tmp_path.iterdir()) == []

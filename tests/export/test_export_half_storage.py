@@ -1,4 +1,4 @@
-"""Weights stored as float16: exact, half the size, and nothing else changes."""
+"""Test weights stored as float16: exact, half the size, otherwise unchanged."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_graph_stored_as_float16_computes_the_same(
     assert not traced
 
 
-def test_only_what_is_exact_is_stored_as_float16() -> None:
+def test_only_exact_weights_are_stored_as_float16() -> None:
     exact = np.arange(2048, dtype=np.float32)
     inexact, huge, small = exact + 0.1, exact * 100, exact[:10]
     given = {"exact": exact, "inexact": inexact, "huge": huge, "small": small}

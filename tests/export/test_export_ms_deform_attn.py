@@ -1,4 +1,4 @@
-"""The function body of ``rvos::MSDeformAttn`` against a direct loop in float64."""
+"""Test the function body of ``rvos::MSDeformAttn`` against a loop in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Inputs = dict[str, NDArray[np.generic]]
 
 
 def one_node_model(real: int = TensorProto.FLOAT, opset: int = 18) -> onnx.ModelProto:
-    """A model that is nothing but the node."""
+    """Return a model with only this node."""
 
     def tensor(name: str, kind: int, *shape: str | int) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, kind, list(shape))
@@ -79,7 +79,7 @@ def make_inputs(
 
 
 def loop(inputs: Inputs) -> NDArray[np.float64]:
-    """Sample by sample, corner by corner, in float64."""
+    """Compute sample by sample, corner by corner, in float64."""
     value, reference, offsets, logits = (
         inputs[name].astype(np.float64) for name in ("value", "reference", "offsets", "logits")
     )
@@ -133,7 +133,7 @@ def test_the_body_equals_the_loop(case: str) -> None:
 
 
 def test_half_precision_values_keep_float32_coordinates() -> None:
-    """On a map of 512 columns, half coordinates would be off by up to 1/4 pixel."""
+    """On a map of 512 columns, half coordinates would err by up to 1/4 pixel."""
     inputs = make_inputs(8, [(2, 512)], spread=3.0)
     half = {
         name: array.astype(np.float16) if name in {"value", "offsets", "logits"} else array
@@ -146,7 +146,7 @@ def test_half_precision_values_keep_float32_coordinates() -> None:
 
 
 @pytest.mark.parametrize("opset", OPSETS["fp32"])
-def test_the_body_is_the_same_in_every_opset_that_is_offered(opset: int) -> None:
+def test_the_body_is_the_same_in_every_supported_opset(opset: int) -> None:
     model = one_node_model(opset=opset)
     onnx.checker.check_model(model, full_check=True)
     imports = [*model.opset_import, *model.functions[0].opset_import]
@@ -155,7 +155,7 @@ def test_the_body_is_the_same_in_every_opset_that_is_offered(opset: int) -> None
     np.testing.assert_array_equal(run(model, inputs), run(one_node_model(), inputs))
 
 
-def test_inlining_leaves_plain_operators_that_give_the_same() -> None:
+def test_inlining_leaves_standard_operators_with_the_same_result() -> None:
     model = one_node_model()
     inlined = onnx.inliner.inline_local_functions(model)
     assert {node.domain for node in inlined.graph.node} == {""}

@@ -1,4 +1,4 @@
-"""``--precision fp16``: types as PyTorch computes them, float32 islands kept, masks unharmed."""
+"""Test ``--precision fp16``: PyTorch's types, float32 islands, unchanged masks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HALF, WIDE = TensorProto.FLOAT16, TensorProto.FLOAT
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every tensor that shape inference knows."""
+    """Return the element type of every tensor that shape inference knows."""
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -60,7 +60,7 @@ def test_contracts_and_weights_are_half(tiny_bundle_fp16: Path) -> None:
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_no_operator_mixes_types(tiny_bundle_fp16: Path, name: str) -> None:
-    """ONNX's own rule is TensorRT's too; ``strict_mode`` raises where an operator breaks it."""
+    """ONNX and TensorRT share this rule; ``strict_mode`` raises where an operator breaks it."""
     model = onnx.load(open_bundle(tiny_bundle_fp16).graph_file(name).path)
     types = element_types(model)
     for node in model.graph.node:
@@ -77,7 +77,10 @@ def test_no_operator_mixes_types(tiny_bundle_fp16: Path, name: str) -> None:
 
 
 def test_half_masks_are_those_of_float32(tiny_bundle: Path, tiny_bundle_fp16: Path) -> None:
-    """Through the runtime. Random weights: logits near 0 are many, so a few pixels may differ."""
+    """The masks come from the runtime.
+
+    Random weights give many logits near 0, so a few pixels may differ.
+    """
     masks = []
     for folder in (tiny_bundle, tiny_bundle_fp16):
         with (
@@ -95,7 +98,7 @@ def test_half_masks_are_those_of_float32(tiny_bundle: Path, tiny_bundle_fp16: Pa
 
 
 def test_the_network_in_half_is_near_the_network(tiny_network: RvosNetwork) -> None:
-    """Rounding to 2^-11 after each of some tens of operators: a few thousandths of the scale."""
+    """Each of some tens of operators rounds to 2^-11, which is a few thousandths of the scale."""
     half = set_precision(copy.deepcopy(tiny_network), "fp16")
     clip = probe_clip(2)
     geometry = fit_frame(clip.shape[1:3], PROBE_BOX)
@@ -106,15 +109,15 @@ def test_the_network_in_half_is_near_the_network(tiny_network: RvosNetwork) -> N
         ours, theirs = getattr(narrow.frames[0], name), getattr(wide.frames[0], name)
         assert ours.dtype == torch.float16
         assert (ours.float() - theirs).abs().max() < 0.02 * theirs.abs().max(), name
-    for name, ours in narrow.frames[0].facts._asdict().items():
-        theirs = getattr(wide.frames[0].facts, name)
+    for name, ours in narrow.frames[0].descriptors._asdict().items():
+        theirs = getattr(wide.frames[0].descriptors, name)
         assert ours.dtype == (torch.float32 if name in ("position", "score") else torch.float16)
         assert (ours.float() - theirs).abs().max() < 0.02 * theirs.abs().max(), name
     assert half.clip.mean.dtype == torch.float32
 
 
 def test_group_norm_keeps_maps_beyond_the_range_of_half() -> None:
-    """4096 pixels of 60 sum to more than 65504, and their squares to far more."""
+    """4096 pixels of 60 sum to more than 65504, and so do their squares."""
     norm = WideGroupNorm(2, 4).half()
     x = (60.0 + torch.randn(1, 4, 64, 64)).half()
     expected = torch.nn.functional.group_norm(x.double(), 2)
@@ -125,7 +128,7 @@ def test_group_norm_keeps_maps_beyond_the_range_of_half() -> None:
 def test_weights_beyond_the_range_are_refused(
     tiny_network: RvosNetwork, precision: Precision, value: float
 ) -> None:
-    """3.4e38 lies under float32's maximum and rounds to infinity in bfloat16."""
+    """3.4e38 is below float32's maximum and rounds to infinity in bfloat16."""
     network = copy.deepcopy(tiny_network)
     with torch.no_grad():
         network.mask_head.projection.weight.view(-1)[0] = value
@@ -137,7 +140,7 @@ def test_weights_beyond_the_range_are_refused(
 def test_pixels_are_normalised_by_the_unrounded_mean(
     tiny_network: RvosNetwork, precision: Precision
 ) -> None:
-    """bfloat16 knows 122.5 and 123, and no mean of 122.77."""
+    """bfloat16 has 122.5 and 123, but not the mean 122.77."""
     half = set_precision(copy.deepcopy(tiny_network), precision)
     torch.testing.assert_close(half.clip.mean, tiny_network.clip.mean, rtol=0, atol=0)
     torch.testing.assert_close(half.clip.std, tiny_network.clip.std, rtol=0, atol=0)

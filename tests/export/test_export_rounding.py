@@ -1,7 +1,7 @@
-"""Half precision that holds on other machines: what rounding moves, and that nothing else moves.
+"""Test half precision on other machines: what rounding changes, and that nothing else changes.
 
-Libraries, and the instruction sets of one library, differ in how they round. Networks that round at
-random stand for all of them here, so no second machine and no emulator is needed.
+Libraries, and the instruction sets of one library, round differently. Networks with random rounding
+stand for all of them, so the test needs no second machine and no emulator.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ def test_rounding_takes_a_neighbour_and_is_unbiased(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_what_half_precision_knows_is_not_moved(dtype: torch.dtype) -> None:
+def test_numbers_of_half_precision_are_not_rounded(dtype: torch.dtype) -> None:
     x = torch.randn(1000).to(dtype)
     assert torch.equal(StochasticRounding(1, dtype).round(x.float()), x)
     with StochasticRounding(1, dtype):
         assert torch.equal(x.view(10, 100).t().contiguous().relu(), x.view(10, 100).t().relu())
 
 
-def test_only_what_is_half_is_rounded() -> None:
-    """A float32 island, and a product with float32, stay exact; casts to half round."""
+def test_only_half_precision_is_rounded() -> None:
+    """A float32 island and a product with float32 stay exact; casts to half round."""
     x, factor = torch.randn(64).half(), torch.randn(64)
     with StochasticRounding(2, torch.float16):
         island = torch.softmax(x.float(), -1)
@@ -96,7 +96,7 @@ def test_only_what_is_half_is_rounded() -> None:
         torch.testing.assert_close(drawn.float(), exact, rtol=2**-10, atol=2**-24)
 
 
-def test_only_queries_that_read_through_masks_are_excused(trained_half: RvosNetwork) -> None:
+def test_only_queries_that_read_through_masks_may_differ(trained_half: RvosNetwork) -> None:
     excused = {
         (graph.spec.name, tensor.name): PAN.independent_rows(
             graph.spec, tensor, tensor.sizes({"E": 2, "L": 5, "M": 3, "H": 64, "W": 64})
@@ -141,8 +141,9 @@ def test_how_many_queries_may_differ_and_how_far(moved: int, by: float, passed: 
 
 
 def test_rounding_passes_the_check_of_the_trained_network(trained_half: RvosNetwork) -> None:
-    """The size at which another CPU failed: whatever the rounding, the check passes; and draws
-    leave the tolerance, which is what failed there.
+    """At this size another CPU failed the check.
+
+    The check passes for any rounding, although some draws exceed the tolerance.
     """
     graph, config = frame_decoder(trained_half), trained_half.config
     inputs = probe_inputs(graph.spec, case_axes(graph.spec, probe_cases(config)[3]), 3)
@@ -161,8 +162,8 @@ def test_rounding_passes_the_check_of_the_trained_network(trained_half: RvosNetw
     assert 0 < max(undecided) <= MAXIMUM_UNDECIDED_QUERIES
 
 
-def test_a_wrong_operator_is_not_taken_for_rounding(trained_half: RvosNetwork) -> None:
-    """A bias of self-attention in the last layer, a fifth off."""
+def test_a_wrong_operator_fails_despite_rounding(trained_half: RvosNetwork) -> None:
+    """A bias of self-attention in the last layer is off by one fifth."""
     graph, config = frame_decoder(trained_half), trained_half.config
     inputs = probe_inputs(graph.spec, case_axes(graph.spec, probe_cases(config)[0]), 0)
     tensors = [torch.from_numpy(array) for array in inputs.values()]
@@ -178,7 +179,7 @@ def test_a_wrong_operator_is_not_taken_for_rounding(trained_half: RvosNetwork) -
 def test_a_wrong_weight_is_found_without_rounding(
     tiny_network: RvosNetwork, tiny_bundle_fp16: Path, tmp_path: Path
 ) -> None:
-    """A hundredth of one of 128 columns of the mask head: within what rounding may cost."""
+    """One of 128 columns of the mask head is off by one hundredth, less than rounding may cost."""
     half = set_precision(copy.deepcopy(tiny_network), "fp16")
     graph = next(g for g in graphs(half) if g.spec.name == "mask_head")
     file = open_bundle(tiny_bundle_fp16).graph_file("mask_head").path
@@ -200,8 +201,9 @@ def test_a_wrong_weight_is_found_without_rounding(
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_packaged_weights_in_float16_lose_no_masks(tmp_path: Path) -> None:
-    """Exported as benchmarks/results/README.md says, and measured on 12 videos against the packaged
-    float32 bundle: at most 0.002 of J&F.
+    """J&F on 12 videos differs by at most 0.002 from the packaged float32 bundle.
+
+    benchmarks/results/README.md has the command of the export.
     """
     from rvos_deploy.benchmarks.studies.bundle_parity import compare_bundles, require_parity
     from rvos_deploy.datasets import read_mevis

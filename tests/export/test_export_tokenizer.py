@@ -1,4 +1,4 @@
-"""The written tokenizer gives open_clip's ids."""
+"""Test that the written tokenizer gives open_clip's ids."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def theirs() -> SimpleTokenizer:
 
 
 @pytest.mark.parametrize("text", AWKWARD, ids=lambda text: repr(text[:20]))
-def test_awkward_text(ours: Tokenizer, theirs: SimpleTokenizer, text: str) -> None:
+def test_unusual_text(ours: Tokenizer, theirs: SimpleTokenizer, text: str) -> None:
     assert ours.encode(text) == theirs.encode(text)
 
 
 def test_random_text(ours: Tokenizer, theirs: SimpleTokenizer) -> None:
-    """Letters, accents and common scripts (newest code points are in one library's tables only)."""
+    """The text has no newest code points, because only one library knows them."""
     draw = random.Random(0)
     for _ in range(500):
         text = "".join(
@@ -75,14 +75,14 @@ def test_real_expressions(ours: Tokenizer, theirs: SimpleTokenizer) -> None:
         assert ours(line).tolist() == expected[expected != 0].tolist()
 
 
-def test_long_text_is_cut_as_open_clip_cuts_it(ours: Tokenizer, theirs: SimpleTokenizer) -> None:
+def test_long_text_is_cut_like_open_clips(ours: Tokenizer, theirs: SimpleTokenizer) -> None:
     text = "word " * 200
     with pytest.warns(UserWarning, match="202 tokens"):
         ids = ours(text)
     assert ids.tolist() == theirs(text)[0].tolist()
 
 
-def test_what_just_fits_is_not_cut(ours: Tokenizer) -> None:
+def test_text_that_just_fits_is_not_cut(ours: Tokenizer) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(ours("word " * 75)) == 77

@@ -31,7 +31,7 @@ from rvos_deploy.training.preparation import make_network
 from rvos_deploy.training.published_checkpoint import read_published
 from rvos_deploy.training.recipe import Recipe, Stage
 from rvos_deploy.training.recipe_file import parse_recipe, read_recipe
-from rvos_deploy.training.trainer import TrainingResult, train
+from rvos_deploy.training.trainer import TrainingOptions, TrainingResult, train
 
 Attempt = Callable[[str], AbstractContextManager[None]]
 
@@ -46,7 +46,7 @@ CONTENT: dict[str, Any] = {
     "data": "sprites",
     "seed": 7,
     "checkpoint_every": 1,
-    "gates": False,
+    "preflight": False,
     "model": {
         "preset": "tiny",
         "dim": 32,
@@ -102,7 +102,8 @@ def _one_clip(clip: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def go_on(run: Path, steps: int = 1, recipe: Recipe = RECIPE) -> TrainingResult:
-    return train(recipe, run, resume=True, steps=steps, cpp_ops=False, accelerator="cpu")
+    options = TrainingOptions(resume=True, steps=steps, cpp_ops=False, accelerator="cpu")
+    return train(recipe, run, options)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What the tests of the network share: a tiny one built once, frames, sentences, variants of it.
+"""Share a tiny network, frames and sentences between the tests of the network.
 
 Test modules cannot import one another (``--import-mode=importlib``), so helpers are fixtures that
 return functions.
@@ -28,7 +28,7 @@ TokenIds = Callable[[Sequence[int], int], Tensor]
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """These tensors are small, and threads that wait for each other stall on a busy machine."""
+    """Use one thread: the tensors are small, and more threads stall on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -37,7 +37,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    """No test depends on which ones ran before it."""
+    """Seed every test, so that no test depends on another."""
     torch.manual_seed(0)
 
 
@@ -54,7 +54,7 @@ def tiny_clip(tiny_config: ModelConfig) -> FrozenClip:
 
 @pytest.fixture(scope="session")
 def make_network(tiny_config: ModelConfig, tiny_clip: FrozenClip) -> MakeNetwork:
-    """Tiny networks with some configuration fields changed; all share one frozen CLIP."""
+    """Return a maker of tiny networks with changed fields; all share one frozen CLIP."""
 
     def make(**changes: Any) -> RvosNetwork:
         torch.manual_seed(1)
@@ -65,7 +65,7 @@ def make_network(tiny_config: ModelConfig, tiny_clip: FrozenClip) -> MakeNetwork
 
 @pytest.fixture(scope="session")
 def tiny_network(make_network: MakeNetwork) -> RvosNetwork:
-    """Read-only; its zero-initialised biases are made to differ, so that none goes untested."""
+    """Return a read-only network; biases differ from their initial zeros, so all are tested."""
     network = make_network().eval()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -76,7 +76,7 @@ def tiny_network(make_network: MakeNetwork) -> RvosNetwork:
 
 @pytest.fixture(scope="session")
 def meta_clip() -> Callable[[ModelConfig], FrozenClip]:
-    """CLIP of any preset, without memory: shapes and parameter counts only."""
+    """Return a maker of CLIP models without memory, for shapes and parameter counts."""
 
     def make(config: ModelConfig) -> FrozenClip:
         with torch.device("meta"):
@@ -87,7 +87,7 @@ def meta_clip() -> Callable[[ModelConfig], FrozenClip]:
 
 @pytest.fixture(scope="session")
 def token_ids() -> TokenIds:
-    """Sentences of ``words`` words each: int64 [len(words), length], zeros after end of text."""
+    """Return a maker of sentences: int64 [len(words), length], zeros after the end of text."""
 
     def make(words: Sequence[int], length: int) -> Tensor:
         random = np.random.RandomState(3)
@@ -102,7 +102,7 @@ def token_ids() -> TokenIds:
 
 @pytest.fixture(scope="session")
 def frames() -> Tensor:
-    """Two clips of three frames, 64x96: noise on a slope, so that no two places look alike."""
+    """Return two clips of three frames, 64x96: noise on a slope, so every place is unique."""
     random = np.random.RandomState(5)
     y, x = np.mgrid[:64, :96]
     slope = np.stack([x * 2, y * 3, x + y], axis=-1) % 256
@@ -112,7 +112,7 @@ def frames() -> Tensor:
 
 @pytest.fixture
 def text(tiny_config: ModelConfig) -> TextFeatures:
-    """Resized text of two sentences, 5 and 3 tokens long."""
+    """Return resized text of two sentences, 5 and 3 tokens long."""
     padding = torch.arange(5)[None] >= torch.tensor([[5], [3]])
     dim = tiny_config.dim
     return TextFeatures(torch.randn(2, 5, dim), torch.randn(2, dim), padding)

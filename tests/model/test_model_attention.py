@@ -1,4 +1,4 @@
-"""Multi-head attention against PyTorch's own, what hidden means, and positions against loops."""
+"""Test attention against PyTorch's, hidden keys, and positions against loops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rvos_deploy.networks.pan2024.modules.attention import (
     Mlp,
     MultiHeadAttention,
     SelfAttentionLayer,
-    hide,
+    additive_mask,
     softmax,
 )
 from rvos_deploy.networks.pan2024.modules.position import (
@@ -26,7 +26,7 @@ from rvos_deploy.networks.pan2024.modules.position import (
 FLOAT32 = {"rtol": 1e-5, "atol": 2e-6}
 
 
-def test_attention_is_pytorchs() -> None:
+def test_attention_equals_pytorchs() -> None:
     attention = MultiHeadAttention(dim=24, num_heads=3)
     for parameter in attention.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -48,8 +48,8 @@ def test_attention_is_pytorchs() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_what_is_hidden_has_no_weight_at_all(dtype: torch.dtype) -> None:
-    bias = hide(torch.tensor([[False, True, False], [True, True, True]])).to(dtype)
+def test_hidden_keys_have_no_weight(dtype: torch.dtype) -> None:
+    bias = additive_mask(torch.tensor([[False, True, False], [True, True, True]])).to(dtype)
     assert bias.isfinite().all()
     # Visible keys at logits that a network can reach, hidden ones far above them.
     logits = torch.tensor([[-40.0, 50.0, -40.0], [1.0, 1.0, 1.0]], dtype=dtype) + bias
@@ -63,7 +63,7 @@ def test_what_is_hidden_has_no_weight_at_all(dtype: torch.dtype) -> None:
 def test_hidden_keys_do_not_matter() -> None:
     attention = MultiHeadAttention(dim=16, num_heads=2)
     query, key = torch.randn(1, 3, 16), torch.randn(1, 7, 16)
-    bias = hide(torch.arange(7) >= 4)
+    bias = additive_mask(torch.arange(7) >= 4)
     # A longer row of exact zeros: only the order of sums may differ.
     expected = attention(query, key[:, :4], key[:, :4])
     torch.testing.assert_close(attention(query, key, key, bias), expected, **FLOAT32)
@@ -72,7 +72,7 @@ def test_hidden_keys_do_not_matter() -> None:
     assert torch.equal(attention(query, garbage, garbage, bias), attention(query, key, key, bias))
 
 
-def test_positions_steer_attention_but_are_not_read() -> None:
+def test_positions_affect_attention_weights_but_not_values() -> None:
     layer = SelfAttentionLayer(16, 2)
     same = torch.ones(1, 5, 16) * torch.randn(16)
     # Equal tokens give equal answers wherever they stand, since values carry no position.
@@ -124,7 +124,7 @@ def test_pixel_centres_are_x_then_y_row_by_row() -> None:
     assert centres.tolist() == [[(x + 0.5) / 4, (y + 0.5) / 2] for y in range(2) for x in range(4)]
 
 
-def test_every_age_has_a_position_of_its_own() -> None:
+def test_every_age_has_a_different_position() -> None:
     position = temporal_position(torch.arange(300), 128)
     assert position.shape == (300, 128)
     expected = [

@@ -1,4 +1,4 @@
-"""The frozen CLIP: open_clip's own numbers, frozen for good, and errors that name the ways out."""
+"""Test the frozen CLIP: open_clip's numbers, eval mode, and errors that name the alternatives."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXT = {"large": (768, 768), "base": (640, 640), "tiny": (128, 256)}
 
 
 @pytest.mark.parametrize("name", ["large", "base", "tiny"])
-def test_shapes_at_the_presets_own_size(
+def test_shapes_at_the_preset_size(
     name: str, meta_clip: Callable[[ModelConfig], FrozenClip]
 ) -> None:
     config = preset(name)
@@ -54,7 +54,7 @@ def test_shapes_at_the_presets_own_size(
     assert (clip.text_width, clip.embed_dim) == (text_width, embed_dim)
 
 
-def test_image_features_are_the_raw_stages_of_clips_own_input(
+def test_image_features_are_the_raw_stages_of_clips_input(
     tiny_clip: FrozenClip, frames: Tensor
 ) -> None:
     images = frames[0].permute(0, 3, 1, 2).float() / 255
@@ -71,7 +71,7 @@ def test_image_features_are_the_raw_stages_of_clips_own_input(
 
 
 @pytest.mark.parametrize("length", [12, 30, 77])
-def test_text_features_are_open_clips_own(
+def test_text_features_equal_open_clips(
     tiny_clip: FrozenClip, token_ids: TokenIds, length: int
 ) -> None:
     words = [10, 1, 0, 6]
@@ -98,7 +98,7 @@ def test_a_sentence_that_fills_all_77_positions(tiny_clip: FrozenClip, token_ids
     torch.testing.assert_close(features.sentence, expected, **ROUNDING)
 
 
-def test_frozen_in_eval_mode_whatever_is_asked(tiny_clip: FrozenClip, frames: Tensor) -> None:
+def test_clip_stays_frozen_in_eval_mode(tiny_clip: FrozenClip, frames: Tensor) -> None:
     for module in (tiny_clip, tiny_clip.train(), tiny_clip.train(True)):
         assert module is tiny_clip
         assert not any(part.training for part in module.modules())
@@ -123,7 +123,7 @@ def test_weights_from_a_file(
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's cache, empty."""
+    """Make the hub's cache empty."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -131,7 +131,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
-    """What the error says when the hub is at ``address``."""
+    """Return the error for a hub at ``address``."""
     monkeypatch.setenv("HF_ENDPOINT", address)
     large = preset("large")
     with pytest.raises(InputError) as caught:
@@ -149,14 +149,14 @@ def refuse(monkeypatch: pytest.MonkeyPatch, address: str) -> str:
 def test_without_a_network_the_error_comes_at_once(
     monkeypatch: pytest.MonkeyPatch, empty_cache: Path
 ) -> None:
-    """Nobody listens there. The hub's own client would try for 90 s; the suite's limit is 300."""
+    """No server listens. The hub's client would retry for 90 s; the suite's limit is 300 s."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
     assert "refused" in refuse(monkeypatch, address)
 
 
 def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
-    """It accepts and says nothing, as behind a firewall; without a limit the test would hang."""
+    """The server accepts and never answers; without a limit the test would hang."""
     monkeypatch.setattr(clip_weights, "HUB_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert "time" in refuse(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}")
@@ -176,9 +176,7 @@ def test_a_name_server_that_does_not_answer(
         released.set()
 
 
-def test_what_is_in_the_cache_needs_no_network(
-    monkeypatch: pytest.MonkeyPatch, empty_cache: Path
-) -> None:
+def test_cached_weights_need_no_network(monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     folder = empty_cache / "models--laion--CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
     file = folder / "snapshots" / "abc" / "open_clip_pytorch_model.bin"
@@ -205,7 +203,7 @@ def test_a_file_of_other_weights(tiny_config: ModelConfig, tmp_path: Path) -> No
         build_clip(tiny_config, str(file))
 
 
-def test_random_weights_leave_errors_and_logging_alone(
+def test_random_weights_change_neither_errors_nor_logging(
     monkeypatch: pytest.MonkeyPatch, tiny_config: ModelConfig
 ) -> None:
     asked: list[object] = []

@@ -1,12 +1,14 @@
-"""The configuration: presets, round trip, and errors that say what to do."""
+"""Test the configuration: presets, round trip, former names, and errors that name the fix."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import rvos_deploy
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.input_size import STRIDE
 from rvos_deploy.graph_io.tokenizer import CONTEXT_LENGTH
@@ -16,6 +18,8 @@ from rvos_deploy.networks.pan2024.config import (
     check_size,
     preset,
 )
+
+BUNDLES = Path(rvos_deploy.__file__).parent / "bundles"
 
 
 def test_large_is_the_scale_of_the_paper() -> None:
@@ -45,6 +49,23 @@ def test_round_trip_through_json(name: str) -> None:
     assert set(PRESETS) == {"large", "large-paper", "base", "tiny"}
 
 
+def test_records_with_former_names_are_read_and_written_with_present_ones() -> None:
+    config = replace(preset("tiny"), trajectory_encoding=False, competition=False)
+    former = {"trajectory_encoding": "course", "competition": "rivals"}
+    values = {former.get(key, key): value for key, value in config.as_dict().items()}
+    assert ModelConfig.from_dict({**values, "alignment": "sight"}) == config
+    again = ModelConfig.from_dict({**values, "alignment": "cosine"}).as_dict()
+    assert (again["alignment"], again["competition"]) == ("cosine", False)
+    assert not {"course", "rivals"} & set(again)
+
+
+def test_the_packaged_bundle_has_former_names() -> None:
+    manifest = json.loads((BUNDLES / "tiny" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["model"]["alignment"] == "sight", "the premise"
+    config = ModelConfig.from_dict(manifest["model"])
+    assert config == replace(preset("tiny"), threshold=config.threshold)
+
+
 def test_configurations_that_cannot_be_read() -> None:
     values = preset("tiny").as_dict()
     with pytest.raises(InputError, match=r"unknown .* keys: another, colour"):
@@ -65,7 +86,7 @@ def test_configurations_that_cannot_be_read() -> None:
         ({"dim": 66, "num_heads": 2, "norm_groups": 2}, "multiple of 4"),
         ({"fusion_dim": 130}, "fusion_dim 130"),
         ({"initializer": "average"}, "aligned, weighted, sentence"),
-        ({"alignment": "iou"}, "unknown alignment 'iou'; known: sight, cosine"),
+        ({"alignment": "iou"}, "unknown alignment 'iou'; known: mask_cues, cosine"),
         ({"referred_head": "mlp"}, "known: product, linear"),
         ({"hiding": "never"}, "known: ramp, threshold"),
         ({"input_size": (100, 448)}, "100x448"),
@@ -94,6 +115,6 @@ def test_a_size_is_two_positive_multiples_of_32(height: int, width: int, nearest
     check_size(*(int(side) for side in nearest.split("x")))
 
 
-def test_an_unknown_preset_lists_those_that_there_are() -> None:
+def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match="'huge'; known: large, large-paper, base, tiny"):
         preset("huge")

@@ -1,4 +1,4 @@
-"""The cross-modal encoder: text and image reach each other, padding reaches nobody."""
+"""Test the cross-modal encoder: text and image affect each other, and padding affects nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rvos_deploy.networks.pan2024.modules.attention import hide
+from rvos_deploy.networks.pan2024.modules.attention import additive_mask
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
 from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import (
     BidirectionalAttention,
@@ -25,7 +25,7 @@ ROUNDING = {"rtol": 0, "atol": 2e-5}
 
 @pytest.fixture
 def features() -> ImageFeatures:
-    """Of two frames of 64x96, at the tiny trunk's widths."""
+    """Return features of two frames of 64x96, at the tiny trunk's widths."""
     return ImageFeatures(
         torch.randn(2, 40, 16, 24),
         torch.randn(2, 80, 8, 12),
@@ -54,7 +54,7 @@ def test_bidirectional_attention_against_loops() -> None:
         parameter += 0.2 * torch.randn_like(parameter)
     image, text = (torch.randn(2, n, dim, dtype=torch.float64) for n in (5, 4))
     padding = torch.tensor([[False] * 4, [False, False, True, True]])
-    image_out, text_out = layer(image, text, hide(padding)[:, None, None])
+    image_out, text_out = layer(image, text, additive_mask(padding)[:, None, None])
     each = inner // heads
     for b in range(2):
         v, x = layer.image_norm(image[b]), layer.text_norm(text[b])
@@ -84,9 +84,9 @@ def test_shapes(tiny_network: RvosNetwork, features: ImageFeatures, text: TextFe
 def plain_encode(
     network: RvosNetwork, features: ImageFeatures, text: TextFeatures
 ) -> tuple[Tensor, Tensor]:
-    """Mask features and text, written out stage by stage."""
+    """Compute mask features and text stage by stage."""
     encoder = network.encoder
-    bias = hide(text.padding)[:, None, None]
+    bias = additive_mask(text.padding)[:, None, None]
     tokens, positions, centres, sides = [], [], [], []
     for level, (projection, feature) in enumerate(
         zip(encoder.projections, features[1:], strict=True)
@@ -166,7 +166,7 @@ def test_the_image_changes_the_text(
     assert (other.text - base.text).abs().max() > 1e-2
 
 
-def test_without_fusion_text_and_image_pass_each_other(
+def test_without_fusion_text_and_image_are_independent(
     make_network: Callable[..., RvosNetwork], features: ImageFeatures, text: TextFeatures
 ) -> None:
     network = make_network(text_fusion=False).eval()
@@ -179,7 +179,7 @@ def test_without_fusion_text_and_image_pass_each_other(
 def test_positions_break_the_symmetry_of_a_flat_image(
     tiny_network: RvosNetwork, text: TextFeatures
 ) -> None:
-    """On a flat image every pixel away from the border still knows where it is."""
+    """In a flat image, every pixel away from the border still has a unique position."""
     channels = tiny_network.clip.image_channels
     flat = ImageFeatures(
         *(

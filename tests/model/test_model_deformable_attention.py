@@ -1,4 +1,4 @@
-"""The deformable attention operator against a direct loop over every sample."""
+"""Test deformable attention against a loop over every sample."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_inputs(
     spread: float = 1.5,
     dtype: torch.dtype = torch.float64,
 ) -> Inputs:
-    """``spread`` is the standard deviation of the offsets, in pixels."""
+    """Return random inputs; ``spread`` is the standard deviation of the offsets in pixels."""
     area, levels = sum(h * w for h, w in shapes), len(shapes)
     return Inputs(
         torch.randn(batch, area, heads, head_dim, dtype=dtype),
@@ -51,7 +51,7 @@ def make_inputs(
 
 
 def one_by_one(inputs: Inputs) -> Tensor:
-    """Every sample by itself: four neighbours, each 0 outside the map. Float64."""
+    """Compute every sample in float64 from four neighbours, which are 0 outside the map."""
     value, shapes, reference, offsets, logits = (x.double().numpy() for x in inputs)
     batch, queries, heads, levels, points, _ = offsets.shape
     output = np.zeros((batch, queries, heads, value.shape[3]))
@@ -97,7 +97,7 @@ def test_equals_a_direct_loop(shapes: list[tuple[int, int]], spread: float) -> N
     ("batch", "queries", "heads", "head_dim", "points"),
     [(1, 1, 1, 1, 1), (3, 2, 1, 5, 1), (1, 7, 8, 1, 2), (2, 1, 2, 3, 7)],
 )
-def test_any_number_of_everything(
+def test_any_number_of_batches_queries_heads_and_points(
     batch: int, queries: int, heads: int, head_dim: int, points: int
 ) -> None:
     inputs = make_inputs([(3, 4), (2, 5)], batch, queries, heads, head_dim, points)
@@ -107,7 +107,7 @@ def test_any_number_of_everything(
 
 
 def test_on_borders_corners_pixel_centres_and_between() -> None:
-    """Every point of a half-pixel lattice that reaches a pixel and a half beyond the map."""
+    """The lattice of half pixels reaches a pixel and a half beyond the map."""
     height, width = 2, 4
     lattice = [(x / 2, y / 2) for x, y in itertools.product(range(-3, 2 * width + 4), range(-3, 8))]
     inputs = make_inputs([(height, width)], 1, len(lattice), heads=1, head_dim=3, points=1)
@@ -129,7 +129,7 @@ def test_on_borders_corners_pixel_centres_and_between() -> None:
 
 
 @pytest.mark.parametrize("distance", [1e3, 1e6, 1e9])
-def test_points_far_outside_read_nothing(distance: float) -> None:
+def test_points_far_outside_give_zero(distance: float) -> None:
     inputs = make_inputs([(4, 6), (2, 3)], points=2)
     offsets = inputs.sampling_offsets.clone()
     offsets[:, :, :, :, 1] = distance * offsets[:, :, :, :, 1].sign()
@@ -150,7 +150,7 @@ def test_huge_logits(size: float) -> None:
 
 
 def test_one_softmax_over_all_levels_and_points() -> None:
-    """Inside constant maps the weights add up to one, so that the constant comes out."""
+    """Inside constant maps the weights sum to one, so the result is the constant."""
     inputs = make_inputs([(9, 9), (9, 9)], spread=0.1)
     inputs = inputs._replace(
         value=torch.full_like(inputs.value, 3.0),
@@ -189,7 +189,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(operator, wanted)
 
 
-def test_the_layers_heads_start_out_looking_in_different_directions() -> None:
+def test_heads_are_initialised_with_different_directions() -> None:
     layer = DeformableAttentionLayer(dim=32, num_heads=8, levels=3, points=4, ffn_dim=64)
     assert (layer.sampling_offsets.weight == 0).all()
     offsets = layer.sampling_offsets.bias.detach().view(8, 3, 4, 2)

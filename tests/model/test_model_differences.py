@@ -1,4 +1,4 @@
-"""docs/differences.md lists every switch, with the values that the presets have."""
+"""Test that docs/differences.md lists every switch, with the values of the presets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLAIMED = {"initializer", "text_fusion"}
 
 
 def table() -> dict[str, list[str]]:
-    """Values in tiny, large and large-paper, by switch."""
+    """Return the values in tiny, large and large-paper, by switch."""
     section = DOCUMENT.read_text(encoding="utf-8").split("## Switches")[1].split("\n## ")[0]
     rows = [
         [cell.strip().strip("`") for cell in line.strip("|").split("|")]
@@ -35,7 +35,7 @@ def table() -> dict[str, list[str]]:
 
 
 def test_every_field_is_a_size_a_claim_of_the_paper_or_a_listed_switch() -> None:
-    """A new field must be put into one of the three, or into the table."""
+    """A new field belongs in one of the three sets, or in the table."""
     known = {field.name for field in fields(ModelConfig)}
     assert set(table()) == known - SIZES - CLAIMED
 
@@ -48,12 +48,12 @@ def test_the_table_has_the_values_of_the_presets(switch: str) -> None:
 
 
 @pytest.mark.parametrize("switch", table())
-def test_large_paper_has_nothing_of_ours(switch: str) -> None:
-    """The value of every switch there is one that ``tiny`` does not have: ours are made for it."""
+def test_large_paper_has_none_of_our_switches(switch: str) -> None:
+    """``tiny`` has all our switches on, so every value must differ from that of ``tiny``."""
     assert getattr(preset("large-paper"), switch) != getattr(preset("tiny"), switch)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("field", sorted(CLAIMED))
-def test_every_preset_has_what_the_paper_claims(name: str, field: str) -> None:
+def test_every_preset_has_the_claims_of_the_paper(name: str, field: str) -> None:
     assert getattr(preset(name), field) == {"initializer": "aligned", "text_fusion": True}[field]

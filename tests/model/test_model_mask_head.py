@@ -1,4 +1,4 @@
-"""The mask head's folded convolution, and the union of masks."""
+"""Test the mask head's folded convolution, and the union of masks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rvos_deploy.networks.pan2024.modules.mask_head import NOTHING, MaskHead, unite_masks
+from rvos_deploy.networks.pan2024.modules.mask_head import EMPTY_LOGIT, MaskHead, unite_masks
 from rvos_deploy.networks.pan2024.modules.network import referred_scores
 
 
@@ -24,7 +24,7 @@ def test_folding_gives_the_convolutions_logits() -> None:
     torch.testing.assert_close(logits.double(), expected, rtol=1e-6, atol=1e-5)
 
 
-def test_what_frame_queries_say_is_added_after_the_convolution() -> None:
+def test_frame_mask_embeddings_are_added_after_the_convolution() -> None:
     head = MaskHead(32).double().requires_grad_(False)
     embeddings, of_frame = torch.randn(2, 2, 5, 32, dtype=torch.float64)
     features = torch.randn(2, 32, 7, 9, dtype=torch.float64)
@@ -34,8 +34,8 @@ def test_what_frame_queries_say_is_added_after_the_convolution() -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-5)
 
 
-def test_any_axes_in_front_and_one_map_for_all() -> None:
-    """[B,T,...] as in training; one frame's features for all expressions as in a stream."""
+def test_any_leading_axes_and_shared_features() -> None:
+    """Training has axes [B,T,...]; in a stream all expressions share one frame's features."""
     head = MaskHead(16).requires_grad_(False)
     embeddings, features = torch.randn(2, 3, 5, 16), torch.randn(2, 3, 16, 4, 6)
     logits = head(embeddings, features)
@@ -58,7 +58,7 @@ def test_narrow_features_give_float32_logits(dtype: torch.dtype) -> None:
     assert logits.dtype == torch.float32
 
 
-def test_union_is_the_maximum_over_those_that_pass() -> None:
+def test_the_union_is_the_maximum_over_passing_queries() -> None:
     logits = torch.randn(3, 4, 5, 6)
     scores = torch.tensor(
         [
@@ -71,19 +71,19 @@ def test_union_is_the_maximum_over_those_that_pass() -> None:
     assert united.shape == (3, 5, 6)
     assert united.dtype == torch.float32
     assert torch.equal(united[0], torch.maximum(logits[0, 0], logits[0, 2]))
-    assert (united[1] == NOTHING).all()
+    assert (united[1] == EMPTY_LOGIT).all()
     assert torch.equal(united[2], torch.maximum(logits[2, 0], logits[2, 1]))
     # A union of probabilities: nothing is visible where nobody passes.
     assert (united[1].sigmoid() == 0).all() or float(united[1].sigmoid().max()) < 1e-38
 
 
-def test_everybody_passes() -> None:
+def test_the_union_of_all_queries() -> None:
     logits = torch.randn(1, 20, 3, 3)
     united = unite_masks(logits, torch.full((1, 20), 0.7), torch.tensor([0.0]))
     assert torch.equal(united, logits.amax(1))
 
 
-def test_a_passing_mask_of_nothing_but_ground_stays_ground() -> None:
+def test_a_passing_mask_without_foreground_stays_background() -> None:
     logits = torch.full((1, 2, 2, 2), -3.0)
     united = unite_masks(logits, torch.tensor([[0.9, 0.1]]), torch.tensor([0.5]))
     assert (united == -3.0).all()

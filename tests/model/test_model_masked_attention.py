@@ -1,4 +1,4 @@
-"""Masked attention: the shortcut against the plain form, the soft threshold, where a mask lies."""
+"""Test masked attention: the fast form against the plain one, the ramp, and mask positions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rvos_deploy.networks.pan2024.modules.attention import hide
+from rvos_deploy.networks.pan2024.modules.attention import additive_mask
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
 from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import EncodedFrame
 from rvos_deploy.networks.pan2024.modules.frame_query_decoder import (
@@ -20,7 +20,7 @@ from rvos_deploy.networks.pan2024.modules.frame_query_decoder import (
     DecodedFrame,
     FramePrediction,
     FrameQueryDecoder,
-    SlotFacts,
+    QueryDescriptors,
     mask_position,
     pool_under_masks,
     ramped_bias,
@@ -34,13 +34,13 @@ SHAPES = [(8, 12), (4, 6), (2, 3)]
 
 
 def plain_mask_logits(embeddings: Tensor, mask_features: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Every query's whole mask at stride 4, then resized: [B,N,S]."""
+    """Compute every query's mask at stride 4, then resize: [B,N,S]."""
     masks = torch.einsum("bnc,bchw->bnhw", embeddings, mask_features)
     return F.interpolate(masks, size=shape, mode="bilinear", align_corners=False).flatten(2)
 
 
 def hard_bias(logits: Tensor) -> Tensor:
-    """Mask2Former's: hidden below a probability of one half, unless that is everything."""
+    """Return Mask2Former's bias: hide below one half, unless that hides everything."""
     hidden = logits.sigmoid() < 0.5
     hidden = hidden & ~hidden.all(dim=-1, keepdim=True)
     return torch.zeros_like(logits).masked_fill(hidden, -torch.inf)
@@ -52,7 +52,7 @@ def plain_decode(
     text: TextFeatures,
     bias: Callable[[Tensor], Tensor],
 ) -> DecodedFrame:
-    """The decoder written out, resizing every query's mask before every layer."""
+    """Decode with every query's mask resized before every layer."""
 
     def predict(queries: Tensor) -> FramePrediction:
         normed = decoder.norm(queries)
@@ -70,7 +70,7 @@ def plain_decode(
         queries = layer.memory_attention(
             queries, memory, where, position.to(queries.dtype), bias(logits)[:, None]
         )
-        text_bias = hide(text.padding)[:, None, None]
+        text_bias = additive_mask(text.padding)[:, None, None]
         queries = layer.text_attention(queries, frame.text, where, bias=text_bias)
         queries = layer.ffn(layer.self_attention(queries, where))
         predictions.append(predict(queries))
@@ -91,13 +91,13 @@ def plain_decode(
         logits = plain_mask_logits(predictions[-1].mask_embeddings, frame.mask_features, shape)
         contents.append(plain_pool(logits.sigmoid(), feature))
         tokens = tokens + level(contents[-1])
-    facts = SlotFacts(normed, position, torch.cat(contents, dim=-1), score)
-    return DecodedFrame(tokens, predictions, facts)
+    descriptors = QueryDescriptors(normed, position, torch.cat(contents, dim=-1), score)
+    return DecodedFrame(tokens, predictions, descriptors)
 
 
 @pytest.fixture
 def decoder(tiny_network: RvosNetwork) -> FrameQueryDecoder:
-    """In float64, so that the two forms can be told apart from their rounding."""
+    """Return the decoder in float64, where rounding is far below the differences of interest."""
     return copy.deepcopy(tiny_network.frame_decoder).double().requires_grad_(False)
 
 
@@ -147,28 +147,28 @@ def test_the_decoder_equals_its_plain_form(
     for ours, plain in zip(decoded.predictions, expected.predictions, strict=True):
         torch.testing.assert_close(ours.logits, plain.logits, **tolerance)
         torch.testing.assert_close(ours.mask_embeddings, plain.mask_embeddings, **tolerance)
-    for ours, plain in zip(decoded.facts, expected.facts, strict=True):
+    for ours, plain in zip(decoded.descriptors, expected.descriptors, strict=True):
         torch.testing.assert_close(ours, plain, check_dtype=False, **tolerance)
-    assert decoded.facts.position.dtype == decoded.facts.score.dtype == torch.float32
+    assert decoded.descriptors.position.dtype == decoded.descriptors.score.dtype == torch.float32
 
 
-@pytest.mark.parametrize("fact", SlotFacts._fields)
-def test_tokens_read_every_fact(decoder: FrameQueryDecoder, fact: str) -> None:
-    """Each of its numbers, and of no slot but its own."""
+@pytest.mark.parametrize("fact", QueryDescriptors._fields)
+def test_tokens_depend_on_every_descriptor(decoder: FrameQueryDecoder, fact: str) -> None:
+    """A token depends on each number of its own slot, and on no other slot."""
     assert decoder.mask_content is not None
     sizes = {"queries": decoder.dim, "position": 5, "content": sum(decoder.mask_content.channels)}
-    facts = SlotFacts(
+    descriptors = QueryDescriptors(
         *(0.1 + torch.rand(2, 3, 4, sizes[name], dtype=torch.float64) for name in sizes),
         torch.rand(2, 3, 4),
     )
-    told = decoder.tokens(facts)
+    told = decoder.tokens(descriptors)
     assert told.shape == (2, 3, 4, decoder.dim)
     assert told.dtype == torch.float64
-    value = getattr(facts, fact)
+    value = getattr(descriptors, fact)
     for place in [()] if fact == "score" else [(0,), (value.shape[-1] - 1,)]:
         other = value.clone()
         other[(1, 2, 3, *place)] += 0.5
-        moved = (decoder.tokens(facts._replace(**{fact: other})) - told).abs().amax(dim=-1)
+        moved = (decoder.tokens(descriptors._replace(**{fact: other})) - told).abs().amax(dim=-1)
         assert moved[1, 2, 3] > 1e-4
         moved[1, 2, 3] = 0
         assert (moved == 0).all()
@@ -177,7 +177,7 @@ def test_tokens_read_every_fact(decoder: FrameQueryDecoder, fact: str) -> None:
 def test_with_decided_masks_the_decoder_is_mask2formers(
     decoder: FrameQueryDecoder, frame: EncodedFrame, wide_text: TextFeatures
 ) -> None:
-    """Masks far from the threshold leave nothing of the soft hiding but the hard one."""
+    """With masks far from the threshold, the ramp equals the threshold."""
     last = decoder.mask_embedding[-1]
     last.weight.data *= 1e6
     last.bias.data *= 1e6
@@ -222,13 +222,13 @@ def test_a_row_that_would_hide_everything_hides_nothing(best: float) -> None:
     assert (ramped_bias(logits) == 0).all()
 
 
-def test_one_row_does_not_open_another() -> None:
+def test_the_bias_of_one_query_does_not_affect_another() -> None:
     logits = torch.full((1, 2, 4), -9.0)
     logits[0, 1, 2] = 9.0
     assert ramped_bias(logits).tolist() == [[[0, 0, 0, 0], [-30, -30, 0, -30]]]
 
 
-def test_hiding_sets_in_and_is_lifted_gradually() -> None:
+def test_the_bias_starts_and_ends_gradually() -> None:
     logits = torch.tensor([[[3.0, 0.0, -0.05, -0.5, -1.5, -9.0], [-0.25] * 5 + [-9.0]]])
     expected = torch.tensor([[[0.0, 0.0, -1.0, -10.0, -30.0, -30.0], [-3.75] * 5 + [-22.5]]])
     # Exact but for one product of float32.
@@ -237,7 +237,7 @@ def test_hiding_sets_in_and_is_lifted_gradually() -> None:
 
 @pytest.mark.parametrize("size", [0.02, 0.3, 1.0, 10.0])
 def test_close_logits_give_close_biases(size: float) -> None:
-    """At most slope + floor times the change: no jump at one half, none at 'sees nothing'."""
+    """The change is at most slope + floor times the input's, so there is no jump."""
     logits = size * torch.randn(8, 40, 25) - torch.linspace(0, 2, 40)[None, :, None]
     logits[0, :, 0] = 0.0  # exactly on the threshold
     logits[1] = logits[1] - logits[1].amax(-1, keepdim=True)  # best pixel exactly at 0
@@ -249,7 +249,7 @@ def test_close_logits_give_close_biases(size: float) -> None:
         assert difference <= (HIDING_SLOPE + HIDING_FLOOR) * eps + 2e-4
 
 
-def test_the_bias_is_float32_and_takes_no_gradient() -> None:
+def test_the_bias_is_float32_without_gradient() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         logits = torch.randn(1, 2, 9, dtype=dtype, requires_grad=True)
         bias = ramped_bias(logits)
@@ -264,14 +264,14 @@ POSITION = {"rtol": 0, "atol": 2e-4}
 
 
 def box(shape: tuple[int, int], rows: slice, columns: slice) -> Tensor:
-    """Mask logits [1,1,S] of a box."""
+    """Return mask logits [1,1,S] of a box."""
     logits = torch.full(shape, -50.0)
     logits[rows, columns] = 50.0
     return logits.flatten()[None, None]
 
 
 def uniform_extent(pixels: int, side: int) -> float:
-    """Standard deviation of ``pixels`` neighbouring pixel centres, in half-images."""
+    """Return the standard deviation of ``pixels`` adjacent pixel centres, in half images."""
     return math.sqrt((pixels**2 - 1) / 12) * 2 / side
 
 
@@ -310,7 +310,7 @@ def test_position_of_everything_nothing_and_one_half(shape: tuple[int, int]) -> 
         )
 
 
-def test_position_of_one_corner_pixel_and_every_query_its_own() -> None:
+def test_position_of_one_corner_pixel_for_each_query() -> None:
     shape = (4, 8)
     logits = torch.cat(
         [box(shape, slice(0, 1), slice(7, 8)), box(shape, slice(3, 4), slice(0, 1))], dim=1
@@ -324,7 +324,7 @@ def test_position_of_one_corner_pixel_and_every_query_its_own() -> None:
 
 
 def plain_pool(weights: Tensor, features: Tensor) -> Tensor:
-    """Weighted means one by one: [B,N,K] of weights [B,N,S] and features [B,K,H,W]."""
+    """Compute weighted means [B,N,K] of weights [B,N,S] and features [B,K,H,W] one by one."""
     pixels = features.flatten(2)
     return torch.stack(
         [

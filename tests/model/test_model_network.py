@@ -1,4 +1,4 @@
-"""The whole network: shapes and sizes of all presets, frozen and trained parameters, switches."""
+"""Test the whole network: shapes and sizes of all presets, trained parameters, switches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rvos_deploy.networks.pan2024.config import ModelConfig, preset
 from rvos_deploy.networks.pan2024.modules.clip import FrozenClip, ImageFeatures, TextFeatures
-from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescriptors
 from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
 from rvos_deploy.networks.pan2024.modules.network import (
     NetworkOutput,
@@ -38,7 +38,7 @@ def count(network: RvosNetwork, trained: bool) -> int:
 def test_shapes_and_sizes_of_all_presets(
     name: str, meta_clip: Callable[[ModelConfig], FrozenClip]
 ) -> None:
-    """CLIP has shapes only (test_model_clip runs it so); everything after it is run in earnest."""
+    """CLIP has shapes only (test_model_clip runs it); everything after CLIP runs."""
     config = preset(name)
     network = RvosNetwork(config, meta_clip(config)).eval()
     trained, frozen = MILLIONS[name]
@@ -67,18 +67,18 @@ def test_shapes_and_sizes_of_all_presets(
         assert text.sentence.shape == (2, dim)
         per_frame = TextFeatures(*(x.repeat_interleave(2, dim=0) for x in text))
         frames = network.decode_frames(features, per_frame)
-        facts = SlotFacts(*(x.unflatten(0, (2, 2)) for x in frames.facts))
-        order = network.slot_order(facts)
+        descriptors = QueryDescriptors(*(x.unflatten(0, (2, 2)) for x in frames.descriptors))
+        order = network.slot_order(descriptors)
         video = network.decode_video(frames.queries.unflatten(0, (2, 2)), order, text)
         masks = network.mask_head(
             video.predictions[-1].mask_embeddings, frames.mask_features.unflatten(0, (2, 2))[:, 0]
         )
     assert frames.mask_features.shape == (4, dim, 16, 24)
     assert frames.queries.shape == (4, slots, dim)
-    assert frames.facts.queries.shape == (4, slots, dim)
-    assert frames.facts.position.shape == (4, slots, 5)
-    assert frames.facts.content.shape == (4, slots, sum(clip.image_channels[1:]))
-    assert frames.facts.score.shape == (4, slots)
+    assert frames.descriptors.queries.shape == (4, slots, dim)
+    assert frames.descriptors.position.shape == (4, slots, 5)
+    assert frames.descriptors.content.shape == (4, slots, sum(clip.image_channels[1:]))
+    assert frames.descriptors.score.shape == (4, slots)
     assert len(frames.predictions) == layers[1] + 1
     for prediction in frames.predictions:
         assert prediction.logits.shape == (4, slots, 2)
@@ -94,7 +94,7 @@ def test_shapes_and_sizes_of_all_presets(
     assert masks.isfinite().all()
 
 
-def test_tiny_is_tiny() -> None:
+def test_tiny_has_few_parameters() -> None:
     network = build_network(preset("tiny"))
     assert count(network, trained=True) + count(network, trained=False) < 16e6
 
@@ -108,7 +108,7 @@ def run(network: RvosNetwork, frames: Tensor, ids: Tensor) -> NetworkOutput:
 def assert_same(a: NetworkOutput, b: NetworkOutput) -> None:
     torch.testing.assert_close(a.frames.mask_features, b.frames.mask_features, **ROUNDING)
     torch.testing.assert_close(a.frames.queries, b.frames.queries, **ROUNDING)
-    for ours, theirs in zip(a.frames.facts, b.frames.facts, strict=True):
+    for ours, theirs in zip(a.frames.descriptors, b.frames.descriptors, strict=True):
         torch.testing.assert_close(ours, theirs, **ROUNDING)
     assert torch.equal(a.video.order, b.video.order)
     for ours, theirs in (
@@ -164,8 +164,8 @@ def test_a_batch_of_clips_is_each_clip_alone(
                     for p in together.frames.predictions
                 ],
                 together.frames.mask_embeddings.unflatten(0, (2, 3))[clip],
-                type(together.frames.facts)(
-                    *(x.unflatten(0, (2, 3))[clip] for x in together.frames.facts)
+                type(together.frames.descriptors)(
+                    *(x.unflatten(0, (2, 3))[clip] for x in together.frames.descriptors)
                 ),
             ),
             type(together.video)(
@@ -177,7 +177,7 @@ def test_a_batch_of_clips_is_each_clip_alone(
         assert_same(alone, part)
 
 
-def test_sentences_and_frames_make_a_difference(
+def test_sentences_and_frames_change_the_result(
     tiny_network: RvosNetwork, frames: Tensor, token_ids: TokenIds
 ) -> None:
     ids = token_ids([7, 2], 12)
@@ -191,8 +191,11 @@ def test_sentences_and_frames_make_a_difference(
 
 
 def loss_of_everything(network: RvosNetwork, output: NetworkOutput) -> Tensor:
-    """A term for each tensor that the training losses read: scores, masks and similarity of every
-    prediction of frames and video. Random weights, since norms make plain sums constant."""
+    """Return a loss with a term for each tensor that the training losses read.
+
+    The terms cover scores, masks and similarity of every prediction of frames and video. Their
+    weights are random, because norms make plain sums constant.
+    """
 
     def term(x: Tensor) -> Tensor:
         return (x.float() * torch.randn_like(x)).mean()
@@ -221,7 +224,7 @@ SHIFTS = (".key.bias", "initializer.weight.bias")
 
 
 def without_gradient(network: RvosNetwork) -> set[str]:
-    """Names of trained parameters that got no gradient, or one of nothing but zeros."""
+    """Return the names of trained parameters whose gradient is missing or zero."""
     return {
         name
         for name, parameter in network.named_parameters()
@@ -236,7 +239,7 @@ def backward(network: RvosNetwork, frames: Tensor, ids: Tensor) -> None:
 
 
 def move_off_initial_values(network: RvosNetwork) -> None:
-    """As after a few steps of training: what starts at zero does not stay there."""
+    """Change all parameters, as training does, so that none stays zero."""
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.requires_grad:
@@ -309,7 +312,7 @@ def test_ablations_build_run_and_train(
 def test_ablations_keep_the_sentence(
     make_network: MakeNetwork, frames: Tensor, token_ids: TokenIds
 ) -> None:
-    """Without fusion the sentence still starts the queries and takes part in the score (LMPM)."""
+    """Without fusion the sentence still initialises queries and affects scores (LMPM)."""
     network = make_network(text_fusion=False).eval()
     ids = token_ids([7, 2], 12)
     base = run(network, frames, ids)
@@ -320,7 +323,7 @@ def test_ablations_keep_the_sentence(
 
 
 @pytest.mark.parametrize("switch", ["mask_position", "mask_content"])
-def test_tokens_tell_where_masks_are_and_what_lies_under_them(
+def test_tokens_encode_position_and_content_of_masks(
     make_network: MakeNetwork, frames: Tensor, token_ids: TokenIds, switch: str
 ) -> None:
     with_it, without = make_network().eval(), make_network(**{switch: False}).eval()
@@ -329,14 +332,14 @@ def test_tokens_tell_where_masks_are_and_what_lies_under_them(
     a, b = run(with_it, frames, ids), run(without, frames, ids)
     assert (a.frames.queries - b.frames.queries).abs().max() > 1e-2
     # Slots are aligned by them all the same.
-    for ours, theirs in zip(a.frames.facts, b.frames.facts, strict=True):
+    for ours, theirs in zip(a.frames.descriptors, b.frames.descriptors, strict=True):
         assert torch.equal(ours, theirs)
     assert torch.equal(a.video.order, b.video.order)
     for ours, theirs in zip(a.frames.predictions, b.frames.predictions, strict=True):
         assert torch.equal(ours.logits, theirs.logits)
 
 
-def test_a_training_step_leaves_frozen_parameters_alone(
+def test_a_training_step_does_not_change_frozen_parameters(
     make_network: MakeNetwork, frames: Tensor, token_ids: TokenIds
 ) -> None:
     network = make_network().train()
@@ -359,7 +362,7 @@ def test_a_training_step_leaves_frozen_parameters_alone(
 def test_training_and_evaluation_compute_the_same(
     make_network: MakeNetwork, frames: Tensor, token_ids: TokenIds
 ) -> None:
-    """There is no dropout (dropout 0), and the trunk's drop path stays asleep."""
+    """Dropout is 0, and the trunk's drop path stays off."""
     network = make_network()
     ids = token_ids([7, 2], 12)
     a, b = run(network.train(), frames, ids), run(network.eval(), frames, ids)
@@ -371,14 +374,14 @@ def test_training_and_evaluation_compute_the_same(
 def test_any_size_in_multiples_of_32(
     tiny_network: RvosNetwork, token_ids: TokenIds, size: tuple[int, int]
 ) -> None:
-    """Down to a coarsest map of one pixel, and clips of one frame."""
+    """The sizes include a coarsest map of one pixel, and clips of one frame."""
     frames = torch.randint(0, 256, (1, 1, *size, 3), dtype=torch.uint8)
     output = run(tiny_network, frames, token_ids([4], 6))
     assert output.frames.mask_features.shape == (1, 128, size[0] // 4, size[1] // 4)
     assert output.video.predictions[-1].logits.isfinite().all()
 
 
-def test_further_sentences_reach_the_video_part_alone(
+def test_further_sentences_affect_only_the_video_part(
     tiny_network: RvosNetwork, token_ids: TokenIds
 ) -> None:
     frames = torch.randint(0, 256, (2, 3, 64, 96, 3), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Slot alignment: a slow reference, cycles, objects that go and come back, odd numbers, ties."""
+"""Test slot alignment: a slow reference, cycles, objects that return, invalid numbers, ties."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 
 from rvos_deploy.networks.pan2024.modules.slot_alignment import align_slots, gather_slots
 from rvos_deploy.networks.pan2024.slots import (
-    ALIKE,
     CENTRE_WEIGHT,
-    CHANGED,
+    CONTENT_MOMENTUM,
     CONTENT_WEIGHT,
-    DOUBTFUL,
-    KEPT,
-    LONG,
+    COST_PER_UNSEEN_FRAME,
     MAX_MATCH_COST,
-    OBJECT,
-    SAME,
+    MAX_UNSEEN_FRAMES,
+    MIN_CONTENT_NORM,
+    MIN_OBJECT_SCORE,
+    MIN_VISIBLE_SIZE,
+    SAME_OBJECT_DISTANCE,
+    SCORE_WEIGHT,
     SIZE_WEIGHT,
-    VISIBLE,
-    WANDERED,
+    SWITCH_COST,
 )
 
 Cues = tuple[Tensor, Tensor, Tensor]
@@ -35,9 +35,9 @@ Cues = tuple[Tensor, Tensor, Tensor]
 def make_cues(
     centres: Tensor, contents: Tensor, scores: Tensor | float = 0.9, size: Tensor | float = 0.2
 ) -> Cues:
-    """Cues of masks with these centres [B,T,N,2] and contents; extents are noise: none may count.
+    """Return cues of masks with these centres [B,T,N,2] and contents; extents are irrelevant noise.
 
-    size: square root of the mask's share of the image.
+    ``size`` is the square root of the mask's share of the image.
     """
     shape = centres.shape[:-1]
     sizes = torch.as_tensor(size).expand(shape)
@@ -46,24 +46,24 @@ def make_cues(
 
 
 def shuffle(cues: Cues, order: Tensor) -> Cues:
-    """The same, with object ``order[b, t, n]`` at query n."""
+    """Reorder the cues, so that object ``order[b, t, n]`` is at query n."""
     position, content, score = (gather_slots(x, order) for x in cues)
     return position, content, score
 
 
 def permutations(clips: int, length: int, slots: int) -> Tensor:
-    """Random orders [B,T,N]."""
+    """Return random orders [B,T,N]."""
     rows = [torch.randperm(slots) for _ in range(clips * length)]
     return torch.stack(rows).view(clips, length, slots)
 
 
 def followed(cues: Cues, order: Tensor) -> Tensor:
-    """Which object each slot holds [B,T,N], where ``order`` says which is at each query."""
-    return gather_slots(order, align_slots("sight", *shuffle(cues, order)))
+    """Return the object in each slot [B,T,N], where ``order`` has the object at each query."""
+    return gather_slots(order, align_slots("mask_cues", *shuffle(cues, order)))
 
 
 def circle(slots: int) -> Tensor:
-    """Centres [N,2] as far apart as can be; neighbours of five are 0.94 apart."""
+    """Return centres [N,2] on a circle; neighbours of five are 0.94 apart."""
     angles = torch.arange(slots) * (2 * math.pi / slots)
     return 0.8 * torch.stack((angles.cos(), angles.sin()), dim=-1)
 
@@ -77,8 +77,8 @@ def unit(vector: Vector, least: float = 1e-12) -> Vector:
 
 
 @dataclass
-class Sight:
-    """One query of a frame, or what a slot remembers of its object."""
+class Observation:
+    """Describe one query of a frame, or the last observation of a slot's object."""
 
     centre: Vector
     size: float
@@ -91,9 +91,10 @@ def finite(numbers: Vector) -> bool:
     return all(math.isfinite(x) for x in numbers)
 
 
-def look(position: Tensor, content: Tensor, score: Tensor) -> list[Sight]:
-    """The N queries of a frame; contents as directions in which they differ from their mean. One
-    whose numbers are not finite is not seen, and has no looks; a score that is none is 0.
+def observe(position: Tensor, content: Tensor, score: Tensor) -> list[Observation]:
+    """Return the N queries of a frame, with contents as directions from their mean.
+
+    A query with numbers that are not finite is not visible and has no content; such a score is 0.
     """
     rows = [
         looks if finite(where) and finite(looks) else [0.0] * len(looks)
@@ -102,12 +103,12 @@ def look(position: Tensor, content: Tensor, score: Tensor) -> list[Sight]:
     units = [unit([x - fmean(row) for x in row]) for row in rows]
     mean = [fmean(channel) for channel in zip(*units, strict=True)]
     return [
-        Sight(
+        Observation(
             where[:2],
             where[4],
-            unit([x - m for x, m in zip(direction, mean, strict=True)], ALIKE),
+            unit([x - m for x, m in zip(direction, mean, strict=True)], MIN_CONTENT_NORM),
             likely if math.isfinite(likely) else 0.0,
-            finite(where) and finite(looks) and where[4] >= VISIBLE,
+            finite(where) and finite(looks) and where[4] >= MIN_VISIBLE_SIZE,
         )
         for where, looks, direction, likely in zip(
             position.tolist(), content.tolist(), units, score.tolist(), strict=True
@@ -119,29 +120,30 @@ def product(a: Vector, b: Vector) -> float:
     return math.fsum(x * y for x, y in zip(a, b, strict=True))
 
 
-def one_object(a: Sight, b: Sight) -> bool:
-    """Whether two queries of a frame lie on one object."""
-    near = math.dist(a.centre, b.centre) < SAME * max(a.size, b.size)
-    return near and product(a.content, b.content) > -ALIKE
+def one_object(a: Observation, b: Observation) -> bool:
+    """Return whether two queries of a frame cover one object."""
+    near = math.dist(a.centre, b.centre) < SAME_OBJECT_DISTANCE * max(a.size, b.size)
+    return near and product(a.content, b.content) > -MIN_CONTENT_NORM
 
 
 def mixed(old: float, new: float) -> float:
-    return KEPT * old + (1 - KEPT) * new
+    return CONTENT_MOMENTUM * old + (1 - CONTENT_MOMENTUM) * new
 
 
 @dataclass
 class SlowTracker:
-    """What the docstrings of networks/pan2024/slots.py say, one slot and one query at a time.
+    """Implement the docstrings of networks/pan2024/slots.py, one slot and one query at a time.
 
-    objects: last sight of the object of each slot that holds one; unseen: frames since.
+    objects: last observation of the object of each slot that holds one.
+    unseen: frames since that observation.
     """
 
     queries: list[int]
-    objects: dict[int, Sight] = field(default_factory=dict)
+    objects: dict[int, Observation] = field(default_factory=dict)
     unseen: dict[int, int] = field(default_factory=dict)
     refused: int = 0
 
-    def unlike(self, slot: int, query: Sight) -> float:
+    def unlike(self, slot: int, query: Observation) -> float:
         known = self.objects[slot]
         if not query.seen:
             return math.inf
@@ -150,13 +152,13 @@ class SlowTracker:
         return far + looks + SIZE_WEIGHT * abs(math.log(query.size / known.size))
 
     def limit(self, slot: int) -> float:
-        return MAX_MATCH_COST + WANDERED * min(self.unseen[slot], LONG)
+        return MAX_MATCH_COST + COST_PER_UNSEEN_FRAME * min(self.unseen[slot], MAX_UNSEEN_FRAMES)
 
-    def knows(self, slot: int, query: Sight) -> bool:
+    def knows(self, slot: int, query: Observation) -> bool:
         return self.unlike(slot, query) < self.limit(slot)
 
-    def costs(self, frame: list[Sight]) -> list[Vector]:
-        """Cost [slot][query]."""
+    def costs(self, frame: list[Observation]) -> list[Vector]:
+        """Return cost [slot][query]."""
         table = []
         for slot, last in enumerate(self.queries):
             row = []
@@ -164,21 +166,24 @@ class SlowTracker:
                 cost = 0.0
                 if slot in self.objects and self.knows(slot, query):
                     share = self.unlike(slot, query) / self.limit(slot)
-                    cost = MAX_MATCH_COST * share + DOUBTFUL * (1 - query.score)
+                    cost = MAX_MATCH_COST * share + SCORE_WEIGHT * (1 - query.score)
                 elif slot in self.objects:
-                    cost = MAX_MATCH_COST + DOUBTFUL
-                row.append(cost + (CHANGED if number != last else 0.0))
+                    cost = MAX_MATCH_COST + SCORE_WEIGHT
+                row.append(cost + (SWITCH_COST if number != last else 0.0))
             table.append(row)
         return table
 
-    def take(self, frame: list[Sight], order: list[int]) -> None:
-        """Remember a frame whose slots have got these queries."""
+    def take(self, frame: list[Observation], order: list[int]) -> None:
+        """Remember a frame whose slots have these queries."""
         now = [frame[number] for number in order]
         known = [s for s in self.objects if now[s].seen and self.knows(s, now[s])]
         fresh = [s for s in range(len(now)) if s not in self.objects and now[s].seen]
         waiting = [
             *sorted((s for s in known if self.unseen[s]), key=lambda s: (-now[s].score, s)),
-            *sorted((s for s in fresh if now[s].score > OBJECT), key=lambda s: (-now[s].score, s)),
+            *sorted(
+                (s for s in fresh if now[s].score > MIN_OBJECT_SCORE),
+                key=lambda s: (-now[s].score, s),
+            ),
         ]
         taken = [s for s in known if not self.unseen[s]]
         for slot in waiting:
@@ -194,7 +199,7 @@ class SlowTracker:
                 old = self.objects[slot]
                 content = [mixed(a, b) for a, b in zip(old.content, sight.content, strict=True)]
                 size = mixed(old.size, sight.size)
-                sight = Sight(sight.centre, size, content, sight.score, seen=True)
+                sight = Observation(sight.centre, size, content, sight.score, seen=True)
             self.objects[slot] = sight
         self.queries = order
 
@@ -204,9 +209,10 @@ def total(costs: list[Vector], order: tuple[int, ...]) -> float:
 
 
 def eventful_clip() -> Cues:
-    """Five queries in another order every frame, on objects that move, jump, change their looks,
-    and are hidden, when their query lies on another object or on none; any scores; some numbers
-    that are none.
+    """Return five queries in a new order every frame, on objects that move, jump and change.
+
+    Objects are also hidden; their query then covers another object or none. Scores are random, and
+    some numbers are not finite.
     """
     length = 14
     steps = 0.15 * torch.randn(1, length, 5, 2)
@@ -231,8 +237,8 @@ def test_every_assignment_is_the_best_of_all_permutations() -> None:
     decided = moved = kept = refused = again = 0
     for _ in range(20):
         cues = eventful_clip()
-        found = align_slots("sight", *cues)[0].tolist()
-        frames = [look(*(x[0, t] for x in cues)) for t in range(len(found))]
+        found = align_slots("mask_cues", *cues)[0].tolist()
+        frames = [observe(*(x[0, t] for x in cues)) for t in range(len(found))]
         slow = SlowTracker(list(range(5)))
         assert found[0] == slow.queries
         slow.take(frames[0], found[0])
@@ -260,7 +266,7 @@ def test_every_assignment_is_the_best_of_all_permutations() -> None:
 
 @pytest.mark.parametrize("cue", ["centre", "content"])
 def test_a_five_cycle_is_undone(cue: str) -> None:
-    """A swap is its own inverse and hides the published mistake; a cycle of five is not."""
+    """A swap is its own inverse and hides the published mistake; a cycle of five does not."""
     centres, contents = torch.zeros(5, 2), torch.ones(5, 5)
     if cue == "centre":
         centres = circle(5)
@@ -269,7 +275,7 @@ def test_a_five_cycle_is_undone(cue: str) -> None:
     cycle = torch.tensor([1, 2, 3, 4, 0])
     order = torch.stack([torch.arange(5), cycle, cycle[cycle]])[None]
     clip = shuffle(make_cues(centres.expand(1, 3, 5, 2), contents.expand(1, 3, 5, 5)), order)
-    found = align_slots("sight", *clip)
+    found = align_slots("mask_cues", *clip)
     assert found.dtype == torch.int64
     assert found[0].tolist() == [[0, 1, 2, 3, 4], [4, 0, 1, 2, 3], [3, 4, 0, 1, 2]]
     told = clip[0][..., :2] if cue == "centre" else clip[1]
@@ -279,7 +285,7 @@ def test_a_five_cycle_is_undone(cue: str) -> None:
     assert not torch.equal(gather_slots(told, inverse)[0, 1], told[0, 0])
 
 
-def test_every_clip_and_frame_has_its_own_permutation() -> None:
+def test_clips_and_frames_have_independent_permutations() -> None:
     order = permutations(3, 6, 20)
     # On a grid, so that no two lie where one object would, and in another place in every clip.
     grid = torch.cartesian_prod(torch.linspace(-0.9, 0.9, 5), torch.linspace(-0.9, 0.9, 4))
@@ -290,13 +296,15 @@ def test_every_clip_and_frame_has_its_own_permutation() -> None:
     assert torch.equal(followed(cues, order), order[:, :1].expand_as(order))
 
 
-def test_a_clip_does_not_know_of_the_others_nor_of_its_future() -> None:
+def test_a_clip_depends_neither_on_others_nor_on_its_future() -> None:
     clips = [eventful_clip() for _ in range(3)]
     position, content, score = (torch.cat(parts) for parts in zip(*clips, strict=True))
-    together = align_slots("sight", position, content, score)
-    assert torch.equal(together, torch.cat([align_slots("sight", *clip) for clip in clips]))
+    together = align_slots("mask_cues", position, content, score)
+    assert torch.equal(together, torch.cat([align_slots("mask_cues", *clip) for clip in clips]))
     for length in (1, 5, 13):
-        begun = align_slots("sight", position[:, :length], content[:, :length], score[:, :length])
+        begun = align_slots(
+            "mask_cues", position[:, :length], content[:, :length], score[:, :length]
+        )
         assert torch.equal(begun, together[:, :length])
 
 
@@ -308,13 +316,14 @@ def test_the_size_of_contents_does_not_matter() -> None:
     assert torch.equal(followed(cues, order), torch.arange(8).expand(1, 2, 8))
 
 
-def test_what_half_precision_rounds_decides_nothing() -> None:
-    """Contents as an untrained network has them, all but the same: they differ by 4e-4 of their
-    length, of which rounding is half. Where only they differ, every slot keeps its query.
+def test_rounding_of_half_precision_decides_nothing() -> None:
+    """Contents of an untrained network differ by 4e-4 of their length, half of it rounding.
+
+    Where only contents differ, every slot keeps its query.
     """
     contents = torch.randn(16) + 4e-4 * torch.randn(2, 6, 8, 16)
     cues = make_cues(torch.zeros(2, 6, 8, 2), contents)
-    assert torch.equal(align_slots("sight", *cues), torch.arange(8).expand(2, 6, 8))
+    assert torch.equal(align_slots("mask_cues", *cues), torch.arange(8).expand(2, 6, 8))
     # A hundred times as much, the same in every frame, is enough (where no two differ alike).
     shared = torch.cat((torch.zeros(8), torch.randn(8)))
     clear = shared + 4e-2 * shared.norm() * torch.eye(8, 16)
@@ -323,10 +332,11 @@ def test_what_half_precision_rounds_decides_nothing() -> None:
     assert torch.equal(held, order[:, :1].expand_as(order))
 
 
-def test_frames_are_aligned_to_the_last_sight_not_to_the_first_frame() -> None:
-    """Five objects that look alike, 72 degrees apart, all turn by 30 a frame: after two frames
-    every one of them is nearer to the place where its neighbour started. What looks otherwise is
-    in the middle."""
+def test_frames_are_aligned_to_the_last_observation_not_to_the_first_frame() -> None:
+    """Five similar objects, 72 degrees apart, turn by 30 degrees a frame.
+
+    After two frames each is nearer to its neighbour's start. A different object is in the middle.
+    """
     angles = torch.arange(5) * (2 * math.pi / 5) + torch.arange(6)[:, None] * math.radians(30)
     centres = torch.zeros(1, 6, 6, 2)
     centres[0, :, :5] = 0.8 * torch.stack((angles.cos(), angles.sin()), dim=-1)
@@ -336,8 +346,8 @@ def test_frames_are_aligned_to_the_last_sight_not_to_the_first_frame() -> None:
     assert torch.equal(followed(cues, order), torch.arange(6).expand(1, 6, 6))
 
 
-def test_looks_that_change_slowly_are_learned() -> None:
-    """All in one place: contents alone tell, and turn into the neighbour's within 60 frames."""
+def test_slow_changes_of_content_are_learned() -> None:
+    """All objects are in one place; each content turns into the neighbour's in 60 frames."""
     angles = torch.arange(3) * (2 * math.pi / 3) + torch.arange(61)[:, None] * math.radians(2)
     contents = torch.stack((angles.cos(), angles.sin(), -angles.cos(), -angles.sin()), dim=-1)[None]
     cues = make_cues(torch.zeros(1, 61, 3, 2), contents)
@@ -348,9 +358,11 @@ def test_looks_that_change_slowly_are_learned() -> None:
 
 
 @pytest.mark.parametrize("absence", ["no mask", "not finite", "elsewhere"])
-def test_an_object_that_comes_back_gets_its_slot_again(absence: str) -> None:
-    """Object 2 is gone in frames 2 to 5; meanwhile its query has no mask, or no numbers, or lies on
-    something that is nothing like it."""
+def test_an_object_that_returns_gets_its_slot_again(absence: str) -> None:
+    """Object 2 is hidden in frames 2 to 5.
+
+    Meanwhile its query has no mask, or no finite numbers, or covers a very different object.
+    """
     gone = slice(2, 6)
     contents = torch.eye(5).expand(1, 9, 5, 5).clone()
     centres = circle(5).expand(1, 9, 5, 2).clone()
@@ -370,9 +382,11 @@ def test_an_object_that_comes_back_gets_its_slot_again(absence: str) -> None:
     assert torch.equal(held, order[:, :1].expand_as(order))
 
 
-def test_what_took_a_lost_objects_query_is_not_taken_for_it() -> None:
-    """Object 0 hides; a new one, far away and unlike, is seen by its query, with a high score. When
-    both are there, the slot goes on with the old one, though the other was its last."""
+def test_a_new_object_at_a_lost_objects_query_does_not_get_its_slot() -> None:
+    """Object 0 hides, and its query covers a new, distant and different object.
+
+    When both are visible, the slot follows the old object again.
+    """
     centres = torch.tensor([[-0.8, -0.8], [0.0, 0.0], [0.8, 0.8]]).expand(1, 4, 3, 2)
     contents = torch.eye(3).expand(1, 4, 3, 3)
     # Object 2 is the new one: not there at first.
@@ -385,18 +399,23 @@ def test_what_took_a_lost_objects_query_is_not_taken_for_it() -> None:
 
 
 def test_of_two_queries_on_an_object_the_one_with_the_higher_score_is_taken() -> None:
-    """Also against the query that the slot had, but for scores that hardly differ."""
+    """The score also decides against the last query, unless scores hardly differ."""
     centres, contents = circle(3), torch.eye(3)
     on_first = torch.tensor([0, 0, 2])  # queries 0 and 1 lie on one object, query 2 on another
     scores = torch.tensor([[0.9, 0.2, 0.9], [0.3, 0.9, 0.9], [0.9, 0.4, 0.9], [0.85, 0.9, 0.9]])
     cues = make_cues(
         centres[on_first].expand(1, 4, 3, 2), contents[on_first].expand(1, 4, 3, 3), scores[None]
     )
-    assert align_slots("sight", *cues)[0].tolist() == [[0, 1, 2], [1, 0, 2], [0, 1, 2], [0, 1, 2]]
+    assert align_slots("mask_cues", *cues)[0].tolist() == [
+        [0, 1, 2],
+        [1, 0, 2],
+        [0, 1, 2],
+        [0, 1, 2],
+    ]
 
 
-def test_a_slot_that_holds_nothing_keeps_its_query() -> None:
-    """Until a score says that there is an object: from then on it is followed."""
+def test_an_empty_slot_keeps_its_query() -> None:
+    """The slot follows an object from the frame in which a score exceeds the threshold."""
     order = torch.tensor([[[0, 1, 2, 3], [3, 2, 1, 0], [0, 1, 2, 3], [2, 3, 0, 1], [1, 0, 3, 2]]])
     scores = torch.full((1, 5, 4), 0.25)
     scores[:, 2:] = 0.9
@@ -407,7 +426,7 @@ def test_a_slot_that_holds_nothing_keeps_its_query() -> None:
     assert held[0].tolist() == [[0, 1, 2, 3], [3, 2, 1, 0], *[[0, 1, 2, 3]] * 3]
 
 
-def test_a_newcomer_takes_a_slot_that_holds_nothing() -> None:
+def test_a_new_object_gets_an_empty_slot() -> None:
     there = torch.tensor([[True, True, False]] + [[True] * 3] * 4)
     scores, sizes = torch.where(there, 0.9, 0.1)[None], torch.where(there, 0.2, 1e-3)[None]
     order = torch.cat([torch.arange(3).expand(1, 2, 3), permutations(1, 3, 3)], dim=1)
@@ -419,8 +438,8 @@ def test_a_newcomer_takes_a_slot_that_holds_nothing() -> None:
 @pytest.mark.parametrize("part", [0, 1, 2], ids=["position", "content", "score"])
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.filterwarnings("error")
-def test_numbers_that_are_none_disturb_no_other_object(part: int, number: float) -> None:
-    """Objects 1 and 3 are broken in frame 1 (of contents, two channels); all are found again."""
+def test_invalid_numbers_affect_no_other_object(part: int, number: float) -> None:
+    """Objects 1 and 3 have invalid numbers in frame 1; later all are found again."""
     order = permutations(1, 4, 5)
     contents = torch.randn(5, 8).expand(1, 4, 5, 8)
     cues = tuple(x.clone() for x in make_cues(circle(5).expand(1, 4, 5, 2), contents))
@@ -435,8 +454,8 @@ def test_numbers_that_are_none_disturb_no_other_object(part: int, number: float)
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_frame_of_nothing_but_broken_numbers_is_forgotten() -> None:
-    """Looks alone tell the objects apart, so that what was remembered of them must have stayed."""
+def test_a_frame_of_invalid_numbers_is_ignored() -> None:
+    """Only contents separate the objects, so the remembered contents must have stayed."""
     for number in (math.nan, math.inf, -math.inf, 0.0):
         order = permutations(1, 4, 5)
         cues = make_cues(torch.zeros(1, 4, 5, 2), torch.eye(5).expand(1, 4, 5, 5))
@@ -447,9 +466,9 @@ def test_a_frame_of_nothing_but_broken_numbers_is_forgotten() -> None:
         assert torch.equal(held[:, 2:], order[:, :1].expand(1, 2, 5)), number
 
 
-def test_one_frame_is_left_as_it_is() -> None:
+def test_one_frame_keeps_its_order() -> None:
     cues = make_cues(torch.rand(2, 1, 7, 2), torch.randn(2, 1, 7, 4), torch.rand(2, 1, 7))
-    order = align_slots("sight", *cues)
+    order = align_slots("mask_cues", *cues)
     assert torch.equal(order, torch.arange(7).expand(2, 1, 7))
     assert torch.equal(gather_slots(cues[1], order), cues[1])
 
@@ -457,23 +476,23 @@ def test_one_frame_is_left_as_it_is() -> None:
 @pytest.mark.parametrize("objects", [1, 2, 3])
 @pytest.mark.parametrize("size", [0.2, 0.0], ids=["seen", "not seen"])
 def test_between_equals_every_slot_keeps_its_query(objects: int, size: float) -> None:
-    """Six queries on one, two or three objects; or on none."""
+    """Six queries cover one, two or three objects, or none."""
     which = torch.arange(6) % objects
     cues = make_cues(
         circle(3)[which].expand(1, 4, 6, 2), torch.eye(3)[which].expand(1, 4, 6, 3), size=size
     )
-    assert torch.equal(align_slots("sight", *cues), torch.arange(6).expand(1, 4, 6))
+    assert torch.equal(align_slots("mask_cues", *cues), torch.arange(6).expand(1, 4, 6))
 
 
 def test_ties_resolve_the_same_way_every_time() -> None:
-    """Two queries on each of three objects, in another order every frame."""
+    """Two queries cover each of three objects, in a new order every frame."""
     which = torch.arange(6) % 3
     cues = make_cues(circle(3)[which].expand(4, 5, 6, 2), torch.eye(3)[which].expand(4, 5, 6, 3))
     order = permutations(4, 5, 6)
     clip = shuffle(cues, order)
-    found = align_slots("sight", *clip)
+    found = align_slots("mask_cues", *clip)
     for _ in range(5):
-        assert torch.equal(align_slots("sight", *(x.clone() for x in clip)), found)
+        assert torch.equal(align_slots("mask_cues", *(x.clone() for x in clip)), found)
     held = which[gather_slots(order, found)]
     for clip_held in held:
         # Of two slots that are equally sure, the first one follows the object.
@@ -486,8 +505,10 @@ def test_ties_resolve_the_same_way_every_time() -> None:
 @pytest.mark.parametrize("looks", ["apart", "all alike", "all the same"])
 @pytest.mark.parametrize("second", [0.9, 0.95])
 def test_two_queries_on_an_object_start_one_slot(looks: str, second: float) -> None:
-    """Queries 0 and 1 lie on one object, the first with a score of 0.9. The slot that did not start
-    is free for a newcomer, which turns up at query 0 and then goes on at query 3."""
+    """Queries 0 and 1 cover one object, the first with a score of 0.9.
+
+    The other slot is free for a new object, which appears at query 0 and continues at query 3.
+    """
     contents = torch.eye(4)[[0, 0, 1, 2]]
     if looks != "apart":
         contents = torch.randn(4) + (4e-4 if looks == "all alike" else 0.0) * torch.randn(4, 4)
@@ -505,9 +526,9 @@ def test_two_queries_on_an_object_start_one_slot(looks: str, second: float) -> N
     assert followed(cues, order)[0].tolist() == [[0, 1, 2, 3]] + [expected] * 3
 
 
-def test_queries_that_look_opposed_start_two_slots_even_at_one_place() -> None:
-    """And so do queries that look alike, where they are farther apart than an object is wide."""
-    looks, apart = torch.eye(4), 1.05 * SAME * 0.2
+def test_queries_with_opposed_contents_start_two_slots_at_one_place() -> None:
+    """Similar queries also start two slots if they are farther apart than an object is wide."""
+    looks, apart = torch.eye(4), 1.05 * SAME_OBJECT_DISTANCE * 0.2
     for contents, place in ((looks[[0, 1, 2, 3]], 0.0), (looks[[0, 0, 2, 3]], apart)):
         places = torch.tensor([[0.0, 0.0], [place, 0.0], [0.0, 0.9], [0.0, -0.9]])
         cues = make_cues(places.expand(1, 3, 4, 2), contents.expand(1, 3, 4, 4))
@@ -515,9 +536,11 @@ def test_queries_that_look_opposed_start_two_slots_even_at_one_place() -> None:
         assert torch.equal(followed(cues, order), torch.arange(4).expand(1, 3, 4))
 
 
-def test_a_lost_object_is_not_found_in_what_another_slot_follows() -> None:
-    """While object 1 is hidden, its query lies on object 0 as well, and is the surest of three
-    there. When it is back, its slot is still its own, and follows it."""
+def test_a_lost_object_is_not_found_in_another_slots_object() -> None:
+    """While object 1 is hidden, its query covers object 0 and has the highest score there.
+
+    When object 1 is visible again, its slot is free and follows it.
+    """
     hide, length = 10, 15
     places = torch.tensor([[-0.4, 0.0], [0.1, 0.0], [-0.35, 0.0], [0.0, 0.9]])
     centres = places.repeat(1, length, 1, 1)
@@ -541,11 +564,10 @@ def test_a_lost_object_is_not_found_in_what_another_slot_follows() -> None:
 
 
 def hidden(hide: int, place: Tensor, length: int) -> tuple[Cues, Tensor]:
-    """Object 0 at rest; object 1 at rest, hidden for ``hide`` frames from frame 1 on, then at
-    ``place``; 2 is nothing. Where object 1 is back, it is at the query of what was nothing.
+    """Return the cues of a clip in which object 1 is hidden, and the order of the queries.
 
-    Returns:
-        the cues, and the order of the queries.
+    Objects 0 and 1 rest. Object 1 is hidden for ``hide`` frames from frame 1 on, then it is at
+    ``place``, at the query of object 2, which is nothing.
     """
     centres = torch.tensor([[-0.9, 0.9], [-0.9, -0.9], [0.0, 0.0]]).repeat(1, length, 1, 1)
     centres[:, 1 + hide :, 1] = place
@@ -556,27 +578,34 @@ def hidden(hide: int, place: Tensor, length: int) -> tuple[Cues, Tensor]:
     return make_cues(centres, contents, torch.where(sizes > 0.1, 0.9, 0.1), sizes), order
 
 
-@pytest.mark.parametrize(("far", "needed"), [(0.6, 0), (1.0, 5), (2.2, LONG), (2.3, math.inf)])
+@pytest.mark.parametrize(
+    ("far", "needed"), [(0.6, 0), (1.0, 5), (2.2, MAX_UNSEEN_FRAMES), (2.3, math.inf)]
+)
 def test_the_longer_an_object_is_hidden_the_farther_it_may_have_gone(
     far: float, needed: float
 ) -> None:
-    """It looks as it did, so that only its way counts."""
-    limits = [MAX_MATCH_COST + WANDERED * min(frames, LONG) for frames in range(61)]
+    """The content stays the same, so only the distance matters."""
+    limits = [
+        MAX_MATCH_COST + COST_PER_UNSEEN_FRAME * min(frames, MAX_UNSEEN_FRAMES)
+        for frames in range(61)
+    ]
     # The premise.
     assert [CENTRE_WEIGHT * far < limit for limit in limits] == [
         frames >= needed for frames in range(61)
     ]
     place = torch.tensor([-0.9, -0.9]) + far * torch.tensor([0.6, 0.8])
-    for hide in (0, 1, 4, 5, LONG - 1, LONG, 60):
+    for hide in (0, 1, 4, 5, MAX_UNSEEN_FRAMES - 1, MAX_UNSEEN_FRAMES, 60):
         cues, order = hidden(hide, place, hide + 4)
         held = followed(cues, order)[0, 1 + hide :].tolist()
         # If it is not known again, a slot that held nothing begins with it.
         assert held == [[0, 1, 2] if hide >= needed else [0, 2, 1]] * 3, hide
 
 
-def test_an_object_lost_for_long_is_no_claim_on_what_another_slot_follows() -> None:
-    """Object 1 is never seen again. Object 0, with one query, is well within the way that object 1
-    may have gone, and nearly as unlike it as can be."""
+def test_an_object_lost_for_long_does_not_get_another_slots_object() -> None:
+    """Object 1 never returns.
+
+    Object 0, with one query, is near enough to be object 1, and very different from it.
+    """
     cues, order = hidden(60, torch.zeros(2), 61)
     position, content, score = cues
     position[..., 0, :2] = torch.tensor([-0.9, -0.4])
@@ -589,8 +618,8 @@ def test_an_object_lost_for_long_is_no_claim_on_what_another_slot_follows() -> N
 
 
 @pytest.mark.parametrize("other", [0.6, 0.2 / 3], ids=["larger", "smaller"])
-def test_of_two_queries_as_near_and_as_like_the_one_of_the_size_is_taken(other: float) -> None:
-    """Object 0 goes on as one of two halves of a step to both sides, whose queries are 0 and 1."""
+def test_size_decides_between_two_queries_of_equal_distance_and_content(other: float) -> None:
+    """Object 0 continues as one of two queries at equal distance, 0 and 1."""
     contents = torch.eye(2)[[0, 0, 1]].expand(1, 2, 3, 2)
     centres = torch.tensor([[[0.0, 0.0], [0.9, 0.0], [0.0, 0.9]], [[-0.1, 0], [0.1, 0], [0, 0.9]]])
     for sizes, expected in (
@@ -600,28 +629,28 @@ def test_of_two_queries_as_near_and_as_like_the_one_of_the_size_is_taken(other: 
         ([0.205, 0.2, 0.2], [0, 1, 2]),
     ):
         size = torch.tensor([[[0.2, 1e-3, 0.2], sizes]])
-        found = align_slots("sight", *make_cues(centres[None], contents, size=size))
+        found = align_slots("mask_cues", *make_cues(centres[None], contents, size=size))
         assert found[0].tolist() == [[0, 1, 2], expected]
 
 
 def test_the_size_is_learned_slowly() -> None:
-    """Object 0 doubles in size for one frame: it remembers a size that is nearer the old one."""
+    """Object 0 doubles its size for one frame; the remembered size stays nearer the old one."""
     contents = torch.eye(2)[[0, 0, 1]].expand(1, 3, 3, 2)
     places = [[[0.0, 0.0], [0.9, 0.0], [0.0, 0.9]]] * 2 + [[[-0.1, 0], [0.1, 0], [0, 0.9]]]
     size = torch.tensor([[[0.2, 1e-3, 0.2], [0.4, 1e-3, 0.2], [0.4, 0.2, 0.2]]])
-    found = align_slots("sight", *make_cues(torch.tensor([places]), contents, size=size))
+    found = align_slots("mask_cues", *make_cues(torch.tensor([places]), contents, size=size))
     assert found[0].tolist() == [[0, 1, 2], [0, 1, 2], [1, 0, 2]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_align_like_float32(dtype: torch.dtype) -> None:
-    """Objects differ by more than the 3e-3 that bfloat16 rounds by; scores lie off one half."""
+    """Objects differ by more than bfloat16's rounding of 3e-3, and scores are not near one half."""
     contents = torch.randn(1, 1, 8, 16) + 0.1 * torch.randn(1, 4, 8, 16)
     cues = make_cues(circle(8).expand(1, 4, 8, 2), contents)
     clip = shuffle(cues, permutations(1, 4, 8))
-    wide = align_slots("sight", *clip)
+    wide = align_slots("mask_cues", *clip)
     assert not torch.equal(wide, torch.arange(8).expand(1, 4, 8))
-    assert torch.equal(align_slots("sight", *(x.to(dtype) for x in clip)), wide)
+    assert torch.equal(align_slots("mask_cues", *(x.to(dtype) for x in clip)), wide)
 
 
 def test_the_order_is_detached_and_gradients_flow_through_the_gathering() -> None:
@@ -629,7 +658,7 @@ def test_the_order_is_detached_and_gradients_flow_through_the_gathering() -> Non
         make_cues(circle(5).expand(2, 3, 5, 2), torch.randn(2, 3, 5, 4)), permutations(2, 3, 5)
     )
     content = content.clone().requires_grad_()
-    order = align_slots("sight", position, content, score.clone().requires_grad_())
+    order = align_slots("mask_cues", position, content, score.clone().requires_grad_())
     assert not order.requires_grad
     assert not torch.equal(order, torch.arange(5).expand(2, 3, 5))
     weights = torch.randn(2, 3, 5, 4)

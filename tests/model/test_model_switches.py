@@ -1,4 +1,4 @@
-"""Each switch of ours can be off; what it leaves is compared with the ancestor's plain form."""
+"""Test that each of our switches can be off, and compare the rest with the ancestor's form."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rvos_deploy.networks.pan2024.config import preset
+from rvos_deploy.networks.pan2024.modules.clip import TextFeatures
 from rvos_deploy.networks.pan2024.modules.frame_query_decoder import thresholded_bias
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.slot_alignment import align_slots
@@ -23,8 +24,8 @@ OURS: dict[str, Any] = {
     "mask_position": False,
     "mask_content": False,
     "frame_masks": False,
-    "course": False,
-    "rivals": False,
+    "trajectory_encoding": False,
+    "competition": False,
     "alignment": "cosine",
     "own_slot": False,
     "temporal_position": False,
@@ -35,7 +36,7 @@ OURS: dict[str, Any] = {
 """Every switch of ours, switched off."""
 
 
-def test_large_paper_is_large_with_everything_of_ours_switched_off() -> None:
+def test_large_paper_is_large_with_all_our_switches_off() -> None:
     large, paper = asdict(preset("large")), asdict(preset("large-paper"))
     differing = {name: paper[name] for name in paper if paper[name] != large[name]}
     assert differing == {k: v for k, v in OURS.items() if k != "text_words"} | {
@@ -44,7 +45,7 @@ def test_large_paper_is_large_with_everything_of_ours_switched_off() -> None:
     }
 
 
-def test_the_paper_has_no_parameter_of_ours(make_network: Callable[..., RvosNetwork]) -> None:
+def test_the_paper_has_none_of_our_parameters(make_network: Callable[..., RvosNetwork]) -> None:
     names = set(make_network(**OURS).state_dict())
     for of_ours in ("mask_position", "mask_content", "query_share", "course", "rivals", "own_slot"):
         assert not [name for name in names if of_ours in name]
@@ -55,13 +56,13 @@ def test_the_paper_has_no_parameter_of_ours(make_network: Callable[..., RvosNetw
 
 
 @pytest.mark.parametrize("switch", OURS)
-def test_every_switch_changes_what_comes_out(
+def test_every_switch_changes_the_result(
     make_network: Callable[..., RvosNetwork],
     token_ids: Callable[..., Tensor],
     frames: Tensor,
     switch: str,
 ) -> None:
-    """A switch that nothing reads would leave the masks as they are."""
+    """A switch that no code reads would leave the masks unchanged."""
 
     def answer(**changes: Any) -> Tensor:
         network = make_network(**changes).eval()
@@ -90,10 +91,11 @@ def test_masked_attention_hides_as_mask2former_does() -> None:
 
 
 def test_the_linear_head_reads_query_and_sentence() -> None:
-    head = LinearReferredHead(6, rivals=False).double()
+    head = LinearReferredHead(6, competition=False).double()
     queries, sentence = torch.randn(2, 5, 6).double(), torch.randn(2, 6).double()
-    said = head.said(torch.randn(2, 3, 6).double(), sentence, torch.zeros(2, 3, dtype=torch.bool))
-    found = head(queries, torch.zeros_like(queries), said)
+    padding = torch.zeros(2, 3, dtype=torch.bool)
+    text = TextFeatures(torch.randn(2, 3, 6).double(), sentence, padding)
+    found = head(queries, torch.zeros_like(queries), head.text_query(text))
     for clip in range(2):
         for query in range(5):
             both = torch.cat((queries[clip, query], sentence[clip]))
@@ -142,7 +144,7 @@ def test_cosine_alignment_equals_plain_costs_in_float64() -> None:
         previous = wide[order]
 
 
-def test_a_cosine_that_is_no_number_costs_as_much_as_a_right_angle() -> None:
+def test_an_undefined_cosine_costs_as_much_as_a_right_angle() -> None:
     queries = np.eye(3, 4, dtype=np.float32)
     tracker = CosineTracker()
     tracker.advance(cosine_cues(queries))
@@ -170,4 +172,4 @@ def test_cosine_alignment_is_by_the_queries(make_network: Callable[..., RvosNetw
     network = make_network(alignment="cosine")
     assert network.content_width == network.config.dim
     assert make_network().content_width == network.clip.image_channels[1]
-    assert replace(network.config, alignment="sight") == make_network().config
+    assert replace(network.config, alignment="mask_cues") == make_network().config

@@ -1,4 +1,4 @@
-"""The text resizers: a linear layer and a norm each, for tokens, words and the sentence."""
+"""Test the text resizers: a linear layer and a norm for tokens, words and sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXACT = {"rtol": 1e-10, "atol": 1e-12}
 
 
 def resized(given: Tensor, layers: nn.Sequential) -> Tensor:
-    """A linear layer and LayerNorm, written out."""
+    """Compute a linear layer and LayerNorm."""
     linear, norm = layers
     wide = given @ linear.weight.T
     if linear.bias is not None:
@@ -32,7 +32,7 @@ def resized(given: Tensor, layers: nn.Sequential) -> Tensor:
 
 
 def make_resizer(*, words: bool) -> TextResizer:
-    """In float64, none of its numbers 0 or 1."""
+    """Return a resizer in float64, with no number 0 or 1."""
     resizer = TextResizer(text_width=12, embed_dim=10, dim=16, words=words)
     resizer = resizer.double().requires_grad_(False)
     for parameter in resizer.parameters():
@@ -48,7 +48,7 @@ def make_text() -> TextFeatures:
     )
 
 
-def test_tokens_and_sentence_are_resized_and_normed_apart() -> None:
+def test_tokens_and_sentence_have_separate_layers() -> None:
     resizer, text = make_resizer(words=False), make_text()
     made = resizer(text)
     assert made.padding is text.padding
@@ -56,8 +56,8 @@ def test_tokens_and_sentence_are_resized_and_normed_apart() -> None:
     torch.testing.assert_close(made.sentence, resized(text.sentence, resizer.sentence), **EXACT)
 
 
-def test_words_are_resized_and_normed_apart_and_added_to_the_tokens() -> None:
-    """Embeddings as small as CLIP starts them, 0.02: the norm makes them as large as tokens."""
+def test_words_have_separate_layers_and_are_added_to_the_tokens() -> None:
+    """CLIP initialises embeddings at 0.02; the norm makes them as large as tokens."""
     resizer, text = make_resizer(words=True), make_text()
     words = 0.02 * torch.randn(2, 5, 12, dtype=torch.float64)
     made = resizer(text, words)
@@ -76,10 +76,10 @@ def test_only_the_preset_with_the_short_training_reads_words() -> None:
 
 @pytest.mark.parametrize("text_words", [True, False])
 @torch.no_grad()
-def test_a_network_reads_the_embeddings_that_its_text_tower_is_given(
+def test_a_network_reads_the_word_embeddings_of_its_text_tower(
     make_network: MakeNetwork, token_ids: TokenIds, text_words: bool
 ) -> None:
-    """Preset tiny as it is, and without: what the tower says is all that is left."""
+    """The preset tiny runs with and without word embeddings."""
     network = make_network(**({} if text_words else {"text_words": False})).eval()
     resizer, ids = network.text_resizer, token_ids([7, 2], 12)
     said = network.clip.text_features(ids)
@@ -100,8 +100,8 @@ def test_a_network_reads_the_embeddings_that_its_text_tower_is_given(
 
 
 @torch.no_grad()
-def test_words_do_not_know_of_one_another(make_network: MakeNetwork, token_ids: TokenIds) -> None:
-    """Another first word changes all later tokens of the tower, and one of the words alone."""
+def test_words_are_independent(make_network: MakeNetwork, token_ids: TokenIds) -> None:
+    """Another first word changes all later tokens of the tower, and only its own embedding."""
     network, ids = make_network().eval(), token_ids([7], 12)
     other = ids.clone()
     other[0, 1] = ids[0, 1] % 1000 + 1

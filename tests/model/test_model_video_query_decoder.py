@@ -1,4 +1,4 @@
-"""The video query decoder: it sees the order of frames by their ages, and by nothing else."""
+"""Test the video query decoder: only the ages tell it the order of frames."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from rvos_deploy.networks.pan2024.modules.clip import TextFeatures
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.networks.pan2024.modules.query_layer import AttentionMemory
 from rvos_deploy.networks.pan2024.modules.video_query_decoder import (
-    MOMENTS,
-    MOST_RIVALRY,
-    Course,
+    MAX_COMPETITION,
+    TRAJECTORY_SAMPLES,
+    Competition,
+    FrameMemory,
     ReferredHead,
-    Rivals,
+    TrajectoryEncoding,
     VideoPrediction,
 )
 
@@ -44,12 +46,20 @@ def arguments(tiny_network: RvosNetwork, text: TextFeatures) -> dict[str, Tensor
 
 @torch.no_grad()
 def decode(network: RvosNetwork, arguments: dict[str, Tensor], **changes: Any) -> VideoPrediction:
-    predictions: list[VideoPrediction] = network.video_decoder(**{**arguments, **changes})
-    return predictions[-1]
+    return decode_layers(network, {**arguments, **changes})[-1]
 
 
-def as_they_are(clip: Tensor) -> Tensor:
-    """The order of slots that keep their queries: [B,T,N] for [B,T,N,C]."""
+def decode_layers(network: RvosNetwork, arguments: dict[str, Tensor]) -> list[VideoPrediction]:
+    memory = FrameMemory(*(arguments[name] for name in ("memory", "ages", "empty")))
+    text = TextFeatures(*(arguments[name] for name in ("text", "sentence", "padding")))
+    predictions: list[VideoPrediction] = network.video_decoder(
+        memory, arguments["video_queries"], text
+    )
+    return predictions
+
+
+def unchanged_order(clip: Tensor) -> Tensor:
+    """Return the order of slots that keep their queries: [B,T,N] for [B,T,N,C]."""
     return torch.arange(clip.shape[2]).expand(clip.shape[:3])
 
 
@@ -75,52 +85,54 @@ def test_swapping_two_frames_changes_the_answer(
 def test_the_whole_video_part_sees_the_order_of_frames(
     tiny_network: RvosNetwork, text: TextFeatures
 ) -> None:
-    """Slots that keep their places: only time tells a clip from its reverse."""
+    """Slots keep their places, so only time distinguishes a clip from its reverse."""
     slots, dim = tiny_network.config.num_queries, tiny_network.config.dim
     start, step = torch.randn(2, 1, slots, dim), 0.1 * torch.randn(2, 1, slots, dim)
     clip = start + step * torch.arange(5.0)[:, None, None]
     with torch.no_grad():
-        forward = tiny_network.decode_video(clip, as_they_are(clip), text)
-        backward = tiny_network.decode_video(clip.flip(1), as_they_are(clip), text)
+        forward = tiny_network.decode_video(clip, unchanged_order(clip), text)
+        backward = tiny_network.decode_video(clip.flip(1), unchanged_order(clip), text)
     assert difference(forward.predictions[-1], backward.predictions[-1]) > 1e-3
 
 
-def course_by_loops(course: Course, memory: Tensor, ages: Tensor, empty: Tensor) -> Tensor:
-    """One moment of one slot at a time, from the frames that are there."""
+def trajectories_by_loops(encoding: TrajectoryEncoding, stored: FrameMemory) -> Tensor:
+    """Compute one sample of one slot at a time, from the frames that are present."""
+    memory, ages, empty = stored
     rows = []
     for clip in range(len(memory)):
         there = [t for t in range(memory.shape[1]) if not empty[clip, t]]
         oldest = max(1.0, max(float(ages[clip, t]) for t in there))
         for slot in range(memory.shape[2]):
-            moments = []
-            for number in range(MOMENTS):
-                moment = number / (MOMENTS - 1)
+            samples = []
+            for number in range(TRAJECTORY_SAMPLES):
+                time = number / (TRAJECTORY_SAMPLES - 1)
                 weights = [
-                    math.exp(-1.5 * ((1 - float(ages[clip, t]) / oldest - moment) * 7) ** 2)
+                    math.exp(-1.5 * ((1 - float(ages[clip, t]) / oldest - time) * 7) ** 2)
                     for t in there
                 ]
-                steps = [course.project(memory[clip, t, slot]) for t in there]
+                steps = [encoding.project(memory[clip, t, slot]) for t in there]
                 mean = sum(w * x for w, x in zip(weights, steps, strict=True)) / sum(weights)
-                moments.append(mean)
-            rows.append(course.norm(course.read(torch.cat(moments))))
+                samples.append(mean)
+            rows.append(encoding.norm(encoding.read(torch.cat(samples))))
     return torch.stack(rows).unflatten(0, (memory.shape[0], memory.shape[2]))
 
 
-def test_a_course_is_read_at_fixed_moments_of_the_time_seen_so_far() -> None:
-    course = Course(32).double().requires_grad_(False)
+def test_a_trajectory_is_sampled_at_fixed_fractions_of_the_time_seen_so_far() -> None:
+    encoding = TrajectoryEncoding(32).double().requires_grad_(False)
     memory = torch.randn(3, 5, 4, 32, dtype=torch.float64)
     ages = torch.tensor([[20.0, 3.0, 11.0, 0.0, 7.0], [9.0, 4.0, 2.0, 1.0, 0.0], [0.0] * 5])
     empty = torch.tensor([[False] * 5, [True, False, False, True, False], [True] * 4 + [False]])
-    expected = course_by_loops(course, memory, ages, empty)
+    stored = FrameMemory(memory, ages, empty)
+    expected = trajectories_by_loops(encoding, stored)
     # Weights are float32 by design, also in a float64 network.
-    torch.testing.assert_close(course(memory, ages, empty), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(encoding(stored), expected, rtol=0, atol=1e-5)
 
 
-def test_what_is_said_is_read_from_the_sentence_and_from_each_word() -> None:
-    head = ReferredHead(16, rivals=True).double().requires_grad_(False)
+def test_the_text_query_reads_the_sentence_and_each_word() -> None:
+    head = ReferredHead(16, competition=True).double().requires_grad_(False)
     text, sentence = torch.randn(2, 5, 16).double(), torch.randn(2, 16).double()
     padding = torch.arange(5)[None] >= torch.tensor([[5], [3]])
-    said = head.said(text, sentence, padding)
+    text_query = head.text_query(TextFeatures(text, sentence, padding))
     for row, words in enumerate((5, 3)):
         first, last = head.words[0], head.words[2]
         read = [
@@ -131,31 +143,31 @@ def test_what_is_said_is_read_from_the_sentence_and_from_each_word() -> None:
         centred = total - total.mean()
         normed = centred / (centred.square().mean() + 1e-5).sqrt()
         # The norm of a new head scales by 1 and adds 0.
-        torch.testing.assert_close(said[row], normed, rtol=0, atol=1e-12)
-        # The premise: a mean that is read as if it were one word says something else.
+        torch.testing.assert_close(text_query[row], normed, rtol=0, atol=1e-12)
+        # The premise: the perceptron of the mean differs from the mean of the perceptron.
         mean = torch.relu(first.weight @ text[row, :words].mean(0) + first.bias)
         assert (last.weight @ mean + last.bias - sum(read) / words).abs().max() > 1e-2
     hidden = text.masked_fill(padding[..., None], 1e3)
-    assert torch.equal(head.said(hidden, sentence, padding), said)
-    # What is meant depends on both sides: neither alone decides which slot is ahead.
-    queries, course = torch.randn(2, 6, 16).double(), torch.randn(2, 6, 16).double()
-    margins = head(queries, course, said).diff(dim=-1)
-    swapped = head(queries, course, said.flip(0)).diff(dim=-1)
+    assert torch.equal(head.text_query(TextFeatures(hidden, sentence, padding)), text_query)
+    # Query and text both decide which slot scores highest.
+    queries, paths = torch.randn(2, 6, 16).double(), torch.randn(2, 6, 16).double()
+    margins = head(queries, paths, text_query).diff(dim=-1)
+    swapped = head(queries, paths, text_query.flip(0)).diff(dim=-1)
     assert (margins - swapped).std(dim=1).min() > 1e-3
-    assert (head(queries, course.roll(1, 1), said).diff(dim=-1) - margins).abs().max() > 1e-3
+    assert (head(queries, paths.roll(1, 1), text_query).diff(dim=-1) - margins).abs().max() > 1e-3
 
 
-def test_queries_behind_the_best_are_lowered_as_far_as_the_sentence_says() -> None:
-    rivals = Rivals(8).double().requires_grad_(False)
-    torch.nn.init.normal_(rivals.alone.weight)
-    logits, said = torch.randn(3, 7, 2).double(), torch.randn(3, 8).double()
-    # One clip has two that are equally good: neither is behind.
+def test_competition_lowers_queries_behind_the_best_as_far_as_the_sentence_says() -> None:
+    competition = Competition(8).double().requires_grad_(False)
+    torch.nn.init.normal_(competition.alone.weight)
+    logits, text_query = torch.randn(3, 7, 2).double(), torch.randn(3, 8).double()
+    # One clip has two equally good queries: neither is behind.
     logits[1, 5] = logits[1, int((logits[1, :, 0] - logits[1, :, 1]).argmax())] + 0.5
-    found = rivals(logits, said)
+    found = competition(logits, text_query)
     shares = set()
     for clip in range(3):
-        weight = rivals.alone.weight[0] @ said[clip] + rivals.alone.bias[0]
-        share = MOST_RIVALRY / (1 + math.exp(-float(weight)))
+        weight = competition.alone.weight[0] @ text_query[clip] + competition.alone.bias[0]
+        share = MAX_COMPETITION / (1 + math.exp(-float(weight)))
         leads = [float(referred - nothing) for referred, nothing in logits[clip]]
         for number, lead in enumerate(leads):
             expected = logits[clip, number, 0] - share * (max(leads) - lead)
@@ -164,14 +176,14 @@ def test_queries_behind_the_best_are_lowered_as_far_as_the_sentence_says() -> No
                 torch.testing.assert_close(found[clip, number], logits[clip, number])
         shares.add(round(share, 3))
     assert torch.equal(found[..., 1], logits[..., 1])
-    assert len(shares) == 3, "what is said decides"
-    # A sentence that may mean several leaves every query as it is judged by itself.
-    torch.nn.init.constant_(rivals.alone.bias, -1e3)
-    assert torch.equal(rivals(logits, said), logits)
+    assert len(shares) == 3, "the sentence decides"
+    # A sentence that may mean several objects leaves every score unchanged.
+    torch.nn.init.constant_(competition.alone.bias, -1e3)
+    assert torch.equal(competition(logits, text_query), logits)
 
 
 def test_a_clips_last_frame_is_the_newest(tiny_network: RvosNetwork, text: TextFeatures) -> None:
-    """What a whole clip is decoded from, as a stream would give it after the last frame."""
+    """A whole clip is decoded as in a stream after the last frame."""
     slots, dim = tiny_network.config.num_queries, tiny_network.config.dim
     clip = torch.randn(2, 4, slots, dim)
     caught: list[Tensor] = []
@@ -180,28 +192,28 @@ def test_a_clips_last_frame_is_the_newest(tiny_network: RvosNetwork, text: TextF
         output = tiny_network.decode_video(clip, clip[..., 0].argsort(dim=-1), text)
         hook.remove()
         expected = tiny_network.video_decoder(
-            memory=output.aligned_queries,
-            ages=torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 2),
-            empty=torch.zeros(2, 4, dtype=torch.bool),
-            video_queries=caught[0],
-            text=text.tokens,
-            sentence=text.sentence,
-            padding=text.padding,
+            FrameMemory(
+                output.aligned_queries,
+                torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 2),
+                torch.zeros(2, 4, dtype=torch.bool),
+            ),
+            caught[0],
+            text,
         )
     assert torch.equal(output.predictions[-1].queries, expected[-1].queries)
     assert torch.equal(output.predictions[-1].logits, expected[-1].logits)
 
 
-def test_frames_left_out_between_are_told_by_their_ages(
+def test_the_ages_tell_which_frames_are_missing(
     tiny_network: RvosNetwork, text: TextFeatures
 ) -> None:
-    """Training takes a few frames of a video, inference all: the ages say which."""
+    """Training reads a few frames of a video, and inference all; the ages say which."""
     slots, dim = tiny_network.config.num_queries, tiny_network.config.dim
     clip = torch.randn(2, 3, slots, dim)
     dense, sparse = torch.tensor([[2, 1, 0]] * 2), torch.tensor([[9, 4, 0]] * 2)
     with torch.no_grad():
         default, given, apart = (
-            tiny_network.decode_video(clip, as_they_are(clip), text, ages).predictions[-1]
+            tiny_network.decode_video(clip, unchanged_order(clip), text, ages).predictions[-1]
             for ages in (None, dense, sparse)
         )
     assert_same(default, given)
@@ -216,7 +228,12 @@ def test_a_layer_reads_frames_then_text_then_itself(
     memory, where = torch.randn(2, 40, 128), torch.randn(40, 128)
     bias, text_bias = torch.randn(2, 1, 1, 40), torch.randn(2, 1, 1, 5)
     with torch.no_grad():
-        output = layer(queries, position, memory, where, bias, arguments["text"], text_bias)
+        output = layer(
+            queries,
+            position,
+            AttentionMemory(memory, where, bias),
+            AttentionMemory(arguments["text"], None, text_bias),
+        )
         step = layer.memory_attention(queries, memory, position, where, bias)
         step = layer.text_attention(step, arguments["text"], position, bias=text_bias)
         expected = layer.ffn(layer.self_attention(step, position))
@@ -226,7 +243,7 @@ def test_a_layer_reads_frames_then_text_then_itself(
 def test_the_order_in_which_memory_is_stored_does_not_matter(
     tiny_network: RvosNetwork, arguments: dict[str, Tensor]
 ) -> None:
-    """A ring buffer's rows come in any order; their ages move with them."""
+    """The rows of a ring buffer have any order, and their ages move with them."""
     empty = torch.tensor([[False] * 6, [True, False, False, True, False, False]])
     base = decode(tiny_network, arguments, empty=empty)
     for shuffle in (torch.randperm(LENGTH), torch.arange(LENGTH).roll(2)):
@@ -235,7 +252,7 @@ def test_the_order_in_which_memory_is_stored_does_not_matter(
         assert_same(again, base)
 
 
-def test_ages_are_what_matters(tiny_network: RvosNetwork, arguments: dict[str, Tensor]) -> None:
+def test_ages_matter(tiny_network: RvosNetwork, arguments: dict[str, Tensor]) -> None:
     base = decode(tiny_network, arguments)
     older = decode(tiny_network, arguments, ages=arguments["ages"] + 3)
     assert difference(base, older) > DIFFERENT
@@ -249,7 +266,7 @@ def test_empty_frames_have_no_influence(
     empty = torch.tensor([[True, True, False, False, False, False], [False] * 4 + [True, False]])
     base = decode(tiny_network, arguments, empty=empty)
     garbage = arguments["memory"].masked_fill(empty[:, :, None, None], 1e3)
-    # The weight of what is hidden is exactly zero.
+    # The attention weight of a hidden key is exactly zero.
     again = decode(
         tiny_network,
         arguments,
@@ -258,7 +275,7 @@ def test_empty_frames_have_no_influence(
         ages=arguments["ages"].masked_fill(empty, 500),
     )
     assert torch.equal(again.queries, base.queries)
-    # As if they were not there.
+    # The answer is the same without the empty frames.
     for clip in range(2):
         kept = ~empty[clip]
         alone = {name: value[clip : clip + 1] for name, value in arguments.items()}
@@ -269,7 +286,7 @@ def test_empty_frames_have_no_influence(
     assert difference(base, decode(tiny_network, arguments)) > DIFFERENT
 
 
-def test_a_slot_of_the_memory_has_its_place(
+def test_the_memory_has_an_order_of_slots(
     tiny_network: RvosNetwork, arguments: dict[str, Tensor]
 ) -> None:
     base = decode(tiny_network, arguments)
@@ -307,7 +324,7 @@ def test_text_and_sentence_matter_and_padding_does_not(
 
 def test_one_prediction_a_layer(tiny_network: RvosNetwork, arguments: dict[str, Tensor]) -> None:
     with torch.no_grad():
-        predictions = tiny_network.video_decoder(**arguments)
+        predictions = decode_layers(tiny_network, arguments)
     assert len(predictions) == 2
     for prediction in predictions:
         assert prediction.queries.shape == (2, 20, 128)

@@ -1,4 +1,4 @@
-"""The initializer's three variants against loops, their invariances, and the stream's own sum."""
+"""Test the initializer's variants against loops, their invariances, and the stream's sum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rvos_deploy.networks.pan2024.modules.clip import TextFeatures
-from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescriptors
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.slot_alignment import gather_slots
 from rvos_deploy.networks.pan2024.slots import OnlineSoftmax
@@ -27,7 +27,7 @@ FLOAT32_WEIGHTS = {"rtol": 1e-5, "atol": 1e-6}
 
 @pytest.fixture(scope="module")
 def networks(make_network: MakeNetwork) -> dict[str, RvosNetwork]:
-    """One a variant, all with the same parameters, in float64, with sharp weights over time."""
+    """Return a network for each variant, with equal parameters, in float64."""
     made: dict[str, RvosNetwork] = {}
     for variant in VARIANTS:
         network = make_network(initializer=variant, num_queries=SLOTS).eval()
@@ -43,39 +43,44 @@ def wide_text(text: TextFeatures) -> TextFeatures:
     return TextFeatures(text.tokens.double(), text.sentence.double(), text.padding)
 
 
-def make_facts(network: RvosNetwork, length: int) -> SlotFacts:
-    """What is known of the slots of two clips: five objects apart, at first at the query of their
-    number, then each frame in another order. Queries tell nothing of that.
+def make_descriptors(network: RvosNetwork, length: int) -> QueryDescriptors:
+    """Return descriptors of five distant objects in two clips, shuffled from the second frame on.
+
+    Queries are unrelated to the objects.
     """
     angles = torch.arange(SLOTS) * (2 * math.pi / SLOTS)
     position = torch.full((2, length, SLOTS, 5), 0.2)
     position[..., :2] = 0.8 * torch.stack((angles.cos(), angles.sin()), dim=-1)
     content = torch.randn(2, length, SLOTS, sum(network.clip.image_channels[1:]))
-    facts = SlotFacts(
+    descriptors = QueryDescriptors(
         torch.randn(2, length, SLOTS, 128, dtype=torch.float64),
         position,
         0.2 * content + content[:, :1],
         torch.full((2, length, SLOTS), 0.9),
     )
-    return shuffle_slots(facts, first=1)
+    return shuffle_slots(descriptors, first=1)
 
 
-def shuffle_slots(facts: SlotFacts, first: int) -> SlotFacts:
-    """Every frame from ``first`` on in an order of its own."""
-    order = torch.arange(SLOTS).repeat(*facts.score.shape[:2], 1)
+def shuffle_slots(descriptors: QueryDescriptors, first: int) -> QueryDescriptors:
+    """Shuffle every frame from ``first`` on."""
+    order = torch.arange(SLOTS).repeat(*descriptors.score.shape[:2], 1)
     for clip, t in itertools.product(range(len(order)), range(first, order.shape[1])):
         order[clip, t] = torch.randperm(SLOTS)
-    return SlotFacts(*(gather_slots(x, order) for x in facts))
+    return QueryDescriptors(*(gather_slots(x, order) for x in descriptors))
 
 
 def initial_queries(
-    network: RvosNetwork, facts: SlotFacts, text: TextFeatures, order: Tensor | None = None
+    network: RvosNetwork,
+    descriptors: QueryDescriptors,
+    text: TextFeatures,
+    order: Tensor | None = None,
 ) -> Tensor:
-    """What the whole network's video part starts its decoder from; in its own order of the slots,
-    unless one is given."""
+    """Return the initial video queries of the network, for its own or a given order of slots."""
     caught: list[Tensor] = []
     hook = network.initializer.register_forward_hook(lambda _m, _i, out: caught.append(out))
-    network.decode_video(facts.queries, network.slot_order(facts) if order is None else order, text)
+    network.decode_video(
+        descriptors.queries, network.slot_order(descriptors) if order is None else order, text
+    )
     hook.remove()
     return caught[0]
 
@@ -83,7 +88,7 @@ def initial_queries(
 def by_loops(
     network: RvosNetwork, frame_queries: Tensor, order: Tensor, text: TextFeatures
 ) -> np.ndarray:
-    """One slot of one clip at a time."""
+    """Compute one slot of one clip at a time."""
     value, weight = network.initializer.value, network.initializer.weight
     matrix, shift = value.weight.numpy(), value.bias.numpy()
     row, offset = weight.weight.numpy()[0], float(weight.bias)
@@ -110,48 +115,50 @@ def by_loops(
 def test_against_loops(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures, variant: str, length: int
 ) -> None:
-    """In any order of the slots; whatever the variant, it is the order that is given."""
+    """Every variant uses the given order of the slots."""
     network = networks[variant]
-    facts = make_facts(network, length)
+    descriptors = make_descriptors(network, length)
     order = torch.stack([torch.randperm(SLOTS) for _ in range(2 * length)]).view(2, length, SLOTS)
-    queries = initial_queries(network, facts, wide_text, order)
-    expected = torch.from_numpy(by_loops(network, facts.queries, order, wide_text))
+    queries = initial_queries(network, descriptors, wide_text, order)
+    expected = torch.from_numpy(by_loops(network, descriptors.queries, order, wide_text))
     torch.testing.assert_close(queries, expected, **FLOAT32_WEIGHTS)
 
 
-def test_only_aligned_moves_queries_between_slots(networks: dict[str, RvosNetwork]) -> None:
-    facts = make_facts(networks["aligned"], 4)
+def test_only_the_variant_aligned_moves_queries_between_slots(
+    networks: dict[str, RvosNetwork],
+) -> None:
+    descriptors = make_descriptors(networks["aligned"], 4)
     stay = torch.arange(SLOTS).expand(2, 4, SLOTS)
     for variant in ("weighted", "sentence"):
-        assert torch.equal(networks[variant].slot_order(facts), stay)
-    found = networks["aligned"].slot_order(facts)
+        assert torch.equal(networks[variant].slot_order(descriptors), stay)
+    found = networks["aligned"].slot_order(descriptors)
     assert found.dtype == torch.int64
     assert not torch.equal(found, stay)
     # Where the first frame saw an object, its slot is in every frame.
-    placed = gather_slots(facts.position, found)
-    assert torch.equal(placed, facts.position[:, :1].expand_as(placed))
+    placed = gather_slots(descriptors.position, found)
+    assert torch.equal(placed, descriptors.position[:, :1].expand_as(placed))
 
 
-def test_slots_are_told_apart_by_the_contents_at_stride_8(
+def test_only_contents_at_stride_8_align_slots(
     networks: dict[str, RvosNetwork],
 ) -> None:
-    """Those of strides 16 and 32 come after them, and do not count."""
+    """Contents at strides 16 and 32 follow those at stride 8 and have no effect."""
     network = networks["aligned"]
     width = network.clip.image_channels[1]
-    facts = make_facts(network, 4)
-    facts = facts._replace(position=torch.full_like(facts.position, 0.2))
-    order = network.slot_order(facts)
+    descriptors = make_descriptors(network, 4)
+    descriptors = descriptors._replace(position=torch.full_like(descriptors.position, 0.2))
+    order = network.slot_order(descriptors)
     assert not torch.equal(order, torch.arange(SLOTS).expand(2, 4, SLOTS))
-    noise = torch.randn_like(facts.content)
-    fine, coarse = facts.content.clone(), facts.content.clone()
+    noise = torch.randn_like(descriptors.content)
+    fine, coarse = descriptors.content.clone(), descriptors.content.clone()
     fine[..., :width], coarse[..., width:] = noise[..., :width], noise[..., width:]
-    assert torch.equal(network.slot_order(facts._replace(content=coarse)), order)
-    assert not torch.equal(network.slot_order(facts._replace(content=fine)), order)
+    assert torch.equal(network.slot_order(descriptors._replace(content=coarse)), order)
+    assert not torch.equal(network.slot_order(descriptors._replace(content=fine)), order)
 
 
 def test_the_variants_differ(networks: dict[str, RvosNetwork], wide_text: TextFeatures) -> None:
-    facts = make_facts(networks["aligned"], 4)
-    made = [initial_queries(networks[v], facts, wide_text) for v in VARIANTS]
+    descriptors = make_descriptors(networks["aligned"], 4)
+    made = [initial_queries(networks[v], descriptors, wide_text) for v in VARIANTS]
     for a, b in itertools.combinations(made, 2):
         assert (a - b).abs().max() > 0.1
 
@@ -159,14 +166,14 @@ def test_the_variants_differ(networks: dict[str, RvosNetwork], wide_text: TextFe
 def test_one_frame_has_all_the_weight(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures
 ) -> None:
-    facts = make_facts(networks["aligned"], 1)
+    descriptors = make_descriptors(networks["aligned"], 1)
     for variant in ("aligned", "weighted"):
-        queries = initial_queries(networks[variant], facts, wide_text)
-        expected = networks[variant].initializer.value(facts.queries[:, 0])
+        queries = initial_queries(networks[variant], descriptors, wide_text)
+        expected = networks[variant].initializer.value(descriptors.queries[:, 0])
         torch.testing.assert_close(queries, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_sum_over_time_knows_no_order(networks: dict[str, RvosNetwork]) -> None:
+def test_the_sum_over_time_is_independent_of_order(networks: dict[str, RvosNetwork]) -> None:
     initializer = networks["aligned"].initializer
     frame_queries = torch.randn(2, 6, SLOTS, 128, dtype=torch.float64)
     sentence = torch.zeros(2, 128, dtype=torch.float64)
@@ -179,45 +186,48 @@ def test_the_sum_over_time_knows_no_order(networks: dict[str, RvosNetwork]) -> N
 def test_the_order_of_slots_in_later_frames(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures
 ) -> None:
-    """Irrelevant to ``aligned`` up to its last output; not to ``weighted``; no matter at all to
-    what ``sentence`` starts from."""
-    facts = make_facts(networks["aligned"], 4)
-    shuffled = shuffle_slots(facts, first=1)
+    """``aligned`` does not depend on it, ``weighted`` does, and ``sentence`` reads no slot."""
+    descriptors = make_descriptors(networks["aligned"], 4)
+    shuffled = shuffle_slots(descriptors, first=1)
     for variant, same in (("aligned", True), ("weighted", False), ("sentence", True)):
         network = networks[variant]
-        before = initial_queries(network, facts, wide_text)
+        before = initial_queries(network, descriptors, wide_text)
         after = initial_queries(network, shuffled, wide_text)
         assert torch.equal(after, before) == same, variant
     aligned = networks["aligned"]
     before, after = (
-        aligned.decode_video(f.queries, aligned.slot_order(f), wide_text) for f in (facts, shuffled)
+        aligned.decode_video(f.queries, aligned.slot_order(f), wide_text)
+        for f in (descriptors, shuffled)
     )
     assert not torch.equal(after.order, before.order)
     assert torch.equal(after.aligned_queries, before.aligned_queries)
     assert torch.equal(after.predictions[-1].logits, before.predictions[-1].logits)
 
 
-def test_mask_embeddings_go_with_their_queries(
+def test_mask_embeddings_are_ordered_with_their_queries(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures
 ) -> None:
     network = networks["aligned"]
-    facts = make_facts(network, 4)
+    descriptors = make_descriptors(network, 4)
     video = network.decode_video(
-        facts.queries, network.slot_order(facts), wide_text, mask_embeddings=2 * facts.queries
+        descriptors.queries,
+        network.slot_order(descriptors),
+        wide_text,
+        mask_embeddings=2 * descriptors.queries,
     )
-    assert not torch.equal(video.aligned_queries, facts.queries)
+    assert not torch.equal(video.aligned_queries, descriptors.queries)
     assert torch.equal(video.frame_mask_embeddings, 2 * video.aligned_queries)
 
 
-def test_the_first_frame_names_the_slots(
+def test_the_first_frame_defines_the_slots(
     networks: dict[str, RvosNetwork], wide_text: TextFeatures
 ) -> None:
-    facts = make_facts(networks["aligned"], 4)
+    descriptors = make_descriptors(networks["aligned"], 4)
     cycle = [1, 2, 3, 4, 0]
-    renamed = SlotFacts(*(x.clone() for x in facts))
-    for new, old in zip(renamed, facts, strict=True):
+    renamed = QueryDescriptors(*(x.clone() for x in descriptors))
+    for new, old in zip(renamed, descriptors, strict=True):
         new[:, 0] = old[:, 0, cycle]
-    before = initial_queries(networks["aligned"], facts, wide_text)
+    before = initial_queries(networks["aligned"], descriptors, wide_text)
     after = initial_queries(networks["aligned"], renamed, wide_text)
     torch.testing.assert_close(after, before[:, cycle], rtol=1e-12, atol=1e-12)
 
@@ -227,7 +237,7 @@ def test_the_first_frame_names_the_slots(
 def test_the_streams_running_mean_is_the_initializers(
     networks: dict[str, RvosNetwork], size: float, trend: float
 ) -> None:
-    """After every frame; with logits that rise, that fall, and that would overflow an exp."""
+    """The test covers logits that rise, fall, or would overflow an exp, after every frame."""
     initializer = networks["aligned"].initializer
     values = torch.randn(1, 12, SLOTS, 128)
     logits = size * (torch.randn(1, 12, SLOTS) + trend * torch.arange(12.0)[:, None])
@@ -241,7 +251,7 @@ def test_the_streams_running_mean_is_the_initializers(
         torch.testing.assert_close(torch.from_numpy(mean), expected, **FLOAT32_WEIGHTS)
 
 
-def test_the_running_mean_keeps_no_hold_of_what_it_was_given() -> None:
+def test_the_running_mean_does_not_keep_its_inputs() -> None:
     running = OnlineSoftmax()
     values, logits = np.ones((2, 3), np.float32), np.zeros(2, np.float32)
     running.update(values, logits)

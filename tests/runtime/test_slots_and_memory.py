@@ -16,8 +16,8 @@ from rvos_deploy.networks.pan2024.expression import EncodedSentence, ExpressionS
 from rvos_deploy.networks.pan2024.query_memory import FIRST_CAPACITY, FramePlaces, QueryMemory
 from rvos_deploy.networks.pan2024.slot_choices import RecordedTracker, ReplayedOrders
 from rvos_deploy.networks.pan2024.slots import (
-    CHANGED,
-    DOUBTFUL,
+    SCORE_WEIGHT,
+    SWITCH_COST,
     OnlineSoftmax,
     SlotCues,
     SlotTracker,
@@ -313,5 +313,5 @@ def test_a_replayed_choice_is_followed_and_its_excess_is_the_cost() -> None:
     replayed.advance(first)
     assert replayed.advance(second).tolist() == [1, 0]
     # 0.4 of a tenth of doubt, and each of two slots changed its query.
-    assert replay.excess == pytest.approx(DOUBTFUL * 0.1 + 2 * CHANGED, abs=1e-6)
+    assert replay.excess == pytest.approx(SCORE_WEIGHT * 0.1 + 2 * SWITCH_COST, abs=1e-6)
     assert replay.tie == (1, (0, 1))

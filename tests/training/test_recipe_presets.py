@@ -1,4 +1,4 @@
-"""Model presets as recipes, on data of both layouts, and what is warned of or refused."""
+"""Test model presets as recipes, on data of both layouts, with warnings and refusals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def mevis(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def youtube(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A train split of Ref-YouTube-VOS: one video of two frames, one object."""
+    """Return a train split of Ref-YouTube-VOS: one video of two frames, one object."""
     root = tmp_path_factory.mktemp("rvos")
     for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
         (root / "train" / kind / "v").mkdir(parents=True)
@@ -55,7 +55,7 @@ def youtube(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def without_truth(mevis: Path, tmp_path: Path) -> Path:
-    """A split as MeViS publishes ``valid``."""
+    """Return a split without masks, like MeViS's ``valid``."""
     folder = shutil.copytree(mevis, tmp_path / "valid")
     (folder / "mask_dict.json").unlink()
     for meta in folder.glob("meta_expressions*.json"):
@@ -69,7 +69,7 @@ def without_truth(mevis: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_layout_is_told_by_the_ground_truth(
+def test_the_ground_truth_decides_the_layout(
     mevis: Path, youtube: Path, without_truth: Path
 ) -> None:
     assert find_layout(mevis) == "mevis"
@@ -101,7 +101,7 @@ def test_tiny_without_data_is_the_packaged_recipe_on_sprites() -> None:
     assert read_recipe("tiny", ["data=sprites"]) == read_recipe("sprites_tiny")
 
 
-def test_others_need_data_or_are_told_to_render() -> None:
+def test_other_presets_need_data_or_a_request_to_render() -> None:
     recipe = read_recipe("base")
     with pytest.raises(InputError, match="needs --data DIR"):
         read_training_data(recipe, None)
@@ -110,7 +110,7 @@ def test_others_need_data_or_are_told_to_render() -> None:
     assert read_training_data(rendered, None) is None
 
 
-def test_the_data_kind_that_is_set_is_taken(mevis: Path) -> None:
+def test_the_data_kind_can_be_set(mevis: Path) -> None:
     recipe = read_recipe("tiny", ["data=ref-youtube-vos"], mevis)
     assert recipe.data == "ref-youtube-vos"
     with pytest.raises(InputError, match=r"is laid out as mevis.*pass --set data=mevis"):
@@ -163,7 +163,7 @@ def test_a_validation_split_is_read_in_its_own_layout(
         ("sprites_tiny", [], False, False),
     ],
 )
-def test_validation_without_a_split_is_warned_of(
+def test_validation_without_a_split_warns(
     name: str, changes: list[str], valid: bool, warns: bool
 ) -> None:
     warning = missing_validation(read_recipe(name, changes), "valid" if valid else None)
@@ -173,7 +173,7 @@ def test_validation_without_a_split_is_warned_of(
         assert "\n" not in warning
 
 
-def test_a_name_that_is_nothing_lists_all_that_there_is(tmp_path: Path) -> None:
+def test_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_recipe(tmp_path / "huge")
     for known in ("sprites_tiny", "mevis_tiny", "mevis_large", *PRESETS):

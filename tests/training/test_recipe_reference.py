@@ -1,4 +1,4 @@
-"""docs/recipes.md is what the dataclasses say, and says it of every key."""
+"""Test that docs/recipes.md is generated from the dataclasses and describes every key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rvos_deploy.training.recipe_reference import LOSSES, TABLES, Row, reference
 FILE = Path(__file__).parents[2] / "docs" / "recipes.md"
 
 
-def test_the_document_is_what_the_generator_gives() -> None:
+def test_the_document_equals_the_generated_one() -> None:
     assert FILE.read_text(encoding="utf-8") == reference(), f"run {recipe_reference.COMMAND}"
 
 
@@ -84,8 +84,8 @@ def test_a_row_has_type_default_and_unit() -> None:
     assert by_key["`stage.N.weight_decay`"].default == "`0.05`"
     assert by_key["`stage`"].type == "list of tables"
     assert by_key["`match_class`"].type == "number or none"
-    assert by_key["`gates`"] == Row(
-        "`gates`", "true or false", "`true`", "", by_key["`gates`"].meaning
+    assert by_key["`preflight`"] == Row(
+        "`preflight`", "true or false", "`true`", "", by_key["`preflight`"].meaning
     )
 
 
@@ -103,7 +103,7 @@ def test_meanings_name_all_choices(kind: type, key: str, choices: tuple[str, ...
     assert all(f'"{choice}"' in meaning for choice in choices)
 
 
-def test_what_is_marked_as_ours_is_off_in_large_paper() -> None:
+def test_switches_marked_as_ours_are_off_in_large_paper() -> None:
     paper, plain = preset("large-paper"), preset("large")
     switches = {
         row.key.strip("`") for row in rows(ModelConfig) if re.search(r"\b[Oo]urs\b", row.meaning)
@@ -125,7 +125,7 @@ def test_the_losses_are_those_of_the_log_with_their_weights() -> None:
         assert total == sum(loss.weight == weight for loss in LOSSES)
 
 
-def test_the_text_names_what_there_is() -> None:
+def test_the_text_names_existing_keys_and_recipes() -> None:
     training = (FILE.parent / "training.md").read_text(encoding="utf-8")
     for name in packaged_recipes():
         assert f"`{name}`" in training

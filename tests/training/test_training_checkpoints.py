@@ -1,4 +1,4 @@
-"""Checkpoints: complete or not there, nothing frozen in them, taken by the exporter as they are."""
+"""Test checkpoints: complete or absent, without frozen weights, and readable by the exporter."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def optimizer(network: RvosNetwork) -> torch.optim.Optimizer:
     return made
 
 
-def test_the_exporter_takes_the_weights_as_they_are(
+def test_the_exporter_reads_the_weights(
     network: RvosNetwork, optimizer: torch.optim.Optimizer, tmp_path: Path
 ) -> None:
     folder = save_checkpoint(tmp_path, STATE, network, optimizer)
@@ -78,7 +78,7 @@ def test_the_exporter_takes_the_weights_as_they_are(
         assert torch.equal(value, network.state_dict()[name])
 
 
-def test_state_and_moments_come_back(
+def test_state_and_moments_are_restored(
     network: RvosNetwork, optimizer: torch.optim.Optimizer, tmp_path: Path
 ) -> None:
     folder = save_checkpoint(tmp_path, STATE, network, optimizer, best=True)
@@ -100,7 +100,7 @@ def test_moments_of_another_stage_are_refused(
 
 
 @pytest.mark.parametrize("failing", ["save_file", "write_json"])
-def test_a_write_cut_short_leaves_the_one_before(
+def test_an_interrupted_write_leaves_the_last_checkpoint(
     network: RvosNetwork,
     optimizer: torch.optim.Optimizer,
     tmp_path: Path,
@@ -125,7 +125,7 @@ def test_a_write_cut_short_leaves_the_one_before(
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
-def test_the_last_ones_and_the_best_are_kept(
+def test_the_newest_and_the_best_are_kept(
     network: RvosNetwork, optimizer: torch.optim.Optimizer, tmp_path: Path
 ) -> None:
     for step in range(1, 6):
@@ -151,7 +151,7 @@ def test_damage_is_named(
         find_checkpoint(tmp_path)
 
 
-def test_a_stage_trains_what_it_names(network: RvosNetwork) -> None:
+def test_a_stage_trains_the_parameters_that_it_names(network: RvosNetwork) -> None:
     part = replace(STAGE, trained=("video_decoder", "initializer"))
     chosen = select_trained(network, part)
     assert {name.split(".")[0] for name in chosen} == {"video_decoder", "initializer"}

@@ -1,4 +1,4 @@
-"""CLIP pre-training: the loss, exact resume, what it writes, and the gate on motion words."""
+"""Test CLIP pre-training: the loss, exact resumption, output, and the check of motion words."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Sums come in one order, so that runs can be compared bit by bit."""
+    """Sum in one order, so that runs can be compared bit by bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -52,7 +52,7 @@ def quiet(text: str) -> None:
     return
 
 
-def test_emoji_without_their_font_are_refused_first(
+def test_emoji_without_their_font_are_refused_before_training(
     no_emoji_font: dict[str, str], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     assert PretrainRecipe().emoji is False
@@ -61,7 +61,7 @@ def test_emoji_without_their_font_are_refused_first(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_loss_equals_a_plain_one() -> None:
+def test_the_loss_equals_a_loop() -> None:
     torch.manual_seed(0)
     images, texts, negatives = (
         F.normalize(torch.randn(5, 7, dtype=torch.float64), dim=-1) for _ in range(3)
@@ -77,7 +77,7 @@ def test_the_loss_equals_a_plain_one() -> None:
     assert float(contrastive_loss(images, texts, negatives, scale)) == pytest.approx(plain)
 
 
-def test_embeddings_are_open_clips_own(tokenizer: Tokenizer) -> None:
+def test_embeddings_equal_open_clips(tokenizer: Tokenizer) -> None:
     clip = build_clip(preset("tiny"))
     (batch,) = caption_batches(RECIPE, tokenizer, 0, 1, VALID_STREAM, 0)
     normalised = (batch.images.permute(0, 3, 1, 2) - clip.mean) / clip.std
@@ -99,7 +99,7 @@ def test_batches_depend_on_their_number_only(tokenizer: Tokenizer) -> None:
     assert first[0].texts != first[1].texts
 
 
-def test_an_interrupted_run_goes_on_exactly(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_exactly(tokenizer: Tokenizer, tmp_path: Path) -> None:
     config = preset("tiny")
     pretrain_clip(config, tmp_path / "whole", RECIPE, tokenizer, workers=0, progress=quiet)
 
@@ -145,7 +145,7 @@ def test_retrieval_of_an_untrained_model_is_near_chance(tokenizer: Tokenizer) ->
     assert 0.2 < found["against_negative"] < 0.8
 
 
-def test_the_gate_sees_a_tower_that_merges_motion_words(tokenizer: Tokenizer) -> None:
+def test_the_check_detects_a_tower_that_merges_motion_words(tokenizer: Tokenizer) -> None:
     torch.manual_seed(0)
     clip = build_clip(preset("tiny"))
     before = motion_word_distances(clip, tokenizer)

@@ -1,4 +1,4 @@
-"""Clips: the same for the same number, masks of what the sentence means, mirrored with the text."""
+"""Test clips: a number decides the clip, masks fit the sentence, mirroring includes the text."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def same(one: object, other: object) -> bool:
 
 
 def frames_by_age(clip: Clip) -> list[list[int]]:
-    """All frames of the video that the ages of a clip leave possible."""
+    """Return the frames of the video that the ages of a clip permit."""
     starts = range(int(clip.ages[0]), WORLD.frames)
     return [(newest - clip.ages).tolist() for newest in starts]
 
 
-def test_a_sprite_clip_is_what_its_number_says() -> None:
+def test_a_sprite_clip_depends_only_on_its_number() -> None:
     clips = Clips(RECIPE, STAGE)
     first = [clips[i] for i in (3, 7)]
     again = [Clips(RECIPE, STAGE)[i] for i in (7, 3)][::-1]
@@ -80,7 +80,7 @@ def test_a_sprite_clip_has_the_masks_of_its_expression(number: int) -> None:
     assert (ids[0], ids[-1]) == (49406, 49407)
 
 
-def test_clips_of_one_video_take_its_expressions_in_turn() -> None:
+def test_clips_of_one_video_use_its_expressions_in_turn() -> None:
     clips = Clips(RECIPE, replace(STAGE, per_video=4))
     video = make_video(RECIPE.seed, "train", 0, WORLD)
     texts = {clips[i].text for i in range(4)}
@@ -95,7 +95,7 @@ def test_kinds_of_expressions_can_be_chosen() -> None:
         assert Clips(RECIPE, stage)[number].text in motions
 
 
-def test_what_needs_time_can_be_left_out() -> None:
+def test_expressions_about_motion_can_be_left_out() -> None:
     texts = {
         clip.text
         for clip in map(Clips(RECIPE, replace(STAGE, timeless=True)).__getitem__, range(24))
@@ -216,10 +216,8 @@ def test_a_batch_pads_as_the_runtime_does_and_splits_into_frames(split: DataSpli
 
 
 @pytest.mark.parametrize("size", [(32, 96), (64, 64), (64, 33), (1, 1)])
-def test_clips_of_several_sizes_are_not_put_together(
-    split: DataSplit, size: tuple[int, int]
-) -> None:
-    """The network has no mask for padding: it would see the rest of a small clip as picture."""
+def test_clips_of_several_sizes_are_not_joined(split: DataSplit, size: tuple[int, int]) -> None:
+    """The network has no padding mask, so it would see the padding of a small clip as image."""
     clip = Clips(folder_recipe(), STAGE, split)[0]
     with pytest.raises(InputError, match=r"of 64x96 pixels cannot .* set accumulate = 0"):
         collate([clip, cut(clip, *size), clip])
@@ -248,7 +246,7 @@ def test_a_recipe_that_would_mix_sizes_is_refused_at_once(
     check_sizes(replace(recipe, augment=same), split, 2)
 
 
-def test_one_clip_at_a_time_is_a_part_each() -> None:
+def test_with_one_clip_at_a_time_each_part_has_one() -> None:
     stage = replace(STAGE, batch=8, accumulate=0)
     assert [stage.parts(processes) for processes in (1, 2, 4, 8)] == [8, 4, 2, 1]
     shares = [part_of_step(100, stage, 3, part, rank, 2) for part in range(4) for rank in (0, 1)]
@@ -266,7 +264,7 @@ def test_ages_count_frames_of_the_video() -> None:
     assert steps.sum() > 4
 
 
-def test_processes_and_parts_share_a_step() -> None:
+def test_processes_and_parts_divide_a_step() -> None:
     stage = replace(STAGE, batch=8, accumulate=2)
     shares = [part_of_step(100, stage, 3, part, rank, 2) for part in (0, 1) for rank in (0, 1)]
     assert [i for share in shares for i in share] == list(range(124, 132))
@@ -274,7 +272,7 @@ def test_processes_and_parts_share_a_step() -> None:
         part_of_step(0, stage, 0, 0, 0, 3)
 
 
-def test_batches_start_where_a_run_stopped() -> None:
+def test_batches_resume_where_a_run_stopped() -> None:
     clips = Clips(RECIPE, STAGE)
     whole, rest = list(batches(clips, 10, range(3))), list(batches(clips, 10, range(2, 3)))
     assert len(whole) == 3

@@ -1,4 +1,4 @@
-"""The C++ deformable attention against the plain form, and its gradients by finite differences."""
+"""Test C++ deformable attention against the plain form, and its gradients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ needs_build = pytest.mark.skipif(
 )
 
 
-def test_a_machine_without_a_compiler_is_told_so(
+def test_the_error_without_a_compiler_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -60,7 +60,7 @@ def make_inputs(
 @needs_build
 @pytest.mark.parametrize("spread", [0.5, 3.0, 1e6])
 @pytest.mark.parametrize("shapes", [[(5, 7), (3, 4), (1, 1)], [(1, 9)], [(2, 2), (8, 3)]], ids=str)
-def test_it_equals_the_plain_form(shapes: list[tuple[int, int]], spread: float) -> None:
+def test_the_operator_equals_the_plain_form(shapes: list[tuple[int, int]], spread: float) -> None:
     inputs = make_inputs(shapes, torch.float64, spread=spread)
     # Both in float64; positions are computed in another order.
     torch.testing.assert_close(
@@ -91,7 +91,7 @@ def test_float32_gradients_equal_the_plain_forms() -> None:
 
 
 @needs_build
-def test_it_is_used_within_the_block_only() -> None:
+def test_the_operator_is_used_only_within_the_block() -> None:
     inputs = make_inputs([(4, 4)], torch.float32)
     with cpp_ops():
         assert deformable_attention.eager_ms_deform_attn is ms_deform_attn_cpu
@@ -100,5 +100,5 @@ def test_it_is_used_within_the_block_only() -> None:
 
 
 @needs_build
-def test_half_precision_comes_back_as_it_went() -> None:
+def test_half_precision_inputs_give_half_precision_outputs() -> None:
     assert ms_deform_attn_cpu(*make_inputs([(4, 4)], torch.bfloat16)).dtype == torch.bfloat16

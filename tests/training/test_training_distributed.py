@@ -1,4 +1,4 @@
-"""Two processes under torchrun: they share validation and parts, and none waits in vain."""
+"""Test two processes under torchrun: they divide validation and parts, and none hangs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from rvos_deploy.training.distributed import LONGEST_WAIT
 from rvos_deploy.training.logs import RunLog
 from rvos_deploy.training.preparation import warn_of_other_processes
 from rvos_deploy.training.recipe_file import read_recipe
-from rvos_deploy.training.trainer import train
+from rvos_deploy.training.trainer import TrainingOptions, train
 from rvos_deploy.training.validation import check_validation, share_videos, validate
 
+ON_CPU = TrainingOptions(cpp_ops=False, accelerator="cpu")
 RECIPE = """
 data = "{data}"
 seed = 7
-gates = false
+preflight = false
 validate_every = 2
 validation_videos = {videos}
 [model]
@@ -71,7 +72,7 @@ accumulate = {accumulate}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote: runs of Moving Sprites and of a folder whose clips differ."""
+    """Return the output of two processes: runs of Moving Sprites and of clips of several sizes."""
     folder = tmp_path_factory.mktemp("two")
     sprites = RECIPE.format(data="sprites", accumulate=1, videos=2, steps=1)
     (folder / "sprites.toml").write_text(sprites)
@@ -98,7 +99,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", ["sprites", "mevis"])
-def test_the_scores_are_those_of_one_process(folder: Path, tmp_path: Path, name: str) -> None:
+def test_scores_equal_those_of_one_process(folder: Path, tmp_path: Path, name: str) -> None:
     recipe = read_recipe(folder / f"{name}.toml")
     split = read_mevis(folder / "sprites" / "valid" if name == "sprites" else folder / "valid")
     torch.manual_seed(recipe.seed)
@@ -122,7 +123,7 @@ def test_the_scores_are_those_of_one_process(folder: Path, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize(("name", "videos"), [("sprites", 2), ("mevis", 3)])
-def test_no_process_evaluates_everything(folder: Path, name: str, videos: int) -> None:
+def test_no_process_evaluates_all_videos(folder: Path, name: str, videos: int) -> None:
     first, second = (set(s["evaluated"]) for s in seen(folder, name))
     assert first
     assert second
@@ -133,7 +134,7 @@ def test_no_process_evaluates_everything(folder: Path, name: str, videos: int) -
     assert best[0] == best[1] == read_state(latest(folder / name)).best
 
 
-def test_one_process_renders_what_all_score(folder: Path) -> None:
+def test_one_process_renders_the_videos_that_all_score(folder: Path) -> None:
     assert [s["rendered"] for s in seen(folder, "sprites")] == [1, 0]
     assert [s["rendered"] for s in seen(folder, "mevis")] == [0, 0]
 
@@ -155,14 +156,14 @@ def test_an_error_of_one_process_is_raised_in_all(folder: Path) -> None:
         assert found["first"] == "of 0"
 
 
-def test_a_process_that_waits_for_one_that_was_killed_says_so(folder: Path) -> None:
+def test_a_process_reports_that_another_was_killed(folder: Path) -> None:
     message = seen(folder, "gathered")[0]["left alone"]
     assert message.startswith("another process of the run has ended")
     assert "\n" not in message
 
 
 def test_a_long_video_does_not_end_the_wait(folder: Path) -> None:
-    """The group of the gradients gives up after half an hour; that of the waits does not."""
+    """The gradients' group has a limit of half an hour; the waiting group has a longer one."""
     for found in seen(folder, "gathered"):
         assert found["limit"] == LONGEST_WAIT.total_seconds()
     assert LONGEST_WAIT.total_seconds() >= 24 * 3600
@@ -174,8 +175,8 @@ def latest(run: Path) -> Path:
     return found
 
 
-def test_going_on_with_another_number_of_processes_is_said(folder: Path) -> None:
-    """One process goes on with the run of two, for a stage more."""
+def test_resuming_with_another_number_of_processes_warns(folder: Path) -> None:
+    """One process resumes the run of two, for another stage."""
     run, recipe = folder / "sprites", read_recipe(folder / "sprites.toml")
     assert read_state(latest(run)).processes == 2
     more = replace(recipe.stages[0], name="more", steps=2)
@@ -184,7 +185,7 @@ def test_going_on_with_another_number_of_processes_is_said(folder: Path) -> None
     def go_on(steps: int) -> list[str]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            train(longer, run, resume=True, steps=steps, cpp_ops=False, accelerator="cpu")
+            train(longer, run, replace(ON_CPU, resume=True, steps=steps))
         return [str(w.message) for w in caught if "was trained with" in str(w.message)]
 
     (line,) = go_on(2)
@@ -196,7 +197,7 @@ def test_going_on_with_another_number_of_processes_is_said(folder: Path) -> None
     assert go_on(3) == []
 
 
-def test_the_command_says_it_in_one_line(rvos: Any, tmp_path: Path) -> None:
+def test_the_command_warns_in_one_line(rvos: Any, tmp_path: Path) -> None:
     file, run = tmp_path / "recipe.toml", tmp_path / "run"
     text = RECIPE.format(data="sprites", accumulate=4, videos=1, steps=2)
     file.write_text(text.replace("validate_every = 2", ""))
@@ -210,7 +211,7 @@ def test_the_command_says_it_in_one_line(rvos: Any, tmp_path: Path) -> None:
     assert line.startswith(f"warning: {run}/checkpoints/step-00000001 was trained with 8 processes")
 
 
-def test_a_state_that_does_not_say_how_many_processes_is_not_compared() -> None:
+def test_a_state_without_a_number_of_processes_does_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_other_processes(Path("step-1"), None, 4)
@@ -224,7 +225,7 @@ def video(frames: int, expressions: int) -> Any:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
-def test_videos_are_shared_whole_and_evenly(processes: int) -> None:
+def test_videos_are_divided_whole_and_evenly(processes: int) -> None:
     videos = [video(f, e) for f, e in ((50, 2), (400, 9), (60, 3), (60, 3), (1, 1), (200, 4))]
     shares = share_videos(videos, processes)
     assert shares == share_videos(videos, processes)
@@ -250,19 +251,19 @@ def test_a_split_that_cannot_be_scored_is_refused_before_the_first_step(folder: 
         check_validation(silent, 3)
 
 
-def test_a_run_recorded_by_an_older_version_goes_on(folder: Path, tmp_path: Path) -> None:
-    """A field that a later version added has the value by which the older one behaved."""
+def test_a_run_recorded_by_an_older_version_is_resumed(folder: Path, tmp_path: Path) -> None:
+    """A field of a later version has the value by which the older version behaved."""
     recipe = read_recipe(folder / "sprites.toml")
     stage = replace(recipe.stages[0], steps=2, batch=1)
     recipe = replace(recipe, validate_every=0, stages=(stage,))
-    train(recipe, tmp_path, steps=1, cpp_ops=False, accelerator="cpu")
+    train(recipe, tmp_path, replace(ON_CPU, steps=1))
     file = latest(tmp_path) / "state.json"
     state = json.loads(file.read_text())
     del state["processes"], state["recipe"]["model"]["slot_position"]
     file.write_text(json.dumps(state))
-    result = train(recipe, tmp_path, resume=True, steps=2, cpp_ops=False, accelerator="cpu")
+    result = train(recipe, tmp_path, replace(ON_CPU, resume=True, steps=2))
     assert result.steps == 2
     state["recipe"]["model"]["slot_position"] = "separate"
     (latest(tmp_path) / "state.json").write_text(json.dumps({**state, "step": 2, "stage_step": 2}))
     with pytest.raises(InputError, match="trained with another model"):
-        train(recipe, tmp_path, resume=True, cpp_ops=False, accelerator="cpu")
+        train(recipe, tmp_path, replace(ON_CPU, resume=True))

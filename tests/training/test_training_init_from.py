@@ -1,7 +1,7 @@
-"""``--init-from``: a fabricated checkpoint of the published names and shapes, and what it computes.
+"""Test ``--init-from`` with a fabricated checkpoint of published names and shapes.
 
-The reference below works on the published state dict itself, levels coarse to fine, with torch's
-own layers. Widths are those of ``large``; stacks are shorter.
+The reference computes on the published state dict, levels coarse to fine, with torch's layers.
+Widths are those of ``large``; stacks are shorter.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 class FakeClip(nn.Module):
-    """What the network asks of CLIP when it is built."""
+    """Provide what the network needs of CLIP when it is built."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class FakeClip(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
-    """Small tensors: threads that wait for each other stall on a busy machine."""
+    """Use one thread: small tensors stall with more on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def make_network(config: ModelConfig = SMALL) -> RvosNetwork:
 def published_shapes(
     encoder_layers: int, decoder_layers: int, queries: int, channels: tuple[int, ...]
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of FC-CLIP's head, as its modules define them."""
+    """Return names and shapes of FC-CLIP's head, as its modules define them."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, outer: int, *inner: int) -> None:
@@ -132,7 +132,7 @@ def published(
     queries: int = 250,
     channels: tuple[int, ...] = CONVNEXT_LARGE,
 ) -> State:
-    """Numbers that keep activations near 1, offsets at a few pixels, and no two weights alike."""
+    """Return unique weights with activations near 1 and offsets of a few pixels."""
     torch.manual_seed(2)
     state = {}
     for name, shape in published_shapes(encoder_layers, decoder_layers, queries, channels).items():
@@ -156,7 +156,7 @@ def load(tmp_path: Path) -> Callable[..., InitReport]:
 
 
 class Loaded(NamedTuple):
-    """A checkpoint, and the network without text fusion that it was loaded into."""
+    """Hold a checkpoint, and the network without text fusion that loaded it."""
 
     state: State
     network: RvosNetwork
@@ -201,7 +201,7 @@ def multihead_attention(state: State) -> nn.MultiheadAttention:
 def deformable_attention(
     state: State, query: Tensor, value: Tensor, centres: Tensor, shapes: list[tuple[int, int]]
 ) -> Tensor:
-    """Levels in the order of ``shapes``; offsets divided by the level's (W, H)."""
+    """Compute levels in the order of ``shapes``; offsets are divided by the level's (W, H)."""
     batch, count, _ = query.shape
     values = linear(state, "value_proj", value).view(batch, -1, HEADS, DIM // HEADS)
     offsets = linear(state, "sampling_offsets", query)
@@ -231,7 +231,7 @@ def group_norm(state: State, name: str, x: Tensor) -> Tensor:
 
 
 class Pyramid(NamedTuple):
-    """Tokens of three levels, one after the other, and where they are."""
+    """Hold the concatenated tokens of three levels, and their positions."""
 
     tokens: Tensor
     position: Tensor
@@ -246,8 +246,8 @@ def make_pyramid(shapes: list[tuple[int, int]]) -> Pyramid:
     return Pyramid(torch.randn(2, area, DIM), torch.randn(area, DIM), centres, shapes)
 
 
-def turned(pyramid: Pyramid) -> Pyramid:
-    """The same, levels in the opposite order."""
+def reversed_levels(pyramid: Pyramid) -> Pyramid:
+    """Return the pyramid with its levels reversed."""
     areas = [height * width for height, width in pyramid.shapes]
 
     def turn(x: Tensor, dim: int) -> Tensor:
@@ -281,16 +281,16 @@ def test_attention_equals_multihead_attention(plain: Loaded, stack: str, module:
 
 @torch.no_grad()
 def test_deformable_layer_equals_the_published_level_order(plain: Loaded) -> None:
-    """Tokens 8, 16, 32 here and 32, 16, 8 there; nothing else differs."""
+    """Our tokens have strides 8, 16, 32, and the published ones 32, 16, 8."""
     here = make_pyramid(FINE_TO_COARSE)
-    there = turned(here)
+    there = reversed_levels(here)
     for i, layer in enumerate(plain.network.encoder.layers):
         state = under(plain.state, f"{PIXEL}transformer.encoder.layers.{i}.")
         expected = encoder_layer(state, there.tokens, there.position, there.centres, there.shapes)
         found = layer.deformable(
             here.tokens, here.position, here.centres, torch.tensor(here.shapes, dtype=torch.int32)
         )
-        turned_back = turned(there._replace(tokens=expected)).tokens
+        turned_back = reversed_levels(there._replace(tokens=expected)).tokens
         torch.testing.assert_close(found, turned_back, **CLOSE)
 
 
@@ -307,7 +307,7 @@ def test_feed_forward_and_norms_equal_the_published(plain: Loaded) -> None:
 
 
 def published_pixel_decoder(state: State, features: ImageFeatures) -> tuple[Tensor, list[Tensor]]:
-    """Mask features, and three levels [B,S,C] coarse to fine, with our sine positions."""
+    """Compute mask features, and three levels [B,S,C] coarse to fine, with our sine positions."""
     pixel = under(state, PIXEL)
     maps = [
         group_norm(
@@ -343,7 +343,7 @@ def published_pixel_decoder(state: State, features: ImageFeatures) -> tuple[Tens
 
 @torch.no_grad()
 def test_encoder_equals_the_published_pixel_decoder(plain: Loaded) -> None:
-    """Without text: projections, level embedding, all layers, FPN and mask features at once."""
+    """Projections, level embedding, all layers, FPN and mask features agree, without text."""
     features = ImageFeatures(
         *(torch.randn(2, width, 16 >> i, 24 >> i) for i, width in enumerate(CONVNEXT_LARGE))
     )
@@ -355,7 +355,7 @@ def test_encoder_equals_the_published_pixel_decoder(plain: Loaded) -> None:
 
 
 def published_decoder(state: State, frame: EncodedFrame, queries: Tensor) -> Tensor:
-    """Mask embeddings of every prediction; queries start from ours, attention is masked as ours."""
+    """Compute the mask embeddings of every prediction, with our queries and attention bias."""
     head = under(state, PREDICTOR)
     position = head["query_embed.weight"][: queries.shape[1]]
     embeddings = []
@@ -411,7 +411,7 @@ def reasons(outs: tuple[Any, ...]) -> dict[str, str]:
     return {out.name: out.reason for out in outs}
 
 
-def test_every_weight_and_every_entry_is_accounted_for(load: Callable[..., InitReport]) -> None:
+def test_every_weight_and_every_entry_is_reported(load: Callable[..., InitReport]) -> None:
     network, state = make_network(), published()
     for convolution in (network.encoder.lateral[0], network.encoder.fpn[0]):
         nn.init.ones_(convolution.bias)
@@ -433,7 +433,7 @@ def test_every_weight_and_every_entry_is_accounted_for(load: Callable[..., InitR
     assert "categories" in unused[f"{PREDICTOR}class_embed.layers.2.weight"]
 
 
-def test_the_full_large_configuration_takes_every_published_layer() -> None:
+def test_the_full_large_configuration_loads_every_published_layer() -> None:
     with torch.device("meta"):
         own = {n: tuple(p.shape) for n, p in make_network(preset("large")).state_dict().items()}
     sources = name_map(preset("large"))
@@ -450,7 +450,7 @@ def test_the_full_large_configuration_takes_every_published_layer() -> None:
     assert left <= {"query_feat", "0", "1", "2", "predictor", "void_embedding", "criterion"}
 
 
-def test_convolutions_that_have_no_bias_there_get_none(load: Callable[..., InitReport]) -> None:
+def test_published_convolutions_without_bias_get_zeros(load: Callable[..., InitReport]) -> None:
     network = make_network()
     nn.init.ones_(network.encoder.lateral[0].bias)
     load(network, published())
@@ -471,8 +471,8 @@ def test_query_positions_are_the_first_ones(load: Callable[..., InitReport]) -> 
     assert reasons(report.unused)[f"{PREDICTOR}query_embed.weight"] == expected
 
 
-def test_another_backbone_leaves_its_projections_out(load: Callable[..., InitReport]) -> None:
-    """A bias learned for another convolution stays out with it; the norm after it still helps."""
+def test_projections_of_another_backbone_are_left_out(load: Callable[..., InitReport]) -> None:
+    """A bias of another convolution is left out with it; the norm after it is loaded."""
     report = load(make_network(), published(channels=RESNET_50))
     left, unused = reasons(report.not_loaded), reasons(report.unused)
     expected = "size [256, 2048, 1, 1] in the file, [256, 1536, 1, 1] needed"
@@ -520,7 +520,7 @@ def save_bare(state: State, file: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [save_nested, save_legacy, save_bare, save_file])
-def test_file_formats_are_told_by_content(
+def test_the_content_decides_the_file_format(
     tmp_path: Path, save: Callable[[State, Path], None]
 ) -> None:
     file = tmp_path / "checkpoint.bin"
@@ -565,7 +565,7 @@ def test_pickled_arrays_are_refused_with_the_command_that_converts_them(
     monkeypatch: pytest.MonkeyPatch,
     save: Callable[[dict[str, np.ndarray], Path], None],
 ) -> None:
-    """Numpy arrays in a model-zoo .pkl and in a torch.save file; the program is run as printed."""
+    """The test runs the printed program on a model-zoo .pkl and a torch.save file with arrays."""
     file = tmp_path / "model final.pkl"
     save(few_arrays(), file)
     network = make_network()
@@ -585,7 +585,7 @@ def test_pickled_arrays_are_refused_with_the_command_that_converts_them(
 
 
 class Trap:
-    """Creates a file when it is unpickled."""
+    """Create a file when unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -595,7 +595,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("save", [save_pickle, save_torch_arrays, save_legacy])
-def test_nothing_in_a_file_is_run(tmp_path: Path, save: Callable[[Any, Path], None]) -> None:
+def test_no_code_in_a_file_runs(tmp_path: Path, save: Callable[[Any, Path], None]) -> None:
     sprung = tmp_path / "sprung"
     file = tmp_path / "model.pth"
     save({"model": Trap(sprung)}, file)
@@ -659,13 +659,13 @@ def test_wrong_files_are_refused_in_one_line(
     "change", [{"num_heads": 4}, {"num_points": 8}, {"norm_groups": 16}, {"position_cycles": 4.0}]
 )
 def test_other_arithmetic_is_refused(load: Callable[..., InitReport], change: Any) -> None:
-    """Weights would fit, and mean something else."""
+    """The weights would fit and compute something else."""
     ((name, value),) = change.items()
     with pytest.raises(InputError, match=f"{name} {value} instead of"):
         load(make_network(replace(SMALL, **change)), published(1, 1))
 
 
-def test_other_widths_fit_nothing_and_change_nothing(load: Callable[..., InitReport]) -> None:
+def test_other_widths_fit_and_change_no_weight(load: Callable[..., InitReport]) -> None:
     network = make_network(replace(SMALL, dim=128, fusion_dim=128))
     before = [value.clone() for value in network.state_dict().values()]
     with pytest.raises(InputError, match=r"nothing in .* fits .*size \[.*such as 'large'"):

@@ -1,4 +1,4 @@
-"""The losses against loops over clips, layers, frames and objects in float64; awkward clips."""
+"""Test the losses against loops over clips, layers, frames and objects in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from torch import Tensor
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.networks.pan2024.config import preset
-from rvos_deploy.networks.pan2024.modules.frame_query_decoder import FramePrediction, SlotFacts
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import (
+    FramePrediction,
+    QueryDescriptors,
+)
 from rvos_deploy.networks.pan2024.modules.mask_head import MaskHead
 from rvos_deploy.networks.pan2024.modules.network import (
     FrameOutput,
@@ -44,13 +47,13 @@ def number(value: Tensor) -> float:
     return float(value.detach())
 
 
-def no_facts() -> SlotFacts:
-    """What the losses do not look at."""
-    return SlotFacts(*(torch.empty(0) for _ in SlotFacts._fields))
+def no_descriptors() -> QueryDescriptors:
+    """Return empty descriptors, which the losses do not read."""
+    return QueryDescriptors(*(torch.empty(0) for _ in QueryDescriptors._fields))
 
 
 def random_output(batch: int, length: int) -> NetworkOutput:
-    """Leaves with gradient, float64."""
+    """Return float64 leaves with gradient."""
 
     def leaf(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64).requires_grad_()
@@ -69,13 +72,13 @@ def random_output(batch: int, length: int) -> NetworkOutput:
     features, queries = leaf(frames, DIM, *MAP), leaf(frames, QUERIES, DIM)
     unused = torch.empty(0)
     return NetworkOutput(
-        FrameOutput(features, queries, predictions, unused, no_facts()),
+        FrameOutput(features, queries, predictions, unused, no_descriptors()),
         VideoOutput(unused, unused, videos, leaf(batch, length, QUERIES, DIM)),
     )
 
 
 def random_targets(objects: list[int], length: int, referred: list[list[bool]]) -> ClipTargets:
-    """Random rectangles, one an object and frame."""
+    """Return random rectangles, one for each object and frame."""
     clips = []
     for count in objects:
         masks = torch.zeros(count, length, *SIZE, dtype=torch.bool)
@@ -89,7 +92,7 @@ def random_targets(objects: list[int], length: int, referred: list[list[bool]]) 
 
 
 def usual_targets(length: int = 3) -> ClipTargets:
-    """Three objects, the first hidden in the middle and the second at first; and two objects."""
+    """Return three objects, two of them hidden in some frames, and two objects."""
     targets = random_targets([3, 2], length, [[True, False, True], [False, True]])
     if length > 1:
         targets.masks[0][0, length // 2] = False
@@ -98,7 +101,7 @@ def usual_targets(length: int = 3) -> ClipTargets:
 
 
 def exact_head() -> MaskHead:
-    """The network's head in float64; only its result is rounded to float32."""
+    """Return the network's head in float64; only its result is rounded to float32."""
     head = MaskHead(DIM).double()
     with torch.no_grad():
         head.projection.bias.normal_()
@@ -106,7 +109,7 @@ def exact_head() -> MaskHead:
 
 
 def in_float64(head: MaskHead) -> object:
-    """The same product without folding and without rounding."""
+    """Compute the same product without folding and without rounding."""
 
     def product(embeddings: Tensor, features: Tensor, of_frames: Tensor | None = None) -> Tensor:
         weight, bias = head.projection.weight, head.projection.bias
@@ -137,7 +140,7 @@ def losses_of(
 
 
 def naive_pair(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and dice of one tube at its points."""
+    """Compute cross-entropy and dice of one tube at its points."""
     probability = logits.sigmoid()
     cross_entropy = -(labels * probability.log() + (1 - labels) * (1 - probability).log()).mean()
     overlap = (probability * labels).sum()
@@ -145,7 +148,7 @@ def naive_pair(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def naive_match(cost: list[list[float]]) -> tuple[int, ...]:
-    """The query of each target, by trying all permutations; cost [targets][queries]."""
+    """Find the query of each target by all permutations; cost [targets][queries]."""
     return min(
         itertools.permutations(range(QUERIES), len(cost)),
         key=lambda queries: sum(cost[k][q] for k, q in enumerate(queries)),
@@ -160,10 +163,12 @@ def naive_layer(
     sampling: PointSampling,
     weights: tuple[float, float, float],
 ) -> tuple[Tensor, Tensor, tuple[int, ...], tuple[int, ...]]:
-    """One layer of one clip: class_logits [N,2], masks [N,T,h,w], each tube [T,H,W], points [T,S].
+    """Compute one layer of one clip.
 
-    Returns the sums of cross-entropy and dice over the tubes, the query of each, and the queries
-    whose dice with any tube is at least a half.
+    Arguments are class_logits [N,2], masks [N,T,h,w], each tube [T,H,W] and points [T,S].
+
+    Returns the sums of cross-entropy and dice over the tubes, the query of each tube, and the
+    queries whose dice with any tube is at least one half.
     """
 
     def sample(image: Tensor, where: Tensor) -> Tensor:
@@ -199,7 +204,7 @@ def naive_layer(
 
 
 def naive_class(logits: list[Tensor], matched: list[tuple[int, ...]], no_object: float) -> Tensor:
-    """Weighted mean over the queries of all clips of one layer."""
+    """Compute the weighted mean over the queries of all clips of one layer."""
     total, weight = 0.0, 0.0
     for clip, queries in zip(logits, matched, strict=True):
         for q in range(QUERIES):
@@ -331,8 +336,8 @@ def test_batched_losses_and_gradients_equal_the_naive_ones(length: int, config: 
         assert gradient.abs().max() > 0
 
 
-def test_several_sentences_of_a_clip_count_like_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The video losses are those of the same clip given once for each sentence."""
+def test_sentences_of_a_clip_count_like_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The video losses equal those of the clip repeated for each sentence."""
     single = usual_targets()
     flags = (single.referred[0], ~single.referred[0], single.referred[1], torch.zeros(2).bool())
     together = ClipTargets(single.masks, flags)
@@ -367,8 +372,8 @@ def test_several_sentences_of_a_clip_count_like_clips(monkeypatch: pytest.Monkey
         assert number(found[name]) == pytest.approx(number(alone[name]), **EXACT), name
 
 
-def test_a_weight_of_the_class_of_its_own_in_the_matching() -> None:
-    """A query that is believed, on nothing, against one that fits and is not believed."""
+def test_a_separate_weight_of_the_class_in_the_matching() -> None:
+    """A query with a high score on nothing competes with a fitting one with a low score."""
     weights = LossWeights(video_class=20.0)
     assert weights.matching(20.0) == MatchingWeights(20.0, 5.0, 5.0)
     apart = dataclasses.replace(weights, match_class=2.0)
@@ -380,7 +385,7 @@ def test_a_weight_of_the_class_of_its_own_in_the_matching() -> None:
 
 
 def test_the_networks_mask_head_gives_the_same_losses() -> None:
-    """Folded, and its logits in float32: 2^-24 of logits near 10, hence 1e-5."""
+    """The folded head gives float32 logits near 10, which err by 2^-24, hence 1e-5."""
     torch.manual_seed(0)
     output, targets = random_output(2, 3), usual_targets()
     unfolded = losses_of(output, targets)
@@ -403,10 +408,10 @@ def test_the_networks_mask_head_gives_the_same_losses() -> None:
 
 
 def test_sampled_losses_converge_to_dense_ones() -> None:
-    """Uniform points (importance 0) estimate the mean over the image, here on a finer grid.
+    """Uniform points (importance 0) estimate the mean over the image on a finer grid.
 
-    With 20,000 points a frame, cross-entropies of standard deviation about 1.5 have an error of
-    0.011 a tube; fewer points err more.
+    With 20,000 points a frame, cross-entropies of standard deviation 1.5 err by 0.011 a tube;
+    fewer points err more.
     """
     torch.manual_seed(4)
     output, targets = random_output(1, 1), random_targets([2], 1, [[True, True]])
@@ -461,8 +466,8 @@ def test_the_same_generator_gives_the_same_losses_to_the_last_bit() -> None:
     assert not torch.equal(first["frame_mask"], other["frame_mask"])
 
 
-def test_the_generator_moves_on_alike_whatever_the_targets() -> None:
-    """So that a run can be resumed, or compared with one on other expressions."""
+def test_the_generator_advances_independently_of_the_targets() -> None:
+    """So a run can be resumed, or compared with one on other expressions."""
     states = []
     for targets in (usual_targets(), random_targets([1, 0], 3, [[False], []])):
         generator = torch.Generator().manual_seed(0)
@@ -485,8 +490,8 @@ def no_object_loss(logits: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("objects", [0, 2])
-def test_nothing_to_see_leaves_the_class_losses_and_reaches_every_leaf(objects: int) -> None:
-    """No object at all, or none in sight. Zero gradients, but some: processes must agree."""
+def test_clips_without_targets_have_class_losses_and_reach_every_leaf(objects: int) -> None:
+    """There is no object, or no visible one. Gradients are zero but present, as processes need."""
     output = random_output(2, 3)
     targets = random_targets([objects, objects], 3, [[True] * objects] * 2)
     for masks in targets.masks:
@@ -516,7 +521,7 @@ def test_a_no_target_expression_has_only_the_class_loss_of_the_video() -> None:
     assert number(referred["frame_mask"]) == number(referred["similarity"]) == 0.0
 
 
-def test_an_object_that_is_never_seen_is_no_target() -> None:
+def test_an_object_that_is_never_visible_is_no_target() -> None:
     output = random_output(1, 3)
     targets = random_targets([2], 3, [[True, True]])
     targets.masks[0][1] = False
@@ -544,7 +549,7 @@ def test_an_unknown_kind_of_frame_objects() -> None:
 
 
 def perfect_clip(masks: Tensor) -> NetworkOutput:
-    """Features that hold the objects' masks [K,T,H,W], queries that each read one of them."""
+    """Return features that hold the masks [K,T,H,W], and queries that each read one mask."""
     objects, length = masks.shape[:2]
     features = torch.zeros(length, DIM, *SIZE, dtype=torch.float64)
     features[:, :objects] = torch.where(masks.transpose(0, 1), 1.0, -1.0).double()
@@ -558,7 +563,9 @@ def perfect_clip(masks: Tensor) -> NetworkOutput:
     frame = FramePrediction(logits, embeddings.expand(length, -1, -1))
     video = VideoPrediction(tokens[None], meant[None], embeddings[None])
     return NetworkOutput(
-        FrameOutput(features, tokens.expand(length, -1, -1), [frame], torch.empty(0), no_facts()),
+        FrameOutput(
+            features, tokens.expand(length, -1, -1), [frame], torch.empty(0), no_descriptors()
+        ),
         VideoOutput(torch.empty(0), torch.empty(0), [video]),
     )
 
@@ -571,15 +578,18 @@ def plain_product(embeddings: Tensor, features: Tensor, of_frames: Tensor | None
 def perfect_losses(
     output: NetworkOutput, targets: ClipTargets, importance: float = 0.0
 ) -> dict[str, float]:
-    """With uniform points; uncertain ones would all lie on the outlines, half in and half out."""
+    """Compute losses at uniform points; uncertain points would all lie on outlines."""
     config = LossConfig(points=PointSampling(200, importance=importance))
     generator = torch.Generator().manual_seed(0)
     losses = training_losses(output, targets, plain_product, generator=generator, config=config)
     return {name: number(value) for name, value in losses.items()}
 
 
-def test_a_second_query_on_what_is_meant_may_say_so() -> None:
-    """Two queries alike on one object, both believed: right only where duplicates are accepted."""
+def test_a_duplicate_on_a_referred_object_may_be_accepted() -> None:
+    """Two equal queries have high scores on one object.
+
+    That is correct only where duplicates are accepted.
+    """
     targets = random_targets([2], 3, [[True, True]])
     output = perfect_clip(targets.masks[0])
     (video,) = output.video.predictions
@@ -601,7 +611,7 @@ def test_a_second_query_on_what_is_meant_may_say_so() -> None:
 
 
 def test_a_tube_that_is_hidden_in_the_middle() -> None:
-    """Perfect masks cost nearly nothing; one that goes on while the object is hidden does not."""
+    """Perfect masks cost almost nothing; a mask of the hidden object costs more."""
     targets = random_targets([2], 3, [[True, True]])
     targets.masks[0][0, 1] = False
     output = perfect_clip(targets.masks[0])
@@ -668,7 +678,7 @@ def narrow(output: NetworkOutput, dtype: torch.dtype) -> NetworkOutput:
             cast(frames.queries),
             [FramePrediction(*map(cast, p)) for p in frames.predictions],
             cast(frames.mask_embeddings),
-            frames.facts,
+            frames.descriptors,
         ),
         VideoOutput(
             *video[:2],
@@ -679,7 +689,7 @@ def narrow(output: NetworkOutput, dtype: torch.dtype) -> NetworkOutput:
 
 
 def test_under_autocast_only_the_mask_products_are_narrow() -> None:
-    """bfloat16 keeps 8 bits: logits near 10 err by 0.04, their mean over tubes by far less."""
+    """bfloat16 has 8 bits: logits near 10 err by 0.04, and their mean over tubes by far less."""
     torch.manual_seed(2)
     output, targets = random_output(2, 3), usual_targets()
     head = MaskHead(DIM)
@@ -699,7 +709,7 @@ def test_under_autocast_only_the_mask_products_are_narrow() -> None:
         assert number(value) == pytest.approx(wide, rel=0.01), name
 
 
-def test_the_losses_of_the_network_reach_all_that_is_trained() -> None:
+def test_the_losses_of_the_network_reach_all_trained_parameters() -> None:
     torch.manual_seed(0)
     config = dataclasses.replace(preset("tiny"), frame_decoder_layers=2, video_decoder_layers=2)
     network = build_network(config)

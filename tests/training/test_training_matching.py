@@ -1,4 +1,4 @@
-"""Matching: costs against loops over pairs, assignment against all permutations."""
+"""Test matching: costs against loops over pairs, assignment against all permutations."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def naive_mask_cost(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, 
 
 @pytest.mark.parametrize("scale", [1.0, 200.0])
 def test_costs_equal_those_of_each_pair(scale: float) -> None:
-    """Logits of 200 too: nothing overflows, and the cross-entropy stays exact."""
+    """Logits include 200: nothing overflows, and the cross-entropy stays exact."""
     logits = torch.randn(2, 4, 200, dtype=torch.float64) * scale
     labels = torch.rand(2, 3, 200, dtype=torch.float64).round(decimals=1)
     class_logits = torch.randn(2, 4, 2, dtype=torch.float64)
@@ -52,8 +52,8 @@ def test_costs_equal_those_of_each_pair(scale: float) -> None:
         assert float(costs[b, n, k]) == pytest.approx(expected, rel=1e-10)
 
 
-def test_float32_costs_are_as_good() -> None:
-    """12,544 terms of float32, of a mean near 5: 1e-4 is a fiftieth of what tells pairs apart."""
+def test_float32_costs_are_accurate() -> None:
+    """12,544 float32 terms have a mean near 5; pairs differ by far more than 1e-4."""
     logits, labels = torch.randn(1, 20, 12544) * 8, (torch.rand(1, 6, 12544) > 0.7).float()
     for narrow, wide in zip(
         mask_costs(logits, labels), mask_costs(logits.double(), labels.double()), strict=True
@@ -61,7 +61,7 @@ def test_float32_costs_are_as_good() -> None:
         torch.testing.assert_close(narrow.double(), wide, rtol=0, atol=1e-4)
 
 
-def test_empty_masks_cost_something_finite() -> None:
+def test_empty_masks_have_finite_costs() -> None:
     logits = torch.full((1, 2, 9), -300.0)
     logits[0, 1] = 300.0
     cross_entropy, dice = mask_costs(logits, torch.zeros(1, 1, 9))
@@ -84,14 +84,14 @@ def test_assignment_is_the_best_of_all_permutations(targets: int) -> None:
 
 
 def test_result_is_the_query_of_each_target_not_the_inverse() -> None:
-    """A cycle of five: a swap would be its own inverse."""
+    """The test uses a cycle of five, because a swap is its own inverse."""
     costs = torch.ones(1, 1, 5, 5)
     for target, query in enumerate([1, 2, 3, 4, 0]):
         costs[0, 0, query, target] = 0.0
     assert match(costs, torch.ones(1, 5, dtype=torch.bool)).tolist() == [[[1, 2, 3, 4, 0]]]
 
 
-def test_rows_and_layers_are_matched_apart() -> None:
+def test_rows_and_layers_are_matched_independently() -> None:
     costs = torch.randn(4, 3, 6, 4)
     filled = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]).bool()
     together = match(costs, filled)
@@ -111,7 +111,7 @@ def test_queries_that_are_not_finite_are_matched_last(bad: float) -> None:
     assert len(set(match(costs, torch.ones(1, 3, dtype=torch.bool))[0, 0].tolist())) == 3
 
 
-def test_a_query_that_is_not_a_number_spoils_only_its_own_costs() -> None:
+def test_a_query_with_nan_affects_only_its_own_costs() -> None:
     logits, labels = torch.randn(1, 3, 20), (torch.rand(1, 2, 20) > 0.5).float()
     logits[0, 1] = float("nan")
     pairs = mask_costs(logits, labels)
@@ -120,7 +120,7 @@ def test_a_query_that_is_not_a_number_spoils_only_its_own_costs() -> None:
     assert costs[0, 1].isnan().all()
 
 
-def test_the_costs_of_the_caller_are_left_alone() -> None:
+def test_the_costs_of_the_caller_do_not_change() -> None:
     costs = torch.full((1, 1, 2, 2), float("nan"), dtype=torch.float64)
     match(costs, torch.ones(1, 2, dtype=torch.bool))
     assert costs.isnan().all()
@@ -148,7 +148,7 @@ def test_tubes_are_packed_in_order() -> None:
 
 
 def test_a_batch_is_matched_within_milliseconds() -> None:
-    """48 frames, 20 queries, 6 objects: about 4 ms of processor time, costs at 512 points too."""
+    """48 frames, 20 queries and 6 objects take about 4 ms, with costs at 512 points."""
     logits, labels = torch.randn(48, 20, 512), (torch.rand(48, 6, 512) > 0.5).float()
     class_logits, filled = torch.randn(48, 20, 2), torch.ones(48, 6, dtype=torch.bool)
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Points and targets: bilinear sampling by hand, the choice of points, what targets accept."""
+"""Test points and targets: bilinear sampling, the choice of points, valid targets."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rvos_deploy.training.points import (
     PointSampling,
     choose_points,
     draw_points,
-    look_at,
     sample_points,
+    sample_scene,
 )
 from rvos_deploy.training.targets import ClipTargets
 
@@ -29,7 +29,7 @@ def seeded() -> None:
 
 
 def bilinear_by_hand(image: torch.Tensor, x: float, y: float) -> float:
-    """Value of [H,W] at (x, y) in 0..1, the border going on outside the pixel centres."""
+    """Return the value of [H,W] at (x, y) in 0..1; border values extend outside."""
     height, width = image.shape
     column, row = x * width - 0.5, y * height - 0.5
     left, top = math.floor(column), math.floor(row)
@@ -54,7 +54,7 @@ def test_sampling_equals_four_corners_by_hand() -> None:
                 assert float(sampled[b, c, p]) == pytest.approx(expected, rel=1e-10, abs=1e-10)
 
 
-def test_sampling_at_finer_centres_is_what_inference_enlarges_with() -> None:
+def test_sampling_at_finer_centres_equals_the_upsampling_of_inference() -> None:
     image = torch.randn(1, 2, 6, 8, dtype=torch.float64)
     y, x = torch.meshgrid(
         (torch.arange(24, dtype=torch.float64) + 0.5) / 24,
@@ -107,7 +107,7 @@ def test_the_papers_numbers_are_the_default() -> None:
 
 @pytest.mark.parametrize("importance", [0.0, 0.3, 0.75, 1.0])
 @pytest.mark.parametrize("num_points", [1, 7, 40])
-def test_choice_is_the_candidates_nearest_to_zero_and_the_rest(
+def test_the_choice_is_the_candidates_nearest_to_zero_and_uniform_points(
     num_points: int, importance: float
 ) -> None:
     sampling = PointSampling(num_points, importance=importance)
@@ -143,7 +143,7 @@ def two_clips() -> ClipTargets:
     return ClipTargets((first, second), (torch.tensor([True, False, True]), torch.tensor([True])))
 
 
-def test_targets_are_padded_and_know_what_is_visible() -> None:
+def test_targets_are_padded_and_have_visibility() -> None:
     targets = two_clips()
     padded = targets.padded_masks()
     assert padded.shape == (2, 2, 3, 8, 12)
@@ -167,7 +167,7 @@ def test_targets_move_to_a_device() -> None:
     assert all(x.device.type == "meta" for x in (*moved.masks, *moved.referred))
 
 
-def test_clips_without_any_object_are_padded_to_one_that_is_not_there() -> None:
+def test_clips_without_objects_are_padded_to_an_absent_one() -> None:
     none = torch.zeros(0, 2, 8, 12, dtype=torch.bool)
     targets = ClipTargets((none,), (torch.zeros(0, dtype=torch.bool),))
     assert targets.padded_masks().shape == (1, 2, 1, 8, 12)
@@ -178,7 +178,7 @@ def test_clips_without_any_object_are_padded_to_one_that_is_not_there() -> None:
 def test_scene_holds_the_targets_at_its_points() -> None:
     targets, sampling = two_clips(), PointSampling(10)
     features = torch.randn(4, 5, 2, 3, dtype=torch.float64, requires_grad=True)
-    scene = look_at(features, targets, sampling, torch.Generator().manual_seed(0))
+    scene = sample_scene(features, targets, sampling, torch.Generator().manual_seed(0))
     assert scene.labels.shape == (2, 2, 3, sampling.drawn)
     assert not scene.point_features.requires_grad
     for b, t, k in ((0, 0, 1), (0, 1, 2), (1, 1, 0)):

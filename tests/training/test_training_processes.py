@@ -1,4 +1,4 @@
-"""What the number of processes changes in the losses, as docs/training.md says it."""
+"""Test how the number of processes changes the losses, as docs/training.md describes."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def shares(
     monkeypatch: pytest.MonkeyPatch,
     counts: list[Tensor] | None = None,
 ) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
-    """Losses of each process, every clip at points of its own, and the counts that each had.
+    """Return losses and counts of each process, where every clip has its own points.
 
-    counts: what stands for their means over the processes; None: each takes its own.
+    ``counts`` replace the means over processes; None: each process uses its own.
     """
     table = torch.rand(
         (CLIPS * LENGTH, CONFIG.points.drawn, 2), generator=torch.Generator().manual_seed(1)
@@ -84,7 +84,7 @@ def _mean(counts: list[Tensor] | None) -> tuple[Callable[[Tensor], Tensor], list
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_mask_losses_of_all_processes_are_those_of_one(
+def test_mask_losses_of_all_processes_equal_those_of_one(
     network: RvosNetwork,
     clips: list[Clip],
     processes: int,

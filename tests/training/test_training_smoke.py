@@ -1,4 +1,4 @@
-"""A smoke run is the recipe with less of everything; that of the paper's scale runs on a CPU."""
+"""Test smoke runs: a recipe with less of everything, also at the paper's scale on a CPU."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rvos_deploy.training.recipe_file import packaged_recipes, parse_recipe, rea
 from rvos_deploy.training.smoke import smoke_recipe
 
 SMALLER = {
-    "model.clip_pretrained", "model.input_size", "workers", "validation_videos", "gates",
+    "model.clip_pretrained", "model.input_size", "workers", "validation_videos", "preflight",
     "augment.short_sides", "augment.long_side", "loss.num_points", "stages.steps", "stages.length",
     "stages.cached", "stages.cached_length", "stages.loss.num_points",
 }  # fmt: skip
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Every plain value by its dotted name; those of stages one after the other."""
+    """Return every plain value by its dotted name, with the stages numbered."""
     if isinstance(values, dict):
         parts = [flat(v, f"{prefix}.{k}" if prefix else k).items() for k, v in values.items()]
         return {name: value for part in parts for name, value in part}
@@ -36,7 +36,7 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", packaged_recipes())
-def test_only_how_much_is_cut_down(name: str) -> None:
+def test_only_amounts_are_reduced(name: str) -> None:
     whole, small = (flat(asdict(r)) for r in (read_recipe(name), smoke_recipe(read_recipe(name))))
     assert whole.keys() == small.keys()
     assert {field for field in whole if whole[field] != small[field]} <= SMALLER
@@ -56,7 +56,7 @@ def test_a_smoke_run_of_the_paper_keeps_network_precision_batch_and_mixed_sizes(
     assert recipe.augment.crop > 0
 
 
-def test_a_short_recipe_grows_in_nothing() -> None:
+def test_no_amount_of_a_short_recipe_grows() -> None:
     table = {"name": "a", "steps": 1, "batch": 1, "length": 1, "learning_rate": 1e-3}
     recipe = parse_recipe(
         {"model": "tiny", "data": "sprites", "stage": [table], "loss": {"num_points": 16}}
@@ -69,7 +69,7 @@ def test_a_short_recipe_grows_in_nothing() -> None:
 
 @pytest.mark.slow
 def test_the_paper_scale_recipe_runs_on_a_cpu(rvos: Any, tmp_path: Path) -> None:
-    """The commands of docs/training.md: a minute of two cores, 4 GiB."""
+    """The commands of docs/training.md need a minute of two cores and 4 GiB."""
     data, run = tmp_path / "sprites", tmp_path / "smoke"
     for split, videos in (("train", 4), ("valid", 1)):
         made = ("--split", split, "--videos", videos, "--frames", 8)

@@ -1,8 +1,9 @@
-"""The loop: exact resumption, what stays frozen, falling losses, and errors of one line."""
+"""Test the loop: exact resumption, frozen parameters, falling losses, errors of one line."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,7 +23,7 @@ from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.modules import network as network_module
 from rvos_deploy.networks.pan2024.modules.clip import build_clip
-from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescriptors
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, VideoOutput
 from rvos_deploy.networks.pan2024.modules.slot_alignment import gather_slots
 from rvos_deploy.training import trainer
@@ -43,13 +44,13 @@ from rvos_deploy.training.objective import (
 )
 from rvos_deploy.training.recipe import Augmentation, Recipe, Stage
 from rvos_deploy.training.recipe_file import packaged_recipes, parse_recipe, read_recipe
-from rvos_deploy.training.trainer import TrainingResult, train
+from rvos_deploy.training.trainer import TrainingOptions, TrainingResult, train
 
 MINIATURE: dict[str, Any] = {
     "data": "sprites",
     "seed": 7,
     "checkpoint_every": 2,
-    "gates": False,
+    "preflight": False,
     "model": {
         "preset": "tiny",
         "dim": 32,
@@ -105,7 +106,7 @@ def clip() -> torch.nn.Module:
 
 @pytest.fixture(autouse=True)
 def one_thread(clip: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sums have one order on one thread; and all networks share one CLIP."""
+    """Sum in one order on one thread; all networks share one CLIP."""
     monkeypatch.setattr(network_module, "build_clip", lambda *_: clip)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -115,12 +116,15 @@ def one_thread(clip: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def run(out: Path, recipe: Recipe | None = None, **options: Any) -> TrainingResult:
     recipe = recipe or parse_recipe(MINIATURE)
-    return train(recipe, out, cpp_ops=False, accelerator="cpu", **options)
+    progress = options.pop("progress", None)
+    return train(
+        recipe, out, TrainingOptions(cpp_ops=False, accelerator="cpu", **options), progress
+    )
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, clip: torch.nn.Module) -> Path:
-    """A run that nobody interrupted, on one thread."""
+    """Return an uninterrupted run on one thread."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(network_module, "build_clip", lambda *_: clip)
@@ -154,6 +158,22 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole: Path, tmp_path: Path,
         assert torch.equal(weights(tmp_path)[name], value), name
 
 
+def test_a_run_recorded_under_former_names_is_resumed(tmp_path: Path) -> None:
+    recipe = parse_recipe(MINIATURE)
+    recipe = replace(recipe, model=replace(recipe.model, competition=False))
+    folder = run(tmp_path, recipe, steps=2).checkpoint
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state["recipe"]["gates"] = state["recipe"].pop("preflight")
+    model = state["recipe"]["model"]
+    assert model["alignment"] == "mask_cues", "the premise"
+    model |= {"course": model.pop("trajectory_encoding"), "alignment": "sight"}
+    model["rivals"] = model.pop("competition")
+    (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    with pytest.raises(InputError, match=r"was trained with another model\.competition; resume"):
+        run(tmp_path, resume=True, steps=3)
+    assert run(tmp_path, recipe, resume=True, steps=3).steps == 3
+
+
 def test_a_killed_run_repeats_the_steps_after_its_checkpoint(whole: Path, tmp_path: Path) -> None:
     class KilledError(Exception):
         pass
@@ -169,7 +189,7 @@ def test_a_killed_run_repeats_the_steps_after_its_checkpoint(whole: Path, tmp_pa
     assert curve(tmp_path) == curve(whole)
 
 
-def test_frozen_parameters_stay_as_they_are(
+def test_frozen_parameters_do_not_change(
     whole: Path, tmp_path: Path, clip: torch.nn.Module
 ) -> None:
     before = {name: value.clone() for name, value in clip.state_dict().items()}
@@ -188,13 +208,13 @@ def test_frozen_parameters_stay_as_they_are(
 
 
 def test_every_trained_parameter_gets_a_gradient(clip: torch.nn.Module) -> None:
-    """Else several processes, which wait for the gradients of all, would stop."""
+    """Otherwise several processes, which wait for all gradients, would hang."""
     recipe = parse_recipe(MINIATURE)
     network = RvosNetwork(recipe.model, clip)  # type: ignore[arg-type]
     named = select_trained(network, recipe.stages[1])
     batch = collate([Clips(recipe, recipe.stages[1])[i] for i in range(2)])
     objective = Objective(network, loss_config(recipe.loss))
-    objective(*batch, step_generator(0, 0, 0, 0))["total"].backward()
+    objective(batch, step_generator(0, 0, 0, 0))["total"].backward()
     assert [name for name, parameter in named.items() if parameter.grad is None] == []
 
 
@@ -207,7 +227,7 @@ def test_the_loss_falls_on_one_repeated_clip(clip: torch.nn.Module) -> None:
     batch = collate([Clips(recipe, stage)[0]])
     objective, totals = Objective(network, loss_config(recipe.loss)), []
     for step in range(25):
-        loss = objective(*batch, step_generator(0, step, 0, 0))["total"]
+        loss = objective(batch, step_generator(0, step, 0, 0))["total"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -251,7 +271,9 @@ def test_a_cached_stage_trains_the_video_part_and_resumes(
     assert changed == {"initializer", "video_decoder", "mask_head"}
 
 
-def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.nn.Module) -> None:
+def test_cached_clips_equal_the_output_of_the_frame_part(
+    tmp_path: Path, clip: torch.nn.Module
+) -> None:
     recipe = cached_recipe()
     stage = recipe.stages[1]
     network = RvosNetwork(recipe.model, clip)  # type: ignore[arg-type]
@@ -262,7 +284,10 @@ def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.
     with torch.no_grad():
         output = network.eval()(raw.frames, raw.token_ids)
     close: dict[str, Any] = {"atol": 4e-3, "rtol": 1e-3}
-    parts = {**output.frames.facts._asdict(), "mask_embeddings": output.frames.mask_embeddings}
+    parts = {
+        **output.frames.descriptors._asdict(),
+        "mask_embeddings": output.frames.mask_embeddings,
+    }
     for name, part in parts.items():
         torch.testing.assert_close(kept[name].float(), part, **close)
     assert torch.equal(kept["order"], output.video.order[0])
@@ -289,10 +314,8 @@ def test_cached_clips_are_what_the_frame_part_makes(tmp_path: Path, clip: torch.
     assert drawn == set(range(1, len(known)))
 
 
-def test_a_cached_clip_is_read_mirrored_with_the_words_for_it(
-    tmp_path: Path, clip: torch.nn.Module
-) -> None:
-    """Where its masks lie is turned round, what they show is not; left and right change places."""
+def test_a_cached_clip_is_mirrored_with_its_text(tmp_path: Path, clip: torch.nn.Module) -> None:
+    """Positions are mirrored, contents are not, and left and right are swapped in the text."""
     plain, always = (cached_recipe(sentences=9, mirror=m).stages[1] for m in (0.001, 1.0))
     recipe = cached_recipe(sentences=9, mirror=0.001)
     recipe = replace(recipe, sprites=replace(recipe.sprites, expressions=(6, 9)))
@@ -331,9 +354,9 @@ def near(text: torch.Tensor, kept: torch.Tensor) -> bool:
     return text.shape == kept.shape and torch.allclose(text, kept.float(), atol=4e-3)
 
 
-def rolled(facts: SlotFacts) -> torch.Tensor:
-    """A stand-in for aligned slots: in frame t of a clip, slot n has query n + t."""
-    batch, length, slots = facts.score.shape
+def rolled(descriptors: QueryDescriptors) -> torch.Tensor:
+    """Replace aligned slots: in frame t of a clip, slot n has query n + t."""
+    batch, length, slots = descriptors.score.shape
     return ((torch.arange(slots) + torch.arange(length)[:, None]) % slots).repeat(batch, 1, 1)
 
 
@@ -346,7 +369,7 @@ def network(clip: torch.nn.Module) -> RvosNetwork:
 def test_a_step_reads_some_frames_of_a_longer_cached_clip(
     tmp_path: Path, network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Drawn anew each time, ascending; slots are in the order that the whole clip gave them."""
+    """Frames are drawn anew each time, ascending; slots keep the order of the whole clip."""
     monkeypatch.setattr(network, "slot_order", rolled)
     recipe = cached_recipe(cached_length=5, window=8)
     stage = recipe.stages[1]
@@ -355,10 +378,12 @@ def test_a_step_reads_some_frames_of_a_longer_cached_clip(
     whole = collate([Clips(recipe, replace(stage, length=5))[12]])
     with torch.no_grad():
         output = network.eval()(whole.frames, whole.token_ids, whole.ages)
-    facts = output.frames.facts
+    descriptors = output.frames.descriptors
     masks = F.avg_pool2d(whole.masks[0].float(), 4) >= 0.5
     # No two frames look alike: what was drawn can be told.
-    assert (torch.cdist(facts.queries.flatten(1), facts.queries.flatten(1)) > 0.05).sum() == 20
+    assert (
+        torch.cdist(descriptors.queries.flatten(1), descriptors.queries.flatten(1)) > 0.05
+    ).sum() == 20
     assert len(set(whole.ages[0].tolist())) == 5
     close: dict[str, Any] = {"atol": 4e-3, "rtol": 1e-3}  # float16
     pairs = set()
@@ -368,7 +393,7 @@ def test_a_step_reads_some_frames_of_a_longer_cached_clip(
         assert len(drawn) == 2
         assert drawn == sorted(set(drawn))
         assert torch.equal(kept["order"], output.video.order[0, drawn])
-        for name, fact in facts._asdict().items():
+        for name, fact in descriptors._asdict().items():
             torch.testing.assert_close(kept[name].float(), fact[drawn], **close)
         embeddings = output.frames.mask_embeddings[drawn]
         torch.testing.assert_close(kept["mask_embeddings"].float(), embeddings, **close)
@@ -383,7 +408,7 @@ def test_a_step_reads_some_frames_of_a_longer_cached_clip(
     assert len(pairs) == 10
 
 
-def test_the_video_part_gets_the_order_of_the_cached_clip(
+def test_the_video_part_uses_the_order_of_the_cached_clip(
     tmp_path: Path, network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network, "slot_order", rolled)
@@ -407,18 +432,18 @@ def test_the_video_part_gets_the_order_of_the_cached_clip(
 
     monkeypatch.setattr(network, "decode_video", spy)
     objective = VideoObjective(network, loss_config(recipe.loss), lambda count: count)
-    losses = objective(*batch, step_generator(0, 0, 0, 0))
+    losses = objective(batch, step_generator(0, 0, 0, 0))
     assert losses["total"].isfinite()
-    tokens = network.frame_decoder.tokens(SlotFacts(*batch[:4]))
+    tokens = network.frame_decoder.tokens(QueryDescriptors(*batch[:4]))
     assert torch.equal(made[0].aligned_queries, gather_slots(tokens, batch.order))
     embeddings = gather_slots(batch.mask_embeddings, batch.order)
     assert torch.equal(made[0].frame_mask_embeddings, embeddings)
 
 
-def test_single_frames_are_cached_whatever_orders_their_slots(
+def test_single_frames_are_cached_with_any_initializer(
     tmp_path: Path, clip: torch.nn.Module
 ) -> None:
-    """Then all clips have the same order; a shard must hold it for each of them."""
+    """All clips then have the same order, and a shard must store it for each clip."""
     recipe = cached_recipe(cached=2, length=1)
     model = replace(recipe.model, initializer="weighted")
     network = RvosNetwork(model, clip)  # type: ignore[arg-type]
@@ -429,10 +454,10 @@ def test_single_frames_are_cached_whatever_orders_their_slots(
         assert cached[index, 0].clip["order"].tolist() == [list(range(6))]
 
 
-def test_a_cache_is_kept_as_long_as_its_clips_have_as_many_frames(
+def test_a_cache_is_kept_while_its_clips_have_as_many_frames(
     tmp_path: Path, network: RvosNetwork
 ) -> None:
-    """How many of them a step reads does not matter to it."""
+    """The number of frames that a step reads does not affect the cache."""
     fabric = Fabric(accelerator="cpu", devices=1)
 
     def fill(**changes: int) -> int:
@@ -445,10 +470,10 @@ def test_a_cache_is_kept_as_long_as_its_clips_have_as_many_frames(
     assert fill(length=3, cached_length=4) > first
 
 
-def test_a_cache_with_slots_in_another_order_is_made_again(
+def test_a_cache_with_another_order_of_slots_is_replaced(
     tmp_path: Path, clip: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No weight says how slots were aligned: the variant and the tracker's own text do."""
+    """The variant and the tracker's source decide the order, and no weight does."""
     recipe = cached_recipe(cached=1, length=2)
     fabric = Fabric(accelerator="cpu", devices=1)
 
@@ -467,7 +492,9 @@ def test_a_cache_with_slots_in_another_order_is_made_again(
     assert fill("weighted") > second
 
 
-def test_validation_keeps_the_best_and_draws(whole: Path, tmp_path: Path) -> None:
+def test_validation_keeps_the_best_checkpoint_and_writes_overlays(
+    whole: Path, tmp_path: Path
+) -> None:
     recipe = replace(parse_recipe(MINIATURE), validate_every=2, validation_videos=1)
     recipe = replace(recipe, stages=recipe.stages[:1])
     result = run(tmp_path, recipe)
@@ -531,7 +558,7 @@ def test_the_command(
     options: dict[str, Any] = {"cpp_ops": False, "seed": 4}
     with pytest.raises(InputError, match="has no published weights; train some with 'rvos-deploy"):
         command(str(file), tmp_path / "run", **options)
-    command(str(file), tmp_path / "run", steps=1, gates=False, **options)
+    command(str(file), tmp_path / "run", steps=1, preflight=False, **options)
     command(str(file), tmp_path / "run", resume=True, gates=False, **options)
     shown = capsys.readouterr().out
     folder = tmp_path / "run" / "checkpoints" / "step-00000002"
@@ -566,7 +593,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 
 def test_recipes_are_read_without_the_emoji_font(no_emoji_font: dict[str, str]) -> None:
-    """The packaged weights know emoji, so every recipe that they came from says so."""
+    """The packaged weights were trained with emoji, and every recipe of theirs says so."""
     folder = Path(__file__).parents[2] / "benchmarks" / "checkpoints"
     made = [*folder.glob("*.toml"), "sprites_tiny"]
     assert len(made) >= 6
@@ -579,7 +606,7 @@ def test_training_with_emoji_is_refused_without_their_font(
 ) -> None:
     recipe = parse_recipe({**MINIATURE, "sprites": {**MINIATURE["sprites"], "emoji": True}})
     with pytest.raises(InputError, match=r"NotoColorEmoji.*in a recipe, emoji = false"):
-        train(recipe, tmp_path / "run", cpp_ops=False)
+        train(recipe, tmp_path / "run", TrainingOptions(cpp_ops=False))
     assert not (tmp_path / "run").exists()
 
 
@@ -649,7 +676,7 @@ def test_a_cached_clip_has_at_least_the_frames_of_a_clip() -> None:
         parse_recipe({**MINIATURE, "stage": [{**stage, "cached_length": 2}]})
 
 
-def test_what_cannot_be_started_is_one_line(whole: Path, tmp_path: Path) -> None:
+def test_a_run_that_cannot_start_gives_one_line(whole: Path, tmp_path: Path) -> None:
     recipe = parse_recipe(MINIATURE)
     folder = replace(recipe, data="mevis", stages=recipe.stages[:1])
     cases: list[tuple[str, Callable[[], Any]]] = [

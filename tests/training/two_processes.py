@@ -1,4 +1,4 @@
-"""What test_training_distributed.py runs under torchrun; writes what each process saw to a folder.
+"""Run training in the processes of test_training_distributed.py, and record what each one did.
 
 Arguments: the folder, which holds ``sprites.toml`` and ``mevis.toml``, and data for the latter.
 """
@@ -16,6 +16,7 @@ import torch.distributed
 
 from rvos_deploy.errors import InputError, ParityError, RvosError
 from rvos_deploy.training import distributed, trainer, validation
+from rvos_deploy.training.clips import Batch
 from rvos_deploy.training.preparation import make_fabric
 from rvos_deploy.training.recipe_file import read_recipe
 
@@ -38,9 +39,9 @@ def main(folder: Path) -> None:
         seen["rendered"] += 1
         return write_mevis(*arguments, **options)
 
-    def noting_forward(self: Any, frames: torch.Tensor, *arguments: Any) -> Any:
-        seen["clips"].append(list(frames.shape))
-        return forward(self, frames, *arguments)
+    def noting_forward(self: Any, batch: Batch, generator: torch.Generator) -> Any:
+        seen["clips"].append(list(batch.frames.shape))
+        return forward(self, batch, generator)
 
     validation.evaluate, validation.write_mevis = noting_evaluate, noting_write
     trainer.Objective.forward = noting_forward  # type: ignore[method-assign]
@@ -49,7 +50,8 @@ def main(folder: Path) -> None:
         ("mevis", {"data": folder / "train", "valid": folder / "valid"}),
     ):
         recipe = read_recipe(folder / f"{name}.toml")
-        result = trainer.train(recipe, folder / name, cpp_ops=False, accelerator="cpu", **options)
+        given = trainer.TrainingOptions(cpp_ops=False, accelerator="cpu", **options)
+        result = trainer.train(recipe, folder / name, given)
         seen["best"] = result.best
         (folder / f"{name}-{rank}.json").write_text(json.dumps(seen))
         seen = {"evaluated": [], "rendered": 0, "clips": []}
@@ -61,7 +63,7 @@ def main(folder: Path) -> None:
 
 
 def gathered(folder: Path, rank: int) -> dict[str, Any]:
-    """What ``gather`` gives to this process, and the errors that it raises in it."""
+    """Return the results of ``gather`` in this process, and the errors that it raises."""
     fabric = make_fabric(read_recipe(folder / "sprites.toml"), "cpu")
     caught = []
 
@@ -87,7 +89,7 @@ def gathered(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def left_alone(folder: Path) -> str:
-    """The error of a process whose peer has ended."""
+    """Return the error of a process after another one ended."""
     fabric = make_fabric(read_recipe(folder / "sprites.toml"), "cpu")
     try:
         distributed.gather(fabric, lambda: None)

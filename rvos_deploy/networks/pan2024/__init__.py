@@ -1,1 +1,1 @@
-"""The network of Pan, Fang and Lu (CVPR 2024 PVUW)."""
+"""The network family of Pan, Fang and Lu (CVPR 2024 PVUW)."""

@@ -1,4 +1,4 @@
-"""One flat configuration of the network, and its named presets. Imports no torch."""
+"""Define the configuration of the network and its named presets. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.input_size import check_size
 
 Initializer = Literal["aligned", "weighted", "sentence"]
-Alignment = Literal["sight", "cosine"]
+Alignment = Literal["mask_cues", "cosine"]
 ReferredHeadKind = Literal["product", "linear"]
 Hiding = Literal["ramp", "threshold"]
 SlotPosition = Literal["shared", "separate"]
 
 LARGEST = 1 << 15
-"""Of a width, a count or a side: no network has more, and nothing of such a size is allocated."""
+"""Upper bound of a width, a count or a side. It keeps damaged records from allocating memory."""
+
+RENAMED_KEYS: Mapping[str, str] = {"course": "trajectory_encoding", "rivals": "competition"}
+"""Keys that older records use, and their present names."""
+RENAMED_ALIGNMENTS: Mapping[str, str] = {"sight": "mask_cues"}
+"""Likewise for the values of ``alignment``."""
 
 _COUNTS = (
     "dim",
@@ -46,19 +51,20 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides the network's shape and arithmetic.
+    """Configure the network's shape and arithmetic.
 
-    The widths of the CLIP part follow from ``clip``. The keys that are marked "Ours" switch what
-    none of the paper's ancestors has; the preset ``large-paper`` has all of them off.
+    The widths of the CLIP part follow from ``clip``. Keys marked "Ours" switch what none of the
+    paper's ancestors has. The preset ``large-paper`` has all of them off.
 
     Attributes:
         name: Name of the configuration, in messages and bundles.
-        clip: Name of the frozen CLIP model, as open_clip has it.
-        clip_pretrained: open_clip's tag of the weights of the CLIP part. None: there are no
-            published weights, and ``--clip-weights`` is needed.
+        clip: open_clip's name of the frozen CLIP model.
+        clip_pretrained: open_clip's tag of the CLIP weights. None: no weights are published, so
+            ``--clip-weights`` is needed.
         dim: Width of queries, image tokens and text tokens; a multiple of ``num_heads``,
             ``norm_groups`` and 4. [channels]
-        num_queries: Queries in each frame and clip: the most objects that can be found. [queries]
+        num_queries: Queries in each frame and clip, which bounds the objects that can be found.
+            [queries]
         num_heads: Attention heads of both decoders and of deformable attention. [heads]
         encoder_layers: Layers of the cross-modal encoder. [layers]
         encoder_ffn: Hidden width of the encoder's feed-forward networks. [channels]
@@ -67,40 +73,42 @@ class ModelConfig:
         fusion_heads: Attention heads of text fusion and of the text's self-attention in the
             encoder. [heads]
         fusion_dim: Width inside text fusion; a multiple of ``fusion_heads``. [channels]
-        fusion_layer_scale: Initial scale of what text fusion adds (LayerScale).
+        fusion_layer_scale: Initial LayerScale of the text fusion's residual branch.
         frame_decoder_layers: Layers of the frame query decoder. [layers]
         video_decoder_layers: Layers of the video query decoder. [layers]
         decoder_ffn: Hidden width of the feed-forward networks of both decoders. [channels]
         norm_groups: Groups of the encoder's group norms. [groups]
-        position_cycles: Turns that the quickest sine of the positions makes across a feature map.
-            Mask2Former has 1; more turns tell neighbours on small maps apart. [turns]
-        initializer: Where video queries start: from the sum over time of aligned frame queries
-            ("aligned"), from the same sum without alignment ("weighted", LBVQ), or from the
-            sentence ("sentence", LMPM).
+        position_cycles: Cycles of the fastest position sine across a feature map. Mask2Former has
+            1; more cycles separate neighbours on small maps. [cycles]
+        initializer: Initial video queries: the sum over time of aligned frame queries ("aligned"),
+            the same sum without alignment ("weighted", LBVQ), or the sentence ("sentence", LMPM).
         text_fusion: Whether image and text attend to each other in the encoder.
-        text_words: Ours. Whether the text resizer also reads the embeddings of the words that go
-            into CLIP.
+        text_words: Ours. Whether the text resizer also reads the word embeddings that CLIP's text
+            tower reads.
         mask_position: Ours. Whether frame tokens carry the position of their mask.
         mask_content: Ours. Whether frame tokens carry CLIP's features under their mask.
-        frame_masks: Ours. Whether a mask is the video query's embedding plus that of its slot's
-            frame query.
-        course: Ours. Whether video queries start with the trajectory of their slot.
-        rivals: Ours. Whether scores are compared with the best query of the clip.
-        alignment: How slots follow objects: by where masks lie and what CLIP sees there ("sight",
-            ours), or by the cosine of frame queries ("cosine", after MinVIS and DVIS).
-        own_slot: Ours. Whether half of the video decoder's heads begin by preferring a query's own
-            slot.
+        frame_masks: Ours. Whether the frame query's mask embedding is added to that of the video
+            query of its slot.
+        trajectory_encoding: Ours. Whether an encoding of the slot's trajectory is added to each
+            initial video query.
+        competition: Ours. Whether a query's score falls with its distance to the best query of the
+            clip.
+        alignment: How slots follow objects: by the position, size and CLIP content of their masks
+            ("mask_cues", ours), or by the cosine of frame queries ("cosine", after MinVIS and
+            DVIS).
+        own_slot: Ours. Whether half of the video decoder's heads are initialised to prefer a
+            query's own slot.
         temporal_position: Ours. Whether the video decoder's memory carries the age of each frame.
-        referred_head: How queries are scored: query times text ("product", ours), or a linear layer
-            on both ("linear", LMPM).
-        hiding: How masked attention hides pixels: by degrees ("ramp", ours), or all under a
-            probability of one half ("threshold", Mask2Former).
+        referred_head: How queries are scored: by the product of query and text ("product", ours),
+            or by a linear layer on both ("linear", LMPM).
+        hiding: How masked attention hides pixels: by a ramp ("ramp", ours), or below a probability
+            of one half ("threshold", Mask2Former).
         slot_position: Learned position of a video query and of its slot's frame tokens: one for
-            both, zero at first ("shared", ours), or one each, drawn at random ("separate", VITA and
-            LMPM).
-        input_size: Height and width of the box that frames are fitted into for validation and in
-            a bundle, multiples of 32. [pixels]
-        threshold: Score that a query must pass to be part of the answer. [0..1]
+            both, initially zero ("shared", ours), or one each, initially random ("separate", VITA
+            and LMPM).
+        input_size: Height and width of the box that frames are fitted into in validation and in a
+            bundle, multiples of 32. [pixels]
+        threshold: Score above which a query belongs to the answer. [0..1]
     """
 
     name: str
@@ -126,9 +134,9 @@ class ModelConfig:
     mask_position: bool = True
     mask_content: bool = True
     frame_masks: bool = True
-    course: bool = True
-    rivals: bool = True
-    alignment: Alignment = "sight"
+    trajectory_encoding: bool = True
+    competition: bool = True
+    alignment: Alignment = "mask_cues"
     own_slot: bool = True
     temporal_position: bool = True
     referred_head: ReferredHeadKind = "product"
@@ -174,17 +182,18 @@ class ModelConfig:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return {**asdict(self), "input_size": list(self.input_size)}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> ModelConfig:
-        """Inverse of :meth:`as_dict`.
+        """Invert :meth:`as_dict`, also for records with older keys (:func:`current_keys`).
 
         Raises:
-            InputError: for a key that this version does not know, a missing one, or a value of
-                another type or beyond its bounds.
+            InputError: a key is unknown or missing, or a value has another type or exceeds its
+                bounds.
         """
+        values = current_keys(values)
         known = {field.name for field in fields(ModelConfig)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -200,13 +209,21 @@ class ModelConfig:
             raise InputError(f"model configuration: {reason}") from None
 
 
+def current_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded configuration under the present names of its keys and values."""
+    named = {RENAMED_KEYS.get(key, key): value for key, value in values.items()}
+    if isinstance(alignment := named.get("alignment"), str):
+        named["alignment"] = RENAMED_ALIGNMENTS.get(alignment, alignment)
+    return named
+
+
 _PRESETS = (
     ModelConfig(
         name="large",
         clip="convnext_large_d_320",
         clip_pretrained="laion2b_s29b_b131k_ft_soup",
     ),
-    # What the paper and its stated ancestors have, and nothing of ours.
+    # The paper and its stated ancestors, without any of our additions.
     ModelConfig(
         name="large-paper",
         clip="convnext_large_d_320",
@@ -215,8 +232,8 @@ _PRESETS = (
         mask_position=False,
         mask_content=False,
         frame_masks=False,
-        course=False,
-        rivals=False,
+        trajectory_encoding=False,
+        competition=False,
         alignment="cosine",
         own_slot=False,
         temporal_position=False,
@@ -252,7 +269,7 @@ def preset(name: str) -> ModelConfig:
     """Return the preset of that name.
 
     Raises:
-        InputError: when there is none; lists those that there are.
+        InputError: no preset has that name; the message lists the known ones.
     """
     if name not in PRESETS:
         raise InputError(f"unknown preset '{name}'; known: {', '.join(PRESETS)}")

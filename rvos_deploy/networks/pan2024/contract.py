@@ -1,7 +1,7 @@
-"""What a stream needs of each graph: checked at opening, so that nothing is missing later.
+"""Check the graphs of a bundle when it is opened, so that a stream misses nothing later.
 
-Sizes in capitals are dynamic axes. Those in small letters must be the same wherever they stand;
-``dim`` and ``slots`` are the configuration's. ``real`` is the type that the graphs exchange.
+Upper-case sizes are dynamic axes. Lower-case sizes must be equal wherever they occur; ``dim`` and
+``slots`` come from the configuration. ``real`` is the type of tensors between the graphs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rvos_deploy.graph_io.graph_spec import Dim, GraphSpec, TensorSpec
 from rvos_deploy.networks.pan2024.config import ModelConfig
 
 MAXIMUM_ELEMENTS = 1 << 28
-"""Of one tensor at the sizes that ``verify`` runs: 1 GiB in float32."""
+"""Upper bound for one tensor at the sizes that ``verify`` runs: 1 GiB in float32."""
 
 Tensors = Mapping[str, tuple[str, tuple[Dim, ...]]]
 """Type and shape by name."""
@@ -31,29 +31,27 @@ _TEXT: Tensors = {
 }
 _FEATURES: Tensors = {"mask_features": ("real", ("E", "dim", "H/4", "W/4"))}
 _OF_FRAME: Tensors = {"frame_mask_embeddings": ("real", ("E", "slots", "dim"))}
-_OF_VIDEO: Tensors = {
-    "scores": ("float32", ("E", "slots")),
-    "mask_embeddings": ("real", ("E", "slots", "dim")),
-}
+_SCORES: Tensors = {"scores": ("float32", ("E", "slots"))}
+_OF_VIDEO: Tensors = {"mask_embeddings": ("real", ("E", "slots", "dim"))}
 
 
 @dataclass(frozen=True)
-class _Needed:
-    """Inputs are exactly these; outputs are these at least."""
+class Contract:
+    """Name the exact inputs of a graph, and the outputs that it must have at least, in order."""
 
     inputs: Tensors
     outputs: Tensors
 
 
-_NEEDED = {
-    "backbone": _Needed({"frame": ("uint8", (1, "H", "W", 3))}, _PYRAMID),
-    "text_encoder": _Needed({"token_ids": ("int64", ("E", "L"))}, _TEXT),
-    "frame_decoder": _Needed(
+CONTRACTS = {
+    "backbone": Contract({"frame": ("uint8", (1, "H", "W", 3))}, _PYRAMID),
+    "text_encoder": Contract({"token_ids": ("int64", ("E", "L"))}, _TEXT),
+    "frame_decoder": Contract(
         {**_PYRAMID, **_TEXT},
         {
             **_FEATURES,
-            **_OF_FRAME,
             "frame_queries": ("real", ("E", "slots", "dim")),
+            **_OF_FRAME,
             "slot_values": ("real", ("E", "slots", "dim")),
             "slot_logits": ("real", ("E", "slots")),
             "slot_position": ("float32", ("E", "slots", 5)),
@@ -61,7 +59,7 @@ _NEEDED = {
             "slot_score": ("float32", ("E", "slots")),
         },
     ),
-    "video_decoder": _Needed(
+    "video_decoder": Contract(
         {
             "memory": ("real", ("E", "M", "slots", "dim")),
             "memory_ages": ("float32", ("E", "M")),
@@ -69,19 +67,19 @@ _NEEDED = {
             "video_queries": ("real", ("E", "slots", "dim")),
             **_TEXT,
         },
-        _OF_VIDEO,
+        {**_SCORES, **_OF_VIDEO},
     ),
-    "mask_head": _Needed(
-        {**_OF_VIDEO, **_OF_FRAME, **_FEATURES, "threshold": ("float32", ("E",))},
+    "mask_head": Contract(
+        {**_SCORES, "threshold": ("float32", ("E",)), **_OF_VIDEO, **_OF_FRAME, **_FEATURES},
         {"mask_logits": ("float32", ("E", "H/4", "W/4"))},
     ),
 }
-GRAPHS = tuple(_NEEDED)
+GRAPHS = tuple(CONTRACTS)
 """Names of a bundle's graphs, in the order in which they run."""
 
 
 def probe_cases(config: ModelConfig) -> list[dict[str, int]]:
-    """Sizes at which every graph is checked: the smallest, odd ones, and the bundle's own."""
+    """Return the sizes for parity checks: the smallest, uncommon ones, and the bundle's own."""
     height, width = config.input_size
     return [
         {"H": 32, "W": 32, "E": 1, "L": 2, "M": 1},
@@ -92,15 +90,16 @@ def probe_cases(config: ModelConfig) -> list[dict[str, int]]:
 
 
 def check_contracts(graphs: Mapping[str, GraphSpec], config: ModelConfig) -> None:
-    """Make sure that these are the graphs of this network.
+    """Check that these contracts are those of this network.
 
     Raises:
-        BundleError: a graph, tensor or axis is missing, or has another type or size; says which.
+        BundleError: a graph, tensor or axis is missing, or has another type or size; the message
+            says which.
     """
     if set(graphs) != set(GRAPHS):
         raise _wrong("graphs", f"are {', '.join(graphs) or 'none'}", f"{', '.join(GRAPHS)}")
     known: dict[str, Dim] = {"dim": config.dim, "slots": config.num_queries}
-    for name, needed in _NEEDED.items():
+    for name, needed in CONTRACTS.items():
         spec = graphs[name]
         if spec.name != name:
             raise _wrong(name, f"is named {spec.name}", name)
@@ -127,7 +126,7 @@ def _by_name(tensors: tuple[TensorSpec, ...], graph: str) -> dict[str, TensorSpe
 def _match(
     graph: str, found: TensorSpec, dtype: str, shape: tuple[Dim, ...], known: dict[str, Dim]
 ) -> None:
-    """Compare a tensor with what is needed; what is seen for the first time becomes known."""
+    """Compare a tensor with its contract; the first occurrence of a name fixes its size."""
     if dtype == "real":
         dtype = str(known.setdefault("real", found.dtype))
     fits = (
@@ -149,7 +148,7 @@ _REAL = {"float16", "float32"}
 
 
 def _check_axes(spec: GraphSpec) -> None:
-    """Every axis has its bounds once, is read from an input, and divides without a rest."""
+    """Check that every axis has bounds once, occurs in an input, and divides exactly."""
     axes = {axis.name: axis for axis in spec.axes}
     of_inputs = {name for tensor in spec.inputs for name in tensor.axes}
     if len(axes) < len(spec.axes) or set(axes) != of_inputs:
@@ -166,7 +165,7 @@ def _check_axes(spec: GraphSpec) -> None:
 
 
 def _check_sizes(spec: GraphSpec, config: ModelConfig) -> None:
-    """The bundle's own input size is allowed, and no tensor is beyond all bounds."""
+    """Check that the bundle's input size is allowed, and that no tensor is too large."""
     for case in probe_cases(config):
         for tensor in (*spec.inputs, *spec.outputs):
             sizes = tensor.sizes(spec.at(case))

@@ -1,4 +1,4 @@
-"""What a stream remembers of one expression."""
+"""Keep the state of one expression of a stream."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EncodedSentence:
-    """A sentence after the text encoder: tokens [L,C], sentence [C]; L is as long as it needs."""
+    """Hold a sentence after the text encoder: tokens [L,C] without padding, sentence [C]."""
 
     text: str
     tokens: Array
@@ -26,7 +26,7 @@ class EncodedSentence:
 
 @dataclass
 class ExpressionState:
-    """One expression's slots through time; its size does not depend on the video's length."""
+    """Hold one expression's slots over time, in memory that does not grow with the video."""
 
     text: EncodedSentence
     initializer: Initializer
@@ -35,10 +35,12 @@ class ExpressionState:
     _mean: OnlineSoftmax = field(default_factory=OnlineSoftmax, init=False)
 
     def advance(self, values: Array, logits: Array, cues: SlotCues) -> NDArray[np.int64]:
-        """Take one frame: slot values [N,C], slot logits [N] and cues of its queries.
+        """Add one frame, and return the query in each slot: int64 [N].
 
-        Returns:
-            The query that takes each slot: [N].
+        Args:
+            values: slot values float32 [N,C].
+            logits: slot logits float32 [N].
+            cues: of the frame's queries.
         """
         self._slots = len(values)
         order = np.arange(self._slots)
@@ -49,16 +51,16 @@ class ExpressionState:
         return order
 
     def initial_video_queries(self) -> Array:
-        """Initial video queries from all frames so far: [N,C]."""
+        """Return the initial video queries from all frames so far: float32 [N,C]."""
         if self.initializer == "sentence":
             return np.tile(self.text.sentence, (self._slots, 1))
         return self._mean.mean()
 
 
 def stack_text(texts: Sequence[EncodedSentence], least: int = 1) -> dict[str, Tensor]:
-    """Return inputs of the decoders for E expressions, by input name.
+    """Return the text inputs of the decoders for E expressions, by input name.
 
-    They are padded to the longest sentence, and to ``least`` tokens.
+    Sentences are padded to the longest one, and to at least ``least`` tokens.
     """
     length = max(least, *(len(text.tokens) for text in texts))
     dim = texts[0].tokens.shape[1]

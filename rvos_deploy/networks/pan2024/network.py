@@ -1,4 +1,4 @@
-"""The network of Pan, Fang and Lu as a family: what the torch-free part asks of it."""
+"""Describe the network of Pan, Fang and Lu as a family, for the torch-free part."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from rvos_deploy.networks.steps import GraphCalls
 from rvos_deploy.stream_settings import StreamSettings
 
 SLOT_TIE = 16
-"""PyTorch's slots may cost more than the best ones here by so many times what the graph that gives
-their cues may err by. Two queries changed places: four costs, of cues with weights of together 4.4
-(``slots.py``), may each err by that, which makes 17.6. In float16 it is 0.16."""
+"""Ratio of the excess cost that rounding explains to the tolerance of the graph with the cues.
+
+When two queries change places, four costs may each err by the tolerance times the weights of the
+cues, whose sum is 4.4 (``slots.py``): together 17.6. In float16 the excess is then 0.16."""
 MAXIMUM_SLOT_EXCESS = MAX_MATCH_COST / 4
-"""And never by more than this: so far apart, it is another object."""
+"""Upper bound of that excess. Beyond it, the slot follows another object."""
 
 
 @dataclass(frozen=True)
 class Pan2024(Network):
-    """The network with one configuration."""
+    """Describe the network with one configuration."""
 
     _config: ModelConfig
     family = "pan2024"
@@ -40,20 +41,20 @@ class Pan2024(Network):
 
     @staticmethod
     def from_dict(model: Mapping[str, object]) -> Pan2024:
-        """Return the network that ``ModelConfig.as_dict`` described; raises InputError as that."""
+        """Return the network of a recorded configuration; raises as ``ModelConfig.from_dict``."""
         return Pan2024(ModelConfig.from_dict(model))
 
     @property
     def config(self) -> ModelConfig:
-        """Its configuration."""
+        """Return the configuration."""
         return self._config
 
     def check_contracts(self, graphs: Mapping[str, GraphSpec]) -> None:
-        """Make sure that these are the graphs of this network."""
+        """Check that these contracts are those of this network."""
         check_contracts(graphs, self._config)
 
     def probe_cases(self) -> list[dict[str, int]]:
-        """Return the sizes at which every graph is checked."""
+        """Return the sizes at which parity checks run every graph."""
         return probe_cases(self._config)
 
     def tokenizer(self, file: Path, content: bytes, graphs: Mapping[str, GraphSpec]) -> Tokenizer:
@@ -70,7 +71,7 @@ class Pan2024(Network):
         return steps.Pan2024Steps(calls, self._config, settings)
 
     def check_choices(self, choices: NDArray[np.integer]) -> str | None:
-        """Choices are orders of the queries."""
+        """Check that choices are orders of the queries; see the base class."""
         slots = np.arange(self._config.num_queries)
         fits = choices.dtype.kind == "i" and choices.shape[2:] == slots.shape
         if fits and (np.sort(choices, axis=-1) == slots).all():
@@ -78,18 +79,18 @@ class Pan2024(Network):
         return f"orders of {len(slots)} queries"
 
     def choice_excess(self, graphs: Mapping[str, GraphSpec]) -> float:
-        """What PyTorch's slots may cost more than the best ones of a file."""
+        """Return the allowed excess cost of PyTorch's slots over a file's best ones."""
         return default_slot_excess(graphs["frame_decoder"].tolerance)
 
     @property
     def maximum_choice_excess(self) -> float:
-        """A quarter of what a match may cost."""
+        """Return a quarter of the maximum cost of a match."""
         return MAXIMUM_SLOT_EXCESS
 
     def independent_rows(
         self, spec: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...]
     ) -> NDArray[np.int64] | None:
-        """Queries of graphs in half precision read through masks: each may differ by itself."""
+        """Treat queries in half precision as independent, because each has its own mask."""
         if spec.name != "frame_decoder" or spec.precision == "fp32" or len(tensor.shape) > 3:
             return None
         numbers = np.arange(shape[0] * shape[1]).reshape(*shape[:2], *[1] * (len(shape) - 2))
@@ -110,7 +111,9 @@ def model_config(network: Network) -> ModelConfig:
 
 
 def default_slot_excess(tolerance: float) -> float:
-    """What PyTorch's slots may cost more than the best where ``--maximum-slot-excess`` says nothing
-    else; ``tolerance``: of the graph that gives the cues.
+    """Return the default of ``--maximum-slot-excess``.
+
+    Args:
+        tolerance: of the graph whose outputs are the cues.
     """
     return min(SLOT_TIE * tolerance, MAXIMUM_SLOT_EXCESS)

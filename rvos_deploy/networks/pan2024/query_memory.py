@@ -1,11 +1,11 @@
-"""The memory of aligned frame queries that the video decoder reads: a ring, and anchors.
+"""Store the aligned frame queries that the video decoder reads: a ring buffer, and anchors.
 
 The memory is one tensor [E,M,N,C], which the back end owns. A frame is written into one place of
-every row. The decoder accepts frames in any order, since each place has its age, and empty places
-are masked. Online, M is the window plus the anchors from the first frame on: neither the shape nor
-the address of the tensor changes while the expressions stay the same. Offline, the tensor doubles,
-and the decoder reads a copy without spare places: its engine may allow few more frames than the
-clip has.
+every row. The decoder accepts frames in any order, because each place has an age and empty places
+are masked. Online, M is the window plus the anchors from the first frame on. So neither the shape
+nor the address of the tensor changes while the expressions stay the same. Offline, the tensor
+doubles. The decoder then reads a copy without spare places, because its engine may allow only a few
+more frames than the clip has.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from rvos_deploy.graph_io.graph_spec import AxisSpec
 from rvos_deploy.graph_io.tensors import Tensor, TensorOps
 
 FIRST_CAPACITY = 8
-"""Places of a memory that grows, at first."""
+"""Initial number of places of a memory that grows."""
 
 
 def token_bytes(
     frames: int, expressions: int, num_queries: int, dim: int, itemsize: int = 4
 ) -> int:
-    """Return the bytes of frame queries that ``frames`` remembered frames hold.
+    """Return the bytes of the frame queries of ``frames`` remembered frames.
 
-    Offline without ``memory`` that is every frame of the clip, whatever ``mask_budget`` says: for
-    the network ``tiny`` (20 queries of 128 numbers) 10 KiB a frame and expression in float32, for
-    ``large`` (20 of 256) 20 KiB; half of that where the graphs give float16 (``itemsize`` 2). The
-    capacity doubles, so up to twice as many bytes are allocated, and three times while it grows.
+    Offline without ``memory``, every frame of the clip is remembered, whatever ``mask_budget`` is.
+    A frame and expression take 10 KiB in float32 for the network ``tiny`` (20 queries of 128
+    numbers), 20 KiB for ``large`` (20 of 256), and half of that in float16 (``itemsize`` 2). The
+    capacity doubles, so up to twice as many bytes are allocated, and three times during growth.
     """
     return frames * expressions * num_queries * dim * itemsize
 
 
 class FramePlaces:
-    """Which place of its row each frame of one expression has: a window, and anchors.
+    """Assign the frames of one expression to places: a window, and anchors.
 
-    The last ``window`` frames are kept, and up to ``anchors`` older ones, spread evenly over what
-    has left the window: every s-th frame, s doubling whenever they become too many. With ``window``
-    None everything is kept.
+    The last ``window`` frames are kept, and up to ``anchors`` older ones. The anchors are spread
+    evenly over the frames that left the window: every s-th frame, and s doubles when there are too
+    many. With ``window`` None every frame is kept.
     """
 
     def __init__(self, window: int | None, anchors: int = 0) -> None:
@@ -55,7 +55,7 @@ class FramePlaces:
         return len(self._places)
 
     def append(self) -> int:
-        """Return the place of the newest frame; the place of a forgotten frame is used again."""
+        """Return the place of the newest frame; the places of forgotten frames are reused."""
         newest, self._count = self._count, self._count + 1
         if self._window is not None:
             self._retire(newest - self._window)
@@ -64,16 +64,14 @@ class FramePlaces:
         return place
 
     def ages(self, capacity: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return the age in frames of each place, float32 [capacity] (0: the newest), and which
-        places are empty, bool [capacity].
-        """
+        """Return ages in frames, float32 [capacity] (0: the newest), and empty, bool [capacity]."""
         ages, empty = np.zeros(capacity, np.float32), np.ones(capacity, np.bool_)
         for index, place in self._places.items():
             ages[place], empty[place] = self._count - 1 - index, False
         return ages, empty
 
     def _retire(self, index: int) -> None:
-        """Make a frame that leaves the window an anchor, or forget it."""
+        """Turn a frame that leaves the window into an anchor, or forget the frame."""
         if index < 0:
             return
         if not self._anchors or index % self._anchor_stride:
@@ -91,13 +89,14 @@ class FramePlaces:
 
 
 class QueryMemory:
-    """Frame queries of all expressions of a stream, where the back end keeps its tensors."""
+    """Store frame queries of all expressions of a stream in a tensor of the back end."""
 
     def __init__(
         self, ops: TensorOps, axis: AxisSpec, window: int | None, anchors: int = 0
     ) -> None:
-        """``axis``: the video decoder's axis of frames, M. Its bounds hold for the capacity, so a
-        graph that is fixed to a size is given that size.
+        """``axis``: the video decoder's axis of frames, M. Its bounds limit the capacity.
+
+        So a graph with a fixed size receives that size.
         """
         self._ops, self._axis = ops, axis
         self._window, self._anchors = window, anchors
@@ -107,13 +106,13 @@ class QueryMemory:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Numbers of the expressions that have seen a frame."""
+        """Return the numbers of the expressions that have seen a frame."""
         return tuple(self._places)
 
     def append(self, numbers: Sequence[int], queries: Tensor) -> None:
-        """Write the newest frame's aligned queries [E,N,C] of these expressions.
+        """Write the aligned queries [E,N,C] of the newest frame, for these expressions.
 
-        Raises InputError: there are more frames than the video decoder reads.
+        Raises InputError: the video decoder cannot read that many frames.
         """
         for number in numbers:
             if number not in self._places:
@@ -127,14 +126,16 @@ class QueryMemory:
         self._ops.write(self._tensor, positions, queries)
 
     def remove(self, number: int) -> None:
-        """Forget an expression; the last one frees the tensor."""
+        """Forget an expression; without expressions the tensor is freed."""
         self._places.pop(number, None)
         if not self._places:
             self._tensor, self._rows = None, ()
 
     def read(self) -> dict[str, Tensor]:
-        """Return the decoder's inputs: memory [E,M,N,C], memory_ages float32 [E,M] in frames, and
-        memory_empty bool [E,M].
+        """Return the inputs of the video decoder by name.
+
+        These are memory [E,M,N,C], memory_ages float32 [E,M] in frames, and memory_empty bool
+        [E,M].
         """
         assert self._tensor is not None
         self._fit(self._tensor.shape[1])
@@ -143,15 +144,15 @@ class QueryMemory:
             frames = max(map(len, self._places.values()))
             capacity = min(max(frames, self._axis.minimum), capacity)
             tensor = self._ops.resized(tensor, np.arange(len(self._places)), capacity)
-        told = [places.ages(capacity) for places in self._places.values()]
+        state = [places.ages(capacity) for places in self._places.values()]
         return {
             "memory": tensor,
-            "memory_ages": np.stack([ages for ages, _ in told]),
-            "memory_empty": np.stack([empty for _, empty in told]),
+            "memory_ages": np.stack([ages for ages, _ in state]),
+            "memory_empty": np.stack([empty for _, empty in state]),
         }
 
     def _fit(self, capacity: int) -> None:
-        """Give the tensor a row for each expression, in order, and so many places."""
+        """Resize the tensor to one row for each expression, in order, and ``capacity`` places."""
         assert self._tensor is not None
         numbers = tuple(self._places)
         if numbers == self._rows and capacity <= self._tensor.shape[1]:
@@ -162,12 +163,12 @@ class QueryMemory:
         self._rows = numbers
 
     def _capacity(self, positions: NDArray[np.integer]) -> int:
-        """How many places the tensor must have now."""
-        needed, most = int(positions.max()) + 1, self._axis.maximum
-        if needed > most:
+        """Return the number of places that the tensor needs."""
+        needed, limit = int(positions.max()) + 1, self._axis.maximum
+        if needed > limit:
             raise InputError(
-                f"frame {needed} is one more than the {most} that this bundle can remember; use "
-                f"--memory {most} (in Python, StreamSettings(memory={most}))"
+                f"frame {needed} is one more than the {limit} that this bundle can remember; use "
+                f"--memory {limit} (in Python, StreamSettings(memory={limit}))"
             )
         if self._window is not None:
             return max(needed, self._window + self._anchors, self._axis.minimum)

@@ -1,4 +1,4 @@
-"""Which queries belong to the answer."""
+"""Select the queries that belong to the answer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rvos_deploy.stream_settings import Fallback
 def thresholds(
     scores: NDArray[np.float32], threshold: float, fallback: Fallback
 ) -> NDArray[np.float32]:
-    """Threshold of every expression: float32 [E] for scores [E,N].
+    """Return the threshold of every expression, float32 [E], for scores float32 [E,N].
 
-    A query passes when its score is greater. ``top1`` lowers the threshold to just below the best
-    score, so that the best query always passes.
+    A query passes if its score is greater. The fallback ``top1`` lowers the threshold to just below
+    the best score, so the best query always passes.
     """
     per_expression = np.full(len(scores), threshold, dtype=np.float32)
     if fallback == "none":

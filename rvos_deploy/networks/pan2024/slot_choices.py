@@ -1,4 +1,4 @@
-"""Slot orders of a stream, recorded or replayed: how parity is compared along one choice."""
+"""Record and replay the slot orders of a stream, so that parity is checked along one choice."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.networks.pan2024.config import Alignment
-from rvos_deploy.networks.pan2024.slots import SlotCues, Tracker, cheapest, make_tracker
+from rvos_deploy.networks.pan2024.slots import SlotCues, Tracker, make_tracker, optimal_assignment
 from rvos_deploy.networks.steps import Replay
 
 
 class SlotChoices:
-    """Which query takes each slot, of every expression of a stream."""
+    """Record or replay the query in each slot, for every expression of a stream."""
 
     def __init__(
         self, alignment: Alignment, expressions: int, replayed: NDArray[np.int64] | None
     ) -> None:
-        """``replayed``: orders int64 [E,T,N] to follow; None: the trackers' own are recorded."""
+        """``replayed``: orders int64 [E,T,N] to follow; None: record the trackers' own orders."""
         self._replayed = replayed
         self._recorded: list[RecordedTracker] = []
         self._replays: list[ReplayedOrders] = []
@@ -31,13 +31,13 @@ class SlotChoices:
             self.trackers += [make_tracker(alignment, replay) for replay in self._replays]
 
     def orders(self) -> NDArray[np.int64]:
-        """Return the query [E,T,N] of each slot, frame by frame."""
+        """Return the query in each slot and frame: int64 [E,T,N]."""
         if self._replayed is not None:
             return self._replayed
         return np.stack([np.array(tracker.chosen, np.int64) for tracker in self._recorded])
 
     def replay(self) -> Replay:
-        """Return by how much the replayed orders cost more than the cheapest, and where."""
+        """Return the largest excess cost of the replayed orders, and where it occurred."""
         replays = self._replays
         worst = max(range(len(replays)), key=lambda i: replays[i].excess, default=None)
         if worst is None or (tie := replays[worst].tie) is None:
@@ -50,13 +50,13 @@ class SlotChoices:
 
 @dataclass
 class RecordedTracker:
-    """Keeps which query [N] each slot of ``tracker`` took, frame by frame, in ``chosen``."""
+    """Record the orders int64 [N] of ``tracker``, frame by frame, in ``chosen``."""
 
     tracker: Tracker
     chosen: list[NDArray[np.int64]] = field(default_factory=list, init=False)
 
     def advance(self, cues: SlotCues) -> NDArray[np.int64]:
-        """As the tracker does."""
+        """Advance the tracker, and record its order."""
         order = self.tracker.advance(cues)
         self.chosen.append(order)
         return order
@@ -64,17 +64,16 @@ class RecordedTracker:
 
 @dataclass
 class ReplayedOrders:
-    """Chooses as another library did on the same clip, and says how good that choice is here.
+    """Repeat the assignments of another library on the same clip, and measure their cost here.
 
-    Of two queries that lie on one object, rounding decides which is taken, and the masks of that
-    slot then differ by what those two do. To compare arithmetic, both take the same; the choice is
-    judged by ``excess``.
+    Rounding decides which of two queries on one object gets the slot, and the masks of that slot
+    differ as the two queries do. So the arithmetic is compared along one choice, and ``excess``
+    measures the choice.
 
     Args:
-        orders: int64 [T,N], the queries of each slot there, frame by frame.
-        excess: by how much its choice costs more than the cheapest here, at most, in the units of
-            the tracker's costs.
-        tie: the frame where that was, and the slots whose queries differ; None while none does.
+        orders: int64 [T,N], the other library's queries in each slot, frame by frame.
+        excess: largest excess of their cost over the optimal cost here, in the tracker's units.
+        tie: the frame of that excess, and the slots whose queries differ; None before one does.
     """
 
     orders: NDArray[np.int64]
@@ -83,11 +82,11 @@ class ReplayedOrders:
     _frame: int = field(default=0, init=False)
 
     def __call__(self, cost: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The query [N] of each slot, of costs [N,N] (slots, queries)."""
-        self._frame += 1  # The first frame's order is not chosen.
+        """Return the recorded query in each slot, int64 [N]; costs are [N,N] (slots, queries)."""
+        self._frame += 1  # The first frame has no assignment.
         theirs: NDArray[np.int64] = self.orders[self._frame]
         slots = np.arange(len(cost))
-        ours = cheapest(cost)
+        ours = optimal_assignment(cost)
         excess = float(cost[slots, theirs].sum() - cost[slots, ours].sum())
         if excess > self.excess:
             self.excess = excess

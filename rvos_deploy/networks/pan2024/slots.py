@@ -1,4 +1,4 @@
-"""Slot alignment and the running weighted mean: the network's arithmetic between graphs."""
+"""Align slots, and average over time: the network's arithmetic between graphs, on the host."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Array = NDArray[np.float32]
 
 
 class SlotCues(NamedTuple):
-    """What each of the N queries of one frame is known again by.
+    """Describe the N queries of one frame for slot alignment.
 
-    position [N,5] of its mask: centre (x, y) in -1..1, extent (x, y) and the square root of its
-    share of the image. content [N,K]: CLIP's features under the mask, at stride 8; with cosine
-    alignment the queries themselves. score [N]: the probability that it is the query of an object,
-    and not one of several that lie on it.
+    position: [N,5] of the mask: centre (x, y) in -1..1, extent (x, y), and the square root of the
+        area's share of the image.
+    content: [N,K], CLIP's features under the mask at stride 8; for cosine alignment the queries.
+    score: [N], the probability that a query represents an object, and is not a duplicate on it.
     """
 
     position: Array
@@ -36,30 +36,34 @@ CONTENT_WEIGHT = 1.0
 SIZE_WEIGHT = 0.5
 """Weight of the logarithm of the ratio of the sizes."""
 MAX_MATCH_COST = 1.6
-"""The most that these cost together: so much says that a query is not the object."""
-WANDERED = 0.2
-"""Added to that for each frame since the object was last seen, for up to ``LONG`` frames."""
-LONG = 20
-DOUBTFUL = 0.4
-"""Weight of 1 - score: of the queries that lie on an object, the one that was trained to."""
-CHANGED = 0.03
+"""Sum of these costs from which a query is not the slot's object."""
+COST_PER_UNSEEN_FRAME = 0.2
+"""Added to that limit per frame since the object was last seen, up to ``MAX_UNSEEN_FRAMES``."""
+MAX_UNSEEN_FRAMES = 20
+SCORE_WEIGHT = 0.4
+"""Weight of 1 - score. It prefers the query that was trained to represent an object."""
+SWITCH_COST = 0.03
 """Cost of a query that the slot did not have in the last frame; decides between equals."""
-VISIBLE = 0.035
-"""A mask whose area has a smaller root (a quarter of 16 x 16 pixels at 128 x 224) has no centre."""
-OBJECT = 0.3
-"""Score above which a slot is said to hold an object."""
-SAME = 1.5
-"""Queries whose centres are nearer than the greater of their sizes times this, and whose contents
-are not opposed, lie on one object. (Centres are in halves of an image: 2 would be a whole size.)"""
-KEPT = 0.8
-"""Share of the remembered content that stays when an object is seen again."""
-ALIKE = 0.01
-"""Contents of length 1 that differ by less from their mean tell little: it may be but rounding."""
+MIN_VISIBLE_SIZE = 0.035
+"""Root of the area below which a mask has no centre: a quarter of 16 x 16 pixels at 128 x 224."""
+MIN_OBJECT_SCORE = 0.3
+"""Score above which a slot starts to hold an object."""
+SAME_OBJECT_DISTANCE = 1.5
+"""Two queries cover one object if their contents are not opposed and their centres are nearer than
+this times the greater of their sizes. Centres are in halves of an image: 2 would be a whole size.
+"""
+CONTENT_MOMENTUM = 0.8
+"""Share of the remembered content and size that stays when an object is seen again."""
+MIN_CONTENT_NORM = 0.01
+"""Deviation from the mean content below which a direction may be rounding noise. Contents have
+length 1."""
 
 
-class _Sight(NamedTuple):
-    """What is seen of each query, or slot: centre [N,2] and size [N] of its mask, content [N,K] as
-    a direction, score [N], and whether there is anything to see.
+class _Observation(NamedTuple):
+    """Describe the queries of a frame, or the slots.
+
+    centre [N,2] and size [N] of the mask; content [N,K], a direction; score [N]; seen [N], whether
+    the mask is visible.
     """
 
     centre: NDArray[np.float64]
@@ -68,9 +72,9 @@ class _Sight(NamedTuple):
     score: NDArray[np.float64]
     seen: NDArray[np.bool_]
 
-    def ordered(self, order: NDArray[np.int64]) -> _Sight:
-        """Of queries, in the order of the slots."""
-        return _Sight(
+    def ordered(self, order: NDArray[np.int64]) -> _Observation:
+        """Reorder queries by slot."""
+        return _Observation(
             self.centre[order],
             self.size[order],
             self.content[order],
@@ -79,74 +83,78 @@ class _Sight(NamedTuple):
         )
 
 
-Choose = Callable[[NDArray[np.float64]], NDArray[np.int64]]
-"""Gives the query [N] of each slot, from costs [N,N] (slots, queries)."""
+Assign = Callable[[NDArray[np.float64]], NDArray[np.int64]]
+"""Returns the query in each slot, int64 [N], from costs [N,N] (slots, queries)."""
 
 
-def cheapest(cost: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The assignment that costs least; deterministic."""
+def optimal_assignment(cost: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the assignment with the least total cost; deterministic."""
     _, columns = linear_sum_assignment(cost)
     return np.asarray(columns, dtype=np.int64)
 
 
 class Tracker(Protocol):
-    """Slot alignment, a frame at a time: which query takes which slot."""
+    """Align slots one frame at a time."""
 
     def advance(self, cues: SlotCues) -> NDArray[np.int64]:
-        """Take one frame.
+        """Add one frame.
 
         Returns:
-            permutation [N]: ``queries[permutation]`` are in the order of the slots. (The assignment
-            solver's columns are exactly that; its inverse is a published mistake that a swap
-            hides.)
+            permutation int64 [N]: ``queries[permutation]`` are ordered by slot. These are the
+            columns of the assignment solver. Published code uses the inverse, a mistake that a
+            swap of two queries hides.
         """
 
 
-def make_tracker(alignment: Alignment, choose: Choose = cheapest) -> Tracker:
-    """Return the tracker that a configuration asks for."""
-    return CosineTracker(choose) if alignment == "cosine" else SlotTracker(choose)
+def make_tracker(alignment: Alignment, assign: Assign = optimal_assignment) -> Tracker:
+    """Return the tracker for a configuration's ``alignment``."""
+    return CosineTracker(assign) if alignment == "cosine" else SlotTracker(assign)
 
 
 @dataclass
 class CosineTracker:
-    """Assigns each frame to the one before by the cosine of their queries (MinVIS, DVIS).
+    """Assign the queries of each frame to those of the last one by cosine (MinVIS, DVIS).
 
-    A cosine that is no number (of a query that is zero or not finite) costs as much as a right
-    angle. Optimal assignment in float64, deterministic.
+    The assignment is optimal, in float64 and deterministic. A query that is zero or not finite has
+    no cosine, and costs as much as a right angle.
     """
 
-    choose: Choose = cheapest
+    assign: Assign = optimal_assignment
     _directions: NDArray[np.float64] | None = field(default=None, init=False)
 
     def advance(self, cues: SlotCues) -> NDArray[np.int64]:
-        """Take one frame, whose content [N,K] are its queries; see ``Tracker``."""
+        """Add one frame, whose contents [N,K] are its queries; see ``Tracker``."""
         wide = cues.content.astype(np.float64)
         directions = _unit(np.where(np.isfinite(wide).all(axis=1, keepdims=True), wide, 0.0))
         if self._directions is None:
             order = np.arange(len(directions))
         else:
-            order = self.choose(1.0 - self._directions @ directions.T)
+            order = self.assign(1.0 - self._directions @ directions.T)
         self._directions = directions[order]
         return order
 
 
 @dataclass
 class SlotTracker:
-    """Slot alignment, a frame at a time: which query takes the slot of which object.
+    """Assign queries to the slots of objects by position, size and content of their masks.
 
-    DVIS and MinVIS assign frames by the cosine of their queries. Measured on the tiny network, that
-    never moves a query: most of a query is its own embedding. What differs between objects is
-    where their masks lie, how large they are and what CLIP sees there, so slots are assigned by
-    those, against each slot's *last sight* of its object. Several queries lie on each object: a
-    slot neither begins with one nor finds its lost object in one while another slot follows that
-    object, or two slots would come to share it, and one of them to drift to a neighbour. So the
-    best slot of an object has a J of 0.77 over 24 frames instead of 0.53 by cosine, where the best
-    query of each single frame has 0.84 (70 objects of Moving Sprites).
+    MinVIS and DVIS use the cosine of queries. On the tiny network, the cosine never moves a query,
+    because most of a query is its own embedding. Position, size and CLIP content of the masks
+    differ between objects, so each query is compared with the *last observation* of each slot's
+    object.
 
-    Optimal assignment in float64, deterministic; numbers that are not finite count as lost.
+    Several queries cover each object. If two slots held one object, one of them would drift to a
+    neighbour. So a slot neither starts with a query nor finds its lost object in a query while
+    another slot follows the same object.
+
+    On 70 objects of Moving Sprites over 24 frames, the best slot of an object has a J of 0.77, and
+    0.53 with the cosine. The best query of each single frame has 0.84.
+
+    The assignment is optimal, in float64 and deterministic. Queries with numbers that are not
+    finite count as not visible.
     """
 
-    choose: Choose = cheapest
+    assign: Assign = optimal_assignment
     _query: NDArray[np.int64] = field(init=False)
     _holds: NDArray[np.bool_] = field(init=False)
     _centre: NDArray[np.float64] = field(init=False)
@@ -156,34 +164,27 @@ class SlotTracker:
     _started: bool = field(default=False, init=False)
 
     def advance(self, cues: SlotCues) -> NDArray[np.int64]:
-        """Take one frame; see ``Tracker``."""
-        sound = np.all(np.isfinite(cues.content), axis=1) & np.isfinite(cues.position).all(axis=1)
-        position = np.where(sound[:, None], cues.position, 0.0).astype(np.float64)
-        now = _Sight(
-            centre=position[:, :2],
-            size=position[:, 4],
-            content=_directions(np.where(sound[:, None], cues.content, 0.0)),
-            score=np.where(np.isfinite(cues.score), cues.score, 0.0).astype(np.float64),
-            seen=sound & (position[:, 4] >= VISIBLE),
-        )
+        """Add one frame; see ``Tracker``."""
+        now = _observe(cues)
         slots = np.arange(len(now.score))
         if not self._started:
             self._start(now)
             order, known = self._query, np.zeros(len(slots), dtype=np.bool_)
         else:
-            unlike, most = self._unlike(now), self._most()
-            doubt = np.where(unlike < most, DOUBTFUL * (1 - now.score), DOUBTFUL)
-            # In parts of the limit: to have been lost for long is no claim on another's object.
-            apart = MAX_MATCH_COST * np.minimum(unlike / most, 1)
-            cost = np.where(self._holds[:, None], apart + doubt, 0.0)
-            cost += CHANGED * (self._query[:, None] != slots)
-            order = self.choose(cost)
-            known = unlike[slots, order] < most[:, 0]
+            match_cost, limit = self._match_cost(now), self._cost_limit()
+            doubt = np.where(match_cost < limit, SCORE_WEIGHT * (1 - now.score), SCORE_WEIGHT)
+            # Costs are relative to the limit. Otherwise a slot whose object was lost for long
+            # would accept the object of another slot.
+            relative = MAX_MATCH_COST * np.minimum(match_cost / limit, 1)
+            cost = np.where(self._holds[:, None], relative + doubt, 0.0)
+            cost += SWITCH_COST * (self._query[:, None] != slots)
+            order = self.assign(cost)
+            known = match_cost[slots, order] < limit[:, 0]
         self._query = order
         self._remember(now.ordered(order), known)
         return order
 
-    def _start(self, now: _Sight) -> None:
+    def _start(self, now: _Observation) -> None:
         slots = len(now.score)
         self._query = np.arange(slots)
         self._holds = np.zeros(slots, dtype=np.bool_)
@@ -191,47 +192,63 @@ class SlotTracker:
         self._size, self._unseen = np.ones(slots), np.zeros(slots, dtype=np.int64)
         self._started = True
 
-    def _unlike(self, now: _Sight) -> NDArray[np.float64]:
-        """How little each query [N] is like what each slot held last: [N,N]."""
-        far = np.linalg.norm(self._centre[:, None] - now.centre, axis=-1)
+    def _match_cost(self, now: _Observation) -> NDArray[np.float64]:
+        """Return the cost of each query for the object of each slot: [N,N] (slots, queries)."""
+        distance = np.linalg.norm(self._centre[:, None] - now.centre, axis=-1)
         cosine = _unit(self._content) @ now.content.T
-        resized = np.abs(np.log(np.maximum(now.size, VISIBLE) / self._size[:, None]))
-        cost = CENTRE_WEIGHT * far + CONTENT_WEIGHT * (1.0 - cosine) + SIZE_WEIGHT * resized
+        scaling = np.abs(np.log(np.maximum(now.size, MIN_VISIBLE_SIZE) / self._size[:, None]))
+        cost = CENTRE_WEIGHT * distance + CONTENT_WEIGHT * (1.0 - cosine) + SIZE_WEIGHT * scaling
         return np.where(now.seen & np.isfinite(cost), cost, np.inf)
 
-    def _most(self) -> NDArray[np.float64]:
-        """The most that a query may be unlike the object of each slot: [N,1]."""
-        return (MAX_MATCH_COST + WANDERED * np.minimum(self._unseen, LONG))[:, None]
+    def _cost_limit(self) -> NDArray[np.float64]:
+        """Return the cost from which a query is not the object of a slot: [N,1]."""
+        unseen = np.minimum(self._unseen, MAX_UNSEEN_FRAMES)
+        return (MAX_MATCH_COST + COST_PER_UNSEEN_FRAME * unseen)[:, None]
 
-    def _remember(self, now: _Sight, known: NDArray[np.bool_]) -> None:
-        """Keep the last sight of every object; all arguments in the order of the slots."""
+    def _remember(self, now: _Observation, known: NDArray[np.bool_]) -> None:
+        """Update the last observation of every object; arguments are ordered by slot."""
         followed = self._holds & now.seen & known & (self._unseen == 0)
         found = self._holds & now.seen & known & (self._unseen > 0)
-        begun = ~self._holds & now.seen & (now.score > OBJECT)
-        apart = np.linalg.norm(now.centre[:, None] - now.centre, axis=-1)
-        same = apart < SAME * np.maximum(now.size[:, None], now.size)
-        same &= now.content @ now.content.T > -ALIKE
-        # The surest first: of several on one object, it is the one that stands for it.
-        surest = np.argsort(-now.score, kind="stable")
-        taken = followed.copy()
-        for slot in [*surest[found[surest]], *surest[begun[surest]]]:
-            taken[slot] = not (same[slot] & taken).any()
-        again, new = taken & self._holds, taken & begun
-        self._centre[taken] = now.centre[taken]
+        begun = ~self._holds & now.seen & (now.score > MIN_OBJECT_SCORE)
+        distance = np.linalg.norm(now.centre[:, None] - now.centre, axis=-1)
+        same = distance < SAME_OBJECT_DISTANCE * np.maximum(now.size[:, None], now.size)
+        same &= now.content @ now.content.T > -MIN_CONTENT_NORM
+        # The query with the highest score represents the object, so its slot comes first.
+        by_score = np.argsort(-now.score, kind="stable")
+        updated = followed.copy()
+        for slot in [*by_score[found[by_score]], *by_score[begun[by_score]]]:
+            updated[slot] = not (same[slot] & updated).any()
+        again, new = updated & self._holds, updated & begun
+        self._centre[updated] = now.centre[updated]
         self._content[new], self._size[new] = now.content[new], now.size[new]
-        self._content[again] = KEPT * self._content[again] + (1 - KEPT) * now.content[again]
-        self._size[again] = KEPT * self._size[again] + (1 - KEPT) * now.size[again]
-        self._unseen = np.where(taken, 0, self._unseen + 1)
+        for kept, seen in ((self._content, now.content), (self._size, now.size)):
+            kept[again] = CONTENT_MOMENTUM * kept[again] + (1 - CONTENT_MOMENTUM) * seen[again]
+        self._unseen = np.where(updated, 0, self._unseen + 1)
         self._holds |= new
 
 
+def _observe(cues: SlotCues) -> _Observation:
+    """Return the observation of a frame's queries."""
+    finite = np.all(np.isfinite(cues.content), axis=1) & np.isfinite(cues.position).all(axis=1)
+    position = np.where(finite[:, None], cues.position, 0.0).astype(np.float64)
+    return _Observation(
+        centre=position[:, :2],
+        size=position[:, 4],
+        content=_directions(np.where(finite[:, None], cues.content, 0.0)),
+        score=np.where(np.isfinite(cues.score), cues.score, 0.0).astype(np.float64),
+        seen=finite & (position[:, 4] >= MIN_VISIBLE_SIZE),
+    )
+
+
 def _directions(content: Array) -> NDArray[np.float64]:
-    """Directions [N,K] in which contents, less what their channels share, differ from the mean of
-    the frame's: unit vectors, and shorter where they hardly differ.
+    """Return the directions [N,K] in which contents differ from the frame's mean content.
+
+    The mean over channels is removed first. Directions are unit vectors, and shorter where a
+    content hardly differs from the mean.
     """
     wide = content.astype(np.float64)
     wide = _unit(wide - wide.mean(axis=1, keepdims=True))
-    return _unit(wide - wide.mean(axis=0), ALIKE)
+    return _unit(wide - wide.mean(axis=0), MIN_CONTENT_NORM)
 
 
 def _unit(vectors: NDArray[np.float64], least: float = 1e-12) -> NDArray[np.float64]:
@@ -242,10 +259,10 @@ def _unit(vectors: NDArray[np.float64], least: float = 1e-12) -> NDArray[np.floa
 
 @dataclass
 class OnlineSoftmax:
-    """Softmax-weighted mean over frames, a frame at a time, in constant memory.
+    """Average over frames with softmax weights, one frame at a time, in constant memory.
 
-    Keeps the running maximum, the sum of exponentials and the weighted sum (Milakov and
-    Gimelshein 2018), in float64 so that a long stream does not drift.
+    It keeps the running maximum, the sum of exponentials and the weighted sum (Milakov and
+    Gimelshein 2018). They are float64, so a long stream does not drift.
     """
 
     _maximum: NDArray[np.float64] | None = field(default=None, init=False)
@@ -253,7 +270,7 @@ class OnlineSoftmax:
     _weighted: NDArray[np.float64] = field(init=False)
 
     def update(self, values: Array, logits: Array) -> None:
-        """Take one frame: values [N,C], logits [N]."""
+        """Add one frame: values float32 [N,C], logits float32 [N]."""
         wide = logits.astype(np.float64)
         if self._maximum is None:
             self._maximum = wide
@@ -267,5 +284,5 @@ class OnlineSoftmax:
         self._weighted = self._weighted * keep[:, None] + values * weight[:, None]
 
     def mean(self) -> Array:
-        """The weighted mean so far: float32 [N,C]."""
+        """Return the weighted mean of all frames so far: float32 [N,C]."""
         return (self._weighted / self._total[:, None]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a stream does with this network: backbone, frame decoder, slots, video decoder, mask head.
+"""Run a stream with this network: backbone, frame decoder, slots, video decoder, mask head.
 
     frame -> backbone -> frame decoder -> slots of each expression (on the host) -> memory
     memory -> video decoder -> scores and mask embeddings -> mask head, for every frame that waits
@@ -37,14 +37,14 @@ from rvos_deploy.stream_settings import StreamSettings
 
 _FEATURES = ("res2", "res3", "res4", "res5")
 _CUES = ("slot_values", "slot_logits", "slot_position", "slot_content", "slot_score")
-"""What slots are aligned by, on the host: a few KiB an expression."""
+"""Outputs that align slots on the host, a few KiB for each expression."""
 
 
 def encode_text(calls: GraphCalls, tokenizer: Tokenizer, text: str) -> EncodedSentence:
     """Encode a sentence.
 
     Raises:
-        InputError: no text, or an empty one.
+        InputError: the text is missing or empty.
         BackendError: the back end failed, or the text encoder gave NaN or infinity.
     """
     ids, occasion = tokenizer(text), f"expression '{text[:40]}'"
@@ -57,7 +57,7 @@ def encode_text(calls: GraphCalls, tokenizer: Tokenizer, text: str) -> EncodedSe
 
 
 class Pan2024Steps(Steps):
-    """The steps of one stream."""
+    """Run the steps of one stream."""
 
     def __init__(self, calls: GraphCalls, config: ModelConfig, settings: StreamSettings) -> None:
         self.calls = calls
@@ -68,17 +68,17 @@ class Pan2024Steps(Steps):
         self._queries_dtype = next(t.dtype for t in spec.inputs if t.name == "video_queries")
         frames = spec.axis("M")
         assert frames is not None  # checked when the bundle was opened
-        # Graphs that are fixed to one size are given the whole of it.
+        # A graph with a fixed size always receives the whole box.
         self._fixed = fixed_box({"backbone": calls.spec("backbone")}) is not None
         self._memory = QueryMemory(calls.ops, frames, settings.window, settings.anchors)
 
     def geometry(self, display: tuple[int, int]) -> FrameGeometry:
-        """Fit a frame into the box, and pad it to multiples of 32."""
+        """Fit a frame into the box, and pad the sides to multiples of 32 pixels."""
         box = self._settings.size or self._config.input_size
         return fit_frame(display, box, fixed=self._fixed)
 
     def add(self, number: int, text: EncodedText) -> None:
-        """Follow one more expression."""
+        """Follow another expression from the next frame on."""
         assert isinstance(text, EncodedSentence)
         tracker = make_tracker(self._config.alignment)
         self._expressions[number] = ExpressionState(text, self._config.initializer, tracker)
@@ -100,9 +100,9 @@ class Pan2024Steps(Steps):
     def advance(
         self, decoded: Mapping[str, Tensor], cues: Mapping[str, HostArray]
     ) -> tuple[Tensor, ...]:
-        """Advance every expression by a frame.
+        """Update every expression with a frame.
 
-        Orders are made on the host; queries and embeddings are put into them where they are.
+        The orders are computed on the host. Queries and embeddings are gathered where they are.
 
         Returns:
             Mask features [E,C,h,w] and the aligned mask embeddings [E,N,C] of the frame.
@@ -125,7 +125,7 @@ class Pan2024Steps(Steps):
             return None
         states = [self._expressions[number] for number in numbers]
         with self.calls.stage("memory"):
-            # The host works in float32, the graphs in what they were exported in.
+            # The host computes in float32, the graphs in their exported type.
             queries = np.stack([state.initial_video_queries() for state in states])
             inputs = {
                 **self._memory.read(),
@@ -146,11 +146,11 @@ class Pan2024Steps(Steps):
         return stack_text([state.text for state in states], self.calls.spec(graph).least("L"))
 
     def thresholds(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the scores [E,N] of queries must exceed: float32 [E]."""
+        """Return the thresholds float32 [E] for scores [E,N]."""
         return thresholds(scores, self._threshold, self._settings.fallback)
 
     def record_choices(self, replayed: NDArray[np.int64] | None = None) -> SlotChoices:
-        """Record which query takes each slot, or replay what was recorded."""
+        """Record the query in each slot, or replay recorded orders."""
         choices = SlotChoices(self._config.alignment, len(self._expressions), replayed)
         for state, tracker in zip(self._expressions.values(), choices.trackers, strict=True):
             state.tracker = tracker
@@ -159,21 +159,21 @@ class Pan2024Steps(Steps):
 
 @dataclass(frozen=True)
 class _StartedFrame:
-    """A frame that the frame decoder was queued for."""
+    """Hold a frame whose frame decoder is queued."""
 
     steps: Pan2024Steps
     decoded: Mapping[str, Tensor]
     cues: PendingArrays
 
     def advance(self) -> tuple[Tensor, ...]:
-        """Wait for the cues, and advance the slots."""
+        """Wait for the cues, and update the slots."""
         with self.steps.calls.stage("alignment"):
             return self.steps.advance(self.decoded, self.cues.get())
 
 
 @dataclass(frozen=True)
 class _Decision:
-    """The video decoder's answer for the expressions that had seen a frame."""
+    """Hold the video decoder's answer for the expressions that have seen a frame."""
 
     steps: Pan2024Steps
     rows: Mapping[int, int]
@@ -183,7 +183,7 @@ class _Decision:
     def mask_maker(
         self, kept: Sequence[Tensor], then: Sequence[int], now: Sequence[int], occasion: str
     ) -> MaskMaker:
-        """Gather what the mask head needs."""
+        """Gather the inputs of the mask head."""
         features, embeddings = kept
         row_then = {number: row for row, number in enumerate(then)}
         of_frame = np.array([row_then[number] for number in now])
@@ -200,7 +200,7 @@ class _Decision:
 
 @dataclass(frozen=True)
 class _MaskMaker:
-    """One frame's inputs of the mask head."""
+    """Hold one frame's inputs of the mask head."""
 
     steps: Pan2024Steps
     scores: NDArray[np.float32]
@@ -209,10 +209,10 @@ class _MaskMaker:
 
     @property
     def thresholds(self) -> NDArray[np.float32]:
-        """By the settings' threshold and fallback."""
+        """Return the thresholds by the stream's threshold and fallback."""
         return self.steps.thresholds(self.scores)
 
     def mask_logits(self, thresholds: NDArray[np.float32]) -> Tensor:
-        """Unite the masks of the queries that pass."""
+        """Return the united mask logits of the queries that pass."""
         inputs = {**self.inputs, "threshold": thresholds}
         return self.steps.calls.run("mask_head", inputs, self.occasion)["mask_logits"]

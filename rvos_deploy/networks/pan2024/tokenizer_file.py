@@ -1,4 +1,4 @@
-"""CLIP's tokenizer, written for the ``tokenizers`` library."""
+"""Write CLIP's tokenizer for the ``tokenizers`` library."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rvos_deploy.graph_io import probe
 from rvos_deploy.graph_io.tokenizer import END_OF_TEXT, START_OF_TEXT
 
 _MERGES = probe.END_OF_TEXT - 1 - 2 * 256
-# Words, as CLIP splits them; cleaned text is lower-case already. Special tokens are no words: see
-# rvos_deploy/graph_io/tokenizer.py. CLIP ignores case, so that the long s is an s after an
-# apostrophe, and U+0345 belongs to no word: case folds it into a letter on one side only.
+# CLIP's pattern for words in cleaned text, which is lower-case. Special tokens are not words: see
+# rvos_deploy/graph_io/tokenizer.py. CLIP's pattern ignores case. So the long s matches an s after
+# an apostrophe. U+0345 belongs to no word, because case folding makes it a letter in one direction.
 _WORDS = r"'[s\x{017F}]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{0345}]+"
 
 
@@ -38,7 +38,7 @@ def write_tokenizer(file: Path) -> None:
     )
     tokenizer.decoder = decoders.ByteLevel()
     content = json.loads(tokenizer.to_str())
-    # Each pair as one string, which is a fifth of the file shorter.
+    # A merge as one string makes the file a fifth shorter.
     content["model"]["merges"] = [" ".join(pair) for pair in merges]
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     file.write_text(text, encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Optional C++ operators that make training on a CPU bearable; never needed to export or run."""
+"""Optional C++ operators for training on a CPU; export and runtime do not need them."""

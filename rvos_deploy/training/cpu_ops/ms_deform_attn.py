@@ -1,7 +1,7 @@
-"""Deformable attention in C++ for training on a CPU: several times the speed of ``grid_sample``.
+"""Compute deformable attention in C++ for training on a CPU, much faster than ``grid_sample``.
 
-Built on first use by ``torch.utils.cpp_extension``; ``missing_to_build`` says what that needs.
-Exporting and running never use it.
+``torch.utils.cpp_extension`` builds the operator on first use; ``missing_to_build`` lists what the
+build needs. Export and runtime do not use it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only"]
 
 
 def missing_to_build() -> str | None:
-    """Return what this machine lacks to build the operator, or None."""
+    """Return what the build needs and this machine lacks, or None."""
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None:
         return f"the C++ compiler '{compiler}' (Debian: apt-get install g++)"
@@ -89,12 +89,12 @@ def ms_deform_attn_cpu(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """Inputs and result of ``modules/deformable_attention.py: ms_deform_attn``.
+    """Compute ``modules/deformable_attention.py: ms_deform_attn``, with the same arguments.
 
-    Computes in float32 (float64 where ``value`` is); low-precision inputs are converted.
+    The computation is in float32 (float64 where ``value`` is); narrower inputs are converted.
 
     Raises:
-        BackendError: the operator cannot be built here.
+        BackendError: the operator cannot be built on this machine.
     """
     kind = torch.promote_types(value.dtype, torch.float32)
     levels = sampling_offsets.shape[3]
@@ -111,7 +111,7 @@ def ms_deform_attn_cpu(
 
 @contextmanager
 def cpp_ops() -> Iterator[None]:
-    """Let the network use the C++ operator within this block."""
+    """Make the network use the C++ operator within this block."""
     _extension()
     plain = deformable_attention.eager_ms_deform_attn
     deformable_attention.eager_ms_deform_attn = ms_deform_attn_cpu

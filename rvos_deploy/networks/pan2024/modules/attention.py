@@ -1,4 +1,4 @@
-"""Multi-head attention and the layers around it, written in operators that every export has."""
+"""Define multi-head attention and the layers around it, in operators that every export has."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 from torch import Tensor, nn
 
 HIDDEN = -1e4
-"""Added to the logits of hidden keys. Finite, because -inf turns into NaN in fp16; its exponential
-is exactly zero in every type."""
+"""Added to the logits of hidden keys. It is finite, because -inf becomes NaN in fp16; its
+exponential is exactly zero in every type."""
 
 
-def hide(mask: Tensor) -> Tensor:
-    """Turn a bool mask (True: hidden) into float32 logits to be added."""
+def additive_mask(mask: Tensor) -> Tensor:
+    """Return the attention bias, float32, of a bool mask (True: hidden)."""
     return mask.float() * HIDDEN
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """Softmax over the last axis in float32, whatever the type of the logits."""
+    """Compute softmax over the last axis in float32; the result has the type of the logits."""
     return torch.softmax(logits.float(), dim=-1).to(logits.dtype)
 
 
 class MultiHeadAttention(nn.Module):
-    """Scaled dot-product attention with separate projections (Vaswani et al. 2017)."""
+    """Compute scaled dot-product attention with separate projections (Vaswani et al. 2017)."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -41,16 +41,13 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     ) -> Tensor:
-        """Attend.
+        """Return the attended values [B,Q,C].
 
         Args:
             query: [B,Q,C].
             key: [B,K,C].
             value: [B,K,C].
             bias: float32, added to the logits; broadcasts to [B,heads,Q,K].
-
-        Returns:
-            [B,Q,C].
         """
         q = self._split(self.query(query)) * (1.0 / math.sqrt(self.head_dim))
         k = self._split(self.key(key))
@@ -61,12 +58,12 @@ class MultiHeadAttention(nn.Module):
         return self.output((softmax(logits) @ v).transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
-        """[B,K,C] -> [B,heads,K,C/heads]."""
+        """Split the heads: [B,K,C] to [B,heads,K,C/heads]."""
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
 
 class CrossAttentionLayer(nn.Module):
-    """Post-norm residual cross-attention, positions added to queries and keys."""
+    """Apply residual cross-attention, post-norm; positions are added to queries and keys."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -81,14 +78,14 @@ class CrossAttentionLayer(nn.Module):
         memory_position: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """Queries [B,Q,C] read memory [B,K,C]; positions broadcast to them."""
+        """Return queries [B,Q,C] updated from memory [B,K,C]; positions broadcast to them."""
         key = memory if memory_position is None else memory + memory_position
         read = self.attention(queries + query_position, key, memory, bias)
         return self.norm(queries + read)
 
 
 class SelfAttentionLayer(nn.Module):
-    """Post-norm residual self-attention, position added to queries and keys."""
+    """Apply residual self-attention, post-norm; the position is added to queries and keys."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -98,13 +95,13 @@ class SelfAttentionLayer(nn.Module):
     def forward(
         self, tokens: Tensor, position: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        """[B,K,C] -> [B,K,C]."""
-        placed = tokens if position is None else tokens + position
-        return self.norm(tokens + self.attention(placed, placed, tokens, bias))
+        """Return updated tokens [B,K,C]; the position broadcasts to them."""
+        positioned = tokens if position is None else tokens + position
+        return self.norm(tokens + self.attention(positioned, positioned, tokens, bias))
 
 
 class FeedForwardLayer(nn.Module):
-    """Post-norm residual two-layer perceptron with ReLU."""
+    """Apply a residual two-layer perceptron with ReLU, post-norm."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -116,12 +113,12 @@ class FeedForwardLayer(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[...,C] -> [...,C]."""
+        """Return updated tokens [...,C]."""
         return self.norm(tokens + self.shrink(torch.relu(self.expand(tokens))))
 
 
 class Mlp(nn.Sequential):
-    """Linear layers with ReLU between them: ``Mlp(in, hidden, ..., out)``."""
+    """Stack linear layers with ReLU between them: ``Mlp(in, hidden, ..., out)``."""
 
     def __init__(self, *dims: int) -> None:
         layers: list[nn.Module] = []

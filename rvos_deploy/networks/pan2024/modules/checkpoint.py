@@ -1,7 +1,7 @@
-"""Checkpoints: weights, and what they say of the network that they belong to.
+"""Read and write checkpoints: weights, and a record of the network they belong to.
 
-Safetensors only: nothing is ever unpickled. The file's metadata holds a ``Provenance``, so that the
-weights cannot be loaded into another network than the one that was trained.
+Checkpoints are safetensors files, and nothing is unpickled. The file's metadata holds a
+``Provenance``, so weights cannot be loaded into a network other than the trained one.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ CLIP_PREFIX = "clip."
 _METADATA = "rvos_deploy"
 _SCHEMA = 1
 _FREE = ("name", "clip_pretrained", "input_size", "threshold")
-"""Fields of a configuration that do not change what weights mean."""
+"""Fields of a configuration that do not change the meaning of weights."""
 
 _Line = Annotated[str, msgspec.Meta(max_length=1024)]
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a checkpoint records of its network.
+    """Record the network that a checkpoint belongs to.
 
     Attributes:
-        model: the configuration, as ``ModelConfig.as_dict`` gives it.
+        model: the configuration, from ``ModelConfig.as_dict``.
         clip: fingerprint of the frozen CLIP part that the weights were trained with.
         clip_source: file or open_clip tag of that part.
         step: optimizer steps done.
@@ -50,7 +50,7 @@ class Provenance:
 
     @property
     def config(self) -> ModelConfig:
-        """The configuration. Raises InputError for one that this version does not know."""
+        """Return the configuration. Raises InputError if this version does not know it."""
         return ModelConfig.from_dict(self.model)
 
 
@@ -61,10 +61,10 @@ def write_checkpoint(file: Path, state: Mapping[str, Tensor], provenance: Proven
 
 
 def read_provenance(file: Path) -> Provenance | None:
-    """What a checkpoint says of its network; None for one that says nothing (of older versions).
+    """Return the provenance of a checkpoint; None for checkpoints of versions that wrote none.
 
     Raises:
-        InputError: it cannot be read, or says it in another form.
+        InputError: the file cannot be read, or its metadata are damaged.
     """
     try:
         with safe_open(file, "pt") as stored:
@@ -85,7 +85,7 @@ def check_configuration(file: Path, provenance: Provenance, config: ModelConfig)
     """Refuse weights that were trained with another configuration.
 
     Raises:
-        InputError: names the fields that differ, and what they were in training.
+        InputError: fields differ; the message names them and their values in training.
     """
     trained, asked = provenance.config.as_dict(), config.as_dict()
     differing = [name for name in asked if name not in _FREE and asked[name] != trained[name]]
@@ -100,7 +100,7 @@ def check_configuration(file: Path, provenance: Provenance, config: ModelConfig)
 
 
 def clip_fingerprint(clip: nn.Module) -> str:
-    """Hash of every weight of a CLIP part: 32 hex digits, the same on every device."""
+    """Return a hash of all weights of a CLIP part: 32 hex digits, the same on every device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(clip.state_dict().items()):
         values = tensor.detach().cpu().contiguous()
@@ -110,10 +110,16 @@ def clip_fingerprint(clip: nn.Module) -> str:
 
 
 def check_clip(file: Path, provenance: Provenance, clip: nn.Module, source: str | None) -> None:
-    """Refuse a CLIP part that the weights were not trained with; ``source`` names it, if any.
+    """Refuse a CLIP part that the weights were not trained with.
+
+    Args:
+        file: the checkpoint.
+        provenance: of the checkpoint.
+        clip: the CLIP part at hand.
+        source: its file or tag, for the message.
 
     Raises:
-        InputError: says which one is needed.
+        InputError: the fingerprints differ; the message names the needed CLIP part.
     """
     if clip_fingerprint(clip) != provenance.clip:
         found = f"{source} holds other weights" if source else "these weights differ"
@@ -124,10 +130,10 @@ def check_clip(file: Path, provenance: Provenance, clip: nn.Module, source: str 
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, mapped into memory.
+    """Return all tensors of a safetensors file, mapped into memory.
 
     Raises:
-        InputError: it is missing, no regular file, damaged, or of another format.
+        InputError: the file is missing, not regular, damaged, or of another format.
     """
     if not file.is_file():
         raise InputError(f"{file} does not exist, or is no regular file")
@@ -138,11 +144,11 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def load_checkpoint(network: RvosNetwork, file: Path) -> bool:
-    """Load a checkpoint; returns whether it also held the frozen CLIP part.
+    """Load a checkpoint, and return whether it also holds the frozen CLIP part.
 
     Raises:
-        InputError: not a safetensors file, or not of this configuration; names the first weights
-            that differ.
+        InputError: the file is not safetensors, or not of this configuration; the message names
+            the first weights that differ.
     """
     if not file.is_file():
         raise InputError(f"checkpoint {file} does not exist; give a .safetensors file")
@@ -164,14 +170,14 @@ def load_state(
     """Load weights into a module, all of them or none.
 
     Args:
-        module: takes the weights.
+        module: receives the weights.
         state: the weights, by name.
-        needed: names of the weights that must be there.
-        source: where they come from, for errors.
+        needed: names that ``state`` must have.
+        source: of the weights, for errors.
         config: name of the module's configuration, for errors.
 
     Raises:
-        InputError: names, sizes or kinds of numbers differ; names the first ones.
+        InputError: names, sizes or types differ; the message names the first weights that differ.
     """
     own = module.state_dict()
     _refuse(source, config, "lacks", sorted(needed - set(state)))

@@ -1,4 +1,4 @@
-"""The frozen convolutional CLIP: image features at four strides, text features of every token."""
+"""Run the frozen convolutional CLIP: image features at four strides, features of every token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.networks.pan2024.config import ModelConfig
-from rvos_deploy.networks.pan2024.modules.attention import hide
+from rvos_deploy.networks.pan2024.modules.attention import additive_mask
 from rvos_deploy.networks.pan2024.modules.clip_weights import find_clip_weights
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -25,7 +25,7 @@ open_clip.add_model_config(Path(__file__).parent / "clip_configs")
 
 
 class ImageFeatures(NamedTuple):
-    """Raw outputs of the ConvNeXt stages: float [B,channels,H/stride,W/stride]."""
+    """Hold raw outputs of the ConvNeXt stages: float [B,channels,H/stride,W/stride]."""
 
     res2: Tensor
     res3: Tensor
@@ -34,7 +34,7 @@ class ImageFeatures(NamedTuple):
 
 
 class TextFeatures(NamedTuple):
-    """tokens float [E,L,width]; sentence float [E,embed]; padding bool [E,L], True past the end."""
+    """Hold tokens float [E,L,width], sentence float [E,embed] and padding bool [E,L]."""
 
     tokens: Tensor
     sentence: Tensor
@@ -42,12 +42,12 @@ class TextFeatures(NamedTuple):
 
 
 class FrozenClip(nn.Module):
-    """An open_clip ConvNeXt model that stays in eval mode and never takes a gradient.
+    """Wrap an open_clip ConvNeXt model that stays in eval mode and has no gradients.
 
-    Source: open_clip (Ilharco et al.); feature taps as FC-CLIP (Yu et al. 2023).
+    Source: open_clip (Ilharco et al.); image features at four strides as FC-CLIP (Yu et al. 2023).
     """
 
-    # open_clip's classes differ by model, and name their parts without types.
+    # open_clip's classes differ by model, and their attributes have no types.
     model: Any
     mean: Tensor
     std: Tensor
@@ -61,27 +61,27 @@ class FrozenClip(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> FrozenClip:
-        """Stay in eval mode: drop path and dropout must never disturb frozen features."""
+        """Stay in eval mode: drop path and dropout must not disturb frozen features."""
         super().train(False)
         return self
 
     @property
     def image_channels(self) -> list[int]:
-        """Channels of res2..res5."""
+        """Return the channels of res2 to res5."""
         return [info["num_chs"] for info in self.model.visual.trunk.feature_info]
 
     @property
     def text_width(self) -> int:
-        """Width of the text tower's tokens."""
+        """Return the width of the text tower's tokens."""
         return int(self.model.positional_embedding.shape[1])
 
     @property
     def embed_dim(self) -> int:
-        """Width of the projected sentence feature."""
+        """Return the width of the projected sentence feature."""
         return int(self.model.text_projection.shape[1])
 
     def image_features(self, frames: Tensor) -> ImageFeatures:
-        """Run the trunk once, whatever the number of expressions.
+        """Return image features; one run serves any number of expressions.
 
         Args:
             frames: uint8 [B,H,W,3] RGB; H and W multiples of 32.
@@ -90,18 +90,18 @@ class FrozenClip(nn.Module):
         dtype = self.model.token_embedding.weight.dtype
         x = (frames.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
         x = trunk.stem(x.to(dtype))
-        taps = []
+        outputs = []
         for stage in trunk.stages:
             x = stage(x)
-            taps.append(x)
-        return ImageFeatures(*taps)
+            outputs.append(x)
+        return ImageFeatures(*outputs)
 
     def word_embeddings(self, token_ids: Tensor) -> Tensor:
-        """What the text tower is given of each token, before positions: float [E,L,width]."""
+        """Return the token embeddings, without positions: float [E,L,width]."""
         return self.model.token_embedding(token_ids)
 
     def text_features(self, token_ids: Tensor) -> TextFeatures:
-        """States of every token after the final norm, and the projected end-of-text state.
+        """Return every token's state after the final norm, and the projected end-of-text state.
 
         Args:
             token_ids: int64 [E,L], L at most 77: start of text, tokens, end of text, zeros.
@@ -109,10 +109,10 @@ class FrozenClip(nn.Module):
         model = self.model
         length = token_ids.shape[1]
         position = torch.arange(length, device=token_ids.device)
-        causal = hide(position[None, :] > position[:, None])
+        causal = additive_mask(position[None, :] > position[:, None])
         x = self.word_embeddings(token_ids) + model.positional_embedding[:length]
         x = model.ln_final(model.transformer(x, attn_mask=causal.to(x.dtype)))
-        # End of text is the largest id, so argmax finds its first occurrence.
+        # The end-of-text id is the largest, so argmax finds its first occurrence.
         end = token_ids.argmax(dim=-1)
         padding = position[None, :] > end[:, None]
         last = x.gather(1, end[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
@@ -128,21 +128,21 @@ def build_clip(config: ModelConfig, weights: str | None = None) -> FrozenClip:
             weights.
 
     Raises:
-        InputError: when the weights cannot be had; names the tag and the ways out.
+        InputError: the weights cannot be loaded; the message names the tag and the alternatives.
     """
     if config.clip not in open_clip.list_models():
         raise InputError(
             f"open_clip {open_clip.__version__} knows no model '{config.clip}'; see "
             "open_clip.list_models()"
         )
-    # open_clip would open a FIFO and wait.
+    # open_clip would block on a FIFO.
     if weights is not None and Path(weights).exists() and not Path(weights).is_file():
         raise InputError(f"CLIP weights '{weights}' are no regular file; pass a file or a tag")
     file = None if weights is None else find_clip_weights(config.clip, weights)
     try:
         with _quiet(random=weights is None):
             model = open_clip.create_model(config.clip, pretrained=file)
-    except Exception as error:  # open_clip, torch and the hub each raise their own
+    except Exception as error:  # open_clip, torch and the hub share no error class
         if weights is None:
             raise
         raise InputError(_weights_message(config, weights, error)) from error
@@ -166,7 +166,7 @@ def _weights_message(config: ModelConfig, weights: str, error: Exception) -> str
 
 @contextmanager
 def _quiet(random: bool) -> Iterator[None]:
-    """Keep back what open_clip logs: errors are raised, random weights were asked for."""
+    """Drop open_clip's log records: errors are raised, and random weights were requested."""
 
     def passes(record: logging.LogRecord) -> bool:
         return record.levelno < (logging.WARNING if random else logging.ERROR)

@@ -1,4 +1,4 @@
-"""Finds the file of CLIP's weights: a path, or an open_clip tag in the cache or on its hub."""
+"""Find the file of CLIP's weights: a path, or an open_clip tag in the cache or on its hub."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from rvos_deploy.errors import InputError
 Result = TypeVar("Result")
 
 HUB_SECONDS = 3.0
-"""How long the hub may take to answer. Its own client retries for 90 s without a network."""
+"""Seconds that the hub may take to answer. Its client retries for 90 s without a network."""
 
 _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""What a repository of open_clip's hub holds; the first is preferred."""
+"""File names in a repository of open_clip's hub, the preferred one first."""
 
 
 def find_clip_weights(architecture: str, weights: str) -> str:
-    """Return what open_clip loads: the path of a file, fetched from the hub where needed.
+    """Return what open_clip loads: the path of a file, fetched from the hub if needed.
 
     Args:
         architecture: an open_clip model name.
         weights: a file, or a tag of this architecture.
 
     Raises:
-        InputError: neither a file nor a tag, or the hub cannot be reached; names the file that is
-            needed, its address, and the option that takes it.
+        InputError: ``weights`` is neither a file nor a tag, or the hub is unreachable. The message
+            names the needed file, its address and the option for a local file.
     """
     if Path(weights).is_file():
         return weights
@@ -44,7 +44,7 @@ def find_clip_weights(architecture: str, weights: str) -> str:
     repository = open_clip.get_pretrained_cfg(architecture, weights).get("hf_hub", "")
     name, _, file = repository.rpartition("/")
     if not name:
-        return weights  # published elsewhere than on the hub: open_clip fetches it
+        return weights  # not published on the hub; open_clip fetches the tag
     return _from_hub(architecture, weights, name, (file,) if file else _FILES)
 
 
@@ -59,7 +59,7 @@ def _from_hub(architecture: str, tag: str, repository: str, files: tuple[str, ..
         address = huggingface_hub.hf_hub_url(repository, file, endpoint=endpoint)
         try:
             _within(
-                HUB_SECONDS + 1,  # a name server that does not answer is not the client's time-out
+                HUB_SECONDS + 1,  # the client's time-out excludes the name server's
                 lambda address=address: huggingface_hub.get_hf_file_metadata(  # type: ignore[misc]
                     address, timeout=HUB_SECONDS
                 ),
@@ -85,7 +85,7 @@ def _unreachable(architecture: str, tag: str, address: str, error: Exception) ->
 
 
 def _within(seconds: float, call: Callable[[], Result]) -> Result:
-    """Call in a thread that is left behind when it takes longer. Raises TimeoutError then."""
+    """Call in a daemon thread; after ``seconds`` abandon the thread and raise TimeoutError."""
     outcome: list[Result | BaseException] = []
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""The cross-modal encoder: image and text tokens refine each other, then a pyramid to stride 4."""
+"""Encode image and text together, and build mask features at stride 4."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.networks.pan2024.modules.attention import (
     FeedForwardLayer,
     SelfAttentionLayer,
-    hide,
+    additive_mask,
     softmax,
 )
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures
@@ -22,10 +22,13 @@ from rvos_deploy.networks.pan2024.modules.position import pixel_centres, sine_po
 
 
 class EncodedFrame(NamedTuple):
-    """What the encoder makes of frames and their text.
+    """Hold the output of the encoder.
 
-    mask_features [B,C,H/4,W/4]; levels: three [B,S,C] at strides 8, 16, 32, with ``shapes``
-    (height, width) each; text [B,L,C]; image: the features that were encoded.
+    mask_features: [B,C,H/4,W/4].
+    levels: three tensors [B,S,C], at strides 8, 16 and 32.
+    shapes: (height, width) of the levels.
+    text: [B,L,C], the fused text tokens.
+    image: the features that were encoded.
     """
 
     mask_features: Tensor
@@ -36,9 +39,9 @@ class EncodedFrame(NamedTuple):
 
 
 class BidirectionalAttention(nn.Module):
-    """Image and text attend to each other through one similarity matrix.
+    """Let image and text attend to each other through one similarity matrix.
 
-    Pre-norm on both streams, residual on the un-normalised ones, LayerScale (GroundingDINO, GLIP).
+    Both streams have a pre-norm, a residual connection and LayerScale (GroundingDINO, GLIP).
     """
 
     def __init__(self, dim: int, inner_dim: int, num_heads: int, layer_scale: float) -> None:
@@ -57,7 +60,7 @@ class BidirectionalAttention(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, image: Tensor, text: Tensor, text_bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Image [B,S,C] and text [B,L,C] -> both; text_bias [B,1,1,L] hides padding."""
+        """Return updated image [B,S,C] and text [B,L,C]; ``text_bias`` [B,1,1,L] hides padding."""
         v, x = self.image_norm(image), self.text_norm(text)
         query, key = self._split(self.image_query(v)), self._split(self.text_key(x))
         similarity = (query * self.scale) @ key.transpose(-2, -1)
@@ -75,7 +78,7 @@ class BidirectionalAttention(nn.Module):
 
 
 class CrossModalLayer(nn.Module):
-    """Bi-directional attention, text self-attention, deformable self-attention of the image."""
+    """Apply bidirectional attention, then self-attention of the text and of the image."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -100,7 +103,7 @@ class CrossModalLayer(nn.Module):
         reference_points: Tensor,
         level_shapes: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Image [B,S,C] and text [B,L,C] -> both."""
+        """Return updated image [B,S,C] and text [B,L,C]."""
         if self.text_fusion:
             image, text = self.fusion(image, text, text_bias)
             text = self.text_ffn(self.text_attention(text, bias=text_bias))
@@ -108,7 +111,7 @@ class CrossModalLayer(nn.Module):
 
 
 class CrossModalEncoder(nn.Module):
-    """Six (by default) cross-modal layers over strides 8..32, then an FPN step to stride 4.
+    """Apply cross-modal layers to strides 8 to 32, then one FPN step to stride 4.
 
     Pixel decoder after Mask2Former (Cheng et al. 2022), fusion after GroundingDINO (Liu et al.
     2023).
@@ -128,11 +131,11 @@ class CrossModalEncoder(nn.Module):
         self.mask_features = _xavier(nn.Conv2d(dim, dim, kernel_size=1))
 
     def forward(self, features: ImageFeatures, text: Tensor, padding: Tensor) -> EncodedFrame:
-        """Encode.
+        """Encode B texts with their frames.
 
         Args:
             features: of B frames, or of one frame that all B texts share.
-            text: [B,L,C] resized text tokens.
+            text: resized text tokens [B,L,C].
             padding: bool [B,L], True where there is no token.
         """
         maps = [
@@ -142,7 +145,7 @@ class CrossModalEncoder(nn.Module):
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
         tokens, position, centres = self._tokens(maps, shapes, text.shape[0])
         level_shapes = _level_shapes(shapes, text.device)
-        text_bias = hide(padding)[:, None, None]
+        text_bias = additive_mask(padding)[:, None, None]
         for layer in self.layers:
             tokens, text = layer(tokens, text, text_bias, position, centres, level_shapes)
         levels = list(tokens.split([height * width for height, width in shapes], dim=1))
@@ -152,7 +155,7 @@ class CrossModalEncoder(nn.Module):
     def _tokens(
         self, maps: list[Tensor], shapes: list[tuple[int, int]], batch: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Flatten the pyramid: tokens [B,S,C], their positions [S,C] and pixel centres [S,2]."""
+        """Return the pyramid's tokens [B,S,C], their positions [S,C] and pixel centres [S,2]."""
         device = maps[0].device
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
         position = torch.cat(
@@ -166,23 +169,23 @@ class CrossModalEncoder(nn.Module):
         return tokens.expand(batch, -1, -1), position.to(tokens.dtype), centres
 
     def _to_stride_4(self, res2: Tensor, level: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Mask features [B,C,H/4,W/4] from res2 and the stride-8 level [B,S,C]."""
+        """Return mask features [B,C,H/4,W/4] from res2 and the level [B,S,C] at stride 8."""
         stride_8 = level.transpose(1, 2).unflatten(2, shape)
         upsampled = F.interpolate(stride_8, scale_factor=2.0, mode="bilinear", align_corners=False)
         return self.mask_features(self.fpn(self.lateral(res2) + upsampled))
 
 
 def _level_shapes(shapes: list[tuple[int, int]], device: torch.device) -> Tensor:
-    """int32 [levels,2]: (height, width) of each level."""
+    """Return (height, width) of each level: int32 [levels,2]."""
     sides = [torch.scalar_tensor(side, dtype=torch.int32) for shape in shapes for side in shape]
     return torch.stack(sides).view(-1, 2).to(device)
 
 
 class WideGroupNorm(nn.GroupNorm):
-    """Group norm that computes in float32, whatever the type of its input and weights."""
+    """Compute group norm in float32, whatever the type of input and weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,C,...] -> the same shape and type."""
+        """Normalise [B,C,...]; shape and type stay."""
         weight, bias = self.weight.float(), self.bias.float()
         return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
 

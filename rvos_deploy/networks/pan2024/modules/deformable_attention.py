@@ -1,8 +1,7 @@
-"""Multi-scale deformable attention (Zhu et al. 2021), as one operator and the layer around it.
+"""Define multi-scale deformable attention (Zhu et al. 2021): the operator and its layer.
 
-The operator takes what the network's linear layers give (raw offsets and logits), so that softmax
-and location arithmetic can be fused into it: see ``rvos_deploy.export.ms_deform_attn`` for its ONNX
-form.
+The operator reads raw offsets and logits from the network's linear layers, so softmax and location
+arithmetic can be fused into it. ``rvos_deploy.export.ms_deform_attn`` has its ONNX form.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ def ms_deform_attn(
     """Sum samples of every level around each query's reference point, with softmax weights.
 
     Coordinates are those of ``grid_sample`` with ``align_corners=False`` and zero padding: the
-    centre of pixel i of W lies at (i + 0.5) / W, and what lies outside the map is 0.
+    centre of pixel i of W is (i + 0.5) / W, and values outside the map are 0.
 
     Args:
-        value: [B,S,heads,D]: the levels' pixels, row by row, one level after the other.
-        level_shapes: int32 [levels,2]: (height, width); the areas add up to S.
-        reference_points: float32 [Q,2]: (x, y) in 0..1, the same for all levels.
-        sampling_offsets: [B,Q,heads,levels,points,2]: (x, y) in pixels of the level.
-        attention_logits: [B,Q,heads,levels*points]: softmax runs over the last axis.
+        value: [B,S,heads,D], the pixels of the levels, row by row, concatenated.
+        level_shapes: int32 [levels,2], (height, width); the areas sum to S.
+        reference_points: float32 [Q,2], (x, y) in 0..1, the same for all levels.
+        sampling_offsets: [B,Q,heads,levels,points,2], (x, y) in pixels of the level.
+        attention_logits: [B,Q,heads,levels*points]; softmax is over the last axis.
 
     Returns:
-        [B,Q,heads*D], in the type of ``value``; coordinates, softmax and sums are float32 (or
-        float64 where ``value`` is).
+        [B,Q,heads*D], in the type of ``value``. Coordinates, softmax and sums are float32
+        (float64 where ``value`` is).
     """
     if torch.onnx.is_in_onnx_export():
         return _onnx_node(value, level_shapes, reference_points, sampling_offsets, attention_logits)
@@ -53,7 +52,7 @@ def _grid_sample_ms_deform_attn(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """The plain form: one ``grid_sample`` a level."""
+    """Sample with one ``grid_sample`` a level."""
     batch, _, heads, head_dim = value.shape
     queries, levels = sampling_offsets.shape[1], sampling_offsets.shape[3]
     shapes: list[list[int]] = level_shapes.tolist()
@@ -75,11 +74,11 @@ def _grid_sample_ms_deform_attn(
 
 
 eager_ms_deform_attn = _grid_sample_ms_deform_attn
-"""What runs in eager PyTorch; training on a CPU may put a faster one here."""
+"""Implementation in eager PyTorch. Training on a CPU may replace it with a faster one."""
 
 
 def _onnx_node(value: Tensor, *inputs: Tensor) -> Tensor:
-    """One node ``rvos::MSDeformAttn``: a plugin where one is registered, else its function body."""
+    """Emit one node ``rvos::MSDeformAttn``: a plugin if one is registered, else a function."""
     batch, _, heads, head_dim = value.shape
     queries = inputs[2].shape[1]
     return torch.onnx.ops.symbolic(
@@ -93,7 +92,7 @@ def _onnx_node(value: Tensor, *inputs: Tensor) -> Tensor:
 
 
 class DeformableAttentionLayer(nn.Module):
-    """Deformable self-attention of a feature pyramid, then a feed-forward layer; both post-norm."""
+    """Apply deformable self-attention to a pyramid, then a feed-forward layer; both post-norm."""
 
     def __init__(self, dim: int, num_heads: int, levels: int, points: int, ffn_dim: int) -> None:
         super().__init__()
@@ -107,7 +106,7 @@ class DeformableAttentionLayer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """As Deformable DETR: each head looks in its own direction, points further and further."""
+        """Initialise as Deformable DETR: one direction a head, the points at growing distances."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack((angles.cos(), angles.sin()), -1)
@@ -125,14 +124,21 @@ class DeformableAttentionLayer(nn.Module):
     def forward(
         self, tokens: Tensor, position: Tensor, reference_points: Tensor, level_shapes: Tensor
     ) -> Tensor:
-        """[B,S,C] -> [B,S,C]; position broadcasts to it, reference points are [S,2]."""
-        placed = tokens + position
-        offsets = self.sampling_offsets(placed)
+        """Return updated tokens [B,S,C].
+
+        Args:
+            tokens: [B,S,C].
+            position: broadcasts to the tokens.
+            reference_points: float32 [S,2], (x, y) in 0..1.
+            level_shapes: int32 [levels,2].
+        """
+        positioned = tokens + position
+        offsets = self.sampling_offsets(positioned)
         read = ms_deform_attn(
             self.value(tokens).unflatten(-1, (self.num_heads, -1)),
             level_shapes,
             reference_points,
             offsets.unflatten(-1, (self.num_heads, self.levels, self.points, 2)),
-            self.attention_logits(placed).unflatten(-1, (self.num_heads, -1)),
+            self.attention_logits(positioned).unflatten(-1, (self.num_heads, -1)),
         )
         return self.ffn(self.norm(tokens + self.output(read)))

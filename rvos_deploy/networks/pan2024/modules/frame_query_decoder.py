@@ -1,4 +1,4 @@
-"""The frame query decoder: per frame, N queries find the objects that the sentence may mean."""
+"""Decode N queries in each frame that find the objects that the sentence may mean."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rvos_deploy.networks.pan2024.config import ModelConfig
-from rvos_deploy.networks.pan2024.modules.attention import Mlp, hide
+from rvos_deploy.networks.pan2024.modules.attention import Mlp, additive_mask
 from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import EncodedFrame
 from rvos_deploy.networks.pan2024.modules.position import pixel_centres, sine_position_2d
-from rvos_deploy.networks.pan2024.modules.query_layer import QueryLayer
+from rvos_deploy.networks.pan2024.modules.query_layer import AttentionMemory, QueryLayer
 
 
 class FramePrediction(NamedTuple):
-    """One prediction: logits [B,N,2] (object, no object) and mask embeddings [B,N,C]."""
+    """Hold logits [B,N,2] (object, no object) and mask_embeddings [B,N,C]."""
 
     logits: Tensor
     mask_embeddings: Tensor
 
 
-class SlotFacts(NamedTuple):
-    """What is known of each slot of a frame, before it is put into one token.
+class QueryDescriptors(NamedTuple):
+    """Describe each query of a frame, before the description becomes one token.
 
-    queries [B,N,C], normed; position float32 [B,N,5] of the mask (:func:`mask_position`); content
-    [B,N,K], CLIP's features under the mask, of strides 8, 16 and 32 one after the other; score
-    float32 [B,N], the probability of being an object's query.
+    queries: [B,N,C], normalised.
+    position: float32 [B,N,5] of the mask (:func:`mask_position`).
+    content: [B,N,K], CLIP's features under the mask, at strides 8, 16 and 32, concatenated.
+    score: float32 [B,N], the probability that the query has an object.
     """
 
     queries: Tensor
@@ -37,17 +38,20 @@ class SlotFacts(NamedTuple):
 
 
 class DecodedFrame(NamedTuple):
-    """queries [B,N,C]: the frame tokens; every prediction, the initial one first (for the losses);
-    what the tokens were made from.
+    """Hold the output of the frame query decoder.
+
+    queries: [B,N,C], the frame tokens.
+    predictions: of every layer, the initial one first, for the losses.
+    descriptors: what the tokens are made from.
     """
 
     queries: Tensor
     predictions: list[FramePrediction]
-    facts: SlotFacts
+    descriptors: QueryDescriptors
 
 
 class FrameQueryDecoder(nn.Module):
-    """Masked attention decoder with text attention; queries start from the sentence.
+    """Decode queries by masked attention and text attention, starting from the sentence.
 
     Sources: Mask2Former (Cheng et al. 2022), LMPM (Ding et al. 2023), DsHmp (He and Ding 2024).
     """
@@ -66,20 +70,20 @@ class FrameQueryDecoder(nn.Module):
         self.mask_embedding = Mlp(dim, dim, dim, dim)
         self.mask_position = Mlp(POSITION_NUMBERS + 1, dim, dim) if config.mask_position else None
         self.mask_content = MaskContent(image_channels[1:], dim) if config.mask_content else None
-        # Most of a query is its own embedding, whatever it lies on; a token starts with little of
-        # that where something else says what and where its object is.
+        # Most of a query is its own embedding, whichever object it covers. So a token starts with
+        # a small share of the query where its descriptors tell what and where the object is.
         described = config.mask_position or config.mask_content
         self.query_share = nn.Parameter(torch.full((dim,), 0.1)) if described else None
 
     def forward(self, frame: EncodedFrame, sentence: Tensor, padding: Tensor) -> DecodedFrame:
-        """Decode B frames, each with its sentence.
+        """Decode B frames, each with its own sentence.
 
         Args:
-            frame: of B frame-sentence pairs.
+            frame: of B pairs of frame and sentence.
             sentence: [B,C].
-            padding: bool [B,L] of the text.
+            padding: bool [B,L], True where the text has no token.
         """
-        # Coarse to fine: strides 32, 16, 8 in turn.
+        # The layers attend to strides 32, 16 and 8 in turn.
         levels, shapes = frame.levels[::-1], frame.shapes[::-1]
         memories = [level + self.level_embedding[i] for i, level in enumerate(levels)]
         positions = [
@@ -89,21 +93,15 @@ class FrameQueryDecoder(nn.Module):
             for h, w in shapes
         ]
         masks = [resize_mask_features(frame.mask_features, shape) for shape in shapes]
-        text_bias = hide(padding)[:, None, None]
+        text = AttentionMemory(frame.text, None, additive_mask(padding)[:, None, None])
         queries = sentence[:, None].expand(-1, self.num_queries, -1)
         predictions = [self._predict(queries)]
         for index, layer in enumerate(self.layers):
             level = index % 3
             logits = predictions[-1].mask_embeddings @ masks[level]
-            queries = layer(
-                queries,
-                self.query_position,
-                memories[level],
-                positions[level],
-                self.attention_bias(logits)[:, None],
-                frame.text,
-                text_bias,
-            )
+            bias = self.attention_bias(logits)[:, None]
+            memory = AttentionMemory(memories[level], positions[level], bias)
+            queries = layer(queries, self.query_position, memory, text)
             predictions.append(self._predict(queries))
         normed = self.norm(queries)
         last = predictions[-1]
@@ -111,22 +109,27 @@ class FrameQueryDecoder(nn.Module):
             pool_under_masks(last.mask_embeddings @ mask, feature)
             for mask, feature in zip(reversed(masks), frame.image[1:], strict=True)
         ]
-        facts = SlotFacts(
+        descriptors = QueryDescriptors(
             normed,
             mask_position(last.mask_embeddings @ masks[1], shapes[1]),
             torch.cat(pooled, dim=-1),
             torch.softmax(last.logits.float(), dim=-1)[..., 0],
         )
-        return DecodedFrame(self.tokens(facts), predictions, facts)
+        return DecodedFrame(self.tokens(descriptors), predictions, descriptors)
 
-    def tokens(self, facts: SlotFacts) -> Tensor:
-        """Frame tokens [B,N,C] from what is known of the slots, for any leading axes."""
-        tokens = facts.queries if self.query_share is None else facts.queries * self.query_share
+    def tokens(self, descriptors: QueryDescriptors) -> Tensor:
+        """Return frame tokens [...,N,C] of descriptors with any leading axes."""
+        tokens = (
+            descriptors.queries
+            if self.query_share is None
+            else descriptors.queries * self.query_share
+        )
         if self.mask_position is not None:
-            placed = torch.cat((scale_free(facts.position), 2 * facts.score[..., None] - 1), dim=-1)
-            tokens = tokens + self.mask_position(placed.to(tokens.dtype))
+            score = 2 * descriptors.score[..., None] - 1
+            inputs = torch.cat((log_sizes(descriptors.position), score), dim=-1)
+            tokens = tokens + self.mask_position(inputs.to(tokens.dtype))
         if self.mask_content is not None:
-            tokens = tokens + self.mask_content(facts.content)
+            tokens = tokens + self.mask_content(descriptors.content)
         return tokens
 
     def _predict(self, queries: Tensor) -> FramePrediction:
@@ -135,10 +138,10 @@ class FrameQueryDecoder(nn.Module):
 
 
 def resize_mask_features(mask_features: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Mask features at a level's size: [B,C,H/4,W/4] -> [B,C,S].
+    """Resize mask features [B,C,H/4,W/4] to the size of a level: [B,C,S].
 
-    Dot product and bilinear resizing are both linear, so resizing the features once a level gives
-    what resizing every query's mask at every layer would.
+    Dot product and bilinear resizing are both linear. So resizing the features once a level equals
+    resizing every query's mask in every layer.
     """
     resized = F.interpolate(mask_features, size=shape, mode="bilinear", align_corners=False)
     return resized.flatten(2)
@@ -146,27 +149,29 @@ def resize_mask_features(mask_features: Tensor, shape: tuple[int, int]) -> Tenso
 
 POSITION_NUMBERS = 5
 
+"""Numbers that :func:`mask_position` gives for each mask."""
+
 HIDING_SLOPE = 20.0
 HIDING_FLOOR = 30.0
 
 
 def thresholded_bias(logits: Tensor) -> Tensor:
-    """As ``ramped_bias``, but as Mask2Former (Cheng et al. 2022) has it: every pixel with a
-    probability under one half is hidden, unless that is all of them.
+    """Return the attention bias of Mask2Former (Cheng et al. 2022): float32 [B,N,S].
+
+    It hides every pixel with a probability below one half, unless that would hide all of them.
     """
     hidden = logits.detach() < 0
-    return hide(hidden & ~hidden.all(dim=-1, keepdim=True))
+    return additive_mask(hidden & ~hidden.all(dim=-1, keepdim=True))
 
 
 def ramped_bias(logits: Tensor) -> Tensor:
-    """How much each query must not look at each pixel: float32 [B,N,S] from mask logits [B,N,S].
+    """Return the attention bias float32 [B,N,S] of mask logits [B,N,S], without gradient.
 
-    Mask2Former hides every pixel that the previous prediction gives a probability under one half,
-    unless that is all of them. Those two thresholds are jumps: a difference of 1e-6 between two
-    libraries can decide whether a query sees one pixel or all, and moved queries by 0.2 in an
-    export of ``large``. Here hiding sets in within a twentieth of a logit, and is lifted as a
-    query's best pixel falls from 0 to -1, so that close inputs give close outputs. Hidden means a
-    weight of e^-30; no gradient flows.
+    The two thresholds of :func:`thresholded_bias` are discontinuous: a difference of 1e-6 between
+    two libraries can decide whether a query sees one pixel or all of them. That moved queries by
+    0.2 in an export of ``large``. Here the bias falls within a twentieth of a logit, and vanishes
+    as a query's best pixel falls from 0 to -1, so close inputs give close outputs. A hidden pixel
+    has the weight e^-30.
     """
     wide = logits.detach().float()
     hidden = (-HIDING_SLOPE * wide).clamp(0.0, HIDING_FLOOR)
@@ -175,12 +180,12 @@ def ramped_bias(logits: Tensor) -> Tensor:
 
 
 class MaskContent(nn.Module):
-    """Tells each query what lies under its mask: the frozen CLIP's features, pooled and projected.
+    """Project the frozen CLIP's features, pooled under each mask, to the width of the queries.
 
     After FC-CLIP (Yu et al. 2023), which classifies masks by CLIP's features under them. A query
-    that was trained to find masks keeps of an object what tells it from the background and no
-    more: a probe read the colour of 15 in 100 sprites from the queries, and of 96 from CLIP's
-    features at stride 8 under the true masks.
+    trained to find masks keeps only what separates its object from the background. A probe read
+    the colour of 15 in 100 sprites from the queries, and of 96 from CLIP's features at stride 8
+    under the true masks.
     """
 
     def __init__(self, channels: list[int], dim: int) -> None:
@@ -191,42 +196,46 @@ class MaskContent(nn.Module):
         )
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Contents [...,C] of features [...,K] under masks, the levels' one after the other."""
+        """Return contents [...,C] of pooled features [...,K], the levels concatenated."""
         parts = pooled.split(self.channels, dim=-1)
         projected = [level(part) for level, part in zip(self.levels, parts, strict=True)]
         return torch.stack(projected).sum(dim=0)
 
 
 def pool_under_masks(logits: Tensor, features: Tensor) -> Tensor:
-    """Mean of features [B,K,H,W] (or [1,K,H,W], shared by all B) weighted by the probabilities of
-    masks, from their logits [B,N,S] with S = H * W: [B,N,K].
+    """Return the mean [B,N,K] of features, weighted by the probabilities of masks.
+
+    Args:
+        logits: [B,N,S] of the masks, S = H * W.
+        features: [B,K,H,W], or [1,K,H,W] shared by all B.
     """
     probability = logits.float().sigmoid()
     mass = probability / (probability.sum(-1, keepdim=True) + 1e-6)
     return mass.to(features.dtype) @ features.flatten(2).transpose(1, 2)
 
 
-def scale_free(position: Tensor) -> Tensor:
-    """Positions [...,5] with centres in -2..2, and sizes as logarithms: twice as large is as far
-    from the same as half as large, for small objects and for large ones. Below a fiftieth all are
-    the same: of an almost empty mask, a logarithm would tell rounding errors apart.
+def log_sizes(position: Tensor) -> Tensor:
+    """Return positions [...,5] with centres in -2..2, and sizes as logarithms.
+
+    On a logarithmic scale, a factor of two is the same step for small and large objects. Sizes
+    below a fiftieth are clamped: the logarithm of an almost empty mask is rounding noise.
     """
     sizes = (10 * position[..., 2:].clamp(min=0.02)).log()
     return torch.cat((2 * position[..., :2], sizes), dim=-1)
 
 
 def mask_position(logits: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Where each query's mask lies: float32 [B,N,5] from its logits [B,N,S] on a map of ``shape``.
+    """Return the position of each mask, float32 [B,N,5], from logits [B,N,S] on a map of ``shape``.
 
-    Soft centroid (x, y) in -1..1, extent (standard deviation, x and y) in units of half an image,
-    and the square root of the area's share of the image.
+    The numbers are the soft centroid (x, y) in -1..1, the extent (standard deviation in x and y)
+    in halves of an image, and the square root of the area's share of the image.
     """
     centres = 2 * pixel_centres(*shape, logits.device) - 1
     probability = logits.float().sigmoid()
     total = probability.sum(-1, keepdim=True)
     mass = probability / (total + 1e-6)
-    # Sums and not matrix products, which autocast would run in bf16; and the variance about the
-    # centroid, since the difference of two squares has no digits left for small masks.
+    # Sums, because autocast runs matrix products in bf16. The variance is taken about the
+    # centroid, because the difference of two squares cancels for small masks.
     centroid = (mass[..., None] * centres).sum(-2)
     variance = (mass[..., None] * (centres - centroid[..., None, :]).square()).sum(-2)
     extent = (variance + 1e-6).sqrt()

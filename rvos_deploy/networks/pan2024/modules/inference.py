@@ -1,4 +1,4 @@
-"""The reference network on a whole clip, for parity and for validation."""
+"""Run the reference network on a whole clip, for parity and validation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescriptors
 from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
 from rvos_deploy.networks.pan2024.modules.network import FrameOutput, RvosNetwork, referred_scores
 from rvos_deploy.networks.pan2024.modules.video_query_decoder import VideoPrediction
@@ -19,8 +19,12 @@ from rvos_deploy.stream_settings import Fallback
 
 
 class DecodedClip(NamedTuple):
-    """What the frame part makes of each frame, the slots' mask embeddings [E,T,N,C] in their
-    order, the last prediction of the video part, and which query takes each slot, int64 [E,T,N].
+    """Hold the decoded clip for E sentences.
+
+    frames: output of the frame part for each frame.
+    frame_mask_embeddings: [E,T,N,C], aligned to the slots.
+    last: prediction of the last layer of the video part.
+    order: int64 [E,T,N], the query in each slot.
     """
 
     frames: list[FrameOutput]
@@ -30,8 +34,11 @@ class DecodedClip(NamedTuple):
 
 
 class ClipAnswer(NamedTuple):
-    """scores float32 [E,N]; mask logits float32 [E,T,h,w] at stride 4, of the queries that pass;
-    order int64 [E,T,N]: the query that takes each slot.
+    """Hold the answer for E sentences.
+
+    scores: float32 [E,N].
+    mask_logits: float32 [E,T,h,w] at stride 4, united over the queries that pass.
+    order: int64 [E,T,N], the query in each slot.
     """
 
     scores: Tensor
@@ -40,28 +47,31 @@ class ClipAnswer(NamedTuple):
 
 
 def tokenize(tokenizer: Callable[[str], NDArray[np.int64]], texts: Sequence[str]) -> Tensor:
-    """Token ids of E sentences, padded with zeros: int64 [E,L]."""
+    """Return token ids int64 [E,L] of E sentences, padded with zeros."""
     sentences = [torch.from_numpy(tokenizer(text)) for text in texts]
     return torch.nn.utils.rnn.pad_sequence(sentences, batch_first=True)
 
 
 @torch.inference_mode()
 def decode_clip(network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tensor) -> DecodedClip:
-    """Decode one clip offline for E sentences, the backbone once a frame.
+    """Decode one clip offline for E sentences; the backbone runs once a frame.
 
     Args:
         network: in eval mode.
-        frames: T of uint8 [1,H,W,3], on the network's device.
-        token_ids: int64 [E,L], there too.
+        frames: T tensors uint8 [1,H,W,3], on the network's device.
+        token_ids: int64 [E,L], on the network's device.
     """
     text = network.encode_text(token_ids)
     decoded = [network.decode_frames(network.encode_frames(frame), text) for frame in frames]
     queries = torch.stack([frame.queries for frame in decoded], dim=1)
     embeddings = torch.stack([frame.mask_embeddings for frame in decoded], dim=1)
-    facts = SlotFacts(
-        *(torch.stack(parts, dim=1) for parts in zip(*(f.facts for f in decoded), strict=True))
+    descriptors = QueryDescriptors(
+        *(
+            torch.stack(parts, dim=1)
+            for parts in zip(*(f.descriptors for f in decoded), strict=True)
+        )
     )
-    order = network.slot_order(facts)
+    order = network.slot_order(descriptors)
     video = network.decode_video(queries, order, text, mask_embeddings=embeddings)
     assert video.frame_mask_embeddings is not None
     return DecodedClip(decoded, video.frame_mask_embeddings, video.predictions[-1], order)
@@ -74,10 +84,10 @@ def segment_clip(
     """Segment one clip offline for E sentences.
 
     Args:
-        network: in eval mode; its config gives the threshold.
-        frames: as :func:`decode_clip` takes them.
-        token_ids: likewise.
-        fallback: when no query passes, as ``StreamSettings`` has it.
+        network: in eval mode; its configuration has the threshold.
+        frames: T tensors uint8 [1,H,W,3], on the network's device.
+        token_ids: int64 [E,L], on the network's device.
+        fallback: what to do when no query passes (``StreamSettings.fallback``).
     """
     decoded, of_frames, last, order = decode_clip(network, frames, token_ids)
     scores = referred_scores(last.logits)

@@ -1,18 +1,18 @@
-"""The mask head: dot products with mask features, and the union of the queries that pass."""
+"""Compute mask logits as dot products, and unite the masks of the queries that pass."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-NOTHING = -100.0
-"""Mask logit where no query passes: a probability of 0 in every type."""
+EMPTY_LOGIT = -100.0
+"""Mask logit where no query passes: its probability is 0 in every type."""
 
 
 class MaskHead(nn.Module):
-    """A 1x1 convolution of the mask features, then the dot product with each embedding (LMPM).
+    """Compute mask logits: a 1x1 convolution of the mask features, then dot products (LMPM).
 
-    The convolution is folded into the embeddings, e . (W m + b) = (W' e) . m + e . b, which costs
+    The convolution is folded into the embeddings, e . (W m + b) = (W' e) . m + e . b. That costs
     N*C*C instead of C*C*H*W multiply-adds and gives the same logits.
     """
 
@@ -28,10 +28,13 @@ class MaskHead(nn.Module):
         mask_features: Tensor,
         frame_mask_embeddings: Tensor | None = None,
     ) -> Tensor:
-        """Mask logits [...,N,H,W] of embeddings [...,N,C] on mask features [...,C,H,W].
+        """Return mask logits float32 [...,N,H,W].
 
-        frame_mask_embeddings: [...,N,C], what the slots' frame queries say of this frame; added
-        after the convolution, since they were trained without it.
+        Args:
+            mask_embeddings: [...,N,C] of video queries.
+            mask_features: [...,C,H,W].
+            frame_mask_embeddings: [...,N,C] of the slots' frame queries. They are added after the
+                convolution, because they were trained without it.
         """
         folded = mask_embeddings @ self.projection.weight
         if frame_mask_embeddings is not None:
@@ -43,7 +46,7 @@ class MaskHead(nn.Module):
 
 
 def unite_masks(logits: Tensor, scores: Tensor, threshold: Tensor) -> Tensor:
-    """One logit map for everything that is referred to: the maximum over the queries that pass.
+    """Return one map of logits: the maximum over the queries that pass.
 
     Args:
         logits: float32 [B,N,H,W].
@@ -51,8 +54,8 @@ def unite_masks(logits: Tensor, scores: Tensor, threshold: Tensor) -> Tensor:
         threshold: float32 [B]; a query passes when its score is greater.
 
     Returns:
-        float32 [B,H,W]; ``NOTHING`` everywhere when no query passes.
+        float32 [B,H,W]; ``EMPTY_LOGIT`` everywhere when no query passes.
     """
     passes = scores > threshold[:, None]
-    floor = torch.full_like(scores, NOTHING)[..., None, None]
+    floor = torch.full_like(scores, EMPTY_LOGIT)[..., None, None]
     return torch.where(passes[..., None, None], logits, floor).amax(dim=1)

@@ -1,4 +1,4 @@
-"""The whole network: stages that run apart when exported, and the clip-wise forward pass."""
+"""Assemble the network: stages that are exported separately, and the forward pass of a clip."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import CrossModalE
 from rvos_deploy.networks.pan2024.modules.frame_query_decoder import (
     FramePrediction,
     FrameQueryDecoder,
-    SlotFacts,
+    QueryDescriptors,
 )
 from rvos_deploy.networks.pan2024.modules.mask_head import MaskHead
 from rvos_deploy.networks.pan2024.modules.slot_alignment import align_slots, gather_slots
 from rvos_deploy.networks.pan2024.modules.text_resizer import TextResizer
 from rvos_deploy.networks.pan2024.modules.video_query_decoder import (
+    FrameMemory,
     VideoPrediction,
     VideoQueryDecoder,
 )
@@ -31,21 +32,29 @@ from rvos_deploy.networks.pan2024.modules.video_query_initializer import VideoQu
 
 
 class FrameOutput(NamedTuple):
-    """mask_features [B,C,H/4,W/4]; queries [B,N,C]; predictions of every layer, for the losses;
-    mask_embeddings [B,N,C], the share of each query in the masks of this frame; what the queries
-    were put together from.
+    """Hold the output of the frame part.
+
+    mask_features: [B,C,H/4,W/4].
+    queries: [B,N,C], the frame tokens.
+    predictions: of every layer, for the losses.
+    mask_embeddings: [B,N,C], added to those of the video queries in this frame.
+    descriptors: what the queries are made from.
     """
 
     mask_features: Tensor
     queries: Tensor
     predictions: list[FramePrediction]
     mask_embeddings: Tensor
-    facts: SlotFacts
+    descriptors: QueryDescriptors
 
 
 class VideoOutput(NamedTuple):
-    """aligned frame queries [B,T,N,C] and their order [B,T,N]; predictions of every layer;
-    mask embeddings of the aligned frame queries [B,T,N,C].
+    """Hold the output of the video part.
+
+    aligned_queries: frame queries [B,T,N,C], ordered by slot.
+    order: int64 [B,T,N], the query in each slot.
+    predictions: of every layer.
+    frame_mask_embeddings: [B,T,N,C], ordered by slot.
     """
 
     aligned_queries: Tensor
@@ -55,14 +64,14 @@ class VideoOutput(NamedTuple):
 
 
 class NetworkOutput(NamedTuple):
-    """frames (batch and time flattened: B*T) and video."""
+    """Hold the output of the frame part (batch and time flattened: B*T) and of the video part."""
 
     frames: FrameOutput
     video: VideoOutput
 
 
 class RvosNetwork(nn.Module):
-    """Referring video object segmentation after Pan, Fang and Lu (2024, arXiv 2406.04842)."""
+    """Segment referred objects in videos, after Pan, Fang and Lu (2024, arXiv 2406.04842)."""
 
     def __init__(self, config: ModelConfig, clip: FrozenClip) -> None:
         super().__init__()
@@ -78,16 +87,16 @@ class RvosNetwork(nn.Module):
         self.mask_head = MaskHead(config.dim)
 
     def encode_frames(self, frames: Tensor) -> ImageFeatures:
-        """Image features of uint8 frames [B,H,W,3], H and W multiples of 32."""
+        """Return image features of uint8 frames [B,H,W,3], H and W multiples of 32."""
         return self.clip.image_features(frames)
 
     def encode_text(self, token_ids: Tensor) -> TextFeatures:
-        """Resized text features of int64 token ids [E,L]."""
+        """Return resized text features of int64 token ids [E,L]."""
         words = self.clip.word_embeddings(token_ids) if self.config.text_words else None
         return self.text_resizer(self.clip.text_features(token_ids), words)
 
     def decode_frames(self, features: ImageFeatures, text: TextFeatures) -> FrameOutput:
-        """Mask features and frame queries for B texts, on B frames or on one that they share."""
+        """Decode B texts, on B frames or on one frame that they share."""
         encoded = self.encoder(features, text.tokens, text.padding)
         decoded = self.frame_decoder(encoded, text.sentence, text.padding)
         embeddings = decoded.predictions[-1].mask_embeddings
@@ -98,7 +107,7 @@ class RvosNetwork(nn.Module):
             decoded.queries,
             decoded.predictions,
             embeddings,
-            decoded.facts,
+            decoded.descriptors,
         )
 
     def decode_video(
@@ -109,16 +118,17 @@ class RvosNetwork(nn.Module):
         ages: Tensor | None = None,
         mask_embeddings: Tensor | None = None,
     ) -> VideoOutput:
-        """Put the frame queries [B,T,N,C] of whole clips in the order of their slots, and decode
-        video queries from them.
+        """Order the frame queries of whole clips by slot, and decode video queries from them.
 
-        order: [B,T,N], as :meth:`slot_order` gives it.
-        text: of B*S sentences, those of a clip together.
-        ages: [B,T], frames by which each is older than the newest; None: none is left out.
-        mask_embeddings: [B,T,N,C], those of the frame queries, to be aligned with them.
+        Args:
+            frame_queries: [B,T,N,C].
+            order: int64 [B,T,N], from :meth:`slot_order`.
+            text: of B*S sentences, those of a clip together.
+            ages: [B,T], by how many frames each is older than the newest; None: consecutive frames.
+            mask_embeddings: [B,T,N,C] of the frame queries, to be ordered with them.
 
         Returns:
-            Predictions of B*S; all else of B.
+            Predictions for B*S sentences; everything else for B clips.
         """
         batch, length = frame_queries.shape[:2]
         sentences = text.sentence.shape[0] // batch
@@ -132,50 +142,49 @@ class RvosNetwork(nn.Module):
         if ages is None:
             ages = torch.arange(length - 1, -1, -1, device=frame_queries.device).expand(batch, -1)
         empty = torch.zeros((batch, length), dtype=torch.bool, device=frame_queries.device)
-        predictions = self.video_decoder(
-            aligned, ages, empty, queries, text.tokens, text.sentence, text.padding
-        )
+        predictions = self.video_decoder(FrameMemory(aligned, ages, empty), queries, text)
         if mask_embeddings is not None:
             mask_embeddings = gather_slots(mask_embeddings, order)
         return VideoOutput(aligned, order, predictions, mask_embeddings)
 
-    def slot_cues(self, facts: SlotFacts) -> tuple[Tensor, Tensor, Tensor]:
-        """What slots are aligned by: position, content, and score.
+    def slot_cues(self, descriptors: QueryDescriptors) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the cues for slot alignment: position, content and score.
 
-        The content is CLIP's at stride 8 alone; for cosine alignment it is the queries.
+        The content is CLIP's at stride 8; for cosine alignment it is the queries.
         """
         if self.config.alignment == "cosine":
-            return facts.position, facts.queries, facts.score
-        return facts.position, facts.content[..., : self.content_width], facts.score
+            return descriptors.position, descriptors.queries, descriptors.score
+        return (
+            descriptors.position,
+            descriptors.content[..., : self.content_width],
+            descriptors.score,
+        )
 
     @property
     def content_width(self) -> int:
-        """Width of the content that slots are aligned by."""
+        """Return the width of the content that aligns slots."""
         cosine = self.config.alignment == "cosine"
         return self.config.dim if cosine else self.clip.image_channels[1]
 
-    def slot_order(self, facts: SlotFacts) -> Tensor:
-        """Which query takes each slot, int64 [B,T,N], by what is known of those of whole clips."""
+    def slot_order(self, descriptors: QueryDescriptors) -> Tensor:
+        """Return the query in each slot, int64 [B,T,N], from the descriptors of whole clips."""
         if self.config.initializer == "aligned":
-            return align_slots(self.config.alignment, *self.slot_cues(facts))
-        batch, length, slots = facts.score.shape
-        return torch.arange(slots, device=facts.score.device).repeat(batch, length, 1)
+            return align_slots(self.config.alignment, *self.slot_cues(descriptors))
+        batch, length, slots = descriptors.score.shape
+        return torch.arange(slots, device=descriptors.score.device).repeat(batch, length, 1)
 
     def forward(
         self, frames: Tensor, token_ids: Tensor, ages: Tensor | None = None
     ) -> NetworkOutput:
-        """Run B whole clips, each with S sentences; one is what the network is made for.
+        """Run B whole clips, each with S sentences.
 
-        The frame part reads the first sentence of each clip, the video part all: for training,
-        where sentences are cheap and frames are not.
+        Inference has one sentence a clip. In training the frame part reads the first sentence of
+        each clip and the video part reads all, because sentences are cheap and frames are not.
 
         Args:
             frames: uint8 [B,T,H,W,3] RGB; H and W multiples of 32.
             token_ids: int64 [B*S,L], those of a clip together.
-            ages: [B,T], as :meth:`decode_video` takes it.
-
-        Returns:
-            frames: of B*T; video: as :meth:`decode_video` gives it.
+            ages: [B,T], see :meth:`decode_video`.
         """
         batch, length = frames.shape[:2]
         sentences = token_ids.shape[0] // batch
@@ -186,16 +195,18 @@ class RvosNetwork(nn.Module):
             x.unflatten(0, (batch, length))
             for x in (frame_output.queries, frame_output.mask_embeddings)
         )
-        facts = SlotFacts(*(x.unflatten(0, (batch, length)) for x in frame_output.facts))
-        video = self.decode_video(queries, self.slot_order(facts), text, ages, embeddings)
+        descriptors = QueryDescriptors(
+            *(x.unflatten(0, (batch, length)) for x in frame_output.descriptors)
+        )
+        video = self.decode_video(queries, self.slot_order(descriptors), text, ages, embeddings)
         return NetworkOutput(frame_output, video)
 
 
 def referred_scores(logits: Tensor) -> Tensor:
-    """Probability that a query is referred to: float32 [B,N] from logits [B,N,2]."""
+    """Return the probability float32 [B,N] that a query is referred to, from logits [B,N,2]."""
     return torch.softmax(logits.float(), dim=-1)[..., 0]
 
 
 def build_network(config: ModelConfig, clip_weights: str | None = None) -> RvosNetwork:
-    """Build the network; ``clip_weights`` as ``clip.build_clip`` takes it."""
+    """Build the network; ``clip_weights`` goes to :func:`build_clip`."""
     return RvosNetwork(config, build_clip(config, clip_weights))

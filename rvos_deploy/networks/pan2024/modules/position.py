@@ -1,4 +1,4 @@
-"""Sine positions in space and time, and the pixel centres that deformable attention starts from."""
+"""Compute sine positions in space and time, and pixel centres for deformable attention."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ TEMPERATURE = 10000.0
 
 
 def _interleaved_sines(angles: Tensor) -> Tensor:
-    """Sine of even and cosine of odd entries: [..., D] -> [..., D]."""
+    """Return the sine of even and the cosine of odd entries: [...,D]."""
     return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
 
 
 def _frequencies(dim: int, device: torch.device) -> Tensor:
-    """Geometric frequencies, each twice (for its sine and its cosine): [dim]."""
+    """Return geometric frequencies, each twice (for its sine and cosine): float32 [dim]."""
     index = torch.arange(dim, dtype=torch.float32, device=device)
     return TEMPERATURE ** (-2 * torch.div(index, 2, rounding_mode="floor") / dim)
 
@@ -24,10 +24,10 @@ def _frequencies(dim: int, device: torch.device) -> Tensor:
 def sine_position_2d(
     height: int, width: int, dim: int, cycles: float, device: torch.device
 ) -> Tensor:
-    """Position of every pixel centre: float32 [height * width, dim], first half y, second half x.
+    """Return the position of every pixel centre: float32 [height * width, dim], y before x.
 
-    The quickest sine makes ``cycles`` turns across the map (Mask2Former: 1; more tells
-    neighbours apart better on small maps).
+    The fastest sine has ``cycles`` cycles across the map. Mask2Former has 1; more cycles separate
+    neighbours better on small maps.
     """
     frequencies = _frequencies(dim // 2, device) * (2 * math.pi * cycles)
     centres = pixel_centres(height, width, device)
@@ -37,7 +37,7 @@ def sine_position_2d(
 
 
 def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """Normalised (x, y) of every pixel centre, row by row: float32 [height * width, 2]."""
+    """Return (x, y) in 0..1 of every pixel centre, row by row: float32 [height * width, 2]."""
     y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
     x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
     x_map = x[None, :].expand(height, width)
@@ -46,5 +46,5 @@ def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def temporal_position(ages: Tensor, dim: int) -> Tensor:
-    """Position in time of frames ``ages`` frames older than the newest: [...] -> [..., dim]."""
+    """Return the position in time [...,dim] of ages [...] in frames (0: the newest)."""
     return _interleaved_sines(ages.float()[..., None] * _frequencies(dim, ages.device))

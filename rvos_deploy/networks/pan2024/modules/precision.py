@@ -1,21 +1,22 @@
-"""The network in another type, with the parts that stay in float32: decided here, once.
+"""Cast the network to another type, and decide which parts stay in float32.
 
-TensorRT 11 casts nothing by itself, so what PyTorch computes in is what every graph computes in.
-bfloat16 graphs take and give float32 (``pan2024/graphs.py: Float32Edges``), float16 ones float16.
-These are the float32 islands, each a few operators wide; everything else is in the chosen type:
+TensorRT 11 inserts no casts, so every graph computes in the types that PyTorch computes in.
+bfloat16 graphs have float32 inputs and outputs (``export_graph.py: Float32Edges``); float16
+graphs have float16 ones. These float32 islands are each a few operators wide, and everything else
+is in the chosen type:
 
-- pixels before the backbone: 255 and the mean differ by less than float16 resolves;
+- pixels before the backbone: float16 does not resolve the difference between 255 and the mean;
 - group norms (``cross_modal_encoder.WideGroupNorm``), whose sums run over whole maps (layer norms
-  stay one operator, which accumulates in float32 by itself: ``stash_type`` 1 of ONNX);
-- softmax, in every attention of ours (``attention.softmax``);
+  stay one operator, which accumulates in float32: ``stash_type`` 1 of ONNX);
+- softmax, in every attention outside CLIP (``attention.softmax``);
 - sampling locations, weights and sums of deformable attention (inside the operator);
 - positions in space and time, mask positions, hiding in masked attention;
 - mask logits and scores;
 - slot alignment and the online softmax over time, on the host (``networks/pan2024/slots.py``).
 
-What stays unsteady: masked attention of a query that sees few pixels. Its rounding is not its own
-but that of everything before it, so no island of a few operators steadies it; checks count such
-queries (``parity/verification.py: MAXIMUM_UNDECIDED_QUERIES``).
+Masked attention stays sensitive for a query that sees few pixels. Its error comes from the rounding
+of everything before it, so no island of a few operators removes it. Checks count such queries
+(``parity/verification.py: MAXIMUM_UNDECIDED_QUERIES``).
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ DTYPES: dict[Precision, torch.dtype] = {
 
 @torch.no_grad()
 def set_precision(network: RvosNetwork, precision: Precision | str) -> RvosNetwork:
-    """Cast the network in place; see the module for what stays in float32.
+    """Cast the network in place; the module's text lists what stays in float32.
 
     Raises:
-        InputError: an unknown precision, or a weight that is beyond the type's range.
+        InputError: the precision is unknown, or a weight exceeds the type's range.
     """
     if precision not in DTYPES:
         raise InputError(f"unknown precision '{precision}'; known: {', '.join(DTYPES)}")
@@ -48,7 +49,7 @@ def set_precision(network: RvosNetwork, precision: Precision | str) -> RvosNetwo
         return network
     for name, weight in network.state_dict().items():
         in_range(name, weight, dtype, "--precision fp32")
-    # Not rounded on the way: bfloat16 would move a mean of 122.77 to 123.
+    # The pixel statistics stay in float32: bfloat16 would round a mean of 122.77 to 123.
     mean, std = network.clip.mean, network.clip.std
     network.to(dtype)
     network.clip.mean, network.clip.std = mean, std
@@ -56,16 +57,16 @@ def set_precision(network: RvosNetwork, precision: Precision | str) -> RvosNetwo
 
 
 def in_range(name: str, weight: Tensor, dtype: torch.dtype, instead: str) -> Tensor:
-    """A weight in ``dtype``, where that has numbers for it; itself, where it holds no real numbers.
+    """Return a floating-point weight in ``dtype``, and any other weight unchanged.
 
     Args:
-        name: for the message.
-        weight: any shape.
+        name: of the weight, for the message.
+        weight: of any shape.
         dtype: float16 or bfloat16.
-        instead: the option that avoids it, for the message.
+        instead: the option that avoids the cast, for the message.
 
     Raises:
-        InputError: a number became infinite, or was none.
+        InputError: a number becomes infinite, or is NaN.
     """
     if not weight.is_floating_point():
         return weight

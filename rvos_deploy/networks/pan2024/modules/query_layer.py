@@ -1,6 +1,8 @@
-"""The layer that both query decoders are made of."""
+"""Define the layer that both query decoders stack."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,11 +14,24 @@ from rvos_deploy.networks.pan2024.modules.attention import (
 )
 
 
-class QueryLayer(nn.Module):
-    """Cross-attention to a memory, text cross-attention, self-attention, feed-forward; post-norm.
+class AttentionMemory(NamedTuple):
+    """Hold the tokens that queries attend to.
 
-    The memory is a level of the image in the frame query decoder, and the frame queries of the clip
-    in the video query decoder.
+    tokens: [B,K,C], keys and values.
+    position: added to the keys, broadcasts to them; None: no position.
+    bias: float32, added to the logits, broadcasts to [B,heads,Q,K].
+    """
+
+    tokens: Tensor
+    position: Tensor | None
+    bias: Tensor
+
+
+class QueryLayer(nn.Module):
+    """Apply cross-attention to a memory and to the text, self-attention and a feed-forward layer.
+
+    All are post-norm. The memory is one level of the image in the frame query decoder, and the
+    clip's frame queries in the video query decoder.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -32,25 +47,27 @@ class QueryLayer(nn.Module):
         self,
         queries: Tensor,
         query_position: Tensor,
-        memory: Tensor,
-        memory_position: Tensor,
-        memory_bias: Tensor,
-        text: Tensor,
-        text_bias: Tensor,
+        memory: AttentionMemory,
+        text: AttentionMemory,
         shared: int = 1,
     ) -> Tensor:
-        """Queries [B,N,C] -> [B,N,C]; memory [B,K,C], text [B,L,C], biases as for attention.
+        """Return updated queries [B,N,C].
 
-        With ``shared`` above 1 each memory and its bias serve so many queries in turn: [B/shared].
-        They are put side by side there, so that keys and values are made once.
+        Args:
+            queries: [B,N,C].
+            query_position: [N,C].
+            memory: of B/shared clips.
+            text: of B sentences.
+            shared: how many consecutive sets of queries attend to each memory. The sets are
+                concatenated for the attention, so keys and values are computed once.
         """
+        position, bias = query_position, memory.bias
         if shared > 1:
             queries = queries.unflatten(0, (-1, shared)).flatten(1, 2)
-            memory_bias = memory_bias.repeat(1, 1, shared, 1)
-        placed = query_position if shared == 1 else query_position.repeat(shared, 1)
-        queries = self.memory_attention(queries, memory, placed, memory_position, memory_bias)
+            position, bias = position.repeat(shared, 1), bias.repeat(1, 1, shared, 1)
+        queries = self.memory_attention(queries, memory.tokens, position, memory.position, bias)
         if shared > 1:
             queries = queries.unflatten(1, (shared, -1)).flatten(0, 1)
         if self.text_attention is not None:
-            queries = self.text_attention(queries, text, query_position, bias=text_bias)
+            queries = self.text_attention(queries, text.tokens, query_position, bias=text.bias)
         return self.ffn(self.self_attention(queries, query_position))

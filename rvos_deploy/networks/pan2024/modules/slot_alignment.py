@@ -1,4 +1,4 @@
-"""Slot alignment: give the queries of every frame the order of the first frame's objects."""
+"""Align slots: order the queries of every frame like the objects of the first frame."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from rvos_deploy.networks.pan2024.slots import SlotCues, make_tracker
 
 
 def align_slots(alignment: Alignment, position: Tensor, content: Tensor, score: Tensor) -> Tensor:
-    """Index of the query that takes each slot: int64 [B,T,N].
+    """Return the index of the query in each slot: int64 [B,T,N].
 
-    The runtime's own tracker assigns, so that both are one piece of code.
+    The runtime's tracker makes the assignment, so training and runtime share one implementation.
 
     Args:
-        alignment: which tracker.
-        position: [B,T,N,5] of masks.
-        content: [B,T,N,K] of masks, at stride 8; for cosine alignment, the queries.
-        score: [B,T,N], of being an object's query.
+        alignment: selects the tracker.
+        position: [B,T,N,5] of the masks.
+        content: [B,T,N,K] of the masks, at stride 8; for cosine alignment, the queries.
+        score: [B,T,N], the probability that a query has an object.
     """
     cues = [x.detach().float().cpu().numpy() for x in (position, content, score)]
     order = torch.empty(score.shape, dtype=torch.int64)
@@ -31,6 +31,6 @@ def align_slots(alignment: Alignment, position: Tensor, content: Tensor, score: 
 
 
 def gather_slots(values: Tensor, order: Tensor) -> Tensor:
-    """Reorder the slot axis of [B,T,N,...] by ``order`` [B,T,N]; gradients flow through."""
+    """Reorder the slot axis of ``values`` [B,T,N,...] by ``order`` [B,T,N]; differentiable."""
     index = order.view(*order.shape, *([1] * (values.dim() - 3))).expand_as(values)
     return values.gather(2, index)

@@ -1,4 +1,4 @@
-"""The trainable resizers between the frozen text tower and the rest of the network."""
+"""Define the trained layers between the frozen text tower and the rest of the network."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from rvos_deploy.networks.pan2024.modules.clip import TextFeatures
 
 
 class TextResizer(nn.Module):
-    """Linear and LayerNorm for the tokens, and the same for the sentence.
+    """Project the tokens and the sentence to the network's width: linear layer and LayerNorm.
 
-    ``words`` adds the same for the embedding of each word, as it enters the tower: ours, for towers
-    that were trained for short. What comes out of the one of ``tiny`` has words of a kind merged,
-    as the contrastive loss let it: a perceptron that compared held-out objects with sentences by
-    it put the meant one first in 0.80 of the pairs where a sentence tells looks, and in 0.92 with
-    the embeddings that go in. A tower that has read 29 billion samples does not need it.
+    Ours: with ``words``, a third projection reads the word embeddings that enter the text tower.
+    The tower of ``tiny`` had little training, and its output merges words of one kind, as the
+    contrastive loss permits. A perceptron on that output ranked the referred held-out object first
+    in 0.80 of the pairs where a sentence names looks; with the word embeddings it reached 0.92. A
+    tower trained on 29 billion samples does not need them.
     """
 
     def __init__(self, text_width: int, embed_dim: int, dim: int, words: bool = False) -> None:
         super().__init__()
         self.tokens = nn.Sequential(nn.Linear(text_width, dim), nn.LayerNorm(dim))
         self.sentence = nn.Sequential(nn.Linear(embed_dim, dim), nn.LayerNorm(dim))
-        # Embeddings are small numbers, which a bias would drown before the norm.
+        # No bias: it would dominate the small embeddings before the norm.
         self.words = (
             nn.Sequential(nn.Linear(text_width, dim, bias=False), nn.LayerNorm(dim))
             if words
@@ -29,11 +29,11 @@ class TextResizer(nn.Module):
         )
 
     def forward(self, text: TextFeatures, words: Tensor | None = None) -> TextFeatures:
-        """Resized: tokens [E,L,C], sentence [E,C], the same padding.
+        """Return resized text: tokens [E,L,C], sentence [E,C] and the same padding.
 
         Args:
-            text: of the tower.
-            words: [E,L,width] embeddings of the tokens, where they are read.
+            text: output of the text tower.
+            words: word embeddings [E,L,width]; needed only with ``words``.
         """
         tokens = self.tokens(text.tokens)
         if self.words is not None:

@@ -1,4 +1,4 @@
-"""The video query initializer: frame queries of a clip become its initial video queries."""
+"""Compute the initial video queries of a clip from its frame queries."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rvos_deploy.networks.pan2024.config import ModelConfig
 
 
 class VideoQueryInitializer(nn.Module):
-    """Weighted sum over time of aligned frame queries (LBVQ, Fang et al. 2024).
+    """Sum aligned frame queries over time with softmax weights (LBVQ, Fang et al. 2024).
 
-    What it does per frame (``values`` and ``logits``) does not depend on the slots' order, so a
-    stream can compute it before alignment and keep the sum as an online softmax.
+    The part that runs per frame (``values`` and ``logits``) does not depend on the order of the
+    slots. So a stream computes it before alignment, and keeps the sum as an online softmax.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -22,17 +22,17 @@ class VideoQueryInitializer(nn.Module):
         self.weight = nn.Linear(config.dim, 1)
 
     def per_frame(self, frame_queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Values [...,N,C] and logits [...,N] of frame queries [...,N,C]."""
+        """Return values [...,N,C] and logits [...,N] of frame queries [...,N,C]."""
         values = self.value(frame_queries)
         return values, self.weight(values).squeeze(-1)
 
     def forward(self, values: Tensor, logits: Tensor, sentence: Tensor) -> Tensor:
-        """Initial video queries [B,N,C].
+        """Return initial video queries [B,N,C].
 
         Args:
             values: [B,T,N,C], aligned.
             logits: [B,T,N], aligned.
-            sentence: [B,C], what the variant ``sentence`` starts from (LMPM).
+            sentence: [B,C], the initial queries of the variant ``sentence`` (LMPM).
         """
         if self.variant == "sentence":
             return sentence[:, None].expand(-1, values.shape[2], -1)

@@ -1,4 +1,4 @@
-"""Gates: slots whose tokens tell motion pass, others do not, and a run that cannot learn stops."""
+"""Test preflight checks: slots that encode motion pass, and a run that cannot learn stops."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import torch
 from rvos_deploy.datasets.moving_sprites import WorldConfig
 from rvos_deploy.errors import RvosError
 from rvos_deploy.networks.pan2024.config import preset
-from rvos_deploy.networks.pan2024.modules.frame_query_decoder import SlotFacts
+from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescriptors
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
-from rvos_deploy.training import motion_words, slot_probe, trainer
-from rvos_deploy.training import preflight as gates
+from rvos_deploy.training import motion_words, preflight, slot_probe, trainer
 from rvos_deploy.training.clips import Clips, collate
 from rvos_deploy.training.motion_words import MotionWordDistances
 from rvos_deploy.training.recipe import Recipe, Stage
@@ -37,6 +36,7 @@ STAGES = (
     Stage("video", steps=1, batch=1, length=2, learning_rate=1e-3, trained=("initializer",)),
 )
 RECIPE = Recipe(preset("tiny"), "sprites", STAGES, seed=3, sprites=WORLD)
+OPTIONS = trainer.TrainingOptions(clip_weights="any", cpp_ops=False)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def network() -> RvosNetwork:
 
 
 def examples(count: int, seed: int, told: float) -> SlotExamples:
-    """Tokens of 16 channels that hold noise, and a path of size ``told``."""
+    """Return tokens of 16 channels that hold noise, and a trajectory of size ``told``."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randint(0, 4, (count,), generator=generator)
     steps = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])[directions]
@@ -57,11 +57,11 @@ def examples(count: int, seed: int, told: float) -> SlotExamples:
     return SlotExamples(told * path @ mixing + noise, directions)
 
 
-def test_tokens_that_hold_a_path_tell_its_direction() -> None:
+def test_tokens_with_a_trajectory_encode_its_direction() -> None:
     assert direction_accuracy(examples(400, 0, 1.0), examples(200, 1, 1.0), 0) > 0.9
 
 
-def test_tokens_that_hold_none_do_not() -> None:
+def test_tokens_without_a_trajectory_do_not() -> None:
     state = torch.random.get_rng_state()
     assert direction_accuracy(examples(400, 0, 0.0), examples(200, 1, 0.0), 0) < 0.4
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -94,7 +94,7 @@ def test_overlap_is_of_whole_tubes() -> None:
 def test_a_slot_on_its_object_is_found(
     network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Truth in place of the network's masks: every moving object is found, with its own token."""
+    """With true masks in place of the network's, every moving object is found with its token."""
 
     def perfect(_network: RvosNetwork, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
         masks = torch.nn.functional.avg_pool2d(batch.masks[0].float(), 4) >= 0.5  # type: ignore[attr-defined]
@@ -108,24 +108,24 @@ def test_a_slot_on_its_object_is_found(
     assert len(set(found.tokens[:, 0, 0].tolist())) > 1
 
 
-def test_what_the_probe_reads_is_in_the_order_of_slots(
+def test_the_input_of_the_probe_is_ordered_by_slot(
     network: RvosNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Queries and positions, and masks with them; slot n is at query n + t in frame t."""
+    """In frame t, slot n has query n + t, for queries, positions and masks."""
     slots = network.config.num_queries
 
-    def rolled(facts: SlotFacts) -> torch.Tensor:
+    def rolled(descriptors: QueryDescriptors) -> torch.Tensor:
         row = (torch.arange(slots) + torch.arange(3)[:, None]) % slots
-        return row.expand(facts.score.shape)
+        return row.expand(descriptors.score.shape)
 
     monkeypatch.setattr(network, "slot_order", rolled)
     batch = collate([Clips(RECIPE, replace(STAGES[1], length=3))[0]])
     with torch.no_grad():
         tokens, masks = slot_probe._slots(network, batch)
         frames = network(batch.frames, batch.token_ids, batch.ages).frames
-    facts, last = frames.facts, frames.predictions[-1]
+    descriptors, last = frames.descriptors, frames.predictions[-1]
     for t in range(3):
-        told = torch.cat((facts.queries[t], facts.position[t]), dim=-1).roll(-t, 0)
+        told = torch.cat((descriptors.queries[t], descriptors.position[t]), dim=-1).roll(-t, 0)
         assert torch.equal(tokens[t], told)
         drawn = torch.einsum("nc,chw->nhw", last.mask_embeddings[t], frames.mask_features[t])
         # A pixel whose logit is 0 but for rounding may fall on either side.
@@ -140,8 +140,8 @@ def test_an_untrained_frame_part_does_not_pass(
     assert probe_slots(network, RECIPE) == probe_slots(network, RECIPE)
     assert network.training
     with pytest.raises(RvosError, match=r"aligned slots tell .* 0\.6 needed; train the frame part"):
-        gates.check_slots(network, RECIPE, tmp_path)
-    assert json.loads((tmp_path / gates.REPORT).read_text())["slots"]["accuracy"] < 0.6
+        preflight.check_slots(network, RECIPE, tmp_path)
+    assert json.loads((tmp_path / preflight.REPORT).read_text())["slots"]["accuracy"] < 0.6
 
 
 def test_a_tower_that_merges_words_stops_the_run(
@@ -151,12 +151,12 @@ def test_a_tower_that_merges_words_stops_the_run(
     monkeypatch.setattr(motion_words, "motion_word_distances", lambda *_: merged)
     monkeypatch.setattr("rvos_deploy.training.preparation.build_network", lambda *_: network)
     with pytest.raises(RvosError, match=r"merges opposite motion words: 0\.14 of the distance"):
-        trainer.train(RECIPE, tmp_path, clip_weights="any", cpp_ops=False)
-    assert json.loads((tmp_path / gates.REPORT).read_text())["motion_words"]["by_pair"]
+        trainer.train(RECIPE, tmp_path, OPTIONS)
+    assert json.loads((tmp_path / preflight.REPORT).read_text())["motion_words"]["by_pair"]
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_run_passes_each_gate_once(
+def test_a_run_makes_each_preflight_check_once(
     network: RvosNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -169,13 +169,11 @@ def test_a_run_passes_each_gate_once(
         return SlotProbe(0.9, 50, 0.9)
 
     monkeypatch.setattr(slot_probe, "probe_slots", probe)
-    result = trainer.train(RECIPE, tmp_path, clip_weights="any", cpp_ops=False)
+    result = trainer.train(RECIPE, tmp_path, OPTIONS)
     assert (asked, result.steps) == ([3], 2)
-    found = json.loads((tmp_path / gates.REPORT).read_text())
+    found = json.loads((tmp_path / preflight.REPORT).read_text())
     assert found["motion_words"]["ratio"] == pytest.approx(10 / 12)
     assert found["slots"]["accuracy"] == 0.9
-    trainer.train(
-        replace(RECIPE, gates=False), tmp_path / "none", clip_weights="any", cpp_ops=False
-    )
+    trainer.train(replace(RECIPE, preflight=False), tmp_path / "none", OPTIONS)
     assert asked == [3]
-    assert not (tmp_path / "none" / gates.REPORT).exists()
+    assert not (tmp_path / "none" / preflight.REPORT).exists()
