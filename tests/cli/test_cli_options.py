@@ -17,7 +17,7 @@ from rvos_deploy.stream_settings import StreamSettings
 
 def test_every_name_on_the_command_line_is_known_to_the_library() -> None:
     assert get_args(ProtocolName) == tuple(PROTOCOLS)
-    assert ("auto", *registry._BACKENDS) == registry.BACKEND_NAMES
+    assert ("auto", *registry.BACKENDS) == registry.BACKEND_NAMES
     assert SPLITS == ("train", "valid")
 
 
