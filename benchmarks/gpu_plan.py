@@ -16,9 +16,9 @@ from rvos_deploy.bundle.folder import TOKENIZER, Bundle
 from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import fit_frame
+from rvos_deploy.graph_io.graph_spec import fixed_box
 from rvos_deploy.graph_io.tokenizer import Tokenizer
-from rvos_deploy.stream_settings import DEFAULT_MEMORY
+from rvos_deploy.stream_settings import DEFAULT_MEMORY, StreamSettings
 
 SCHEMA = "rvos-deploy/benchmark/gpu/1"
 EVERY_FRAME = ("backbone", "frame_decoder", "video_decoder", "mask_head")
@@ -92,7 +92,9 @@ def axes_of(request: Request) -> dict[str, int]:
     full.
     """
     bundle = request.bundle
-    height, width = fit_frame(CLIP_SIZE, bundle.config.input_size).padded
+    height, width = bundle.network.geometry(
+        CLIP_SIZE, StreamSettings(), fixed_box(bundle.graphs)
+    ).padded
     tokenizer = Tokenizer(bundle.path / TOKENIZER, bundle.read(TOKENIZER))
     longest = max(len(tokenizer(text)) for text in texts_of(request))
     axes = bundle_axes(bundle)

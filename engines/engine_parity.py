@@ -15,9 +15,9 @@ from rvos_deploy.bundle.engine_sidecar import Profile, supports
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.engines.profiles import corners
 from rvos_deploy.errors import InputError, ParityError
-from rvos_deploy.graph_io.frame_geometry import fit_frame
 from rvos_deploy.graph_io.graph_spec import fixed_box
-from rvos_deploy.graph_io.probe import clip_probe, probe_clip, probe_inputs
+from rvos_deploy.graph_io.probe import probe_clip, probe_inputs
+from rvos_deploy.networks.clip_probe import clip_probe
 from rvos_deploy.networks.network import Network
 from rvos_deploy.parity.verification import (
     Check,
@@ -29,6 +29,7 @@ from rvos_deploy.parity.verification import (
     probe_masks,
 )
 from rvos_deploy.runtime.backends.base import Backend, Session
+from rvos_deploy.stream_settings import StreamSettings
 
 
 def compare_graph(
@@ -49,7 +50,7 @@ def compare_graph(
     spec = engine.graphs[name].spec
     checks: list[Check] = []
     for seed, axes in enumerate(corners(spec, profiles)):
-        inputs = probe_inputs(spec, axes, seed)
+        inputs = probe_inputs(spec, axes, seed, network.probe_makers)
         expected = reference.graphs[name].run(inputs)
         found = engine.graphs[name].run(inputs)
         for tensor in spec.outputs:
@@ -78,9 +79,9 @@ def compare_masks(
         InputError: no profile supports the clip.
     """
     if fixed_box(bundle.graphs) is None:
-        clip, box = fitting_clip(profiles)
+        clip, box = fitting_clip(bundle.network, profiles)
     else:
-        probe = clip_probe(bundle.graphs)
+        probe = clip_probe(bundle.network, bundle.graphs)
         clip, box = probe.frames, probe.box
     truth = probe_masks(bundle, reference, clip, box)
     found = probe_masks(bundle, engine, clip, box, truth.orders)
@@ -89,7 +90,9 @@ def compare_masks(
     return judge_probe(name, bundle, truth.masks, found)
 
 
-def fitting_clip(profiles: Sequence[Profile]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def fitting_clip(
+    network: Network, profiles: Sequence[Profile]
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Return the probe clip and a box that some profile supports; turned for portrait profiles.
 
     Returns:
@@ -103,7 +106,8 @@ def fitting_clip(profiles: Sequence[Profile]) -> tuple[NDArray[np.uint8], tuple[
         clip = probe_clip()
         if box[0] > box[1]:
             clip = np.ascontiguousarray(clip.transpose(0, 2, 1, 3))
-        padded = fit_frame((clip.shape[1], clip.shape[2]), box).padded
+        display = (clip.shape[1], clip.shape[2])
+        padded = network.geometry(display, StreamSettings(size=box), None).padded
         if supports(profile, dict(zip("HW", padded, strict=True))):
             return clip, box
     raise InputError(

@@ -28,7 +28,7 @@ from rvos_deploy.export.onnx_graph import export_graph
 from rvos_deploy.export.parity import Reference, check_graph, check_without_rounding
 from rvos_deploy.export.source import Store
 from rvos_deploy.files import cannot_write, replacing_folder
-from rvos_deploy.graph_io.probe import clip_probe
+from rvos_deploy.networks.clip_probe import clip_probe
 from rvos_deploy.networks.export_graph import ExportableNetwork
 from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.parity.verification import (
@@ -198,7 +198,7 @@ class _Export:
         contracts = {graph.spec.name: graph.spec for graph in self.exportable.graphs}
         file = self.folder / TOKENIZER
         tokenizer = network.tokenizer(file, file.read_bytes(), contracts)
-        answer = self.exportable.segment_clip(clip_probe(contracts), tokenizer)
+        answer = self.exportable.segment_clip(clip_probe(network, contracts), tokenizer)
         reference[CLIP_LOGITS], reference[CLIP_ORDER] = answer.mask_logits, answer.choices
 
     def _write_manifest(self, names: list[str], results: list[CheckResult]) -> None:

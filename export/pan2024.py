@@ -23,12 +23,13 @@ from rvos_deploy.export.half_storage import round_to_half
 from rvos_deploy.export.weights import Weights, load_with_origin
 from rvos_deploy.graph_io.frame_geometry import resize_frame
 from rvos_deploy.graph_io.graph_spec import GraphSpec
-from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS, ClipProbe
+from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS
 from rvos_deploy.graph_io.tokenizer import Tokenizer
-from rvos_deploy.networks.export_graph import ClipAnswer, ExportableNetwork
+from rvos_deploy.networks.clip_probe import ClipProbe
+from rvos_deploy.networks.contract import MAXIMUM_ELEMENTS
+from rvos_deploy.networks.export_graph import WITHOUT_ROUNDING, ClipAnswer, ExportableNetwork
 from rvos_deploy.networks.pan2024.config import ModelConfig
-from rvos_deploy.networks.pan2024.contract import MAXIMUM_ELEMENTS
-from rvos_deploy.networks.pan2024.graphs import WITHOUT_ROUNDING, graphs
+from rvos_deploy.networks.pan2024.graphs import graphs
 from rvos_deploy.networks.pan2024.modules.inference import segment_clip, tokenize
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision

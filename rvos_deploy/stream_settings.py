@@ -38,6 +38,8 @@ class StreamSettings:
         threshold: score above which a query belongs to the answer. None: the bundle's.
         fallback: when no query passes: ``none`` gives an empty mask, ``top1`` the best query's.
         size: (height, width) of the box that frames are fitted into. None: the bundle's.
+        short_side: short side in pixels that frames are scaled to, in place of a box. None: as
+            ``size`` says.
         mask_budget: bytes that frames may occupy in memory while they wait for their decision
             (mask features and embeddings, and images where the stream keeps them); the rest goes
             to disk. Default: an eighth of the memory that this process may use (its container's
@@ -57,6 +59,7 @@ class StreamSettings:
     threshold: float | None = None
     fallback: Fallback = "none"
     size: tuple[int, int] | None = None
+    short_side: int | None = None
     mask_budget: int = field(default_factory=_default_mask_budget)
     masks: Place = "host"
 
@@ -77,6 +80,13 @@ class StreamSettings:
             self._set("threshold", _score(self.threshold))
         if self.size is not None:
             self._set("size", _sides(self.size))
+        if self.short_side is not None:
+            self._set("short_side", whole_number("short_side", self.short_side, 1))
+            if self.size is not None:
+                raise InputError(
+                    f"size {self.size} and short_side {self.short_side} exclude each other; leave "
+                    "one out"
+                )
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

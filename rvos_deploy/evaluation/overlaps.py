@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.graph_io.frame_geometry import display_all_logits
-from rvos_deploy.networks.pan2024.selection import thresholds
+from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.runtime.decided_frame import DecidedFrame, Render
 from rvos_deploy.stream_settings import Fallback
 

@@ -36,7 +36,7 @@ from rvos_deploy.evaluation.sweep_scoring import (
     score_sweep_chunk,
 )
 from rvos_deploy.graph_io.frame_geometry import display_all_logits, display_masks
-from rvos_deploy.networks.pan2024.selection import thresholds
+from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.runtime.decided_frame import DecidedFrame, Render
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import Fallback, Mode, StreamSettings

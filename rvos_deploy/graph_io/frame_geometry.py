@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,9 @@ from rvos_deploy.graph_io.resampling import Taps, bilinear_taps, fixed_point
 MASK_STRIDE = 4
 PADDING = (122, 116, 104)
 """CLIP's mean colour: what is padded is close to zero after normalisation."""
+
+
+_ANY_LENGTH = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,34 @@ def fit_frame(
     ``fixed``: the network takes the box's height and width alone, so the box stays as it is, and
     padding fills it.
     """
+    height, width = _scaled(display, box, fixed=fixed)
+    content = (max(1, round(height)), max(1, round(width)))
+    if fixed:
+        return FrameGeometry(display, content, box)
+    padded = tuple(-(-side // STRIDE) * STRIDE for side in content)
+    return FrameGeometry(display, content, (padded[0], padded[1]))
+
+
+def stretch_frame(display: tuple[int, int], box: tuple[int, int]) -> FrameGeometry:
+    """Scale a frame to fit the box, and stretch its sides to the nearest multiples of 32.
+
+    For networks that padding would disturb. The aspect ratio changes by less than 16 pixels a side.
+    The box is turned for portrait frames.
+    """
+    sides = _scaled(display, box)
+    content = tuple(max(STRIDE, math.floor(side / STRIDE + 0.5) * STRIDE) for side in sides)
+    return FrameGeometry(display, (content[0], content[1]), (content[0], content[1]))
+
+
+def short_side_box(short_side: int) -> tuple[int, int]:
+    """Return a box in which the short side of every frame becomes ``short_side`` pixels."""
+    return (short_side, _ANY_LENGTH)
+
+
+def _scaled(
+    display: tuple[int, int], box: tuple[int, int], *, fixed: bool = False
+) -> tuple[float, float]:
+    """Return the (height, width) of a frame that fills the box, before rounding."""
     height, width = display
     if height < 1 or width < 1:
         raise InputError(f"a frame of {width}x{height} pixels cannot be segmented")
@@ -42,11 +74,7 @@ def fit_frame(
     turned = (long, short) if height > width else (short, long)
     box_height, box_width = box if fixed else turned
     scale = min(box_height / height, box_width / width)
-    content = (max(1, round(height * scale)), max(1, round(width * scale)))
-    if fixed:
-        return FrameGeometry(display, content, box)
-    padded = tuple(-(-side // STRIDE) * STRIDE for side in content)
-    return FrameGeometry(display, content, (padded[0], padded[1]))
+    return height * scale, width * scale
 
 
 def resize_frame(image: NDArray[np.uint8], geometry: FrameGeometry) -> NDArray[np.uint8]:

@@ -7,33 +7,41 @@ outputs can be checked years later without shipping the inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.graph_io.frame_geometry import FrameGeometry, fit_frame
-from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec, fixed_box
+from rvos_deploy.graph_io.graph_spec import GraphSpec
 
 START_OF_TEXT, END_OF_TEXT = 49406, 49407
 
 Probe = NDArray[Any]
+Makers = Mapping[str, Callable[[tuple[int, ...], np.random.RandomState], Probe]]
+"""Makers of one probe input by its tensor's name. Arguments: shape, random numbers."""
 
 
-def probe_inputs(spec: GraphSpec, axes: Mapping[str, int], seed: int) -> dict[str, Probe]:
-    """One array for every input of the graph, of the sizes that ``axes`` gives.
+def probe_inputs(
+    spec: GraphSpec, axes: Mapping[str, int], seed: int, makers: Makers | None = None
+) -> dict[str, Probe]:
+    """Return one array for every input of the graph, of the sizes that ``axes`` gives.
 
     Numbers are standard normal; what has a meaning is made to fit it: token ids form sentences of
     different lengths, padding covers their ends, memories hold empty frames.
+
+    Args:
+        spec: contract of the graph.
+        axes: size of every axis.
+        seed: of the numbers.
+        makers: a family's own, in place of the common ones.
     """
-    random = np.random.RandomState(seed)
-    return {tensor.name: _make(tensor, tensor.sizes(axes), random) for tensor in spec.inputs}
-
-
-def _make(tensor: TensorSpec, shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
-    make = _MAKERS.get(tensor.name, _normal)
-    return make(shape, random).astype(tensor.dtype)
+    random, known = np.random.RandomState(seed), {**_MAKERS, **(makers or {})}
+    return {
+        tensor.name: known.get(tensor.name, _normal)(tensor.sizes(axes), random).astype(
+            tensor.dtype
+        )
+        for tensor in spec.inputs
+    }
 
 
 def _normal(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
@@ -47,18 +55,18 @@ def _frame(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
 def _token_ids(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
     ids = random.randint(1, START_OF_TEXT, shape)
     ids[:, 0] = START_OF_TEXT
-    for row, end in zip(ids, _ends(shape, random), strict=True):
+    for row, end in zip(ids, sentence_ends(shape, random), strict=True):
         row[end] = END_OF_TEXT
         row[end + 1 :] = 0
     return ids
 
 
 def _padding(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
-    return np.arange(shape[1])[None, :] > np.array(_ends(shape, random))[:, None]
+    return np.arange(shape[1])[None, :] > np.array(sentence_ends(shape, random))[:, None]
 
 
-def _ends(shape: tuple[int, ...], random: np.random.RandomState) -> list[int]:
-    """Where each sentence ends; the first is as long as the axis."""
+def sentence_ends(shape: tuple[int, ...], random: np.random.RandomState) -> list[int]:
+    """Return where each of [E,L] sentences ends; the first is as long as the axis."""
     count, length = shape
     shorter = random.randint(1, length, count - 1).tolist() if count > 1 else []
     return [length - 1, *shorter]
@@ -82,7 +90,7 @@ def _threshold(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
     return np.full(shape, 0.5)
 
 
-_MAKERS: Mapping[str, Callable[[tuple[int, ...], np.random.RandomState], Probe]] = {
+_MAKERS: Makers = {
     "frame": _frame,
     "token_ids": _token_ids,
     "text_padding": _padding,
@@ -96,29 +104,6 @@ _MAKERS: Mapping[str, Callable[[tuple[int, ...], np.random.RandomState], Probe]]
 PROBE_EXPRESSIONS = ("the square moving to the right", "the disc")
 PROBE_BOX = (96, 160)
 PROBE_FRAMES = 6
-
-
-@dataclass(frozen=True)
-class ClipProbe:
-    """The clip that a bundle's masks are checked on: frames uint8 [T,H,W,3], the (height, width)
-    that they are fitted into, and how.
-    """
-
-    frames: NDArray[np.uint8]
-    box: tuple[int, int]
-    geometry: FrameGeometry
-
-
-def clip_probe(graphs: Mapping[str, GraphSpec]) -> ClipProbe:
-    """The probe clip in PROBE_BOX, or in what the graphs are fixed to, and no longer than the
-    memory that they are fixed to.
-    """
-    memories = [axis.maximum for spec in graphs.values() for axis in spec.axes if axis.name == "M"]
-    frames = probe_clip(min([PROBE_FRAMES, *memories]))
-    box = fixed_box(graphs)
-    height, width = frames.shape[1:3]
-    geometry = fit_frame((height, width), box or PROBE_BOX, fixed=box is not None)
-    return ClipProbe(frames, box or PROBE_BOX, geometry)
 
 
 def probe_clip(frames: int = PROBE_FRAMES) -> NDArray[np.uint8]:

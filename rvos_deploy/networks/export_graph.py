@@ -1,12 +1,12 @@
-"""A graph to export, and a whole network of graphs with its weights. A family makes them.
+"""Define a graph to export, and a whole network of graphs with its weights. A family makes them.
 
 Imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rvos_deploy.graph_io.graph_spec import GraphSpec
-from rvos_deploy.graph_io.probe import ClipProbe
+from rvos_deploy.graph_io.graph_spec import AxisSpec, Dim, GraphSpec, TensorSpec
 from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.clip_probe import ClipProbe
+from rvos_deploy.networks.contract import Contract, Tensors
+from rvos_deploy.networks.modules.precision import DTYPES
 from rvos_deploy.networks.network import Network
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 0.13}
+"""Largest difference between PyTorch and the file for the same inputs, on normalised scales.
+
+fp32: only the order of summation differs, by about 1e-6 a layer. 1e-4 covers tens of layers and no
+wrong operator. fp16: PyTorch and the file round after different operators, by 5e-4 each and about
+3e-3 after tens of layers; J&F measures the effect. Queries that the last bit decides differ more
+(``verification.MAXIMUM_UNDECIDED_QUERIES``). bf16: an operator rounds by 4e-3, and 36 layers by
+2.3e-2. The largest of ten thousand numbers errs by four times that, and the difference of two such
+results by another factor of 1.4. That cannot prove an operator, so the file is also compared
+without its rounding (``export/parity.py``)."""
+
+WITHOUT_ROUNDING = {"fp16": 2e-3, "bf16": 1e-2}
+"""Tolerance for graphs in half precision when both sides compute in float32. The weights are equal.
+The exporter scales queries and keys of an attention by factors that PyTorch keeps in float32 and
+the file rounds, by up to 2e-3 in bfloat16 and 2.4e-4 in float16. The trained ``tiny`` differs by
+4e-3 and 3.1e-4."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,72 @@ class ExportableNetwork:
     segment_clip: Callable[[ClipProbe, Tokenizer], ClipAnswer]
     without_rounding: float | None = None
     packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GraphNumbers:
+    """Hold the numbers that contracts name.
+
+    Args:
+        sizes: values of lower-case sizes, by name.
+        dtype: type that the graphs compute in, which contracts call ``real``.
+    """
+
+    sizes: Mapping[Dim, Dim]
+    dtype: torch.dtype
+
+
+def make_graphs(
+    modules: Mapping[str, nn.Module],
+    contracts: Mapping[str, Contract],
+    axes: Sequence[AxisSpec],
+    numbers: GraphNumbers,
+    fixed: Mapping[str, int] | None = None,
+) -> tuple[Graph, ...]:
+    """Return the graphs of a network with their contracts, in the order of ``contracts``.
+
+    Args:
+        modules: by the name of the graph.
+        contracts: by the name of the graph.
+        axes: all named axes.
+        numbers: what the contracts name.
+        fixed: sizes of axes that are fixed, by the axis's name.
+    """
+    precision = next(name for name, known in DTYPES.items() if known == numbers.dtype)
+    real = str(numbers.dtype).removeprefix("torch.")
+    made = []
+    for name, contract in contracts.items():
+        module = modules[name]
+        inputs, outputs = (
+            _specs(side, numbers.sizes, real) for side in (contract.inputs, contract.outputs)
+        )
+        names = {axis for tensor in inputs for axis in tensor.axes}
+        of_graph = tuple(_fix(axis, fixed or {}) for axis in axes if axis.name in names)
+        if precision == "bf16":
+            module = Float32Edges(module, tuple(tensor.dtype == real for tensor in inputs))
+            inputs, outputs = _wide_specs(inputs, real), _wide_specs(outputs, real)
+        spec = GraphSpec(name, inputs, outputs, of_graph, TOLERANCES[precision], precision)
+        made.append(Graph(module.eval(), spec))
+    return tuple(made)
+
+
+def _specs(tensors: Tensors, sizes: Mapping[Dim, Dim], real: str) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            name, real if dtype == "real" else dtype, tuple(sizes.get(dim, dim) for dim in shape)
+        )
+        for name, (dtype, shape) in tensors.items()
+    )
+
+
+def _wide_specs(tensors: tuple[TensorSpec, ...], dtype: str) -> tuple[TensorSpec, ...]:
+    """Return the specs with float32 in place of ``dtype``."""
+    return tuple(replace(t, dtype="float32") if t.dtype == dtype else t for t in tensors)
+
+
+def _fix(axis: AxisSpec, fixed: Mapping[str, int]) -> AxisSpec:
+    size = fixed.get(axis.name)
+    return axis if size is None else replace(axis, minimum=size, maximum=size)
 
 
 class Float32Edges(nn.Module):

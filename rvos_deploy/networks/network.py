@@ -10,7 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
+from rvos_deploy.graph_io.probe import Makers
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.steps import EncodedText, GraphCalls, Steps
 from rvos_deploy.stream_settings import StreamSettings
@@ -60,6 +62,29 @@ class Network(ABC):
     @abstractmethod
     def probe_cases(self) -> list[dict[str, int]]:
         """Return the sizes of all axes at which parity checks run every graph."""
+
+    @property
+    def probe_makers(self) -> Makers:
+        """Return makers of probe inputs by tensor name, in place of ``graph_io/probe.py``'s own."""
+        return {}
+
+    @abstractmethod
+    def geometry(
+        self, display: tuple[int, int], settings: StreamSettings, fixed: tuple[int, int] | None
+    ) -> FrameGeometry:
+        """Return how a frame fits the network's input.
+
+        Args:
+            display: (height, width) of the frame in pixels.
+            settings: of the stream, which may name a size.
+            fixed: (height, width) that the graphs are fixed to; None where they accept several.
+
+        Raises InputError: the frame cannot be segmented.
+        """
+
+    def notes(self, settings: StreamSettings) -> tuple[str, ...]:
+        """Return one line for each setting that has no effect on this network's masks."""
+        return ()
 
     @abstractmethod
     def tokenizer(self, file: Path, content: bytes, graphs: Mapping[str, GraphSpec]) -> Tokenizer:

@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.tensors import HostArray, Tensor, TensorOps
 
@@ -136,10 +135,6 @@ class ChoiceRecorder(Protocol):
 
 class Steps(ABC):
     """Define a network family's part in one stream."""
-
-    @abstractmethod
-    def geometry(self, display: tuple[int, int]) -> FrameGeometry:
-        """Return how a frame fits the network's input; ``display`` is (height, width) in pixels."""
 
     @abstractmethod
     def add(self, number: int, text: EncodedText) -> None:

@@ -24,10 +24,10 @@ from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.probe import (
     PROBE_EXPRESSIONS,
     Probe,
-    clip_probe,
     probe_inputs,
 )
 from rvos_deploy.graph_io.tensors import HostArray, Tensor
+from rvos_deploy.networks.clip_probe import clip_probe
 from rvos_deploy.networks.network import Network
 from rvos_deploy.parity.comparison import Comparison, compare, sample
 from rvos_deploy.runtime.backends.base import Backend, Graph
@@ -152,7 +152,7 @@ def run_cases(
     cases = _named_cases(graph.spec, network)
     supported = {name: case for name, case in cases.items() if graph.supports(case[1])}
     for name, (seed, axes) in (supported or cases).items():
-        inputs = probe_inputs(graph.spec, axes, seed)
+        inputs = probe_inputs(graph.spec, axes, seed, network.probe_makers)
         yield name, inputs, graph.run(inputs)
 
 
@@ -260,7 +260,7 @@ def read_reference(bundle: Bundle) -> dict[str, NDArray[Any]]:
     """
     path = bundle.path / PARITY
     recorded = read_arrays(bundle.read(PARITY), path)
-    probe = clip_probe(bundle.graphs)
+    probe = clip_probe(bundle.network, bundle.graphs)
     padded = probe.geometry.padded
     expected = (len(PROBE_EXPRESSIONS), len(probe.frames))
     logits, order = recorded.get(CLIP_LOGITS), recorded.get(CLIP_ORDER)
@@ -303,7 +303,7 @@ def check_masks(
         reference_logits: float32 [E,T,h,w] at stride 4.
         reference_order: int64 [E,T,N], the query of each slot; None: as this back end finds.
     """
-    probe = clip_probe(bundle.graphs)
+    probe = clip_probe(bundle.network, bundle.graphs)
     clip, box, geometry = probe.frames, probe.box, probe.geometry
     logits = np.stack([[display_logits(m, geometry) for m in maps] for maps in reference_logits])
     name = f"masks of a clip, {len(clip)} frames, {len(logits)} expressions"

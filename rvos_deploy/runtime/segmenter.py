@@ -8,11 +8,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rvos_deploy.bundle.folder import TOKENIZER, Bundle, open_bundle
 from rvos_deploy.closeable import Closeable
 from rvos_deploy.errors import BundleError, InputError
+from rvos_deploy.graph_io.graph_spec import fixed_box
 from rvos_deploy.graph_io.tokenizer import check_text
 from rvos_deploy.networks.steps import EncodedText
 from rvos_deploy.runtime.backends.base import Backend
@@ -132,9 +134,16 @@ class Segmenter(Closeable):
             check_limits(self.bundle.graphs, settings, box, len(expressions))
         if settings.threshold is None:
             settings = replace(settings, threshold=self.bundle.threshold(settings.mode))
-        steps = self.bundle.network.steps(calls, settings)
+        network = self.bundle.network
+        fit = partial(network.geometry, settings=settings, fixed=fixed_box(self.bundle.graphs))
         stream = Stream(
-            steps, calls, self.encode_text, settings, render=render, keep_images=keep_images
+            network.steps(calls, settings),
+            calls,
+            self.encode_text,
+            fit,
+            settings,
+            render=render,
+            keep_images=keep_images,
         )
         try:
             add_expressions(stream, expressions)

@@ -102,13 +102,15 @@ class Stream(Closeable):
         steps: Steps,
         calls: SessionCalls,
         encode_text: Callable[[str], EncodedText],
+        fit: Callable[[tuple[int, int]], FrameGeometry],
         settings: StreamSettings,
         *,
         render: Render | None = None,
         keep_images: bool = False,
     ) -> None:
-        """``render``: makes the masks of a decided frame. None: a mask is where the logits of the
-        candidates that pass the threshold are above 0.
+        """``fit``: how a frame of a (height, width) fits the network. ``render``: makes the masks
+        of a decided frame; None: a mask is where the logits of the candidates that pass the
+        threshold are above 0.
 
         Raises InputError: settings that the back end does not have.
         """
@@ -119,6 +121,7 @@ class Stream(Closeable):
         self._steps = steps
         self._calls = calls
         self._encode_text = encode_text
+        self._fit = fit
         self._render = render
         self._expressions: dict[int, str] = {}
         self._next_number = 0
@@ -324,7 +327,7 @@ class Stream(Closeable):
 
     def _start(self, timed: Frame, image: Tensor) -> _StartedFrame:
         """Queue the graphs of a frame, for all expressions."""
-        geometry = self._steps.geometry((image.shape[0], image.shape[1]))
+        geometry = self._fit((image.shape[0], image.shape[1]))
         kept = image if self._keep_images else None
         frame = _PushedFrame(timed, kept, geometry, tuple(self._expressions))
         if not frame.expressions:

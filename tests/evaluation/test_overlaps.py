@@ -17,7 +17,7 @@ from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.evaluation.overlaps import resolve_overlaps
 from rvos_deploy.evaluation.protocols import annotator_sets
 from rvos_deploy.graph_io.frame_geometry import display_logits
-from rvos_deploy.networks.pan2024.selection import thresholds
+from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.runtime.decided_frame import DecidedFrame
 
 Logits = NDArray[np.float32]

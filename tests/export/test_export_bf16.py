@@ -22,10 +22,10 @@ from rvos_deploy.export.pan2024 import export_bundle
 from rvos_deploy.export.parity import check_graph, check_without_rounding
 from rvos_deploy.export.weights import Weights
 from rvos_deploy.graph_io.probe import probe_inputs
-from rvos_deploy.networks.export_graph import Graph
+from rvos_deploy.networks.export_graph import TOLERANCES, WITHOUT_ROUNDING, Graph
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.contract import GRAPHS
-from rvos_deploy.networks.pan2024.graphs import TOLERANCES, WITHOUT_ROUNDING, graphs
+from rvos_deploy.networks.pan2024.graphs import graphs
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.networks.pan2024.network import Pan2024

@@ -163,7 +163,7 @@ def test_a_failed_check_leaves_nothing_and_names_every_failure(
         return replace(network, graphs=some, segment_clip=lambda *_: answer)
 
     monkeypatch.setattr(pan2024, "exportable", a_part)
-    monkeypatch.setattr(bundle_export, "clip_probe", lambda contracts: None)
+    monkeypatch.setattr(bundle_export, "clip_probe", lambda network, contracts: None)
     monkeypatch.setattr(bundle_export, "open_bundle", lambda folder: None)
     passed = MaskCheck("masks", True, 0.999, 1.0, 1.0, 0.5)
     monkeypatch.setattr(bundle_export, "check_masks", lambda *_: passed)

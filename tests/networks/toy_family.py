@@ -21,8 +21,9 @@ from rvos_deploy.bundle.manifest import NetworkOrigin, Origin, WeightsRecord
 from rvos_deploy.errors import BundleError, InputError
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry, fit_frame, resize_frame
 from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec, TensorSpec
-from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS, ClipProbe
+from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS
 from rvos_deploy.graph_io.tensors import Tensor
+from rvos_deploy.networks.clip_probe import ClipProbe
 from rvos_deploy.networks.export_graph import ClipAnswer, ExportableNetwork, Graph
 from rvos_deploy.networks.network import Network
 from rvos_deploy.networks.steps import GraphCalls, Replay, Steps
@@ -102,6 +103,11 @@ class Toy(Network):
     def probe_cases(self) -> list[dict[str, int]]:
         return [{"H": 32, "W": 64, "E": 1}, {"H": 96, "W": 160, "E": 3}]
 
+    def geometry(
+        self, display: tuple[int, int], settings: StreamSettings, fixed: tuple[int, int] | None
+    ) -> FrameGeometry:
+        return fit_frame(display, settings.size or self._config.input_size)
+
     def tokenizer(self, file: Path, content: bytes, graphs: Mapping[str, GraphSpec]) -> Words:  # type: ignore[override]
         return Words(file, content)
 
@@ -117,9 +123,6 @@ class ToySteps(Steps):
         self.calls, self.config, self.settings = calls, config, settings
         self.texts: dict[int, ColourText] = {}
         self.frames = 0
-
-    def geometry(self, display: tuple[int, int]) -> FrameGeometry:
-        return fit_frame(display, self.settings.size or self.config.input_size)
 
     def add(self, number: int, text: ColourText) -> None:  # type: ignore[override]
         self.texts[number] = text

@@ -15,7 +15,7 @@ from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, referred_scores
-from rvos_deploy.networks.pan2024.selection import thresholds
+from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.runtime.segmenter import Segmenter, load
 
 Reference = Callable[[NDArray[np.uint8], str], tuple[NDArray[np.float32], NDArray[np.float32]]]

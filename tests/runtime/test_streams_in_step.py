@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import display_masks
 from rvos_deploy.graph_io.probe import PROBE_BOX
-from rvos_deploy.networks.pan2024.selection import thresholds
+from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.runtime.decided_frame import DecidedFrame
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.runtime.stream import Stream

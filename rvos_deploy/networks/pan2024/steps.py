@@ -14,16 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.graph_io.frame_geometry import FrameGeometry, fit_frame
-from rvos_deploy.graph_io.graph_spec import fixed_box
 from rvos_deploy.graph_io.tensors import HostArray, Tensor
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.networks.pan2024.expression import EncodedSentence, ExpressionState, stack_text
 from rvos_deploy.networks.pan2024.query_memory import QueryMemory
-from rvos_deploy.networks.pan2024.selection import thresholds
 from rvos_deploy.networks.pan2024.slot_choices import SlotChoices
 from rvos_deploy.networks.pan2024.slots import SlotCues, make_tracker
+from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.networks.steps import (
     Decision,
     EncodedText,
@@ -68,14 +66,7 @@ class Pan2024Steps(Steps):
         self._queries_dtype = next(t.dtype for t in spec.inputs if t.name == "video_queries")
         frames = spec.axis("M")
         assert frames is not None  # checked when the bundle was opened
-        # A graph with a fixed size always receives the whole box.
-        self._fixed = fixed_box({"backbone": calls.spec("backbone")}) is not None
         self._memory = QueryMemory(calls.ops, frames, settings.window, settings.anchors)
-
-    def geometry(self, display: tuple[int, int]) -> FrameGeometry:
-        """Fit a frame into the box, and pad the sides to multiples of 32 pixels."""
-        box = self._settings.size or self._config.input_size
-        return fit_frame(display, box, fixed=self._fixed)
 
     def add(self, number: int, text: EncodedText) -> None:
         """Follow another expression from the next frame on."""

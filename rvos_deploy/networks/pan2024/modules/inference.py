@@ -14,7 +14,7 @@ from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescri
 from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
 from rvos_deploy.networks.pan2024.modules.network import FrameOutput, RvosNetwork, referred_scores
 from rvos_deploy.networks.pan2024.modules.video_query_decoder import VideoPrediction
-from rvos_deploy.networks.pan2024.selection import thresholds
+from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.stream_settings import Fallback
 
 
