@@ -20,9 +20,18 @@ def _pan2024(model: Mapping[str, object]) -> Network:
     return Pan2024.from_dict(model)
 
 
+def _online_refer(model: Mapping[str, object]) -> Network:
+    from rvos_deploy.networks.online_refer.network import OnlineRefer
+
+    return OnlineRefer.from_dict(model)
+
+
 FIRST_FAMILY = "pan2024"
 """Bundles that were made before there were families name none."""
-FAMILIES: dict[str, NetworkFactory] = {"pan2024": _pan2024}
+FAMILIES: dict[str, NetworkFactory] = {
+    "pan2024": _pan2024,
+    "online_refer": _online_refer,
+}
 """Register your own family before you open a bundle of it: ``FAMILIES["mine"] = make``."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.input_size import check_size
 
 Backbone = Literal["resnet"]
 """Kinds of image trunk. Each has keys of its own that begin with its name."""
@@ -35,6 +36,7 @@ _COUNTS = (
     "norm_groups",
     "pixel_norm_groups",
     "mask_channels",
+    "short_side",
 )
 _MULTIPLES = (
     ("text_width", "text_heads"),
@@ -72,8 +74,9 @@ class OnlineReferConfig:
         norm_groups: Groups of the group norms before the encoder. [groups]
         pixel_norm_groups: Groups of the pixel decoder's group norms. [groups]
         mask_channels: Channels between the dynamic convolutions. [channels]
-        input_size: (short side, long side) of the largest frames by default; frames keep their
-            aspect ratio but for rounding to multiples of 32. [pixels]
+        short_side: Short side that frames are scaled to by default. [pixels]
+        input_size: (height, width) of a 16:9 frame at that short side, in multiples of 32: the
+            size that checks and engines start from. [pixels]
         threshold: Score above which the tracked object counts as present. [0..1]
     """
 
@@ -97,7 +100,8 @@ class OnlineReferConfig:
     norm_groups: int = 32
     pixel_norm_groups: int = 8
     mask_channels: int = 8
-    input_size: tuple[int, int] = (360, 640)
+    short_side: int = 360
+    input_size: tuple[int, int] = (352, 640)
     threshold: float = 0.0
 
     def __post_init__(self) -> None:
@@ -112,6 +116,7 @@ class OnlineReferConfig:
                 )
         if self.dim % 4:
             raise InputError(f"dim must be a multiple of 4 for sine positions, found {self.dim}")
+        check_size(*self.input_size)
         if self.backbone not in get_args(Backbone):
             raise InputError(
                 f"unknown backbone '{self.backbone}'; known: {', '.join(get_args(Backbone))}"
@@ -121,8 +126,7 @@ class OnlineReferConfig:
 
     def _counts(self) -> list[tuple[str, object]]:
         counts: list[tuple[str, object]] = [(name, getattr(self, name)) for name in _COUNTS]
-        counts += [("resnet_blocks", blocks) for blocks in self.resnet_blocks]
-        return counts + [("input_size", side) for side in self.input_size]
+        return counts + [("resnet_blocks", blocks) for blocks in self.resnet_blocks]
 
     @property
     def channels(self) -> tuple[int, int, int, int]:
@@ -173,6 +177,7 @@ _PRESETS = (
         encoder_layers=2,
         decoder_layers=2,
         ffn=128,
+        short_side=96,
         input_size=(96, 160),
     ),
 )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.networks.pan2024.config import Initializer
 from rvos_deploy.networks.pan2024.slots import OnlineSoftmax, SlotCues, Tracker
+from rvos_deploy.networks.text import stack_tokens
 
 Array = NDArray[np.float32]
 
@@ -62,13 +63,7 @@ def stack_text(texts: Sequence[EncodedSentence], least: int = 1) -> dict[str, Te
 
     Sentences are padded to the longest one, and to at least ``least`` tokens.
     """
-    length = max(least, *(len(text.tokens) for text in texts))
-    dim = texts[0].tokens.shape[1]
-    tokens = np.zeros((len(texts), length, dim), dtype=texts[0].tokens.dtype)
-    padding = np.ones((len(texts), length), dtype=np.bool_)
-    for row, text in enumerate(texts):
-        tokens[row, : len(text.tokens)] = text.tokens
-        padding[row, : len(text.tokens)] = False
+    tokens, padding = stack_tokens([text.tokens for text in texts], least)
     return {
         "text_tokens": tokens,
         "sentence": np.stack([text.sentence for text in texts]),
