@@ -17,7 +17,7 @@ from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import fit_frame
-from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.tokenizer import ClipTokenizer
 from rvos_deploy.stream_settings import DEFAULT_MEMORY
 
 SCHEMA = "rvos-deploy/benchmark/gpu/1"
@@ -93,7 +93,7 @@ def axes_of(request: Request) -> dict[str, int]:
     """
     bundle = request.bundle
     height, width = fit_frame(CLIP_SIZE, bundle.config.input_size).padded
-    tokenizer = Tokenizer(bundle.path / TOKENIZER, bundle.read(TOKENIZER))
+    tokenizer = ClipTokenizer(bundle.path / TOKENIZER, bundle.read(TOKENIZER))
     longest = max(len(tokenizer(text)) for text in texts_of(request))
     axes = bundle_axes(bundle)
     best = {name: sizes[1] for name, sizes in default_profile(bundle).items()}
