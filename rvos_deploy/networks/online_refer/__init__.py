@@ -1,0 +1,1 @@
+"""The network family OnlineRefer (Wu et al., ICCV 2023)."""
