@@ -11,8 +11,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from rvos_deploy.networks.modules.precision import in_range
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
-from rvos_deploy.networks.pan2024.modules.precision import in_range
 
 _WORTH_STORING = 1024  # numbers; for fewer, the Cast node is as large as the saving
 _SUFFIX = ".fp16"

@@ -1,8 +1,8 @@
 """Define deformable attention as an ONNX function, for runtimes without the plugin.
 
 The network exports one node ``rvos::MSDeformAttn`` with the attribute ``plugin_namespace``; its
-inputs are those of ``modules/deformable_attention.py: ms_deform_attn``. TensorRT uses the plugin of
-that name. Every other runtime uses this model-local function of standard operators.
+inputs are those of ``networks/modules/ms_deform_attn.py: ms_deform_attn``. TensorRT uses the plugin
+of that name. Every other runtime uses this model-local function of standard operators.
 
 The function avoids GridSample, because TensorRT 10 and 11 miscompile deformable attention with it
 (NVIDIA/TensorRT#4813). On a CPU (2,352 queries, two cores), gathering rows of channels took 25 ms

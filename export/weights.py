@@ -12,6 +12,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.export.source import RunRecord, Store
 from rvos_deploy.files import sha256_file
 from rvos_deploy.graph_io.graph_spec import Precision
+from rvos_deploy.networks.modules.safetensors_file import read_safetensors
 from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.networks.pan2024.modules.checkpoint import (
     CLIP_PREFIX,
@@ -21,7 +22,6 @@ from rvos_deploy.networks.pan2024.modules.checkpoint import (
     clip_fingerprint,
     load_checkpoint,
     read_provenance,
-    read_safetensors,
 )
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
 from rvos_deploy.parity.verification import MINIMUM_J_AND_F

@@ -57,8 +57,8 @@ from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.files import write_text
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.json_file import write_json
+from rvos_deploy.networks.modules.safetensors_file import read_safetensors
 from rvos_deploy.networks.pan2024.config import ModelConfig
-from rvos_deploy.networks.pan2024.modules.checkpoint import read_safetensors
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, build_network
 from rvos_deploy.training.checkpoints import trained_weights
 from rvos_deploy.training.clips import training_tokenizer

@@ -36,11 +36,12 @@ from rvos_deploy.errors import ParityError
 from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
 from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS
 from rvos_deploy.json_file import write_json
+from rvos_deploy.networks.modules.float32_islands import HIDDEN
+from rvos_deploy.networks.modules.precision import DTYPES
 from rvos_deploy.networks.pan2024.config import preset
-from rvos_deploy.networks.pan2024.modules.attention import HIDDEN
 from rvos_deploy.networks.pan2024.modules.inference import segment_clip, tokenize
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
-from rvos_deploy.networks.pan2024.modules.precision import DTYPES, set_precision
+from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.video import read_video
 
 SHARE = 0.25

@@ -34,11 +34,11 @@ from rvos_deploy import stopping
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import cannot_write, replacing, replacing_folder
 from rvos_deploy.json_file import write_json
+from rvos_deploy.networks.modules.safetensors_file import read_safetensors
 from rvos_deploy.networks.pan2024.modules.checkpoint import (
     CLIP_PREFIX,
     Provenance,
     load_checkpoint,
-    read_safetensors,
     write_checkpoint,
 )
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork

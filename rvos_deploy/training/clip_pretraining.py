@@ -29,8 +29,9 @@ from rvos_deploy.environment import versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import replacing
 from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.modules.safetensors_file import read_safetensors
 from rvos_deploy.networks.pan2024.config import ModelConfig
-from rvos_deploy.networks.pan2024.modules.checkpoint import load_state, read_safetensors
+from rvos_deploy.networks.pan2024.modules.checkpoint import load_state
 from rvos_deploy.networks.pan2024.modules.clip import FrozenClip, build_clip
 from rvos_deploy.networks.pan2024.modules.inference import tokenize
 from rvos_deploy.training import checkpoints

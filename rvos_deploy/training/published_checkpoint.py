@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.networks.pan2024.modules.checkpoint import read_safetensors
+from rvos_deploy.networks.modules.safetensors_file import read_safetensors
 
 _ZIP, _LEGACY, _PICKLE = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80"
 """First bytes of files by ``torch.save``, by ``torch.save`` before 1.6, and by plain pickle."""

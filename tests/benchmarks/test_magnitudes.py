@@ -19,7 +19,8 @@ from rvos_deploy.benchmarks.studies import magnitudes
 from rvos_deploy.benchmarks.studies.magnitudes import Layer, Magnitudes, join, require_headroom
 from rvos_deploy.errors import ParityError
 from rvos_deploy.export import weights
-from rvos_deploy.networks.pan2024.modules.attention import HIDDEN, MultiHeadAttention, additive_mask
+from rvos_deploy.networks.modules.float32_islands import HIDDEN, additive_mask
+from rvos_deploy.networks.pan2024.modules.attention import MultiHeadAttention
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 
 APP = typer.Typer()

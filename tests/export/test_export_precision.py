@@ -18,8 +18,8 @@ from rvos_deploy.export.ms_deform_attn import NODE
 from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
 from rvos_deploy.graph_io.graph_spec import Precision
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip
+from rvos_deploy.networks.modules.float32_islands import WideGroupNorm
 from rvos_deploy.networks.pan2024.contract import GRAPHS
-from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import WideGroupNorm
 from rvos_deploy.networks.pan2024.modules.inference import decode_clip
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision

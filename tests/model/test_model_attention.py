@@ -8,18 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rvos_deploy.networks.modules.float32_islands import additive_mask, softmax
+from rvos_deploy.networks.modules.position import pixel_centres, sine_position_2d, temporal_position
 from rvos_deploy.networks.pan2024.modules.attention import (
     CrossAttentionLayer,
     Mlp,
     MultiHeadAttention,
     SelfAttentionLayer,
-    additive_mask,
-    softmax,
-)
-from rvos_deploy.networks.pan2024.modules.position import (
-    pixel_centres,
-    sine_position_2d,
-    temporal_position,
 )
 
 # Float32 softmax inside, so float64 inputs do not help: sums of tens of terms of order one.

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rvos_deploy.networks.pan2024.modules.attention import additive_mask
+from rvos_deploy.networks.modules.float32_islands import additive_mask
+from rvos_deploy.networks.modules.position import sine_position_2d
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
 from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import (
     BidirectionalAttention,
     EncodedFrame,
 )
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
-from rvos_deploy.networks.pan2024.modules.position import sine_position_2d
 
 # Float32 rounding through three layers; batches and longer rows are summed in another order.
 ROUNDING = {"rtol": 0, "atol": 2e-5}

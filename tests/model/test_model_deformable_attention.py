@@ -11,10 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rvos_deploy.networks.pan2024.modules.deformable_attention import (
-    DeformableAttentionLayer,
-    ms_deform_attn,
-)
+from rvos_deploy.networks.modules.ms_deform_attn import ms_deform_attn
+from rvos_deploy.networks.pan2024.modules.deformable_attention import DeformableAttentionLayer
 
 # Both sides are float64 and differ in the order of a few sums only; coordinates up to some hundred
 # pixels are interpolated, so that their rounding (1e-14) is scaled by values of order one.

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rvos_deploy.networks.pan2024.modules.attention import additive_mask
+from rvos_deploy.networks.modules.float32_islands import additive_mask
+from rvos_deploy.networks.modules.position import sine_position_2d
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
 from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import EncodedFrame
 from rvos_deploy.networks.pan2024.modules.frame_query_decoder import (
@@ -27,7 +28,6 @@ from rvos_deploy.networks.pan2024.modules.frame_query_decoder import (
     resize_mask_features,
 )
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
-from rvos_deploy.networks.pan2024.modules.position import sine_position_2d
 
 SHAPES = [(8, 12), (4, 6), (2, 3)]
 """Strides 8, 16, 32 of a 64x96 frame."""

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.networks.pan2024.modules import deformable_attention
-from rvos_deploy.networks.pan2024.modules.deformable_attention import (
-    eager_ms_deform_attn,
-    ms_deform_attn,
-)
+from rvos_deploy.networks.modules import ms_deform_attn as deformable_attention
+from rvos_deploy.networks.modules.ms_deform_attn import eager_ms_deform_attn, ms_deform_attn
 from rvos_deploy.training.cpu_ops import ms_deform_attn as operator
 from rvos_deploy.training.cpu_ops.ms_deform_attn import (
     cpp_ops,

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.networks.modules.position import pixel_centres, sine_position_2d
 from rvos_deploy.networks.pan2024.config import ModelConfig, preset
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures
 from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import EncodedFrame
@@ -31,7 +32,6 @@ from rvos_deploy.networks.pan2024.modules.frame_query_decoder import (
     resize_mask_features,
 )
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
-from rvos_deploy.networks.pan2024.modules.position import pixel_centres, sine_position_2d
 from rvos_deploy.training.init_from import InitReport, init_from
 from rvos_deploy.training.published_names import name_map
 

@@ -120,9 +120,7 @@ def _time(name: str, run: Callable[[], object], moved: int) -> Timing:
 
 
 def _grid_sample(inputs: tuple[Any, ...]) -> Callable[[], object]:
-    from rvos_deploy.networks.pan2024.modules.deformable_attention import (
-        _grid_sample_ms_deform_attn,
-    )
+    from rvos_deploy.networks.modules.ms_deform_attn import _grid_sample_ms_deform_attn
 
     return lambda: _grid_sample_ms_deform_attn(*inputs)
 

@@ -61,8 +61,8 @@ def host_ms_deform_attn(
 ) -> NDArray[np.generic]:
     """Run the kernel thread by thread, with the grid and the blocks that the plugin launches.
 
-    Shapes are those of ``modules/deformable_attention.py: ms_deform_attn``; types are fp32, fp16 or
-    bf16 (as ``uint16``).
+    Shapes are those of ``networks/modules/ms_deform_attn.py: ms_deform_attn``; types are fp32, fp16
+    or bf16 (as ``uint16``).
 
     Returns:
         [B,Q,heads*D] in the type of ``value``.

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from rvos_deploy.graph_io.graph_spec import AxisSpec, Dim, GraphSpec, TensorSpec
 from rvos_deploy.graph_io.input_size import STRIDE
 from rvos_deploy.networks.export_graph import Float32Edges, Graph
+from rvos_deploy.networks.modules.precision import DTYPES
 from rvos_deploy.networks.pan2024.contract import CONTRACTS, Tensors
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
 from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, referred_scores
-from rvos_deploy.networks.pan2024.modules.precision import DTYPES
 from rvos_deploy.networks.pan2024.modules.video_query_decoder import FrameMemory
 from rvos_deploy.networks.pan2024.tokenizer import CONTEXT_LENGTH
 

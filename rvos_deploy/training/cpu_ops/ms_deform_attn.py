@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.networks.pan2024.modules import deformable_attention
+from rvos_deploy.networks.modules import ms_deform_attn as deformable_attention
 
 _FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only"]
 
@@ -89,7 +89,7 @@ def ms_deform_attn_cpu(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """Compute ``modules/deformable_attention.py: ms_deform_attn``, with the same arguments.
+    """Compute ``networks/modules/ms_deform_attn.py: ms_deform_attn``, with the same arguments.
 
     The computation is in float32 (float64 where ``value`` is); narrower inputs are converted.
 

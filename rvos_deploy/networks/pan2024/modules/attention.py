@@ -8,19 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-HIDDEN = -1e4
-"""Added to the logits of hidden keys. It is finite, because -inf becomes NaN in fp16; its
-exponential is exactly zero in every type."""
-
-
-def additive_mask(mask: Tensor) -> Tensor:
-    """Return the attention bias, float32, of a bool mask (True: hidden)."""
-    return mask.float() * HIDDEN
-
-
-def softmax(logits: Tensor) -> Tensor:
-    """Compute softmax over the last axis in float32; the result has the type of the logits."""
-    return torch.softmax(logits.float(), dim=-1).to(logits.dtype)
+from rvos_deploy.networks.modules.float32_islands import softmax
 
 
 class MultiHeadAttention(nn.Module):

@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.networks.modules.safetensors_file import read_safetensors
 from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 
@@ -127,20 +128,6 @@ def check_clip(file: Path, provenance: Provenance, clip: nn.Module, source: str 
             f"checkpoint {file} was trained with the CLIP part of {provenance.clip_source} "
             f"(fingerprint {provenance.clip}); {found}; pass that one with --clip-weights"
         )
-
-
-def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """Return all tensors of a safetensors file, mapped into memory.
-
-    Raises:
-        InputError: the file is missing, not regular, damaged, or of another format.
-    """
-    if not file.is_file():
-        raise InputError(f"{file} does not exist, or is no regular file")
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} cannot be read as safetensors ({error})") from error
 
 
 def load_checkpoint(network: RvosNetwork, file: Path) -> bool:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.networks.modules.float32_islands import additive_mask
 from rvos_deploy.networks.pan2024.config import ModelConfig
-from rvos_deploy.networks.pan2024.modules.attention import additive_mask
 from rvos_deploy.networks.pan2024.modules.clip_weights import find_clip_weights
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -9,16 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rvos_deploy.networks.modules.float32_islands import WideGroupNorm, additive_mask, softmax
+from rvos_deploy.networks.modules.ms_deform_attn import shapes_tensor
+from rvos_deploy.networks.modules.position import pixel_centres, sine_position_2d
 from rvos_deploy.networks.pan2024.config import ModelConfig
-from rvos_deploy.networks.pan2024.modules.attention import (
-    FeedForwardLayer,
-    SelfAttentionLayer,
-    additive_mask,
-    softmax,
-)
+from rvos_deploy.networks.pan2024.modules.attention import FeedForwardLayer, SelfAttentionLayer
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures
 from rvos_deploy.networks.pan2024.modules.deformable_attention import DeformableAttentionLayer
-from rvos_deploy.networks.pan2024.modules.position import pixel_centres, sine_position_2d
 
 
 class EncodedFrame(NamedTuple):
@@ -144,7 +141,7 @@ class CrossModalEncoder(nn.Module):
         ]
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
         tokens, position, centres = self._tokens(maps, shapes, text.shape[0])
-        level_shapes = _level_shapes(shapes, text.device)
+        level_shapes = shapes_tensor(shapes, text.device)
         text_bias = additive_mask(padding)[:, None, None]
         for layer in self.layers:
             tokens, text = layer(tokens, text, text_bias, position, centres, level_shapes)
@@ -173,21 +170,6 @@ class CrossModalEncoder(nn.Module):
         stride_8 = level.transpose(1, 2).unflatten(2, shape)
         upsampled = F.interpolate(stride_8, scale_factor=2.0, mode="bilinear", align_corners=False)
         return self.mask_features(self.fpn(self.lateral(res2) + upsampled))
-
-
-def _level_shapes(shapes: list[tuple[int, int]], device: torch.device) -> Tensor:
-    """Return (height, width) of each level: int32 [levels,2]."""
-    sides = [torch.scalar_tensor(side, dtype=torch.int32) for shape in shapes for side in shape]
-    return torch.stack(sides).view(-1, 2).to(device)
-
-
-class WideGroupNorm(nn.GroupNorm):
-    """Compute group norm in float32, whatever the type of input and weights."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise [B,C,...]; shape and type stay."""
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 def _conv_norm(inner: int, outer: int, groups: int, kernel: int) -> nn.Sequential:

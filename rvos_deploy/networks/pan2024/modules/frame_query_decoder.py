@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rvos_deploy.networks.modules.float32_islands import additive_mask
+from rvos_deploy.networks.modules.position import pixel_centres, sine_position_2d
 from rvos_deploy.networks.pan2024.config import ModelConfig
-from rvos_deploy.networks.pan2024.modules.attention import Mlp, additive_mask
+from rvos_deploy.networks.pan2024.modules.attention import Mlp
 from rvos_deploy.networks.pan2024.modules.cross_modal_encoder import EncodedFrame
-from rvos_deploy.networks.pan2024.modules.position import pixel_centres, sine_position_2d
 from rvos_deploy.networks.pan2024.modules.query_layer import AttentionMemory, QueryLayer
 
 

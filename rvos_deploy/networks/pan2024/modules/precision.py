@@ -21,59 +21,17 @@ of everything before it, so no island of a few operators removes it. Checks coun
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.graph_spec import Precision
+from rvos_deploy.networks.modules.precision import cast_network
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 
-DTYPES: dict[Precision, torch.dtype] = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 
-
-@torch.no_grad()
 def set_precision(network: RvosNetwork, precision: Precision | str) -> RvosNetwork:
     """Cast the network in place; the module's text lists what stays in float32.
 
     Raises:
         InputError: the precision is unknown, or a weight exceeds the type's range.
     """
-    if precision not in DTYPES:
-        raise InputError(f"unknown precision '{precision}'; known: {', '.join(DTYPES)}")
-    dtype = DTYPES[precision]
-    if dtype == torch.float32:
-        return network
-    for name, weight in network.state_dict().items():
-        in_range(name, weight, dtype, "--precision fp32")
     # The pixel statistics stay in float32: bfloat16 would round a mean of 122.77 to 123.
-    mean, std = network.clip.mean, network.clip.std
-    network.to(dtype)
-    network.clip.mean, network.clip.std = mean, std
+    cast_network(network, precision, (network.clip.mean, network.clip.std))
     return network
-
-
-def in_range(name: str, weight: Tensor, dtype: torch.dtype, instead: str) -> Tensor:
-    """Return a floating-point weight in ``dtype``, and any other weight unchanged.
-
-    Args:
-        name: of the weight, for the message.
-        weight: of any shape.
-        dtype: float16 or bfloat16.
-        instead: the option that avoids the cast, for the message.
-
-    Raises:
-        InputError: a number becomes infinite, or is NaN.
-    """
-    if not weight.is_floating_point():
-        return weight
-    narrow = weight.to(dtype)
-    if not bool(torch.isfinite(narrow).all()):
-        raise InputError(
-            f"{name} holds {weight.abs().max():.3g}, which {str(dtype).removeprefix('torch.')} "
-            f"cannot; export with {instead}"
-        )
-    return narrow

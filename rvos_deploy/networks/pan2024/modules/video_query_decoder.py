@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rvos_deploy.networks.modules.float32_islands import additive_mask, softmax
+from rvos_deploy.networks.modules.position import temporal_position
 from rvos_deploy.networks.pan2024.config import ModelConfig
-from rvos_deploy.networks.pan2024.modules.attention import Mlp, additive_mask, softmax
+from rvos_deploy.networks.pan2024.modules.attention import Mlp
 from rvos_deploy.networks.pan2024.modules.clip import TextFeatures
-from rvos_deploy.networks.pan2024.modules.position import temporal_position
 from rvos_deploy.networks.pan2024.modules.query_layer import AttentionMemory, QueryLayer
 
 

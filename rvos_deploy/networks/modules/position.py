@@ -48,3 +48,18 @@ def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
 def temporal_position(ages: Tensor, dim: int) -> Tensor:
     """Return the position in time [...,dim] of ages [...] in frames (0: the newest)."""
     return _interleaved_sines(ages.float()[..., None] * _frequencies(dim, ages.device))
+
+
+def sine_position_1d(padding: Tensor, dim: int) -> Tensor:
+    """Return the position of every token: float32 [E,L,dim].
+
+    The tokens of a sentence are numbered from 1, and the last has the angle 2 pi. Padding repeats
+    the last token's position.
+
+    Args:
+        padding: bool [E,L], True where there is no token.
+        dim: of a position.
+    """
+    number = torch.cumsum((~padding).to(torch.int64), dim=1).float()
+    angles = number / (number[:, -1:] + 1e-6) * (2 * math.pi)
+    return _interleaved_sines(angles[..., None] * _frequencies(dim, padding.device))

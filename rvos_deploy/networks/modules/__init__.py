@@ -1,0 +1,1 @@
+"""Operators and numerics that several families' modules share."""

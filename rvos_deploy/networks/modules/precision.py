@@ -1,0 +1,68 @@
+"""Cast a network to another type, but for the weights that its family keeps in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.graph_spec import Precision
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+@torch.no_grad()
+def cast_network(network: nn.Module, precision: Precision | str, kept: Iterable[Tensor]) -> None:
+    """Cast weights and buffers in place, all of them or none.
+
+    Args:
+        network: in float32.
+        precision: of the network.
+        kept: weights and buffers that stay in float32.
+
+    Raises:
+        InputError: the precision is unknown, or a weight exceeds the type's range.
+    """
+    if precision not in DTYPES:
+        raise InputError(f"unknown precision '{precision}'; known: {', '.join(DTYPES)}")
+    dtype = DTYPES[precision]
+    if dtype == torch.float32:
+        return
+    stay = {id(tensor) for tensor in kept}
+    tensors = dict([*network.named_parameters(), *network.named_buffers()])
+    cast = {
+        name: in_range(name, tensor, dtype, "--precision fp32")
+        for name, tensor in tensors.items()
+        if id(tensor) not in stay
+    }
+    for name, tensor in cast.items():
+        tensors[name].data = tensor.data
+
+
+def in_range(name: str, weight: Tensor, dtype: torch.dtype, instead: str) -> Tensor:
+    """Return a floating-point weight in ``dtype``, and any other weight unchanged.
+
+    Args:
+        name: of the weight, for the message.
+        weight: of any shape.
+        dtype: float16 or bfloat16.
+        instead: the option that avoids the cast, for the message.
+
+    Raises:
+        InputError: a number becomes infinite, or is NaN.
+    """
+    if not weight.is_floating_point():
+        return weight
+    narrow = weight.to(dtype)
+    if not bool(torch.isfinite(narrow).all()):
+        raise InputError(
+            f"{name} holds {weight.abs().max():.3g}, which {str(dtype).removeprefix('torch.')} "
+            f"cannot; export with {instead}"
+        )
+    return narrow

@@ -1,0 +1,217 @@
+"""Define the deformable encoder and the decoder that refines a box in every layer."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rvos_deploy.networks.modules.float32_islands import wide
+from rvos_deploy.networks.modules.ms_deform_attn import ms_deform_attn, shapes_tensor
+from rvos_deploy.networks.modules.position import pixel_centres, sine_position_2d
+from rvos_deploy.networks.online_refer.config import OnlineReferConfig
+from rvos_deploy.networks.online_refer.modules.attention import FeedForward, MultiheadAttention
+
+LEVELS = 4
+"""Feature levels: strides 8, 16, 32 and 64."""
+
+
+class Pyramid(NamedTuple):
+    """Hold image tokens of E expressions.
+
+    tokens: [E,S,C], the levels row by row, concatenated.
+    shapes: (height, width) of the levels.
+    level_shapes: the same as a tensor, int32 [levels,2].
+    """
+
+    tokens: Tensor
+    shapes: list[tuple[int, int]]
+    level_shapes: Tensor
+
+    def maps(self) -> list[Tensor]:
+        """Return the levels as maps [E,C,height,width]."""
+        parts = self.tokens.split([height * width for height, width in self.shapes], dim=1)
+        pairs = zip(parts, self.shapes, strict=True)
+        return [part.transpose(1, 2).unflatten(2, shape) for part, shape in pairs]
+
+
+class Locations(NamedTuple):
+    """Turn raw offsets into pixel locations of every level: ``origin + offset * scale``.
+
+    Both are [E,Q,levels,2], (x, y) in pixels of the level. They are float32, because a location
+    differs by expression and query, and half precision would round it to whole pixels.
+    """
+
+    origin: Tensor
+    scale: Tensor
+
+
+class DeformableAttention(nn.Module):
+    """Compute multi-scale deformable attention with Deformable DETR's weight names."""
+
+    def __init__(self, config: OnlineReferConfig) -> None:
+        super().__init__()
+        dim, self.num_heads, self.points = config.dim, config.num_heads, config.num_points
+        samples = self.num_heads * LEVELS * self.points
+        self.sampling_offsets = nn.Linear(dim, samples * 2)
+        self.attention_weights = nn.Linear(dim, samples)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        shapes: Tensor,
+        reference_points: Tensor,
+        locations: Locations | None = None,
+    ) -> Tensor:
+        """Return what queries read from the pyramid: [E,Q,C].
+
+        Args:
+            query: [E,Q,C], with position.
+            memory: tokens [E,S,C] of the pyramid.
+            shapes: int32 [levels,2], (height, width).
+            reference_points: [Q,2], (x, y) in 0..1; offsets in pixels start there.
+            locations: None: raw offsets are in pixels.
+        """
+        offsets = self.sampling_offsets(query)
+        offsets = offsets.unflatten(-1, (self.num_heads, LEVELS, self.points, 2))
+        if locations is not None:
+            scaled = wide(offsets) * locations.scale[:, :, None, :, None]
+            offsets = locations.origin[:, :, None, :, None] + scaled
+        read = ms_deform_attn(
+            self.value_proj(memory).unflatten(-1, (self.num_heads, -1)),
+            shapes,
+            reference_points,
+            offsets,
+            self.attention_weights(query).unflatten(-1, (self.num_heads, -1)),
+        )
+        return self.output_proj(read)
+
+
+class EncoderLayer(FeedForward):
+    """Apply deformable self-attention, then a feed-forward network; both post-norm."""
+
+    def __init__(self, config: OnlineReferConfig) -> None:
+        super().__init__(config.dim, config.ffn)
+        self.self_attn = DeformableAttention(config)
+        self.norm1 = nn.LayerNorm(config.dim)
+        self.norm2 = nn.LayerNorm(config.dim)
+
+    def forward(self, x: Tensor, position: Tensor, centres: Tensor, shapes: Tensor) -> Tensor:
+        """Return updated tokens [E,S,C]; position [S,C], pixel centres [S,2] in 0..1."""
+        x = self.norm1(x + self.self_attn(x + position, x, shapes, centres))
+        return self.norm2(self.feed_forward(x))
+
+
+class Encoder(nn.Module):
+    """Stack the encoder's layers."""
+
+    def __init__(self, config: OnlineReferConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+
+
+class DecoderLayer(FeedForward):
+    """Apply self-attention, deformable attention to the pyramid, and a feed-forward network."""
+
+    def __init__(self, config: OnlineReferConfig) -> None:
+        super().__init__(config.dim, config.ffn)
+        self.cross_attn = DeformableAttention(config)
+        self.norm1 = nn.LayerNorm(config.dim)
+        self.self_attn = MultiheadAttention(config.dim, config.num_heads)
+        self.norm2 = nn.LayerNorm(config.dim)
+        self.norm3 = nn.LayerNorm(config.dim)
+
+    def forward(
+        self, x: Tensor, position: Tensor, hidden: Tensor, pyramid: Pyramid, locations: Locations
+    ) -> Tensor:
+        """Return updated queries [E,Q,C]; ``hidden`` [E,1,1,Q] is the bias that hides padding."""
+        positioned = x + position
+        x = self.norm2(x + self.self_attn(positioned, positioned, x, hidden))
+        # The operator's reference points are shared by expressions and levels, and locations are
+        # not. So they start at 0.
+        zero = torch.zeros_like(locations.origin[0, :, 0])
+        read = self.cross_attn(x + position, pyramid.tokens, pyramid.level_shapes, zero, locations)
+        return self.norm3(self.feed_forward(self.norm1(x + read)))
+
+
+class Queries(NamedTuple):
+    """Hold what the decoder starts from, for E expressions of Q queries.
+
+    content: [E,Q,C].
+    position: [E,Q,C].
+    boxes: float32 [E,Q,4], (cx, cy, w, h) in 0..1.
+    points: bool [E,1]. True: the boxes are only centres in the first layer, of size 0.5; offsets
+        are in pixels there.
+    hidden: float32 [E,1,1,Q], the attention bias that hides padding.
+    """
+
+    content: Tensor
+    position: Tensor
+    boxes: Tensor
+    points: Tensor
+    hidden: Tensor
+
+
+class Decoder(nn.Module):
+    """Stack the decoder's layers; each refines the boxes.
+
+    ``bbox_embed`` is the network's own, under a second name.
+    """
+
+    def __init__(self, config: OnlineReferConfig, bbox_embed: nn.ModuleList) -> None:
+        super().__init__()
+        self.points = config.num_points
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.bbox_embed = bbox_embed
+
+    def forward(self, queries: Queries, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+        """Return the last layer's outputs [E,Q,C] and boxes float32 [E,Q,4]."""
+        heights, widths = pyramid.level_shapes.to(queries.boxes.dtype).unbind(1)
+        sizes = torch.stack((widths, heights), dim=-1)
+        x, boxes = queries.content, queries.boxes
+        for index, layer in enumerate(self.layers):
+            origin = boxes[:, :, None, :2] * sizes
+            scale = boxes[:, :, None, 2:] * sizes * (0.5 / self.points)
+            if index == 0:
+                scale = torch.where(queries.points[..., None, None], 1.0, scale)
+            locations = Locations(origin, scale)
+            x = layer(x, queries.position, queries.hidden, pyramid, locations)
+            boxes = torch.sigmoid(self.bbox_embed[index](wide(x)) + inverse_sigmoid(boxes))
+        return x, boxes
+
+
+class DeformableTransformer(nn.Module):
+    """Hold encoder, decoder, level embedding and the reference points of the first frame."""
+
+    def __init__(self, config: OnlineReferConfig, bbox_embed: nn.ModuleList) -> None:
+        super().__init__()
+        self.dim = config.dim
+        self.level_embed = nn.Parameter(torch.randn(LEVELS, config.dim))
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config, bbox_embed)
+        self.reference_points = nn.Linear(config.dim, 2)
+
+    def encode(self, levels: list[Tensor], shapes: list[tuple[int, int]]) -> Pyramid:
+        """Encode the fused tokens [E,S_i,C] of the levels, whose (height, width) are ``shapes``."""
+        device = levels[0].device
+        tokens = torch.cat(levels, dim=1)
+        position = torch.cat(
+            [
+                sine_position_2d(height, width, self.dim, 1.0, device) + wide(embedding)
+                for (height, width), embedding in zip(shapes, self.level_embed, strict=True)
+            ]
+        ).to(tokens.dtype)
+        centres = torch.cat([pixel_centres(height, width, device) for height, width in shapes])
+        sizes = shapes_tensor(shapes, device)
+        for layer in self.encoder.layers:
+            tokens = layer(tokens, position, centres, sizes)
+        return Pyramid(tokens, shapes, sizes)
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Return the logit of probabilities, which are kept ``eps`` away from 0 and 1."""
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
