@@ -17,7 +17,6 @@ from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.graph_spec import fixed_box
-from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.stream_settings import DEFAULT_MEMORY, StreamSettings
 
 SCHEMA = "rvos-deploy/benchmark/gpu/1"
@@ -92,10 +91,10 @@ def axes_of(request: Request) -> dict[str, int]:
     full.
     """
     bundle = request.bundle
-    height, width = bundle.network.geometry(
-        CLIP_SIZE, StreamSettings(), fixed_box(bundle.graphs)
-    ).padded
-    tokenizer = Tokenizer(bundle.path / TOKENIZER, bundle.read(TOKENIZER))
+    fixed = fixed_box(bundle.graphs)
+    height, width = bundle.network.geometry(CLIP_SIZE, StreamSettings(), fixed).padded
+    content = bundle.read(TOKENIZER)
+    tokenizer = bundle.network.tokenizer(bundle.path / TOKENIZER, content, bundle.graphs)
     longest = max(len(tokenizer(text)) for text in texts_of(request))
     axes = bundle_axes(bundle)
     best = {name: sizes[1] for name, sizes in default_profile(bundle).items()}

@@ -29,7 +29,7 @@ from rvos_deploy.datasets.moving_sprites import (
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import PADDING
 from rvos_deploy.graph_io.input_size import STRIDE
-from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.tokenizer import ClipTokenizer
 from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
 from rvos_deploy.training.augmentation import Pictures, augment, mirror_text, resized_size
 from rvos_deploy.training.recipe import Recipe, Stage
@@ -118,12 +118,12 @@ class Batch(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def training_tokenizer() -> Tokenizer:
+def training_tokenizer() -> ClipTokenizer:
     """Return CLIP's tokenizer, the same as in bundles."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokenizer.json"
         write_tokenizer(file)
-        return Tokenizer(file)
+        return ClipTokenizer(file)
 
 
 def frame_indices(total: int, stage: Stage, rng: np.random.Generator) -> list[int]:

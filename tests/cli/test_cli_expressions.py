@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rvos_deploy.bundle.folder import packaged_bundles
-from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.tokenizer import ClipTokenizer
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_the_way_out_works(
     arguments = ("-b", tiny_bundle, "-o", "out", "--max-frames", 1, "--size", "32x32")
     result = rvos("run", video, f" {text}", *arguments)
     assert (result.code, result.stderr) == (0, "")
-    tokenizer = Tokenizer(packaged_bundles()["tiny"] / "tokenizer.json")
+    tokenizer = ClipTokenizer(packaged_bundles()["tiny"] / "tokenizer.json")
     assert tokenizer(f" {text}").tolist() == tokenizer(text).tolist()
 
 

@@ -10,7 +10,7 @@ import pytest
 from open_clip.tokenizer import SimpleTokenizer
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.tokenizer import ClipTokenizer
 from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
 
 AWKWARD = [
@@ -37,10 +37,10 @@ AWKWARD = [
 
 
 @pytest.fixture(scope="module")
-def ours(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def ours(tmp_path_factory: pytest.TempPathFactory) -> ClipTokenizer:
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     write_tokenizer(file)
-    return Tokenizer(file)
+    return ClipTokenizer(file)
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +49,11 @@ def theirs() -> SimpleTokenizer:
 
 
 @pytest.mark.parametrize("text", AWKWARD, ids=lambda text: repr(text[:20]))
-def test_unusual_text(ours: Tokenizer, theirs: SimpleTokenizer, text: str) -> None:
+def test_unusual_text(ours: ClipTokenizer, theirs: SimpleTokenizer, text: str) -> None:
     assert ours.encode(text) == theirs.encode(text)
 
 
-def test_random_text(ours: Tokenizer, theirs: SimpleTokenizer) -> None:
+def test_random_text(ours: ClipTokenizer, theirs: SimpleTokenizer) -> None:
     """The text has no newest code points, because only one library knows them."""
     draw = random.Random(0)
     for _ in range(500):
@@ -64,7 +64,7 @@ def test_random_text(ours: Tokenizer, theirs: SimpleTokenizer) -> None:
         assert ours.encode(text) == theirs.encode(text), repr(text)
 
 
-def test_real_expressions(ours: Tokenizer, theirs: SimpleTokenizer) -> None:
+def test_real_expressions(ours: ClipTokenizer, theirs: SimpleTokenizer) -> None:
     file = Path(__file__).parents[3] / "shared" / "expressions" / "ref_youtube_vos_500.txt"
     if not file.is_file():
         pytest.skip("../shared is absent")
@@ -75,20 +75,20 @@ def test_real_expressions(ours: Tokenizer, theirs: SimpleTokenizer) -> None:
         assert ours(line).tolist() == expected[expected != 0].tolist()
 
 
-def test_long_text_is_cut_like_open_clips(ours: Tokenizer, theirs: SimpleTokenizer) -> None:
+def test_long_text_is_cut_like_open_clips(ours: ClipTokenizer, theirs: SimpleTokenizer) -> None:
     text = "word " * 200
     with pytest.warns(UserWarning, match="202 tokens"):
         ids = ours(text)
     assert ids.tolist() == theirs(text)[0].tolist()
 
 
-def test_text_that_just_fits_is_not_cut(ours: Tokenizer) -> None:
+def test_text_that_just_fits_is_not_cut(ours: ClipTokenizer) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(ours("word " * 75)) == 77
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t "])
-def test_empty_text_is_refused(ours: Tokenizer, text: str) -> None:
+def test_empty_text_is_refused(ours: ClipTokenizer, text: str) -> None:
     with pytest.raises(InputError, match="is empty"):
         ours(text)

@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["rvos_deploy"]):
     from rvos_deploy.bundle.parity_file import read_arrays
     from rvos_deploy.datasets import rle
     from rvos_deploy.errors import RvosError
-    from rvos_deploy.graph_io.tokenizer import clean_text
+    from rvos_deploy.networks.pan2024.tokenizer import clean_text
     from rvos_deploy.redaction import redact_text
     from rvos_deploy.training.recipe_file import parse_recipe
     from rvos_deploy.video.sources.address import kind_of, name_of

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rvos_deploy.bundle.folder import MANIFEST, PARITY, TOKENIZER, open_bundle
 from rvos_deploy.bundle.parity_file import read_arrays
 from rvos_deploy.errors import BackendError
-from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.tokenizer import ClipTokenizer
 from rvos_deploy.parity.verification import CLIP_LOGITS, CLIP_ORDER
 from rvos_deploy.runtime.backends.registry import make_backend
 
@@ -142,7 +142,7 @@ def tokenizer_tree(tiny_bundle: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def encode(content: bytes) -> None:
-    Tokenizer(Path(TOKENIZER), content)("the brown dog, running 2 times!")
+    ClipTokenizer(Path(TOKENIZER), content)("the brown dog, running 2 times!")
 
 
 @pytest.mark.parametrize("how", [quick, pytest.param(many, marks=pytest.mark.slow)])
@@ -198,8 +198,8 @@ def test_a_tokenizer_that_asks_for_padding_without_end(tiny_bundle: Path) -> Non
         "pad_type_id": 0,
         "pad_token": "!",
     }
-    padded = Tokenizer(Path(TOKENIZER), json.dumps(tree).encode())
-    plain_one = Tokenizer(tiny_bundle / TOKENIZER)
+    padded = ClipTokenizer(Path(TOKENIZER), json.dumps(tree).encode())
+    plain_one = ClipTokenizer(tiny_bundle / TOKENIZER)
     assert (padded("the dog") == plain_one("the dog")).all()
 
 

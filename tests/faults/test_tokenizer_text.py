@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rvos_deploy.bundle.folder import packaged_bundles
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.probe import END_OF_TEXT, START_OF_TEXT
-from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.pan2024.tokenizer import ClipTokenizer
 
 Attempt = Callable[[str], AbstractContextManager[None]]
 
@@ -46,16 +46,16 @@ sentences = st.lists(written | words | st.text(ASSIGNED, max_size=4), max_size=8
 
 
 @pytest.fixture(scope="module", params=["packaged", "exported now"])
-def ours(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def ours(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ClipTokenizer:
     """Of a bundle made before (its tokenizer matches special tokens), and of one made now."""
     if request.param == "packaged":
-        return Tokenizer(packaged_bundles()["tiny"] / "tokenizer.json")
+        return ClipTokenizer(packaged_bundles()["tiny"] / "tokenizer.json")
     pytest.importorskip("open_clip")
     from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
 
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     write_tokenizer(file)
-    return Tokenizer(file)
+    return ClipTokenizer(file)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def spelled() -> Callable[[str], list[int]]:
     return tokenizer.encode  # type: ignore[no-any-return]
 
 
-def test_a_special_token_after_a_symbol_as_open_clip_has_it(ours: Tokenizer) -> None:
+def test_a_special_token_after_a_symbol_as_open_clip_has_it(ours: ClipTokenizer) -> None:
     open_clip = pytest.importorskip("open_clip.tokenizer").SimpleTokenizer()
     expected = [11194, 283, 806, 318, 539, 318, 4160, 285]
     assert open_clip.encode("!!!<end_of_text>") == expected
@@ -81,7 +81,7 @@ def test_a_special_token_after_a_symbol_as_open_clip_has_it(ours: Tokenizer) -> 
     "place", ["{}", "{} the dog", "the dog{}", "the {} dog", "!!!{}", "a{0}{0}"]
 )
 def test_a_special_token_is_spelled(
-    ours: Tokenizer, spelled: Callable[[str], list[int]], token: str, place: str
+    ours: ClipTokenizer, spelled: Callable[[str], list[int]], token: str, place: str
 ) -> None:
     for write in WRITINGS:
         text = place.format(write(token))
@@ -91,7 +91,7 @@ def test_a_special_token_is_spelled(
 
 
 def check(
-    attempt: Attempt, ours: Tokenizer, spelled: Callable[[str], list[int]], text: str
+    attempt: Attempt, ours: ClipTokenizer, spelled: Callable[[str], list[int]], text: str
 ) -> None:
     with attempt(KIND):
         ids = ours.encode(text)
@@ -104,18 +104,18 @@ def check(
 @seed(11)
 @settings(max_examples=300, deadline=None, database=None)
 @given(text=sentences)
-def test_generated_text(attempt: Attempt, ours: Tokenizer, spelled, text: str) -> None:  # type: ignore[no-untyped-def]
+def test_generated_text(attempt: Attempt, ours: ClipTokenizer, spelled, text: str) -> None:  # type: ignore[no-untyped-def]
     check(attempt, ours, spelled, text)
 
 
 @pytest.mark.slow
 @settings(max_examples=5_000, deadline=None, database=None)
 @given(text=sentences)
-def test_much_generated_text(attempt: Attempt, ours: Tokenizer, spelled, text: str) -> None:  # type: ignore[no-untyped-def]
+def test_much_generated_text(attempt: Attempt, ours: ClipTokenizer, spelled, text: str) -> None:  # type: ignore[no-untyped-def]
     check(attempt, ours, spelled, text)
 
 
 @pytest.mark.parametrize("text", [None, 5, b"dog", ["dog"], object()])
-def test_what_is_no_text(attempt: Attempt, ours: Tokenizer, text: object) -> None:
+def test_what_is_no_text(attempt: Attempt, ours: ClipTokenizer, text: object) -> None:
     with attempt("expressions that are no text"), pytest.raises(InputError, match="a string"):
         ours(text)  # type: ignore[arg-type]

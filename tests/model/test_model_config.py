@@ -11,13 +11,13 @@ import pytest
 import rvos_deploy
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.input_size import STRIDE
-from rvos_deploy.graph_io.tokenizer import CONTEXT_LENGTH
 from rvos_deploy.networks.pan2024.config import (
     PRESETS,
     ModelConfig,
     check_size,
     preset,
 )
+from rvos_deploy.networks.pan2024.tokenizer import CONTEXT_LENGTH
 
 BUNDLES = Path(rvos_deploy.__file__).parent / "bundles"
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip
-from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, referred_scores
+from rvos_deploy.networks.pan2024.tokenizer import ClipTokenizer
 from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.runtime.segmenter import Segmenter, load
 
@@ -35,7 +35,7 @@ def clip() -> NDArray[np.uint8]:
 @pytest.fixture(scope="session")
 def reference(tiny_network: RvosNetwork, tiny_bundle: Path) -> Reference:
     """The network on a whole clip at once: frames [T,H,W,3], text -> logits [T,h,w], scores [N]."""
-    tokenizer = Tokenizer(tiny_bundle / "tokenizer.json")
+    tokenizer = ClipTokenizer(tiny_bundle / "tokenizer.json")
 
     def run(frames: NDArray[np.uint8], text: str) -> tuple[NDArray[np.float32], ...]:
         geometry = fit_frame(frames.shape[1:3], PROBE_BOX)

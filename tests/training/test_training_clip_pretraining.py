@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.modules.clip import build_clip
+from rvos_deploy.networks.pan2024.tokenizer import ClipTokenizer
 from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
 from rvos_deploy.training.checkpoints import find_checkpoint, read_state
 from rvos_deploy.training.clip_pretraining import (
@@ -33,10 +33,10 @@ RECIPE = PretrainRecipe(steps=4, batch=8, size=32, warm_up=2, checkpoint_seconds
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ClipTokenizer:
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     write_tokenizer(file)
-    return Tokenizer(file)
+    return ClipTokenizer(file)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def quiet(text: str) -> None:
 
 
 def test_emoji_without_their_font_are_refused_before_training(
-    no_emoji_font: dict[str, str], tokenizer: Tokenizer, tmp_path: Path
+    no_emoji_font: dict[str, str], tokenizer: ClipTokenizer, tmp_path: Path
 ) -> None:
     assert PretrainRecipe().emoji is False
     with pytest.raises(InputError, match="NotoColorEmoji"):
@@ -77,7 +77,7 @@ def test_the_loss_equals_a_loop() -> None:
     assert float(contrastive_loss(images, texts, negatives, scale)) == pytest.approx(plain)
 
 
-def test_embeddings_equal_open_clips(tokenizer: Tokenizer) -> None:
+def test_embeddings_equal_open_clips(tokenizer: ClipTokenizer) -> None:
     clip = build_clip(preset("tiny"))
     (batch,) = caption_batches(RECIPE, tokenizer, 0, 1, VALID_STREAM, 0)
     normalised = (batch.images.permute(0, 3, 1, 2) - clip.mean) / clip.std
@@ -91,7 +91,7 @@ def test_embeddings_equal_open_clips(tokenizer: Tokenizer) -> None:
         torch.testing.assert_close(encode_texts(clip, batch.captions), texts, atol=1e-5, rtol=0)
 
 
-def test_batches_depend_on_their_number_only(tokenizer: Tokenizer) -> None:
+def test_batches_depend_on_their_number_only(tokenizer: ClipTokenizer) -> None:
     first = list(caption_batches(RECIPE, tokenizer, 0, 3, VALID_STREAM, 0))
     (third,) = caption_batches(RECIPE, tokenizer, 2, 1, VALID_STREAM, 0)
     assert torch.equal(first[2].images, third.images)
@@ -99,7 +99,7 @@ def test_batches_depend_on_their_number_only(tokenizer: Tokenizer) -> None:
     assert first[0].texts != first[1].texts
 
 
-def test_an_interrupted_run_resumes_exactly(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_exactly(tokenizer: ClipTokenizer, tmp_path: Path) -> None:
     config = preset("tiny")
     pretrain_clip(config, tmp_path / "whole", RECIPE, tokenizer, workers=0, progress=quiet)
 
@@ -129,7 +129,7 @@ def test_an_interrupted_run_resumes_exactly(tokenizer: Tokenizer, tmp_path: Path
     assert torch.equal(clip.model.state_dict()["ln_final.weight"], whole["ln_final.weight"])
 
 
-def test_another_recipe_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_another_recipe_is_refused(tokenizer: ClipTokenizer, tmp_path: Path) -> None:
     config = preset("tiny")
     short = replace(RECIPE, steps=1)
     pretrain_clip(config, tmp_path, short, tokenizer, workers=0, progress=quiet)
@@ -137,7 +137,7 @@ def test_another_recipe_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None
         pretrain_clip(config, tmp_path, RECIPE, tokenizer, workers=0, progress=quiet)
 
 
-def test_retrieval_of_an_untrained_model_is_near_chance(tokenizer: Tokenizer) -> None:
+def test_retrieval_of_an_untrained_model_is_near_chance(tokenizer: ClipTokenizer) -> None:
     torch.manual_seed(0)
     recipe = replace(RECIPE, batch=32)
     found = retrieval_accuracy(build_clip(preset("tiny")), recipe, tokenizer, batches=2)
@@ -145,7 +145,7 @@ def test_retrieval_of_an_untrained_model_is_near_chance(tokenizer: Tokenizer) ->
     assert 0.2 < found["against_negative"] < 0.8
 
 
-def test_the_check_detects_a_tower_that_merges_motion_words(tokenizer: Tokenizer) -> None:
+def test_the_check_detects_a_tower_that_merges_motion_words(tokenizer: ClipTokenizer) -> None:
     torch.manual_seed(0)
     clip = build_clip(preset("tiny"))
     before = motion_word_distances(clip, tokenizer)

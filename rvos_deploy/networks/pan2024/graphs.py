@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from rvos_deploy.graph_io.graph_spec import AxisSpec, Dim
 from rvos_deploy.graph_io.input_size import STRIDE
-from rvos_deploy.graph_io.tokenizer import CONTEXT_LENGTH
 from rvos_deploy.networks.export_graph import Graph, GraphNumbers, make_graphs
 from rvos_deploy.networks.pan2024.contract import CONTRACTS
 from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures, TextFeatures
 from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, referred_scores
 from rvos_deploy.networks.pan2024.modules.video_query_decoder import FrameMemory
+from rvos_deploy.networks.pan2024.tokenizer import CONTEXT_LENGTH
 
 HEIGHT = AxisSpec("H", STRIDE, 4096, STRIDE)
 WIDTH = AxisSpec("W", STRIDE, 4096, STRIDE)

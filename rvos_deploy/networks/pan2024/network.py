@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry, fit_frame, short_side_box
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
-from rvos_deploy.graph_io.tokenizer import CONTEXT_LENGTH, Tokenizer
+from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.network import Network
 from rvos_deploy.networks.pan2024 import steps
 from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.networks.pan2024.contract import GRAPHS, check_contracts, probe_cases
 from rvos_deploy.networks.pan2024.expression import EncodedSentence
 from rvos_deploy.networks.pan2024.slots import MAX_MATCH_COST
+from rvos_deploy.networks.pan2024.tokenizer import CONTEXT_LENGTH, ClipTokenizer
 from rvos_deploy.networks.steps import GraphCalls
 from rvos_deploy.stream_settings import StreamSettings
 
@@ -72,7 +73,7 @@ class Pan2024(Network):
     def tokenizer(self, file: Path, content: bytes, graphs: Mapping[str, GraphSpec]) -> Tokenizer:
         """Return CLIP's tokenizer."""
         tokens = graphs["text_encoder"].axis("L")
-        return Tokenizer(file, content, CONTEXT_LENGTH if tokens is None else tokens.maximum)
+        return ClipTokenizer(file, content, CONTEXT_LENGTH if tokens is None else tokens.maximum)
 
     def encode_text(self, calls: GraphCalls, tokenizer: Tokenizer, text: str) -> EncodedSentence:
         """Encode a sentence."""
