@@ -252,6 +252,7 @@ def _copy(wanted: _Wanted, transfer: Transfer, progress: Progress) -> None:
     if transfer.version is not None:
         kept += f", which goes on from what {wanted.part} keeps"
     stopping.tell(kept)
+    progress(wanted.path.name, done, transfer.total)
     try:
         # Unbuffered: whatever ends the process, all that came is in the file.
         with wanted.part.open("ab" if done else "wb", buffering=0) as file:

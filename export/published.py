@@ -133,6 +133,11 @@ class ResolvedTokenizer:
     files: tuple[LocalFile, ...]
     origin: TokenizerOrigin
 
+    @property
+    def path(self) -> Path:
+        """The file to read: ``tokenizer.json``, or ``vocab.json`` with its merges beside it."""
+        return self.files[0].path
+
 
 @dataclass(frozen=True)
 class Fetcher:
@@ -225,16 +230,16 @@ def _tokenizer_files(given: str) -> list[str]:
         return [given, f"{before}{MERGES}{after}"] if whole else [given]
     path = Path(given)
     if path.is_dir():
-        if (path / VOCABULARY).is_file() and (path / MERGES).is_file():
-            return [str(path / VOCABULARY), str(path / MERGES)]
         if (path / TOKENIZER).is_file():
             return [str(path / TOKENIZER)]
+        if (path / VOCABULARY).is_file() and (path / MERGES).is_file():
+            return [str(path / VOCABULARY), str(path / MERGES)]
         raise InputError(
-            f"{given} holds neither {VOCABULARY} and {MERGES}, nor {TOKENIZER}; give the folder of "
+            f"{given} holds neither {TOKENIZER} nor {VOCABULARY} with {MERGES}; give the folder of "
             "RoBERTa's vocabulary"
         )
-    if path.name == VOCABULARY:
-        return [given, str(path.with_name(MERGES))]
+    if path.name in (VOCABULARY, MERGES):
+        return [str(path.with_name(VOCABULARY)), str(path.with_name(MERGES))]
     return [given]
 
 
