@@ -6,32 +6,16 @@ the file's name says both. NOT RUN with TensorRT; the tests read and write bytes
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rvos_deploy.cache_folder import cache_folder
 from rvos_deploy.files import cannot_write, writing
 
 if TYPE_CHECKING:
     import tensorrt as trt
-
-
-def cache_folder() -> Path:
-    """Return the user's cache folder of this package, where the operating system keeps such
-    folders.
-    """
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif os.environ.get("XDG_CACHE_HOME"):
-        base = Path(os.environ["XDG_CACHE_HOME"])
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path.home() / ".cache"
-    return base / "rvos-deploy"
 
 
 def default_cache_file(version: str, gpu: str) -> Path:

@@ -34,12 +34,14 @@ class ExportSource:
         checkpoint: file of the trained weights.
         clip: file or open_clip tag of the CLIP part.
         run: the training run, if the weights come from one.
+        url: where the checkpoint was fetched from, without secrets; None: it was here.
     """
 
     config: ModelConfig
     checkpoint: Path | None = None
     clip: str | None = None
     run: RunRecord | None = None
+    url: str | None = None
 
 
 def find_source(

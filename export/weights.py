@@ -43,6 +43,7 @@ class Weights:
         maximum_slot_excess: largest excess cost of PyTorch's slots over the file's best ones;
             None: ``pan2024/network.py: default_slot_excess``.
         run: the training run of the checkpoint.
+        url: where the checkpoint was fetched from, without secrets; None: it was here.
     """
 
     checkpoint: Path | None = None
@@ -54,6 +55,7 @@ class Weights:
     minimum_j_and_f: float = MINIMUM_J_AND_F
     maximum_slot_excess: float | None = None
     run: RunRecord | None = None
+    url: str | None = None
 
 
 def load_network(config: ModelConfig, weights: Weights) -> RvosNetwork:
@@ -93,6 +95,7 @@ def load_with_origin(config: ModelConfig, weights: Weights) -> tuple[RvosNetwork
         run=weights.run.name if weights.run else None,
         checkpoint=weights.run.checkpoint if weights.run else None,
         step=provenance.step if provenance else None,
+        url=weights.url,
     )
     return network, Origin(origin, _clip_origin(network, source or str(file), None, provenance))
 

@@ -30,6 +30,10 @@ class VideoError(InputError):
     """A video that cannot be opened, or holds no frame that can be decoded."""
 
 
+class DownloadError(RvosError):
+    """A file that could not be fetched, or is not the one that was expected."""
+
+
 class BundleError(RvosError):
     """A bundle that must not be loaded: missing, damaged, or of another schema."""
 

@@ -48,7 +48,8 @@ class FileEntry(msgspec.Struct, frozen=True):
 class NetworkOrigin(msgspec.Struct, frozen=True, kw_only=True):
     """Where the trained part came from: random numbers, or a checkpoint and its training run.
 
-    ``recorded``: the checkpoint names its configuration, which is the bundle's.
+    ``recorded``: the checkpoint names its configuration, which is the bundle's. ``url``: where the
+    file was fetched from. ``license`` (SPDX) and ``attribution``: of published weights.
     """
 
     random_seed: Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)] | None = None
@@ -58,6 +59,9 @@ class NetworkOrigin(msgspec.Struct, frozen=True, kw_only=True):
     run: Line | None = None
     checkpoint: Literal["best", "latest"] | None = None
     step: Count | None = None
+    url: Line | None = None
+    license: Line | None = None
+    attribution: Line | None = None
 
     def __post_init__(self) -> None:
         if self.random_seed is None and (self.file is None or self.sha256 is None):
@@ -84,11 +88,31 @@ class ClipOrigin(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("neither random_seed, nor tag, nor file and sha256, is given")
 
 
+class SourceFile(msgspec.Struct, frozen=True):
+    """A file that an export read, and where it was fetched from."""
+
+    file: Line
+    sha256: Sha256
+    url: Line | None = None
+
+
+class TokenizerOrigin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the vocabulary came from; ``license`` (SPDX) and ``attribution`` of published files."""
+
+    files: Annotated[tuple[SourceFile, ...], Meta(min_length=1, max_length=4)]
+    license: Line | None = None
+    attribution: Line | None = None
+
+
 class Origin(msgspec.Struct, frozen=True):
-    """Where each weight came from; ``clip`` is None for networks without a CLIP part."""
+    """Where each weight came from; ``clip`` is None for networks without a CLIP part.
+
+    ``tokenizer``: None where the vocabulary is part of this package.
+    """
 
     network: NetworkOrigin
     clip: ClipOrigin | None = None
+    tokenizer: TokenizerOrigin | None = None
 
 
 class WeightsRecord(msgspec.Struct, frozen=True):

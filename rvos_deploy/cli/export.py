@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rvos_deploy.console.options import JsonOption, OverwriteOption, SizeOption, parse_size
-from rvos_deploy.console.output_files import check_outputs, write_record
+from rvos_deploy.console.output_files import check_outputs
 from rvos_deploy.export.source import Pointer, Store
 from rvos_deploy.graph_io.graph_spec import Precision
 
 if TYPE_CHECKING:
-    from rvos_deploy.export.bundle_export import ExportReport
     from rvos_deploy.export.source import ExportSource
     from rvos_deploy.networks.pan2024.config import ModelConfig
 
@@ -29,13 +28,33 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the bundle.")],
     checkpoint: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--checkpoint",
-            metavar="FILE",
+            metavar="FILE|URL",
             help="Trained weights of the recipe or preset (.safetensors).",
         ),
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            metavar="DIR|FILE|URL",
+            help="Vocabulary of a preset with published weights: tokenizer.json, or vocab.json "
+            "with merges.txt beside it. Default: the published one.",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache",
+            metavar="DIR",
+            help="Folder of fetched files. Default: $RVOS_DEPLOY_CACHE, or in your cache folder.",
+        ),
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Fetch nothing; use what was fetched before.")
+    ] = False,
     which: Annotated[
         Pointer | None,
         typer.Option(
@@ -120,23 +139,35 @@ def export(
     json: JsonOption = None,
 ) -> None:
     """Export a network to ONNX, check it against PyTorch, and write a bundle if all checks pass."""
-    from rvos_deploy.console.extras import needs_extra
+    from dataclasses import replace
+
+    from rvos_deploy.cli.export_output import print_report, write_report
+    from rvos_deploy.cli.published_files import FileOptions
+    from rvos_deploy.console.extras import keep_hub_offline, needs_extra
     from rvos_deploy.console.output import step_progress
     from rvos_deploy.errors import InputError
 
-    check_outputs([json], [checkpoint] if checkpoint else [])
+    files = FileOptions(checkpoint, tokenizer, cache, offline)
+    check_outputs([json], files.local())
     box = parse_size(size)
+    if offline:
+        keep_hub_offline()
     with needs_extra("export", "cpu,export"):
-        from rvos_deploy.export.bundle_export import NOT_PROVED
+        from rvos_deploy.export.bundle_export import NOT_PROVED, BundleOptions, check_target
         from rvos_deploy.export.graph_form import GraphForm, read_static_shapes
         from rvos_deploy.export.pan2024 import export_bundle
         from rvos_deploy.export.source import find_source
         from rvos_deploy.export.weights import Weights
     static = None if static_shapes is None else read_static_shapes(static_shapes)
     form = GraphForm(opset, static, box)
-    found = find_source(source, checkpoint, clip_weights, which)
+    found = find_source(source, Path(checkpoint) if checkpoint else None, clip_weights, which)
+    if tokenizer is not None:
+        raise InputError(f"'{source}' comes with its own vocabulary; leave --tokenizer out")
     if found.run is not None and random_weights:
         raise InputError(f"{source} is a training run and has weights; leave --random-weights out")
+    check_target(out, BundleOptions(overwrite=overwrite))  # before gigabytes are fetched
+    if not random_weights and (file := files.fetch_checkpoint()) is not None:
+        found = replace(found, checkpoint=file.path, url=file.url)
     weights = Weights(
         found.checkpoint,
         found.clip,
@@ -147,17 +178,16 @@ def export(
         minimum,
         slot_excess,
         found.run,
+        found.url,
     )
     if found.run is not None:
         typer.echo(f"weights: {found.checkpoint}, {found.run.checkpoint}, step {found.run.step}")
     config = _with_threshold(found, threshold)
-    with step_progress() as progress:
-        report = export_bundle(
-            config, out, weights, form=form, overwrite=overwrite, progress=progress
-        )
+    with step_progress() as say:
+        report = export_bundle(config, out, weights, form=form, overwrite=overwrite, progress=say)
     stored = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
-    _print(report, out, stored, NOT_PROVED.get(precision))
-    _write(json, report, out, stored)
+    print_report(report, out, stored, NOT_PROVED.get(precision))
+    write_report(json, report, out, stored)
 
 
 def _with_threshold(source: ExportSource, threshold: float | None) -> ModelConfig:
@@ -165,33 +195,3 @@ def _with_threshold(source: ExportSource, threshold: float | None) -> ModelConfi
 
     config: ModelConfig = source.config
     return config if threshold is None else replace(config, threshold=threshold)
-
-
-def _print(report: ExportReport, bundle: Path, stored: int, not_proved: str | None) -> None:
-    from rvos_deploy.cli.parity_table import notes
-    from rvos_deploy.console.output import mebibytes
-
-    worst = max(v.comparison.max_abs for v in report.results if hasattr(v, "comparison"))
-    masks = next(v for v in report.results if hasattr(v, "j_and_f"))
-    typer.echo(
-        f"{bundle}: {mebibytes(stored)}, 5 graphs; {len(report.results)} parity checks passed "
-        f"(largest difference {worst:.1e}, J&F of the masks {masks.j_and_f:.4f})"
-    )
-    for line in notes([result.as_dict() for result in report.results]):
-        typer.echo(line)
-    if not_proved is not None:
-        typer.echo(f"not proved: {not_proved}")
-    typer.echo(f"{report.seconds:.1f} s, peak memory {mebibytes(report.peak_memory_bytes)}")
-
-
-def _write(json: Path | None, report: ExportReport, bundle: Path, stored: int) -> None:
-    from rvos_deploy.environment import versions
-
-    content = {
-        "bundle": str(bundle),
-        "bytes": stored,
-        "seconds": report.seconds,
-        "peak_memory_bytes": report.peak_memory_bytes,
-        "checks": [result.as_dict() for result in report.results],
-    }
-    write_record(json, "export", content, versions("torch", "onnx", "onnxruntime"))

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from rvos_deploy.bundle.folder import Bundle
-    from rvos_deploy.bundle.manifest import WeightsRecord
 
 
 def inspect(
@@ -75,6 +74,8 @@ def _fact_table(bundle: Bundle) -> Table:
 
 
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
+    from rvos_deploy.cli.weight_facts import weight_facts
+
     manifest = bundle.manifest
     height, width = bundle.config.input_size
     checks = manifest.parity.checks
@@ -82,8 +83,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     return [
         ("bundle", str(bundle.path)),
         ("model", f"{bundle.config.name}, {manifest.parameters / 1e6:.1f} M parameters"),
-        ("weights", _weights(manifest.weights)),
-        ("CLIP part", _clip(manifest.weights)),
+        *weight_facts(manifest.weights),
         ("precision", bundle.precision),
         ("input", f"{height}x{width} box, threshold {_threshold(bundle)}"),
         ("graphs", _form(bundle)),
@@ -144,38 +144,6 @@ def _accepted(bundle: Bundle) -> str:
 
 def _versions(versions: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items() if name != "backend")
-
-
-def _weights(weights: WeightsRecord) -> str:
-    if weights.random:
-        return f"random, seed {weights.seed} (to try the pipeline; masks mean nothing)"
-    text = f"{weights.checkpoint} (sha256 {(weights.checkpoint_sha256 or '')[:12]}...)"
-    if weights.origin is None:
-        return text
-    network = weights.origin.network
-    if network.run is not None:
-        text += f", {network.checkpoint} of training run {network.run}"
-    if network.step is not None:
-        text += f", step {network.step}"
-    return text + _recorded(network.recorded, "this configuration")
-
-
-def _clip(weights: WeightsRecord) -> str:
-    """Write where the CLIP part came from."""
-    if weights.origin is None:
-        return f"{weights.clip or 'not recorded'} (an older export, which does not say more)"
-    clip = weights.origin.clip
-    if clip is None:
-        return "none"
-    if clip.random_seed is not None:
-        return f"random, seed {clip.random_seed}"
-    where = clip.tag or f"{clip.file} (sha256 {(clip.sha256 or '')[:12]}...)"
-    text = f"{where}, fingerprint {clip.fingerprint[:12]}..."
-    return text + _recorded(clip.recorded, "this fingerprint")
-
-
-def _recorded(recorded: bool, what: str) -> str:
-    return f"; its checkpoint {'names' if recorded else 'does not name'} {what}"
 
 
 def _graph_table(bundle: Bundle) -> Table:

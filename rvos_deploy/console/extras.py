@@ -29,3 +29,8 @@ def let_threads_sleep() -> None:
     Spinning threads make PyTorch several times slower as soon as anything else uses a core.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def keep_hub_offline() -> None:
+    """Keep open_clip's hub off the network; call it before open_clip is imported."""
+    os.environ["HF_HUB_OFFLINE"] = "1"

@@ -54,6 +54,40 @@ def count_progress(unit: str, rate_unit: str) -> Iterator[Count]:
 
 
 @contextmanager
+def byte_progress() -> Iterator[Count]:
+    """Show a bar of bytes for each file that is fetched, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                # What an earlier transfer brought counts for no speed.
+                tasks[name] = bar.add_task(name, total=total, completed=done)
+            bar.update(tasks[name], completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
 def step_progress() -> Iterator[Callable[[str], None]]:
     """Show a spinner that names the step under way, on a terminal only."""
     from rich.console import Console

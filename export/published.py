@@ -1,0 +1,247 @@
+"""Published weights: where they lie, whose they are, and how ``export`` comes by them.
+
+Each address stands here once. NOT FETCHED so far by anybody who wrote this: no machine of this
+project reaches these servers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rvos_deploy.bundle.manifest import NetworkOrigin, SourceFile, TokenizerOrigin
+from rvos_deploy.errors import InputError
+from rvos_deploy.export.download import MAXIMUM_BYTES, Progress, fetch
+from rvos_deploy.export.http_transfer import is_url
+from rvos_deploy.files import sha256_file
+
+_MAXIMUM_VOCABULARY_BYTES = 64 << 20
+VOCABULARY, MERGES, TOKENIZER = "vocab.json", "merges.txt", "tokenizer.json"
+"""Names of a byte-level BPE's files, and of the file that holds both."""
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file that others publish; ``sha256`` is None where this project does not know it."""
+
+    url: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """What a preset needs from others.
+
+    Args:
+        checkpoint: of the network, its text encoder included.
+        license: of the checkpoint, SPDX.
+        attribution: who made it, and the paper to cite.
+        tokenizer: files of the vocabulary.
+        tokenizer_license: of the vocabulary, SPDX.
+        tokenizer_attribution: who made it, and the paper to cite.
+    """
+
+    checkpoint: PublishedFile
+    license: str
+    attribution: str
+    tokenizer: tuple[PublishedFile, ...]
+    tokenizer_license: str
+    tokenizer_attribution: str
+
+
+# The commit, not "main", so that the files cannot change.
+_ROBERTA = (
+    "https://huggingface.co/FacebookAI/roberta-base/resolve/"
+    "e2da8e2f811d1448a5b465c236feacd80ffbac7b"
+)
+
+PUBLISHED: dict[str, PublishedWeights] = {
+    "onlinerefer-r50": PublishedWeights(
+        # The authors' README links releases/edit/..., the page on which they edit the release;
+        # files of a release are had from releases/download/..., as its other links say.
+        checkpoint=PublishedFile(
+            "https://github.com/wudongming97/OnlineRefer/releases/download/v1.0/"
+            "ytvos-r50-checkpoint.pth"
+        ),
+        license="Apache-2.0",
+        attribution="OnlineRefer: A Simple Online Baseline for Referring Video Object "
+        "Segmentation. Dongming Wu, Tiancai Wang, Yuang Zhang, Xiangyu Zhang, Jianbing Shen. ICCV "
+        "2023, arXiv:2307.09356. https://github.com/wudongming97/OnlineRefer",
+        tokenizer=(
+            PublishedFile(
+                f"{_ROBERTA}/{VOCABULARY}",
+                "9e7f63c2d15d666b52e21d250d2e513b87c9b713cfa6987a82ed89e5e6e50655",
+            ),
+            PublishedFile(
+                f"{_ROBERTA}/{MERGES}",
+                "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+            ),
+        ),
+        tokenizer_license="MIT",
+        tokenizer_attribution="RoBERTa: A Robustly Optimized BERT Pretraining Approach. Yinhan "
+        "Liu, Myle Ott, Naman Goyal, Jingfei Du, Mandar Joshi, Danqi Chen, Omer Levy, Mike Lewis, "
+        "Luke Zettlemoyer, Veselin Stoyanov. 2019, arXiv:1907.11692. "
+        "https://huggingface.co/FacebookAI/roberta-base",
+    ),
+}
+"""By preset."""
+
+_SHA256 = {
+    file.url: file.sha256
+    for published in PUBLISHED.values()
+    for file in (published.checkpoint, *published.tokenizer)
+}
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file that is here now.
+
+    Args:
+        path: of the file.
+        sha256: of its content, hex.
+        url: where it was fetched from, without secrets; None: the user gave a path.
+        first_use: it was fetched, and its sha256 was recorded now.
+    """
+
+    path: Path
+    sha256: str
+    url: str | None = None
+    first_use: bool = False
+
+    @property
+    def source(self) -> SourceFile:
+        """For a manifest."""
+        return SourceFile(self.path.name, self.sha256, self.url)
+
+
+@dataclass(frozen=True)
+class ResolvedCheckpoint:
+    """A checkpoint that is here now, and its origin for the manifest."""
+
+    file: LocalFile
+    origin: NetworkOrigin
+
+
+@dataclass(frozen=True)
+class ResolvedTokenizer:
+    """A vocabulary that is here now, and its origin for the manifest.
+
+    ``files``: ``vocab.json`` and ``merges.txt``, or one ``tokenizer.json``.
+    """
+
+    files: tuple[LocalFile, ...]
+    origin: TokenizerOrigin
+
+    @property
+    def path(self) -> Path:
+        """The file to read: ``tokenizer.json``, or ``vocab.json`` with its merges beside it."""
+        return self.files[0].path
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """How files are fetched: the cache, whether at all, and who is told."""
+
+    cache: Path
+    offline: bool = False
+    progress: Progress | None = None
+
+
+def resolve_file(given: str, fetcher: Fetcher, maximum: int = MAXIMUM_BYTES) -> LocalFile:
+    """Return the file of a path or an address; the sha256 of a published one is required.
+
+    Raises:
+        InputError: there is no such file, or the address cannot be fetched.
+        DownloadError: the file cannot be had, or is not the one that was expected.
+    """
+    if is_url(given):
+        found = fetch(
+            given,
+            fetcher.cache,
+            sha256=_SHA256.get(given),
+            offline=fetcher.offline,
+            progress=fetcher.progress,
+            maximum=maximum,
+        )
+        return LocalFile(found.path, found.sha256, found.url, found.first_use)
+    path = Path(given)
+    if not path.is_file():
+        raise InputError(f"{given} is no file; give the path or the http(s) address of one")
+    try:
+        return LocalFile(path, sha256_file(path))
+    except OSError as error:
+        raise InputError(f"{given} cannot be read: {error.strerror}; check its rights") from None
+
+
+def resolve_checkpoint(preset: str, given: str | None, fetcher: Fetcher) -> ResolvedCheckpoint:
+    """Return the checkpoint of a preset: the published one, or the one that ``given`` names.
+
+    Raises:
+        InputError: there is no such file, or the address cannot be fetched.
+        DownloadError: the file cannot be had, or is not the published one.
+    """
+    published = PUBLISHED[preset]
+    file = resolve_file(given or published.checkpoint.url, fetcher)
+    ours = _is_published(file, published.checkpoint)
+    origin = NetworkOrigin(
+        file=file.path.name,
+        sha256=file.sha256,
+        url=file.url,
+        license=published.license if ours else None,
+        attribution=published.attribution if ours else None,
+    )
+    return ResolvedCheckpoint(file, origin)
+
+
+def resolve_tokenizer(preset: str, given: str | None, fetcher: Fetcher) -> ResolvedTokenizer:
+    """Return the vocabulary of a preset: the published one, or the one that ``given`` names.
+
+    Args:
+        preset: name of a preset in ``PUBLISHED``.
+        given: a folder that holds ``vocab.json`` and ``merges.txt``, or ``tokenizer.json``; one of
+            these files; or the address of one. ``vocab.json`` has ``merges.txt`` beside it.
+        fetcher: how files are fetched.
+
+    Raises:
+        InputError: there is no such file, or the address cannot be fetched.
+        DownloadError: a file cannot be had, or is not the published one.
+    """
+    published = PUBLISHED[preset]
+    names = _tokenizer_files(given) if given else [file.url for file in published.tokenizer]
+    files = tuple(resolve_file(name, fetcher, _MAXIMUM_VOCABULARY_BYTES) for name in names)
+    ours = len(files) == len(published.tokenizer) and all(
+        map(_is_published, files, published.tokenizer)
+    )
+    origin = TokenizerOrigin(
+        files=tuple(file.source for file in files),
+        license=published.tokenizer_license if ours else None,
+        attribution=published.tokenizer_attribution if ours else None,
+    )
+    return ResolvedTokenizer(files, origin)
+
+
+def _tokenizer_files(given: str) -> list[str]:
+    """Paths or addresses of a vocabulary's files."""
+    if is_url(given):
+        # What follows the name (?download=true) belongs to both.
+        before, name, after = given.rpartition(VOCABULARY)
+        whole = name and after[:1] in ("", "?", "#") and before.endswith("/")
+        return [given, f"{before}{MERGES}{after}"] if whole else [given]
+    path = Path(given)
+    if path.is_dir():
+        if (path / TOKENIZER).is_file():
+            return [str(path / TOKENIZER)]
+        if (path / VOCABULARY).is_file() and (path / MERGES).is_file():
+            return [str(path / VOCABULARY), str(path / MERGES)]
+        raise InputError(
+            f"{given} holds neither {TOKENIZER} nor {VOCABULARY} with {MERGES}; give the folder of "
+            "RoBERTa's vocabulary"
+        )
+    if path.name in (VOCABULARY, MERGES):
+        return [str(path.with_name(VOCABULARY)), str(path.with_name(MERGES))]
+    return [given]
+
+
+def _is_published(file: LocalFile, published: PublishedFile) -> bool:
+    return file.url == published.url or file.sha256 == published.sha256

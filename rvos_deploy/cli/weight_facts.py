@@ -1,0 +1,73 @@
+"""What ``inspect`` says of the weights of a bundle, of their license and of the vocabulary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rvos_deploy.bundle.manifest import SourceFile, WeightsRecord
+
+Fact = tuple[str, str]
+"""A label and its value."""
+
+
+def weight_facts(weights: WeightsRecord) -> list[Fact]:
+    """List the facts about weights and vocabulary, each with its label."""
+    facts = [("weights", _network(weights))]
+    origin = weights.origin
+    if origin is not None:
+        facts += _terms("weights'", origin.network.license, origin.network.attribution)
+    facts.append(("CLIP part", _clip(weights)))
+    if origin is not None and (tokenizer := origin.tokenizer) is not None:
+        facts.append(("vocabulary", "\n".join(map(_file, tokenizer.files))))
+        facts += _terms("vocabulary's", tokenizer.license, tokenizer.attribution)
+    return facts
+
+
+def _terms(whose: str, license: str | None, attribution: str | None) -> list[Fact]:
+    said = "; ".join(text for text in (license, attribution) if text is not None)
+    return [(f"{whose} license", said)] if said else []
+
+
+def _network(weights: WeightsRecord) -> str:
+    if weights.random:
+        return f"random, seed {weights.seed} (to try the pipeline; masks mean nothing)"
+    text = f"{weights.checkpoint} ({_hash(weights.checkpoint_sha256)})"
+    if weights.origin is None:
+        return text
+    network = weights.origin.network
+    if network.url is not None:
+        text += f", from {network.url}"
+    if network.run is not None:
+        text += f", {network.checkpoint} of training run {network.run}"
+    if network.step is not None:
+        text += f", step {network.step}"
+    if network.license is not None and not network.recorded:
+        return text  # a file published by others names none of our configurations
+    return text + _recorded(network.recorded, "this configuration")
+
+
+def _clip(weights: WeightsRecord) -> str:
+    if weights.origin is None:
+        return f"{weights.clip or 'not recorded'} (an older export, which does not say more)"
+    clip = weights.origin.clip
+    if clip is None:
+        return "none"
+    if clip.random_seed is not None:
+        return f"random, seed {clip.random_seed}"
+    where = clip.tag or f"{clip.file} ({_hash(clip.sha256)})"
+    text = f"{where}, fingerprint {clip.fingerprint[:12]}..."
+    return text + _recorded(clip.recorded, "this fingerprint")
+
+
+def _file(file: SourceFile) -> str:
+    came = "" if file.url is None else f", from {file.url}"
+    return f"{file.file} ({_hash(file.sha256)}){came}"
+
+
+def _hash(sha256: str | None) -> str:
+    return f"sha256 {(sha256 or '')[:12]}..."
+
+
+def _recorded(recorded: bool, what: str) -> str:
+    return f"; its checkpoint {'names' if recorded else 'does not name'} {what}"
