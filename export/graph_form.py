@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.networks.pan2024.graphs import EXPRESSIONS, HEIGHT, MEMORY, TOKENS, WIDTH
+from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec
+from rvos_deploy.networks.contract import MAXIMUM_ELEMENTS
 
 OPSETS: dict[str, range] = {
     "fp32": range(17, 26),
@@ -83,7 +86,7 @@ def read_static_shapes(text: str) -> StaticShapes:
     """Parse ``HxW,E,L`` or ``HxW,E,L,M``.
 
     Raises:
-        InputError: the text has another form, or the graphs cannot have these sizes.
+        InputError: the text has another form, or no sentence fits.
     """
     match = _STATIC.fullmatch(text.replace(" ", ""))
     if match is None:
@@ -91,19 +94,49 @@ def read_static_shapes(text: str) -> StaticShapes:
             f"--static-shapes '{text}' is not HxW,E,L or HxW,E,L,M (height, width, expressions, "
             f"tokens, remembered frames); for example {STATIC_EXAMPLE}"
         )
-    sizes = [int(part) for part in match.groups() if part is not None]
-    for axis, size in zip((HEIGHT, WIDTH, EXPRESSIONS, TOKENS, MEMORY), sizes, strict=False):
-        try:
-            axis.check(size)
-        except InputError as error:
-            raise InputError(f"--static-shapes '{text}': {error}") from None
-    shapes = StaticShapes(*sizes)
+    shapes = StaticShapes(*(int(part) for part in match.groups() if part is not None))
     if shapes.tokens < 3:
         raise InputError(
             f"--static-shapes '{text}': {shapes.tokens} tokens are start and end of a sentence, "
             "and no word; give at least 3, better 16"
         )
     return shapes
+
+
+def check_static(shapes: StaticShapes | None, axes: Sequence[AxisSpec]) -> None:
+    """Check that the graphs of a network can be fixed to these sizes.
+
+    Args:
+        shapes: None: nothing is fixed.
+        axes: of the network's graphs.
+
+    Raises InputError: an axis cannot have its size, or is not an axis of the network.
+    """
+    known = {axis.name: axis for axis in axes}
+    for name, size in ({} if shapes is None else shapes.axes()).items():
+        if name not in known:
+            raise InputError(
+                f"--static-shapes: this network has no axis {name}, only {', '.join(known)}; leave "
+                "its size out"
+            )
+        try:
+            known[name].check(size)
+        except InputError as error:
+            raise InputError(f"--static-shapes: {error}") from None
+
+
+def check_elements(contracts: Mapping[str, GraphSpec]) -> None:
+    """Refuse fixed sizes whose tensors no bundle may have: before the work of an export."""
+    for spec in contracts.values():
+        if len(spec.fixed) < len(spec.axes):
+            continue
+        for tensor in (*spec.inputs, *spec.outputs):
+            sizes = tensor.sizes(spec.fixed)
+            if math.prod(sizes) > MAXIMUM_ELEMENTS:
+                raise InputError(
+                    f"--static-shapes gives {spec.name} {tensor.name} as {list(sizes)}, needed: at "
+                    f"most {MAXIMUM_ELEMENTS} elements; give smaller sizes"
+                )
 
 
 def choose_opset(opset: int | None, precision: str) -> int:

@@ -10,16 +10,16 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from rvos_deploy.networks.modules.precision import in_range
-from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 
 _WORTH_STORING = 1024  # numbers; for fewer, the Cast node is as large as the saving
 _SUFFIX = ".fp16"
 
 
 @torch.no_grad()
-def round_to_half(network: RvosNetwork) -> None:
+def round_to_half(network: nn.Module) -> None:
     """Round every weight to a float16 number in place; the dtype stays float32.
 
     Raises:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,18 +16,16 @@ from rvos_deploy.export.bundle_export import (
     check_target,
     export_network,
 )
-from rvos_deploy.export.graph_form import GraphForm, choose_opset
+from rvos_deploy.export.graph_form import GraphForm, check_elements, check_static, choose_opset
 from rvos_deploy.export.half_storage import round_to_half
 from rvos_deploy.export.weights import Weights, load_with_origin
 from rvos_deploy.graph_io.frame_geometry import resize_frame
-from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.clip_probe import ClipProbe
-from rvos_deploy.networks.contract import MAXIMUM_ELEMENTS
 from rvos_deploy.networks.export_graph import WITHOUT_ROUNDING, ClipAnswer, ExportableNetwork
 from rvos_deploy.networks.pan2024.config import ModelConfig
-from rvos_deploy.networks.pan2024.graphs import graphs
+from rvos_deploy.networks.pan2024.graphs import AXES, graphs
 from rvos_deploy.networks.pan2024.modules.inference import segment_clip, tokenize
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
@@ -73,6 +69,7 @@ def export_bundle(
     check_target(out, options)
     form = form or GraphForm()
     choose_opset(form.opset, weights.precision)
+    check_static(form.static, AXES)
     if (box := form.box()) is not None:
         config = replace(config, input_size=box)
 
@@ -90,7 +87,7 @@ def exportable(network: RvosNetwork, form: GraphForm | None = None) -> Exportabl
     """
     static = None if form is None else form.static
     parts = graphs(network, static.axes() if static else {})
-    _check_elements({graph.spec.name: graph.spec for graph in parts})
+    check_elements({graph.spec.name: graph.spec for graph in parts})
 
     def answer(probe: ClipProbe, tokenizer: Tokenizer) -> ClipAnswer:
         frames = [torch.from_numpy(resize_frame(frame, probe.geometry)) for frame in probe.frames]
@@ -131,17 +128,3 @@ def _record(config: ModelConfig, weights: Weights, origin: Origin) -> WeightsRec
         clip=weights.clip or (None if weights.random else config.clip_pretrained),
         origin=origin,
     )
-
-
-def _check_elements(contracts: Mapping[str, GraphSpec]) -> None:
-    """Refuse fixed sizes whose tensors no bundle may have: before the work of an export."""
-    for spec in contracts.values():
-        if len(spec.fixed) < len(spec.axes):
-            continue
-        for tensor in (*spec.inputs, *spec.outputs):
-            sizes = tensor.sizes(spec.fixed)
-            if math.prod(sizes) > MAXIMUM_ELEMENTS:
-                raise InputError(
-                    f"--static-shapes gives {spec.name} {tensor.name} as {list(sizes)}, needed: at "
-                    f"most {MAXIMUM_ELEMENTS} elements; give smaller sizes"
-                )

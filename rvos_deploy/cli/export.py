@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from rvos_deploy.console.options import JsonOption, OverwriteOption, SizeOption, parse_size
+from rvos_deploy.console.options import (
+    JsonOption,
+    OverwriteOption,
+    ShortSideOption,
+    SizeOption,
+    parse_size,
+)
 from rvos_deploy.console.output_files import check_outputs
 from rvos_deploy.export.source import Pointer, Store
 from rvos_deploy.graph_io.graph_spec import Precision
-
-if TYPE_CHECKING:
-    from rvos_deploy.export.source import ExportSource
-    from rvos_deploy.networks.pan2024.config import ModelConfig
 
 
 def export(
@@ -23,7 +25,8 @@ def export(
         typer.Argument(
             metavar="RUN|RECIPE|PRESET",
             help="Folder of a training run, which holds all that is needed; or a recipe (.toml) or "
-            "a preset (large, large-paper, base, tiny), with --checkpoint.",
+            "a preset (large, large-paper, base, tiny), with --checkpoint; or onlinerefer-r50, whose "
+            "published weights are fetched.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the bundle.")],
@@ -87,6 +90,7 @@ def export(
         Precision, typer.Option("--precision", help="Number format that the graphs compute in.")
     ] = "fp32",
     size: SizeOption = None,
+    short_side: ShortSideOption = None,
     opset: Annotated[
         int | None,
         typer.Option(
@@ -139,59 +143,49 @@ def export(
     json: JsonOption = None,
 ) -> None:
     """Export a network to ONNX, check it against PyTorch, and write a bundle if all checks pass."""
-    from dataclasses import replace
-
     from rvos_deploy.cli.export_output import print_report, write_report
+    from rvos_deploy.cli.export_request import ExportRequest
     from rvos_deploy.cli.published_files import FileOptions
     from rvos_deploy.console.extras import keep_hub_offline, needs_extra
     from rvos_deploy.console.output import step_progress
-    from rvos_deploy.errors import InputError
+    from rvos_deploy.networks.online_refer.config import PRESETS
 
     files = FileOptions(checkpoint, tokenizer, cache, offline)
     check_outputs([json], files.local())
-    box = parse_size(size)
-    if offline:
-        keep_hub_offline()
-    with needs_extra("export", "cpu,export"):
-        from rvos_deploy.export.bundle_export import NOT_PROVED, BundleOptions, check_target
-        from rvos_deploy.export.graph_form import GraphForm, read_static_shapes
-        from rvos_deploy.export.pan2024 import export_bundle
-        from rvos_deploy.export.source import find_source
-        from rvos_deploy.export.weights import Weights
-    static = None if static_shapes is None else read_static_shapes(static_shapes)
-    form = GraphForm(opset, static, box)
-    found = find_source(source, Path(checkpoint) if checkpoint else None, clip_weights, which)
-    if tokenizer is not None:
-        raise InputError(f"'{source}' comes with its own vocabulary; leave --tokenizer out")
-    if found.run is not None and random_weights:
-        raise InputError(f"{source} is a training run and has weights; leave --random-weights out")
-    check_target(out, BundleOptions(overwrite=overwrite))  # before gigabytes are fetched
-    if not random_weights and (file := files.fetch_checkpoint()) is not None:
-        found = replace(found, checkpoint=file.path, url=file.url)
-    weights = Weights(
-        found.checkpoint,
-        found.clip,
+    request = ExportRequest(
+        source,
+        out,
+        files,
+        which,
+        clip_weights,
         random_weights,
         seed,
         store,
         precision,
+        parse_size(size),
+        short_side,
+        opset,
+        static_shapes,
+        threshold,
         minimum,
         slot_excess,
-        found.run,
-        found.url,
+        overwrite,
     )
-    if found.run is not None:
-        typer.echo(f"weights: {found.checkpoint}, {found.run.checkpoint}, step {found.run.step}")
-    config = _with_threshold(found, threshold)
+    if offline:
+        keep_hub_offline()
+    with needs_extra("export", "cpu,export"):
+        from rvos_deploy.export.bundle_export import NOT_PROVED
+
+        if source in PRESETS:
+            from rvos_deploy.cli.export_online_refer import prepare
+
+            run = prepare(request)
+        else:
+            from rvos_deploy.cli import export_pan2024
+
+            run = export_pan2024.prepare(request)
     with step_progress() as say:
-        report = export_bundle(config, out, weights, form=form, overwrite=overwrite, progress=say)
+        report = run(say)
     stored = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
     print_report(report, out, stored, NOT_PROVED.get(precision))
     write_report(json, report, out, stored)
-
-
-def _with_threshold(source: ExportSource, threshold: float | None) -> ModelConfig:
-    from dataclasses import replace
-
-    config: ModelConfig = source.config
-    return config if threshold is None else replace(config, threshold=threshold)

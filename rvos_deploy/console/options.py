@@ -104,6 +104,16 @@ SizeOption = Annotated[
         "Default: the model's own.",
     ),
 ]
+ShortSideOption = Annotated[
+    int | None,
+    typer.Option(
+        "--short-side",
+        metavar="N",
+        min=32,
+        help="Short side in pixels that frames are scaled to, in place of --size. Default: the "
+        "model's own.",
+    ),
+]
 
 JobsOption = Annotated[
     int | None,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.input_size import check_size
+from rvos_deploy.graph_io.frame_geometry import short_side_box, stretch_frame
+from rvos_deploy.graph_io.input_size import STRIDE, check_size
 
 Backbone = Literal["resnet"]
 """Kinds of image trunk. Each has keys of its own that begin with its name."""
@@ -133,6 +134,16 @@ class OnlineReferConfig:
         """Return the channels of res2 to res5."""
         width = self.resnet_width
         return (4 * width, 8 * width, 16 * width, 32 * width)
+
+    def with_short_side(self, short_side: int) -> OnlineReferConfig:
+        """Return a configuration whose frames have another short side.
+
+        Raises InputError: the short side is below 32.
+        """
+        if short_side < STRIDE:
+            raise InputError(f"the short side must be at least {STRIDE}, found {short_side}")
+        size = stretch_frame((9 * short_side, 16 * short_side), short_side_box(short_side)).padded
+        return replace(self, short_side=short_side, input_size=size)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""

@@ -1,0 +1,199 @@
+"""OnlineRefer as the exporter needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from rvos_deploy.bundle.manifest import NetworkOrigin, Origin, WeightsRecord
+from rvos_deploy.errors import InputError
+from rvos_deploy.export.bundle_export import (
+    BundleOptions,
+    ExportReport,
+    Progress,
+    check_target,
+    export_network,
+)
+from rvos_deploy.export.graph_form import GraphForm, check_elements, check_static, choose_opset
+from rvos_deploy.export.half_storage import round_to_half
+from rvos_deploy.export.published import ResolvedCheckpoint, ResolvedTokenizer
+from rvos_deploy.export.source import Store
+from rvos_deploy.graph_io.frame_geometry import resize_frame
+from rvos_deploy.graph_io.graph_spec import Precision
+from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.clip_probe import ClipProbe
+from rvos_deploy.networks.export_graph import WITHOUT_ROUNDING, ClipAnswer, ExportableNetwork
+from rvos_deploy.networks.online_refer.config import OnlineReferConfig
+from rvos_deploy.networks.online_refer.graphs import axes, graphs
+from rvos_deploy.networks.online_refer.modules.checkpoint import load_checkpoint, random_network
+from rvos_deploy.networks.online_refer.modules.inference import segment_clip
+from rvos_deploy.networks.online_refer.modules.network import OnlineRefer as OnlineReferModule
+from rvos_deploy.networks.online_refer.modules.precision import set_precision
+from rvos_deploy.networks.online_refer.network import OnlineRefer
+from rvos_deploy.networks.online_refer.tokenizer_file import (
+    read_vocabulary,
+    small_vocabulary,
+    write_tokenizer,
+)
+from rvos_deploy.parity.verification import MINIMUM_J_AND_F
+
+
+@dataclass(frozen=True)
+class OnlineReferWeights:
+    """Choose the weights of an export, their number formats, and the limits of parity.
+
+    Args:
+        checkpoint: the published file or one of its layout; None: random weights.
+        tokenizer: RoBERTa's vocabulary; None: one of single bytes, for random weights alone.
+        seed: of random weights.
+        store: "fp16" rounds and stores the weights as float16; the graphs compute in float32.
+        precision: of the graphs.
+        minimum_j_and_f: least J&F of the clip's masks against PyTorch's, 0 to 1.
+        maximum_score_excess: by how much the best score of the file may exceed that of PyTorch's
+            best query; None: what rounding explains.
+    """
+
+    checkpoint: ResolvedCheckpoint | None = None
+    tokenizer: ResolvedTokenizer | None = None
+    seed: int = 0
+    store: Store = "fp32"
+    precision: Precision = "fp32"
+    minimum_j_and_f: float = MINIMUM_J_AND_F
+    maximum_score_excess: float | None = None
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that the export reads."""
+        resolved = [] if self.checkpoint is None else [self.checkpoint.file]
+        resolved += [] if self.tokenizer is None else self.tokenizer.files
+        return tuple(file.path for file in resolved)
+
+
+def export_bundle(
+    config: OnlineReferConfig,
+    out: Path,
+    weights: OnlineReferWeights,
+    *,
+    form: GraphForm | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Load the weights, then export all graphs; see ``export_network``.
+
+    Args:
+        config: of the network.
+        out: where the bundle goes.
+        weights: where the weights come from, and how they are kept.
+        form: of the graphs' files; None: the default opset, dynamic sizes.
+        overwrite: replace a bundle that is there.
+        progress: told what is under way.
+
+    Raises:
+        InputError: unusable weights, vocabulary, form or output folder.
+        ParityError: a check failed; names every one that did.
+    """
+    form = form or GraphForm()
+    options = BundleOptions(
+        store=weights.store,
+        opset=form.opset,
+        minimum_j_and_f=weights.minimum_j_and_f,
+        maximum_slot_excess=weights.maximum_score_excess,
+        overwrite=overwrite,
+        inputs=weights.files(),
+    )
+    check_target(out, options)
+    choose_opset(form.opset, weights.precision)
+    check_static(form.static, axes(config))
+    if (box := form.box()) is not None:
+        config = replace(config, input_size=box, short_side=min(box))
+    write = _tokenizer_writer(config, weights)
+
+    def load() -> tuple[ExportableNetwork, WeightsRecord]:
+        network = load_weights(config, weights)
+        return exportable(network, write, form), _record(weights)
+
+    return export_network(load, out, options, progress=progress)
+
+
+def load_weights(config: OnlineReferConfig, weights: OnlineReferWeights) -> OnlineReferModule:
+    """Build the network with these weights, in eval mode and in their precision.
+
+    Raises InputError: the checkpoint is damaged, or another network's.
+    """
+    if weights.checkpoint is None:
+        network = random_network(config, weights.seed)
+    else:
+        network = OnlineReferModule(config).eval()
+        load_checkpoint(network, weights.checkpoint.file.path)
+    if weights.store == "fp16":
+        if weights.precision == "bf16":
+            raise InputError(
+                "--store fp16 and --precision bf16 exclude each other, since weights would be "
+                "rounded twice; leave --store out: bf16 graphs store bf16"
+            )
+        round_to_half(network)
+    set_precision(network, weights.precision)
+    return network
+
+
+def exportable(
+    network: OnlineReferModule,
+    write_tokenizer: Callable[[Path], None],
+    form: GraphForm | None = None,
+) -> ExportableNetwork:
+    """Return a network with its weights as the exporter needs it.
+
+    Raises InputError: fixed sizes whose tensors no bundle may have.
+    """
+    static = None if form is None else form.static
+    parts = graphs(network, static.axes() if static else {})
+    check_elements({graph.spec.name: graph.spec for graph in parts})
+
+    def answer(probe: ClipProbe, tokenizer: Tokenizer) -> ClipAnswer:
+        frames = [torch.from_numpy(resize_frame(frame, probe.geometry)) for frame in probe.frames]
+        sentences = [torch.from_numpy(tokenizer(text)) for text in PROBE_EXPRESSIONS]
+        found = segment_clip(network, frames, sentences)
+        return ClipAnswer(found.mask_logits.numpy(), found.best.numpy())
+
+    return ExportableNetwork(
+        OnlineRefer(network.config),
+        parts,
+        sum(parameter.numel() for parameter in network.parameters()),
+        write_tokenizer,
+        answer,
+        WITHOUT_ROUNDING.get(parts[0].spec.precision),
+        ("transformers",),
+    )
+
+
+def _tokenizer_writer(
+    config: OnlineReferConfig, weights: OnlineReferWeights
+) -> Callable[[Path], None]:
+    """Read the vocabulary now, so that a wrong one is refused before the export."""
+    if weights.tokenizer is not None:
+        vocabulary = read_vocabulary(weights.tokenizer.path, config.text_vocabulary)
+    else:
+        vocabulary = small_vocabulary(config.text_vocabulary)
+    return lambda file: write_tokenizer(file, vocabulary)
+
+
+def _record(weights: OnlineReferWeights) -> WeightsRecord:
+    random = weights.checkpoint is None
+    network = (
+        NetworkOrigin(random_seed=weights.seed)
+        if weights.checkpoint is None
+        else weights.checkpoint.origin
+    )
+    tokenizer = None if weights.tokenizer is None else weights.tokenizer.origin
+    return WeightsRecord(
+        random=random,
+        seed=weights.seed if random else None,
+        checkpoint=network.file,
+        checkpoint_sha256=network.sha256,
+        stored=weights.store,
+        clip=None,
+        origin=Origin(network, None, tokenizer),
+    )

@@ -1,0 +1,48 @@
+"""Hold the options of ``export`` as they were given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rvos_deploy.cli.published_files import FileOptions
+
+if TYPE_CHECKING:
+    from rvos_deploy.export.graph_form import GraphForm
+    from rvos_deploy.export.source import Pointer, Store
+    from rvos_deploy.graph_io.graph_spec import Precision
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """The options of ``export``; None: not given. The command's help says what each is."""
+
+    source: str
+    out: Path
+    files: FileOptions
+    which: Pointer | None
+    clip_weights: str | None
+    random: bool
+    seed: int
+    store: Store
+    precision: Precision
+    size: tuple[int, int] | None
+    short_side: int | None
+    opset: int | None
+    static_shapes: str | None
+    threshold: float | None
+    minimum_j_and_f: float
+    maximum_slot_excess: float | None
+    overwrite: bool
+
+    def form(self) -> GraphForm:
+        """Return the form of the graphs' files.
+
+        Raises InputError: ``--static-shapes`` is malformed.
+        """
+        from rvos_deploy.export.graph_form import GraphForm, read_static_shapes
+
+        text = self.static_shapes
+        static = None if text is None else read_static_shapes(text)
+        return GraphForm(self.opset, static, self.size)
