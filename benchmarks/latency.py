@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from rvos_deploy.benchmarks.timing import push_through, summarise
+from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.datasets.moving_sprites import sample_video
 from rvos_deploy.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.metrics import frame_scores
+from rvos_deploy.graph_io.graph_spec import fixed_box
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.frame_masks import FrameMasks
@@ -96,7 +98,7 @@ def benchmark_latency(
         "machine": machine(),
         "bundle": str(segmenter.bundle.path),
         "model": segmenter.bundle.config.name,
-        "input_size": list(settings.size or segmenter.bundle.config.input_size),
+        "input_size": list(_input_size(segmenter.bundle, images[0], settings)),
         "video": redact(video) if video else "Moving Sprites, 854x480",
         "expressions": expressions,
         "mode": settings.mode,
@@ -110,6 +112,13 @@ def benchmark_latency(
         say(f"against {reference.name}")
         result["comparison"] = _compare(segmenter, reference, images, texts, settings)
     return result
+
+
+def _input_size(bundle: Bundle, frame: Frame, settings: StreamSettings) -> tuple[int, int]:
+    """Return the (height, width) in pixels at which the network sees the frame."""
+    shape = np.shape(frame.image)
+    fixed = fixed_box(bundle.graphs)
+    return bundle.network.geometry((shape[0], shape[1]), settings, fixed).padded
 
 
 def _render(path: Path, frames: int) -> str:

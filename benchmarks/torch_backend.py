@@ -9,13 +9,9 @@ import numpy as np
 import torch
 
 from rvos_deploy.bundle.folder import Bundle
-from rvos_deploy.errors import InputError
-from rvos_deploy.export.weights import Weights, load_network
-from rvos_deploy.files import sha256_file
+from rvos_deploy.export.exported_graphs import exported_graphs
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.networks.export_graph import Graph as ExportedGraph
-from rvos_deploy.networks.pan2024.graphs import graphs as graphs_of
-from rvos_deploy.networks.pan2024.network import model_config
 from rvos_deploy.runtime.backends.base import Backend, Graph, Session
 from rvos_deploy.runtime.backends.host_ops import HostOps
 
@@ -37,8 +33,7 @@ class TorchBackend(Backend):
             InputError: the checkpoint is missing, or is not the one that the bundle records.
         """
         torch.set_num_threads(threads)
-        network = load_network(model_config(bundle.network), _weights(bundle, checkpoint))
-        self._graphs = {graph.spec.name: graph for graph in graphs_of(network)}
+        self._graphs = {graph.spec.name: graph for graph in exported_graphs(bundle, checkpoint)}
 
     def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
         """Open the modules that these graphs were exported from."""
@@ -70,25 +65,3 @@ class TorchGraph(Graph):
 
     def _close(self) -> None:
         """Do nothing; there is nothing to free."""
-
-
-def _weights(bundle: Bundle, checkpoint: Path | None) -> Weights:
-    """Return the bundle's weights: its random seed, or the checkpoint whose hash the bundle
-    records.
-    """
-    recorded = bundle.manifest.weights
-    if recorded.random:
-        assert recorded.seed is not None  # checked when the manifest was read
-        return Weights(random=True, seed=recorded.seed, clip=recorded.clip)
-    if checkpoint is None:
-        raise InputError(
-            f"--compare pytorch needs the weights that {bundle.path} was exported from; pass "
-            f"--checkpoint (it was {recorded.checkpoint})"
-        )
-    found = sha256_file(checkpoint)
-    if found != recorded.checkpoint_sha256:
-        raise InputError(
-            f"checkpoint {checkpoint} (sha256 {found[:12]}...) is not the one that {bundle.path} "
-            f"was exported from ({(recorded.checkpoint_sha256 or '')[:12]}...); pass that one"
-        )
-    return Weights(checkpoint=checkpoint, clip=recorded.clip)

@@ -13,6 +13,7 @@ from rvos_deploy.console.options import (
     BundleOption,
     DeviceOption,
     JsonOption,
+    ShortSideOption,
     SizeOption,
     ThreadsOption,
     parse_size,
@@ -45,6 +46,7 @@ def benchmark(
         typer.Option("--frames", metavar="N", min=1, help="Frames to measure, after 3 to warm up."),
     ] = 30,
     size: SizeOption = None,
+    short_side: ShortSideOption = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -76,7 +78,7 @@ def benchmark(
 
     inputs = [*bundle_files(find_bundle(bundle)), *(source_files(video) if video else ())]
     check_outputs([json], inputs + ([checkpoint] if checkpoint else []))
-    settings = StreamSettings(size=parse_size(size))
+    settings = StreamSettings(size=parse_size(size), short_side=short_side)
     cores = threads or usable_cores()
     with (
         load(bundle, backend=backend, device=device, threads=cores) as segmenter,

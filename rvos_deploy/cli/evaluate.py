@@ -18,6 +18,7 @@ from rvos_deploy.console.options import (
     LookaheadOption,
     MemoryOption,
     ModeOption,
+    ShortSideOption,
     SizeOption,
     ThreadsOption,
     ThresholdOption,
@@ -63,6 +64,7 @@ def evaluate(
     memory: MemoryOption = None,
     anchors: AnchorsOption = None,
     size: SizeOption = None,
+    short_side: ShortSideOption = None,
     threshold: ThresholdOption = None,
     fallback: FallbackOption = None,
     overlaps: Annotated[
@@ -124,7 +126,7 @@ def evaluate(
     from rvos_deploy.evaluation.report import report, write_csv
     from rvos_deploy.json_file import write_json
 
-    stream = StreamOptions(mode, lookahead, memory, anchors, threshold, fallback, size)
+    stream = StreamOptions(mode, lookahead, memory, anchors, threshold, fallback, size, short_side)
     folder = find_bundle(predictions)
     is_bundle = (folder / "manifest.json").is_file()
     read = bundle_files(folder) if is_bundle else [predictions]
@@ -161,10 +163,13 @@ def _run_bundle(request: EvaluationRequest, submission: Path | None) -> _Evaluat
     from rvos_deploy.console.output import frame_progress
     from rvos_deploy.evaluation.bundle_masks import bundle_settings, evaluate_bundle
 
-    settings = request.settings("offline")
+    request.settings("online")  # refuses what cannot be, before the bundle is loaded
     overlaps = request.rules.overlaps(request.overlaps)
     split = request.rules.read(request.data)  # before the bundle, which may take long to load
     with request.load() as segmenter, frame_progress() as progress:
+        settings = request.settings(segmenter.bundle.network.default_mode)
+        for note in segmenter.bundle.network.notes(settings):
+            typer.echo(f"note: {note}", err=True)
         evaluation = evaluate_bundle(
             segmenter,
             split,

@@ -25,8 +25,8 @@ def export(
         typer.Argument(
             metavar="RUN|RECIPE|PRESET",
             help="Folder of a training run, which holds all that is needed; or a recipe (.toml) or "
-            "a preset (large, large-paper, base, tiny), with --checkpoint; or onlinerefer-r50, whose "
-            "published weights are fetched.",
+            "a preset (large, large-paper, base, tiny), with --checkpoint; or onlinerefer-r50, "
+            "whose published weights are fetched.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the bundle.")],

@@ -17,6 +17,7 @@ from rvos_deploy.console.options import (
     LookaheadOption,
     MemoryOption,
     ModeOption,
+    ShortSideOption,
     SizeOption,
     ThreadsOption,
     ThresholdOption,
@@ -56,6 +57,7 @@ def run(
     memory: MemoryOption = None,
     anchors: AnchorsOption = None,
     size: SizeOption = None,
+    short_side: ShortSideOption = None,
     threshold: ThresholdOption = None,
     fallback: FallbackOption = None,
     max_frames: Annotated[
@@ -100,12 +102,18 @@ def run(
             "pass your own --bundle",
             err=True,
         )
-    chosen = StreamOptions(mode, lookahead, memory, anchors, threshold, fallback, size, mask_budget)
-    settings = chosen.settings(mode="offline" if has_end(video) else "online")
+    chosen = StreamOptions(
+        mode, lookahead, memory, anchors, threshold, fallback, size, short_side, mask_budget
+    )
+    chosen.settings("online")  # refuses what cannot be, before the bundle is loaded
     with (
         load(bundle, backend=backend, device=device, threads=threads) as segmenter,
         frame_progress() as progress,
     ):
+        network = segmenter.bundle.network
+        settings = chosen.settings(network.default_mode if has_end(video) else "online")
+        for note in network.notes(settings):
+            typer.echo(f"note: {note}", err=True)
         options = RunOptions(
             settings,
             max_frames=max_frames,

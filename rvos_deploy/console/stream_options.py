@@ -25,6 +25,7 @@ class StreamOptions:
     threshold: float | None = None
     fallback: Fallback | None = None
     size: str | None = None
+    short_side: int | None = None
     mask_budget: int | None = None
 
     def given(self) -> list[str]:
@@ -50,5 +51,6 @@ class StreamOptions:
             threshold=self.threshold,
             fallback=self.fallback or fallback,
             size=parse_size(self.size),
+            short_side=self.short_side,
             mask_budget=default_mask_budget() if mebibytes is None else mebibytes * 2**20,
         )

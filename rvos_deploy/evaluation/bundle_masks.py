@@ -108,7 +108,7 @@ def resolved_threshold(segmenter: Segmenter, settings: StreamSettings) -> float:
 
 def bundle_settings(segmenter: Segmenter, settings: StreamSettings) -> dict[str, Any]:
     """Which bundle ran and how, for a report; defaults are resolved."""
-    config = segmenter.bundle.config
+    config, size = segmenter.bundle.config, segmenter.bundle.network.frame_size(settings)
     return {
         "bundle": str(segmenter.bundle.path),
         "model": config.name,
@@ -116,5 +116,5 @@ def bundle_settings(segmenter: Segmenter, settings: StreamSettings) -> dict[str,
         **asdict(settings),
         "memory": settings.window,
         "threshold": resolved_threshold(segmenter, settings),
-        "size": list(settings.size or config.input_size),
+        "size": None if size is None else list(size),
     }

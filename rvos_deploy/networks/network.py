@@ -15,7 +15,7 @@ from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
 from rvos_deploy.graph_io.probe import Makers
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.steps import EncodedText, GraphCalls, Steps
-from rvos_deploy.stream_settings import StreamSettings
+from rvos_deploy.stream_settings import Mode, StreamSettings
 
 
 class NetworkConfig(Protocol):
@@ -44,6 +44,8 @@ class Network(ABC):
     """Name in a bundle's manifest."""
     graphs: tuple[str, ...]
     """Names of the graphs, in the order in which they run."""
+    default_mode: Mode = "offline"
+    """How commands segment a whole video by default; ``online`` where waiting changes no mask."""
     frame_graphs: tuple[str, ...]
     """Names of the graphs that read only a frame and the texts, not mode, memory or threshold."""
 
@@ -81,6 +83,12 @@ class Network(ABC):
 
         Raises InputError: the frame cannot be segmented.
         """
+
+    def frame_size(self, settings: StreamSettings) -> tuple[int, int] | None:
+        """Return the box (height, width) that frames are fitted into; None: a short side alone."""
+        if settings.short_side is not None:
+            return None
+        return settings.size or self.config.input_size
 
     def notes(self, settings: StreamSettings) -> tuple[str, ...]:
         """Return one line for each setting that has no effect on this network's masks."""

@@ -40,7 +40,19 @@ def check_limits(
             f"found {expressions} expressions, at most {most} go into one run; split them into "
             "several runs"
         )
-    only = fixed_box(graphs)
+    _check_size(largest, fixed_box(graphs), settings, box)
+    _check_memory(largest.get("M"), settings, frames)
+
+
+def _check_size(
+    largest: Mapping[str, int],
+    only: tuple[int, int] | None,
+    settings: StreamSettings,
+    box: tuple[int, int],
+) -> None:
+    if settings.short_side is not None:
+        _check_short_side(settings.short_side, only, largest)
+        return
     if only is not None and box != only:
         raise InputError(
             f"size {box[0]}x{box[1]} is not the one that this bundle is fixed to, "
@@ -52,7 +64,18 @@ def check_limits(
                 f"size {box[0]}x{box[1]} is too large: this bundle takes sides up to {most}; give "
                 "a smaller --size"
             )
-    _check_memory(largest.get("M"), settings, frames)
+
+
+def _check_short_side(side: int, only: tuple[int, int] | None, largest: Mapping[str, int]) -> None:
+    if only is not None:
+        raise InputError(
+            f"this bundle is fixed to frames of {only[0]}x{only[1]}; leave --short-side out"
+        )
+    if side > (most := min(largest.get("H", side), largest.get("W", side))):
+        raise InputError(
+            f"short side {side} is too large: this bundle takes sides up to {most}; give a smaller "
+            "--short-side"
+        )
 
 
 def _check_memory(most: int | None, settings: StreamSettings, frames: int | None) -> None:

@@ -106,5 +106,6 @@ def _joined(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
 
 def _preference(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
     """Prefer one query of each expression, so that rounding does not decide which is best."""
-    queries = random.randint(0, shape[1], shape[0])
-    return np.eye(shape[1])[queries] * PREFERRED
+    preference = np.zeros(shape)
+    preference[np.arange(shape[0]), random.randint(0, shape[1], shape[0])] = PREFERRED
+    return preference

@@ -42,6 +42,7 @@ class OnlineRefer(Network):
     family = "online_refer"
     graphs = GRAPHS
     frame_graphs = ("backbone", "frame_decoder")
+    default_mode = "online"
 
     @staticmethod
     def from_dict(model: Mapping[str, object]) -> OnlineRefer:
@@ -80,6 +81,10 @@ class OnlineRefer(Network):
             return FrameGeometry(display, fixed, fixed)
         short_side = settings.short_side or self._config.short_side
         return stretch_frame(display, settings.size or short_side_box(short_side))
+
+    def frame_size(self, settings: StreamSettings) -> tuple[int, int] | None:
+        """Return the box that the settings name; by default the short side alone is fixed."""
+        return settings.size
 
     def notes(self, settings: StreamSettings) -> tuple[str, ...]:
         """Say which settings have no effect: the network decides every frame at once."""
