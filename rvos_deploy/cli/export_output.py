@@ -18,8 +18,9 @@ def print_report(report: ExportReport, bundle: Path, stored: int, not_proved: st
 
     worst = max(v.comparison.max_abs for v in report.results if hasattr(v, "comparison"))
     masks = next(v for v in report.results if hasattr(v, "j_and_f"))
+    graphs = len(list(bundle.glob("*.onnx")))
     typer.echo(
-        f"{bundle}: {mebibytes(stored)}, 5 graphs; {len(report.results)} parity checks passed "
+        f"{bundle}: {mebibytes(stored)}, {graphs} graphs; {len(report.results)} parity checks passed "
         f"(largest difference {worst:.1e}, J&F of the masks {masks.j_and_f:.4f})"
     )
     for line in notes([result.as_dict() for result in report.results]):

@@ -77,7 +77,6 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     from rvos_deploy.cli.weight_facts import weight_facts
 
     manifest = bundle.manifest
-    height, width = bundle.config.input_size
     checks = manifest.parity.checks
     failed = sum(not check.passed for check in checks)
     return [
@@ -85,7 +84,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("model", f"{bundle.config.name}, {manifest.parameters / 1e6:.1f} M parameters"),
         *weight_facts(manifest.weights),
         ("precision", bundle.precision),
-        ("input", f"{height}x{width} box, threshold {_threshold(bundle)}"),
+        ("input", f"{bundle.network.describe_size()}, threshold {_threshold(bundle)}"),
         ("graphs", _form(bundle)),
         ("created", manifest.created),
         ("versions", _versions(manifest.versions)),

@@ -17,7 +17,8 @@ def weight_facts(weights: WeightsRecord) -> list[Fact]:
     origin = weights.origin
     if origin is not None:
         facts += _terms("weights'", origin.network.license, origin.network.attribution)
-    facts.append(("CLIP part", _clip(weights)))
+    if origin is None or origin.clip is not None:
+        facts.append(("CLIP part", _clip(weights)))
     if origin is not None and (tokenizer := origin.tokenizer) is not None:
         facts.append(("vocabulary", "\n".join(map(_file, tokenizer.files))))
         facts += _terms("vocabulary's", tokenizer.license, tokenizer.attribution)
@@ -51,8 +52,7 @@ def _clip(weights: WeightsRecord) -> str:
     if weights.origin is None:
         return f"{weights.clip or 'not recorded'} (an older export, which does not say more)"
     clip = weights.origin.clip
-    if clip is None:
-        return "none"
+    assert clip is not None  # networks without a CLIP part have no such fact
     if clip.random_seed is not None:
         return f"random, seed {clip.random_seed}"
     where = clip.tag or f"{clip.file} ({_hash(clip.sha256)})"

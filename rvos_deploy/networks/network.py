@@ -90,6 +90,11 @@ class Network(ABC):
             return None
         return settings.size or self.config.input_size
 
+    def describe_size(self) -> str:
+        """Return the default size of frames, for people."""
+        height, width = self.config.input_size
+        return f"{height}x{width} box"
+
     def notes(self, settings: StreamSettings) -> tuple[str, ...]:
         """Return one line for each setting that has no effect on this network's masks."""
         return ()

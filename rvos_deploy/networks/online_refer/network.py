@@ -86,6 +86,11 @@ class OnlineRefer(Network):
         """Return the box that the settings name; by default the short side alone is fixed."""
         return settings.size
 
+    def describe_size(self) -> str:
+        """Return the short side, and what it makes of a 16:9 frame."""
+        height, width = self._config.input_size
+        return f"short side {self._config.short_side} ({height}x{width} of a 16:9 frame)"
+
     def notes(self, settings: StreamSettings) -> tuple[str, ...]:
         """Say which settings have no effect: the network decides every frame at once."""
         changed = {
