@@ -13,6 +13,8 @@ import signal
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ from command_line import answer_signals
 from rvos_deploy.errors import DownloadError, InputError, RvosError
 from rvos_deploy.export import http_transfer
 from rvos_deploy.export.download import cached_path, fetch
+from rvos_deploy.files import holding
 
 CONTENT = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)
@@ -180,6 +183,10 @@ def test_the_hash_of_the_first_use_must_stay(file_server: Any, cache: Path) -> N
     line = refused(url, cache)
     assert line.endswith(f"fetch it again, or delete {record} to accept the new file")
     assert set(files(cache)) == {"w.pth.origin.json"}
+    file_server.files["/w.pth"].cut = 1000
+    refused(url, cache)
+    file_server.files["/w.pth"].cut = None
+    assert f"needed {HASH}" in refused(url, cache), "a broken transfer does not forget it"
     record.unlink()
     assert fetch(url, cache).first_use
 
@@ -237,9 +244,15 @@ def test_an_error_of_the_server_is_one_line(
     assert not cache.exists(), "an empty folder would be litter"
 
 
-@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
-def test_a_login_page_is_no_file(file_server: Any, cache: Path, kind: str) -> None:
-    page = b"\xef\xbb\xbf <!doctype HTML><html><body>Welcome to Hotel Wi-Fi</body></html>"
+@pytest.mark.parametrize(
+    ("kind", "page"),
+    [
+        ("text/html; charset=utf-8", b"Welcome to Hotel Wi-Fi"),
+        ("application/octet-stream", b"\xef\xbb\xbf <!doctype HTML><html>Welcome</html>"),
+        ("application/octet-stream", b"\r\n<HTML><head>"),
+    ],
+)
+def test_a_login_page_is_no_file(file_server: Any, cache: Path, kind: str, page: bytes) -> None:
     file_server.serve("/login", page, headers={"Content-Type": kind})
     url = file_server.serve("/w.pth", b"", location="/login?session=secret")
     file_server.files["/login?session=secret"] = file_server.files["/login"]
@@ -311,8 +324,11 @@ def test_compressed_answers_are_refused(file_server: Any, cache: Path) -> None:
 @pytest.mark.parametrize("length", [True, False])
 def test_a_file_that_is_too_large_is_refused(file_server: Any, cache: Path, length: bool) -> None:
     url = file_server.serve("/w.pth", CONTENT, length=length)
-    line = refused(url, cache, sha256=HASH, maximum=1000)
+    told: list[Any] = []
+    progress = lambda *state: told.append(state)  # noqa: E731
+    line = refused(url, cache, sha256=HASH, maximum=1000, progress=progress)
     assert "at most 1000 are expected" in line
+    assert not (length and told), "its length was known before"
     assert not set(files(cache)) - {"w.pth.origin.json"}
 
 
@@ -412,13 +428,31 @@ def test_of_two_processes_one_fetches(file_server: Any, cache: Path) -> None:
     assert len(file_server.asked) == 1
 
 
+def test_what_another_process_has_just_fetched_is_not_fetched_again(
+    file_server: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, other = file_server.serve("/w.pth", CONTENT), []
+
+    @contextmanager
+    def after_the_other(folder: Path, purpose: str) -> Iterator[None]:
+        with monkeypatch.context() as as_it_is:
+            as_it_is.setattr("rvos_deploy.export.download.holding", holding)
+            other.append(fetch(url, cache))
+        with holding(folder, purpose):
+            yield
+
+    monkeypatch.setattr("rvos_deploy.export.download.holding", after_the_other)
+    assert fetch(url, cache).path == other[0].path
+    assert len(file_server.asked) == 1
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
 def test_however_a_process_ends_its_bytes_are_kept(
     file_server: Any, cache: Path, number: int, code: int
 ) -> None:
-    url = file_server.serve("/w.pth", CONTENT, hold=100_000)
+    url = file_server.serve("/w.pth", CONTENT, hold=1000)
     program = (
         "from rvos_deploy import stopping; from rvos_deploy.console.error_lines import one_line; "
         "stopping.install(); "
@@ -431,7 +465,7 @@ def test_however_a_process_ends_its_bytes_are_kept(
         text=True,
         preexec_fn=answer_signals,
     )
-    while "w.pth.part" not in files(cache) or len(files(cache)["w.pth.part"]) < 100_000:
+    while "w.pth.part" not in files(cache) or len(files(cache)["w.pth.part"]) < 1000:
         assert child.poll() is None
     child.send_signal(number)
     _, stderr = child.communicate(timeout=60)
@@ -442,7 +476,7 @@ def test_however_a_process_ends_its_bytes_are_kept(
     assert set(files(cache)) == {"w.pth.part", "w.pth.origin.json"}
     file_server.files["/w.pth"].hold = None
     assert fetch(url, cache).sha256 == HASH
-    assert file_server.ranges == [None, "bytes=100000-"]
+    assert file_server.ranges == [None, "bytes=1000-"]
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(file_server: Any, tmp_path: Path) -> None:
