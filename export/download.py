@@ -9,6 +9,7 @@ A file lies in a folder of its address, with two neighbours:
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from msgspec import Meta
 
 from rvos_deploy import stopping
 from rvos_deploy.bundle.manifest import Count, Sha256
+from rvos_deploy.console.output import mebibytes
 from rvos_deploy.errors import DownloadError, InputError, one_line
 from rvos_deploy.export.http_transfer import (
     BrokenConnectionError,
@@ -33,7 +35,14 @@ from rvos_deploy.export.http_transfer import (
     read_chunks,
     refuse_page,
 )
-from rvos_deploy.files import cannot_write, holding, read_regular_file, replacing, sha256_file
+from rvos_deploy.files import (
+    cannot_write,
+    discard_stale,
+    holding,
+    read_regular_file,
+    replacing,
+    sha256_file,
+)
 from rvos_deploy.redaction import redact
 
 MAXIMUM_BYTES = 16 << 30
@@ -194,9 +203,13 @@ def _fetch_new(wanted: _Wanted, progress: Progress) -> FetchedFile:
     record = _read_record(wanted)
     expected = wanted.sha256 or record.sha256
     part = wanted.part
+    discard_stale(part.parent, glob.escape(wanted.record.name))  # of a process that was killed
     try:
         _transfer(wanted, record, progress)
         found, size = sha256_file(part), part.stat().st_size
+        if not size:
+            part.unlink()
+            raise DownloadError(f"{wanted.shown} is empty; check the address")
         if is_page(part):
             part.unlink()
             refuse_page(wanted.shown)
@@ -214,8 +227,8 @@ def _fetch_new(wanted: _Wanted, progress: Progress) -> FetchedFile:
 def _transfer(wanted: _Wanted, record: _Record, progress: Progress) -> None:
     """Bring ``NAME.part`` to its full length, from where it stands if the server can."""
     held = wanted.part.stat().st_size if wanted.part.exists() else 0
-    if record.part is not None and held == record.part.total:
-        return  # it was interrupted while it was checked
+    if held and record.part is not None and held == record.part.total:
+        return  # the last try was stopped while it checked the whole file
     version = record.part.version if record.part else None
     with open_transfer(wanted.url, held, version) as transfer:
         _check_transfer(wanted, transfer, record)
@@ -241,8 +254,8 @@ def _check_transfer(wanted: _Wanted, transfer: Transfer, record: _Record) -> Non
     free, needed = shutil.disk_usage(folder).free, transfer.total - transfer.offset
     if needed > free:
         raise InputError(
-            f"{wanted.shown} needs {needed} more bytes in {folder}, where {free} are free; free "
-            "some space, or choose another folder by --cache"
+            f"{wanted.shown} needs {mebibytes(needed)} in {folder}, where {mebibytes(free)} are "
+            "free; free some space, or choose another folder by --cache"
         )
 
 

@@ -261,7 +261,7 @@ def _status(code: int) -> str:
     if code == 429 or code >= 500:
         return f"cannot be had now (HTTP {code}); try again later"
     if 300 <= code < 400:
-        return f"redirects without end (HTTP {code}); check the address"
+        return f"redirects in circles, or to no http address (HTTP {code}); check the address"
     return f"is refused by its server (HTTP {code}); check the address"
 
 

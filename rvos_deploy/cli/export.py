@@ -56,7 +56,11 @@ def export(
         ),
     ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Fetch nothing; use what was fetched before.")
+        bool,
+        typer.Option(
+            "--offline",
+            help="Fetch nothing, CLIP weights included; use what was fetched before.",
+        ),
     ] = False,
     which: Annotated[
         Pointer | None,

@@ -67,7 +67,7 @@ def _fact_table(bundle: Bundle) -> Table:
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")  # an address is one long word
     for label, value in _facts(bundle):
         table.add_row(label, escape(value))
     return table

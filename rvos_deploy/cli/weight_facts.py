@@ -12,22 +12,16 @@ Fact = tuple[str, str]
 
 
 def weight_facts(weights: WeightsRecord) -> list[Fact]:
-    """List the facts about weights and vocabulary, each with its label."""
-    facts = [("weights", _network(weights))]
+    """List the facts about weights and vocabulary, each with its label; values may have lines."""
     origin = weights.origin
-    if origin is not None:
-        facts += _terms("weights'", origin.network.license, origin.network.attribution)
+    facts = [("weights", _network(weights))]
     if origin is None or origin.clip is not None:
         facts.append(("CLIP part", _clip(weights)))
     if origin is not None and (tokenizer := origin.tokenizer) is not None:
-        facts.append(("vocabulary", "\n".join(map(_file, tokenizer.files))))
-        facts += _terms("vocabulary's", tokenizer.license, tokenizer.attribution)
+        lines = [line for file in tokenizer.files for line in _file(file)]
+        lines += _terms(tokenizer.license, tokenizer.attribution)
+        facts.append(("vocabulary", "\n".join(lines)))
     return facts
-
-
-def _terms(whose: str, license: str | None, attribution: str | None) -> list[Fact]:
-    said = "; ".join(text for text in (license, attribution) if text is not None)
-    return [(f"{whose} license", said)] if said else []
 
 
 def _network(weights: WeightsRecord) -> str:
@@ -37,15 +31,15 @@ def _network(weights: WeightsRecord) -> str:
     if weights.origin is None:
         return text
     network = weights.origin.network
-    if network.url is not None:
-        text += f", from {network.url}"
     if network.run is not None:
         text += f", {network.checkpoint} of training run {network.run}"
     if network.step is not None:
         text += f", step {network.step}"
-    if network.license is not None and not network.recorded:
-        return text  # a file published by others names none of our configurations
-    return text + _recorded(network.recorded, "this configuration")
+    # A file that others publish names none of our configurations, and need not.
+    if network.recorded or network.license is None:
+        text += _recorded(network.recorded, "this configuration")
+    lines = [text, *_from(network.url), *_terms(network.license, network.attribution)]
+    return "\n".join(lines)
 
 
 def _clip(weights: WeightsRecord) -> str:
@@ -60,9 +54,17 @@ def _clip(weights: WeightsRecord) -> str:
     return text + _recorded(clip.recorded, "this fingerprint")
 
 
-def _file(file: SourceFile) -> str:
-    came = "" if file.url is None else f", from {file.url}"
-    return f"{file.file} ({_hash(file.sha256)}){came}"
+def _file(file: SourceFile) -> list[str]:
+    return [f"{file.file} ({_hash(file.sha256)})", *_from(file.url)]
+
+
+def _from(url: str | None) -> list[str]:
+    return [] if url is None else [f"from {url}"]
+
+
+def _terms(license: str | None, attribution: str | None) -> list[str]:
+    said = "; ".join(text for text in (license, attribution) if text is not None)
+    return [said] if said else []
 
 
 def _hash(sha256: str | None) -> str:

@@ -170,14 +170,10 @@ def test_the_driver_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_timing_cache_lies_in_the_users_cache_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(timing_cache.sys, "platform", "linux")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("RVOS_DEPLOY_CACHE", str(tmp_path / "cache"))
     file = timing_cache.default_cache_file("11.4.0.106", RTX4090.name)
     name = "timing-tensorrt-11.4.0.106-nvidia-geforce-rtx-4090.cache"
-    assert file == tmp_path / "rvos-deploy" / name
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert timing_cache.cache_folder() == tmp_path / "home" / ".cache" / "rvos-deploy"
+    assert file == tmp_path / "cache" / name
     assert timing_cache.read_cache(file) == b""
     timing_cache.write_cache(file, b"timings")
     assert timing_cache.read_cache(file) == b"timings"
