@@ -6,6 +6,7 @@ project reaches these servers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,24 +30,31 @@ class PublishedFile:
 
 
 @dataclass(frozen=True)
+class PublishedPart:
+    """Files of one origin, their licence (SPDX), and who made them, with the paper to cite."""
+
+    files: tuple[PublishedFile, ...]
+    license: str
+    attribution: str
+
+    def has(self, files: Sequence[LocalFile]) -> bool:
+        """Return whether these files are the published ones."""
+        return len(files) == len(self.files) and all(map(_is_published, files, self.files))
+
+
+@dataclass(frozen=True)
 class PublishedWeights:
     """What a preset needs from others.
 
     Args:
-        checkpoint: of the network, its text encoder included.
-        license: of the checkpoint, SPDX.
-        attribution: who made it, and the paper to cite.
-        tokenizer: files of the vocabulary.
-        tokenizer_license: of the vocabulary, SPDX.
-        tokenizer_attribution: who made it, and the paper to cite.
+        checkpoint: one file: the network, its text encoder included.
+        tokenizer: the vocabulary.
+        j_and_f: the authors' J&F by protocol, 0 to 1; nobody has reproduced it with an export.
     """
 
-    checkpoint: PublishedFile
-    license: str
-    attribution: str
-    tokenizer: tuple[PublishedFile, ...]
-    tokenizer_license: str
-    tokenizer_attribution: str
+    checkpoint: PublishedPart
+    tokenizer: PublishedPart
+    j_and_f: Mapping[str, float]
 
 
 # The commit, not "main", so that the files cannot change.
@@ -59,37 +67,52 @@ PUBLISHED: dict[str, PublishedWeights] = {
     "onlinerefer-r50": PublishedWeights(
         # The authors' README links releases/edit/..., the page on which they edit the release;
         # files of a release are had from releases/download/..., as its other links say.
-        checkpoint=PublishedFile(
-            "https://github.com/wudongming97/OnlineRefer/releases/download/v1.0/"
-            "ytvos-r50-checkpoint.pth"
-        ),
-        license="Apache-2.0",
-        attribution="OnlineRefer: A Simple Online Baseline for Referring Video Object "
-        "Segmentation. Dongming Wu, Tiancai Wang, Yuang Zhang, Xiangyu Zhang, Jianbing Shen. ICCV "
-        "2023, arXiv:2307.09356. https://github.com/wudongming97/OnlineRefer",
-        tokenizer=(
-            PublishedFile(
-                f"{_ROBERTA}/{VOCABULARY}",
-                "9e7f63c2d15d666b52e21d250d2e513b87c9b713cfa6987a82ed89e5e6e50655",
+        checkpoint=PublishedPart(
+            (
+                PublishedFile(
+                    "https://github.com/wudongming97/OnlineRefer/releases/download/v1.0/"
+                    "ytvos-r50-checkpoint.pth"
+                ),
             ),
-            PublishedFile(
-                f"{_ROBERTA}/{MERGES}",
-                "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-            ),
+            "Apache-2.0",
+            "OnlineRefer: A Simple Online Baseline for Referring Video Object Segmentation. "
+            "Dongming Wu, Tiancai Wang, Yuang Zhang, Xiangyu Zhang, Jianbing Shen. ICCV 2023, "
+            "arXiv:2307.09356. https://github.com/wudongming97/OnlineRefer",
         ),
-        tokenizer_license="MIT",
-        tokenizer_attribution="RoBERTa: A Robustly Optimized BERT Pretraining Approach. Yinhan "
-        "Liu, Myle Ott, Naman Goyal, Jingfei Du, Mandar Joshi, Danqi Chen, Omer Levy, Mike Lewis, "
-        "Luke Zettlemoyer, Veselin Stoyanov. 2019, arXiv:1907.11692. "
-        "https://huggingface.co/FacebookAI/roberta-base",
+        tokenizer=PublishedPart(
+            (
+                PublishedFile(
+                    f"{_ROBERTA}/{VOCABULARY}",
+                    "9e7f63c2d15d666b52e21d250d2e513b87c9b713cfa6987a82ed89e5e6e50655",
+                ),
+                PublishedFile(
+                    f"{_ROBERTA}/{MERGES}",
+                    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+                ),
+            ),
+            "MIT",
+            "RoBERTa: A Robustly Optimized BERT Pretraining Approach. Yinhan Liu, Myle Ott, "
+            "Naman Goyal, Jingfei Du, Mandar Joshi, Danqi Chen, Omer Levy, Mike Lewis, "
+            "Luke Zettlemoyer, Veselin Stoyanov. 2019, arXiv:1907.11692. "
+            "https://huggingface.co/FacebookAI/roberta-base",
+        ),
+        j_and_f={"ref-youtube-vos": 0.573, "ref-davis": 0.593},
     ),
 }
 """By preset."""
 
+
+def published_j_and_f(preset: str, protocol: str) -> float | None:
+    """Return the authors' J&F of a preset by a protocol, 0 to 1; None: they give none."""
+    published = PUBLISHED.get(preset)
+    return None if published is None else published.j_and_f.get(protocol)
+
+
 _SHA256 = {
     file.url: file.sha256
     for published in PUBLISHED.values()
-    for file in (published.checkpoint, *published.tokenizer)
+    for part in (published.checkpoint, published.tokenizer)
+    for file in part.files
 }
 
 
@@ -181,15 +204,23 @@ def resolve_checkpoint(preset: str, given: str | None, fetcher: Fetcher) -> Reso
         InputError: there is no such file, or the address cannot be fetched.
         DownloadError: the file cannot be had, or is not the published one.
     """
-    published = PUBLISHED[preset]
-    file = resolve_file(given or published.checkpoint.url, fetcher)
-    ours = _is_published(file, published.checkpoint)
+    published = PUBLISHED.get(preset)
+    part = None if published is None else published.checkpoint
+    if given is not None:
+        file = resolve_file(given, fetcher)
+    elif part is not None:
+        file = resolve_file(part.files[0].url, fetcher)
+    else:
+        raise InputError(
+            f"nobody publishes weights of '{preset}'; pass --checkpoint FILE, or --random-weights"
+        )
+    terms = part if part is not None and part.has([file]) else None
     origin = NetworkOrigin(
         file=file.path.name,
         sha256=file.sha256,
         url=file.url,
-        license=published.license if ours else None,
-        attribution=published.attribution if ours else None,
+        license=terms.license if terms else None,
+        attribution=terms.attribution if terms else None,
     )
     return ResolvedCheckpoint(file, origin)
 
@@ -207,16 +238,20 @@ def resolve_tokenizer(preset: str, given: str | None, fetcher: Fetcher) -> Resol
         InputError: there is no such file, or the address cannot be fetched.
         DownloadError: a file cannot be had, or is not the published one.
     """
-    published = PUBLISHED[preset]
-    names = _tokenizer_files(given) if given else [file.url for file in published.tokenizer]
+    published = PUBLISHED.get(preset)
+    part = None if published is None else published.tokenizer
+    if given is not None:
+        names = _tokenizer_files(given)
+    elif part is not None:
+        names = [file.url for file in part.files]
+    else:
+        raise InputError(f"nobody publishes a vocabulary of '{preset}'; pass --tokenizer")
     files = tuple(resolve_file(name, fetcher, _MAXIMUM_VOCABULARY_BYTES) for name in names)
-    ours = len(files) == len(published.tokenizer) and all(
-        map(_is_published, files, published.tokenizer)
-    )
+    terms = part if part is not None and part.has(files) else None
     origin = TokenizerOrigin(
         files=tuple(file.source for file in files),
-        license=published.tokenizer_license if ours else None,
-        attribution=published.tokenizer_attribution if ours else None,
+        license=terms.license if terms else None,
+        attribution=terms.attribution if terms else None,
     )
     return ResolvedTokenizer(files, origin)
 

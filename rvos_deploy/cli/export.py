@@ -149,9 +149,9 @@ def export(
     """Export a network to ONNX, check it against PyTorch, and write a bundle if all checks pass."""
     from rvos_deploy.cli.export_output import print_report, write_report
     from rvos_deploy.cli.export_request import ExportRequest
-    from rvos_deploy.cli.published_files import FileOptions
     from rvos_deploy.console.extras import keep_hub_offline, needs_extra
     from rvos_deploy.console.output import step_progress
+    from rvos_deploy.export.file_options import FileOptions
     from rvos_deploy.networks.online_refer.config import PRESETS
 
     files = FileOptions(checkpoint, tokenizer, cache, offline)

@@ -20,8 +20,8 @@ def print_report(report: ExportReport, bundle: Path, stored: int, not_proved: st
     masks = next(v for v in report.results if hasattr(v, "j_and_f"))
     graphs = len(list(bundle.glob("*.onnx")))
     typer.echo(
-        f"{bundle}: {mebibytes(stored)}, {graphs} graphs; {len(report.results)} parity checks passed "
-        f"(largest difference {worst:.1e}, J&F of the masks {masks.j_and_f:.4f})"
+        f"{bundle}: {mebibytes(stored)}, {graphs} graphs; {len(report.results)} parity checks "
+        f"passed (largest difference {worst:.1e}, J&F of the masks {masks.j_and_f:.4f})"
     )
     for line in notes([result.as_dict() for result in report.results]):
         typer.echo(line)

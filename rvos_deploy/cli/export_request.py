@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rvos_deploy.cli.published_files import FileOptions
+from rvos_deploy.export.file_options import FileOptions
 
 if TYPE_CHECKING:
     from rvos_deploy.export.graph_form import GraphForm

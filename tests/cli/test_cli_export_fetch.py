@@ -16,8 +16,8 @@ import pytest
 
 from rvos_deploy.bundle.folder import MANIFEST, open_bundle
 from rvos_deploy.bundle.manifest import NetworkOrigin, SourceFile, TokenizerOrigin, plain
-from rvos_deploy.cli.published_files import FileOptions
 from rvos_deploy.export import published
+from rvos_deploy.export.file_options import FileOptions
 from rvos_deploy.export.published import PUBLISHED, PublishedFile
 
 CONTENT = random.Random(0).randbytes(300_000)
