@@ -1,0 +1,218 @@
+"""The network, which batches expressions and pads texts and queries, gives the plain reference.
+
+Both read the same random weights. Three expressions of different lengths join at different frames,
+so a batch holds padded texts, and five queries of one expression beside one of another.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from rvos_deploy.networks.online_refer.config import PADDING_ID, OnlineReferConfig, preset
+from rvos_deploy.networks.online_refer.modules.network import FrameOutput, OnlineRefer, Track
+
+sys.path.insert(0, str(Path(__file__).parent))
+from reference import Answer, Constants, Reference
+
+FRAMES = 5
+JOINS = (0, 1, 3)
+LENGTHS = (4, 17, 9)
+GAP = 1e-3
+"""By so much the best query leads at least, so that rounding cannot choose another."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A clip uint8 [T,H,W,3], token ids of every expression, and the reference's answers."""
+
+    network: OnlineRefer
+    frames: NDArray[np.uint8]
+    sentences: list[NDArray[np.int64]]
+    answers: list[dict[int, Answer]]
+
+
+def random_weight(name: str, shape: tuple[int, ...], random: np.random.RandomState) -> NDArray:
+    """Numbers that keep magnitudes: every layer matters, and no mask is empty or full."""
+    x = random.standard_normal(shape)
+    kind = name.rsplit(".", 1)[-1]
+    if kind == "running_var":
+        return 1 + 0.1 * np.abs(x)
+    if kind in ("bias", "running_mean", "in_proj_bias"):
+        return 0.1 * x
+    if len(shape) == 1:
+        return 1 + 0.1 * x
+    if name == "query_embed.weight":
+        return x
+    if name.startswith("text_encoder.embeddings"):
+        return 0.5 * x
+    if "bbox_embed" in name and ".layers.2." in name:
+        return 0.3 * x / np.sqrt(shape[1])
+    return x / np.sqrt(np.prod(shape[1:]))
+
+
+def make_case(config: OnlineReferConfig, size: tuple[int, int], seed: int) -> Case:
+    random = np.random.RandomState(seed)
+    network = OnlineRefer(config).eval()
+    weights = {
+        name: random_weight(name, tuple(value.shape), random).astype(np.float32)
+        for name, value in network.state_dict().items()
+    }
+    for name in weights:
+        if name.startswith("transformer.decoder.bbox_embed"):
+            weights[name] = weights[name.removeprefix("transformer.decoder.")]
+    scale_mask_parameters(weights["controller.layers.2.weight"], config)
+    scale_mask_parameters(weights["controller.layers.2.bias"], config)
+    # Blobs rather than noise, or all pixels would look alike to the coarse levels.
+    coarse = random.randint(0, 256, (FRAMES, size[0] // 16, size[1] // 16, 3))
+    frames = coarse.repeat(16, axis=1).repeat(16, axis=2).astype(np.uint8)
+    sentences = [random.randint(4, config.text_vocabulary, length) for length in LENGTHS]
+    for ids in sentences:
+        ids[0], ids[-1] = 0, 2
+    constants = Constants(
+        config.num_heads,
+        config.text_heads,
+        config.norm_groups,
+        config.pixel_norm_groups,
+        config.mask_channels,
+    )
+    reference = Reference(weights, constants)
+    answers = reference.run(frames, sentences, JOINS)
+    # The last bias moves all of a mask's logits.
+    weights["controller.layers.2.bias"][-1] -= np.median(
+        np.concatenate([x.masks[x.best].ravel() for rows in answers for x in rows.values()])
+    )
+    answers = Reference(weights, constants).run(frames, sentences, JOINS)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    return Case(network, frames, sentences, answers)
+
+
+def scale_mask_parameters(rows: NDArray, config: OnlineReferConfig) -> None:
+    """Make the dynamic convolutions keep magnitudes, too; rows of the controller's last layer.
+
+    Coordinates reach hundreds of pixels, and biases differ by query: they would decide the masks.
+    """
+    dim, inner = config.dim, config.mask_channels
+    ends = np.cumsum([inner * (dim + 2), inner * (inner + 1)])
+    first, second, biases = np.split(rows, ends)
+    columns = first.reshape(inner, dim + 2, -1)
+    columns[:, :dim] *= 4 / np.sqrt(dim)
+    columns[:, dim:] *= 0.02
+    second *= 4 / np.sqrt(inner)
+    biases *= 0.1
+
+
+@torch.inference_mode()
+def frame_outputs(case: Case) -> Iterator[tuple[int, list[int], FrameOutput]]:
+    """Frame, the expressions in it, and their outputs; state is kept as a stream keeps it."""
+    config, dtype = case.network.config, case.network.query_embed.weight.dtype
+    ids, padding = padded(case.sentences)
+    tokens = case.network.text_tokens(ids, padding)
+    state: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+    for t, frame in enumerate(case.frames):
+        present = [e for e, join in enumerate(JOINS) if join <= t]
+        # What an expression that joins brings must not matter.
+        unused = torch.full((config.dim,), 7.0, dtype=dtype)
+        box = torch.full((4,), 0.9, dtype=torch.promote_types(dtype, torch.float32))
+        rows = [state.get(e, (unused, unused, box)) for e in present]
+        content, position, boxes = (torch.stack(column) for column in zip(*rows, strict=True))
+        joined = torch.tensor([JOINS[e] == t for e in present])
+        preference = torch.zeros(len(present), config.num_queries)
+        features = case.network.image_features(torch.from_numpy(frame)[None])
+        output = case.network.decode_frame(
+            features,
+            tokens[present],
+            padding[present],
+            Track(content, position, boxes, joined, preference),
+        )
+        for row, e in enumerate(present):
+            state[e] = (output.content[row], output.position[row], output.box[row])
+        yield t, present, output
+
+
+def padded(sentences: list[NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(map(len, sentences))
+    ids = np.full((len(sentences), longest), PADDING_ID)
+    for row, sentence in zip(ids, sentences, strict=True):
+        row[: len(sentence)] = sentence
+    lengths = np.array([*map(len, sentences)])
+    return torch.from_numpy(ids), torch.from_numpy(np.arange(longest) >= lengths[:, None])
+
+
+def check(case: Case, tolerance: float) -> None:
+    for t, present, output in frame_outputs(case):
+        for row, e in enumerate(present):
+            answer, first = case.answers[e][t], JOINS[e] == t
+            queries = len(answer.logits)
+            assert queries == (case.network.config.num_queries if first else 1)
+            what = f"expression {e}, frame {t}"
+            near(output.scores[row, :queries], sigmoid(answer.logits), tolerance, what)
+            assert (output.scores[row, queries:] == 0).all()
+            assert output.best[row] == answer.best, what
+            near(output.boxes[row, :queries], answer.boxes, tolerance, what)
+            near(output.box[row], answer.boxes[answer.best], tolerance, what)
+            near(output.content[row], answer.track[0], tolerance, what)
+            near(output.mask_logits[row], answer.masks[answer.best], tolerance, what)
+
+
+def near(found: torch.Tensor, expected: NDArray, tolerance: float, what: str) -> None:
+    error = np.abs(found.double().numpy() - expected).max()
+    assert error < tolerance, (
+        f"{what}: {error:.2g} at magnitudes up to {np.abs(expected).max():.3g}"
+    )
+
+
+def sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 1 / (1 + np.exp(-x))
+
+
+def check_that_it_means_something(case: Case) -> None:
+    """Masks are neither empty nor full, choices are clear and differ, frames and boxes differ."""
+    inside = [
+        (answer.masks[answer.best] > 0).mean() for rows in case.answers for answer in rows.values()
+    ]
+    assert min(inside) > 0.02
+    assert max(inside) < 0.98
+    starts = [rows[join] for rows, join in zip(case.answers, JOINS, strict=True)]
+    for start in starts:
+        first, second = np.sort(start.logits)[::-1][:2]
+        assert first - second > GAP
+    assert any(start.best != 0 for start in starts)
+    for rows in case.answers:
+        boxes = np.stack([answer.boxes[answer.best] for answer in rows.values()])
+        assert (np.ptp(boxes, axis=0) > 1e-3).any()
+
+
+TINY_SIZES = {(96, 160): 5, (160, 96): 3, (32, 32): 8, (64, 224): 5}
+"""(height, width) and the seed of the weights."""
+
+
+@pytest.fixture(scope="module", params=TINY_SIZES, ids=lambda size: "{}x{}".format(*size))
+def tiny_case(request: pytest.FixtureRequest) -> Case:
+    return make_case(preset("onlinerefer-tiny"), request.param, TINY_SIZES[request.param])
+
+
+def test_the_tiny_network(tiny_case: Case) -> None:
+    check_that_it_means_something(tiny_case)
+    tiny_case.network.float()
+    check(tiny_case, 1e-4)
+
+
+def test_the_tiny_network_in_float64(tiny_case: Case) -> None:
+    """Sine positions stay float32, so no more than its precision is to be expected."""
+    tiny_case.network.double()
+    check(tiny_case, 1e-5)
+
+
+@pytest.mark.slow
+def test_the_published_layout() -> None:
+    case = make_case(preset("onlinerefer-r50"), (96, 160), 2)
+    check_that_it_means_something(case)
+    check(case, 1e-4)
