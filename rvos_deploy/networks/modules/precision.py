@@ -21,6 +21,8 @@ DTYPES: dict[Precision, torch.dtype] = {
 def cast_network(network: nn.Module, precision: Precision | str, kept: Iterable[Tensor]) -> None:
     """Cast weights and buffers in place, all of them or none.
 
+    Buffers that are not part of the weights, such as attention masks, may hold infinities.
+
     Args:
         network: in float32.
         precision: of the network.
@@ -35,14 +37,16 @@ def cast_network(network: nn.Module, precision: Precision | str, kept: Iterable[
     if dtype == torch.float32:
         return
     stay = {id(tensor) for tensor in kept}
-    tensors = dict([*network.named_parameters(), *network.named_buffers()])
-    cast = {
-        name: in_range(name, tensor, dtype, "--precision fp32")
-        for name, tensor in tensors.items()
-        if id(tensor) not in stay
-    }
-    for name, tensor in cast.items():
-        tensors[name].data = tensor.data
+    weights = network.state_dict()
+    cast = []
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if id(tensor) in stay or not tensor.is_floating_point():
+            continue
+        checked = name in weights
+        narrow = in_range(name, tensor, dtype, "--precision fp32") if checked else tensor.to(dtype)
+        cast.append((tensor, narrow))
+    for tensor, narrow in cast:
+        tensor.data = narrow
 
 
 def in_range(name: str, weight: Tensor, dtype: torch.dtype, instead: str) -> Tensor:

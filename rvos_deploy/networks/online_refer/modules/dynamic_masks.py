@@ -48,9 +48,10 @@ def dynamic_masks(
 
 def _coordinates(centres: Tensor, height: int, width: int) -> Tensor:
     """Return centres minus pixel centres, (x, y) in pixels of the frame: [E,2,H/4*W/4]."""
-    kind = {"dtype": centres.dtype, "device": centres.device}
-    x = torch.arange(width, **kind) * STRIDE + STRIDE / 2
-    y = torch.arange(height, **kind) * STRIDE + STRIDE / 2
+    x, y = (
+        torch.arange(side, dtype=centres.dtype, device=centres.device) * STRIDE + STRIDE / 2
+        for side in (width, height)
+    )
     dx = (centres[:, 0, None] * (width * STRIDE) - x)[:, None, :].expand(-1, height, width)
     dy = (centres[:, 1, None] * (height * STRIDE) - y)[:, :, None].expand(-1, height, width)
     return torch.stack((dx, dy), dim=1).flatten(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import RobertaConfig
 from transformers.models.roberta.modeling_roberta import RobertaModel
@@ -13,20 +15,19 @@ NORM_EPS = 1e-12
 
 def build_roberta(config: OnlineReferConfig) -> RobertaModel:
     """Build RoBERTa with random weights, in operators that every export has."""
-    return RobertaModel(
-        RobertaConfig(
-            vocab_size=config.text_vocabulary,
-            hidden_size=config.text_width,
-            num_hidden_layers=config.text_layers,
-            num_attention_heads=config.text_heads,
-            intermediate_size=config.text_ffn,
-            max_position_embeddings=config.max_tokens + PADDING_ID + 1,
-            type_vocab_size=1,
-            layer_norm_eps=1e-5,
-            pad_token_id=PADDING_ID,
-            attn_implementation="eager",
-        )
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": config.text_vocabulary,
+        "hidden_size": config.text_width,
+        "num_hidden_layers": config.text_layers,
+        "num_attention_heads": config.text_heads,
+        "intermediate_size": config.text_ffn,
+        "max_position_embeddings": config.max_tokens + PADDING_ID + 1,
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": PADDING_ID,
+        "attn_implementation": "eager",  # RobertaConfig's annotations lack it
+    }
+    return RobertaModel(RobertaConfig(**settings))
 
 
 class FeatureResizer(nn.Module):
