@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +16,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from rvos_deploy.networks.online_refer.config import PADDING_ID, OnlineReferConfig, preset
-from rvos_deploy.networks.online_refer.modules.network import FrameOutput, OnlineRefer, Track
+from rvos_deploy.networks.online_refer.config import OnlineReferConfig, preset
+from rvos_deploy.networks.online_refer.modules.network import OnlineRefer
 
 sys.path.insert(0, str(Path(__file__).parent))
+from batched import frame_outputs
 from reference import Answer, Constants, Reference
 
 FRAMES = 5
@@ -113,45 +113,9 @@ def scale_mask_parameters(rows: NDArray, config: OnlineReferConfig) -> None:
     biases *= 0.1
 
 
-@torch.inference_mode()
-def frame_outputs(case: Case) -> Iterator[tuple[int, list[int], FrameOutput]]:
-    """Frame, the expressions in it, and their outputs; state is kept as a stream keeps it."""
-    config, dtype = case.network.config, case.network.query_embed.weight.dtype
-    ids, padding = padded(case.sentences)
-    tokens = case.network.text_tokens(ids, padding)
-    state: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-    for t, frame in enumerate(case.frames):
-        present = [e for e, join in enumerate(JOINS) if join <= t]
-        # What an expression that joins brings must not matter.
-        unused = torch.full((config.dim,), 7.0, dtype=dtype)
-        box = torch.full((4,), 0.9, dtype=torch.promote_types(dtype, torch.float32))
-        rows = [state.get(e, (unused, unused, box)) for e in present]
-        content, position, boxes = (torch.stack(column) for column in zip(*rows, strict=True))
-        joined = torch.tensor([JOINS[e] == t for e in present])
-        preference = torch.zeros(len(present), config.num_queries)
-        features = case.network.image_features(torch.from_numpy(frame)[None])
-        output = case.network.decode_frame(
-            features,
-            tokens[present],
-            padding[present],
-            Track(content, position, boxes, joined, preference),
-        )
-        for row, e in enumerate(present):
-            state[e] = (output.content[row], output.position[row], output.box[row])
-        yield t, present, output
-
-
-def padded(sentences: list[NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(map(len, sentences))
-    ids = np.full((len(sentences), longest), PADDING_ID)
-    for row, sentence in zip(ids, sentences, strict=True):
-        row[: len(sentence)] = sentence
-    lengths = np.array([*map(len, sentences)])
-    return torch.from_numpy(ids), torch.from_numpy(np.arange(longest) >= lengths[:, None])
-
-
 def check(case: Case, tolerance: float) -> None:
-    for t, present, output in frame_outputs(case):
+    outputs = frame_outputs(case.network, case.frames, case.sentences, JOINS)
+    for t, present, output in outputs:
         for row, e in enumerate(present):
             answer, first = case.answers[e][t], JOINS[e] == t
             queries = len(answer.logits)
