@@ -78,7 +78,7 @@ def test_expressions_that_join_later_are_as_alone(tiny_online_refer: OnlineRefer
             found = together[start + t]
             for name, value in wanted._asdict().items():
                 ours = getattr(found, name)[row]
-                torch.testing.assert_close(ours, value[0], rtol=0, atol=1e-5, msg=f"{name} {t}")
+                torch.testing.assert_close(ours, value[0], rtol=0, atol=1e-9, msg=f"{name} {t}")
 
 
 def test_a_tracked_expression_has_one_query(tiny_online_refer: OnlineRefer) -> None:
