@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import runpy
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +70,7 @@ def test_a_stream_of_both_sentences_gives_the_authors_values(
 
     with rvos.load(bundle) as segmenter:
         # The authors' sentences are known by their ids alone.
-        ids: Callable[[str], NDArray[np.int64]] = lambda text: goldens[text]["token_ids"]
-        monkeypatch.setattr(segmenter, "_tokenizer", ids)
+        monkeypatch.setattr(segmenter, "_tokenizer", lambda text: goldens[text]["token_ids"])
         settings = rvos.StreamSettings(size=frames.shape[1:3])
         with segmenter.stream([*goldens], settings, render=keep) as stream:
             for frame in frames:
