@@ -85,5 +85,4 @@ def _compare(golden: np.lib.npyio.NpzFile, t: int, score: float, mask: NDArray) 
     assert score == pytest.approx(1 / (1 + np.exp(-logits[best])), rel=TOLERANCE)
     assert mask.shape == masks[best].shape
     assert np.abs(mask - masks[best]).max() < TOLERANCE * np.abs(masks[best]).max()
-    assert (masks[best] > 0).any()
-    assert (masks[best] < 0).any()
+    assert np.ptp(masks[best]) > 1  # the rule's masks are full in some frames, but never flat
