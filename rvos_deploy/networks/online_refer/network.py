@@ -130,7 +130,7 @@ class OnlineRefer(Network):
         """Check that choices are numbers of queries; see the base class."""
         last = self._config.num_queries - 1
         fits = choices.dtype.kind == "i" and choices.shape[2:] == (1,) and choices.size > 0
-        if fits and 0 <= choices.min() and choices.max() <= last and not choices[:, 1:].any():
+        if fits and choices.min() >= 0 and choices.max() <= last and not choices[:, 1:].any():
             return None
         return f"numbers of queries, 0 to {last} in the first frame and 0 from then on,"
 
