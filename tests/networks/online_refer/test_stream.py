@@ -213,9 +213,7 @@ def test_frames_of_any_size_equal_the_plain_reference(
         assert (result.masks[0] != mask).mean() <= 1e-3
 
 
-def test_the_masks_of_these_tests_have_edges(
-    segmenter: Segmenter, clip: NDArray[np.uint8]
-) -> None:
+def test_the_masks_of_these_tests_have_edges(segmenter: Segmenter, clip: NDArray[np.uint8]) -> None:
     for found in follow(segmenter, clip, SETTINGS, SCENES["three join at different frames"]):
         for one in found.values():
             assert 0.001 < (one.logits > 0).mean() < 0.999
