@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 
 from rvos_deploy.benchmarks.timing import push_through, summarise
-from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.datasets.moving_sprites import sample_video
 from rvos_deploy.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.metrics import frame_scores
-from rvos_deploy.graph_io.graph_spec import fixed_box
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.frame_masks import FrameMasks
@@ -81,7 +79,7 @@ def benchmark_latency(
         ParityError: the reference's masks differ from ours, so the ratio would mean nothing.
     """
     say = progress or (lambda text: None)
-    settings = settings or StreamSettings()
+    settings = segmenter.with_size(settings or StreamSettings())
     texts = [EXPRESSIONS[i % len(EXPRESSIONS)] for i in range(expressions)]
     with tempfile.TemporaryDirectory(prefix="rvos-deploy-") as folder:
         source = video or _render(Path(folder) / "sprites.mp4", frames + WARM_UP)
@@ -98,7 +96,9 @@ def benchmark_latency(
         "machine": machine(),
         "bundle": str(segmenter.bundle.path),
         "model": segmenter.bundle.config.name,
-        "input_size": list(_input_size(segmenter.bundle, images[0], settings)),
+        "size": None if settings.size is None else list(settings.size),
+        "short_side": settings.short_side,
+        "input_size": list(_input_size(segmenter, images[0], settings)),
         "video": redact(video) if video else "Moving Sprites, 854x480",
         "expressions": expressions,
         "mode": settings.mode,
@@ -114,11 +114,10 @@ def benchmark_latency(
     return result
 
 
-def _input_size(bundle: Bundle, frame: Frame, settings: StreamSettings) -> tuple[int, int]:
+def _input_size(segmenter: Segmenter, frame: Frame, settings: StreamSettings) -> tuple[int, int]:
     """Return the (height, width) in pixels at which the network sees the frame."""
     shape = np.shape(frame.image)
-    fixed = fixed_box(bundle.graphs)
-    return bundle.network.geometry((shape[0], shape[1]), settings, fixed).padded
+    return segmenter.geometry((shape[0], shape[1]), settings).padded
 
 
 def _render(path: Path, frames: int) -> str:

@@ -84,7 +84,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("model", f"{bundle.config.name}, {manifest.parameters / 1e6:.1f} M parameters"),
         *weight_facts(manifest.weights),
         ("precision", bundle.precision),
-        ("input", f"{bundle.network.describe_size()}, threshold {_threshold(bundle)}"),
+        ("input", f"{_size(bundle)}, threshold {_threshold(bundle)}"),
         ("graphs", _form(bundle)),
         ("created", manifest.created),
         ("versions", _versions(manifest.versions)),
@@ -119,6 +119,13 @@ def _form(bundle: Bundle) -> str:
     )
 
 
+def _size(bundle: Bundle) -> str:
+    """Write the default size of frames."""
+    from rvos_deploy.graph_io.graph_spec import fixed_box
+
+    return bundle.network.describe_size(fixed_box(bundle.graphs))
+
+
 def _threshold(bundle: Bundle) -> str:
     """Write the threshold of both modes, or one for each with the note of who set them."""
     from msgspec import UNSET
@@ -136,8 +143,8 @@ def _accepted(bundle: Bundle) -> str:
     allowed = allowed_differences(bundle)
     stated = "" if allowed.excess_is_stated else " (the default)"
     return (
-        f"J&F of the clip's masks {allowed.j_and_f}, excess cost of slots {allowed.excess:.2g}"
-        f"{stated}"
+        f"J&F of the clip's masks {allowed.j_and_f}, {bundle.network.choice_excess_name} "
+        f"{allowed.excess:.2g}{stated}"
     )
 
 
