@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -218,6 +219,8 @@ def _save(model: onnx.ModelProto, path: Path) -> list[Path]:
         location=data.name,
         size_threshold=1024,
     )
+    if external:
+        shutil.copymode(path, data)  # onnx lets only the owner read it; a server runs as another user
     onnx.checker.check_model(str(path), full_check=True)
     return [path, data] if external else [path]
 

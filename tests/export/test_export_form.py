@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import shape_inference, version_converter
+from onnx.numpy_helper import to_array
 
 from rvos_deploy.bundle.folder import MANIFEST, open_bundle
 from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.export import onnx_graph
 from rvos_deploy.export.graph_form import (
     DEFAULT_OPSET,
     OPSETS,
@@ -24,10 +27,10 @@ from rvos_deploy.export.onnx_graph import export_graph, opset_of
 from rvos_deploy.export.pan2024 import export_bundle
 from rvos_deploy.export.parity import check_graph, check_without_rounding
 from rvos_deploy.export.weights import Weights, load_network
-from rvos_deploy.networks.export_graph import Graph
+from rvos_deploy.networks.export_graph import WITHOUT_ROUNDING, Graph
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.contract import GRAPHS
-from rvos_deploy.networks.pan2024.graphs import WITHOUT_ROUNDING, graphs
+from rvos_deploy.networks.pan2024.graphs import graphs
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.networks.pan2024.network import Pan2024
@@ -47,6 +50,22 @@ def dimensions(model: onnx.ModelProto) -> dict[str, list[Any]]:
         ]
         for value in (*inferred.input, *inferred.output, *inferred.value_info)
     }
+
+
+def test_weights_in_a_separate_file_can_be_read_by_whoever_reads_the_graph(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_BYTES", 0)
+    model = onnx.load(tiny_bundle / "mask_head.onnx")
+    graph, data = onnx_graph._save(model, tmp_path / "mask_head.onnx")
+    assert data.stat().st_size > 1024
+    assert data.stat().st_mode == graph.stat().st_mode
+    pairs = zip(
+        onnx.load(graph).graph.initializer,
+        onnx.load(tiny_bundle / "mask_head.onnx").graph.initializer,
+        strict=True,
+    )
+    assert all(np.array_equal(to_array(one), to_array(other)) for one, other in pairs)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
