@@ -220,7 +220,7 @@ def _save(model: onnx.ModelProto, path: Path) -> list[Path]:
         size_threshold=1024,
     )
     if external:
-        shutil.copymode(path, data)  # onnx lets only the owner read it; a server runs as another user
+        shutil.copymode(path, data)  # onnx makes it readable by its owner only
     onnx.checker.check_model(str(path), full_check=True)
     return [path, data] if external else [path]
 
