@@ -96,13 +96,6 @@ def train(
             help="Stop after N steps of the whole run. The learning rate follows the recipe.",
         ),
     ] = None,
-    cpp_ops: Annotated[
-        bool,
-        typer.Option(
-            "--cpp-ops/--no-cpp-ops",
-            help="On a CPU, compute deformable attention in C++, which needs a compiler.",
-        ),
-    ] = True,
     preflight: Annotated[
         bool,
         typer.Option(
@@ -157,7 +150,6 @@ def train(
             clip_weights=clip_weights,
             resume=resume,
             steps=steps,
-            cpp_ops=cpp_ops,
         )
         result = trainer.train(recipe, out, options, progress)
     if _is_first_process():

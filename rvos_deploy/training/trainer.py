@@ -25,11 +25,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from rvos_deploy.cpu_ops import ms_deform_attn
 from rvos_deploy.datasets import DataSplit
 from rvos_deploy.environment import versions
 from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.files import write_text
 from rvos_deploy.json_file import write_json
+from rvos_deploy.networks.modules.ms_deform_attn_cpu import cpu_kernel
 from rvos_deploy.networks.pan2024.modules.checkpoint import clip_fingerprint
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.training import checkpoints
@@ -115,7 +117,6 @@ class TrainingOptions:
             a tag as ``clip.safetensors``.
         resume: resume from the latest checkpoint in the run's folder, if there is one.
         steps: stop after so many steps of the whole run; the schedule follows the recipe.
-        cpp_ops: compute deformable attention in C++ on a CPU.
         accelerator: of Fabric: "auto", "cpu" or "cuda".
     """
 
@@ -125,7 +126,6 @@ class TrainingOptions:
     clip_weights: str | None = None
     resume: bool = False
     steps: int | None = None
-    cpp_ops: bool = True
     accelerator: str = "auto"
 
 
@@ -179,10 +179,11 @@ def train(
             _write_records(run, network, recipe, state, report)
             if warning := missing_validation(recipe, options.valid):
                 log.warn(warning)
-        if options.cpp_ops and fabric.device.type == "cpu":
-            from rvos_deploy.training.cpu_ops.ms_deform_attn import cpp_ops
-
-            stack.enter_context(cpp_ops())
+        if fabric.device.type == "cpu":
+            if ms_deform_attn.available():
+                stack.enter_context(cpu_kernel())
+            elif log is not None:
+                log.warn(f"training is slower than it could be: {ms_deform_attn.NOT_BUILT}")
         job = _Job(fabric, network, recipe, run, split, validation, log, options.steps, progress)
         return job.run_stages(state, folder)
 

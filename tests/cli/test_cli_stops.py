@@ -217,7 +217,7 @@ def test_a_training_that_is_stopped_says_how_to_go_on(
     start: Callable, process: Callable, small_recipe: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    options = ("train", small_recipe, "-o", out, "--no-preflight", "--no-cpp-ops")
+    options = ("train", small_recipe, "-o", out, "--no-preflight")
     child = start(*options)
     wait_until((out / "checkpoints" / "latest").exists, child)
     returned, _, stderr = end(child, signal.SIGTERM)

@@ -36,7 +36,7 @@ def test_a_preset_trains_on_a_folder_and_its_run_goes_on(
     process: Callable, data: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    command = ["train", "tiny", "--data", data, "--out", run, "--no-cpp-ops", "--no-preflight"]
+    command = ["train", "tiny", "--data", data, "--out", run, "--no-preflight"]
     first = process(*command, *options(*SMALL), "--steps", 1)
     assert first.code == 0, first.stderr
     assert "step 1 of 2" in first.stdout

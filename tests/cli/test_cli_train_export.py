@@ -77,9 +77,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, process: Callable) -> Run:
     clip = work / "my clip.safetensors"
     save_file(build_clip(preset("tiny")).model.state_dict(), clip)
     (work / "mine.toml").write_text(RECIPE)
-    result = process(
-        "train", work / "mine.toml", "--out", work / "run", "--clip-weights", clip, "--no-cpp-ops"
-    )
+    result = process("train", work / "mine.toml", "--out", work / "run", "--clip-weights", clip)
     assert result.code == 0, result.stderr
     return Run(work / "run", clip, result.stdout.splitlines())
 
@@ -232,7 +230,7 @@ def test_a_run_is_resumed_with_its_own_clip(
     longer.write_text(
         recipe.read_text() + RECIPE[RECIPE.index("[[stage]]") :].replace("joint", "on")
     )
-    result = process("train", longer, "--out", run, "--resume", "--no-cpp-ops")
+    result = process("train", longer, "--out", run, "--resume")
     assert result.code == 0, result.stderr
     assert "step 4 of 4" in result.stdout
 

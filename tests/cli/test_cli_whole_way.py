@@ -68,7 +68,7 @@ def test_from_nothing_to_a_score(rvos: Callable, tmp_path: Path) -> None:
     assert pretrained.code in (0, 1)
     assert "opposite motion words" in pretrained.stdout
     weights = ("--clip-weights", clip / "clip.safetensors")
-    shown = done("train", recipe, "--out", run, *weights, "--no-preflight", "--no-cpp-ops")
+    shown = done("train", recipe, "--out", run, *weights, "--no-preflight")
     assert "step 6 of 6" in shown
     program, *printed = shlex.split(shown.splitlines()[-1])
     assert (program, printed[-1]) == ("rvos-deploy", str(bundle))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# pytest's importlib mode leaves this folder off the path; tests here share plugin_reference.py and
+# pytest's importlib mode leaves this folder off the path; tests here share
 # real_bindings.py.
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from plugin_reference import SCENARIOS, exact, half_ulp, make_case, reference, slack
+from deformable_attention import SCENARIOS, exact, half_ulp, make_case, reference, slack
 
 from rvos_deploy.engines.plugins.ms_deform_attn.host import host_ms_deform_attn
 from rvos_deploy.engines.plugins.ms_deform_attn.launch import primary_context, run_on_device

@@ -9,8 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
-from plugin_reference import (
+from deformable_attention import (
     SCENARIOS,
     Case,
     exact,
@@ -20,6 +19,7 @@ from plugin_reference import (
     slack,
     stored,
 )
+from onnx import TensorProto, helper
 
 from rvos_deploy.engines.plugins.ms_deform_attn.host import host_ms_deform_attn
 from rvos_deploy.engines.plugins.ms_deform_attn.spec import (

@@ -14,7 +14,7 @@ _CODE = """
 import sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-from plugin_reference import SCENARIOS, make_case
+from deformable_attention import SCENARIOS, make_case
 from rvos_deploy.engines.plugins.ms_deform_attn import host
 from rvos_deploy.engines.plugins.ms_deform_attn.spec import TACTICS, TYPES
 

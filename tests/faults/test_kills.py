@@ -296,7 +296,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate", "tiny", "--data", "data/valid", "--json", "out.json"),
     "export": ("export", "tiny", "--random-weights", "-o", "out"),
     "benchmark": ("benchmark", "--frames", "40", "--json", "out.json"),
-    "train": ("train", "RECIPE", "-o", "out", "--steps", "9", "--no-preflight", "--no-cpp-ops"),
+    "train": ("train", "RECIPE", "-o", "out", "--steps", "9", "--no-preflight"),
     "pretrain-clip": ("pretrain-clip", "-o", "out", "--steps", "4", "--workers", "1"),
 }
 MODULES: dict[str, tuple[str, ...]] = {

@@ -102,7 +102,7 @@ def _one_clip(clip: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def go_on(run: Path, steps: int = 1, recipe: Recipe = RECIPE) -> TrainingResult:
-    options = TrainingOptions(resume=True, steps=steps, cpp_ops=False, accelerator="cpu")
+    options = TrainingOptions(resume=True, steps=steps, accelerator="cpu")
     return train(recipe, run, options)
 
 

@@ -28,7 +28,7 @@ from rvos_deploy.training.recipe_file import read_recipe
 from rvos_deploy.training.trainer import TrainingOptions, train
 from rvos_deploy.training.validation import check_validation, share_videos, validate
 
-ON_CPU = TrainingOptions(cpp_ops=False, accelerator="cpu")
+ON_CPU = TrainingOptions(accelerator="cpu")
 RECIPE = """
 data = "{data}"
 seed = 7
@@ -201,7 +201,7 @@ def test_the_command_warns_in_one_line(rvos: Any, tmp_path: Path) -> None:
     file, run = tmp_path / "recipe.toml", tmp_path / "run"
     text = RECIPE.format(data="sprites", accumulate=4, videos=1, steps=2)
     file.write_text(text.replace("validate_every = 2", ""))
-    call = ("train", file, "--out", run, "--no-cpp-ops", "--steps")
+    call = ("train", file, "--out", run, "--steps")
     assert rvos(*call, 1).code == 0
     state = latest(run) / "state.json"
     state.write_text(state.read_text().replace('"processes": 1', '"processes": 8'))

@@ -36,7 +36,7 @@ STAGES = (
     Stage("video", steps=1, batch=1, length=2, learning_rate=1e-3, trained=("initializer",)),
 )
 RECIPE = Recipe(preset("tiny"), "sprites", STAGES, seed=3, sprites=WORLD)
-OPTIONS = trainer.TrainingOptions(clip_weights="any", cpp_ops=False)
+OPTIONS = trainer.TrainingOptions(clip_weights="any")
 
 
 @pytest.fixture(scope="module")

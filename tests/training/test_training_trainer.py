@@ -117,9 +117,7 @@ def one_thread(clip: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def run(out: Path, recipe: Recipe | None = None, **options: Any) -> TrainingResult:
     recipe = recipe or parse_recipe(MINIATURE)
     progress = options.pop("progress", None)
-    return train(
-        recipe, out, TrainingOptions(cpp_ops=False, accelerator="cpu", **options), progress
-    )
+    return train(recipe, out, TrainingOptions(accelerator="cpu", **options), progress)
 
 
 @pytest.fixture(scope="module")
@@ -555,7 +553,7 @@ def test_the_command(
         "expressions = [1, 4]\n[loss]\nnum_points = 32\n"
         '[[stage]]\nname = "frames"\nsteps = 2\nbatch = 1\nlength = 1\nlearning_rate = 1e-3\n'
     )
-    options: dict[str, Any] = {"cpp_ops": False, "seed": 4}
+    options: dict[str, Any] = {"seed": 4}
     with pytest.raises(InputError, match="has no published weights; train some with 'rvos-deploy"):
         command(str(file), tmp_path / "run", **options)
     command(str(file), tmp_path / "run", steps=1, preflight=False, **options)
@@ -606,7 +604,7 @@ def test_training_with_emoji_is_refused_without_their_font(
 ) -> None:
     recipe = parse_recipe({**MINIATURE, "sprites": {**MINIATURE["sprites"], "emoji": True}})
     with pytest.raises(InputError, match=r"NotoColorEmoji.*in a recipe, emoji = false"):
-        train(recipe, tmp_path / "run", TrainingOptions(cpp_ops=False))
+        train(recipe, tmp_path / "run", TrainingOptions())
     assert not (tmp_path / "run").exists()
 
 

@@ -50,7 +50,7 @@ def main(folder: Path) -> None:
         ("mevis", {"data": folder / "train", "valid": folder / "valid"}),
     ):
         recipe = read_recipe(folder / f"{name}.toml")
-        given = trainer.TrainingOptions(cpp_ops=False, accelerator="cpu", **options)
+        given = trainer.TrainingOptions(accelerator="cpu", **options)
         result = trainer.train(recipe, folder / name, given)
         seen["best"] = result.best
         (folder / f"{name}-{rank}.json").write_text(json.dumps(seen))

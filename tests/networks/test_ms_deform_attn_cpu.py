@@ -1,43 +1,19 @@
-"""Test C++ deformable attention against the plain form, and its gradients."""
+"""Test PyTorch's use of the CPU kernel: values and gradients against the plain form."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from rvos_deploy.errors import BackendError
+from rvos_deploy.cpu_ops.ms_deform_attn import available
 from rvos_deploy.networks.modules import ms_deform_attn as deformable_attention
 from rvos_deploy.networks.modules.ms_deform_attn import eager_ms_deform_attn, ms_deform_attn
-from rvos_deploy.training.cpu_ops import ms_deform_attn as operator
-from rvos_deploy.training.cpu_ops.ms_deform_attn import (
-    cpp_ops,
-    missing_to_build,
-    ms_deform_attn_cpu,
+from rvos_deploy.networks.modules.ms_deform_attn_cpu import cpu_kernel, ms_deform_attn_cpu
+
+pytestmark = pytest.mark.skipif(
+    not available(), reason="the CPU kernel was not built: there was no C++ compiler"
 )
-
-needs_build = pytest.mark.skipif(
-    missing_to_build() is not None, reason=f"the operator cannot be built: {missing_to_build()}"
-)
-
-
-def test_the_error_without_a_compiler_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    operator._extension.cache_clear()
-    with (
-        pytest.raises(BackendError, match=r"lacks the C\+\+ compiler 'c\+\+'.*--no-cpp-ops"),
-        cpp_ops(),
-    ):
-        pass
-    compiler = tmp_path / "c++"
-    compiler.touch(mode=0o755)
-    # With a compiler the next thing is told, and not what torch prints of a failed build.
-    assert "ninja" in str(missing_to_build()) or "headers" in str(missing_to_build())
 
 
 def make_inputs(
@@ -54,7 +30,6 @@ def make_inputs(
     ]
 
 
-@needs_build
 @pytest.mark.parametrize("spread", [0.5, 3.0, 1e6])
 @pytest.mark.parametrize("shapes", [[(5, 7), (3, 4), (1, 1)], [(1, 9)], [(2, 2), (8, 3)]], ids=str)
 def test_the_operator_equals_the_plain_form(shapes: list[tuple[int, int]], spread: float) -> None:
@@ -65,7 +40,19 @@ def test_the_operator_equals_the_plain_form(shapes: list[tuple[int, int]], sprea
     )
 
 
-@needs_build
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_every_type_gives_its_own_type(dtype: torch.dtype) -> None:
+    inputs = make_inputs([(6, 5), (3, 3)], dtype)
+    found, wanted = ms_deform_attn_cpu(*inputs), eager_ms_deform_attn(*inputs)
+    assert found.dtype == dtype
+    # Both compute in float32 and round once: they differ by one step of the type at most.
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1.01 * torch.finfo(dtype).eps)
+    mixed = [*inputs[:3], inputs[3].float(), inputs[4]]
+    torch.testing.assert_close(
+        ms_deform_attn_cpu(*mixed), wanted, atol=1e-5, rtol=1.01 * torch.finfo(dtype).eps
+    )
+
+
 def test_gradients_by_finite_differences() -> None:
     inputs = make_inputs([(5, 7), (3, 4), (1, 1)], torch.float64)
     inputs[2] = inputs[2].double()
@@ -74,7 +61,6 @@ def test_gradients_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(ms_deform_attn_cpu, inputs)
 
 
-@needs_build
 def test_float32_gradients_equal_the_plain_forms() -> None:
     found, expected = (make_inputs([(6, 5), (3, 3)], torch.float32) for _ in range(2))
     for inputs, form in ((found, ms_deform_attn_cpu), (expected, eager_ms_deform_attn)):
@@ -87,15 +73,25 @@ def test_float32_gradients_equal_the_plain_forms() -> None:
         )  # float32 sums over all queries, in another order
 
 
-@needs_build
+def test_pytorchs_own_checks_of_the_operator_pass() -> None:
+    inputs = make_inputs([(4, 4)], torch.float32)
+    for index in (0, 3, 4):
+        inputs[index].requires_grad_()
+    torch.library.opcheck(ms_deform_attn_cpu, inputs)
+
+
+def test_tensors_that_are_not_contiguous_are_read_right() -> None:
+    inputs = make_inputs([(6, 5), (3, 3)], torch.float32)
+    turned = [tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in inputs]
+    assert not turned[0].is_contiguous()
+    torch.testing.assert_close(
+        ms_deform_attn_cpu(*turned), ms_deform_attn_cpu(*inputs), atol=0, rtol=0
+    )
+
+
 def test_the_operator_is_used_only_within_the_block() -> None:
     inputs = make_inputs([(4, 4)], torch.float32)
-    with cpp_ops():
+    with cpu_kernel():
         assert deformable_attention.eager_ms_deform_attn is ms_deform_attn_cpu
         ms_deform_attn(*inputs)
     assert deformable_attention.eager_ms_deform_attn is not ms_deform_attn_cpu
-
-
-@needs_build
-def test_half_precision_inputs_give_half_precision_outputs() -> None:
-    assert ms_deform_attn_cpu(*make_inputs([(4, 4)], torch.bfloat16)).dtype == torch.bfloat16

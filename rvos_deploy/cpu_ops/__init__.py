@@ -1,0 +1,1 @@
+"""Compute deformable attention on a CPU by a compiled kernel."""

@@ -1,1 +1,0 @@
-"""Optional C++ operators for training on a CPU; export and runtime do not need them."""
