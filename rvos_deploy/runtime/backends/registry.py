@@ -11,7 +11,7 @@ from rvos_deploy.errors import BackendError
 if TYPE_CHECKING:
     from rvos_deploy.runtime.backends.base import Backend
 
-BackendName = Literal["auto", "onnxruntime", "tensorrt", "bf16-reference"]
+BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "bf16-reference"]
 Device = Literal["auto", "cpu", "cuda"]
 BACKEND_NAMES: tuple[str, ...] = get_args(BackendName)
 
@@ -20,6 +20,17 @@ def _onnxruntime(device: str, threads: int | None) -> Backend:
     from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(device, threads)
+
+
+def _openvino(device: str, threads: int | None) -> Backend:
+    from rvos_deploy.runtime.backends.openvino.backend import OpenVinoBackend
+
+    if device != "cpu":
+        raise BackendError(
+            f"openvino has no device '{device}' here; known: cpu (leave --device out, or choose "
+            "--backend onnxruntime)"
+        )
+    return OpenVinoBackend(threads)
 
 
 def _tensorrt(device: str, threads: int | None) -> Backend:
@@ -54,6 +65,7 @@ class KnownBackend:
 
 BACKENDS: dict[str, KnownBackend] = {
     "onnxruntime": KnownBackend(_onnxruntime, "cpu"),
+    "openvino": KnownBackend(_openvino, "cpu"),
     "tensorrt": KnownBackend(_tensorrt, "cuda"),
     "bf16-reference": KnownBackend(_bf16_reference, "cpu"),
 }

@@ -1,0 +1,1 @@
+"""Run graphs by OpenVINO on the CPU."""
