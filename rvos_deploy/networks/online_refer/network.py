@@ -83,9 +83,7 @@ class OnlineRefer(Network):
         short_side = settings.short_side or self._config.short_side
         return stretch_frame(display, settings.size or short_side_box(short_side))
 
-    def with_size(
-        self, settings: StreamSettings, fixed: tuple[int, int] | None
-    ) -> StreamSettings:
+    def with_size(self, settings: StreamSettings, fixed: tuple[int, int] | None) -> StreamSettings:
         """Return the settings with the short side as the default; see the base class."""
         if fixed is None and settings.size is None and settings.short_side is None:
             return replace(settings, short_side=self._config.short_side)
