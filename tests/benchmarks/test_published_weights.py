@@ -142,8 +142,8 @@ def test_the_whole_way(
     assert f"checkpoint: {file_server.url('/v1.0/tiny-checkpoint.pth')}" in done.output
     assert f"sha256: {digest}, recorded now, at its first use" in done.output
     scores = json.loads((out / "scores.json").read_text())
-    # Two annotators each describe two objects in three frames.
-    assert (scores["frames"], scores["count"]) == (3, 4)
+    # Two objects; the two annotators of each are averaged.
+    assert (scores["frames"], scores["count"]) == (3, 2)
     *_, comparison, heading, first, second, third = done.output.splitlines()
     assert comparison == (
         f"{PRESET} on ref-davis, 3 frames: J&F {scores['j_and_f']:.4f}, J {scores['j']:.4f}, "
@@ -151,7 +151,9 @@ def test_the_whole_way(
     )
     assert heading == "record in export/published.py:"
     assert first == f"  checkpoint tiny-checkpoint.pth: sha256 {digest}"
-    assert second == f"  vocabulary {VOCABULARY}: sha256 {sha256(vocabulary[VOCABULARY]).hexdigest()}"
+    assert (
+        second == f"  vocabulary {VOCABULARY}: sha256 {sha256(vocabulary[VOCABULARY]).hexdigest()}"
+    )
     assert third == f"  vocabulary {MERGES}: sha256 {sha256(vocabulary[MERGES]).hexdigest()}"
 
     weights = open_bundle(out / "bundle").manifest.weights
