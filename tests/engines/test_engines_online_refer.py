@@ -32,8 +32,8 @@ pytestmark = [
 
 def graphs_alone(folder: Path, precision: str) -> Bundle:
     """A bundle of the graphs, without a real tokenizer and parity: enough to build from."""
-    from rvos_deploy.export.onnx_graph import export_graph
     from rvos_deploy.export.online_refer import OnlineReferWeights, load_weights
+    from rvos_deploy.export.onnx_graph import export_graph
     from rvos_deploy.networks.online_refer.graphs import graphs
 
     config = preset("onlinerefer-tiny")
