@@ -55,7 +55,7 @@ class TorchGraph(Graph):
     def _run(self, inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
         """Run the module without gradients."""
         # PyTorch has no read-only tensors, and warns of arrays as Pillow gives them.
-        arrays = [np.require(inputs[t.name], requirements="CW") for t in self.spec.inputs]
+        arrays = [np.require(inputs[t.name], requirements=("C", "W")) for t in self.spec.inputs]
         with torch.inference_mode():
             outputs = self._module(*map(torch.from_numpy, arrays))
         tensors = (outputs,) if isinstance(outputs, torch.Tensor) else outputs

@@ -93,10 +93,11 @@ def probe_makers(config: OnlineReferConfig) -> Makers:
 
 def _boxes(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
     """Return boxes inside the frame: centres in its middle, sides of a tenth to half of it."""
-    return np.concatenate(
+    boxes: Probe = np.concatenate(
         [random.uniform(0.3, 0.7, (*shape[:-1], 2)), random.uniform(0.1, 0.5, (*shape[:-1], 2))],
         axis=-1,
     )
+    return boxes
 
 
 def _joined(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
