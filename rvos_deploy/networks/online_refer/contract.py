@@ -93,16 +93,16 @@ def probe_makers(config: OnlineReferConfig) -> Makers:
 
 def _boxes(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
     """Return boxes inside the frame: centres in its middle, sides of a tenth to half of it."""
-    boxes: Probe = np.concatenate(
+    return np.concatenate(
         [random.uniform(0.3, 0.7, (*shape[:-1], 2)), random.uniform(0.1, 0.5, (*shape[:-1], 2))],
         axis=-1,
     )
-    return boxes
 
 
 def _joined(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
     """Return True for every other expression, at random from the first or the second on."""
-    return (np.arange(shape[0]) + random.randint(2)) % 2 == 0
+    joined: Probe = (np.arange(shape[0]) + random.randint(2)) % 2 == 0
+    return joined
 
 
 def _preference(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
