@@ -116,8 +116,7 @@ def benchmark_latency(
 
 def _input_size(segmenter: Segmenter, frame: Frame, settings: StreamSettings) -> tuple[int, int]:
     """Return the (height, width) in pixels at which the network sees the frame."""
-    shape = np.shape(frame.image)
-    return segmenter.geometry((shape[0], shape[1]), settings).padded
+    return segmenter.geometry((frame.height, frame.width), settings).padded
 
 
 def _render(path: Path, frames: int) -> str:

@@ -34,6 +34,7 @@ from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.parity.verification import (
     CLIP_LOGITS,
     CLIP_ORDER,
+    MAXIMUM_UNDECIDED,
     MINIMUM_J_AND_F,
     CheckResult,
     MaskCheck,
@@ -247,9 +248,12 @@ def _what_failed(result: CheckResult, excess_name: str) -> str:
         return result.name
     found = (
         f"{result.name} (J&F {result.j_and_f:.4f}, needed {result.tolerance}; "
-        f"{result.undecided:.2%} undecided, {excess_name} {result.slot_excess:.2g}, allowed "
+        f"{result.undecided:.2%} of the pixels too near 0 to compare, allowed "
+        f"{MAXIMUM_UNDECIDED:.0%}; {excess_name} {result.slot_excess:.2g}, allowed "
         f"{result.allowed_excess:.2g}; export with --precision fp32"
     )
+    if result.undecided > MAXIMUM_UNDECIDED:
+        return found + ")"  # no option accepts masks that prove nothing
     options = []
     if result.j_and_f < result.tolerance:
         options.append(f"--minimum-j-and-f {_floor(result.j_and_f)}")

@@ -245,7 +245,9 @@ def resolve_tokenizer(preset: str, given: str | None, fetcher: Fetcher) -> Resol
     elif part is not None:
         names = [file.url for file in part.files]
     else:
-        raise InputError(f"nobody publishes a vocabulary of '{preset}'; pass --tokenizer")
+        raise InputError(
+            f"nobody publishes a vocabulary of '{preset}'; pass --tokenizer, or --random-weights"
+        )
     files = tuple(resolve_file(name, fetcher, _MAXIMUM_VOCABULARY_BYTES) for name in names)
     terms = part if part is not None and part.has(files) else None
     origin = TokenizerOrigin(

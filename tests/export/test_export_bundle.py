@@ -247,15 +247,20 @@ def test_errors_of_failed_masks_give_the_difference_and_the_options(
     """The message offers only options that help."""
     masks = MaskCheck("masks", False, 0.999, j_and_f, j_and_f, 0.5, 0.004, excess, 0.16)
     with pytest.raises(ParityError) as error:
-        bundle_export._require_all((masks,))
+        bundle_export._require_all((masks,), "excess cost of slots")
     text = str(error.value)
-    assert f"masks (J&F {j_and_f:.4f}, needed 0.999; 0.40% undecided, excess cost of slots" in text
-    assert "more than the best, allowed 0.16; export with --precision fp32, or measure" in text
+    assert (
+        f"masks (J&F {j_and_f:.4f}, needed 0.999; 0.40% of the pixels too near 0 to compare, "
+        f"allowed 1%; excess cost of slots {excess:.2g}, allowed 0.16; export with --precision "
+        "fp32, or measure"
+    ) in text
     assert text.endswith(f"accept it with {options})")
 
 
-def test_errors_of_failed_masks_offer_no_useless_option() -> None:
-    masks = MaskCheck("masks", False, 0.999, 1.0, 1.0, 0.5, 0.4, 0.0, 0.16)
-    with pytest.raises(ParityError, match=r"40\.00% undecided") as error:
-        bundle_export._require_all((masks,))
+@pytest.mark.parametrize("j_and_f", [1.0, 0.9])
+def test_errors_of_failed_masks_offer_no_useless_option(j_and_f: float) -> None:
+    masks = MaskCheck("masks", False, 0.999, j_and_f, j_and_f, 0.5, 0.4, 0.0, 0.16)
+    too_many = r"40\.00% of the pixels too near 0 to compare, allowed 1%"
+    with pytest.raises(ParityError, match=too_many) as error:
+        bundle_export._require_all((masks,), "excess cost of slots")
     assert "accept it with" not in str(error.value)

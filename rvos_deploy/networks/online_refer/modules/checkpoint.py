@@ -29,6 +29,17 @@ _SHOWN = 3
 
 _SIDES = ((0, 1), (0, -1), (1, 1), (1, -1))
 """Axis and sign of the four distances whose sum makes a diamond."""
+_RADIUS, _EDGE = 50.0, 20.0
+"""Distances from a query's centre, along one axis, to the edge of its mask, and from the edge to
+where logits end to grow or fall. Slopes over the whole frame would leave more pixels near 0 than
+bfloat16 can decide. [pixels]"""
+_LOGIT = 3.0
+"""Magnitude of logits away from the edge."""
+_SCALE = 1 / 20
+"""Of coordinates, so that the controller's random part moves edges by a few pixels. [1/pixels]"""
+_REFINEMENT = 0.08
+"""Of random weights: boxes move by about a percent of the frame a layer. Nothing pulls them back to
+an object, so what half precision rounds adds up from frame to frame."""
 _DEFORMATION = 0.15
 """Share of random weights in what a query's controller gives."""
 
@@ -125,17 +136,21 @@ def _shape_masks(network: OnlineRefer) -> None:
     """
     config, last = network.config, network.controller.layers[-1]
     assert isinstance(last, nn.Linear)
-    slope = 8 / max(config.input_size)
-    w1, w2, w3, _, _, b3 = split_parameters(last.bias[None], config.dim, config.mask_channels)
+    w1, w2, w3, _, b2, b3 = split_parameters(last.bias[None], config.dim, config.mask_channels)
     of_coordinates = w1[0, :, config.dim :]
     last.weight *= _DEFORMATION
     last.bias.zero_()
-    split_parameters(last.weight.T, config.dim, config.mask_channels)[0][..., config.dim :] *= slope
+    random_w1 = split_parameters(last.weight.T, config.dim, config.mask_channels)[0]
+    random_w1[..., config.dim :] *= _SCALE
     for channel, (axis, sign) in enumerate(_SIDES):
-        of_coordinates[channel, axis] = sign * slope
-    w2[0] += torch.eye(config.mask_channels)
-    w3[0, :, : len(_SIDES)] = -1
-    b3 += 2.5  # the diamond reaches 2.5 / 8 of the frame's long side
+        of_coordinates[channel, axis] = sign * _SCALE
+    # With d the sum of the sides: relu(outer - d) - relu(inner - d), from 2 * edge to 0, steepened.
+    steep = _LOGIT / (_EDGE * _SCALE)
+    for channel, reach in enumerate((_RADIUS + _EDGE, _RADIUS - _EDGE)):
+        w2[0, channel, : len(_SIDES)] = -steep
+        b2[0, channel] = steep * _SCALE * reach
+        w3[0, :, channel] = 1 - 2 * channel
+    b3 -= _LOGIT
 
 
 def _random_weight(name: str, shape: torch.Size, seed: int) -> Tensor:
@@ -146,8 +161,10 @@ def _random_weight(name: str, shape: torch.Size, seed: int) -> Tensor:
         return 1 + 0.1 * x.abs()
     if last in ("bias", "in_proj_bias", "running_mean"):
         return 0.05 * x
+    if name == "query_embed.weight":
+        return x  # queries start at places of their own
     if x.ndim == 1:
         return 1 + 0.1 * x
     if name.startswith(ORIGINAL) and ".layers.2." in name:
-        return 0.02 * x  # boxes move by a few percent a layer
+        x = _REFINEMENT * x
     return x / math.sqrt(math.prod(shape[1:]))
