@@ -116,9 +116,8 @@ def benchmark_latency(
 
 def _input_size(bundle: Bundle, frame: Frame, settings: StreamSettings) -> tuple[int, int]:
     """Return the (height, width) in pixels at which the network sees the frame."""
-    shape = np.shape(frame.image)
     fixed = fixed_box(bundle.graphs)
-    return bundle.network.geometry((shape[0], shape[1]), settings, fixed).padded
+    return bundle.network.geometry((frame.height, frame.width), settings, fixed).padded
 
 
 def _render(path: Path, frames: int) -> str:

@@ -6,14 +6,14 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import numpy as np
 
 from rvos_deploy.closeable import Closeable
 from rvos_deploy.environment import usable_memory_bytes
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.tensors import Tensor
+from rvos_deploy.graph_io.tensors import Scalar, Tensor
 
 GREATEST_DEFAULT = 2**30
 SHARE_OF_MEMORY = 8
@@ -35,7 +35,7 @@ def default_mask_budget() -> int:
 class _Spilled:
     offset: int
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Scalar]
     nbytes: int
 
 
@@ -131,7 +131,9 @@ class SpillStore(Closeable):
                 f"{_no_room(nbytes)}, and {folder} has {free / 2**20:.0f} MiB left; {_MORE_ROOM}"
             )
 
-    def _map(self, record: _Spilled, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
+    def _map(
+        self, record: _Spilled, mode: Literal["r", "r+"]
+    ) -> np.memmap[tuple[int, ...], np.dtype[Scalar]]:
         assert self._file is not None
         return np.memmap(self._file, record.dtype, mode, record.offset, record.shape)
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from rvos_deploy.errors import BackendError, BundleError, InputError
+
+if TYPE_CHECKING:
+    from rvos_deploy.graph_io.tensors import Tensor
 
 # Bounds hold for what is decoded: nothing of a size that a manifest made up is allocated.
 Name = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]{0,63}\Z")]
@@ -129,7 +132,7 @@ class GraphSpec:
         """The case's sizes of those axes that the graph has, or what they are fixed to."""
         return {axis.name: case[axis.name] for axis in self.axes} | self.fixed
 
-    def bind(self, arrays: Mapping[str, Any]) -> dict[str, int]:
+    def bind(self, arrays: Mapping[str, Tensor]) -> dict[str, int]:
         """Axis sizes of these inputs.
 
         Args:
@@ -152,7 +155,7 @@ class GraphSpec:
                 axis.check(axes[axis.name])
         return axes
 
-    def check_outputs(self, arrays: Mapping[str, Any], axes: Mapping[str, int]) -> None:
+    def check_outputs(self, arrays: Mapping[str, Tensor], axes: Mapping[str, int]) -> None:
         """Make sure that a library gave what the contract says.
 
         Args:
@@ -198,12 +201,12 @@ class GraphSpec:
             elif dim != size:
                 raise refuse()
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain values, ready for JSON."""
         return asdict(self)
 
     @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> GraphSpec:
+    def from_dict(values: Mapping[str, object]) -> GraphSpec:
         """Inverse of :meth:`as_dict`, also after a trip through JSON.
 
         Raises:

@@ -7,16 +7,16 @@ outputs can be checked years later without shipping the inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.graph_io.tensors import HostArray
 
 START_OF_TEXT, END_OF_TEXT = 49406, 49407
 
-Probe = NDArray[Any]
+Probe = HostArray
 Makers = Mapping[str, Callable[[tuple[int, ...], np.random.RandomState], Probe]]
 """Makers of one probe input by its tensor's name. Arguments: shape, random numbers."""
 

@@ -12,12 +12,17 @@ from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 
-HostArray: TypeAlias = NDArray[np.generic]
+Scalar: TypeAlias = "np.generic[object]"
+"""Any type of NumPy's."""
+HostArray: TypeAlias = "NDArray[np.generic[object]]"
+DType: TypeAlias = "np.dtype[np.generic[object]] | type[np.generic[object]] | str"
+"""A type: a dtype, NumPy's class of it, or its name."""
+Indices: TypeAlias = NDArray[np.int64]
 
 
 class Tensor(Protocol):
@@ -28,7 +33,7 @@ class Tensor(Protocol):
         """Its shape."""
 
     @property
-    def dtype(self) -> np.dtype[np.generic]:
+    def dtype(self) -> np.dtype[Scalar]:
         """Its type, in NumPy's terms."""
 
     @property
@@ -80,7 +85,7 @@ class TensorOps(ABC):
         """
 
     @abstractmethod
-    def gather(self, value: Tensor, index: NDArray[np.integer]) -> Tensor:
+    def gather(self, value: Tensor, index: Indices) -> Tensor:
         """Return rows of a tensor in another order.
 
         Args:
@@ -89,11 +94,11 @@ class TensorOps(ABC):
         """
 
     @abstractmethod
-    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
+    def zeros(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
         """Return a new tensor of zeros, which ``write`` may change."""
 
     @abstractmethod
-    def write(self, target: Tensor, positions: NDArray[np.integer], values: Tensor) -> None:
+    def write(self, target: Tensor, positions: Indices, values: Tensor) -> None:
         """Set ``target[e, positions[e]] = values[e]`` for every e, in place.
 
         Args:
@@ -103,7 +108,7 @@ class TensorOps(ABC):
         """
 
     @abstractmethod
-    def resized(self, value: Tensor, rows: NDArray[np.integer], columns: int) -> Tensor:
+    def resized(self, value: Tensor, rows: Indices, columns: int) -> Tensor:
         """Return a new tensor [len(rows), columns, ...] that begins like rows of another.
 
         Args:

@@ -122,7 +122,7 @@ class Network(ABC):
     def steps(self, calls: GraphCalls, settings: StreamSettings) -> Steps:
         """Return the network's part in one stream."""
 
-    def check_choices(self, choices: NDArray[np.integer]) -> str | None:
+    def check_choices(self, choices: NDArray[np.int64]) -> str | None:
         """Return None for valid recorded choices [E,T,K], else a description of valid ones."""
         return None
 

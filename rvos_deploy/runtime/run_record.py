@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from rvos_deploy.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.runtime.run_writer import RunWriter
@@ -23,7 +22,7 @@ class RunRecord:
         segmenter: Segmenter,
         reader: Source,
         expressions: Sequence[str],
-        video: Mapping[str, Any],
+        video: Mapping[str, object],
         command: str,
     ) -> None:
         """``video``: what was asked of the source, for "settings"."""
@@ -41,7 +40,7 @@ class RunRecord:
         """Since ``begin``."""
         return time.perf_counter() - self._started
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Return it, as far as the run has come."""
         seconds = self.seconds
         return {
@@ -61,7 +60,7 @@ class RunRecord:
             "memory": {"peak_bytes": peak_memory_bytes()},
         }
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         bundle, settings = self._segmenter.bundle, self._stream.settings
         size = bundle.network.frame_size(settings)
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -18,11 +18,18 @@ Image = NDArray[np.uint8]
 """Pixels on the host: uint8 [H, W, 3], RGB."""
 
 
+class DLPackExport(Protocol):
+    """The method ``__dlpack__`` of an array."""
+
+    def __call__(self, *, stream: int | None = None) -> object:
+        """Return a capsule."""
+
+
 class DLPackArray(Protocol):
     """An array that other libraries read through DLPack; it may lie on a device."""
 
     @property
-    def __dlpack__(self) -> Callable[..., object]:
+    def __dlpack__(self) -> DLPackExport:
         """Called by the reader; returns a capsule."""
 
 

@@ -101,7 +101,8 @@ def _boxes(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
 
 def _joined(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
     """Return True for every other expression, at random from the first or the second on."""
-    return (np.arange(shape[0]) + random.randint(2)) % 2 == 0
+    joined: Probe = (np.arange(shape[0]) + random.randint(2)) % 2 == 0
+    return joined
 
 
 def _preference(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:

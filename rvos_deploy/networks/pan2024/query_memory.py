@@ -162,7 +162,7 @@ class QueryMemory:
         self._tensor = self._ops.resized(self._tensor, rows, capacity)
         self._rows = numbers
 
-    def _capacity(self, positions: NDArray[np.integer]) -> int:
+    def _capacity(self, positions: NDArray[np.int64]) -> int:
         """Return the number of places that the tensor needs."""
         needed, limit = int(positions.max()) + 1, self._axis.maximum
         if needed > limit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from rvos_deploy.video.drawing.palette import Colour, colour_of
 from rvos_deploy.video.frames import Image, check_image
 
 Mask = NDArray[np.bool_]
+_Box: TypeAlias = "tuple[slice[int, int, int], slice[int, int, int]]"
 
 _TINT = 112  # of 256: what is under the mask stays readable
 _SHADE = 96  # of 256: how much light is left around a contour
@@ -22,7 +24,7 @@ def draw_overlay(
     image: Image,
     masks: NDArray[np.bool_],
     labels: Sequence[str],
-    scores: Sequence[float] | NDArray[np.floating] | None = None,
+    scores: Sequence[float] | NDArray[np.float32] | None = None,
 ) -> Image:
     """Give a copy of ``image`` with the masks tinted and outlined, and a legend.
 
@@ -57,7 +59,7 @@ def _check_masks(
     masks: NDArray[np.bool_],
     image: Image,
     labels: Sequence[str],
-    scores: Sequence[float] | NDArray[np.floating] | None,
+    scores: Sequence[float] | NDArray[np.float32] | None,
 ) -> None:
     expected = (len(labels), *image.shape[:2])
     if masks.dtype != np.bool_ or masks.shape != expected:
@@ -69,7 +71,7 @@ def _check_masks(
         raise InputError(f"{len(scores)} scores for {len(labels)} labels; give one a label")
 
 
-def _bounding_box(mask: Mask) -> tuple[slice, slice] | None:
+def _bounding_box(mask: Mask) -> _Box | None:
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return None
@@ -78,7 +80,7 @@ def _bounding_box(mask: Mask) -> tuple[slice, slice] | None:
     return slice(top, bottom), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
-def _grow(box: tuple[slice, slice], shape: tuple[int, ...]) -> tuple[slice, slice]:
+def _grow(box: _Box, shape: tuple[int, ...]) -> _Box:
     rows, columns = (
         slice(max(0, side.start - 1), min(size, side.stop + 1))
         for side, size in zip(box, shape, strict=True)

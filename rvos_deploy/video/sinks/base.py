@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,4 +88,4 @@ class SinkRequest:
     """
 
     out: Path
-    summary: Callable[[], dict[str, Any]]
+    summary: Callable[[], dict[str, object]]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class ResultFileSink(Sink):
 
     needs_images = False
 
-    def __init__(self, path: Path, summary: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, path: Path, summary: Callable[[], dict[str, object]]) -> None:
         """``summary``: gives the keys beside the frames, when the file is completed."""
         self._path = path
         self._summary = summary
@@ -101,7 +101,7 @@ def is_result_file(path: Path) -> bool:
     return start in (b"", _BEGINNING)
 
 
-def describe_mask(mask: NDArray[np.bool_], score: float) -> dict[str, Any]:
+def describe_mask(mask: NDArray[np.bool_], score: float) -> dict[str, object]:
     """Score, area in pixels, and box [left, top, width, height] (null when the mask is empty)."""
     area = int(np.count_nonzero(mask))
     if not area:

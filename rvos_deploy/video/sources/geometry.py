@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from av.sidedata.sidedata import SideData, Type
@@ -51,9 +51,9 @@ def orientation_of(matrix: Sequence[int]) -> Orientation:
 
 
 def _unnamed_type(cls: type[Type], value: int) -> Type:
-    member: Any = object.__new__(cls)
-    member._name_, member._value_ = f"UNNAMED_{value}", value
-    return cast(Type, member)
+    member = object.__new__(cls)
+    vars(member).update(_name_=f"UNNAMED_{value}", _value_=value)
+    return member
 
 
 # PyAV names the kinds of side data by an enum that is older than its FFmpeg (EXIF is missing, for

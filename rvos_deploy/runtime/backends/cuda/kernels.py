@@ -15,7 +15,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from rvos_deploy.runtime.backends.cuda import nvrtc
 from rvos_deploy.runtime.backends.cuda.libraries import call
@@ -59,7 +59,7 @@ def kernel_ptx(arch: int) -> str:
 class Kernels:
     """The kernels, loaded into the context that is current. Free them in the same context."""
 
-    def __init__(self, driver: Any, compute_capability: str) -> None:
+    def __init__(self, driver: ModuleType, compute_capability: str) -> None:
         """Compile and load the kernels.
 
         Args:

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry, display_taps
-from rvos_deploy.graph_io.tensors import HostArray
+from rvos_deploy.graph_io.tensors import HostArray, Scalar
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.kernels import number, pointer
 from rvos_deploy.runtime.backends.cuda.resample_weights import ResampleWeights
@@ -80,7 +80,7 @@ class MaskUpsampler:
         logits: DeviceTensor,
         geometry: FrameGeometry,
         shape: tuple[int, ...],
-        dtype: np.dtype[np.generic],
+        dtype: np.dtype[Scalar],
     ) -> DeviceTensor:
         """Queue a kernel that writes every byte of an output of this shape."""
         device = self._device
@@ -118,4 +118,4 @@ class PackedMasksCopy:
     def arrays(self) -> list[HostArray]:
         """Wait, and return one array, bool [E,H,W]. Call this once."""
         (packed,) = self._copy.arrays()
-        return [np.unpackbits(packed, axis=-1, count=self._width).view(np.bool_)]
+        return [np.unpackbits(packed.view(np.uint8), axis=-1, count=self._width).view(np.bool_)]
