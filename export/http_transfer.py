@@ -163,6 +163,8 @@ def refuse_page(shown: str, answered: str = "") -> NoReturn:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # Python 3.10 has none
+
     def redirect_request(
         self,
         req: urllib.request.Request,
@@ -174,11 +176,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if new != "https" and new != old:
+            fp.close()
             raise DownloadError(
                 f"{redact(req.full_url)} redirects to {redact(newurl)}, which is not followed: "
                 f"{old} is needed; check the address"
             )
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        # All codes mean the same to a GET; Python 3.10 does not know 308.
+        return super().redirect_request(req, fp, 302, msg, headers, newurl)
 
 
 def _opener() -> urllib.request.OpenerDirector:

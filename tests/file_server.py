@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -52,12 +54,23 @@ class FileServer:
     def __init__(self) -> None:
         self.files: dict[str, Served] = {}
         self.asked: list[tuple[str, dict[str, str]]] = []
+        self._scheme = "http"
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
+    def use_tls(self, certificate: Path, key: Path) -> None:
+        """Speak https from now on."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        # The handshake is done in the thread of a request: a client that refuses stops no other.
+        self._server.socket = context.wrap_socket(
+            self._server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        self._scheme = "https"
+
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}{path}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_port}{path}"
 
     def serve(self, path: str, content: bytes, **how: object) -> str:
         """Serve a file from now on, and give its address."""
@@ -88,7 +101,7 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
                 if served is None:
                     self.send_error(404)
                 elif served.location is not None:
-                    self.send_response(302)
+                    self.send_response(302 if served.status == 200 else served.status)
                     self.send_header("Location", served.location)
                     self.end_headers()
                 elif served.status != 200:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.networks.modules.published_file import read_published
 from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
-from rvos_deploy.training.published_checkpoint import read_published
 from rvos_deploy.training.published_names import (
     ARITHMETIC,
     HEAD,
@@ -99,7 +99,7 @@ def init_from(network: RvosNetwork, file: Path) -> InitReport:
             configuration differs, or no weight matches.
     """
     _check_arithmetic(network.config)
-    state = _current_names(read_published(file))
+    state = _current_names(read_published(file, "--init-from"))
     sources = name_map(network.config)
     values: dict[str, Tensor] = {}
     loaded: list[Loaded] = []

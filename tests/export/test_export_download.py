@@ -10,12 +10,14 @@ import json
 import random
 import shutil
 import signal
-import ssl
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from http.client import HTTPMessage
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -272,6 +274,13 @@ def test_a_redirect_is_followed_with_the_range(file_server: Any, cache: Path) ->
     assert file_server.ranges == [None, None, "bytes=100000-", "bytes=100000-"]
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_every_redirect_is_followed(file_server: Any, cache: Path, status: int) -> None:
+    file_server.serve("/there/w.pth", CONTENT)
+    url = file_server.serve("/here/w.pth", b"", location="../there/w.pth", status=status)
+    assert fetch(url, cache).sha256 == HASH
+
+
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://host/w.pth", "data:text/plain,x"])
 def test_a_redirect_leads_nowhere_else(file_server: Any, cache: Path, target: str) -> None:
     url = file_server.serve("/w.pth", b"", location=target)
@@ -281,12 +290,18 @@ def test_a_redirect_leads_nowhere_else(file_server: Any, cache: Path, target: st
 
 
 def test_https_never_becomes_http() -> None:
-    redirects, request = http_transfer._Redirects(), http_transfer.urllib.request.Request
+    redirects = http_transfer._Redirects()
+
+    def redirect(old: str, new: str) -> object:
+        request = urllib.request.Request(f"{old}://a/w")
+        return redirects.redirect_request(
+            request, BytesIO(), 302, "", HTTPMessage(), f"{new}://b/w"
+        )
+
     for old, new in (("https", "http"), ("http", "ftp")):
         with pytest.raises(DownloadError, match=f"{old} is needed"):
-            redirects.redirect_request(request(f"{old}://a/w"), None, 302, "", {}, f"{new}://b/w")
-    followed = redirects.redirect_request(request("http://a/w"), None, 302, "", {}, "https://b/w")
-    assert followed is not None
+            redirect(old, new)
+    assert redirect("http", "https") is not None
 
 
 def test_endless_redirects_end(file_server: Any, cache: Path) -> None:
@@ -372,12 +387,24 @@ def test_addresses_that_cannot_be_fetched(url: str, said: str, cache: Path) -> N
     assert not cache.exists()
 
 
-def test_a_certificate_that_is_not_trusted_is_one_line() -> None:
-    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
-    error.verify_message = "self-signed certificate"
-    line = http_transfer._reason(http_transfer.urllib.error.URLError(error))
-    assert "not trusted (self-signed certificate)" in line
+def test_a_certificate_must_be_trusted(
+    file_server: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (openssl := shutil.which("openssl")) is None:
+        pytest.skip("needs openssl, which makes the certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = (
+        f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x "
+        f"-addext subjectAltName=DNS:localhost -keyout {key} -out {certificate}"
+    )
+    subprocess.run(command.split(), check=True, capture_output=True)
+    file_server.use_tls(certificate, key)
+    url = file_server.serve("/w.pth", CONTENT).replace("127.0.0.1", "localhost")
+    line = refused(url, cache)
+    assert "its certificate is not trusted (self-signed certificate)" in line
     assert "SSL_CERT_FILE" in line
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert fetch(url, cache).sha256 == HASH
 
 
 def test_a_server_without_tls_is_one_line(file_server: Any, cache: Path) -> None:

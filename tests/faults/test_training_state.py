@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from rvos_deploy.errors import InputError, RvosError
+from rvos_deploy.networks.modules.published_file import read_published
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.modules import network as network_module
 from rvos_deploy.networks.pan2024.modules.checkpoint import load_checkpoint
@@ -28,7 +29,6 @@ from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.training import clip_pretraining
 from rvos_deploy.training.clips import training_tokenizer
 from rvos_deploy.training.preparation import make_network
-from rvos_deploy.training.published_checkpoint import read_published
 from rvos_deploy.training.recipe import Recipe, Stage
 from rvos_deploy.training.recipe_file import parse_recipe, read_recipe
 from rvos_deploy.training.trainer import TrainingOptions, TrainingResult, train
@@ -603,7 +603,7 @@ def published_at_random(attempt: Attempt, tmp_path: Path, examples: int) -> None
         place %= len(content) + 1
         file.write_bytes(content[:place] + inserted + (b"" if cut else content[place + removed :]))
         with attempt("weights of others, bytes at random"):
-            refusal(lambda: read_published(file))
+            refusal(lambda: read_published(file, "--init-from"))
 
     flag = st.booleans()
     strategy = (flag, st.integers(0, 10**6), st.binary(max_size=3), st.integers(0, 3), flag)

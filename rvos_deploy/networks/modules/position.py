@@ -29,8 +29,12 @@ def sine_position_2d(
     The fastest sine has ``cycles`` cycles across the map. Mask2Former has 1; more cycles separate
     neighbours better on small maps.
     """
-    frequencies = _frequencies(dim // 2, device) * (2 * math.pi * cycles)
-    centres = pixel_centres(height, width, device)
+    return sine_of_points(pixel_centres(height, width, device), dim, cycles)
+
+
+def sine_of_points(centres: Tensor, dim: int, cycles: float) -> Tensor:
+    """Return the position of points [N,2], (x, y) in 0..1: [N,dim]; see ``sine_position_2d``."""
+    frequencies = _frequencies(dim // 2, centres.device) * (2 * math.pi * cycles)
     y = _interleaved_sines(centres[:, 1:] * frequencies)
     x = _interleaved_sines(centres[:, :1] * frequencies)
     return torch.cat((y, x), dim=-1)

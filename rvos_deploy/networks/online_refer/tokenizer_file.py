@@ -80,7 +80,10 @@ def read_vocabulary(source: Path, vocab_size: int) -> Vocabulary:
     Raises:
         InputError: the files are missing, damaged, or not RoBERTa's vocabulary.
     """
-    file = _file_of(source)
+    try:
+        file = _file_of(source)
+    except OSError as error:
+        raise _unreadable(source, error) from error
     with _refusing(file):
         if file.suffix == ".txt":
             vocabulary = _read_pair(file.with_name(VOCABULARY), file)
@@ -164,7 +167,11 @@ def _read(file: Path) -> bytes:
     try:
         return read_regular_file(file, MAXIMUM_BYTES)
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}; {_NEEDED}") from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path} cannot be read: {error.strerror}; {_NEEDED}")
 
 
 def _kind(content: bytes) -> str | None:
@@ -223,7 +230,7 @@ def _check(vocabulary: Vocabulary, vocab_size: int) -> None:
         raise _RefusedError(f"is no byte-level vocabulary: it lacks {absent} of the 256 bytes")
     if max(ids.values()) >= vocab_size:
         raise _RefusedError(
-            f"has ids up to {max(ids.values())}, the text encoder has {vocab_size} tokens"
+            f"has ids up to {max(ids.values())}, the text encoder knows {vocab_size} tokens"
         )
     if sorted(ids.values()) != list(range(len(ids))):
         raise _RefusedError("uses an id twice, or leaves one out")

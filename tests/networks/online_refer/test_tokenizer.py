@@ -345,7 +345,7 @@ def refused(source: Path, words: str, vocab_size: int = 600) -> None:
 
 def test_ids_beyond_the_embedding_are_refused(pair: Path) -> None:
     tokens = len(read_vocabulary(pair, 600).ids)
-    refused(pair, f"ids up to {tokens - 1}, the text encoder has {tokens - 1} tokens", tokens - 1)
+    refused(pair, f"ids up to {tokens - 1}, the text encoder knows {tokens - 1} tokens", tokens - 1)
     assert len(read_vocabulary(pair, tokens).ids) == tokens
 
 
@@ -357,6 +357,7 @@ def test_missing_files_are_refused(pair: Path, tmp_path: Path) -> None:
     refused(tmp_path / "vocab.txt", "vocab.json cannot be read: No such file")
     refused(tmp_path / "config.json", "config.json is no vocabulary")
     refused(tmp_path / "absent", "absent cannot be read: No such file")
+    refused(tmp_path / ("long" * 100), "cannot be read: File name too long")
     (tmp_path / VOCABULARY).write_bytes((pair / VOCABULARY).read_bytes())
     refused(tmp_path, "holds no tokenizer, but config.json, vocab.json, vocab.txt")
     refused(tmp_path / VOCABULARY, "merges.txt cannot be read: No such file")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rvos_deploy.networks.modules.float32_islands import wide
 from rvos_deploy.networks.modules.ms_deform_attn import ms_deform_attn, shapes_tensor
-from rvos_deploy.networks.modules.position import pixel_centres, sine_position_2d
+from rvos_deploy.networks.modules.position import pixel_centres, sine_of_points
 from rvos_deploy.networks.online_refer.config import OnlineReferConfig
 from rvos_deploy.networks.online_refer.modules.attention import FeedForward, MultiheadAttention
 
@@ -17,22 +17,46 @@ LEVELS = 4
 """Feature levels: strides 8, 16, 32 and 64."""
 
 
+class Grid(NamedTuple):
+    """Hold where the pixels of strides 4 to 64 are: P pixels, row by row, concatenated.
+
+    shapes: (height, width) of the five maps.
+    centres: float32 [P,2], (x, y) in 0..1.
+    position: [P,C], sine positions.
+    """
+
+    shapes: list[tuple[int, int]]
+    centres: Tensor
+    position: Tensor
+
+    def positions(self) -> list[Tensor]:
+        """Return the sine positions of each map [height*width,C]."""
+        return list(self.position.split([height * width for height, width in self.shapes]))
+
+
+def grid_of(shapes: list[tuple[int, int]], dim: int, like: Tensor) -> Grid:
+    """Return the grid of maps with these (height, width); its type and device are those of like."""
+    centres = torch.cat([pixel_centres(height, width, like.device) for height, width in shapes])
+    return Grid(shapes, centres, sine_of_points(centres, dim, 1.0).to(like.dtype))
+
+
 class Pyramid(NamedTuple):
-    """Hold image tokens of E expressions.
+    """Hold image tokens of E expressions at strides 8 to 64.
 
     tokens: [E,S,C], the levels row by row, concatenated.
-    shapes: (height, width) of the levels.
-    level_shapes: the same as a tensor, int32 [levels,2].
+    level_shapes: int32 [levels,2], (height, width).
+    grid: of these levels, and of stride 4 before them.
     """
 
     tokens: Tensor
-    shapes: list[tuple[int, int]]
     level_shapes: Tensor
+    grid: Grid
 
     def maps(self) -> list[Tensor]:
         """Return the levels as maps [E,C,height,width]."""
-        parts = self.tokens.split([height * width for height, width in self.shapes], dim=1)
-        pairs = zip(parts, self.shapes, strict=True)
+        shapes = self.grid.shapes[1:]
+        parts = self.tokens.split([height * width for height, width in shapes], dim=1)
+        pairs = zip(parts, shapes, strict=True)
         return [part.transpose(1, 2).unflatten(2, shape) for part, shape in pairs]
 
 
@@ -189,27 +213,22 @@ class DeformableTransformer(nn.Module):
 
     def __init__(self, config: OnlineReferConfig, bbox_embed: nn.ModuleList) -> None:
         super().__init__()
-        self.dim = config.dim
         self.level_embed = nn.Parameter(torch.randn(LEVELS, config.dim))
         self.encoder = Encoder(config)
         self.decoder = Decoder(config, bbox_embed)
         self.reference_points = nn.Linear(config.dim, 2)
 
-    def encode(self, levels: list[Tensor], shapes: list[tuple[int, int]]) -> Pyramid:
-        """Encode the fused tokens [E,S_i,C] of the levels, whose (height, width) are ``shapes``."""
-        device = levels[0].device
+    def encode(self, levels: list[Tensor], grid: Grid) -> Pyramid:
+        """Encode the fused tokens [E,height*width,C] of the levels at strides 8 to 64."""
         tokens = torch.cat(levels, dim=1)
-        position = torch.cat(
-            [
-                sine_position_2d(height, width, self.dim, 1.0, device) + wide(embedding)
-                for (height, width), embedding in zip(shapes, self.level_embed, strict=True)
-            ]
-        ).to(tokens.dtype)
-        centres = torch.cat([pixel_centres(height, width, device) for height, width in shapes])
-        sizes = shapes_tensor(shapes, device)
+        pairs = zip(grid.positions()[1:], self.level_embed, strict=True)
+        position = torch.cat([position + embedding for position, embedding in pairs])
+        height, width = grid.shapes[0]
+        centres = grid.centres[height * width :]
+        sizes = shapes_tensor(grid.shapes[1:], tokens.device)
         for layer in self.encoder.layers:
             tokens = layer(tokens, position, centres, sizes)
-        return Pyramid(tokens, shapes, sizes)
+        return Pyramid(tokens, sizes, grid)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

@@ -21,6 +21,13 @@ def _sizes(dim: int, channels: int) -> list[int]:
     return [*weights, channels, channels, 1]
 
 
+def split_parameters(parameters: Tensor, dim: int, channels: int) -> tuple[Tensor, ...]:
+    """Return views of parameters [E,P]: three weights [E,outer,inner], three biases [E,outer]."""
+    w1, w2, w3, b1, b2, b3 = parameters.split(_sizes(dim, channels), dim=1)
+    w1 = w1.unflatten(1, (channels, dim + 2))
+    return w1, w2.unflatten(1, (channels, channels)), w3.unflatten(1, (1, channels)), b1, b2, b3
+
+
 def dynamic_masks(
     mask_features: Tensor, parameters: Tensor, centres: Tensor, channels: int
 ) -> Tensor:
@@ -36,13 +43,12 @@ def dynamic_masks(
         channels: between the convolutions.
     """
     dim, height, width = mask_features.shape[1:]
-    w1, w2, w3, b1, b2, b3 = parameters.split(_sizes(dim, channels), dim=1)
-    w1 = w1.unflatten(1, (channels, dim + 2))
+    w1, w2, w3, b1, b2, b3 = split_parameters(parameters, dim, channels)
     of_features = w1[:, :, :dim].to(mask_features.dtype) @ mask_features.flatten(2)
     of_coordinates = w1[:, :, dim:] @ _coordinates(centres, height, width)
     x = torch.relu(wide(of_features) + of_coordinates + b1[..., None])
-    x = torch.relu(w2.unflatten(1, (channels, channels)) @ x + b2[..., None])
-    x = w3.unflatten(1, (1, channels)) @ x + b3[..., None]
+    x = torch.relu(w2 @ x + b2[..., None])
+    x = w3 @ x + b3[..., None]
     return x.squeeze(1).unflatten(1, (height, width))
 
 

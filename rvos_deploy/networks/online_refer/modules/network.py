@@ -21,6 +21,7 @@ from rvos_deploy.networks.online_refer.modules.deformable_transformer import (
     DeformableTransformer,
     Pyramid,
     Queries,
+    grid_of,
     inverse_sigmoid,
 )
 from rvos_deploy.networks.online_refer.modules.dynamic_masks import dynamic_masks, parameter_count
@@ -136,12 +137,15 @@ class OnlineRefer(nn.Module):
         sources = (*features[1:], features.res5)
         maps = [project(x) for project, x in zip(self.input_proj, sources, strict=True)]
         fused = [self.fusion_module(x.flatten(2).transpose(1, 2), text) for x in maps]
-        return self.transformer.encode(fused, [(x.shape[2], x.shape[3]) for x in maps])
+        shapes = [(x.shape[2], x.shape[3]) for x in (features.res2, *maps)]
+        return self.transformer.encode(fused, grid_of(shapes, self.config.dim, fused[0]))
 
     def mask_features(self, features: ImageFeatures, pyramid: Pyramid, text: Text) -> Tensor:
         """Return mask features [E,C,H/4,W/4]."""
         stride_8, stride_16, stride_32, _ = pyramid.maps()
-        return self.pixel_decoder([stride_32, stride_16, stride_8, features.res2], text)
+        maps = [stride_32, stride_16, stride_8, features.res2]
+        positions = pyramid.grid.positions()[3::-1]
+        return self.pixel_decoder(maps, positions, text)
 
     def queries(self, track: Track) -> Queries:
         """Return the decoder's queries: five for a joined expression, else one and padding."""

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rvos_deploy.networks.modules.float32_islands import WideGroupNorm
-from rvos_deploy.networks.modules.position import sine_position_2d
 from rvos_deploy.networks.online_refer.config import OnlineReferConfig
 from rvos_deploy.networks.online_refer.modules.attention import (
     FeedForward,
@@ -43,10 +42,15 @@ class VisionLanguageLayer(FeedForward):
         self.norm2 = nn.LayerNorm(config.dim)
         self.norm3 = nn.LayerNorm(config.dim)
 
-    def forward(self, image: Tensor, text: Text) -> Tensor:
-        """Return the updated map [E,C,H,W] of E expressions from [E,C,H,W], or from [1,C,H,W]."""
-        channels, height, width = image.shape[1:]
-        position = sine_position_2d(height, width, channels, 1.0, image.device).to(image.dtype)
+    def forward(self, image: Tensor, position: Tensor, text: Text) -> Tensor:
+        """Return the updated map [E,C,H,W] of E expressions.
+
+        Args:
+            image: [E,C,H,W], or [1,C,H,W] for all.
+            position: sine positions [H*W,C].
+            text: of the E expressions.
+        """
+        height, width = image.shape[2:]
         x = _tokens(image + self._coarse_attention(image, position))
         x = self.norm1(x)
         x = self.norm2(x + self.multihead_attn.read_text(x + position, text))
@@ -85,17 +89,18 @@ class PixelDecoder(nn.Module):
             self.add_module(f"layer_{stage}", ConvNorm(dim, dim, 3, groups))
         self.mask_features = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, maps: list[Tensor], text: Text) -> Tensor:
+    def forward(self, maps: list[Tensor], positions: list[Tensor], text: Text) -> Tensor:
         """Return mask features [E,C,H/4,W/4].
 
         Args:
             maps: at strides 32, 16 and 8 of the encoder [E,C,h,w], and res2 [1,channels,h,w].
+            positions: sine positions [h*w,C] of these maps.
             text: of the E expressions.
         """
         coarser: Tensor | None = None
-        for stage, image in zip(STAGES, maps, strict=True):
+        for stage, image, position in zip(STAGES, maps, positions, strict=True):
             x = self.get_submodule(f"adapter_{stage}")(image)
-            x = self.get_submodule(f"cross_attn_{stage}")(x, text)
+            x = self.get_submodule(f"cross_attn_{stage}")(x, position, text)
             if coarser is not None:
                 x = x + F.interpolate(coarser, scale_factor=2.0, mode="nearest")
             coarser = torch.relu(self.get_submodule(f"layer_{stage}")(x))

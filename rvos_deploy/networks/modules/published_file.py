@@ -25,22 +25,27 @@ LOAD_PICKLE = "pickle.load(open(f, 'rb'), encoding='latin1')"
 LOAD_TORCH = "torch.load(f, 'cpu', weights_only=False)"
 
 
-def read_published(file: Path) -> dict[str, Any]:
+def read_published(file: Path, option: str, allowed: tuple[type[Any], ...] = ()) -> dict[str, Any]:
     """Return the weights in a file, whose content decides its format; no code in it runs.
+
+    Args:
+        file: as somebody published it.
+        option: by which the user named it, for errors.
+        allowed: classes that a ``torch.save`` file may hold beside tensors and plain values.
 
     Raises:
         InputError: the file is missing, unreadable or damaged, or has a format that could run code;
             the message then has a command that converts it.
     """
     if not file.is_file():
-        raise InputError(f"{file} does not exist; --init-from takes a .safetensors or .pth file")
+        raise InputError(f"{file} does not exist; {option} takes a .safetensors or .pth file")
     try:
         with file.open("rb") as stream:
             head = stream.read(len(_LEGACY))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     if head.startswith((_ZIP, _LEGACY)):
-        return _read_torch(file, zipped=head.startswith(_ZIP))
+        return _read_torch(file, head.startswith(_ZIP), allowed)
     if head.startswith(_PICKLE):
         raise InputError(_convert(file, "is a pickle, as in Mask2Former's model zoo,", LOAD_PICKLE))
     try:
@@ -52,9 +57,10 @@ def read_published(file: Path) -> dict[str, Any]:
         ) from error
 
 
-def _read_torch(file: Path, *, zipped: bool) -> dict[str, Any]:
+def _read_torch(file: Path, zipped: bool, allowed: tuple[type[Any], ...]) -> dict[str, Any]:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+        with torch.serialization.safe_globals([*allowed]):
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise InputError(_convert(file, "holds more than tensors,", LOAD_TORCH)) from error
     except Exception as error:  # torch raises many kinds of errors on damaged files

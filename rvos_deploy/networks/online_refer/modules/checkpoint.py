@@ -1,0 +1,152 @@
+"""Read a published checkpoint into the network, or give the network random weights.
+
+The authors' file is a pickle of weights, optimizer state and ``argparse.Namespace``. Nothing else
+in a pickle is allowed, so no code in it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.networks.modules.published_file import read_published
+from rvos_deploy.networks.online_refer.config import OnlineReferConfig
+from rvos_deploy.networks.online_refer.modules.dynamic_masks import split_parameters
+from rvos_deploy.networks.online_refer.modules.network import OnlineRefer
+
+ALIAS, ORIGINAL = "transformer.decoder.bbox_embed.", "bbox_embed."
+"""Prefixes of the same weights."""
+
+_SHOWN = 3
+"""Names that an error lists of each kind."""
+
+_SIDES = ((0, 1), (0, -1), (1, 1), (1, -1))
+"""Axis and sign of the four distances whose sum makes a diamond."""
+_DEFORMATION = 0.15
+"""Share of random weights in what a query's controller gives."""
+
+
+def is_ignored(name: str) -> bool:
+    """Return whether a published file may hold this name, which is no weight of the network."""
+    return (
+        name == "text_encoder.embeddings.position_ids"
+        or name.startswith("criterion.")
+        or name.endswith(("total_params", "total_ops"))
+    )
+
+
+def load_checkpoint(network: OnlineRefer, file: Path) -> None:
+    """Load a published checkpoint, all of it or nothing: ``torch.save`` or safetensors.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds more than weights and a Namespace, or it
+            is not of this configuration; the message names the weights that differ.
+    """
+    stored = read_published(file, "--checkpoint", allowed=(argparse.Namespace,))
+    state = {name: value for name, value in stored.items() if not is_ignored(name)}
+    if problems := list(_problems(state, network.state_dict())):
+        raise InputError(
+            f"checkpoint {file} is not of configuration '{network.config.name}': it "
+            f"{'; it '.join(problems)}; give the file that the authors published"
+        )
+    network.load_state_dict(state)
+
+
+def _problems(state: Mapping[str, object], own: Mapping[str, Tensor]) -> Iterator[str]:
+    """Describe what differs between a file's weights and the network's, a kind at a time."""
+    yield from _listed("lacks", own.keys() - state.keys())
+    yield from _listed("has unknown", state.keys() - own.keys())
+    types, sizes, values = [], [], []
+    sound: dict[str, Tensor] = {}
+    for name in sorted(state.keys() & own.keys()):
+        found, wanted = state[name], own[name]
+        if not isinstance(found, Tensor):
+            types.append(f"{name} {type(found).__name__} instead of numbers")
+        elif not _is_plain(found) or not found.is_floating_point():
+            kind = str(found.dtype) if _is_plain(found) else f"{found.layout} on {found.device}"
+            types.append(f"{name} {kind} instead of {wanted.dtype}")
+        elif found.shape != wanted.shape:
+            sizes.append(f"{name} {list(found.shape)} instead of {list(wanted.shape)}")
+        elif not bool(torch.isfinite(found).all()):
+            values.append(name)
+        else:
+            sound[name] = found
+    yield from _listed("has other types for", types)
+    yield from _listed("has other sizes for", sizes)
+    yield from _listed("has NaN or infinity in", values)
+    yield from _listed(f"has other numbers than {ORIGINAL}* in", _unequal_aliases(sound))
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.layout == torch.strided and x.device.type == "cpu" and not x.is_nested
+
+
+def _unequal_aliases(state: Mapping[str, Tensor]) -> list[str]:
+    pairs = {name: ORIGINAL + name.removeprefix(ALIAS) for name in state if name.startswith(ALIAS)}
+    return [
+        alias
+        for alias, name in pairs.items()
+        if name in state and not torch.equal(state[alias], state[name])
+    ]
+
+
+def _listed(problem: str, names: set[str] | list[str]) -> Iterator[str]:
+    if names:
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        yield f"{problem} {', '.join(sorted(names)[:_SHOWN])}{more}"
+
+
+@torch.no_grad()
+def random_network(config: OnlineReferConfig, seed: int) -> OnlineRefer:
+    """Build the network in eval mode with random weights, whose masks have edges.
+
+    The weights depend on the seed and on their names only. Matrices keep the size of what they
+    read, as at the start of a training.
+    """
+    network = OnlineRefer(config).eval()
+    for name, weight in network.state_dict().items():
+        if not name.startswith(ALIAS):
+            weight.copy_(_random_weight(name, weight.shape, seed))
+    _shape_masks(network)
+    return network
+
+
+def _shape_masks(network: OnlineRefer) -> None:
+    """Make every query's mask a diamond around its centre, which the features deform.
+
+    Purely random dynamic convolutions give masks that are empty or full.
+    """
+    config, last = network.config, network.controller.layers[-1]
+    slope = 8 / max(config.input_size)
+    w1, w2, w3, _, _, b3 = split_parameters(last.bias[None], config.dim, config.mask_channels)
+    of_coordinates = w1[0, :, config.dim :]
+    last.weight *= _DEFORMATION
+    last.bias.zero_()
+    split_parameters(last.weight.T, config.dim, config.mask_channels)[0][..., config.dim :] *= slope
+    for channel, (axis, sign) in enumerate(_SIDES):
+        of_coordinates[channel, axis] = sign * slope
+    w2[0] += torch.eye(config.mask_channels)
+    w3[0, :, : len(_SIDES)] = -1
+    b3 += 2.5  # the diamond reaches 2.5 / 8 of the frame's long side
+
+
+def _random_weight(name: str, shape: torch.Size, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+    x = torch.randn(shape, generator=generator)
+    last = name.rsplit(".", 1)[-1]
+    if last == "running_var":
+        return 1 + 0.1 * x.abs()
+    if last in ("bias", "in_proj_bias", "running_mean"):
+        return 0.05 * x
+    if x.ndim == 1:
+        return 1 + 0.1 * x
+    if name.startswith(ORIGINAL) and ".layers.2." in name:
+        return 0.02 * x  # boxes move by a few percent a layer
+    return x / math.sqrt(math.prod(shape[1:]))
