@@ -115,7 +115,7 @@ def export_network(
     try:
         with replacing_folder(out, overwrite=options.overwrite) as staging:
             results = _Export(staging, network, weights, options, say).run()
-            _require_all(results)
+            _require_all(results, network.network.choice_excess_name)
     except OSError as error:
         raise InputError(cannot_write(out, error)) from error
     return ExportReport(out, results, time.perf_counter() - started, peak_memory_bytes())
@@ -231,8 +231,8 @@ class _Export:
         write_manifest(self.folder, manifest, names)
 
 
-def _require_all(results: tuple[CheckResult, ...]) -> None:
-    failed = [_what_failed(result) for result in results if not result.passed]
+def _require_all(results: tuple[CheckResult, ...], excess_name: str) -> None:
+    failed = [_what_failed(result, excess_name) for result in results if not result.passed]
     if failed:
         raise ParityError(
             f"{len(failed)} of {len(results)} parity checks failed, no bundle was written: "
@@ -241,14 +241,14 @@ def _require_all(results: tuple[CheckResult, ...]) -> None:
         )
 
 
-def _what_failed(result: CheckResult) -> str:
+def _what_failed(result: CheckResult, excess_name: str) -> str:
     """A check's name; of masks also what was found, and the options that accept it."""
     if not isinstance(result, MaskCheck):
         return result.name
     found = (
         f"{result.name} (J&F {result.j_and_f:.4f}, needed {result.tolerance}; "
-        f"{result.undecided:.2%} undecided, slots cost {result.slot_excess:.2g} more than the "
-        f"best, allowed {result.allowed_excess:.2g}; export with --precision fp32"
+        f"{result.undecided:.2%} undecided, {excess_name} {result.slot_excess:.2g}, allowed "
+        f"{result.allowed_excess:.2g}; export with --precision fp32"
     )
     options = []
     if result.j_and_f < result.tolerance:

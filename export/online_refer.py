@@ -153,7 +153,8 @@ def exportable(
     check_elements({graph.spec.name: graph.spec for graph in parts})
 
     def answer(probe: ClipProbe, tokenizer: Tokenizer) -> ClipAnswer:
-        frames = [torch.from_numpy(resize_frame(frame, probe.geometry)) for frame in probe.frames]
+        # Copies: Pillow's arrays are read-only, and PyTorch warns of those.
+        frames = [torch.tensor(resize_frame(frame, probe.geometry)) for frame in probe.frames]
         sentences = [torch.from_numpy(tokenizer(text)) for text in PROBE_EXPRESSIONS]
         found = segment_clip(network, frames, sentences)
         return ClipAnswer(found.mask_logits.numpy(), found.best.numpy())

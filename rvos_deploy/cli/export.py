@@ -140,7 +140,8 @@ def export(
             min=0.0,
             help="By how much PyTorch's slots may cost more than the best slots of the exported "
             "graphs on that clip; the bundle records it. Default: what rounding explains, 0.16 in "
-            "fp16. From 0.4 on, a slot follows another object.",
+            "fp16. From 0.4 on, a slot follows another object. Of OnlineRefer: by how much the "
+            "best score may exceed that of PyTorch's best query.",
         ),
     ] = None,
     overwrite: OverwriteOption = False,

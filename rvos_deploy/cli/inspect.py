@@ -136,8 +136,8 @@ def _accepted(bundle: Bundle) -> str:
     allowed = allowed_differences(bundle)
     stated = "" if allowed.excess_is_stated else " (the default)"
     return (
-        f"J&F of the clip's masks {allowed.j_and_f}, excess cost of slots {allowed.excess:.2g}"
-        f"{stated}"
+        f"J&F of the clip's masks {allowed.j_and_f}, {bundle.network.choice_excess_name} "
+        f"{allowed.excess:.2g}{stated}"
     )
 
 

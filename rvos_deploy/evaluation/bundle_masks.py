@@ -79,12 +79,13 @@ def evaluate_bundle(
         segmenter: what ``rvos_deploy.load`` gives.
         data: as for :func:`rvos_deploy.evaluation.evaluate.evaluate`, and so are ``protocol``,
             ``jobs``, ``submission`` and ``progress``, which also hears of the phase "frames".
-        settings: offline by default, with the protocol's fallback.
+        settings: None: the family's default mode, with the protocol's fallback.
         overlaps: ``argmax`` or ``keep``; None: what the protocol does.
     """
     rules = protocol_named(protocol)
     split = data if isinstance(data, DataSplit) else rules.read(Path(data))
-    settings = settings or StreamSettings(mode="offline", fallback=rules.fallback)
+    mode = segmenter.bundle.network.default_mode
+    settings = settings or StreamSettings(mode=mode, fallback=rules.fallback)
     groups = rules.groups if rules.overlaps(overlaps) == "argmax" else None
     total = sum(len(video.frames) for video in split.videos if video.expressions)
     done = 0
@@ -108,7 +109,7 @@ def resolved_threshold(segmenter: Segmenter, settings: StreamSettings) -> float:
 
 def bundle_settings(segmenter: Segmenter, settings: StreamSettings) -> dict[str, Any]:
     """Which bundle ran and how, for a report; defaults are resolved."""
-    config, size = segmenter.bundle.config, segmenter.bundle.network.frame_size(settings)
+    config, settings = segmenter.bundle.config, segmenter.with_size(settings)
     return {
         "bundle": str(segmenter.bundle.path),
         "model": config.name,
@@ -116,5 +117,5 @@ def bundle_settings(segmenter: Segmenter, settings: StreamSettings) -> dict[str,
         **asdict(settings),
         "memory": settings.window,
         "threshold": resolved_threshold(segmenter, settings),
-        "size": None if size is None else list(size),
+        "size": None if settings.size is None else list(settings.size),
     }

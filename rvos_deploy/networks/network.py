@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -46,6 +47,8 @@ class Network(ABC):
     """Names of the graphs, in the order in which they run."""
     default_mode: Mode = "offline"
     """How commands segment a whole video by default; ``online`` where waiting changes no mask."""
+    choice_excess_name: str = "excess cost of replayed choices"
+    """What ``choice_excess`` bounds, for people."""
     frame_graphs: tuple[str, ...]
     """Names of the graphs that read only a frame and the texts, not mode, memory or threshold."""
 
@@ -84,11 +87,18 @@ class Network(ABC):
         Raises InputError: the frame cannot be segmented.
         """
 
-    def frame_size(self, settings: StreamSettings) -> tuple[int, int] | None:
-        """Return the box (height, width) that frames are fitted into; None: a short side alone."""
-        if settings.short_side is not None:
-            return None
-        return settings.size or self.config.input_size
+    def with_size(
+        self, settings: StreamSettings, fixed: tuple[int, int] | None
+    ) -> StreamSettings:
+        """Return the settings with the default size where they name neither box nor short side.
+
+        Args:
+            settings: of a stream.
+            fixed: (height, width) that the graphs are fixed to; None where they accept several.
+        """
+        if settings.size is not None or settings.short_side is not None:
+            return settings
+        return replace(settings, size=fixed or self.config.input_size)
 
     def describe_size(self) -> str:
         """Return the default size of frames, for people."""

@@ -319,7 +319,7 @@ def check_masks(
         own = probe_masks(bundle, backend, clip, box, None)
         by_own = judge_probe(name, bundle, logits > 0, own, undecided)
         if by_own.passed:
-            note = f"{found.tie}: masks by own slots compared instead"
+            note = f"{found.tie}: masks by own choices compared instead"
             return replace(by_own, slot_excess=found.excess, note=note)
     return check
 

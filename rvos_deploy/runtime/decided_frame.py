@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.tensors import TensorOps
 from rvos_deploy.networks.steps import MaskMaker
-from rvos_deploy.runtime.finite import require_finite
+from rvos_deploy.runtime.finite import MASK_LOGITS, require_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +24,7 @@ class DecidedFrame:
         expressions: [E] numbers of the expressions.
         maker: the network's part.
         ops: of the session.
+        mask_graph: name of the graph that gives mask logits, for errors.
     """
 
     index: int
@@ -31,6 +32,7 @@ class DecidedFrame:
     expressions: tuple[int, ...]
     maker: MaskMaker
     ops: TensorOps
+    mask_graph: str
 
     @property
     def scores(self) -> NDArray[np.float32]:
@@ -44,7 +46,7 @@ class DecidedFrame:
         Raises BackendError: the back end failed, or a logit is NaN or plus infinity.
         """
         (logits,) = self.ops.to_host([self.maker.mask_logits(thresholds)]).arrays()
-        require_finite("mask_head", {"mask_logits": logits}, f"frame {self.index}")
+        require_finite(self.mask_graph, {MASK_LOGITS: logits}, f"frame {self.index}")
         return logits.astype(np.float32, copy=False)
 
 

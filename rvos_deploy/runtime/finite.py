@@ -22,8 +22,8 @@ class NotFiniteError(BackendError):
     """A graph gave what is no number."""
 
 
-_HIDDEN = ("mask_logits",)
-"""Outputs whose -infinity says that a pixel is hidden for certain."""
+MASK_LOGITS = "mask_logits"
+"""Output whose -infinity says that a pixel is hidden for certain."""
 
 
 def require_finite(graph: str, outputs: Mapping[str, Tensor], occasion: str) -> None:
@@ -41,7 +41,7 @@ def require_finite(graph: str, outputs: Mapping[str, Tensor], occasion: str) -> 
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or not array.size:
             continue
         # A maximum is NaN where any number is.
-        sound = array.max() < np.inf if name in _HIDDEN else np.isfinite(array).all()
+        sound = array.max() < np.inf if name == MASK_LOGITS else np.isfinite(array).all()
         if not sound:
             raise not_finite(graph, name, occasion)
 
@@ -58,10 +58,10 @@ def not_finite(graph: str, output: str, occasion: str) -> NotFiniteError:
 class MapCheck:
     """Whether maps of mask logits on a device hold numbers; waited for by whoever asks first."""
 
-    def __init__(self, copy: HostCopy, occasion: str) -> None:
-        """``copy``: of ``TensorOps.finite_maps``; ``occasion``: as in :func:`require_finite`."""
+    def __init__(self, copy: HostCopy, graph: str, occasion: str) -> None:
+        """``copy``: of ``TensorOps.finite_maps``; the others as in :func:`require_finite`."""
         self._copy: HostCopy | None = copy
-        self._occasion = occasion
+        self._graph, self._occasion = graph, occasion
         self._sound = False
         self._lock = threading.Lock()
 
@@ -72,4 +72,4 @@ class MapCheck:
                 (sound,) = self._copy.arrays()
                 self._sound, self._copy = bool(sound.all()), None
         if not self._sound:
-            raise not_finite("mask_head", "mask_logits", self._occasion)
+            raise not_finite(self._graph, MASK_LOGITS, self._occasion)

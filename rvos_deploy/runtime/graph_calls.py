@@ -10,7 +10,7 @@ from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.tensors import HostArray, HostCopy, Tensor, TensorOps
 from rvos_deploy.runtime.backends.base import Session
-from rvos_deploy.runtime.finite import require_finite
+from rvos_deploy.runtime.finite import MASK_LOGITS, require_finite
 from rvos_deploy.runtime.fixed_shapes import run_rows
 
 StageCallback = Callable[[str, float], None]
@@ -32,6 +32,13 @@ class SessionCalls:
     def spec(self, graph: str) -> GraphSpec:
         """Return a graph's contract."""
         return self.session.graphs[graph].spec
+
+    @property
+    def mask_graph(self) -> str:
+        """Name of the graph that gives mask logits."""
+        graphs = self.session.graphs.values()
+        made = (g.spec.name for g in graphs for t in g.spec.outputs if t.name == MASK_LOGITS)
+        return next(made, "")
 
     def preprocess(self, frame: Tensor, geometry: FrameGeometry) -> Tensor:
         """Resize and pad a frame uint8 [H,W,3]: network input uint8 [1,h,w,3]."""

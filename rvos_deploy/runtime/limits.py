@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.graph_spec import GraphSpec, fixed_box
 from rvos_deploy.stream_settings import DEFAULT_MEMORY, StreamSettings
 
@@ -15,7 +16,6 @@ MAXIMUM_EXPRESSIONS = 256
 def check_limits(
     graphs: Mapping[str, GraphSpec],
     settings: StreamSettings,
-    box: tuple[int, int],
     expressions: int,
     frames: int | None = None,
 ) -> None:
@@ -23,8 +23,7 @@ def check_limits(
 
     Args:
         graphs: contracts by name.
-        settings: of the stream.
-        box: (height, width) that frames are fitted into.
+        settings: of the stream, with a size or a short side (``Network.with_size``).
         expressions: how many are followed at once.
         frames: of the video, where known.
 
@@ -40,19 +39,31 @@ def check_limits(
             f"found {expressions} expressions, at most {most} go into one run; split them into "
             "several runs"
         )
-    _check_size(largest, fixed_box(graphs), settings, box)
+    if settings.size is not None:
+        _check_size(settings.size, fixed_box(graphs), largest)
+    if settings.short_side is not None:
+        _check_short_side(settings.short_side, fixed_box(graphs), largest)
     _check_memory(largest.get("M"), settings, frames)
 
 
+def check_geometry(graphs: Mapping[str, GraphSpec], geometry: FrameGeometry) -> None:
+    """Refuse a frame whose long side becomes longer than the graphs take.
+
+    Raises InputError: says what the frame becomes, and what to do.
+    """
+    largest, (height, width) = _largest(graphs), geometry.padded
+    if height > largest.get("H", height) or width > largest.get("W", width):
+        shown = geometry.display
+        raise InputError(
+            f"a frame of {shown[1]}x{shown[0]} pixels becomes {width}x{height}, and this bundle "
+            f"takes sides up to {min(largest['H'], largest['W'])}; give a smaller --short-side, or "
+            "a box with --size"
+        )
+
+
 def _check_size(
-    largest: Mapping[str, int],
-    only: tuple[int, int] | None,
-    settings: StreamSettings,
-    box: tuple[int, int],
+    box: tuple[int, int], only: tuple[int, int] | None, largest: Mapping[str, int]
 ) -> None:
-    if settings.short_side is not None:
-        _check_short_side(settings.short_side, only, largest)
-        return
     if only is not None and box != only:
         raise InputError(
             f"size {box[0]}x{box[1]} is not the one that this bundle is fixed to, "

@@ -124,7 +124,9 @@ def run(
                 keep_images=any(sink.needs_images for sink in chosen),
             )
         )
-        _check_limits(segmenter, options.settings, len(expressions), reader.info.frame_count)
+        info, graphs = reader.info, segmenter.bundle.graphs
+        check_limits(graphs, stream.settings, len(expressions), info.frame_count)
+        segmenter.geometry((info.height, info.width), stream.settings)
         stack.enter_context(run_folder(out))
         check_run_folder(out, inputs)  # once more: now nobody else changes it
         # From here on a stop waits for the frame in hand, and for the files of those before it.
@@ -179,10 +181,3 @@ def _name(source: str | os.PathLike[str] | Source, options: RunOptions) -> str:
     if options.name:
         return options.name
     return redact(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else source.info.name
-
-
-def _check_limits(
-    segmenter: Segmenter, settings: StreamSettings, expressions: int, frames: int | None
-) -> None:
-    size = settings.size or segmenter.bundle.config.input_size
-    check_limits(segmenter.bundle.graphs, settings, size, expressions, frames)

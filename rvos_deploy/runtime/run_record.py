@@ -62,12 +62,11 @@ class RunRecord:
 
     def _settings(self) -> dict[str, object]:
         bundle, settings = self._segmenter.bundle, self._stream.settings
-        size = bundle.network.frame_size(settings)
         return {
             "bundle": str(bundle.path),
             "model": bundle.config.name,
             "precision": bundle.precision,
             **asdict(settings),
             "memory": settings.window,
-            "size": None if size is None else list(size),
+            "size": None if settings.size is None else list(settings.size),
         }

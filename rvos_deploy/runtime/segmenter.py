@@ -14,6 +14,7 @@ from pathlib import Path
 from rvos_deploy.bundle.folder import TOKENIZER, Bundle, open_bundle
 from rvos_deploy.closeable import Closeable
 from rvos_deploy.errors import BundleError, InputError
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.graph_spec import fixed_box
 from rvos_deploy.graph_io.tokenizer import check_text
 from rvos_deploy.networks.steps import EncodedText
@@ -21,7 +22,7 @@ from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.decided_frame import Render
 from rvos_deploy.runtime.graph_calls import SessionCalls, StageCallback
-from rvos_deploy.runtime.limits import check_limits
+from rvos_deploy.runtime.limits import check_geometry, check_limits
 from rvos_deploy.runtime.stream import Stream, add_expressions
 from rvos_deploy.runtime.streams_in_step import FrameResults, SharedCalls, StreamsInStep
 from rvos_deploy.stream_settings import StreamSettings, described, whole_number
@@ -87,14 +88,15 @@ class Segmenter(Closeable):
 
         Args:
             expressions: a list of sentences.
-            settings: one or more, of one ``size``.
+            settings: one or more, of one ``size`` or ``short_side``.
             renders: for each of them, as for :meth:`stream`.
 
         Raises:
             InputError: as :meth:`stream`, or the sizes differ.
         """
         self._require_open()
-        if len(sizes := {one.size for one in settings}) != 1:
+        sized = [self.with_size(one) for one in settings]
+        if len(sizes := {one.size or one.short_side for one in sized}) != 1:
             raise InputError(
                 f"streams in step need settings of one size, found {described(sizes)}; frames of "
                 "another size need another pass"
@@ -129,18 +131,16 @@ class Segmenter(Closeable):
                 + (", or StreamSettings(**settings)" if isinstance(settings, dict) else "")
             )
         settings = settings or StreamSettings()
+        settings = self.with_size(settings)
         if isinstance(expressions, Sequence) and not isinstance(expressions, str):
-            box = settings.size or self.bundle.config.input_size
-            check_limits(self.bundle.graphs, settings, box, len(expressions))
+            check_limits(self.bundle.graphs, settings, len(expressions))
         if settings.threshold is None:
             settings = replace(settings, threshold=self.bundle.threshold(settings.mode))
-        network = self.bundle.network
-        fit = partial(network.geometry, settings=settings, fixed=fixed_box(self.bundle.graphs))
         stream = Stream(
-            network.steps(calls, settings),
+            self.bundle.network.steps(calls, settings),
             calls,
             self.encode_text,
-            fit,
+            partial(self.geometry, settings=settings),
             settings,
             render=render,
             keep_images=keep_images,
@@ -151,6 +151,20 @@ class Segmenter(Closeable):
             stream.close()
             raise
         return stream
+
+    def with_size(self, settings: StreamSettings) -> StreamSettings:
+        """Return the settings with the bundle's size where they name neither box nor short side."""
+        return self.bundle.network.with_size(settings, fixed_box(self.bundle.graphs))
+
+    def geometry(self, display: tuple[int, int], settings: StreamSettings) -> FrameGeometry:
+        """Return how a frame of this (height, width) fits the network's input.
+
+        Raises InputError: the graphs do not take what the frame becomes.
+        """
+        graphs = self.bundle.graphs
+        geometry = self.bundle.network.geometry(display, settings, fixed_box(graphs))
+        check_geometry(graphs, geometry)
+        return geometry
 
     def encode_text(self, text: str) -> EncodedText:
         """Encode an expression; the last 1,024 are remembered.

@@ -377,7 +377,10 @@ class Stream(Closeable):
             made = self._masks_of(frame, maker.mask_logits(maker.thresholds))
         else:
             index = frame.frame.index
-            decided = DecidedFrame(index, frame.geometry, numbers, maker, self._calls.ops)
+            calls = self._calls
+            decided = DecidedFrame(
+                index, frame.geometry, numbers, maker, calls.ops, calls.mask_graph
+            )
             made = PendingMasks(FinishedCopy([self._render(decided)])), None
         return self._result(frame, made, maker.scores.max(axis=1), numbers)
 
@@ -387,7 +390,7 @@ class Stream(Closeable):
         with self._calls.stage("post-processing"):
             check = None
             if not isinstance(logits, np.ndarray):
-                check = MapCheck(ops.finite_maps(logits), frame.occasion)
+                check = MapCheck(ops.finite_maps(logits), self._calls.mask_graph, frame.occasion)
             if self.settings.masks == "device":
                 # The reader waits for nothing; the stream's next step asks the check.
                 return ops.upsample_masks_on_device(logits, geometry), check

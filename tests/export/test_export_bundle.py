@@ -249,7 +249,7 @@ def test_errors_of_failed_masks_give_the_difference_and_the_options(
     with pytest.raises(ParityError) as error:
         bundle_export._require_all((masks,))
     text = str(error.value)
-    assert f"masks (J&F {j_and_f:.4f}, needed 0.999; 0.40% undecided, slots cost" in text
+    assert f"masks (J&F {j_and_f:.4f}, needed 0.999; 0.40% undecided, excess cost of slots" in text
     assert "more than the best, allowed 0.16; export with --precision fp32, or measure" in text
     assert text.endswith(f"accept it with {options})")
 

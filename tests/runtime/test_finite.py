@@ -168,13 +168,13 @@ def test_a_stream_that_failed_gives_nothing_more(tiny_bundle: Path, mode: str) -
 
 
 def test_masks_that_are_on_their_way_fail_where_they_are_read() -> None:
-    check = MapCheck(FinishedCopy([np.array([True, False])]), "frame 5")
+    check = MapCheck(FinishedCopy([np.array([True, False])]), "mask_head", "frame 5")
     coming = PendingMasks(FinishedCopy([np.zeros((2, 3, 3), np.bool_)]), check)
     for _ in range(2):
         with pytest.raises(BackendError, match="frame 5: graph mask_head"):
             coming.get()
     sound = PendingMasks(
-        FinishedCopy([np.ones(1)]), MapCheck(FinishedCopy([np.array([True])]), "frame 6")
+        FinishedCopy([np.ones(1)]), MapCheck(FinishedCopy([np.array([True])]), "mask_head", "frame 6")
     )
     assert sound.get() is sound.get()
 

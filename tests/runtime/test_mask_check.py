@@ -121,7 +121,7 @@ def test_where_slots_are_nearly_tied_what_the_tie_decides_is_compared(probe: Pro
     check = probe(0.3, own=True)
     assert check.passed
     assert check.slot_excess == 0.3
-    assert check.note == "near tie at slot 3: masks by own slots compared instead"
+    assert check.note == "near tie at slot 3: masks by own choices compared instead"
     # Even where the replayed ones are wrong, as they are when a choice does not fit.
     assert probe(0.3, replayed=False, own=True).passed
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ class OnlineRefer(Network):
     graphs = GRAPHS
     frame_graphs = ("backbone", "frame_decoder")
     default_mode = "online"
+    choice_excess_name = "excess score of another query"
 
     @staticmethod
     def from_dict(model: Mapping[str, object]) -> OnlineRefer:
@@ -82,9 +83,13 @@ class OnlineRefer(Network):
         short_side = settings.short_side or self._config.short_side
         return stretch_frame(display, settings.size or short_side_box(short_side))
 
-    def frame_size(self, settings: StreamSettings) -> tuple[int, int] | None:
-        """Return the box that the settings name; by default the short side alone is fixed."""
-        return settings.size
+    def with_size(
+        self, settings: StreamSettings, fixed: tuple[int, int] | None
+    ) -> StreamSettings:
+        """Return the settings with the short side as the default; see the base class."""
+        if fixed is None and settings.size is None and settings.short_side is None:
+            return replace(settings, short_side=self._config.short_side)
+        return super().with_size(settings, fixed)
 
     def describe_size(self) -> str:
         """Return the short side, and what it makes of a 16:9 frame."""
@@ -124,10 +129,10 @@ class OnlineRefer(Network):
     def check_choices(self, choices: NDArray[np.integer]) -> str | None:
         """Check that choices are numbers of queries; see the base class."""
         last = self._config.num_queries - 1
-        fits = choices.dtype.kind == "i" and choices.shape[2:] == (1,)
-        if fits and choices.size and choices.min() >= 0 and choices.max() <= last:
+        fits = choices.dtype.kind == "i" and choices.shape[2:] == (1,) and choices.size > 0
+        if fits and 0 <= choices.min() and choices.max() <= last and not choices[:, 1:].any():
             return None
-        return f"numbers of queries, 0 to {last}"
+        return f"numbers of queries, 0 to {last} in the first frame and 0 from then on,"
 
     def choice_excess(self, graphs: Mapping[str, GraphSpec]) -> float:
         """Return by how much a file's best score may exceed that of PyTorch's best query."""

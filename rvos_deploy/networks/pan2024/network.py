@@ -40,6 +40,7 @@ class Pan2024(Network):
     family = "pan2024"
     graphs = GRAPHS
     frame_graphs = ("backbone", "frame_decoder")
+    choice_excess_name = "excess cost of slots"
 
     @staticmethod
     def from_dict(model: Mapping[str, object]) -> Pan2024:
