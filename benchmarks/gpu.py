@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.errors import BackendError, InputError
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _roofline_table(record: dict[str, Any]) -> Table:
     return table
 
 
-@one_line_errors
+@with_error_lines
 def main(
     bundle: Annotated[
         Path, typer.Option("--bundle", "-b", help="Made by 'export', or a packaged one's name.")

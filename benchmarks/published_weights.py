@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from rvos_deploy.bundle.folder import Bundle
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.console.output import frame_progress, step_progress
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.evaluation.bundle_masks import bundle_settings, evaluate_bundle
@@ -34,7 +34,7 @@ PROTOCOL = "ref-davis"
 _SCORES = {"J&F": "j_and_f", "J": "j", "F": "f"}
 
 
-@one_line_errors
+@with_error_lines
 def main(
     preset: Annotated[str, typer.Argument(metavar="PRESET", help="Preset with published weights.")],
     data: Annotated[

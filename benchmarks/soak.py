@@ -23,7 +23,7 @@ import numpy as np
 import typer
 
 from rvos_deploy.benchmarks.memory import SETTLED, resident_over_frames
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.environment import machine, resident_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.graph_io.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
@@ -243,7 +243,7 @@ def _progress() -> Iterator[Progress]:
         yield update
 
 
-@one_line_errors
+@with_error_lines
 def main(
     bundle: Annotated[
         Path, typer.Argument(help="Made by 'export', or the name of a packaged one.")

@@ -264,7 +264,7 @@ def _copy(wanted: _Wanted, transfer: Transfer, progress: Progress) -> None:
     kept = "run the command again"
     if transfer.version is not None:
         kept += f", which goes on from what {wanted.part} keeps"
-    stopping.tell(kept)
+    stopping.set_hint(kept)
     progress(wanted.path.name, done, transfer.total)
     try:
         # Unbuffered: whatever ends the process, all that came is in the file.
@@ -278,7 +278,7 @@ def _copy(wanted: _Wanted, transfer: Transfer, progress: Progress) -> None:
     except BrokenConnectionError as error:
         raise DownloadError(f"{wanted.shown}: the connection {error}; {kept}") from None
     finally:
-        stopping.tell("")
+        stopping.set_hint("")
 
 
 def _write_all(file: FileIO, chunk: bytes) -> None:

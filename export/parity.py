@@ -25,7 +25,7 @@ from rvos_deploy.networks.network import Network
 from rvos_deploy.parity.comparison import sample
 from rvos_deploy.parity.verification import (
     Check,
-    judge,
+    check_tensor,
     run_cases,
 )
 from rvos_deploy.runtime.backends.base import Session
@@ -47,7 +47,7 @@ def check_graph(
     with backend.open_files([(spec, OnnxFile(file))]) as session:
         for name, tensor, expected, measured in _pairs(graph.module, session, network):
             queries = network.independent_rows(spec, tensor, expected.shape)
-            checks.append(judge(name, spec.tolerance, expected, measured, queries))
+            checks.append(check_tensor(name, spec.tolerance, expected, measured, queries))
             reference[name] = sample(expected).copy()
     return checks
 
@@ -60,7 +60,7 @@ def check_without_rounding(
     files = [(graph.spec, OnnxFile(file))]
     with Bf16ReferenceBackend(rounding=False).open_files(files) as session:
         return [
-            judge(f"{name}, without rounding", tolerance, expected, measured)
+            check_tensor(f"{name}, without rounding", tolerance, expected, measured)
             for name, _, expected, measured in _pairs(module, session, network)
         ]
 

@@ -112,7 +112,9 @@ def _run_demo(
         report = run(segmenter, temporary, texts, out, options=options)
         if report.stopped is not None:
             # There is no score of a part.
-            raise stopping.again(report.stopped, f"{report.frames} frames are complete in {out}")
+            raise stopping.stop_for_reason(
+                report.stopped, f"{report.frames} frames are complete in {out}"
+            )
         masks = _written_masks(out / MASKS, len(shown), len(sample.masks))
         scores = tuple(
             _score(sample, expression, number, masks[:, number])

@@ -19,7 +19,7 @@ GREATEST_DEFAULT = 2**30
 SHARE_OF_MEMORY = 8
 
 _SPARE_DISK = 2**26
-_MORE_ROOM = "set TMPDIR to a larger disk, use --mode online, or fewer frames (--max-frames)"
+_MORE_DISK = "set TMPDIR to a larger disk, use --mode online, or fewer frames (--max-frames)"
 
 
 def default_mask_budget() -> int:
@@ -72,7 +72,7 @@ class SpillStore(Closeable):
             self._held[number] = self._spill(array)
         return number
 
-    def take(self, number: int) -> Tensor:
+    def pop(self, number: int) -> Tensor:
         """Return a tensor, and forget it."""
         held = self._held.pop(number)
         if isinstance(held, _Spilled):
@@ -97,15 +97,15 @@ class SpillStore(Closeable):
                 self._file = tempfile.TemporaryFile(prefix="rvos-deploy-")  # noqa: SIM115
             except OSError as error:
                 raise InputError(
-                    f"{_no_room(array.nbytes)}: {error.strerror}; {_MORE_ROOM}"
+                    f"{_disk_needed(array.nbytes)}: {error.strerror}; {_MORE_DISK}"
                 ) from error
-        record = _Spilled(self._room(array.nbytes), array.shape, array.dtype, array.nbytes)
+        record = _Spilled(self._allocate(array.nbytes), array.shape, array.dtype, array.nbytes)
         mapped = self._map(record, "r+")
         mapped[...] = array
         mapped.flush()
         return record
 
-    def _room(self, nbytes: int) -> int:
+    def _allocate(self, nbytes: int) -> int:
         """Offset of a piece of the file: one that was given back, or a new one at the end."""
         assert self._file is not None
         if self._free.get(nbytes):
@@ -119,7 +119,7 @@ class SpillStore(Closeable):
             else:
                 self._file.truncate(offset + nbytes)
         except OSError as error:
-            raise InputError(f"{_no_room(nbytes)}: {error.strerror}; {_MORE_ROOM}") from error
+            raise InputError(f"{_disk_needed(nbytes)}: {error.strerror}; {_MORE_DISK}") from error
         self.bytes_on_disk += nbytes
         return offset
 
@@ -128,7 +128,8 @@ class SpillStore(Closeable):
         free = shutil.disk_usage(folder).free
         if free < nbytes + _SPARE_DISK:
             raise InputError(
-                f"{_no_room(nbytes)}, and {folder} has {free / 2**20:.0f} MiB left; {_MORE_ROOM}"
+                f"{_disk_needed(nbytes)}, and {folder} has {free / 2**20:.0f} MiB left; "
+                f"{_MORE_DISK}"
             )
 
     def _map(
@@ -138,5 +139,5 @@ class SpillStore(Closeable):
         return np.memmap(self._file, record.dtype, mode, record.offset, record.shape)
 
 
-def _no_room(nbytes: int) -> str:
+def _disk_needed(nbytes: int) -> str:
     return f"waiting for the end of the clip takes {nbytes / 2**20:.1f} MiB a frame"

@@ -102,7 +102,7 @@ def reason_of(stop: BaseException) -> str:
     return stop.reason if isinstance(stop, Stopped) else "interrupted"
 
 
-def again(reason: str, hint: str) -> Stopped:
+def stop_for_reason(reason: str, hint: str) -> Stopped:
     """The stop that ended a part of the work, for what cannot go on without that part."""
     return Stopped(exit_code_of(reason) - 128, hint)
 
@@ -138,7 +138,7 @@ def install_for_module() -> None:
         install()
 
 
-def tell(hint: str) -> None:
+def set_hint(hint: str) -> None:
     """Set what a stop from now on says beside its reason: what there is already."""
     _state.hint = hint
 
@@ -199,7 +199,7 @@ def was_raised() -> bool:
     return _state.raised is not None
 
 
-def say(line: str) -> None:
+def print_last_line(line: str) -> None:
     """Print the one line that a stop ends with, on standard error; only the first call does."""
     if _state.said and _state.request is not None:
         return
@@ -276,7 +276,7 @@ def _leave(number: int) -> NoReturn:
     if not _state.leaving.acquire(blocking=False):
         while True:  # another thread is at it
             time.sleep(1)
-    say(Stopped(number, _state.hint).line)
+    print_last_line(Stopped(number, _state.hint).line)
     _end_children()
     _discard_files(ending=True)
     if "rich" in sys.modules and sys.stderr is not None and sys.stderr.isatty():
@@ -312,7 +312,7 @@ def _end() -> None:
         signal.signal(number, signal.SIG_IGN)
     _discard_files(ending=False)
     if _state.raised is not None:
-        say(_state.raised.line)
+        print_last_line(_state.raised.line)
 
 
 def _forked() -> None:

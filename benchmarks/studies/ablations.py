@@ -48,7 +48,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rvos_deploy.benchmarks.studies.video_queries import decode_queries
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import InputError, one_line
@@ -249,7 +249,7 @@ def best_threshold(
     return max(found, key=lambda values: values["j_and_f"])
 
 
-@one_line_errors
+@with_error_lines
 def main(
     out: Annotated[Path, typer.Argument(help="Folder of the runs and of ablations.json.")],
     clip_weights: Annotated[Path, typer.Option(help="Of 'pretrain-clip'.")],

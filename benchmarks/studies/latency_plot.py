@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.errors import InputError
 
 STAGES = ("decode", "resize", "backbone", "frame_decoder", "video_decoder", "mask_head")
@@ -83,7 +83,7 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     figure.savefig(out, dpi=130)
 
 
-@one_line_errors
+@with_error_lines
 def main(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Of benchmark --json.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PNG", help="The plot.")],

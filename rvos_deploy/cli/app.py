@@ -46,9 +46,9 @@ def run_command_line() -> int:
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
     if len(sys.argv) == 1:
         sys.argv.append("--help")
-    from rvos_deploy.console.error_lines import one_line
+    from rvos_deploy.console.error_lines import run_with_error_lines
 
-    return one_line(_call, debug=debug)
+    return run_with_error_lines(_call, debug=debug)
 
 
 def _call() -> int:

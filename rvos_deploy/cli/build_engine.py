@@ -138,7 +138,7 @@ def build_engine(
             f"{engine.graph}: {mebibytes(engine.plan_bytes)}, {engine.build_seconds:.1f} s, "
             f"{_types(engine)}{_plugins(engine)}"
         )
-    typer.echo(f"{bundle}: {counted(len(engines), 'engine')} for {target} {_proof(engines)}")
+    typer.echo(f"{bundle}: {counted(len(engines), 'engine')} for {target} {_parity(engines)}")
     content = {"bundle": str(bundle), "engines": [engine.as_dict() for engine in engines]}
     write_record(json, "build-engine", content, versions())
 
@@ -155,7 +155,7 @@ def _plugins(engine: EngineSidecar) -> str:
     return f", {engine.plugin_layers} plugin layers" if engine.plugin_layers else ""
 
 
-def _proof(engines: list[EngineSidecar]) -> str:
+def _parity(engines: list[EngineSidecar]) -> str:
     """Say what the engines were built for, and what the parity checks gave."""
     first = engines[0]
     capabilities = ", ".join(first.compute_capabilities)

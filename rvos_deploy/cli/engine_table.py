@@ -26,7 +26,7 @@ def engine_table(bundle: Bundle, engines: Sequence[EngineSidecar | EngineError])
         table.add_row(f"[bold]{engine.graph}[/]", escape(_what(engine)))
         for profile in engine.profiles:
             table.add_row("", format_profile(profile))
-        table.add_row("", _proof(engine))
+        table.add_row("", _parity(engine))
         try:
             check_plan(bundle, engine)
         except EngineError as error:
@@ -50,7 +50,7 @@ def _what(engine: EngineSidecar) -> str:
     return ", ".join([f"{mebibytes(engine.plan_bytes)}, {built}{capabilities}{gpu}", *notes])
 
 
-def _proof(engine: EngineSidecar) -> str:
+def _parity(engine: EngineSidecar) -> str:
     if not engine.parity:
         reason = escape(engine.parity_reason or "no reason recorded")
         return f"[bold red]refused when loaded[/]: no parity ({reason})"

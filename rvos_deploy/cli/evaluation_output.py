@@ -45,7 +45,7 @@ def print_scores(result: Mapping[str, Any], submission: Path | None) -> None:
 
 def warn_of_missing(evaluation: Evaluation, predictions: Path) -> None:
     """Print one line on standard error: what is missing, and which names may be wrong."""
-    from rvos_deploy.evaluation.mismatch import strays
+    from rvos_deploy.evaluation.mismatch import unexpected_names
     from rvos_deploy.evaluation.protocols import protocol_named
 
     if not (missing := evaluation.missing):
@@ -53,7 +53,7 @@ def warn_of_missing(evaluation: Evaluation, predictions: Path) -> None:
     videos = evaluation.split.videos
     more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     line = f"{_missing_counts(evaluation)} ({', '.join(missing[:_NAMED])}{more}) and count 0"
-    if predictions.is_dir() and (found := strays(predictions, videos, missing)):
+    if predictions.is_dir() and (found := unexpected_names(predictions, videos, missing)):
         line += f"; the split does not have {', '.join(found)}"
     if protocol_named(evaluation.protocol).accuracies and any(
         score.no_target and score.missing_frames for score in evaluation.scores

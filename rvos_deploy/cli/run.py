@@ -128,7 +128,9 @@ def run(
         f"{report.seconds:.1f} s, {report.frames_per_second:.1f} fps -> {out}"
     )
     if report.stopped:
-        stopping.say(f"warning: {report.stopped}; {report.frames} frames are complete in {out}")
+        stopping.print_last_line(
+            f"warning: {report.stopped}; {report.frames} frames are complete in {out}"
+        )
         raise typer.Exit(stopping.exit_code_of(report.stopped))
     if report.damage:
         typer.echo(

@@ -21,7 +21,7 @@ WRONG_USE = 2
 _GROUP = 0.2
 
 
-def one_line(call: Callable[[], int], *, debug: bool = False) -> int:
+def run_with_error_lines(call: Callable[[], int], *, debug: bool = False) -> int:
     """Run ``call`` and give its exit code; an RvosError or a stop becomes one line and its code.
 
     ``debug`` also shows the traceback. Warnings are one line each. Unforeseen errors are raised.
@@ -33,7 +33,7 @@ def one_line(call: Callable[[], int], *, debug: bool = False) -> int:
         except stopping.Stopped as stop:
             return _stopped(stop)
         except KeyboardInterrupt:
-            stopping.say("error: interrupted")
+            stopping.print_last_line("error: interrupted")
             return stopping.INTERRUPTED
         except Exception as error:
             message, code = _explain(error)
@@ -51,7 +51,7 @@ def one_line(call: Callable[[], int], *, debug: bool = False) -> int:
             return code
 
 
-def one_line_errors(main: Callable[Parameters, None]) -> Callable[Parameters, None]:
+def with_error_lines(main: Callable[Parameters, None]) -> Callable[Parameters, None]:
     """Wrap a command for ``python -m ...``: its errors and stops are one line, as in the CLI."""
 
     @functools.wraps(main)
@@ -65,14 +65,14 @@ def one_line_errors(main: Callable[Parameters, None]) -> Callable[Parameters, No
                 return exit.exit_code
             return 0
 
-        if code := one_line(call):
+        if code := run_with_error_lines(call):
             raise typer.Exit(code)
 
     return command
 
 
 def _stopped(stop: stopping.Stopped) -> int:
-    stopping.say(stop.line)
+    stopping.print_last_line(stop.line)
     return int(stop.code or 0)
 
 

@@ -24,7 +24,7 @@ from rvos_deploy.evaluation.protocols import (
     VideoScores,
     protocol_named,
 )
-from rvos_deploy.evaluation.scoring import Chunk, ChunkScores, Scores, in_order, score_chunk
+from rvos_deploy.evaluation.scoring import Chunk, ChunkScores, Scores, map_in_order, score_chunk
 from rvos_deploy.evaluation.submission import Submission
 
 Progress = Callable[[str, int, int | None], None]
@@ -87,7 +87,7 @@ def evaluate(
             writer = stack.enter_context(Submission(Path(submission), root))
         chunks = _chunks(split, source, rules, png=writer is not None)
         rows, missing = _collect(
-            split, rules, in_order(score_chunk, chunks, jobs), writer, progress
+            split, rules, map_in_order(score_chunk, chunks, jobs), writer, progress
         )
     return Evaluation(protocol, split, rows, missing, time.perf_counter() - started)
 

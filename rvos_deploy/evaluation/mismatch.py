@@ -20,7 +20,7 @@ _DEPTH, _FOLDERS = 2, 500
 """How deep, and in how many folders, videos are looked for below the folder that was given."""
 
 
-def no_match(root: Path, videos: Sequence[VideoRecord]) -> InputError:
+def no_masks_found(root: Path, videos: Sequence[VideoRecord]) -> InputError:
     """The error for a folder that holds no mask under any name that is looked for.
 
     Args:
@@ -40,7 +40,9 @@ def no_match(root: Path, videos: Sequence[VideoRecord]) -> InputError:
     return InputError(f"{root} holds no mask that is looked for: {_inside(root, present)}")
 
 
-def strays(root: Path, videos: Sequence[VideoRecord], missing: Sequence[str]) -> list[str]:
+def unexpected_names(
+    root: Path, videos: Sequence[VideoRecord], missing: Sequence[str]
+) -> list[str]:
     """Files and folders beside missing predictions that nobody asked for: misnamed, perhaps.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.graph_io.frame_geometry import display_all_logits
+from rvos_deploy.graph_io.frame_geometry import upsample_all_logits
 from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.runtime.decided_frame import DecidedFrame, Render
 from rvos_deploy.stream_settings import Fallback
@@ -42,6 +42,6 @@ def argmax_masks(threshold: float, fallback: Fallback, groups: Groups) -> Render
     def render(frame: DecidedFrame) -> NDArray[np.bool_]:
         passing = thresholds(frame.scores, threshold, fallback)
         logits = frame.mask_logits(passing)
-        return resolve_overlaps(display_all_logits(logits, frame.geometry), groups)
+        return resolve_overlaps(upsample_all_logits(logits, frame.geometry), groups)
 
     return render

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rvos_deploy.datasets import VideoRecord
 from rvos_deploy.errors import InputError
-from rvos_deploy.evaluation.mismatch import no_match
+from rvos_deploy.evaluation.mismatch import no_masks_found
 from rvos_deploy.images import read_image
 
 Mask = NDArray[np.bool_]
@@ -54,7 +54,7 @@ class PredictionFolder:
         )
         # A mask that is nowhere counts 0. When all are nowhere, the folder or its names are wrong.
         if not any((self.root / name).is_file() for name in names):
-            raise no_match(self.root, videos)
+            raise no_masks_found(self.root, videos)
 
     def chunks(self, video: VideoRecord) -> Iterator[tuple[int, int, PredictedMasks]]:
         """Ranges of frames; the files are opened by who loads them."""

@@ -131,7 +131,7 @@ def _compare(line: list[Mask | None], truth: NDArray[np.bool_]) -> Scores:
     return both
 
 
-def in_order(
+def map_in_order(
     score: Callable[[Work], Result], chunks: Iterable[Work], jobs: int
 ) -> Iterator[Result]:
     """Score chunks in ``jobs`` processes; results come in the order of the chunks.

@@ -28,14 +28,14 @@ from rvos_deploy.evaluation.protocols import (
     VideoScores,
     protocol_named,
 )
-from rvos_deploy.evaluation.scoring import in_order
+from rvos_deploy.evaluation.scoring import map_in_order
 from rvos_deploy.evaluation.sweep_scoring import (
     SweepChunk,
     SweepScores,
     SweptFrame,
     score_sweep_chunk,
 )
-from rvos_deploy.graph_io.frame_geometry import display_all_logits, display_masks
+from rvos_deploy.graph_io.frame_geometry import upsample_all_logits, upsample_masks
 from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.runtime.decided_frame import DecidedFrame, Render
 from rvos_deploy.runtime.segmenter import Segmenter
@@ -111,7 +111,7 @@ def sweep_thresholds(
     checked = [StreamSettings(threshold=value).threshold for value in at]
     candidates = tuple(sorted({*own, *(value for value in checked if value is not None)}))
     run = _Run(segmenter, split, rules, candidates, settings, resolved, progress)
-    scores = run.collect(in_order(score_sweep_chunk, run.chunks(), jobs))
+    scores = run.collect(map_in_order(score_sweep_chunk, run.chunks(), jobs))
     seconds = time.perf_counter() - started
     return Sweep(protocol, split, candidates, scores, settings, resolved, seconds)
 
@@ -125,7 +125,7 @@ def _both_modes(segmenter: Segmenter, online: StreamSettings) -> dict[Mode, Stre
     }
 
 
-def sweeping(
+def sweep_render(
     candidates: Sequence[float],
     fallback: Fallback,
     groups: Groups | None,
@@ -146,9 +146,9 @@ def sweeping(
         for chosen in first:
             logits = frame.mask_logits(values[chosen, rows])
             if groups is None:
-                masks = display_masks(logits, frame.geometry)
+                masks = upsample_masks(logits, frame.geometry)
             else:
-                masks = resolve_overlaps(display_all_logits(logits, frame.geometry), groups)
+                masks = resolve_overlaps(upsample_all_logits(logits, frame.geometry), groups)
             bits.append(np.packbits(masks, axis=-1))
         swept(SweptFrame(np.stack(bits), answers))
         return np.zeros((len(rows), 0, 0), np.bool_)
@@ -243,7 +243,7 @@ class _Run:
             def keep(frame: SweptFrame) -> None:
                 swept.append((mode, frame))
 
-            return sweeping(self.candidates, settings[0].fallback, groups, keep)
+            return sweep_render(self.candidates, settings[0].fallback, groups, keep)
 
         renders = [render(mode) for mode in self.settings]
         with self.segmenter.streams_in_step(texts, settings, renders) as streams:

@@ -118,7 +118,7 @@ class GraphSpec:
         """The axis of this name; None where the graph has none."""
         return next((axis for axis in self.axes if axis.name == name), None)
 
-    def least(self, name: str) -> int:
+    def minimum_size(self, name: str) -> int:
         """The least size of an axis: what is shorter must be padded to it."""
         axis = self.axis(name)
         return 1 if axis is None else axis.minimum
@@ -128,7 +128,7 @@ class GraphSpec:
         """Sizes of the axes that are fixed, by name."""
         return {axis.name: axis.maximum for axis in self.axes if axis.fixed}
 
-    def at(self, case: Mapping[str, int]) -> dict[str, int]:
+    def axis_sizes(self, case: Mapping[str, int]) -> dict[str, int]:
         """The case's sizes of those axes that the graph has, or what they are fixed to."""
         return {axis.name: case[axis.name] for axis in self.axes} | self.fixed
 

@@ -138,7 +138,7 @@ class TensorOps(ABC):
 
         Returns:
             A copy of one array, bool [E,H,W]; the numbers are those of
-            ``frame_geometry.display_masks``.
+            ``frame_geometry.upsample_masks``.
         """
 
     @abstractmethod

@@ -87,9 +87,7 @@ class Network(ABC):
         Raises InputError: the frame cannot be segmented.
         """
 
-    def with_size(
-        self, settings: StreamSettings, fixed: tuple[int, int] | None
-    ) -> StreamSettings:
+    def with_size(self, settings: StreamSettings, fixed: tuple[int, int] | None) -> StreamSettings:
         """Return the settings with the default size where they name neither box nor short side.
 
         Args:

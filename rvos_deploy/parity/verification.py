@@ -19,7 +19,7 @@ from rvos_deploy.bundle.folder import PARITY, Bundle
 from rvos_deploy.bundle.parity_file import read_arrays
 from rvos_deploy.errors import BundleError
 from rvos_deploy.evaluation.metrics import frame_scores
-from rvos_deploy.graph_io.frame_geometry import display_logits
+from rvos_deploy.graph_io.frame_geometry import upsample_logits
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.probe import (
     PROBE_EXPRESSIONS,
@@ -156,7 +156,7 @@ def run_cases(
         yield name, inputs, graph.run(inputs)
 
 
-def left_out(graph: Graph, network: Network) -> list[str]:
+def unsupported_cases(graph: Graph, network: Network) -> list[str]:
     """Names of the cases that the graph does not support: sizes outside an engine's profiles."""
     cases = _named_cases(graph.spec, network)
     return [name for name, (_, axes) in cases.items() if not graph.supports(axes)]
@@ -167,13 +167,8 @@ def _named_cases(spec: GraphSpec, network: Network) -> dict[str, tuple[int, dict
     return {
         case_name(spec.name, axes): (seed, axes)
         for seed, case in enumerate(network.probe_cases())
-        for axes in [case_axes(spec, case)]
+        for axes in [spec.axis_sizes(case)]
     }
-
-
-def case_axes(spec: GraphSpec, case: Mapping[str, int]) -> dict[str, int]:
-    """The case's sizes of those axes that the graph has, or what they are fixed to."""
-    return spec.at(case)
 
 
 def case_name(graph: str, axes: Mapping[str, int]) -> str:
@@ -181,7 +176,7 @@ def case_name(graph: str, axes: Mapping[str, int]) -> str:
     return " ".join([graph, *(f"{name}{size}" for name, size in axes.items())])
 
 
-def judge(
+def check_tensor(
     name: str,
     tolerance: float,
     reference: HostArray,
@@ -236,7 +231,7 @@ def verify(
         with backend.open(bundle, [spec.name]) as session:
             graph = session.graphs[spec.name]
             if on_left_out is not None:
-                for name in left_out(graph, bundle.network):
+                for name in unsupported_cases(graph, bundle.network):
                     on_left_out(name)
             for name, _, outputs in run_cases(graph, bundle.network):
                 for tensor in spec.outputs:
@@ -245,7 +240,9 @@ def verify(
                     expected = _recorded(recorded, key, bundle)
                     of = bundle.network.independent_rows(spec, tensor, whole.shape)
                     queries = None if of is None else sample(of)
-                    results.append(judge(key, spec.tolerance, expected, sample(whole), queries))
+                    results.append(
+                        check_tensor(key, spec.tolerance, expected, sample(whole), queries)
+                    )
     if progress is not None:
         progress("masks of a clip")
     results.append(check_masks(bundle, backend, recorded[CLIP_LOGITS], recorded.get(CLIP_ORDER)))
@@ -305,7 +302,7 @@ def check_masks(
     """
     probe = clip_probe(bundle.network, bundle.graphs)
     clip, box, geometry = probe.frames, probe.box, probe.geometry
-    logits = np.stack([[display_logits(m, geometry) for m in maps] for maps in reference_logits])
+    logits = np.stack([[upsample_logits(m, geometry) for m in maps] for maps in reference_logits])
     name = f"masks of a clip, {len(clip)} frames, {len(logits)} expressions"
     try:
         found = probe_masks(bundle, backend, clip, box, reference_order)
@@ -314,10 +311,10 @@ def check_masks(
         minimum = allowed_differences(bundle).j_and_f
         return MaskCheck(name, False, minimum, j=0.0, f=0.0, foreground=0.0)
     undecided = np.abs(logits) <= TIE[bundle.precision] * np.abs(logits).max()
-    check = judge_probe(name, bundle, logits > 0, found, undecided)
+    check = check_probe_masks(name, bundle, logits > 0, found, undecided)
     if check.allowed_excess < found.excess <= bundle.network.maximum_choice_excess:
         own = probe_masks(bundle, backend, clip, box, None)
-        by_own = judge_probe(name, bundle, logits > 0, own, undecided)
+        by_own = check_probe_masks(name, bundle, logits > 0, own, undecided)
         if by_own.passed:
             note = f"{found.tie}: masks by own choices compared instead"
             return replace(by_own, slot_excess=found.excess, note=note)
@@ -337,18 +334,18 @@ class ProbeMasks:
     tie: str = ""
 
 
-def judge_probe(
+def check_probe_masks(
     name: str,
     bundle: Bundle,
     truth: NDArray[np.bool_],
     found: ProbeMasks,
     undecided: NDArray[np.bool_] | None = None,
 ) -> MaskCheck:
-    """Judge masks by :func:`judge_masks` and the bundle's own minimum, and replayed slots by what
+    """Judge masks by :func:`score_masks` and the bundle's own minimum, and replayed slots by what
     their graph may err by.
     """
     allowed = allowed_differences(bundle)
-    check = judge_masks(name, truth, found.masks, undecided, allowed.j_and_f)
+    check = score_masks(name, truth, found.masks, undecided, allowed.j_and_f)
     return replace(
         check,
         passed=check.passed and found.excess <= allowed.excess,
@@ -406,7 +403,7 @@ def probe_masks(
     return ProbeMasks(masks, choices.orders(), replay.excess, replay.tie)
 
 
-def judge_masks(
+def score_masks(
     name: str,
     truth: NDArray[np.bool_],
     masks: NDArray[np.bool_],

@@ -139,7 +139,7 @@ def run(
             writer.stopped = stopping.reason_of(stop)
         writer.finish()
         if writer.stopped is None:
-            stopping.tell(f"all {writer.frames} frames are complete in {out}")
+            stopping.set_hint(f"all {writer.frames} frames are complete in {out}")
         return RunReport(out, writer.frames, record.seconds, reader.damage, writer.stopped)
 
 

@@ -48,7 +48,7 @@ class _PushedFrame:
         """For an error."""
         return f"frame {self.frame.index}"
 
-    def given_back(self) -> Frame:
+    def result_frame(self) -> Frame:
         """Return the frame for its result, with its image where that is kept."""
         if self.image is None:
             return self.frame
@@ -80,7 +80,7 @@ class _PendingFrame:
     image: int | None
 
 
-_Made: TypeAlias = tuple[PendingMasks | Tensor, MapCheck | None]
+_QueuedMasks: TypeAlias = tuple[PendingMasks | Tensor, MapCheck | None]
 """Masks of a frame, and the check of their logits where these are not on the host."""
 
 
@@ -207,7 +207,7 @@ class Stream(Closeable):
                 )
             at = FrameTime.of(frame, self._frame_count)
             pushed = frame if isinstance(frame, Frame) else _frame_of(frame, at)
-            image = self._take_image(pushed.image)
+            image = self._import_image(pushed.image)
             at.require_after(self._last)
             with self._all_or_failed(spared=InputError):
                 started = self._start(pushed.without_image(), image)
@@ -271,7 +271,7 @@ class Stream(Closeable):
 
     def _free_when_unused(self) -> None:
         # Who holds the stream comes here after releasing it: nobody misses the other.
-        while self._closed and self._use.try_hold():
+        while self._closed and self._use.try_acquire():
             try:
                 self._free()
             finally:
@@ -293,7 +293,7 @@ class Stream(Closeable):
     def _using(self) -> Iterator[None]:
         """Alone, and open: every method but ``close``."""
         try:
-            with self._use.hold():
+            with self._use.acquired():
                 self._require_open()
                 yield
         finally:
@@ -345,7 +345,7 @@ class Stream(Closeable):
             image = None if frame.image is None else self._store.put(frame.image)
             self._pending.append(_PendingFrame(replace(frame, image=None), numbers, image))
 
-    def _take_image(self, image: AnyImage) -> Tensor:
+    def _import_image(self, image: AnyImage) -> Tensor:
         """Return a frame as the back end reads it: a NumPy array, or one on the device."""
         if not is_foreign(image):
             return check_image(image)
@@ -365,9 +365,9 @@ class Stream(Closeable):
     def _emit(self, pending: _PendingFrame, decision: Decision | None) -> FrameMasks:
         """Make the masks of one frame, for its expressions that are still present."""
         frame = pending.frame
-        kept = [self._store.take(number) for number in pending.kept]
+        kept = [self._store.pop(number) for number in pending.kept]
         if pending.image is not None:
-            frame = replace(frame, image=self._store.take(pending.image))
+            frame = replace(frame, image=self._store.pop(pending.image))
         numbers = tuple(n for n in frame.expressions if n in self._expressions)
         if not kept or decision is None or not numbers:
             nothing = self._masks_of(frame, np.zeros((0, 1, 1), dtype=np.float32))
@@ -384,7 +384,7 @@ class Stream(Closeable):
             made = PendingMasks(FinishedCopy([self._render(decided)])), None
         return self._result(frame, made, maker.scores.max(axis=1), numbers)
 
-    def _masks_of(self, frame: _PushedFrame, logits: Tensor) -> _Made:
+    def _masks_of(self, frame: _PushedFrame, logits: Tensor) -> _QueuedMasks:
         """Queue the masks of logits, and the check that the logits are numbers."""
         ops, geometry = self._calls.ops, frame.geometry
         with self._calls.stage("post-processing"):
@@ -399,7 +399,7 @@ class Stream(Closeable):
     def _result(
         self,
         frame: _PushedFrame,
-        made: _Made,
+        made: _QueuedMasks,
         scores: NDArray[np.float32],
         numbers: tuple[int, ...],
     ) -> FrameMasks:
@@ -409,7 +409,7 @@ class Stream(Closeable):
         self._last_masks = masks if isinstance(masks, PendingMasks) else None
         texts = tuple(self._expressions[number] for number in numbers)
         size = frame.geometry.display
-        return FrameMasks(frame.given_back(), size, scores, numbers, texts, masks)
+        return FrameMasks(frame.result_frame(), size, scores, numbers, texts, masks)
 
     def _finish_last(self) -> None:
         """Wait for the masks given last, so that never more than one frame's masks are on their

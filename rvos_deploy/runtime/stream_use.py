@@ -20,13 +20,13 @@ class ExclusiveUse:
         self._lock = threading.Lock()
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
+    def acquired(self) -> Iterator[None]:
         """Hold for a block.
 
         Raises:
             InputError: somebody else does.
         """
-        if not self.try_hold():
+        if not self.try_acquire():
             raise InputError(
                 "this stream is in use by another thread (or by a callback of its own); a stream "
                 "belongs to one thread: open one in each, with segmenter.stream(...)"
@@ -36,7 +36,7 @@ class ExclusiveUse:
         finally:
             self.release()
 
-    def try_hold(self) -> bool:
+    def try_acquire(self) -> bool:
         """Hold from here on, unless somebody does; says whether it is held now."""
         return self._lock.acquire(blocking=False)
 

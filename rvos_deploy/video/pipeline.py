@@ -40,23 +40,23 @@ def prefetch(iterable: Iterable[Item], depth: int = 4) -> Generator[Item, None, 
 
 
 def _prefetched(iterable: Iterable[Item], depth: int) -> Generator[Item, None, None]:
-    # A semaphore bounds the queue, not the queue itself: a producer waiting for room is then woken
-    # by one release, without polling.
-    room, stop = threading.Semaphore(depth), threading.Event()
+    # A semaphore bounds the queue, because one release wakes a producer that waits for a slot; the
+    # queue itself has no bound.
+    free_slots, stop = threading.Semaphore(depth), threading.Event()
     queue: SimpleQueue[Item | _End] = SimpleQueue()
     thread = threading.Thread(
-        target=_produce, args=(iterable, queue, room, stop), name="prefetch", daemon=True
+        target=_produce, args=(iterable, queue, free_slots, stop), name="prefetch", daemon=True
     )
     thread.start()
     try:
         while not isinstance(item := _next(queue), _End):
-            room.release()
+            free_slots.release()
             yield item
         if item.error is not None:
             raise item.error
     finally:
         stop.set()
-        room.release()
+        free_slots.release()
         if isinstance(iterable, Closeable):
             iterable.close()
         thread.join(_PATIENCE)
@@ -70,14 +70,14 @@ def _next(queue: SimpleQueue[Item | _End]) -> Item | _End:
 def _produce(
     iterable: Iterable[Item],
     queue: SimpleQueue[Item | _End],
-    room: threading.Semaphore,
+    free_slots: threading.Semaphore,
     stop: threading.Event,
 ) -> None:
     error: BaseException | None = None
     iterator: Iterator[Item] | None = None
     try:
         iterator = iter(iterable)
-        while room.acquire() and not stop.is_set():
+        while free_slots.acquire() and not stop.is_set():
             queue.put(next(iterator))
     except StopIteration:
         pass

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.evaluate import evaluate
-from rvos_deploy.evaluation.mismatch import strays
+from rvos_deploy.evaluation.mismatch import unexpected_names
 
 Mask = np.ndarray
 
@@ -128,8 +128,8 @@ def test_strays_are_named_beside_what_is_missing(split: Path, predictions: Path)
     (video / "7").rename(video / "2")
     found = evaluate(predictions, split)
     assert found.missing == ("one/0/00003.png", "two/5", "two/7")
-    assert strays(predictions, found.split.videos, found.missing) == ["two/1", "two/2"]
-    assert not strays(predictions, found.split.videos, found.missing[:1])
+    assert unexpected_names(predictions, found.split.videos, found.missing) == ["two/1", "two/2"]
+    assert not unexpected_names(predictions, found.split.videos, found.missing[:1])
 
 
 def test_another_protocol_than_the_data(split: Path, predictions: Path, ref_davis: Path) -> None:

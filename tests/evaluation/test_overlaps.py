@@ -16,7 +16,7 @@ from rvos_deploy.evaluation.bundle_masks import bundle_masks, evaluate_bundle
 from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.evaluation.overlaps import resolve_overlaps
 from rvos_deploy.evaluation.protocols import annotator_sets
-from rvos_deploy.graph_io.frame_geometry import display_logits
+from rvos_deploy.graph_io.frame_geometry import upsample_logits
 from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.runtime.decided_frame import DecidedFrame
 
@@ -64,7 +64,7 @@ def reference(segmenter: rvos.Segmenter, video: VideoRecord) -> list[NDArray[np.
 
     def logits(frame: DecidedFrame) -> NDArray[np.bool_]:
         values = frame.mask_logits(thresholds(frame.scores, 0.0, "none"))
-        frames.append(np.stack([display_logits(one, frame.geometry) for one in values]))
+        frames.append(np.stack([upsample_logits(one, frame.geometry) for one in values]))
         return frames[-1] > 0
 
     texts = [expression.text for expression in video.expressions]

@@ -407,7 +407,7 @@ with SpillStore(0) as store:
         store.put(np.ones(100_000))
     except InputError as error:
         print(error)
-    assert store.take(kept).sum() == 1000
+    assert store.pop(kept).sum() == 1000
 """
 
 

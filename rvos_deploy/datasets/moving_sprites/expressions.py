@@ -82,10 +82,10 @@ class ReferentResolver:
         """Judge whether the predicate ``claim`` is true of object ``k``."""
         key = claim, k, other
         if key not in self._cache:
-            self._cache[key] = self._judge(claim, k, other)
+            self._cache[key] = self._evaluate(claim, k, other)
         return self._cache[key]
 
-    def _judge(self, claim: str, k: int, other: int | None) -> Ternary:
+    def _evaluate(self, claim: str, k: int, other: int | None) -> Ternary:
         if claim == "overtake":
             return overtakes(k, self.measured)
         item, config = self.measured[k], self.video.config
@@ -97,12 +97,12 @@ class ReferentResolver:
             return beside(claim, item, self.measured[other], config.width, config.height)
         return approaches(item, self.measured[other], config.path_unit, away=claim == "away")
 
-    def _judge_superlative(self, claim: str, fits: list[Ternary]) -> list[Ternary]:
+    def _evaluate_superlative(self, claim: str, fits: list[Ternary]) -> list[Ternary]:
         config = self.video.config
-        rivals = [k for k, fit in enumerate(fits) if fit]
+        candidates = [k for k, fit in enumerate(fits) if fit]
         results: list[Ternary] = [False] * len(fits)
-        for k in rivals:
-            others = [self.measured[i] for i in rivals if i != k]
+        for k in candidates:
+            others = [self.measured[i] for i in candidates if i != k]
             results[k] = is_extreme(claim, self.measured[k], others, config.width, config.height)
         return results
 
@@ -114,7 +114,7 @@ class ReferentResolver:
         elif claim in SUPERLATIVES:
             if None in fits:
                 return None
-            results = self._judge_superlative(claim, fits)
+            results = self._evaluate_superlative(claim, fits)
         else:
             results = [
                 False if fit is False else all_of(fit, self.holds(claim, k, description.other))

@@ -218,25 +218,25 @@ def goes_nowhere(m: Measurements) -> bool:
 def _straight(direction: str) -> Callable[[Measurements], Ternary]:
     axis = 0 if direction in ("left", "right") else 1
 
-    def judge(m: Measurements) -> Ternary:
+    def predicate(m: Measurements) -> Ternary:
         if m.runs[direction] <= 0.12 or goes_nowhere(m):
             return False
         straight = m.runs[HEADINGS[direction]] <= 0.05 and m.spans[1 - axis] <= 0.2
         straight = straight and m.reversals <= 0  # a narrow zigzag is not straight
         return True if m.runs[direction] >= 0.3 and straight and m.share >= 0.75 else None
 
-    return judge
+    return predicate
 
 
 def _diagonal(vertical: str, horizontal: str) -> Callable[[Measurements], Ternary]:
-    def judge(m: Measurements) -> Ternary:
+    def predicate(m: Measurements) -> Ternary:
         if min(m.runs[vertical], m.runs[horizontal]) <= 0.1 or goes_nowhere(m):
             return False
         back = max(m.runs[HEADINGS[vertical]], m.runs[HEADINGS[horizontal]])
         far = min(m.runs[vertical], m.runs[horizontal]) >= 0.27
         return True if far and back <= 0.05 and m.share >= 0.75 else None
 
-    return judge
+    return predicate
 
 
 def _zigzags(m: Measurements) -> Ternary:
@@ -421,18 +421,18 @@ def beside(
 
 
 def is_extreme(
-    superlative: str, item: Measurements, rivals: Sequence[Measurements], width: int, height: int
+    superlative: str, item: Measurements, others: Sequence[Measurements], width: int, height: int
 ) -> Ternary:
-    """Judge whether one of ``SUPERLATIVES`` is true of an object in every frame, among rivals."""
+    """Judge whether one of ``SUPERLATIVES`` is true of an object in every frame, among others."""
     axis = 0 if superlative in ("leftmost", "rightmost") else 1
     sign = 1 if superlative in ("leftmost", "highest") else -1
     margin = (0.08 * width, 0.12 * height)[axis]
     results: list[Ternary] = []
-    for rival in rivals:
-        both = _mostly_seen_together(item, rival)
+    for other in others:
+        both = _mostly_seen_together(item, other)
         if both is None:
             return None
-        gap = sign * (rival.centres[both] - item.centres[both])[:, axis]
+        gap = sign * (other.centres[both] - item.centres[both])[:, axis]
         results.append(
             True if gap.min() >= margin else (False if gap.max() <= -margin / 3 else None)
         )

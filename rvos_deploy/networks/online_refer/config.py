@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import short_side_box, stretch_frame
+from rvos_deploy.graph_io.frame_geometry import short_side_box, stretch_to_stride
 from rvos_deploy.graph_io.input_size import STRIDE, check_size
 
 Backbone = Literal["resnet"]
@@ -142,7 +142,9 @@ class OnlineReferConfig:
         """
         if short_side < STRIDE:
             raise InputError(f"the short side must be at least {STRIDE}, found {short_side}")
-        size = stretch_frame((9 * short_side, 16 * short_side), short_side_box(short_side)).padded
+        size = stretch_to_stride(
+            (9 * short_side, 16 * short_side), short_side_box(short_side)
+        ).padded
         return replace(self, short_side=short_side, input_size=size)
 
     def as_dict(self) -> dict[str, Any]:

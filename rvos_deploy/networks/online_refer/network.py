@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.graph_io.frame_geometry import FrameGeometry, short_side_box, stretch_frame
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, short_side_box, stretch_to_stride
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.probe import Makers
 from rvos_deploy.graph_io.tokenizer import Tokenizer
@@ -81,11 +81,9 @@ class OnlineRefer(Network):
         if fixed is not None:
             return FrameGeometry(display, fixed, fixed)
         short_side = settings.short_side or self._config.short_side
-        return stretch_frame(display, settings.size or short_side_box(short_side))
+        return stretch_to_stride(display, settings.size or short_side_box(short_side))
 
-    def with_size(
-        self, settings: StreamSettings, fixed: tuple[int, int] | None
-    ) -> StreamSettings:
+    def with_size(self, settings: StreamSettings, fixed: tuple[int, int] | None) -> StreamSettings:
         """Return the settings with the short side as the default; see the base class."""
         if fixed is None and settings.size is None and settings.short_side is None:
             return replace(settings, short_side=self._config.short_side)
@@ -130,7 +128,7 @@ class OnlineRefer(Network):
         """Check that choices are numbers of queries; see the base class."""
         last = self._config.num_queries - 1
         fits = choices.dtype.kind == "i" and choices.shape[2:] == (1,) and choices.size > 0
-        if fits and 0 <= choices.min() and choices.max() <= last and not choices[:, 1:].any():
+        if fits and choices.min() >= 0 and choices.max() <= last and not choices[:, 1:].any():
             return None
         return f"numbers of queries, 0 to {last} in the first frame and 0 from then on,"
 

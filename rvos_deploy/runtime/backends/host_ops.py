@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import FrameGeometry, display_masks, resize_frame
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, resize_frame, upsample_masks
 from rvos_deploy.graph_io.tensors import (
     DType,
     FinishedCopy,
@@ -74,7 +74,7 @@ class HostOps(TensorOps):
 
     def upsample_masks(self, logits: Tensor, geometry: FrameGeometry) -> HostCopy:
         """Return masks at the displayed size."""
-        return FinishedCopy([display_masks(np.asarray(logits), geometry)])
+        return FinishedCopy([upsample_masks(np.asarray(logits), geometry)])
 
     def finite_maps(self, logits: Tensor) -> HostCopy:
         """Return which maps are finite."""

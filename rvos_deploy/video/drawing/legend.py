@@ -65,10 +65,10 @@ def _layout(height: int, width: int, labels: int) -> _Layout | None:
     # Two fifths of the picture at most: a legend must not hide what it explains.
     rows = min(labels, (2 * height // 5 - 2 * pad) // row)
     # A long expression may be cut, but not on a narrow picture, where nothing would be left of it.
-    room = min(width - 2 * pad, max(round(0.7 * width), 30 * font))
-    if rows < 1 or room < 8 * font:
+    available = min(width - 2 * pad, max(round(0.7 * width), 30 * font))
+    if rows < 1 or available < 8 * font:
         return None
-    return _Layout(font, row, pad, chip=round(font * 0.85), width=room, rows=rows)
+    return _Layout(font, row, pad, chip=round(font * 0.85), width=available, rows=rows)
 
 
 @lru_cache(maxsize=64)
@@ -142,18 +142,18 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def shorten(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    """Give ``text`` on one line, cut with an ellipsis where it is wider than ``room`` pixels.
+def shorten(text: str, font: ImageFont.FreeTypeFont, available: float) -> str:
+    """Give ``text`` on one line, cut with an ellipsis where it is wider than ``available`` pixels.
 
     Characters that the font lacks come out as boxes; those that cannot be drawn at all are dropped.
     """
     text = text.encode("utf-8", "ignore").decode()  # lone surrogates are no characters
     text = "".join(c for c in " ".join(text.split()) if c.isprintable())
-    if len(text) <= _LONGEST_LABEL and font.getlength(text) <= room:
+    if len(text) <= _LONGEST_LABEL and font.getlength(text) <= available:
         return text
     low, high = 0, min(len(text), _LONGEST_LABEL)
     while low < high:
         middle = (low + high + 1) // 2
-        fits = font.getlength(text[:middle].rstrip() + "…") <= room
+        fits = font.getlength(text[:middle].rstrip() + "…") <= available
         low, high = (middle, high) if fits else (low, middle - 1)
     return text[:low].rstrip() + "…"

@@ -47,7 +47,7 @@ class _Encoder(NamedTuple):
     temporary: Path
 
 
-class OverlayWriter:
+class Mp4Writer:
     """Writes RGB frames as an H.264 MP4 with the timing of the video that they come from.
 
     Times are kept in the source's time base, to within half of it (of a microsecond where the
@@ -81,7 +81,7 @@ class OverlayWriter:
         """
         check_image(image, (self._info.height, self._info.width))
         if self._closed:
-            raise InputError(f"{self._path} is closed; open another OverlayWriter")
+            raise InputError(f"{self._path} is closed; open another Mp4Writer")
         if not math.isfinite(pts):
             raise InputError(f"a frame's pts must be a finite number of seconds, found {pts}")
         try:
@@ -124,7 +124,7 @@ class OverlayWriter:
                 encoder.container.close()
             discard(encoder.temporary)
 
-    def __enter__(self) -> OverlayWriter:
+    def __enter__(self) -> Mp4Writer:
         return self
 
     def __exit__(

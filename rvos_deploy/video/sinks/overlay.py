@@ -8,7 +8,7 @@ from pathlib import Path
 from rvos_deploy.video.drawing.overlay import draw_overlay
 from rvos_deploy.video.frames import VideoInfo
 from rvos_deploy.video.sinks.base import FrameResult, Sink
-from rvos_deploy.video.sinks.mp4 import OverlayWriter
+from rvos_deploy.video.sinks.mp4 import Mp4Writer
 
 OVERLAY = "overlay.mp4"
 """Name of a run's overlay."""
@@ -20,12 +20,12 @@ class OverlaySink(Sink):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._expressions: Sequence[str] = ()
-        self._writer: OverlayWriter | None = None
+        self._writer: Mp4Writer | None = None
 
     def open(self, info: VideoInfo, expressions: Sequence[str]) -> None:
         """Prepare the encoder; the file begins with the first frame."""
         self._expressions = expressions
-        self._writer = OverlayWriter(self._path, info)
+        self._writer = Mp4Writer(self._path, info)
 
     def write(self, result: FrameResult) -> None:
         """Draw and encode one frame."""

@@ -74,7 +74,7 @@ def decode(
     for index, decoded in enumerate(_decoded(container, stream, errors, skip=skip)):
         pts, duration = clock.read(decoded)
         try:
-            image = display.show(decoded)
+            image = display.to_rgb(decoded)
         except (*READ_ERRORS, VideoError) as error:
             errors.stop(f"frame {index} could not be converted to RGB: {reason(error)}")
             return

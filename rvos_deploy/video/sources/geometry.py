@@ -89,7 +89,7 @@ class Display:
         # time.
         self._reformatter = VideoReformatter()
 
-    def show(self, frame: VideoFrame) -> Image:
+    def to_rgb(self, frame: VideoFrame) -> Image:
         """Give uint8 [H, W, 3], RGB.
 
         Raises av.FFmpegError for a format swscale cannot read, VideoError for a picture too large.

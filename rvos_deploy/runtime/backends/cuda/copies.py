@@ -117,7 +117,7 @@ def _copy(
     """
     table = addresses.astype(np.uint64)
     aligned = nbytes % _VECTOR == 0 and not (table % _VECTOR).any()
-    kernel, word = ("rvos_stack_vectors", _VECTOR) if aligned else ("rvos_stack_bytes", 1)
+    kernel, word = ("rvos_copy_vectors", _VECTOR) if aligned else ("rvos_copy_bytes", 1)
     words = nbytes // word
     total = words * len(table)
     with device.lock, device.current():

@@ -24,11 +24,11 @@ SOURCE = Path(__file__).with_name("kernels.cu")
 OPTIONS = ("--std=c++17", "--fmad=false")
 KERNELS = (
     "rvos_pack_masks",
-    "rvos_show_masks",
+    "rvos_upsample_masks",
     "rvos_flag_rows",
-    "rvos_fit_frame",
-    "rvos_stack_vectors",
-    "rvos_stack_bytes",
+    "rvos_preprocess",
+    "rvos_copy_vectors",
+    "rvos_copy_bytes",
 )
 _THREADS = 256
 """Threads of a block. No kernel shares memory among its threads."""
