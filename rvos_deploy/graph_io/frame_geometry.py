@@ -125,8 +125,8 @@ def upsample_logits(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDA
 def upsample_all_logits(
     logits: NDArray[np.float32], geometry: FrameGeometry
 ) -> NDArray[np.float32]:
-    """:func:`upsample_logits` of each of E maps [E, padded height/4, padded width/4]: [E,H,W]."""
-    shown = np.empty((len(logits), *geometry.display), dtype=np.float32)
+    """Upsample each of E maps [E, padded height/4, padded width/4]: float32 [E,H,W]."""
+    upsampled = np.empty((len(logits), *geometry.display), dtype=np.float32)
     for target, one in zip(upsampled, logits, strict=True):
         target[:] = upsample_logits(one, geometry)
     return upsampled
@@ -135,9 +135,10 @@ def upsample_all_logits(
 def upsample_weights(
     logits: tuple[int, int], geometry: FrameGeometry
 ) -> tuple[AxisWeights, AxisWeights]:
-    """What :func:`upsample_logits` makes of logits of this (height, width): rows, then columns.
+    """Return the weights of :func:`upsample_logits` for logits of this (height, width).
 
-    Columns come first there, and their sums are rounded to float32 before rows are summed.
+    Weights of rows come first, then those of columns. Columns are summed first; their sums are
+    rounded to float32 before rows are summed.
     """
     rows, columns = (
         bilinear_weights(source, content / MASK_STRIDE, size)
