@@ -7,7 +7,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from rvos_deploy.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.graph_io.graph_spec import fixed_box
+from rvos_deploy.progress import StepProgress, ignore_steps
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.frame_masks import FrameMasks
@@ -49,8 +50,6 @@ EXPRESSIONS = (
     "the one that stands still",
 )
 
-Progress = Callable[[str], None]
-
 
 def benchmark_latency(
     segmenter: Segmenter,
@@ -60,7 +59,7 @@ def benchmark_latency(
     frames: int = 30,
     settings: StreamSettings | None = None,
     reference: Backend | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress = ignore_steps,
 ) -> dict[str, Any]:
     """Measure a loaded bundle on a video; the default is a rendered Moving Sprites clip of 854x480.
 
@@ -80,16 +79,15 @@ def benchmark_latency(
         InputError: the video has too few frames.
         ParityError: the reference's masks differ from ours, so the ratio would mean nothing.
     """
-    say = progress or (lambda text: None)
     settings = settings or StreamSettings()
     texts = [EXPRESSIONS[i % len(EXPRESSIONS)] for i in range(expressions)]
     with tempfile.TemporaryDirectory(prefix="rvos-deploy-") as folder:
         source = video or _render(Path(folder) / "sprites.mp4", frames + WARM_UP)
-        say("decoding")
+        progress("decoding")
         images, decode = _decode(source, frames + WARM_UP)
-        say("stages")
+        progress("stages")
         stages, end_to_end = _measure_stages(segmenter, images, texts, settings)
-        say("overlapped")
+        progress("overlapped")
         overlapped = _measure_overlapped(segmenter, source, texts, settings, len(images), folder)
     result: dict[str, Any] = {
         "schema": "rvos-deploy/benchmark/latency/1",
@@ -109,7 +107,7 @@ def benchmark_latency(
         "memory": {"peak_bytes": peak_memory_bytes()},
     }
     if reference is not None:
-        say(f"against {reference.name}")
+        progress(f"against {reference.name}")
         result["comparison"] = _compare(segmenter, reference, images, texts, settings)
     return result
 

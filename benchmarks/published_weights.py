@@ -61,8 +61,8 @@ def main(
     found, vocabulary = files.resolve(preset)
     weights = OnlineReferWeights(checkpoint=found, tokenizer=vocabulary)
     bundle = out / "bundle"
-    with step_progress() as say:
-        export_bundle(config, bundle, weights, overwrite=True, progress=say)
+    with step_progress() as steps:
+        export_bundle(config, bundle, weights, overwrite=True, progress=steps)
     with load(bundle) as segmenter, frame_progress() as progress:
         mode = segmenter.bundle.network.default_mode
         settings = StreamSettings(mode=mode, fallback=rules.fallback)

@@ -39,11 +39,9 @@ from rvos_deploy.parity.verification import (
     MaskCheck,
     check_masks,
 )
+from rvos_deploy.progress import StepProgress, ignore_steps
 from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from rvos_deploy.runtime.backends.onnxruntime.bf16_reference import Bf16ReferenceBackend
-
-Progress = Callable[[str], None]
-
 
 NOT_PROVED = {
     "bf16": "that a library's own bfloat16 kernels give these numbers: they were computed in "
@@ -89,7 +87,7 @@ def export_network(
     out: Path,
     options: BundleOptions | None = None,
     *,
-    progress: Progress | None = None,
+    progress: StepProgress = ignore_steps,
 ) -> ExportReport:
     """Export all graphs, check them against PyTorch, and put the bundle in place if all holds.
 
@@ -108,13 +106,13 @@ def export_network(
         ParityError: a check failed; names every one that did.
     """
     started = time.perf_counter()
-    options, say = options or BundleOptions(), progress or (lambda text: None)
+    options = options or BundleOptions()
     check_target(out, options)
-    say("network")
+    progress("network")
     network, weights = load()
     try:
         with replacing_folder(out, overwrite=options.overwrite) as staging:
-            results = _Export(staging, network, weights, options, say).run()
+            results = _Export(staging, network, weights, options, progress).run()
             _require_all(results, network.network.choice_excess_name)
     except OSError as error:
         raise InputError(cannot_write(out, error)) from error
@@ -151,7 +149,7 @@ class _Export:
     exportable: ExportableNetwork
     weights: WeightsRecord
     options: BundleOptions
-    say: Progress
+    progress: StepProgress
 
     @property
     def precision(self) -> str:
@@ -167,7 +165,7 @@ class _Export:
         reference: Reference = {}
         names = self._export_graphs(results, reference)
         self.exportable.write_tokenizer(self.folder / TOKENIZER)
-        self.say("parity of the masks of a clip")
+        self.progress("parity of the masks of a clip")
         self._segment_clip(reference)
         np.savez_compressed(self.folder / PARITY, **reference)  # type: ignore[arg-type]
         names += [TOKENIZER, PARITY]
@@ -183,10 +181,10 @@ class _Export:
         """Write and check every graph; return the names of the files."""
         names: list[str] = []
         for graph in self.exportable.graphs:
-            self.say(f"export {graph.spec.name}")
+            self.progress(f"export {graph.spec.name}")
             written = export_graph(graph, self.folder, self.options.store, self.options.opset)
             names += [file.name for file in written]
-            self.say(f"parity {graph.spec.name}")
+            self.progress(f"parity {graph.spec.name}")
             network, tolerance = self.exportable.network, self.exportable.without_rounding
             results += check_graph(graph, network, written[0], self.backend, reference)
             if tolerance is not None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -43,12 +42,12 @@ from rvos_deploy.files import (
     replacing,
     sha256_file,
 )
+from rvos_deploy.progress import CountProgress, ignore_counts
 from rvos_deploy.redaction import redact
 
 MAXIMUM_BYTES = 16 << 30
 """Largest file that is fetched, unless another limit is given."""
 
-Progress = Callable[[str, int, int | None], None]
 """Called with a file's name, the bytes that are here, and those of the whole file (None: nobody
 knows)."""
 
@@ -117,7 +116,7 @@ def fetch(
     *,
     sha256: str | None = None,
     offline: bool = False,
-    progress: Progress | None = None,
+    progress: CountProgress = ignore_counts,
     maximum: int = MAXIMUM_BYTES,
 ) -> FetchedFile:
     """Return a file from the cache, fetched first where it is not there.
@@ -146,7 +145,7 @@ def fetch(
             )
         with holding(wanted.path.parent, "fetching into"):
             if not wanted.path.exists():  # another process may just have ended
-                return _fetch_new(wanted, progress or (lambda name, done, total: None))
+                return _fetch_new(wanted, progress)
     return _from_cache(wanted)
 
 
@@ -198,7 +197,7 @@ def _from_cache(wanted: _Wanted) -> FetchedFile:
     return FetchedFile(wanted.path, wanted.shown, found, size, expected is None)
 
 
-def _fetch_new(wanted: _Wanted, progress: Progress) -> FetchedFile:
+def _fetch_new(wanted: _Wanted, progress: CountProgress) -> FetchedFile:
     """Transfer the file, check it and put it in place. The caller holds the folder."""
     record = _read_record(wanted)
     expected = wanted.sha256 or record.sha256
@@ -224,7 +223,7 @@ def _fetch_new(wanted: _Wanted, progress: Progress) -> FetchedFile:
     return FetchedFile(wanted.path, wanted.shown, found, size, expected is None)
 
 
-def _transfer(wanted: _Wanted, record: _Record, progress: Progress) -> None:
+def _transfer(wanted: _Wanted, record: _Record, progress: CountProgress) -> None:
     """Bring ``NAME.part`` to its full length, from where it stands if the server can."""
     held = wanted.part.stat().st_size if wanted.part.exists() else 0
     if held and record.part is not None and held == record.part.total:
@@ -259,7 +258,7 @@ def _check_transfer(wanted: _Wanted, transfer: Transfer, record: _Record) -> Non
         )
 
 
-def _copy(wanted: _Wanted, transfer: Transfer, progress: Progress) -> None:
+def _copy(wanted: _Wanted, transfer: Transfer, progress: CountProgress) -> None:
     done = transfer.offset
     kept = "run the command again"
     if transfer.version is not None:

@@ -13,7 +13,6 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.export.bundle_export import (
     BundleOptions,
     ExportReport,
-    Progress,
     check_target,
     export_network,
 )
@@ -40,6 +39,7 @@ from rvos_deploy.networks.online_refer.tokenizer_file import (
     write_tokenizer,
 )
 from rvos_deploy.parity.verification import MINIMUM_J_AND_F
+from rvos_deploy.progress import StepProgress, ignore_steps
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def export_bundle(
     *,
     form: GraphForm | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: StepProgress = ignore_steps,
 ) -> ExportReport:
     """Load the weights, then export all graphs; see ``export_network``.
 

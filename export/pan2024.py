@@ -12,7 +12,6 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.export.bundle_export import (
     BundleOptions,
     ExportReport,
-    Progress,
     check_target,
     export_network,
 )
@@ -31,6 +30,7 @@ from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.networks.pan2024.network import Pan2024
 from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
+from rvos_deploy.progress import StepProgress, ignore_steps
 
 
 def export_bundle(
@@ -40,7 +40,7 @@ def export_bundle(
     *,
     form: GraphForm | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: StepProgress = ignore_steps,
 ) -> ExportReport:
     """Load the weights, then export all graphs; see ``export_network``.
 

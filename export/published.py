@@ -12,9 +12,10 @@ from pathlib import Path
 
 from rvos_deploy.bundle.manifest import NetworkOrigin, SourceFile, TokenizerOrigin
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.download import MAXIMUM_BYTES, Progress, fetch
+from rvos_deploy.export.download import MAXIMUM_BYTES, fetch
 from rvos_deploy.export.http_transfer import is_url
 from rvos_deploy.files import sha256_file
+from rvos_deploy.progress import CountProgress, ignore_counts
 
 _MAXIMUM_VOCABULARY_BYTES = 64 << 20
 VOCABULARY, MERGES, TOKENIZER = "vocab.json", "merges.txt", "tokenizer.json"
@@ -168,7 +169,7 @@ class Fetcher:
 
     cache: Path
     offline: bool = False
-    progress: Progress | None = None
+    progress: CountProgress = ignore_counts
 
 
 def resolve_file(given: str, fetcher: Fetcher, maximum: int = MAXIMUM_BYTES) -> LocalFile:

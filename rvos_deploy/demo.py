@@ -7,7 +7,7 @@ writes. Only the ground truth is special: Moving Sprites know it exactly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from rvos_deploy.files import discard_stale, replacing
 from rvos_deploy.images import read_image
 from rvos_deploy.json_file import write_json
 from rvos_deploy.overlap import refuse_overlap
-from rvos_deploy.runtime.run import Progress, RunOptions, run
+from rvos_deploy.progress import CountProgress, ignore_counts
+from rvos_deploy.runtime.run import RunOptions, run
 from rvos_deploy.runtime.run_folder import run_folder
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import StreamSettings
@@ -61,7 +62,7 @@ def run_demo(
     *,
     seed: int = SEED,
     command: str = "",
-    progress: Progress | None = None,
+    progress: CountProgress = ignore_counts,
 ) -> DemoReport:
     """Render a video, segment it, and compare the masks with the truth.
 
@@ -99,15 +100,18 @@ def _check_folder(out: Path, segmenter: Segmenter) -> None:
 
 
 def _run_demo(
-    segmenter: Segmenter, out: Path, seed: int, command: str, progress: Progress | None
+    segmenter: Segmenter, out: Path, seed: int, command: str, progress: CountProgress
 ) -> DemoReport:
     # An earlier demo's video stays as long as its masks do.
     with replacing(out / VIDEO) as temporary:
         sample = sample_video(temporary, seed=seed, size=SIZE, kinds=KINDS)
         shown = chosen_expressions(sample.expressions)
-        options = RunOptions(StreamSettings(mode="offline"), command=command, name=str(out / VIDEO))
-        if progress is not None:
-            options = replace(options, progress=progress)
+        options = RunOptions(
+            StreamSettings(mode="offline"),
+            command=command,
+            name=str(out / VIDEO),
+            progress=progress,
+        )
         texts = [expression.text for expression in shown]
         report = run(segmenter, temporary, texts, out, options=options)
         if report.stopped is not None:

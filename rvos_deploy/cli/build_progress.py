@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from rvos_deploy.progress import ShareProgress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,13 +15,10 @@ _PHASE_WIDTH = 36
 
 
 @contextmanager
-def build_progress(
-    console: Console | None = None,
-) -> Iterator[Callable[[str, str, float, float | None], None]]:
+def build_progress(console: Console | None = None) -> Iterator[ShareProgress]:
     """Show a bar for each graph, on a terminal only.
 
-    The yielded function takes the graph, the phase, the share done (0 to 1) and the seconds that
-    remain (None: unknown). ``console``: where the bars are drawn; None: standard error.
+    ``console``: where the bars are drawn; None: standard error.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn

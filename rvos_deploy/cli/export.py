@@ -189,8 +189,8 @@ def export(
             from rvos_deploy.cli import export_pan2024
 
             run = export_pan2024.prepare(request)
-    with step_progress() as say:
-        report = run(say)
+    with step_progress() as progress:
+        report = run(progress)
     stored = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
     print_report(report, out, stored, NOT_PROVED.get(precision))
     write_report(json, report, out, stored)

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rvos_deploy.cli.export_request import ExportRequest
-    from rvos_deploy.export.bundle_export import ExportReport, Progress
+    from rvos_deploy.export.bundle_export import ExportReport
+    from rvos_deploy.progress import StepProgress
 
 
-def prepare(request: ExportRequest) -> Callable[[Progress], ExportReport]:
+def prepare(request: ExportRequest) -> Callable[[StepProgress], ExportReport]:
     """Check the options, fetch the checkpoint if it is an address, and return the export.
 
     Raises InputError: the options do not fit the source.

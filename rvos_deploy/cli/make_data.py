@@ -100,7 +100,7 @@ def make_data(
             config=config,
             jobs=min(jobs or usable_cores(), count),
             overwrite=overwrite,
-            progress=lambda done, total: progress("render", done, total),
+            progress=progress,
         )
     typer.echo(
         f"{folder}: {counted(count, 'video')} of {config.frames} frames, "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
+
+from rvos_deploy.progress import CountProgress, StepProgress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,17 +16,13 @@ PIPE_WIDTH = 120
 """Columns of a table in a pipe or file, where Rich would cut it to 80."""
 
 
-Count = Callable[[str, int, int | None], None]
-"""Called with a phase, how many are done, and how many there are (None: nobody knows)."""
-
-
-def frame_progress() -> AbstractContextManager[Count]:
+def frame_progress() -> AbstractContextManager[CountProgress]:
     """Show a bar of frames a phase, on a terminal only."""
     return count_progress("frames", "fps")
 
 
 @contextmanager
-def count_progress(unit: str, rate_unit: str) -> Iterator[Count]:
+def count_progress(unit: str, rate_unit: str) -> Iterator[CountProgress]:
     """Show a bar with its rate for each phase, on a terminal only."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -54,7 +52,7 @@ def count_progress(unit: str, rate_unit: str) -> Iterator[Count]:
 
 
 @contextmanager
-def byte_progress() -> Iterator[Count]:
+def byte_progress() -> Iterator[CountProgress]:
     """Show a bar of bytes for each file that is fetched, on a terminal only."""
     from rich.console import Console
     from rich.progress import (
@@ -88,7 +86,7 @@ def byte_progress() -> Iterator[Count]:
 
 
 @contextmanager
-def step_progress() -> Iterator[Callable[[str], None]]:
+def step_progress() -> Iterator[StepProgress]:
     """Show a spinner that names the step under way, on a terminal only."""
     from rich.console import Console
 

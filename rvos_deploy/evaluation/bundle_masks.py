@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.evaluation.choices import Overlaps
-from rvos_deploy.evaluation.evaluate import Evaluation, Progress, evaluate
+from rvos_deploy.evaluation.evaluate import Evaluation, evaluate
 from rvos_deploy.evaluation.overlaps import Groups, argmax_masks
 from rvos_deploy.evaluation.predictions import Predict
 from rvos_deploy.evaluation.protocols import protocol_named
+from rvos_deploy.progress import CountProgress, ignore_counts
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video.pipeline import prefetch
@@ -71,7 +72,7 @@ def evaluate_bundle(
     overlaps: Overlaps | None = None,
     jobs: int = 1,
     submission: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: CountProgress = ignore_counts,
 ) -> Evaluation:
     """Run a loaded bundle over a split and score it; no mask is written to disk.
 
@@ -93,8 +94,7 @@ def evaluate_bundle(
     def on_frame() -> None:
         nonlocal done
         done += 1
-        if progress is not None:
-            progress("frames", done, total)
+        progress("frames", done, total)
 
     predict = bundle_masks(segmenter, settings, on_frame, groups)
     return evaluate(predict, split, protocol, jobs=jobs, submission=submission, progress=progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,7 @@ from rvos_deploy.evaluation.protocols import (
 )
 from rvos_deploy.evaluation.scoring import Chunk, ChunkScores, Scores, map_in_order, score_chunk
 from rvos_deploy.evaluation.submission import Submission
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with a phase ("scores"), frames done in it, and all frames."""
+from rvos_deploy.progress import CountProgress, ignore_counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +55,7 @@ def evaluate(
     *,
     jobs: int = 1,
     submission: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: CountProgress = ignore_counts,
 ) -> Evaluation:
     """Score predictions as a benchmark does.
 
@@ -137,7 +135,7 @@ def _collect(
     rules: Protocol,
     results: Iterator[ChunkScores],
     writer: Submission | None,
-    progress: Progress | None,
+    progress: CountProgress,
 ) -> tuple[tuple[ExpressionScore, ...], tuple[str, ...]]:
     """Join the chunks of each video, score it, and hand its files on."""
     videos = [video for video in split.videos if video.expressions]
@@ -151,8 +149,7 @@ def _collect(
             done += part.frames
             if writer is not None:
                 writer.add(part.png)
-            if progress is not None:
-                progress("scores", done, total)
+            progress("scores", done, total)
         joined = _missing(parts)
         missing += _coarsest(video, joined)
         j, f = (_join([part.j for part in parts]), _join([part.f for part in parts]))

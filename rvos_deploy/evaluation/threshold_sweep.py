@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.evaluation.bundle_masks import FRAMES_AHEAD
 from rvos_deploy.evaluation.choices import Overlaps
-from rvos_deploy.evaluation.evaluate import Progress, check_split
+from rvos_deploy.evaluation.evaluate import check_split
 from rvos_deploy.evaluation.overlaps import Groups, resolve_overlaps
 from rvos_deploy.evaluation.predictions import CHUNK
 from rvos_deploy.evaluation.protocols import (
@@ -37,6 +37,7 @@ from rvos_deploy.evaluation.sweep_scoring import (
 )
 from rvos_deploy.graph_io.frame_geometry import upsample_all_logits, upsample_masks
 from rvos_deploy.networks.selection import thresholds
+from rvos_deploy.progress import CountProgress, ignore_counts
 from rvos_deploy.runtime.decided_frame import DecidedFrame, Render
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import Fallback, Mode, StreamSettings
@@ -81,7 +82,7 @@ def sweep_thresholds(
     at: Iterable[float] = GRID,
     overlaps: Overlaps | None = None,
     jobs: int = 1,
-    progress: Progress | None = None,
+    progress: CountProgress = ignore_counts,
 ) -> Sweep:
     """Score a loaded bundle at many thresholds in both modes.
 
@@ -194,7 +195,7 @@ class _Run:
     candidates: tuple[float, ...]
     settings: Mapping[Mode, StreamSettings]
     overlaps: Overlaps
-    progress: Progress | None
+    progress: CountProgress
 
     @property
     def videos(self) -> list[VideoRecord]:
@@ -210,8 +211,7 @@ class _Run:
         def on_frame() -> None:
             nonlocal done
             done += 1
-            if self.progress is not None:
-                self.progress("frames", done, self.frames)
+            self.progress("frames", done, self.frames)
 
         for video in self.videos:
             objects = None if self.rules.objects is None else self.rules.objects(video)
@@ -270,8 +270,7 @@ class _Run:
                 part = next(results)
                 parts[part.mode].append(part)
                 missing, done = missing - part.frames, done + part.frames
-                if self.progress is not None:
-                    self.progress("scores", done, total)
+                self.progress("scores", done, total)
             for mode, of_mode in parts.items():
                 for index, line in enumerate(rows[mode]):
                     line += self.rules.score(_joined(video, of_mode, index))

@@ -30,6 +30,7 @@ from rvos_deploy.graph_io.tensors import HostArray, Tensor
 from rvos_deploy.networks.clip_probe import clip_probe
 from rvos_deploy.networks.network import Network
 from rvos_deploy.parity.comparison import Comparison, compare, sample
+from rvos_deploy.progress import StepProgress, ignore_steps
 from rvos_deploy.runtime.backends.base import Backend, Graph
 from rvos_deploy.runtime.finite import NotFiniteError
 from rvos_deploy.runtime.segmenter import Segmenter
@@ -138,7 +139,6 @@ class MaskCheck:
 
 
 CheckResult = Check | MaskCheck
-Progress = Callable[[str], None]
 
 
 def run_cases(
@@ -207,8 +207,8 @@ def check_tensor(
 def verify(
     bundle: Bundle,
     backend: Backend,
-    progress: Progress | None = None,
-    on_left_out: Progress | None = None,
+    progress: StepProgress = ignore_steps,
+    on_unsupported: Callable[[str], None] | None = None,
 ) -> list[CheckResult]:
     """Run every recorded check on this back end; all run, whatever fails.
 
@@ -216,7 +216,7 @@ def verify(
         bundle: opened.
         backend: where to run them.
         progress: told what is under way.
-        on_left_out: told the name of every case whose sizes the back end does not take. Engines
+        on_unsupported: told the name of every case whose sizes the back end does not take. Engines
             were compared at the corners of their profiles, and take nothing beyond.
 
     Raises:
@@ -226,13 +226,12 @@ def verify(
     recorded = read_reference(bundle)
     results: list[CheckResult] = []
     for spec in bundle.graphs.values():
-        if progress is not None:
-            progress(spec.name)
+        progress(spec.name)
         with backend.open(bundle, [spec.name]) as session:
             graph = session.graphs[spec.name]
-            if on_left_out is not None:
+            if on_unsupported is not None:
                 for name in unsupported_cases(graph, bundle.network):
-                    on_left_out(name)
+                    on_unsupported(name)
             for name, _, outputs in run_cases(graph, bundle.network):
                 for tensor in spec.outputs:
                     key = f"{name} {tensor.name}"
@@ -243,8 +242,7 @@ def verify(
                     results.append(
                         check_tensor(key, spec.tolerance, expected, sample(whole), queries)
                     )
-    if progress is not None:
-        progress("masks of a clip")
+    progress("masks of a clip")
     results.append(check_masks(bundle, backend, recorded[CLIP_LOGITS], recorded.get(CLIP_ORDER)))
     return results
 

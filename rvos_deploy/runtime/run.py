@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from rvos_deploy import stopping
 from rvos_deploy.bundle.folder import bundle_files
 from rvos_deploy.errors import InputError
 from rvos_deploy.overlap import source_files
+from rvos_deploy.progress import CountProgress, ignore_counts
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.limits import check_limits
 from rvos_deploy.runtime.run_folder import check_run_folder, run_folder
@@ -29,13 +30,6 @@ from rvos_deploy.video.sources.registry import has_end
 
 FRAMES_AHEAD = 4
 """Frames decoded ahead of inference: bounds the memory."""
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with a phase, frames done in it, and the expected number (an estimate, or None)."""
-
-
-def _silent(phase: str, done: int, total: int | None) -> None:
-    return
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ class RunOptions:
     allow_playlists: bool = False
     command: str = ""
     name: str | None = None
-    progress: Progress = _silent
+    progress: CountProgress = ignore_counts
 
 
 @dataclass(frozen=True)
@@ -143,7 +137,7 @@ def run(
         return RunReport(out, writer.frames, record.seconds, reader.damage, writer.stopped)
 
 
-def _drive(reader: Source, stream: Stream, writer: RunWriter, progress: Progress) -> None:
+def _drive(reader: Source, stream: Stream, writer: RunWriter, progress: CountProgress) -> None:
     """Push every frame, and hand what is decided to the writer."""
     total, seen = reader.info.frame_count, 0
     for frame in prefetch(reader, FRAMES_AHEAD):

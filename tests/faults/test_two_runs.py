@@ -168,7 +168,7 @@ def test_of_two_splits_rendered_at_once_one_is_put_in_place(
     """The second finds the first's folder there; it is not replaced unless that was asked for."""
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
 
-    def meanwhile(done: int, count: int) -> None:
+    def meanwhile(phase: str, done: int, count: int | None) -> None:
         write_mevis(target, seed=1, split="valid", videos=1, config=config)
 
     target = tmp_path / "valid"

@@ -26,6 +26,7 @@ from rvos_deploy.networks.pan2024.modules.clip import build_clip
 from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescriptors
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, VideoOutput
 from rvos_deploy.networks.pan2024.modules.slot_alignment import gather_slots
+from rvos_deploy.progress import ignore_counts
 from rvos_deploy.training import trainer
 from rvos_deploy.training.clips import Clips, collate
 from rvos_deploy.training.frame_cache import (
@@ -116,7 +117,7 @@ def one_thread(clip: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def run(out: Path, recipe: Recipe | None = None, **options: Any) -> TrainingResult:
     recipe = recipe or parse_recipe(MINIATURE)
-    progress = options.pop("progress", None)
+    progress = options.pop("progress", ignore_counts)
     return train(
         recipe, out, TrainingOptions(cpp_ops=False, accelerator="cpu", **options), progress
     )

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
@@ -48,8 +48,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.files import cannot_write, replacing_folder, sha256_file, writing
 from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.processes import WorkerPool
-
-Progress = Callable[[int, int], None]
+from rvos_deploy.progress import CountProgress, ignore_counts
 
 _SETTINGS = "sprites.json"
 _NAMES = {FRAMES, MASKS, _SETTINGS, V1, V2}
@@ -131,7 +130,7 @@ def _expression(item: Expression, first_anno: int) -> dict[str, Any]:
 
 
 def _write_index(
-    root: Path, written: Iterator[_Written], count: int, progress: Progress | None
+    root: Path, written: Iterator[_Written], count: int, progress: CountProgress
 ) -> None:
     """Write mask_dict.json while the videos arrive, then the two lists of expressions."""
     videos: dict[str, dict[str, Any]] = {}
@@ -148,8 +147,7 @@ def _write_index(
             for rows in video.runs:
                 masks.write(f'{"," if anno else ""}\n"{anno}": {json.dumps(rows)}')
                 anno += 1
-            if progress is not None:
-                progress(done, count)
+            progress("render", done, count)
         masks.write("\n}\n")
     _write_json(root / V2, {"videos": videos})
     for entry in videos.values():
@@ -184,13 +182,13 @@ def write_mevis(
     config: WorldConfig | None = None,
     jobs: int = 1,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: CountProgress = ignore_counts,
 ) -> Path:
     """Write videos 0 .. ``videos`` - 1 of a split into ``folder``, completely or not at all.
 
     jobs: the number of processes. The result does not depend on it. A script that uses more than
     one must guard its main code by ``if __name__ == "__main__"``. progress: called with
-    (done, videos) after each video. All files are written to a temporary folder next to ``folder``,
+    "render" after each video. All files are written to a temporary folder next to ``folder``,
     which is renamed at the end. Returns ``folder``.
 
     Raises InputError if ``folder`` exists and ``overwrite`` is False, if it holds anything but a

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         split="valid",
         videos=COUNT,
         config=CONFIG,
-        progress=lambda done, total: calls.append((done, total)),
+        progress=lambda phase, done, total: calls.append((done, total)),
     )
     assert path == target
     assert calls == [(i + 1, COUNT) for i in range(COUNT)]
@@ -117,7 +117,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path) -> None:
     old = tmp_path / "valid"
     old.mkdir()
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(phase: str, done: int, total: int | None) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
