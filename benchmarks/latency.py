@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,26 +52,37 @@ EXPRESSIONS = (
 )
 
 
+@dataclass(frozen=True)
+class LatencyOptions:
+    """Choose the measured work.
+
+    Args:
+        video: the video; None: a rendered Moving Sprites clip of 854x480.
+        expressions: number of expressions that are followed at once.
+        frames: number of frames to measure after the warm-up.
+        settings: of the stream.
+    """
+
+    video: str | None = None
+    expressions: int = 1
+    frames: int = 30
+    settings: StreamSettings = field(default_factory=StreamSettings)
+
+
 def benchmark_latency(
     segmenter: Segmenter,
+    options: LatencyOptions | None = None,
     *,
-    video: str | None = None,
-    expressions: int = 1,
-    frames: int = 30,
-    settings: StreamSettings | None = None,
     reference: Backend | None = None,
     progress: StepProgress = ignore_steps,
 ) -> dict[str, Any]:
-    """Measure a loaded bundle on a video; the default is a rendered Moving Sprites clip of 854x480.
+    """Measure a loaded bundle on a video.
 
     Args:
         segmenter: the bundle on a back end.
-        video: what to read.
-        expressions: how many to follow at once.
-        frames: how many to measure after the warm-up.
-        settings: of the stream; online by default.
+        options: what is measured; None: the defaults.
         reference: another back end, which runs in turn on the same frames.
-        progress: is told what is measured.
+        progress: called with each measurement.
 
     Returns:
         A record that is ready for JSON.
@@ -79,8 +91,9 @@ def benchmark_latency(
         InputError: the video has too few frames.
         ParityError: the reference's masks differ from ours, so the ratio would mean nothing.
     """
-    settings = settings or StreamSettings()
-    texts = [EXPRESSIONS[i % len(EXPRESSIONS)] for i in range(expressions)]
+    options = options or LatencyOptions()
+    video, frames, settings = options.video, options.frames, options.settings
+    texts = [EXPRESSIONS[i % len(EXPRESSIONS)] for i in range(options.expressions)]
     with tempfile.TemporaryDirectory(prefix="rvos-deploy-") as folder:
         source = video or _render(Path(folder) / "sprites.mp4", frames + WARM_UP)
         progress("decoding")
@@ -98,7 +111,7 @@ def benchmark_latency(
         "model": segmenter.bundle.config.name,
         "input_size": list(_input_size(segmenter.bundle, images[0], settings)),
         "video": redact(video) if video else "Moving Sprites, 854x480",
-        "expressions": expressions,
+        "expressions": options.expressions,
         "mode": settings.mode,
         "warm_up_frames": WARM_UP,
         "stages": {"decode": summarise(decode[WARM_UP:]), **stages},

@@ -20,6 +20,7 @@ from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.console.output import frame_progress, step_progress
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.evaluation.bundle_masks import bundle_settings, evaluate_bundle
+from rvos_deploy.evaluation.evaluate import ScoringOptions
 from rvos_deploy.evaluation.protocols import protocol_named
 from rvos_deploy.evaluation.report import report
 from rvos_deploy.export.file_options import FileOptions
@@ -67,7 +68,11 @@ def main(
         mode = segmenter.bundle.network.default_mode
         settings = StreamSettings(mode=mode, fallback=rules.fallback)
         evaluation = evaluate_bundle(
-            segmenter, split, PROTOCOL, settings, jobs=usable_cores(), progress=progress
+            segmenter,
+            split,
+            PROTOCOL,
+            settings,
+            options=ScoringOptions(jobs=usable_cores(), progress=progress),
         )
         used = bundle_settings(segmenter, settings) | {"overlaps": rules.overlaps(None)}
         result = report(evaluation, used, segmenter.backend.describe())

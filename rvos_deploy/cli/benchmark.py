@@ -67,7 +67,7 @@ def benchmark(
     json: JsonOption = None,
 ) -> None:
     """Measure latency by stage, throughput with stages overlapped, and peak memory."""
-    from rvos_deploy.benchmarks.latency import benchmark_latency
+    from rvos_deploy.benchmarks.latency import LatencyOptions, benchmark_latency
     from rvos_deploy.bundle.folder import bundle_files, find_bundle
     from rvos_deploy.console.output import step_progress
     from rvos_deploy.environment import usable_cores
@@ -85,15 +85,8 @@ def benchmark(
         step_progress() as progress,
     ):
         reference = _pytorch(segmenter.bundle, checkpoint, cores) if compare else None
-        result = benchmark_latency(
-            segmenter,
-            video=video,
-            expressions=expressions,
-            frames=frames,
-            settings=settings,
-            reference=reference,
-            progress=progress,
-        )
+        options = LatencyOptions(video, expressions, frames, settings)
+        result = benchmark_latency(segmenter, options, reference=reference, progress=progress)
     result["threads"] = cores
     _print(result)
     if json is not None:

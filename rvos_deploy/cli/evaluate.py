@@ -162,6 +162,7 @@ _Evaluated = tuple["Evaluation", dict[str, Any], "dict[str, str] | None"]
 def _run_bundle(request: EvaluationRequest, submission: Path | None) -> _Evaluated:
     from rvos_deploy.console.output import frame_progress
     from rvos_deploy.evaluation.bundle_masks import bundle_settings, evaluate_bundle
+    from rvos_deploy.evaluation.evaluate import ScoringOptions
 
     request.settings("online")  # refuses what cannot be, before the bundle is loaded
     overlaps = request.rules.overlaps(request.overlaps)
@@ -175,10 +176,8 @@ def _run_bundle(request: EvaluationRequest, submission: Path | None) -> _Evaluat
             split,
             request.protocol,
             settings,
-            overlaps=overlaps,
-            jobs=request.jobs,
+            options=ScoringOptions(overlaps=overlaps, jobs=request.jobs, progress=progress),
             submission=submission,
-            progress=progress,
         )
         used = {**bundle_settings(segmenter, settings), "overlaps": overlaps}
         return evaluation, used, segmenter.backend.describe()
@@ -186,6 +185,7 @@ def _run_bundle(request: EvaluationRequest, submission: Path | None) -> _Evaluat
 
 def _score_masks(request: EvaluationRequest, submission: Path | None) -> _Evaluated:
     from rvos_deploy.console.output import frame_progress
+    from rvos_deploy.evaluation.evaluate import ScoringOptions
     from rvos_deploy.evaluation.evaluate import evaluate as evaluate_folder
 
     with frame_progress() as progress:
@@ -193,9 +193,8 @@ def _score_masks(request: EvaluationRequest, submission: Path | None) -> _Evalua
             request.predictions,
             request.data,
             request.protocol,
-            jobs=request.jobs,
+            options=ScoringOptions(jobs=request.jobs, progress=progress),
             submission=submission,
-            progress=progress,
         )
     settings = {"predictions": str(request.predictions)}
     if request.rules.groups is not None:

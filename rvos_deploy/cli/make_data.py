@@ -86,7 +86,7 @@ def make_data(
     if split is None:
         raise InputError("which split of sprites is missing; add --split train or --split valid")
     from rvos_deploy.console.output import count_progress, counted
-    from rvos_deploy.datasets.moving_sprites import write_mevis
+    from rvos_deploy.datasets.moving_sprites import SplitSpec, write_mevis
     from rvos_deploy.environment import usable_cores
 
     folder, count = out / split, videos or VIDEOS[split]
@@ -94,10 +94,7 @@ def make_data(
     with count_progress("videos", "videos/s") as progress:
         write_mevis(
             folder,
-            seed=seed,
-            split=split,
-            videos=count,
-            config=config,
+            SplitSpec(seed=seed, split=split, videos=count, config=config),
             jobs=min(jobs or usable_cores(), count),
             overwrite=overwrite,
             progress=progress,

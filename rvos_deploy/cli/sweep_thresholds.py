@@ -43,6 +43,7 @@ def sweep(
 ) -> None:
     """Score a bundle at many thresholds, print the table, and write the files that were named."""
     from rvos_deploy.console.output import frame_progress
+    from rvos_deploy.evaluation.evaluate import ScoringOptions
     from rvos_deploy.evaluation.sweep_report import sweep_report, write_sweep_csv
     from rvos_deploy.evaluation.threshold_sweep import GRID, sweep_thresholds
     from rvos_deploy.json_file import write_json
@@ -56,10 +57,8 @@ def sweep(
             split,
             request.protocol,
             settings,
+            options=ScoringOptions(overlaps=request.overlaps, jobs=request.jobs, progress=progress),
             at=GRID if at is None else at,
-            overlaps=request.overlaps,
-            jobs=request.jobs,
-            progress=progress,
         )
         result = sweep_report(swept, segmenter)
     _print(result, request)

@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.datasets import DataSplit, VideoRecord
-from rvos_deploy.evaluation.choices import Overlaps
-from rvos_deploy.evaluation.evaluate import Evaluation, evaluate
+from rvos_deploy.evaluation.evaluate import (
+    DEFAULT_OPTIONS,
+    Evaluation,
+    ScoringOptions,
+    evaluate,
+)
 from rvos_deploy.evaluation.overlaps import Groups, argmax_masks
 from rvos_deploy.evaluation.predictions import Predict
 from rvos_deploy.evaluation.protocols import protocol_named
-from rvos_deploy.progress import CountProgress, ignore_counts
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video.pipeline import prefetch
@@ -68,36 +71,35 @@ def evaluate_bundle(
     data: str | Path | DataSplit,
     protocol: str = "mevis",
     settings: StreamSettings | None = None,
+    options: ScoringOptions = DEFAULT_OPTIONS,
     *,
-    overlaps: Overlaps | None = None,
-    jobs: int = 1,
     submission: str | Path | None = None,
-    progress: CountProgress = ignore_counts,
 ) -> Evaluation:
     """Run a loaded bundle over a split and score it; no mask is written to disk.
 
     Args:
         segmenter: what ``rvos_deploy.load`` gives.
-        data: as for :func:`rvos_deploy.evaluation.evaluate.evaluate`, and so are ``protocol``,
-            ``jobs``, ``submission`` and ``progress``, which also hears of the phase "frames".
+        data: as in :func:`rvos_deploy.evaluation.evaluate.evaluate`.
+        protocol: as in ``evaluate``.
         settings: None: the family's default mode, with the protocol's fallback.
-        overlaps: ``argmax`` or ``keep``; None: what the protocol does.
+        options: how masks are scored.
+        submission: as in ``evaluate``.
     """
     rules = protocol_named(protocol)
     split = data if isinstance(data, DataSplit) else rules.read(Path(data))
     mode = segmenter.bundle.network.default_mode
     settings = settings or StreamSettings(mode=mode, fallback=rules.fallback)
-    groups = rules.groups if rules.overlaps(overlaps) == "argmax" else None
+    groups = rules.groups if rules.overlaps(options.overlaps) == "argmax" else None
     total = sum(len(video.frames) for video in split.videos if video.expressions)
     done = 0
 
     def on_frame() -> None:
         nonlocal done
         done += 1
-        progress("frames", done, total)
+        options.progress("frames", done, total)
 
     predict = bundle_masks(segmenter, settings, on_frame, groups)
-    return evaluate(predict, split, protocol, jobs=jobs, submission=submission, progress=progress)
+    return evaluate(predict, split, protocol, options, submission=submission)
 
 
 def resolved_threshold(segmenter: Segmenter, settings: StreamSettings) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 
 from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.errors import InputError
+from rvos_deploy.evaluation.choices import Overlaps
 from rvos_deploy.evaluation.predictions import (
     NetworkPredictions,
     Predict,
@@ -29,14 +30,35 @@ from rvos_deploy.evaluation.submission import Submission
 from rvos_deploy.progress import CountProgress, ignore_counts
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What came of an evaluation; ``report`` says it in the shared keys.
+@dataclass(frozen=True)
+class ScoringOptions:
+    """Choose how masks are scored.
 
     Args:
-        protocol: its name.
-        split: what was evaluated.
-        scores: one an expression; empty where there is no ground truth.
+        jobs: processes for J and F. With more than one, a script must guard its main code by
+            ``if __name__ == "__main__"``.
+        progress: called with the phase "scores" after every few frames, and with the phase
+            "frames" after each frame that a bundle segments.
+        overlaps: of a bundle's masks: ``argmax`` or ``keep``; None: the protocol's choice. Masks
+            that were written before stay as they are.
+    """
+
+    jobs: int = 1
+    progress: CountProgress = ignore_counts
+    overlaps: Overlaps | None = None
+
+
+DEFAULT_OPTIONS = ScoringOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Hold the scores of an evaluation; ``report`` writes them with the shared keys.
+
+    Args:
+        protocol: name of the protocol.
+        split: the evaluated split.
+        scores: one for each expression; empty without ground truth.
         missing: videos, expressions or frames without a prediction, as in the submission layout.
         seconds: wall-clock time, inference included.
     """
@@ -52,26 +74,23 @@ def evaluate(
     predictions: str | Path | Predict,
     data: str | Path | DataSplit,
     protocol: str = "mevis",
+    options: ScoringOptions = DEFAULT_OPTIONS,
     *,
-    jobs: int = 1,
     submission: str | Path | None = None,
-    progress: CountProgress = ignore_counts,
 ) -> Evaluation:
     """Score predictions as a benchmark does.
 
     Args:
         predictions: a folder in the submission layout (``<video>/<expression>/<frame>.png``), or a
-            function that gives the masks of a video (see ``bundle_masks``).
-        data: the folder of one split, its list of expressions, or what a reader made of it.
+            function that returns the masks of a video (see ``bundle_masks``).
+        data: the folder of one split, its list of expressions, or the split that a reader returned.
         protocol: ``mevis``, ``ref-youtube-vos`` or ``ref-davis``.
-        jobs: processes for J and F. With more than one, a script must guard its main code by
-            ``if __name__ == "__main__"``.
-        submission: a zip file to write, as the benchmark's server takes it.
-        progress: told after every few frames.
+        options: how masks are scored.
+        submission: a zip file to write, in the form that the benchmark's server accepts.
 
     Raises:
-        InputError: damaged data or predictions, sizes that differ, no ground truth where nothing
-            is to be submitted.
+        InputError: data or predictions are damaged, sizes differ, or there is neither ground truth
+            nor a submission to write.
     """
     started = time.perf_counter()
     rules = protocol_named(protocol)
@@ -85,7 +104,7 @@ def evaluate(
             writer = stack.enter_context(Submission(Path(submission), root))
         chunks = _chunks(split, source, rules, png=writer is not None)
         rows, missing = _collect(
-            split, rules, map_in_order(score_chunk, chunks, jobs), writer, progress
+            split, rules, map_in_order(score_chunk, chunks, options.jobs), writer, options.progress
         )
     return Evaluation(protocol, split, rows, missing, time.perf_counter() - started)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.evaluation.bundle_masks import FRAMES_AHEAD
 from rvos_deploy.evaluation.choices import Overlaps
-from rvos_deploy.evaluation.evaluate import check_split
+from rvos_deploy.evaluation.evaluate import DEFAULT_OPTIONS, ScoringOptions, check_split
 from rvos_deploy.evaluation.overlaps import Groups, resolve_overlaps
 from rvos_deploy.evaluation.predictions import CHUNK
 from rvos_deploy.evaluation.protocols import (
@@ -37,7 +37,7 @@ from rvos_deploy.evaluation.sweep_scoring import (
 )
 from rvos_deploy.graph_io.frame_geometry import upsample_all_logits, upsample_masks
 from rvos_deploy.networks.selection import thresholds
-from rvos_deploy.progress import CountProgress, ignore_counts
+from rvos_deploy.progress import CountProgress
 from rvos_deploy.runtime.decided_frame import DecidedFrame, Render
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import Fallback, Mode, StreamSettings
@@ -78,11 +78,9 @@ def sweep_thresholds(
     split: DataSplit,
     protocol: str = "mevis",
     online: StreamSettings | None = None,
+    options: ScoringOptions = DEFAULT_OPTIONS,
     *,
     at: Iterable[float] = GRID,
-    overlaps: Overlaps | None = None,
-    jobs: int = 1,
-    progress: CountProgress = ignore_counts,
 ) -> Sweep:
     """Score a loaded bundle at many thresholds in both modes.
 
@@ -95,10 +93,8 @@ def sweep_thresholds(
         online: settings of the online stream; the offline one has its ``size`` and ``fallback``,
             and reads every frame. The fallback holds at every threshold. None: lookahead 0, with
             the protocol's fallback.
+        options: how masks are scored, and who is told of progress.
         at: thresholds in 0..1; the bundle's own two are added.
-        overlaps: ``argmax`` or ``keep``; None: what the protocol does.
-        jobs: processes for J and F, as in ``evaluate``.
-        progress: told after every frame.
 
     Raises:
         InputError: as ``evaluate``, or a threshold outside 0..1.
@@ -106,13 +102,13 @@ def sweep_thresholds(
     started = time.perf_counter()
     rules = protocol_named(protocol)
     check_split(rules, split)
-    resolved = rules.overlaps(overlaps)
+    resolved = rules.overlaps(options.overlaps)
     settings = _both_modes(segmenter, online or StreamSettings(fallback=rules.fallback))
     own = [one.threshold for one in settings.values() if one.threshold is not None]
     checked = [StreamSettings(threshold=value).threshold for value in at]
     candidates = tuple(sorted({*own, *(value for value in checked if value is not None)}))
-    run = _Run(segmenter, split, rules, candidates, settings, resolved, progress)
-    scores = run.collect(map_in_order(score_sweep_chunk, run.chunks(), jobs))
+    run = _Run(segmenter, split, rules, candidates, settings, resolved, options.progress)
+    scores = run.collect(map_in_order(score_sweep_chunk, run.chunks(), options.jobs))
     seconds = time.perf_counter() - started
     return Sweep(protocol, split, candidates, scores, settings, resolved, seconds)
 

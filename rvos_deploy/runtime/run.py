@@ -25,7 +25,7 @@ from rvos_deploy.video import open_video
 from rvos_deploy.video.pipeline import prefetch
 from rvos_deploy.video.sinks.base import Sink, SinkRequest
 from rvos_deploy.video.sinks.registry import DEFAULT_SINKS, make_sinks
-from rvos_deploy.video.sources.base import Source
+from rvos_deploy.video.sources.base import Source, SourceOptions
 from rvos_deploy.video.sources.registry import has_end
 
 FRAMES_AHEAD = 4
@@ -165,9 +165,9 @@ def _opened(source: str | os.PathLike[str] | Source, options: RunOptions) -> Sou
         return source
     return open_video(
         source,
+        options=SourceOptions(allow_playlists=options.allow_playlists),
         max_frames=options.max_frames,
         on_damage="stop" if has_end(source) else "skip",
-        allow_playlists=options.allow_playlists,
     )
 
 

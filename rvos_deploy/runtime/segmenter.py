@@ -23,7 +23,7 @@ from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.decided_frame import Render
 from rvos_deploy.runtime.graph_calls import SessionCalls, StageCallback
 from rvos_deploy.runtime.limits import check_geometry, check_limits
-from rvos_deploy.runtime.stream import Stream, add_expressions
+from rvos_deploy.runtime.stream import Stream, StreamNetwork, add_expressions
 from rvos_deploy.runtime.streams_in_step import FrameResults, SharedCalls, StreamsInStep
 from rvos_deploy.stream_settings import StreamSettings, described, whole_number
 
@@ -136,15 +136,12 @@ class Segmenter(Closeable):
             check_limits(self.bundle.graphs, settings, len(expressions))
         if settings.threshold is None:
             settings = replace(settings, threshold=self.bundle.threshold(settings.mode))
-        stream = Stream(
+        network = StreamNetwork(
             self.bundle.network.steps(calls, settings),
-            calls,
             self.encode_text,
             partial(self.geometry, settings=settings),
-            settings,
-            render=render,
-            keep_images=keep_images,
         )
+        stream = Stream(network, calls, settings, render=render, keep_images=keep_images)
         try:
             add_expressions(stream, expressions)
         except BaseException:

@@ -32,6 +32,21 @@ from rvos_deploy.video.frames import AnyImage, Frame, check_image, is_foreign
 
 
 @dataclass(frozen=True)
+class StreamNetwork:
+    """Hold a network's part in one stream.
+
+    Args:
+        steps: the family's steps.
+        encode_text: encodes an expression.
+        geometry: returns how a frame of this (height, width) fits the network.
+    """
+
+    steps: Steps
+    encode_text: Callable[[str], EncodedText]
+    geometry: Callable[[tuple[int, int]], FrameGeometry]
+
+
+@dataclass(frozen=True)
 class _PushedFrame:
     """A frame as it was pushed, and the numbers of the expressions that it is segmented for.
 
@@ -99,29 +114,34 @@ class Stream(Closeable):
 
     def __init__(
         self,
-        steps: Steps,
+        network: StreamNetwork,
         calls: SessionCalls,
-        encode_text: Callable[[str], EncodedText],
-        fit: Callable[[tuple[int, int]], FrameGeometry],
         settings: StreamSettings,
         *,
         render: Render | None = None,
         keep_images: bool = False,
     ) -> None:
-        """``fit``: how a frame of a (height, width) fits the network. ``render``: makes the masks
-        of a decided frame; None: a mask is where the logits of the candidates that pass the
-        threshold are above 0.
+        """Start a stream.
 
-        Raises InputError: settings that the back end does not have.
+        Args:
+            network: the network's part in this stream.
+            calls: run the graphs.
+            settings: of the stream.
+            render: makes the masks of a decided frame; None: a mask is where the logits of the
+                candidates that pass the threshold exceed 0.
+            keep_images: keep each frame's image for its result.
+
+        Raises:
+            InputError: the back end does not support the settings.
         """
         if settings.masks == "device":
             calls.ops.require_device_masks()
         self.settings = settings
         self._keep_images = keep_images
-        self._steps = steps
+        self._steps = network.steps
         self._calls = calls
-        self._encode_text = encode_text
-        self._fit = fit
+        self._encode_text = network.encode_text
+        self._geometry = network.geometry
         self._render = render
         self._expressions: dict[int, str] = {}
         self._next_number = 0
@@ -327,7 +347,7 @@ class Stream(Closeable):
 
     def _start(self, timed: Frame, image: Tensor) -> _StartedFrame:
         """Queue the graphs of a frame, for all expressions."""
-        geometry = self._fit((image.shape[0], image.shape[1]))
+        geometry = self._geometry((image.shape[0], image.shape[1]))
         kept = image if self._keep_images else None
         frame = _PushedFrame(timed, kept, geometry, tuple(self._expressions))
         if not frame.expressions:

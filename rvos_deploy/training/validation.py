@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from rvos_deploy.datasets import DataSplit, VideoRecord, read_mevis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.evaluate import Evaluation, evaluate
 from rvos_deploy.evaluation.predictions import Predict
@@ -46,11 +46,13 @@ def render_validation(recipe: Recipe, folder: Path) -> None:
     if not folder.is_dir():
         write_mevis(
             folder,
-            seed=recipe.validation_seed,
-            split="valid",
-            videos=recipe.validation_videos,
-            config=replace(
-                recipe.sprites, expressions=benchmark.expressions, wordings=benchmark.wordings
+            SplitSpec(
+                seed=recipe.validation_seed,
+                split="valid",
+                videos=recipe.validation_videos,
+                config=replace(
+                    recipe.sprites, expressions=benchmark.expressions, wordings=benchmark.wordings
+                ),
             ),
         )
 

@@ -13,9 +13,11 @@ from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.iterator_thread import IteratorThread, NoItemError
 from rvos_deploy.video.frames import Frame, VideoInfo
 from rvos_deploy.video.sources.address import name_of
-from rvos_deploy.video.sources.base import IMAGE_FPS, Opened, SourceRequest
+from rvos_deploy.video.sources.base import Opened, SourceOptions, SourceRequest
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
 from rvos_deploy.video.sources.registry import source_type
+
+DEFAULT_OPTIONS = SourceOptions()
 
 
 class VideoReader(Closeable):
@@ -78,11 +80,9 @@ def open_video(
     source: str | os.PathLike[str],
     *,
     max_frames: int | None = None,
-    fps: float | Fraction = IMAGE_FPS,
-    format: str | None = None,
     on_damage: Literal["stop", "skip"] = "stop",
-    allow_playlists: bool = False,
     timeout: float | Literal["auto"] | None = "auto",
+    options: SourceOptions = DEFAULT_OPTIONS,
 ) -> VideoReader:
     """Open a video and decode its first frame.
 
@@ -111,17 +111,17 @@ def open_video(
     does not exist, is no video, hangs, or not one frame can be decoded, and InputError for a wrong
     argument.
     """
-    _check_arguments(max_frames, fps, on_damage, timeout)
+    _check_arguments(max_frames, on_damage, timeout)
     name = os.fspath(source)
-    kind = source_type(name, format)
+    kind = source_type(name, options.format)
     network_timeout, limit = kind.timeouts(timeout)
     request = SourceRequest(
         name,
         max_frames,
-        Fraction(fps),
-        format,
+        Fraction(options.fps),
+        options.format,
         skip_damage=on_damage == "skip",
-        allow_playlists=allow_playlists,
+        allow_playlists=options.allow_playlists,
         network_timeout=network_timeout,
     )
     errors = DecodeErrors()
@@ -144,11 +144,9 @@ def read_video(
     source: str | os.PathLike[str],
     *,
     max_frames: int | None = None,
-    fps: float | Fraction = IMAGE_FPS,
-    format: str | None = None,
     on_damage: Literal["stop", "skip"] = "stop",
-    allow_playlists: bool = False,
     timeout: float | Literal["auto"] | None = "auto",
+    options: SourceOptions = DEFAULT_OPTIONS,
 ) -> Generator[Frame, None, None]:
     """Yield the frames of a video; warns (RuntimeWarning) at the end when it is damaged.
 
@@ -158,11 +156,9 @@ def read_video(
     with open_video(
         source,
         max_frames=max_frames,
-        fps=fps,
-        format=format,
         on_damage=on_damage,
-        allow_playlists=allow_playlists,
         timeout=timeout,
+        options=options,
     ) as reader:
         yield from reader
         if reader.damage:
@@ -170,13 +166,9 @@ def read_video(
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
-def _check_arguments(
-    max_frames: int | None, fps: float | Fraction, on_damage: str, timeout: float | str | None
-) -> None:
+def _check_arguments(max_frames: int | None, on_damage: str, timeout: float | str | None) -> None:
     if max_frames is not None and max_frames < 1:
         raise InputError(f"max_frames must be at least 1, found {max_frames}; leave it out for all")
-    if not 0 < fps < float("inf"):
-        raise InputError(f"fps must be above 0, found {fps}; {IMAGE_FPS} is the default")
     if on_damage not in ("stop", "skip"):
         raise InputError(f'on_damage must be "stop" or "skip", found {on_damage!r}')
     seconds = isinstance(timeout, int | float) and timeout > 0

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rvos_deploy.datasets import read_mevis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 from rvos_deploy.datasets.moving_sprites.looks import EMOJI
 from rvos_deploy.errors import InputError
 
@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The parent of one split, as make-data writes it."""
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
     root = tmp_path_factory.mktemp("sprites")
-    write_mevis(root / "valid", seed=2, split="valid", videos=2, config=config)
+    write_mevis(root / "valid", SplitSpec(seed=2, split="valid", videos=2, config=config))
     return root
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from rvos_deploy.bundle.folder import open_bundle, packaged_bundles
 from rvos_deploy.datasets import read_mevis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 
 SMALL = ("--size", "64x96", "--jobs", 1)
 
@@ -24,7 +24,7 @@ SMALL = ("--size", "64x96", "--jobs", 1)
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
     root = tmp_path_factory.mktemp("sprites")
-    write_mevis(root / "valid", seed=4, split="valid", videos=1, config=config)
+    write_mevis(root / "valid", SplitSpec(seed=4, split="valid", videos=1, config=config))
     return root
 
 

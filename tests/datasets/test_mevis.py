@@ -14,7 +14,13 @@ import pytest
 from PIL import Image
 
 from rvos_deploy.datasets import read_mevis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, make_video, render, write_mevis
+from rvos_deploy.datasets.moving_sprites import (
+    SplitSpec,
+    WorldConfig,
+    make_video,
+    render,
+    write_mevis,
+)
 from rvos_deploy.datasets.rle import encode
 from rvos_deploy.errors import InputError
 
@@ -126,7 +132,7 @@ def test_a_split_without_ground_truth(mevis: Path, edit: Edit) -> None:
 
 def test_moving_sprites(tmp_path: Path) -> None:
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
-    folder = write_mevis(tmp_path / "d", seed=1, split="train", videos=2, config=config)
+    folder = write_mevis(tmp_path / "d", SplitSpec(seed=1, split="train", videos=2, config=config))
     for index, video in enumerate(read_mevis(folder).videos):
         source = make_video(1, "train", index, config)
         truth = render(source)[1]  # [T, K, H, W]

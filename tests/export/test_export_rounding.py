@@ -210,7 +210,7 @@ def test_the_packaged_weights_in_float16_lose_no_masks(tmp_path: Path) -> None:
     """
     from rvos_deploy.benchmarks.studies.bundle_parity import compare_bundles, require_parity
     from rvos_deploy.datasets import read_mevis
-    from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+    from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 
     report = export_bundle(preset("tiny"), tmp_path / "half", TRAINED)
     assert all(result.passed for result in report.results)
@@ -218,7 +218,7 @@ def test_the_packaged_weights_in_float16_lose_no_masks(tmp_path: Path) -> None:
     assert all(result.passed for result in results)
     data = tmp_path / "data"
     config = WorldConfig(emoji=False)
-    write_mevis(data, seed=12345, split="valid", videos=12, config=config)
+    write_mevis(data, SplitSpec(seed=12345, split="valid", videos=12, config=config))
     found = compare_bundles(report.path, packaged_bundles()["tiny"], read_mevis(data))
     print(f"lost {found['lost']:+.5f}, {found['moved']} of {found['expressions']} moved")
     require_parity(found, 0.002)

@@ -235,11 +235,11 @@ def open_bundle_files(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One video to evaluate on: ``evaluate`` reads it before the bundle."""
-    from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+    from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
     root = tmp_path_factory.mktemp("sprites")
-    write_mevis(root / "valid", seed=2, split="valid", videos=1, config=config)
+    write_mevis(root / "valid", SplitSpec(seed=2, split="valid", videos=1, config=config))
     return root
 
 

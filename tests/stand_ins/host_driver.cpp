@@ -27,7 +27,7 @@ void run_masks(MaskKernel kernel, int grid, int block, void** p) {
 }
 
 void run_fit(int grid, int block, void** p) {
-  host_rvos_fit_frame(grid, block, at<const unsigned char*>(p, 0), at<int>(p, 1),
+  host_rvos_preprocess(grid, block, at<const unsigned char*>(p, 0), at<int>(p, 1),
                       at<const int*>(p, 2), at<const int*>(p, 3), at<const int*>(p, 4),
                       at<int>(p, 5), at<const int*>(p, 6), at<const int*>(p, 7),
                       at<const int*>(p, 8), at<int>(p, 9), at<int>(p, 10), at<int>(p, 11),
@@ -83,16 +83,16 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
   if (std::strcmp(name, "rvos_pack_masks") == 0) {
     run_masks(host_rvos_pack_masks, grid, block, parameters);
   } else if (std::strcmp(name, "rvos_upsample_masks") == 0) {
-    run_masks(host_rvos_show_masks, grid, block, parameters);
+    run_masks(host_rvos_upsample_masks, grid, block, parameters);
   } else if (std::strcmp(name, "rvos_flag_rows") == 0) {
     host_rvos_flag_rows(grid, block, at<const float*>(parameters, 0), at<int>(parameters, 1),
                         at<int>(parameters, 2), at<unsigned char*>(parameters, 3));
   } else if (std::strcmp(name, "rvos_preprocess") == 0) {
     run_fit(grid, block, parameters);
   } else if (std::strcmp(name, "rvos_copy_vectors") == 0) {
-    run_stack<uint4>(host_rvos_stack_vectors, grid, block, parameters);
+    run_stack<uint4>(host_rvos_copy_vectors, grid, block, parameters);
   } else {
-    run_stack<unsigned char>(host_rvos_stack_bytes, grid, block, parameters);
+    run_stack<unsigned char>(host_rvos_copy_bytes, grid, block, parameters);
   }
   return 0;
 }

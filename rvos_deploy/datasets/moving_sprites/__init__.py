@@ -33,7 +33,12 @@ from rvos_deploy.datasets.moving_sprites.world import (
     SpriteVideo,
     WorldConfig,
 )
-from rvos_deploy.datasets.moving_sprites.writers import Sample, sample_video, write_mevis
+from rvos_deploy.datasets.moving_sprites.writers import (
+    Sample,
+    SplitSpec,
+    sample_video,
+    write_mevis,
+)
 
 __all__ = [
     "COLOURS",
@@ -50,6 +55,7 @@ __all__ = [
     "Look",
     "Sample",
     "Split",
+    "SplitSpec",
     "SpriteObject",
     "SpriteVideo",
     "WorldConfig",

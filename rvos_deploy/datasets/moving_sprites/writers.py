@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,28 @@ _H264 = {"crf": "16", "x264-params": "cpu-independent=1"}
 
 
 @dataclass(frozen=True)
-class _Job:
-    """The settings that a worker process needs to write one video."""
+class SplitSpec:
+    """Specify the videos of a split.
 
-    root: str
+    Args:
+        seed: seed of the videos.
+        split: which split.
+        videos: number of videos, at least 1.
+        config: the world that they are rendered from.
+    """
+
     seed: int
     split: Split
-    config: WorldConfig
+    videos: int
+    config: WorldConfig = field(default_factory=WorldConfig)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Hold what a worker process needs to write one video."""
+
+    root: str
+    spec: SplitSpec
 
 
 @dataclass(frozen=True)
@@ -93,7 +108,7 @@ def _describe(video: SpriteVideo) -> list[dict[str, Any]]:
 
 
 def _write_video(job: _Job, index: int) -> _Written:
-    video = make_video(job.seed, job.split, index, job.config)
+    video = make_video(job.spec.seed, job.spec.split, index, job.spec.config)
     folder = Path(job.root) / FRAMES / video.name
     folder.mkdir(parents=True)
     runs: list[list[Rle | None]] = [[] for _ in video.objects]
@@ -103,14 +118,15 @@ def _write_video(job: _Job, index: int) -> _Written:
             rows.append(encode(mask) if mask.any() else None)
     entry = {
         "vid_id": index,
-        "frames": [f"{t:05d}" for t in range(job.config.frames)],
+        "frames": [f"{t:05d}" for t in range(job.spec.config.frames)],
         "objects": _describe(video),
     }
     return _Written(video.name, entry, video.expressions, runs)
 
 
-def _write_all(job: _Job, count: int, jobs: int) -> Iterator[_Written]:
+def _write_all(job: _Job, jobs: int) -> Iterator[_Written]:
     """Write the videos, in this process or in ``jobs`` processes, and yield them in order."""
+    count = job.spec.videos
     if jobs <= 1:
         for index in range(count):
             yield _write_video(job, index)
@@ -175,19 +191,16 @@ def _write_json(path: Path, value: object) -> None:
 
 def write_mevis(
     folder: str | os.PathLike[str],
+    spec: SplitSpec,
     *,
-    seed: int,
-    split: Split,
-    videos: int,
-    config: WorldConfig | None = None,
     jobs: int = 1,
     overwrite: bool = False,
     progress: CountProgress = ignore_counts,
 ) -> Path:
-    """Write videos 0 .. ``videos`` - 1 of a split into ``folder``, completely or not at all.
+    """Write the first videos of a split into ``folder``, completely or not at all.
 
     jobs: the number of processes. The result does not depend on it. A script that uses more than
-    one must guard its main code by ``if __name__ == "__main__"``. progress: called with
+    one must guard its main code by ``if __name__ == "__main__"``. progress: called with the phase
     "render" after each video. All files are written to a temporary folder next to ``folder``,
     which is renamed at the end. Returns ``folder``.
 
@@ -196,18 +209,23 @@ def write_mevis(
     ``make_video``.
     """
     target = Path(folder)
-    if videos < 1:
-        raise InputError(f"at least one video must be asked for, found {videos}")
+    if spec.videos < 1:
+        raise InputError(f"at least one video must be asked for, found {spec.videos}")
     _check_target(target, overwrite=overwrite)
-    config = config or WorldConfig()
+    config = spec.config
     sources = _describe_sources(config)
     if config.photos is not None:
         refuse_overlap([Path(config.photos)], [target])
     try:
         with replacing_folder(target, overwrite=overwrite) as work:
-            job = _Job(str(work), seed, split, config)
-            _write_index(work, _write_all(job, videos, jobs), videos, progress)
-            settings = {"seed": seed, "split": split, "videos": videos, "world": asdict(config)}
+            job = _Job(str(work), spec)
+            _write_index(work, _write_all(job, jobs), spec.videos, progress)
+            settings = {
+                "seed": spec.seed,
+                "split": spec.split,
+                "videos": spec.videos,
+                "world": asdict(config),
+            }
             _write_json(
                 work / _SETTINGS,
                 {"schema": 1, "world_version": WORLD_VERSION, **settings, "sources": sources},

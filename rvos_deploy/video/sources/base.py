@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NamedTuple, Protocol
 
-from rvos_deploy.errors import VideoError
+from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.video.frames import Frame, VideoInfo
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
 
@@ -48,6 +48,28 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Release what is open; safe to call twice, and from any thread."""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Hold the options of single kinds of sources; the others ignore them.
+
+    Args:
+        fps: frames per second of a folder of images; other sources have their own clock.
+        format: FFmpeg's demuxer, where a device needs one (``"v4l2"`` is found without it).
+        allow_playlists: let a file or pipe name further files and addresses.
+
+    Raises:
+        InputError: ``fps`` is not above 0.
+    """
+
+    fps: float | Fraction = IMAGE_FPS
+    format: str | None = None
+    allow_playlists: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps < float("inf"):
+            raise InputError(f"fps must be above 0, found {self.fps}; {IMAGE_FPS} is the default")
 
 
 @dataclass(frozen=True)
