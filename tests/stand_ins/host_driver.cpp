@@ -35,7 +35,7 @@ void run_fit(int grid, int block, void** p) {
 }
 
 template <typename Word>
-void run_stack(void (*kernel)(int, int, const unsigned long long*, long long, long long, Word*),
+void run_copy(void (*kernel)(int, int, const unsigned long long*, long long, long long, Word*),
                int grid, int block, void** p) {
   kernel(grid, block, at<const unsigned long long*>(p, 0), at<long long>(p, 1),
          at<long long>(p, 2), at<Word*>(p, 3));
@@ -90,9 +90,9 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
   } else if (std::strcmp(name, "rvos_preprocess") == 0) {
     run_fit(grid, block, parameters);
   } else if (std::strcmp(name, "rvos_copy_vectors") == 0) {
-    run_stack<uint4>(host_rvos_copy_vectors, grid, block, parameters);
+    run_copy<uint4>(host_rvos_copy_vectors, grid, block, parameters);
   } else {
-    run_stack<unsigned char>(host_rvos_copy_bytes, grid, block, parameters);
+    run_copy<unsigned char>(host_rvos_copy_bytes, grid, block, parameters);
   }
   return 0;
 }

@@ -21,7 +21,7 @@ extern "C" void host_rvos_flag_rows(int grid, int block, const float* logits, in
   launch(dim3(grid), dim3(block), [&] { rvos_flag_rows(logits, rows, width, output); });
 }
 
-extern "C" void host_rvos_preprocess(int grid, int block, RVOS_FIT_PARAMETERS) {
+extern "C" void host_rvos_preprocess(int grid, int block, RVOS_PREPROCESS_PARAMETERS) {
   launch(dim3(grid), dim3(block), [&] {
     rvos_preprocess(frame, frame_width, row_first, row_count, row_weights, row_most, column_first,
                    column_count, column_weights, column_most, content_height, content_width, height,

@@ -138,7 +138,7 @@ extern "C" __global__ void rvos_flag_rows(const float* logits, int rows, int wid
   output[index] = sound ? 0 : 1;
 }
 
-#define RVOS_FIT_PARAMETERS                                                                      \
+#define RVOS_PREPROCESS_PARAMETERS                                                                      \
   const unsigned char *frame, int frame_width, const int *row_first, const int *row_count,       \
       const int *row_weights, int row_most, const int *column_first, const int *column_count,    \
       const int *column_weights, int column_most, int content_height, int content_width,         \
@@ -146,7 +146,7 @@ extern "C" __global__ void rvos_flag_rows(const float* logits, int rows, int wid
 
 // Resizes a frame uint8 [H,frame_width,3] to its content's size, and pads it right and bottom to
 // [height,width,3] by one colour, 0xRRGGBB. One thread writes one pixel.
-extern "C" __global__ void rvos_preprocess(RVOS_FIT_PARAMETERS) {
+extern "C" __global__ void rvos_preprocess(RVOS_PREPROCESS_PARAMETERS) {
   const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= static_cast<long long>(height) * width) return;
   const int x = static_cast<int>(index % width), y = static_cast<int>(index / width);
