@@ -1,4 +1,4 @@
-"""What ``result.json`` says of a run beside its frames."""
+"""Collect what ``result.json`` records of a run beside its frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rvos_deploy.video.sources.base import Source
 
 
 class RunRecord:
-    """Facts of a run: settings, versions, timings."""
+    """Record the settings, versions and timings of a run."""
 
     def __init__(
         self,
@@ -25,7 +25,7 @@ class RunRecord:
         video: Mapping[str, object],
         command: str,
     ) -> None:
-        """``video``: what was asked of the source, for "settings"."""
+        """``video``: the requested source, for "settings"."""
         self._segmenter, self._reader = segmenter, reader
         self._expressions, self._video, self._command = expressions, video, command
         self.stages = StageTimes()
@@ -37,11 +37,11 @@ class RunRecord:
 
     @property
     def seconds(self) -> float:
-        """Since ``begin``."""
+        """Return the seconds since ``begin``."""
         return time.perf_counter() - self._started
 
     def summary(self) -> dict[str, object]:
-        """Return it, as far as the run has come."""
+        """Return the record of the run so far."""
         seconds = self.seconds
         return {
             "expressions": list(self._expressions),

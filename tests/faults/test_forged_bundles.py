@@ -105,7 +105,7 @@ def test_external_data_from_elsewhere_is_refused(
     (external / "mask_head.onnx").write_bytes(model.SerializeToString())
     resign(external, "mask_head.onnx.data")
     with attempt("forged external data"):
-        assert "takes weights from" in ends_well(lambda: run_head(external))
+        assert "reads weights from" in ends_well(lambda: run_head(external))
 
 
 def test_external_data_of_a_node_is_refused(

@@ -26,7 +26,7 @@ void run_masks(MaskKernel kernel, int grid, int block, void** p) {
          at<int>(p, 12), at<int>(p, 13), at<unsigned char*>(p, 14));
 }
 
-void run_fit(int grid, int block, void** p) {
+void run_preprocess(int grid, int block, void** p) {
   host_rvos_preprocess(grid, block, at<const unsigned char*>(p, 0), at<int>(p, 1),
                       at<const int*>(p, 2), at<const int*>(p, 3), at<const int*>(p, 4),
                       at<int>(p, 5), at<const int*>(p, 6), at<const int*>(p, 7),
@@ -88,7 +88,7 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
     host_rvos_flag_rows(grid, block, at<const float*>(parameters, 0), at<int>(parameters, 1),
                         at<int>(parameters, 2), at<unsigned char*>(parameters, 3));
   } else if (std::strcmp(name, "rvos_preprocess") == 0) {
-    run_fit(grid, block, parameters);
+    run_preprocess(grid, block, parameters);
   } else if (std::strcmp(name, "rvos_copy_vectors") == 0) {
     run_copy<uint4>(host_rvos_copy_vectors, grid, block, parameters);
   } else {
