@@ -24,7 +24,7 @@ _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def read_arrays(content: bytes, path: Path) -> dict[str, NDArray[Any]]:
-    """Read the arrays of an ``.npz`` file by name: numbers and truth values, nothing pickled.
+    """Read arrays of an ``.npz`` file by name: numbers and truth values, nothing pickled.
 
     Args:
         content: the bytes of the file, already hashed.
@@ -36,7 +36,8 @@ def read_arrays(content: bytes, path: Path) -> dict[str, NDArray[Any]]:
     try:
         return _read(content)
     except Exception as error:
-        # zipfile, zlib and NumPy's header parser raise a dozen kinds of errors, MemoryError included.
+        # zipfile, zlib and NumPy's header parser raise a dozen kinds of errors, MemoryError
+        # included.
         reason = one_line(error) or type(error).__name__
         raise BundleError(
             f"{path} is damaged ({reason}); copy the bundle again, or export again"

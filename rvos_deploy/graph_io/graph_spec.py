@@ -1,8 +1,8 @@
 """Define the contract of a graph: names, types, shapes and tolerances.
 
-Exporter, parity checks, engine profiles and runtimes read the same contract. Shapes hold numbers and
-axis expressions. An axis expression is a name (``"E"``) or a name divided by a number (``"H/8"``),
-so a few named axes determine all sizes of a graph.
+Exporter, parity checks, engine profiles and runtimes read the same contract. Shapes hold numbers
+and axis expressions. An axis expression is a name (``"E"``) or a name divided by a number
+(``"H/8"``), so a few named axes determine all sizes of a graph.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TensorSpec:
 
     @property
     def axes(self) -> dict[str, int]:
-        """Return the named axes of the shape, each with the least common multiple of its divisors."""
+        """Return the named axes of the shape, with the least common multiple of their divisors."""
         named = [_parse(dim) for dim in self.shape if isinstance(dim, str)]
         return {
             name: math.lcm(*(divisor for other, divisor in named if other == name))

@@ -1,4 +1,4 @@
-"""Check heights and widths of network inputs. Imports no NumPy, because the command line uses it."""
+"""Check heights and widths of network inputs. The command line uses it, so it imports no NumPy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Make seeded inputs for the graphs, equal on every machine and with every NumPy.
 
-``RandomState`` is NumPy's frozen generator, whose streams never change. So the recorded outputs of a
-bundle can be checked years later without storing the inputs.
+``RandomState`` is NumPy's frozen generator, whose streams never change. So the recorded outputs of
+a bundle can be checked years later without storing the inputs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Define tensors, and the operations on tensors between graphs.
 
-A back end on the host keeps NumPy arrays (``runtime/backends/host_ops.py``); a back end on a GPU keeps
-its own tensors there (``runtime/backends/cuda/ops.py``). Callers of graphs pass tensors on, and use
-``TensorOps`` for everything else.
+A back end on the host keeps NumPy arrays (``runtime/backends/host_ops.py``); a back end on a GPU
+keeps its own tensors there (``runtime/backends/cuda/ops.py``). Callers of graphs pass tensors on,
+and use ``TensorOps`` for everything else.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class FinishedCopy:
 class TensorOps(ABC):
     """Define the operations between the graphs of a session, where the back end keeps its tensors.
 
-    Every method accepts NumPy arrays beside the back end's own tensors. The methods queue work; only
-    ``HostCopy.arrays`` waits.
+    Every method accepts NumPy arrays beside the back end's own tensors. The methods queue work;
+    only ``HostCopy.arrays`` waits.
     """
 
     @abstractmethod
