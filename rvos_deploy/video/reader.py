@@ -1,4 +1,4 @@
-"""Open and read a video of any kind: a file, a folder, standard input, a URL or a device."""
+"""Open and read a video: a file, a folder, standard input, a URL or a device."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ DEFAULT_OPTIONS = SourceOptions()
 
 
 class VideoReader(Closeable):
-    """An open video: an iterator over Frame, to be used once, and a context manager.
+    """Read an open video: an iterator over Frame, to be used once, and a context manager.
 
-    ``info`` is known from the start, and so are ``notes``: one line each for what a viewer would
-    see otherwise (high dynamic range, for example). ``damage`` is None, or one line saying what was
-    wrong so far; read it after the last frame. Made by open_video. Frames are decoded in a thread
-    of its own, one when it is asked for: waiting for one can be interrupted, and closed by another
-    thread.
+    :func:`open_video` makes it. ``info`` and ``notes`` are known from the start; a note is one line
+    about a difference to what a viewer sees (high dynamic range, for example). A background thread
+    decodes one frame for each request, so a wait can be interrupted, and another thread can close
+    the reader.
     """
 
     def __init__(
@@ -47,13 +46,13 @@ class VideoReader(Closeable):
 
     @property
     def damage(self) -> str | None:
-        """What was wrong with the video, in one line, or None."""
+        """Return the damage so far in one line, or None. Read it after the last frame."""
         return self._errors.line
 
     def close(self) -> None:
-        """Release the file and the decoder; no frames come after this. Safe to call twice.
+        """Release the file and the decoder; the reader ends. Safe to call twice.
 
-        A source that hangs is left to its thread, which releases it when it wakes up.
+        If the source hangs, its thread releases it when it wakes up.
         """
         self._thread.close()
 
@@ -86,30 +85,32 @@ def open_video(
 ) -> VideoReader:
     """Open a video and decode its first frame.
 
-    ``source`` is a file, a folder of images (jpg, jpeg, png, bmp, webp, tif, tiff, avif; in natural
-    order, all of one size), ``-`` for standard input, a URL or device that FFmpeg opens, or of
-    another kind in the registry (``video/sources/registry.py``). ``fps`` is the frame rate of a
-    folder; other sources have their own clock. ``format`` names an FFmpeg demuxer where a device
-    needs one (``"v4l2"`` is found by itself). Frames are those a viewer sees: rotated, in square
-    pixels, RGB, transparency over white, all of the first one's size, with their exact pts,
-    strictly increasing.
+    Frames are as a viewer sees them: rotated, in square pixels, RGB, transparency over white. All
+    frames have the size of the first one, and exact, strictly increasing times.
 
-    A file or pipe opens nothing but itself: a playlist (HLS, concat, SDP) is refused unless
-    ``allow_playlists``, because it may name any file of the machine. A URL may be a playlist of
-    network addresses, and never reaches a local file.
+    A file or pipe opens nothing but itself. A playlist (HLS, concat, SDP) may name any file of the
+    machine, so it is refused unless ``options.allow_playlists``. A URL may be a playlist of network
+    addresses, and never reaches a local file.
 
-    A damaged video gives the frames before the damage and ends; ``VideoReader.damage`` tells. With
-    ``on_damage="skip"``, as suits live sources, what cannot be decoded is left out and reading goes
-    on.
+    Args:
+        source: a file; a folder of images (jpg, jpeg, png, bmp, webp, tif, tiff, avif; in natural
+            order, all of one size); ``-`` for standard input; a URL or device that FFmpeg opens; or
+            another kind in the registry (``video/sources/registry.py``).
+        max_frames: number of frames after which the video ends.
+        on_damage: ``stop`` ends a damaged video before the damage, and ``VideoReader.damage`` says
+            why. ``skip``, for live sources, leaves out data that cannot be decoded.
+        timeout: seconds without a frame after which the source counts as hung; the video then ends
+            like a damaged one. For a URL it is the time that the server may be silent, and a frame
+            may take four times as long. ``auto``: 120 for files and folders, 30 for URLs, None for
+            pipes and devices. None waits for ever. Waiting can be interrupted (Ctrl-C).
+        options: options of single kinds of sources.
 
-    ``timeout``: seconds without a frame after which the source counts as hung: the video ends as a
-    damaged one does. For a URL it is the time that the server may be silent (and four times that
-    for a frame). "auto" is 120 for files and folders, 30 for URLs, and None, which is for ever, for
-    pipes and devices. Waiting can be interrupted (Ctrl-C).
+    Warns (RuntimeWarning) about each of ``VideoReader.notes``.
 
-    Warns (RuntimeWarning) of what ``VideoReader.notes`` says. Raises VideoError when the source
-    does not exist, is no video, hangs, or not one frame can be decoded, and InputError for a wrong
-    argument.
+    Raises:
+        VideoError: the source does not exist, is not a video, hangs, or has no frame that can be
+            decoded.
+        InputError: an argument is wrong.
     """
     _check_arguments(max_frames, on_damage, timeout)
     name = os.fspath(source)
@@ -148,10 +149,10 @@ def read_video(
     timeout: float | Literal["auto"] | None = "auto",
     options: SourceOptions = DEFAULT_OPTIONS,
 ) -> Generator[Frame, None, None]:
-    """Yield the frames of a video; warns (RuntimeWarning) at the end when it is damaged.
+    """Yield the frames of a video, and warn (RuntimeWarning) at the end if it is damaged.
 
-    Arguments and errors are those of open_video. The video is closed when the last frame was taken,
-    or the loop is left early.
+    Arguments and errors are those of :func:`open_video`. The video is closed after the last frame,
+    or when the loop is left early.
     """
     with open_video(
         source,
