@@ -16,12 +16,10 @@ from typing import Any
 import numpy as np
 
 from rvos_deploy.benchmarks.timing import push_through, summarise
-from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.datasets.moving_sprites import sample_video
 from rvos_deploy.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.metrics import frame_scores
-from rvos_deploy.graph_io.graph_spec import fixed_box
 from rvos_deploy.progress import StepProgress, ignore_steps
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.backends.base import Backend
@@ -92,7 +90,8 @@ def benchmark_latency(
         ParityError: the reference's masks differ from ours, so the ratio would mean nothing.
     """
     options = options or LatencyOptions()
-    video, frames, settings = options.video, options.frames, options.settings
+    video, frames = options.video, options.frames
+    settings = segmenter.with_size(options.settings)
     texts = [EXPRESSIONS[i % len(EXPRESSIONS)] for i in range(options.expressions)]
     with tempfile.TemporaryDirectory(prefix="rvos-deploy-") as folder:
         source = video or _render(Path(folder) / "sprites.mp4", frames + WARM_UP)
@@ -109,7 +108,9 @@ def benchmark_latency(
         "machine": machine(),
         "bundle": str(segmenter.bundle.path),
         "model": segmenter.bundle.config.name,
-        "input_size": list(_input_size(segmenter.bundle, images[0], settings)),
+        "size": None if settings.size is None else list(settings.size),
+        "short_side": settings.short_side,
+        "input_size": list(_input_size(segmenter, images[0], settings)),
         "video": redact(video) if video else "Moving Sprites, 854x480",
         "expressions": options.expressions,
         "mode": settings.mode,
@@ -125,10 +126,9 @@ def benchmark_latency(
     return result
 
 
-def _input_size(bundle: Bundle, frame: Frame, settings: StreamSettings) -> tuple[int, int]:
+def _input_size(segmenter: Segmenter, frame: Frame, settings: StreamSettings) -> tuple[int, int]:
     """Return the (height, width) in pixels at which the network sees the frame."""
-    fixed = fixed_box(bundle.graphs)
-    return bundle.network.geometry((frame.height, frame.width), settings, fixed).padded
+    return segmenter.geometry((frame.height, frame.width), settings).padded
 
 
 def _render(path: Path, frames: int) -> str:

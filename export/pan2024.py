@@ -90,7 +90,7 @@ def exportable(network: RvosNetwork, form: GraphForm | None = None) -> Exportabl
     check_elements({graph.spec.name: graph.spec for graph in parts})
 
     def answer(probe: ClipProbe, tokenizer: Tokenizer) -> ClipAnswer:
-        frames = [torch.from_numpy(resize_frame(frame, probe.geometry)) for frame in probe.frames]
+        frames = [torch.tensor(resize_frame(frame, probe.geometry)) for frame in probe.frames]
         found = segment_clip(network, frames, tokenize(tokenizer, PROBE_EXPRESSIONS), "top1")
         return ClipAnswer(found.mask_logits.numpy(), found.order.numpy())
 

@@ -84,8 +84,8 @@ class StreamSettings:
             self._set("short_side", whole_number("short_side", self.short_side, 1))
             if self.size is not None:
                 raise InputError(
-                    f"size {self.size} and short_side {self.short_side} exclude each other; leave "
-                    "one out"
+                    f"size {self.size[0]}x{self.size[1]} and short side {self.short_side} exclude "
+                    "each other; leave one out"
                 )
 
     def _set(self, name: str, value: object) -> None:

@@ -75,6 +75,18 @@ def tiny_network():  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture(scope="session")
+def online_refer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OnlineRefer's small configuration at random weights (or RVOS_TEST_BUNDLE_ONLINE_REFER)."""
+    if ready := os.environ.get("RVOS_TEST_BUNDLE_ONLINE_REFER"):
+        return Path(ready)
+    from rvos_deploy.export.online_refer import OnlineReferWeights, export_bundle
+    from rvos_deploy.networks.online_refer import config
+
+    out = tmp_path_factory.mktemp("bundle") / "online-refer"
+    return export_bundle(config.preset("onlinerefer-tiny"), out, OnlineReferWeights()).path
+
+
+@pytest.fixture(scope="session")
 def shared_media() -> Path:
     """Real clips; the test skips where they are absent."""
     if not (SHARED / "media").is_dir():

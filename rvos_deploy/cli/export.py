@@ -35,7 +35,8 @@ def export(
         typer.Option(
             "--checkpoint",
             metavar="FILE|URL",
-            help="Trained weights of the recipe or preset (.safetensors).",
+            help="Trained weights of the recipe or preset (.safetensors), or a checkpoint as "
+            "published (OnlineRefer's .pth). Default of onlinerefer-r50: the published one.",
         ),
     ] = None,
     tokenizer: Annotated[

@@ -84,7 +84,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("model", f"{bundle.config.name}, {manifest.parameters / 1e6:.1f} M parameters"),
         *weight_facts(manifest.weights),
         ("precision", bundle.precision),
-        ("input", f"{bundle.network.describe_size()}, threshold {_threshold(bundle)}"),
+        ("input", f"{_size(bundle)}, threshold {_threshold(bundle)}"),
         ("graphs", _form(bundle)),
         ("created", manifest.created),
         ("versions", _versions(manifest.versions)),
@@ -117,6 +117,13 @@ def _form(bundle: Bundle) -> str:
     return f"ONNX {opset}, fixed at {sizes}" + (
         f"; dynamic: {', '.join(sorted(open_axes))}" if open_axes else ""
     )
+
+
+def _size(bundle: Bundle) -> str:
+    """Write the default size of frames."""
+    from rvos_deploy.graph_io.graph_spec import fixed_box
+
+    return bundle.network.describe_size(fixed_box(bundle.graphs))
 
 
 def _threshold(bundle: Bundle) -> str:

@@ -52,6 +52,8 @@ def sweep(
     request.rules.overlaps(request.overlaps)  # refused before the bundle is loaded
     split = request.rules.read(request.data)
     with request.load() as segmenter, frame_progress() as progress:
+        for note in segmenter.bundle.network.notes(settings):
+            typer.echo(f"note: {note}", err=True)
         swept = sweep_thresholds(
             segmenter,
             split,

@@ -98,9 +98,9 @@ class Network(ABC):
             return settings
         return replace(settings, size=fixed or self.config.input_size)
 
-    def describe_size(self) -> str:
-        """Return the default size of frames, for people."""
-        height, width = self.config.input_size
+    def describe_size(self, fixed: tuple[int, int] | None) -> str:
+        """Return the default size of frames, for people; ``fixed`` as in ``with_size``."""
+        height, width = fixed or self.config.input_size
         return f"{height}x{width} box"
 
     def notes(self, settings: StreamSettings) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ def test_a_run_without_torch_gives_masks_overlay_and_result(
     trace = [line for line in result.stderr.splitlines() if line.startswith("import time:")]
     packages = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in trace}
     assert {"numpy", "onnxruntime", "av"} <= packages
-    assert not packages & {"torch", "open_clip", "timm", "onnx"}
+    assert not packages & {"torch", "open_clip", "timm", "transformers", "onnx"}
     assert len(trace) == len(result.stderr.splitlines()), "a pipe sees no progress"
     assert result.stdout.startswith("6 frames, 2 expressions, offline: ")
 

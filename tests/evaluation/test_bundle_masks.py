@@ -87,6 +87,6 @@ def test_settings_of_a_report_are_resolved(segmenter: rvos.Segmenter) -> None:
     config = segmenter.bundle.config
     found = bundle_settings(segmenter, rvos.StreamSettings(mode="online"))
     assert found["threshold"] == config.threshold
-    assert found["size"] == list(config.input_size)
+    assert (found["size"], found["short_side"]) == (list(config.input_size), None)
     assert found["memory"] == 64
     assert found["model"] == config.name

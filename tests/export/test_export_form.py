@@ -27,7 +27,7 @@ from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.networks.export_graph import Graph
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.contract import GRAPHS
-from rvos_deploy.networks.pan2024.graphs import graphs
+from rvos_deploy.networks.pan2024.graphs import WITHOUT_ROUNDING, graphs
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.networks.pan2024.network import Pan2024
@@ -134,13 +134,13 @@ def test_a_small_graph_in_another_opset(
 def test_every_supported_opset_passes_every_check(
     tiny_network: RvosNetwork, tmp_path: Path, opset: int
 ) -> None:
-    backend = make_backend()
+    backend, network = make_backend(), Pan2024(tiny_network.config)
     for graph in graphs(tiny_network):
         (file,) = export_graph(graph, tmp_path, opset=opset)
         model = onnx.load(file)
         imports = [entry for holder in (model, *model.functions) for entry in holder.opset_import]
         assert {entry.version for entry in imports if not entry.domain} == {opset}
-        failed = [c for c in check_graph(graph, tiny_network, file, backend, {}) if not c.passed]
+        failed = [c for c in check_graph(graph, network, file, backend, {}) if not c.passed]
         assert failed == []
 
 
@@ -151,11 +151,11 @@ def test_every_supported_opset_passes_every_check(
 def test_half_precision_in_the_outermost_opsets(tmp_path: Path, precision: str, name: str) -> None:
     network = set_precision(load_network(preset("tiny"), Weights(random=True)), precision)
     backend = make_backend("bf16-reference" if precision == "bf16" else "auto")
-    graph = graph_of(network, name)
+    graph, known = graph_of(network, name), Pan2024(network.config)
     for opset in (OPSETS[precision][0], OPSETS[precision][-1]):
         (file,) = export_graph(graph, tmp_path, opset=opset)
-        checks = check_graph(graph, network, file, backend, {})
-        checks += check_without_rounding(graph, network, file)
+        checks = check_graph(graph, known, file, backend, {})
+        checks += check_without_rounding(graph, known, file, WITHOUT_ROUNDING[precision])
         assert [check for check in checks if not check.passed] == []
 
 

@@ -8,13 +8,27 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from rvos_deploy.bundle.folder import (
+    MANIFEST,
+    PARITY,
+    TOKENIZER,
+    Bundle,
+    open_bundle,
+    write_manifest,
+)
+from rvos_deploy.bundle.manifest import plain
+from rvos_deploy.cli import inspect as inspect_command
+from rvos_deploy.cli.parity_table import parity_table
 from rvos_deploy.errors import RvosError
+from rvos_deploy.parity.verification import read_reference
 
 Attempt = Callable[[str], AbstractContextManager[None]]
 Resign = Callable[..., None]
@@ -142,3 +156,43 @@ def linked(bundle: Path, folder: Path, *changed: str) -> Path:
         else:
             (folder / file.name).symlink_to(file)
     return folder
+
+
+def show(bundle: Bundle) -> None:
+    """What ``inspect`` prints and writes of a bundle, and ``verify`` reads."""
+    console = Console(file=StringIO(), width=100)
+    console.print(inspect_command._fact_table(bundle), inspect_command._graph_table(bundle))
+    console.print(parity_table([plain(check) for check in bundle.manifest.parity.checks], 120))
+    json.dumps(bundle.manifest.as_dict(), allow_nan=False)
+    read_reference(bundle)
+
+
+_OWN = ("schema", "manifest_sha256")
+
+
+def hollow_bundle(bundle: Path, folder: Path) -> Path:
+    """The bundle with a few bytes for every graph, which opens in a moment."""
+    folder.mkdir()
+    manifest = json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))
+    for name in manifest["graphs"]:
+        (folder / f"{name}.onnx").write_bytes(b"a graph")
+    (folder / TOKENIZER).write_bytes(b"a tokenizer")
+    shutil.copy(bundle / PARITY, folder)
+    checks = manifest["parity"]["checks"]
+    manifest["parity"]["checks"] = [checks[0], checks[-1]]
+    names = list(manifest.pop("files"))
+    write_manifest(folder, {k: v for k, v in manifest.items() if k not in _OWN}, names)
+    show(open_bundle(folder))
+    return folder
+
+
+def unsigned_manifest(hollow: Path) -> dict[str, Any]:
+    """The hollow bundle's manifest, unsigned."""
+    content = json.loads((hollow / MANIFEST).read_text(encoding="utf-8"))
+    return {**content, "manifest_sha256": NO_DIGEST.decode()}
+
+
+def opened_line(hollow: Path, manifest: bytes) -> str:
+    """Put a manifest in place, open and show the bundle; the line that it was refused with."""
+    (hollow / MANIFEST).write_bytes(signed(manifest))
+    return ends_well(lambda: show(open_bundle(hollow)))

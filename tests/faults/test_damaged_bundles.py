@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -23,12 +22,15 @@ from damage import (
     byte_damage,
     damaged,
     ends_well,
+    hollow_bundle,
     json_damage,
     linked,
     many,
+    opened_line,
     paths,
     quick,
     signed,
+    unsigned_manifest,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,19 +47,13 @@ from rvos_deploy.bundle.folder import (
     MANIFEST,
     PARITY,
     TOKENIZER,
-    Bundle,
     open_bundle,
-    write_manifest,
 )
-from rvos_deploy.bundle.manifest import plain
-from rvos_deploy.cli import inspect as inspect_command
 from rvos_deploy.cli.engine_table import engine_table
-from rvos_deploy.cli.parity_table import parity_table
 from rvos_deploy.errors import BundleError
 from rvos_deploy.graph_io.probe import probe_clip
 from rvos_deploy.json_file import write_json
 from rvos_deploy.networks.pan2024.contract import GRAPHS
-from rvos_deploy.parity.verification import read_reference
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import (
     EngineMachine,
     check_loadable,
@@ -66,53 +62,19 @@ from rvos_deploy.runtime.backends.tensorrt.engine_checks import (
 from rvos_deploy.runtime.segmenter import load
 
 
-def show(bundle: Bundle) -> None:
-    """What ``inspect`` prints and writes of a bundle, and ``verify`` reads."""
-    console = Console(file=StringIO(), width=100)
-    console.print(inspect_command._fact_table(bundle), inspect_command._graph_table(bundle))
-    console.print(parity_table([plain(check) for check in bundle.manifest.parity.checks], 120))
-    json.dumps(bundle.manifest.as_dict(), allow_nan=False)
-    read_reference(bundle)
-
-
 @pytest.fixture(scope="module")
 def hollow(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle with a few bytes for every graph, which opens in a moment."""
-    folder = tmp_path_factory.mktemp("hollow") / "bundle"
-    folder.mkdir()
-    for name in GRAPHS:
-        (folder / f"{name}.onnx").write_bytes(b"a graph")
-    (folder / TOKENIZER).write_bytes(b"a tokenizer")
-    shutil.copy(tiny_bundle / PARITY, folder)
-    manifest = json.loads((tiny_bundle / MANIFEST).read_text(encoding="utf-8"))
-    checks = manifest["parity"]["checks"]
-    manifest["parity"]["checks"] = [checks[0], checks[-1]]
-    names = list(manifest.pop("files"))
-    write_manifest(folder, {k: v for k, v in manifest.items() if k not in _OWN}, names)
-    show(open_bundle(folder))
-    return folder
-
-
-_OWN = ("schema", "manifest_sha256")
+    return hollow_bundle(tiny_bundle, tmp_path_factory.mktemp("hollow") / "bundle")
 
 
 @pytest.fixture(scope="module")
 def manifest(hollow: Path) -> dict[str, Any]:
-    """The hollow bundle's manifest, unsigned."""
-    content = json.loads((hollow / MANIFEST).read_text(encoding="utf-8"))
-    return {**content, "manifest_sha256": NO_DIGEST.decode()}
+    return unsigned_manifest(hollow)
 
 
 @pytest.fixture(scope="module")
-def opens(hollow: Path, manifest: dict[str, Any]) -> Callable[[bytes], str]:
-    """Put a manifest in place, open and show the bundle; the line that it was refused with."""
-    file = hollow / MANIFEST
-
-    def attempt(content: bytes) -> str:
-        file.write_bytes(signed(content))
-        return ends_well(lambda: show(open_bundle(hollow)))
-
-    return attempt
+def opens(hollow: Path) -> Callable[[bytes], str]:
+    return lambda content: opened_line(hollow, content)
 
 
 SMALLEST = {

@@ -173,10 +173,8 @@ def test_masks_that_are_on_their_way_fail_where_they_are_read() -> None:
     for _ in range(2):
         with pytest.raises(BackendError, match="frame 5: graph mask_head"):
             coming.get()
-    sound = PendingMasks(
-        FinishedCopy([np.ones(1)]),
-        MapCheck(FinishedCopy([np.array([True])]), "mask_head", "frame 6"),
-    )
+    check = MapCheck(FinishedCopy([np.array([True])]), "mask_head", "frame 6")
+    sound = PendingMasks(FinishedCopy([np.ones(1)]), check)
     assert sound.get() is sound.get()
 
 

@@ -36,7 +36,7 @@ ONLINE = {"mode": "online"}
 def test_what_fits(
     settings: dict[str, Any], box: tuple[int, int], expressions: int, frames: int | None
 ) -> None:
-    check_limits(GRAPHS, StreamSettings(**settings), box, expressions, frames)
+    check_limits(GRAPHS, StreamSettings(**settings, size=box), expressions, frames)
 
 
 @pytest.mark.parametrize(
@@ -58,4 +58,4 @@ def test_what_does_not(
     message: str,
 ) -> None:
     with pytest.raises(InputError, match=message):
-        check_limits(GRAPHS, StreamSettings(**settings), box, expressions, frames)
+        check_limits(GRAPHS, StreamSettings(**settings, size=box), expressions, frames)

@@ -93,5 +93,5 @@ def graphs(network: OnlineRefer, fixed: Mapping[str, int] | None = None) -> tupl
     config = network.config
     sizes: dict[Dim, Dim] = {"dim": config.dim, "queries": config.num_queries}
     sizes |= {f"c{level}": channels for level, channels in enumerate(config.channels, start=2)}
-    dtype = next(network.query_embed.parameters()).dtype
-    return make_graphs(modules, CONTRACTS, axes(config), GraphNumbers(sizes, dtype), fixed)
+    numbers = GraphNumbers(sizes, network.dtype)
+    return make_graphs(modules, CONTRACTS, axes(config), numbers, fixed)

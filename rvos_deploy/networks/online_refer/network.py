@@ -89,8 +89,10 @@ class OnlineRefer(Network):
             return replace(settings, short_side=self._config.short_side)
         return super().with_size(settings, fixed)
 
-    def describe_size(self) -> str:
-        """Return the short side, and what it makes of a 16:9 frame."""
+    def describe_size(self, fixed: tuple[int, int] | None) -> str:
+        """Return the short side, and what it makes of a 16:9 frame; or the only size."""
+        if fixed is not None:
+            return f"frames stretched to {fixed[0]}x{fixed[1]}"
         height, width = self._config.input_size
         return f"short side {self._config.short_side} ({height}x{width} of a 16:9 frame)"
 

@@ -70,6 +70,9 @@ class _Tracks:
     tensors: Mapping[str, Tensor]
 
 
+_NO_TRACKS = _Tracks((), {})
+
+
 class OnlineReferSteps(Steps):
     """Run the steps of one stream.
 
@@ -85,7 +88,7 @@ class OnlineReferSteps(Steps):
         self._threshold = config.threshold if settings.threshold is None else settings.threshold
         self._sentences: dict[int, EncodedTokens] = {}
         self._text: dict[str, Tensor] | None = None
-        self._tracks = _Tracks((), {})
+        self._tracks = _NO_TRACKS
         self._choices: BestQueries | None = None
 
     def add(self, number: int, text: EncodedText) -> None:
@@ -98,6 +101,8 @@ class OnlineReferSteps(Steps):
         """Stop following an expression."""
         del self._sentences[number]
         self._text = None
+        if not self._sentences:
+            self._tracks = _NO_TRACKS
 
     def start(self, image: Tensor, occasion: str) -> StartedFrame:
         """Run the backbone once, and the frame decoder for all expressions."""

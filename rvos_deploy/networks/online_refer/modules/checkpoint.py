@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.networks.modules.published_file import read_published
@@ -124,6 +124,7 @@ def _shape_masks(network: OnlineRefer) -> None:
     Purely random dynamic convolutions give masks that are empty or full.
     """
     config, last = network.config, network.controller.layers[-1]
+    assert isinstance(last, nn.Linear)
     slope = 8 / max(config.input_size)
     w1, w2, w3, _, _, b3 = split_parameters(last.bias[None], config.dim, config.mask_channels)
     of_coordinates = w1[0, :, config.dim :]

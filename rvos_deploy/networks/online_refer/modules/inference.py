@@ -48,10 +48,9 @@ def segment_clip(
 
 def _no_track(network: OnlineRefer, expressions: int) -> Track:
     dim, queries = network.config.dim, network.config.num_queries
-    dtype = next(network.query_embed.parameters()).dtype
     return Track(
-        torch.zeros(expressions, dim, dtype=dtype),
-        torch.zeros(expressions, dim, dtype=dtype),
+        torch.zeros(expressions, dim, dtype=network.dtype),
+        torch.zeros(expressions, dim, dtype=network.dtype),
         torch.zeros(expressions, 4),
         torch.ones(expressions, dtype=torch.bool),
         torch.zeros(expressions, queries),

@@ -112,6 +112,11 @@ class OnlineRefer(nn.Module):
         self.controller = Mlp(dim, dim, dim, parameter_count(dim, config.mask_channels))
         self.track_embed = TrackEmbed(dim)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of tokens and tracks; heads and places stay in float32."""
+        return self.resizer.fc.weight.dtype
+
     def image_features(self, frame: Tensor) -> ImageFeatures:
         """Return the maps of a frame uint8 [1,H,W,3], H and W multiples of 32."""
         return self.backbone[0](frame)
@@ -123,7 +128,7 @@ class OnlineRefer(nn.Module):
             token_ids: int64 [E,L], ``PADDING_ID`` where there is no token.
             padding: bool [E,L], True where there is no token.
         """
-        bias = additive_mask(padding)[:, None, None].to(self.resizer.fc.weight.dtype)
+        bias = additive_mask(padding)[:, None, None].to(self.dtype)
         read = self.text_encoder(input_ids=token_ids, attention_mask=bias).last_hidden_state
         return self.resizer(read)
 
