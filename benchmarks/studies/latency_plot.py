@@ -55,7 +55,7 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
 
     rows = sum(2 if result.get("comparison") else 1 for result in results)
     figure, axes = pyplot.subplots(figsize=(9, 0.8 + 0.55 * rows), layout="constrained")
-    colours = dict(zip((*STAGES, OTHER), pyplot.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    colours = {name: f"C{index}" for index, name in enumerate((*STAGES, OTHER))}
     labels: list[str] = []
     for result in results:
         count = result["expressions"]
