@@ -129,7 +129,7 @@ class BackgroundSink(Generic[Arguments]):
         self._executor.submit(self._call, *args, **kwargs)
 
     def close(self) -> None:
-        """Finish the queued calls, end the threads, and raise the error of a call. Safe to repeat."""
+        """Finish queued calls, end the threads, and raise the error of a call. Safe to repeat."""
         self._end()
         self._raise_unseen()
 

@@ -20,7 +20,7 @@ _GOLDEN = 0.61803398875
 
 
 def colour_of(index: int) -> Colour:
-    """Return the RGB colour of expression ``index``; after seven safe colours, hues spread evenly."""
+    """Return the RGB colour of expression ``index``: seven safe colours, then spread hues."""
     if index < len(_OKABE_ITO):
         return _OKABE_ITO[index]
     extra = index - len(_OKABE_ITO)
