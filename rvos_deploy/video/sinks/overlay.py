@@ -1,4 +1,4 @@
-"""The video with its masks drawn over it: ``overlay.mp4``."""
+"""Write the video with its masks drawn over it: ``overlay.mp4``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OVERLAY = "overlay.mp4"
 
 
 class OverlaySink(Sink):
-    """Draws masks and legend over each frame, and encodes it; the file appears when it ends."""
+    """Draw masks and a legend over each frame, and encode it; the file appears at the end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -23,7 +23,7 @@ class OverlaySink(Sink):
         self._writer: Mp4Writer | None = None
 
     def open(self, info: VideoInfo, expressions: Sequence[str]) -> None:
-        """Prepare the encoder; the file begins with the first frame."""
+        """Prepare the encoder; the first frame creates the file."""
         self._expressions = expressions
         self._writer = Mp4Writer(self._path, info)
 
@@ -36,7 +36,7 @@ class OverlaySink(Sink):
         self._writer.write(drawn, frame.pts, frame.duration)
 
     def finish(self) -> None:
-        """Complete the file and give it its name."""
+        """Complete the file and rename it to its final name."""
         if self._writer is not None:
             self._writer.close()
 

@@ -1,4 +1,4 @@
-"""A pipe: standard input, a FIFO, or an open file by its number."""
+"""Read a pipe: standard input, a FIFO, or an open file descriptor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rvos_deploy.video.sources.container import FFmpegInput, read_container
 
 
 class _StandardInput:
-    """Standard input, read as it arrives: a plain read() would wait to fill a buffer.
+    """Read standard input as it arrives, because a plain read() waits until its buffer is full.
 
-    Unbuffered where it can be: the thread that waits here may be left behind, and a buffer's lock
-    that such a thread holds makes the interpreter abort at its end.
+    Reading is unbuffered where possible: the waiting thread may be abandoned, and the interpreter
+    aborts at exit if an abandoned thread holds a buffer's lock.
     """
 
     def __init__(self, stream: BufferedReader) -> None:
