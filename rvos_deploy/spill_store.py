@@ -1,4 +1,4 @@
-"""Arrays that wait for the end of the clip: in memory up to a budget, then on disk."""
+"""Store arrays until the end of the clip: in memory up to a budget, then on disk."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ _MORE_DISK = "set TMPDIR to a larger disk, use --mode online, or fewer frames (-
 
 
 def default_mask_budget() -> int:
-    """Return the bytes that may wait in memory by default.
-
-    That is an eighth of the memory that this process may use, at most 1 GiB.
-    """
+    """Return the default budget in bytes: an eighth of the usable memory, at most 1 GiB."""
     memory = usable_memory_bytes()
     return min(GREATEST_DEFAULT, memory // SHARE_OF_MEMORY) if memory else GREATEST_DEFAULT
 
@@ -40,10 +37,10 @@ class _Spilled:
 
 
 class SpillStore(Closeable):
-    """Arrays by number, in memory up to ``budget`` bytes, beyond it memory-mapped from a file.
+    """Store arrays by number, in memory up to ``budget`` bytes, then in a memory-mapped file.
 
-    The file is a nameless temporary one (``tempfile.TemporaryFile``): the system removes it when
-    it is closed or the process ends, however that happens. Its room is used again.
+    The file is a nameless temporary file (``tempfile.TemporaryFile``): the system removes it when
+    it is closed or the process ends, even by a crash. Freed space in it is reused.
     """
 
     def __init__(self, budget: int) -> None:
@@ -59,10 +56,10 @@ class SpillStore(Closeable):
         return len(self._held)
 
     def put(self, array: Tensor) -> int:
-        """Keep a tensor, and return its number. On disk it becomes a NumPy array.
+        """Store a tensor, and return its number. On disk it becomes a NumPy array.
 
         Raises:
-            InputError: when the disk is full; says how much is needed and what else to do.
+            InputError: the disk is full; the message says how much is needed and what else to do.
         """
         number, self._next = self._next, self._next + 1
         if self.bytes_in_memory + array.nbytes <= self._budget:
@@ -73,7 +70,7 @@ class SpillStore(Closeable):
         return number
 
     def pop(self, number: int) -> Tensor:
-        """Return a tensor, and forget it."""
+        """Return a tensor, and remove it from the store."""
         held = self._held.pop(number)
         if isinstance(held, _Spilled):
             self._free.setdefault(held.nbytes, []).append(held.offset)
@@ -82,7 +79,7 @@ class SpillStore(Closeable):
         return held
 
     def close(self) -> None:
-        """Forget everything and remove the file."""
+        """Remove all tensors and the file."""
         self._held.clear()
         self._free.clear()
         self.bytes_in_memory = self.bytes_on_disk = 0
@@ -106,7 +103,7 @@ class SpillStore(Closeable):
         return record
 
     def _allocate(self, nbytes: int) -> int:
-        """Offset of a piece of the file: one that was given back, or a new one at the end."""
+        """Return the offset of a freed piece of the file, or of a new piece at its end."""
         assert self._file is not None
         if self._free.get(nbytes):
             return self._free[nbytes].pop()
@@ -114,7 +111,7 @@ class SpillStore(Closeable):
         offset = self.bytes_on_disk
         try:
             if hasattr(os, "posix_fallocate"):
-                # Reserved: writing a page that the disk has no room for would end the process.
+                # Reserved now, because writing a mapped page to a full disk kills the process.
                 os.posix_fallocate(self._file.fileno(), offset, nbytes)
             else:
                 self._file.truncate(offset + nbytes)
@@ -140,4 +137,4 @@ class SpillStore(Closeable):
 
 
 def _disk_needed(nbytes: int) -> str:
-    return f"waiting for the end of the clip takes {nbytes / 2**20:.1f} MiB a frame"
+    return f"waiting for the end of the clip takes {nbytes / 2**20:.1f} MiB per frame"
