@@ -1,4 +1,4 @@
-"""A bundle as a predictor: one stream a video, all its expressions on one backbone pass."""
+"""Predict with a bundle: one stream per video, all its expressions on one backbone pass."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def bundle_masks(
     """Make a predictor of a loaded bundle.
 
     Args:
-        segmenter: what ``rvos_deploy.load`` gives.
+        segmenter: the result of ``rvos_deploy.load``.
         settings: mode, threshold, fallback, size and memory, as for any stream.
-        on_frame: called after each frame that went in, for a progress bar.
-        groups: of a video, the expressions that form one multi-object prediction; overlaps in it
-            are resolved by the argmax of mask logits. None: overlaps are kept.
+        on_frame: called after each pushed frame, for a progress bar.
+        groups: returns the expressions of a video that form one multi-object prediction, whose
+            overlaps are resolved by the argmax of mask logits. None: overlaps are kept.
     """
     threshold = resolved_threshold(segmenter, settings)
 
@@ -78,7 +78,7 @@ def evaluate_bundle(
     """Run a loaded bundle over a split and score it; no mask is written to disk.
 
     Args:
-        segmenter: what ``rvos_deploy.load`` gives.
+        segmenter: the result of ``rvos_deploy.load``.
         data: as in :func:`rvos_deploy.evaluation.evaluate.evaluate`.
         protocol: as in ``evaluate``.
         settings: None: the family's default mode, with the protocol's fallback.
@@ -103,14 +103,14 @@ def evaluate_bundle(
 
 
 def resolved_threshold(segmenter: Segmenter, settings: StreamSettings) -> float:
-    """The settings' threshold, or the bundle's own for their mode."""
+    """Return the settings' threshold, or the bundle's own for their mode."""
     if settings.threshold is None:
         return segmenter.bundle.threshold(settings.mode)
     return settings.threshold
 
 
 def bundle_settings(segmenter: Segmenter, settings: StreamSettings) -> dict[str, Any]:
-    """Which bundle ran and how, for a report; defaults are resolved."""
+    """Describe the bundle and its settings for a report, with defaults resolved."""
     config, settings = segmenter.bundle.config, segmenter.with_size(settings)
     return {
         "bundle": str(segmenter.bundle.path),

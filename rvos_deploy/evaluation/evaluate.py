@@ -1,4 +1,4 @@
-"""Predictions and ground truth in, a benchmark's score out."""
+"""Score predictions against ground truth by the rules of a benchmark."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class ScoringOptions:
             ``if __name__ == "__main__"``.
         progress: called with the phase "scores" after every few frames, and with the phase
             "frames" after each frame that a bundle segments.
-        overlaps: of a bundle's masks: ``argmax`` or ``keep``; None: the protocol's choice. Masks
-            that were written before stay as they are.
+        overlaps: for a bundle's masks: ``argmax`` or ``keep``; None: the protocol's choice. Masks
+            from a folder are never changed.
     """
 
     jobs: int = 1
@@ -110,7 +110,7 @@ def evaluate(
 
 
 def check_split(rules: Protocol, split: DataSplit, *, submits: bool = False) -> None:
-    """Raise InputError for a split that cannot be scored, or submitted; before anything is run."""
+    """Check before the run that a split can be scored or submitted. Raises InputError if not."""
     if not any(video.expressions for video in split.videos):
         raise InputError(f"{split.meta} lists no expression; there is nothing to evaluate")
     if submits and rules.submission_root is None:
@@ -120,8 +120,8 @@ def check_split(rules: Protocol, split: DataSplit, *, submits: bool = False) -> 
         )
     if not submits and not split.has_truth:
         raise InputError(
-            f"{split.meta} has no ground truth, so nothing can be scored here; write what the "
-            "benchmark's server takes with --submission FILE.zip"
+            f"{split.meta} has no ground truth, so nothing can be scored here; write a file for "
+            "the benchmark's server with --submission FILE.zip"
         )
     if rules.groups is not None:
         for video in split.videos:
@@ -156,7 +156,7 @@ def _collect(
     writer: Submission | None,
     progress: CountProgress,
 ) -> tuple[tuple[ExpressionScore, ...], tuple[str, ...]]:
-    """Join the chunks of each video, score it, and hand its files on."""
+    """Join the chunks of each video, score it, and write its files to the submission."""
     videos = [video for video in split.videos if video.expressions]
     total, done = sum(len(video.frames) for video in videos), 0
     rows: list[ExpressionScore] = []
@@ -189,7 +189,7 @@ def _missing(parts: list[ChunkScores]) -> tuple[tuple[str, ...], ...]:
 
 
 def _coarsest(video: VideoRecord, missing: tuple[tuple[str, ...], ...]) -> list[str]:
-    """The shortest names for what is missing: the video, an expression, or its frames."""
+    """Return the shortest names of missing predictions: the video, expressions, or frames."""
     frames = len(video.frames)
     if all(len(names) == frames for names in missing):
         return [video.name]

@@ -1,7 +1,7 @@
-"""Scores of a bundle at many thresholds, offline and online, from one pass over each video.
+"""Score a bundle at many thresholds, offline and online, in one pass over each video.
 
 The threshold decides only which queries belong to an answer. So backbone and frame decoder run once
-a frame for both modes, the video decoder once a decision, and the mask head once for each different
+per frame for both modes, the video decoder once per decision, and the mask head once per different
 answer. Thresholds that choose the same queries share one mask, one J and one F.
 """
 
@@ -44,23 +44,23 @@ from rvos_deploy.stream_settings import Fallback, Mode, StreamSettings
 from rvos_deploy.video.pipeline import prefetch
 
 GRID = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))
-"""Thresholds that are tried where none are named: 0.1 to 0.9 by 0.05."""
+"""Default thresholds: 0.1 to 0.9 by 0.05."""
 
 _CHUNK_BYTES = 2**25
-"""Masks that one worker scores at a time: a frame has as many as there are different answers."""
+"""Bytes of masks that one worker scores at a time; a frame has one mask per different answer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """What came of a sweep over T thresholds.
+    """Hold the results of a sweep over T thresholds.
 
     Args:
-        protocol: its name.
-        split: what was evaluated.
-        thresholds: [T], ascending; the bundle's own are among them.
-        scores: by mode [T], then one an expression.
-        settings: by mode, how the streams ran; their thresholds are the bundle's own.
-        overlaps: what was done with pixels that several objects claim.
+        protocol: name of the protocol.
+        split: the evaluated split.
+        thresholds: [T], ascending, with the bundle's own thresholds.
+        scores: by mode [T], then one per expression.
+        settings: settings of the streams by mode; their thresholds are the bundle's own.
+        overlaps: treatment of pixels that several objects claim.
         seconds: wall-clock time.
     """
 
@@ -84,20 +84,20 @@ def sweep_thresholds(
 ) -> Sweep:
     """Score a loaded bundle at many thresholds in both modes.
 
-    Each row equals what ``evaluate_bundle`` gives with that threshold and mode.
+    Each row equals the result of ``evaluate_bundle`` with that threshold and mode.
 
     Args:
-        segmenter: what ``rvos_deploy.load`` gives.
-        split: what a reader made of a data set, with ground truth.
+        segmenter: the result of ``rvos_deploy.load``.
+        split: a split with ground truth, from a reader of data sets.
         protocol: ``mevis``, ``ref-youtube-vos`` or ``ref-davis``.
-        online: settings of the online stream; the offline one has its ``size`` and ``fallback``,
-            and reads every frame. The fallback holds at every threshold. None: lookahead 0, with
-            the protocol's fallback.
-        options: how masks are scored, and who is told of progress.
+        online: settings of the online stream. The offline stream has the same ``size`` and
+            ``fallback``, and reads every frame. The fallback applies at every threshold. None:
+            lookahead 0, with the protocol's fallback.
+        options: how masks are scored, and the callback for progress.
         at: thresholds in 0..1; the bundle's own two are added.
 
     Raises:
-        InputError: as ``evaluate``, or a threshold outside 0..1.
+        InputError: as in ``evaluate``, or a threshold lies outside 0..1.
     """
     started = time.perf_counter()
     rules = protocol_named(protocol)
@@ -128,9 +128,9 @@ def sweep_render(
     groups: Groups | None,
     swept: Callable[[SweptFrame], None],
 ) -> Render:
-    """Return a render that gives the different masks of T thresholds in a frame to ``swept``.
+    """Return a render that passes a frame's different masks at T thresholds to ``swept``.
 
-    ``groups``: rows that form one multi-object prediction, whose overlaps are resolved; None keeps
+    ``groups``: rows of each multi-object prediction, whose overlaps are resolved; None keeps
     overlaps. The stream's own result has no masks.
     """
 
@@ -160,12 +160,12 @@ def distinct_answers(
 
     Args:
         passing: [T,E,N], whether a query passes.
-        groups: rows whose masks depend on one another: their answer is what all of them choose.
+        groups: rows whose masks depend on one another; their answer combines all their choices.
 
     Returns:
-        Which answer each threshold gives, [T,E], counted from 0 for each expression; and a
-        threshold that gives each answer, [K,E]. K is the most that any expression has; expressions
-        with fewer repeat their last.
+        The answer of each threshold, [T,E], counted from 0 per expression; and one threshold of
+        each answer, [K,E]. K is the largest number of answers of an expression; expressions with
+        fewer repeat their last.
     """
     answers = np.zeros(passing.shape[:2], np.int64)
     first: list[list[int]] = [[] for _ in range(passing.shape[1])]
@@ -183,7 +183,7 @@ def distinct_answers(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One sweep under way: chunks go out to be scored, scores come back in the same order."""
+    """Run one sweep: ``chunks`` yields work to score, ``collect`` reads scores in that order."""
 
     segmenter: Segmenter
     split: DataSplit
@@ -226,7 +226,7 @@ class _Run:
     def _swept(
         self, video: VideoRecord, on_frame: Callable[[], None]
     ) -> Iterator[tuple[Mode, SweptFrame]]:
-        """Every frame of a video once for each mode."""
+        """Yield every frame of a video once per mode."""
         texts = [expression.text for expression in video.expressions]
         images = (video.image(index) for index in range(len(video.frames)))
         groups = None
@@ -254,7 +254,7 @@ class _Run:
     def collect(
         self, results: Iterator[SweepScores]
     ) -> dict[Mode, tuple[tuple[ExpressionScore, ...], ...]]:
-        """Join the chunks of each video and score it, at every threshold in every mode."""
+        """Join the chunks of each video, and score it at every threshold in every mode."""
         rows: dict[Mode, list[list[ExpressionScore]]] = {
             mode: [[] for _ in self.candidates] for mode in self.settings
         }
@@ -279,7 +279,7 @@ def _drain(swept: deque[tuple[Mode, SweptFrame]]) -> Iterator[tuple[Mode, SweptF
 
 
 def _joined(video: VideoRecord, parts: list[SweepScores], index: int) -> VideoScores:
-    """The scores of a video's frames at one threshold; no mask of a network is missing."""
+    """Return the scores of a video's frames at one threshold; a network's masks are complete."""
     return VideoScores(
         video,
         np.concatenate([part.j[index] for part in parts], axis=-1),

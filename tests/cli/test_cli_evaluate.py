@@ -196,7 +196,7 @@ def test_refusals(
     cases = {
         ("evaluate", truth): "--data",
         ("evaluate", truth, "--data", tmp_path): "holds neither meta_expressions.json nor",
-        ("evaluate", tmp_path / "none", "--data", data): "is no folder; pass a bundle, or",
+        ("evaluate", tmp_path / "none", "--data", data): "is not a folder; pass a bundle, or",
         ("evaluate", truth, "--data", data, "--protocol", "davis"): "--protocol",
         ("evaluate", truth, "--data", data, "--mode", "online"): "--mode has no meaning",
         ("evaluate", truth, "--data", data, "--lookahead", 0): "--lookahead has no meaning",

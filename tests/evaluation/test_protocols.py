@@ -226,7 +226,7 @@ def test_masks_of_a_function(
     ("masks", "said"),
     [
         (lambda video: [np.zeros((1, 32, 48), bool)] * 4, r"shape \[1, 32, 48\] were predicted"),
-        (lambda video: [np.zeros((3, 32, 48), bool)] * 3, "has 4 frames, masks came for 3"),
+        (lambda video: [np.zeros((3, 32, 48), bool)] * 3, "has 4 frames, but 3 have masks"),
     ],
 )
 def test_a_function_that_gives_something_else(split: Path, masks: Callable, said: str) -> None:
@@ -361,7 +361,7 @@ def test_wrong_folders_and_names(split: Path, predictions: Path, tmp_path: Path)
         evaluate(predictions, split, "davis")
     with pytest.raises(InputError, match=r"none of the 2 videos \(found predictions, split\)"):
         evaluate(predictions.parent, split)
-    with pytest.raises(InputError, match="nowhere is no folder; pass a bundle, or a folder"):
+    with pytest.raises(InputError, match="nowhere is not a folder; pass a bundle, or a folder"):
         evaluate(tmp_path / "nowhere", split)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
