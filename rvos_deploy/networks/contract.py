@@ -30,7 +30,7 @@ class Contract:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Hold the sizes that a family's contracts are checked with.
+    """Hold the sizes with which a family's contracts are checked.
 
     Args:
         known: values of lower-case sizes, by name.

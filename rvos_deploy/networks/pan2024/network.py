@@ -128,6 +128,6 @@ def default_slot_excess(tolerance: float) -> float:
     """Return the default of ``--maximum-slot-excess``.
 
     Args:
-        tolerance: of the graph whose outputs are the cues.
+        tolerance: tolerance of the graph whose outputs are the cues.
     """
     return min(SLOT_TIE * tolerance, MAXIMUM_SLOT_EXCESS)
