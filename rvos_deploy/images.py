@@ -33,7 +33,7 @@ warns above this number."""
 
 _LIMITS = f"at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all can be read"
 _TIFF_WIDTH, _TIFF_HEIGHT, _EXIF_ORIENTATION = 0x0100, 0x0101, 0x0112
-_FIRST_TURNED = 5  # EXIF orientations from here on swap width and height
+_FIRST_TRANSPOSED = 5  # EXIF orientations from this one on swap width and height
 
 
 def oversize(width: int, height: int) -> str | None:
@@ -64,8 +64,8 @@ def displayed_size(path: Path) -> tuple[int, int]:
         # Newer versions of Pillow swap the sides of a turned TIFF, but keep its tags.
         tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
         width, height = tags.get(_TIFF_WIDTH, image.width), tags.get(_TIFF_HEIGHT, image.height)
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= _FIRST_TURNED
-    return (int(height), int(width)) if turned else (int(width), int(height))
+        transposed = image.getexif().get(_EXIF_ORIENTATION, 1) >= _FIRST_TRANSPOSED
+    return (int(height), int(width)) if transposed else (int(width), int(height))
 
 
 def read_image(path: Path) -> Image.Image:

@@ -15,7 +15,7 @@ from rvos_deploy.environment import usable_memory_bytes
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.tensors import Scalar, Tensor
 
-GREATEST_DEFAULT = 2**30
+MAXIMUM_DEFAULT = 2**30
 SHARE_OF_MEMORY = 8
 
 _SPARE_DISK = 2**26
@@ -25,7 +25,7 @@ _MORE_DISK = "set TMPDIR to a larger disk, use --mode online, or fewer frames (-
 def default_mask_budget() -> int:
     """Return the default budget in bytes: an eighth of the usable memory, at most 1 GiB."""
     memory = usable_memory_bytes()
-    return min(GREATEST_DEFAULT, memory // SHARE_OF_MEMORY) if memory else GREATEST_DEFAULT
+    return min(MAXIMUM_DEFAULT, memory // SHARE_OF_MEMORY) if memory else MAXIMUM_DEFAULT
 
 
 @dataclass(frozen=True)

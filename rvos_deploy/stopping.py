@@ -89,7 +89,7 @@ class _State:
         self.hint = ""
         self.deferred = 0
         self.interruptible = 0
-        self.said = False
+        self.printed = False
         self.ended = False
         self.leaving = threading.Lock()
 
@@ -201,9 +201,9 @@ def was_raised() -> bool:
 
 def print_last_line(line: str) -> None:
     """Print the last line of a stop on standard error; only the first call prints."""
-    if _state.said and _state.request is not None:
+    if _state.printed and _state.request is not None:
         return
-    _state.said = True
+    _state.printed = True
     with suppress(OSError):  # the terminal may be gone
         os.write(2, (" ".join(line.split()) + "\n").encode(errors="replace"))
 

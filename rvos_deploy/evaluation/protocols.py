@@ -199,8 +199,8 @@ def _score_set(scores: VideoScores, annotator: int, proposals: list[int]) -> lis
     from scipy.optimize import linear_sum_assignment
 
     video, objects = scores.video, objects_of_first_frame(scores.video)
-    nothing = len(video.expressions)  # the row of an empty mask
-    rows = np.array(proposals + [nothing] * (len(objects) - len(proposals)))
+    empty_row = len(video.expressions)
+    rows = np.array(proposals + [empty_row] * (len(objects) - len(proposals)))
     quality = (scores.j[rows].mean(axis=2) + scores.f[rows].mean(axis=2)) / 2
     chosen, columns = linear_sum_assignment(quality, maximize=True)
     given = {int(column): int(rows[row]) for row, column in zip(chosen, columns, strict=True)}

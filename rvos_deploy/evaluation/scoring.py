@@ -115,8 +115,8 @@ def _against_objects(chunk: Chunk, masks: list[list[Mask | None]]) -> tuple[Scor
     video, objects = chunk.video, chunk.objects or ()
     assert video.annotation is not None
     truths = video.annotation.masks(objects, range(len(video.frames)), video.size)
-    nothing: list[Mask | None] = [np.zeros(video.size, np.bool_)] * len(video.frames)
-    rows = [[_compare(line, truth) for truth in truths] for line in [*masks, nothing]]
+    empty: list[Mask | None] = [np.zeros(video.size, np.bool_)] * len(video.frames)
+    rows = [[_compare(line, truth) for truth in truths] for line in [*masks, empty]]
     shape = (len(rows), len(objects), 2, len(video.frames))
     j, f = np.moveaxis(np.array(rows).reshape(shape), 2, 0)
     return j, f
@@ -124,8 +124,8 @@ def _against_objects(chunk: Chunk, masks: list[list[Mask | None]]) -> tuple[Scor
 
 def _compare(line: list[Mask | None], truth: NDArray[np.bool_]) -> Scores:
     """Return J and F [2, T] of the frames of one prediction; a missing mask has 0."""
-    nothing = np.zeros(truth.shape[1:], np.bool_)
-    scores = frame_scores(np.stack([nothing if m is None else m for m in line]), truth)
+    empty = np.zeros(truth.shape[1:], np.bool_)
+    scores = frame_scores(np.stack([empty if m is None else m for m in line]), truth)
     found = np.array([mask is not None for mask in line])
     both: Scores = np.stack([scores.j, scores.f]) * found
     return both

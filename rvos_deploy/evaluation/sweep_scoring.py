@@ -66,7 +66,7 @@ def score_sweep_chunk(chunk: SweepChunk) -> SweepScores:
         rows.append(scores)
         seen.append(visible)
     if truths is not None:
-        rows.append(np.broadcast_to(_score_nothing(truths)[:, None], rows[0].shape))
+        rows.append(np.broadcast_to(_score_empty_mask(truths)[:, None], rows[0].shape))
     both = np.stack(rows, axis=2)  # [2, T, E, K, F]
     j, f = both[:, :, :, 0] if truths is None else both
     return SweepScores(chunk.mode, len(chunk.frames), j, f, ~np.stack(seen, axis=1))
@@ -100,8 +100,8 @@ def _score_expression(
     return np.ascontiguousarray(chosen.transpose(2, 0, 3, 1)), visible
 
 
-def _score_nothing(truths: NDArray[np.bool_]) -> Scores:
+def _score_empty_mask(truths: NDArray[np.bool_]) -> Scores:
     """Return J and F of an empty mask: [2, K, F]."""
-    nothing = np.zeros(truths.shape[1:], np.bool_)
-    found = [frame_scores(nothing, truth) for truth in truths]
+    empty = np.zeros(truths.shape[1:], np.bool_)
+    found = [frame_scores(empty, truth) for truth in truths]
     return np.array([[one.j for one in found], [one.f for one in found]])

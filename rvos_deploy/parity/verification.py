@@ -60,7 +60,7 @@ between instruction sets of one library. Float32 islands do not help: with the w
 in float32, the encoder's rounding moves these queries as far. Gentler hiding does not help either:
 with it the trained network lost 0.011 of J&F. A wrong kernel moves every query; a wrong operator is
 found without rounding (``export/parity.py``); and the effect on masks is measured on masks."""
-FURTHEST_QUERY = 0.5
+MAXIMUM_QUERY_DIFFERENCE = 0.5
 """Greatest allowed difference of such a query: rounding moved none by more than 0.24, and another
 object is 1 away."""
 
@@ -201,7 +201,7 @@ def check_tensor(
     comparison = compare(reference, measured)
     if comparison.max_abs <= tolerance:
         return Check(name, True, tolerance, comparison)
-    if queries is None or not comparison.max_abs <= FURTHEST_QUERY:
+    if queries is None or not comparison.max_abs <= MAXIMUM_QUERY_DIFFERENCE:
         return Check(name, False, tolerance, comparison)
     change = np.abs(reference.astype(np.float64) - measured.astype(np.float64)) / comparison.scale
     beyond = np.unique(queries[change > tolerance])

@@ -77,7 +77,7 @@ class Frame:
             raise InputError(f"a frame's pts must be a finite number of seconds, found {self.pts}")
         if self.duration is not None and not 0 <= self.duration < math.inf:
             raise InputError(
-                f"a frame's duration cannot be {self.duration} s; give None if unknown"
+                f"a frame's duration cannot be {self.duration} s; pass None if unknown"
             )
 
     @property
@@ -159,7 +159,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Hold what is known of a video before its frames are read.
+    """Hold the information on a video that is known before its frames are read.
 
     Args:
         width: width of the frames after sample aspect ratio and rotation.

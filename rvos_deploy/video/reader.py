@@ -63,7 +63,7 @@ class VideoReader(Closeable):
         try:
             frame = self._thread.next(self._timeout)
         except NoItemError:
-            after = f"after {self._frames} frames none came for {self._timeout:g} s"
+            after = f"after {self._frames} frames no frame came for {self._timeout:g} s"
             self._errors.stop(f"reading hangs: {after}")
             self._thread.close(0)
             raise StopIteration from None
@@ -88,9 +88,9 @@ def open_video(
     Frames are as a viewer sees them: rotated, in square pixels, RGB, transparency over white. All
     frames have the size of the first one, and exact, strictly increasing times.
 
-    A file or pipe opens nothing but itself. A playlist (HLS, concat, SDP) may name any file of the
+    A file or pipe opens no other file. A playlist (HLS, concat, SDP) may name any file of the
     machine, so it is refused unless ``options.allow_playlists``. A URL may be a playlist of network
-    addresses, and never reaches a local file.
+    addresses, and never opens a local file.
 
     Args:
         source: a file; a folder of images (jpg, jpeg, png, bmp, webp, tif, tiff, avif; in natural
@@ -102,7 +102,7 @@ def open_video(
         timeout: seconds without a frame after which the source counts as hung; the video then ends
             like a damaged one. For a URL it is the time that the server may be silent, and a frame
             may take four times as long. ``auto``: 120 for files and folders, 30 for URLs, None for
-            pipes and devices. None waits for ever. Waiting can be interrupted (Ctrl-C).
+            pipes and devices. None: no limit. Ctrl-C interrupts the wait.
         options: options of single kinds of sources.
 
     Warns (RuntimeWarning) about each of ``VideoReader.notes``.

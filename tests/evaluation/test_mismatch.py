@@ -92,7 +92,7 @@ def test_what_is_no_folder_of_predictions(split: Path, predictions: Path, tmp_pa
     assert "unpack masks.zip; masks are expected in" in refused(archive.parent, split)
     assert "it looks like a data set: pass that with --data" in refused(split, split)
     (tmp_path / "empty").mkdir()
-    assert "none of the 2 videos (found nothing); masks are looked for" in refused(
+    assert "none of the 2 videos (found nothing); masks are expected" in refused(
         tmp_path / "empty", split
     )
     (tmp_path / "empty" / "backbone.onnx").touch()

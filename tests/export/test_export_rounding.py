@@ -30,7 +30,7 @@ from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.networks.pan2024.network import Pan2024
 from rvos_deploy.parity.verification import (
-    FURTHEST_QUERY,
+    MAXIMUM_QUERY_DIFFERENCE,
     MAXIMUM_UNDECIDED_QUERIES,
     check_tensor,
     verify,
@@ -121,7 +121,7 @@ def test_only_queries_that_read_through_masks_may_differ(trained_half: RvosNetwo
         (10, 0.02, True),
         (11, 0.02, False),
         (20, 0.011, False),
-        (1, FURTHEST_QUERY * 1.01, False),
+        (1, MAXIMUM_QUERY_DIFFERENCE * 1.01, False),
         (1, np.nan, False),
         (20, 0.009, True),
     ],

@@ -38,7 +38,7 @@ def read_published(file: Path, option: str, allowed: tuple[type[Any], ...] = ())
             then the message has a command that converts it.
     """
     if not file.is_file():
-        raise InputError(f"{file} does not exist; {option} takes a .safetensors or .pth file")
+        raise InputError(f"{file} does not exist; {option} needs a .safetensors or .pth file")
     try:
         with file.open("rb") as stream:
             head = stream.read(len(_LEGACY))

@@ -217,9 +217,9 @@ class _MaskMaker:
         hidden = self.scores[:, 0] <= thresholds
         if hidden.any():
             # A logit of 0 is not foreground.
-            nothing = ops.zeros((1, *logits.shape[1:]), np.float32)
+            empty = ops.zeros((1, *logits.shape[1:]), np.float32)
             rows = np.where(hidden, logits.shape[0], rows)
-            logits = ops.concatenate([logits, nothing])
+            logits = ops.concatenate([logits, empty])
         return (
             logits if np.array_equal(rows, np.arange(logits.shape[0])) else ops.gather(logits, rows)
         )

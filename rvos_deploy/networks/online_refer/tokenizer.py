@@ -77,7 +77,7 @@ class RobertaTokenizer:
         for index, token in enumerate(SPECIAL_TOKENS):
             if self._file.special(token) != index:
                 raise BundleError(
-                    f"{file} gives {token} the id {self._file.special(token)}, RoBERTa's is "
+                    f"{file} has the id {self._file.special(token)} for {token}, RoBERTa's is "
                     f"{index}; export again"
                 )
 

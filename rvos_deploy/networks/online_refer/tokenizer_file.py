@@ -187,7 +187,7 @@ def _from_tokenizer(content: bytes) -> Vocabulary:
     ids = dict(decoded.model.vocab)
     for token in decoded.added_tokens:
         if ids.setdefault(token.content, token.id) != token.id:
-            raise _RefusedError(f"gives {one_line(token.content, 40)} two ids")
+            raise _RefusedError(f"has two ids for {one_line(token.content, 40)}")
     return Vocabulary(ids, [_pair(merge) for merge in decoded.model.merges])
 
 

@@ -123,7 +123,7 @@ def _score(text: str, present: bool, layout: _Layout) -> _Panel:
 
 def _ready(canvas: Pillow.Image) -> _Panel:
     pixels = np.asarray(canvas).astype(np.uint16)
-    alpha = pixels[..., 3:] + (pixels[..., 3:] >> 7)  # 0..255 to 0..256: a shift is no division
+    alpha = pixels[..., 3:] + (pixels[..., 3:] >> 7)  # 0..255 to 0..256: avoids a division
     return _Panel(pixels[..., :3] * alpha, 256 - alpha)
 
 

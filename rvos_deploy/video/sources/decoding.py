@@ -82,7 +82,7 @@ def decode(
             errors.remark(f"frame {index} at {pts:.3f} s is damaged")
         yield Frame(index, pts, image, duration)
         end = pts + (duration or 0)
-    if end is not None and not clock.invented:
+    if end is not None and not clock.estimated:
         _check_end(container, stream, end, errors)
 
 
@@ -104,7 +104,7 @@ def _decoded(
             if packet is not None and (skip or not count):
                 errors.remark(f"data after {count} frames could not be decoded: {reason(error)}")
                 continue
-            for frame in _held(decoder, before=packet.pts if packet else None):
+            for frame in _flush(decoder, before=packet.pts if packet else None):
                 count += 1
                 yield frame
             errors.stop(f"{doing} stopped after {count} frames: {reason(error)}")
@@ -113,7 +113,7 @@ def _decoded(
         yield from frames
 
 
-def _held(decoder: VideoCodecContext, before: int | None) -> list[VideoFrame]:
+def _flush(decoder: VideoCodecContext, before: int | None) -> list[VideoFrame]:
     """Return the whole frames in the decoder that are displayed ``before`` a failure."""
     try:
         frames = decoder.decode(None)
@@ -138,15 +138,15 @@ class Clock:
         rate = stream.average_rate or stream.guessed_rate or FALLBACK_FPS
         self._step = max(1, round(1 / (Fraction(rate) * self.time_base)))
         self._last: int | None = None
-        self.invented = False
+        self.estimated = False
 
     def read(self, frame: VideoFrame) -> tuple[float, float | None]:
         """Return the (pts, duration) of a frame in seconds; an unknown duration is None."""
         ticks, duration = frame.pts, max(frame.duration or 0, 0)
         if self._last is None:
-            ticks, self.invented = (ticks or 0), ticks is None
+            ticks, self.estimated = (ticks or 0), ticks is None
         elif ticks is None or ticks <= self._last:
-            ticks, self.invented = self._last + (duration or self._step), True
+            ticks, self.estimated = self._last + (duration or self._step), True
         self._last = ticks
         return float(ticks * self.time_base), float(duration * self.time_base) or None
 

@@ -323,7 +323,7 @@ def two_ids(tree: dict[str, Any]) -> None:
         (repeat_id, "uses an id twice"),
         (unknown_merge, "zebra"),
         (odd_merge, "no pair of tokens"),
-        (two_ids, "gives <s> two ids"),
+        (two_ids, "has two ids for <s>"),
     ],
 )
 def test_another_vocabulary_is_refused(
