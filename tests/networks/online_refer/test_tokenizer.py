@@ -322,7 +322,7 @@ def two_ids(tree: dict[str, Any]) -> None:
         (drop_byte, "lacks 256 of the 256 bytes"),
         (repeat_id, "uses an id twice"),
         (unknown_merge, "zebra"),
-        (odd_merge, "no pair of tokens"),
+        (odd_merge, "not a pair of tokens"),
         (two_ids, "has two ids for <s>"),
     ],
 )
