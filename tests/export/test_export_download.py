@@ -481,10 +481,10 @@ def test_however_a_process_ends_its_bytes_are_kept(
 ) -> None:
     url = file_server.serve("/w.pth", CONTENT, hold=1000)
     program = (
-        "from rvos_deploy import stopping; from rvos_deploy.console.error_lines import one_line; "
-        "stopping.install(); "
+        "from rvos_deploy import stopping; stopping.install(); "
+        "from rvos_deploy.console.error_lines import run_with_error_lines; "
         + FETCH
-        + "sys.exit(one_line(lambda: fetch(sys.argv[1], Path(sys.argv[2])) and 0))"
+        + "sys.exit(run_with_error_lines(lambda: fetch(sys.argv[1], Path(sys.argv[2])) and 0))"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", program, url, str(cache)],
