@@ -99,9 +99,7 @@ def test_a_stop_keeps_what_was_fetched(
     stdout, stderr = child.communicate(timeout=120)
     (line,) = stderr.splitlines()
     assert (child.returncode, stdout) == (130, "")
-    assert line == (
-        f"error: interrupted; run the command again, which goes on from what {parts[0]} keeps"
-    )
+    assert line == (f"error: interrupted; run the command again, which continues from {parts[0]}")
     assert names(tmp_path) == {"w.safetensors.part", "w.safetensors.origin.json"}
     assert parts[0].read_bytes() == CONTENT[:100_000]
 

@@ -148,12 +148,12 @@ def test_addresses_of_the_user_are_fetched(file_server: Any, fetcher: Fetcher) -
 
 
 def test_files_that_are_not_there_are_one_line(fetcher: Fetcher, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"w\.pth is no file; give the path or the http"):
+    with pytest.raises(InputError, match=r"w\.pth is not a file; give the path or the http"):
         resolve_checkpoint(PRESET, str(tmp_path / "w.pth"), fetcher)
     with pytest.raises(InputError, match="give a local file by its path"):
         resolve_checkpoint(PRESET, f"file://{tmp_path}/w.pth", fetcher)
     with pytest.raises(InputError, match=r"holds neither tokenizer\.json nor vocab\.json with"):
         resolve_tokenizer(PRESET, str(tmp_path), fetcher)
     (tmp_path / "vocab.json").write_bytes(VOCABULARY)
-    with pytest.raises(InputError, match=r"merges\.txt is no file"):
+    with pytest.raises(InputError, match=r"merges\.txt is not a file"):
         resolve_tokenizer(PRESET, str(tmp_path / "vocab.json"), fetcher)
