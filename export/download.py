@@ -238,7 +238,7 @@ def _transfer(wanted: _Wanted, record: _Record, progress: CountProgress) -> None
 
 def _check_transfer(wanted: _Wanted, transfer: Transfer, record: _Record) -> None:
     """Refuse a transfer that cannot be stored or trusted, before a byte is written."""
-    if not transfer.cut_shows and wanted.sha256 is None and record.sha256 is None:
+    if not transfer.detects_truncation and wanted.sha256 is None and record.sha256 is None:
         raise DownloadError(
             f"{wanted.shown}: the server does not say how long the file is, so a truncated file "
             "would go unnoticed; fetch it with a browser, and give its path"

@@ -56,14 +56,14 @@ class Transfer:
         offset: byte of the file at which the body starts.
         total: bytes of the whole file; None: the server does not state it.
         version: identifier of the file's version (ETag or date); None: the server sends none.
-        cut_shows: whether a truncated body can be distinguished from a complete body.
+        detects_truncation: whether a truncated body can be distinguished from a complete body.
     """
 
     response: HTTPResponse
     offset: int
     total: int | None
     version: str | None
-    cut_shows: bool
+    detects_truncation: bool
 
 
 def is_url(text: str) -> bool:

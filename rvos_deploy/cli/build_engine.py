@@ -22,8 +22,7 @@ def build_engine(
         typer.Option(
             "--target",
             metavar="NAME",
-            help="tensorrt builds on the GPU that will run the engine; tensorrt-rtx builds "
-            "anywhere.",
+            help="tensorrt builds on the GPU that will run the engine, tensorrt-rtx anywhere.",
         ),
     ] = "tensorrt",
     profile: Annotated[
@@ -38,9 +37,7 @@ def build_engine(
     graph: Annotated[
         list[str] | None,
         typer.Option(
-            "--graph",
-            metavar="NAME",
-            help="Build only this graph. Repeat the option for more graphs.",
+            "--graph", metavar="NAME", help="Build only this graph. Repeat the option for more."
         ),
     ] = None,
     workspace: Annotated[
@@ -67,8 +64,7 @@ def build_engine(
         typer.Option(
             "--compute-capability",
             metavar="X.Y",
-            help="tensorrt-rtx: GPU architecture to build for. Repeat the option for more "
-            "architectures.",
+            help="tensorrt-rtx: GPU architecture to build for. Repeat the option for more.",
         ),
     ] = None,
     timing_cache: Annotated[

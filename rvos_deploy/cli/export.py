@@ -36,8 +36,7 @@ def export(
             "--checkpoint",
             metavar="FILE|URL",
             help="Trained weights of the recipe or preset (.safetensors), or a published "
-            "checkpoint (OnlineRefer's .pth). Default for onlinerefer-r50: the published "
-            "checkpoint.",
+            "checkpoint (OnlineRefer's .pth). Default for onlinerefer-r50: the published file.",
         ),
     ] = None,
     tokenizer: Annotated[
@@ -77,8 +76,7 @@ def export(
         typer.Option(
             "--clip-weights",
             metavar="TAG|FILE",
-            help="Weights of the frozen CLIP part: an open_clip tag or a file. A training run "
-            "names its own.",
+            help="Weights of the frozen CLIP part: open_clip tag or file. A run names its own.",
         ),
     ] = None,
     random_weights: Annotated[

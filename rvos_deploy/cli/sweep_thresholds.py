@@ -92,7 +92,7 @@ def _print(result: Mapping[str, Any], request: EvaluationRequest) -> None:
         same = found["best"] == found["own"]
         compared = "the bundle's own" if same else f"the bundle's own {found['own']}: {own:.4f}"
         typer.echo(f"best {mode} {found['best']}: J&F {best:.4f} ({compared})")
-    typer.echo("Choose thresholds on videos whose scores you do not report. To set these thresholds:")
+    typer.echo("Choose thresholds on videos whose scores you do not report. To set these values:")
     for line in _commands(request.predictions, modes):
         typer.echo(line)
 

@@ -11,10 +11,7 @@ from rvos_deploy.errors import InputError
 
 @contextmanager
 def needs_extra(feature: str, extras: str) -> Iterator[None]:
-    """Turn a failed import in this block into one line with the pip command.
-
-    Raises InputError: a package of ``extras`` is not installed.
-    """
+    """Turn a failed import in this block into an InputError with the pip command."""
     try:
         yield
     except ImportError as error:

@@ -151,10 +151,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def read_sides(text: str, example: str) -> tuple[int, int]:
-    """Parse any ``HxW`` as (height, width).
-
-    Raises InputError, which names ``example``: the text has another form.
-    """
+    """Parse any ``HxW`` as (height, width). Raises InputError, which names ``example``."""
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdecimal() for part in parts):
         raise InputError(f"size '{text}' is not of the form HxW, for example {example}")

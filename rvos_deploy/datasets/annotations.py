@@ -37,10 +37,7 @@ class RleAnnotation:
     def masks(
         self, objects: Sequence[int], frames: Sequence[int], size: tuple[int, int]
     ) -> NDArray[np.bool_]:
-        """Decode masks: bool [K, T, H, W].
-
-        Raises InputError, which names file, anno_id, video and frame.
-        """
+        """Decode masks: bool [K, T, H, W]. Raises InputError, which names the mask."""
         masks = np.zeros((len(objects), len(frames), *size), dtype=np.bool_)
         for row, anno in enumerate(objects):
             for column, frame in enumerate(frames):
@@ -101,8 +98,8 @@ class PaletteAnnotation:
         mode, indices = image.mode, np.array(image)
         if mode not in ("P", "L"):
             raise InputError(
-                f"{path} is an image of mode {mode}, but palette indices (mode P) are needed, "
-                "because colours do not state object ids; download the file again"
+                f"{path} is an image of mode {mode}, but object ids need palette indices (mode P); "
+                "download the file again"
             )
         indices[indices == VOID] = 0
         return indices

@@ -12,9 +12,7 @@ Layout = Literal["mevis", "ref-youtube-vos"]
 
 
 def find_layout(data: str | os.PathLike[str]) -> Layout | None:
-    """Return the layout of a split.
-
-    MeViS lists the objects of an expression; Ref-YouTube-VOS names one object.
+    """Return the layout of a split: MeViS lists an expression's objects, Ref-YouTube-VOS has one.
 
     Args:
         data: the split, as for :func:`rvos_deploy.datasets.layout.find_split`.

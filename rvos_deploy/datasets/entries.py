@@ -35,25 +35,25 @@ class Entry:
 
     def has(self, key: str) -> bool:
         """Return whether an object has ``key`` with a value other than ``null``."""
-        return self.as_a(dict).get(key) is not None
+        return self.as_type(dict).get(key) is not None
 
     def get(self, key: str) -> Entry:
         """Return the entry of a key. Raises InputError: the key is missing."""
-        if key not in self.as_a(dict):
+        if key not in self.as_type(dict):
             raise self.fault(f"'{key}' is missing")
         return self._child(key, self.value[key])
 
     def items(self) -> Iterator[tuple[str, Entry]]:
         """Yield the keys and values of an object."""
-        for key, value in self.as_a(dict).items():
+        for key, value in self.as_type(dict).items():
             yield key, self._child(key, value)
 
     def elements(self) -> Iterator[Entry]:
         """Yield the values of a list."""
-        for index, value in enumerate(self.as_a(list)):
+        for index, value in enumerate(self.as_type(list)):
             yield self._child(str(index), value)
 
-    def as_a(self, kind: type[T]) -> T:
+    def as_type(self, kind: type[T]) -> T:
         """Return the value, which must be of type ``kind``: dict, list or str."""
         if not isinstance(self.value, kind):
             raise self.fault(f"expected {_NAMES[kind]}, found {_shown(self.value)}")
@@ -61,14 +61,14 @@ class Entry:
 
     def as_text(self) -> str:
         """Return the value, which must be a string that can be encoded as UTF-8."""
-        text = self.as_a(str)
+        text = self.as_type(str)
         if not _is_unicode(text):
             raise self.fault(f"expected text, found half of a surrogate pair: {_shown(text)}")
         return text
 
     def as_name(self) -> str:
         """Return the value, which must be the name of one file or folder, without a path."""
-        return self._name(self.as_a(str))
+        return self._name(self.as_type(str))
 
     def named_items(self) -> Iterator[tuple[str, Entry]]:
         """Yield the keys and values of an object whose keys are names as in :meth:`as_name`."""

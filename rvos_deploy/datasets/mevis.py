@@ -117,7 +117,7 @@ def _read_runs(
     if not masks.has(key):
         raise named.fault(f"{masks.file} has no anno_id {key}; take both files from one release")
     rows = masks.get(key)
-    found = len(rows.as_a(list))
+    found = len(rows.as_type(list))
     if found != len(order):
         raise rows.fault(
             f"{found} masks, but the video has {len(order)} frames ({named.where} in {named.file})"
@@ -130,7 +130,7 @@ def _read_runs(
 
 def _check_run(row: Entry) -> None:
     """Raise InputError for a value that is not a mask. Decoding checks its numbers later."""
-    for key, value in row.as_a(dict).items():
+    for key, value in row.as_type(dict).items():
         # Deeply nested values cannot be pickled for the processes that decode them.
         if isinstance(value, dict) or (
             isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)
