@@ -91,7 +91,7 @@ def test_a_sweep_and_the_command_that_it_prints(
         str(row["threshold"]) for row in best.values()
     ]
 
-    assert "on other videos than those whose scores you report" in lines[-2]
+    assert "on videos whose scores you do not report" in lines[-2]
     program, *arguments = shlex.split(lines[-1])
     assert program == "rvos-deploy"
     assert rvos(*arguments).code == 0
@@ -192,5 +192,5 @@ def test_missing_masks_of_no_target_are_not_right(
 
 def test_help_says_what_missing_masks_count(rvos: Callable) -> None:
     shown = " ".join(rvos("evaluate", "--help").stdout.split())
-    assert "J and F are 0 in that frame, also where the truth is empty." in shown
-    assert "N-acc: an expression without a target needs all its masks, all empty." in shown
+    assert "J and F are 0 in its frame, even if the ground truth is empty." in shown
+    assert "N-acc: an expression without a target needs all its masks, and all of them" in shown
