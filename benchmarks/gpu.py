@@ -164,7 +164,7 @@ def main(
         int, typer.Option("--frames", min=10, help="Of every stream, after the warm-up.")
     ] = 300,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="What the bundle was exported from.")
+        Path | None, typer.Option("--checkpoint", help="Weights that the bundle was exported from.")
     ] = None,
     card: Annotated[
         list[str] | None,

@@ -156,7 +156,7 @@ def _decode(source: str, count: int) -> tuple[list[Frame], list[float]]:
 def _measure_stages(
     segmenter: Segmenter, frames: Sequence[Frame], texts: list[str], settings: StreamSettings
 ) -> tuple[dict[str, Any], list[float]]:
-    """Measure the stages without overlap: summaries by stage, and seconds a frame."""
+    """Measure the stages without overlap: summaries by stage, and seconds per frame."""
     times: dict[str, list[float]] = defaultdict(list)
     end_to_end: list[float] = []
     with segmenter.stream(texts, settings, on_stage=lambda s, t: times[s].append(t)) as stream:
@@ -180,7 +180,7 @@ def _measure_overlapped(
     count: int,
     folder: str,
 ) -> dict[str, Any]:
-    """Measure frames a second of the whole job as ``run`` does it, with writing."""
+    """Measure frames per second of the whole job as ``run`` does it, with writing."""
     options = RunOptions(settings, max_frames=count)
     report = run(segmenter, source, texts, Path(folder) / "out", options=options)
     return {

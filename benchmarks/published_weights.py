@@ -2,9 +2,9 @@
 
 ``python -m rvos_deploy.benchmarks.published_weights onlinerefer-r50 --data REF_DAVIS17 --out DIR``
 
-For whoever has a network connection and the data set. The machines of this project have neither,
-so J&F of the exported weights is the authors' figure until somebody runs this. NOT RUN with the
-published weights; the tests run every step but the download.
+This needs a network connection and the data set. The machines of this project have neither, so J&F
+of the exported weights is the authors' figure until somebody runs this. NOT RUN with the published
+weights; the tests run every step except the download.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="As for export.")] = False,
 ) -> None:
-    """Fetch, export and evaluate published weights; print J&F beside the published figure."""
+    """Fetch, export and evaluate published weights, and print J&F beside the published figure."""
     config, rules = online_refer_preset(preset), protocol_named(PROTOCOL)
     split = rules.read(data)  # before gigabytes are fetched
     files = FileOptions(checkpoint, tokenizer, cache, offline)
@@ -90,9 +90,9 @@ def _print_comparison(preset: str, result: Mapping[str, Any]) -> None:
 
 
 def _print_hashes(bundle: Bundle) -> None:
-    """Print what ``export/published.py`` should know of the files."""
+    """Print the hashes that ``export/published.py`` should record."""
     origin = bundle.manifest.weights.origin
-    assert origin is not None  # the export that was made now
+    assert origin is not None  # exports of this version record it
     typer.echo("record in export/published.py:")
     typer.echo(f"  checkpoint {origin.network.file}: sha256 {origin.network.sha256}")
     for file in () if origin.tokenizer is None else origin.tokenizer.files:

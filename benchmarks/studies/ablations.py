@@ -317,7 +317,7 @@ def _known(out: Path, variant: str, seed: int) -> bool:
 
 
 class _Row(msgspec.Struct):
-    """What the table needs of every row."""
+    """Hold the values of a row that the table needs."""
 
     variant: str
     seed: int
@@ -334,7 +334,7 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
     """Read the rows of ``OUT/ablations.json``; no rows where there is no file.
 
     Raises:
-        InputError: the file cannot be read, or is no record of this study.
+        InputError: the file cannot be read, or is not a record of this study.
     """
     file = out / RESULT
     if not file.is_file():

@@ -87,7 +87,9 @@ def main(name: Annotated[str, typer.Argument(metavar="CONFIG", help="Recipe.")])
     cost = count_cost(recipe)
     scale = pixels(recipe) / (PROBE[0] * PROBE[1])
     half = 0.5 if recipe.precision != "32-true" else 1.0
-    typer.echo(f"{name}: {cost.flops * scale / 2e9:.1f} G multiply-adds a frame and step (counted)")
+    typer.echo(
+        f"{name}: {cost.flops * scale / 2e9:.1f} G multiply-adds per frame and step (counted)"
+    )
     for stage in recipe.stages:
         if stage.cached:
             continue

@@ -1,4 +1,4 @@
-"""The bar of ``build-engine``: on a terminal only, as in :mod:`rvos_deploy.console.output`."""
+"""Show the progress of ``build-engine`` on a terminal, as :mod:`rvos_deploy.console.output`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PHASE_WIDTH = 36
 def build_progress(console: Console | None = None) -> Iterator[ShareProgress]:
     """Show a bar for each graph, on a terminal only.
 
-    ``console``: where the bars are drawn; None: standard error.
+    ``console``: the console that shows the bars; None: standard error.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -49,7 +49,7 @@ def build_progress(console: Console | None = None) -> Iterator[ShareProgress]:
 
 
 def time_left(seconds: float | None) -> str:
-    """Write ``about 2 min left``; empty where nothing is known, or nothing remains."""
+    """Return ``about 2 min left``; empty if the time is unknown, or nothing remains."""
     if seconds is None or seconds < 0.5:
         return ""
     if seconds < 90:

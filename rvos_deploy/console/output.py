@@ -1,4 +1,4 @@
-"""What commands print: progress on a terminal, tables, counts and sizes."""
+"""Print progress on a terminal, tables, counts and sizes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PIPE_WIDTH = 120
-"""Columns of a table in a pipe or file, where Rich would cut it to 80."""
+"""Columns of a table in a pipe or file, where Rich would limit it to 80."""
 
 
 def frame_progress() -> AbstractContextManager[CountProgress]:
-    """Show a bar of frames a phase, on a terminal only."""
+    """Show a bar of frames for each phase, on a terminal only."""
     return count_progress("frames", "fps")
 
 
@@ -44,9 +44,9 @@ def count_progress(unit: str, rate_unit: str) -> Iterator[CountProgress]:
                 tasks[phase] = bar.add_task(phase, total=total, known="?", rate="")
             task = bar.tasks[tasks[phase]]
             rate = f"{done / task.elapsed:.1f} {rate_unit}" if task.elapsed else ""
-            # A video's header may name too few frames: a total that was passed is no total.
-            honest = total if total is not None and done <= total else None
-            bar.update(task.id, completed=done, total=honest, known=honest or "?", rate=rate)
+            # A video's header may state too few frames, so an exceeded total is dropped.
+            valid = total if total is not None and done <= total else None
+            bar.update(task.id, completed=done, total=valid, known=valid or "?", rate=rate)
 
         yield update
 
@@ -78,7 +78,7 @@ def byte_progress() -> Iterator[CountProgress]:
 
         def update(name: str, done: int, total: int | None) -> None:
             if name not in tasks:
-                # What an earlier transfer brought counts for no speed.
+                # Bytes of an earlier transfer must not count towards the speed.
                 tasks[name] = bar.add_task(name, total=total, completed=done)
             bar.update(tasks[name], completed=done, total=total)
 
@@ -87,7 +87,7 @@ def byte_progress() -> Iterator[CountProgress]:
 
 @contextmanager
 def step_progress() -> Iterator[StepProgress]:
-    """Show a spinner that names the step under way, on a terminal only."""
+    """Show a spinner with the name of the running step, on a terminal only."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -99,7 +99,7 @@ def step_progress() -> Iterator[StepProgress]:
 
 
 def result_console() -> Console:
-    """Open the console for tables: as wide as the terminal, or ``PIPE_WIDTH`` elsewhere."""
+    """Open a console for tables: as wide as the terminal, or ``PIPE_WIDTH`` elsewhere."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -107,7 +107,7 @@ def result_console() -> Console:
 
 
 def number_table(names: Sequence[str], numbers: Sequence[str]) -> Table:
-    """Start a table without lines: columns of names, then right-aligned columns of numbers."""
+    """Make an empty table without lines: columns of names, then right-aligned numbers."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -119,12 +119,12 @@ def number_table(names: Sequence[str], numbers: Sequence[str]) -> Table:
 
 
 def counted(count: int, noun: str) -> str:
-    """Write a count with its noun: ``1 frame``, ``2 frames``."""
+    """Format a count with its noun: ``1 frame``, ``2 frames``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def overlaps_line(settings: Mapping[str, Any]) -> str:
-    """Say what an evaluation did where objects overlap, by the settings of its report."""
+    """Describe from a report's settings how an evaluation resolved overlaps of objects."""
     done = "argmax of mask logits, as published"
     if settings["overlaps"] == "keep":
         held = ", which a folder of masks does not hold" if "predictions" in settings else ""
@@ -133,7 +133,7 @@ def overlaps_line(settings: Mapping[str, Any]) -> str:
 
 
 def mebibytes(count: float) -> str:
-    """Write bytes for a person: ``13.2 MiB``, ``1.50 GiB``."""
+    """Format a number of bytes: ``13.2 MiB``, ``1.50 GiB``."""
     if count >= 2**30:
         return f"{count / 2**30:.2f} GiB"
     return f"{count / 2**20:.1f} MiB"

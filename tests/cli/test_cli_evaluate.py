@@ -109,8 +109,8 @@ def test_make_data_refuses(
 def test_make_data_makes_100_valid_videos_when_none_are_named(
     rvos: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def written(folder: Path, **options: object) -> None:
-        raise InputError(f"{folder} {options['videos']}")
+    def written(folder: Path, spec: SplitSpec, **_: object) -> None:
+        raise InputError(f"{folder} {spec.videos}")
 
     monkeypatch.setattr("rvos_deploy.datasets.moving_sprites.write_mevis", written)
     arguments = ("make-data", "sprites", "--out", tmp_path, "--split")

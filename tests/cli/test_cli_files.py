@@ -306,7 +306,7 @@ def test_make_data_replaces_only_a_split(
     assert "also holds notes.txt, which was not rendered and would be lost" in error
     assert snapshot(folder) == before
     (folder / "sprites.json").unlink()
-    assert "is no split of sprites" in rvos(*arguments, "--out", folder.parent).error
+    assert "is not a split of Moving Sprites" in rvos(*arguments, "--out", folder.parent).error
     shutil.rmtree(folder)
     shutil.copytree(data[0], folder)
     before = snapshot(folder)

@@ -174,7 +174,7 @@ EXPRESSIONS = ("videos", "abc", "expressions")
         (
             "meta_expressions.json",
             _set(*EXPRESSIONS, "0", "anno_id", ["seven"]),
-            'expressions/0/anno_id/0: a whole number was needed, found "seven"',
+            'expressions/0/anno_id/0: expected a whole number, found "seven"',
         ),
         (
             "meta_expressions.json",
@@ -214,12 +214,12 @@ EXPRESSIONS = ("videos", "abc", "expressions")
         (
             "meta_expressions.json",
             _set("videos", "abc", "frames", "00000"),
-            'videos/abc/frames: a list was needed, found "00000"',
+            'videos/abc/frames: expected a list, found "00000"',
         ),
-        ("meta_expressions.json", _set("videos", []), "videos: an object was needed"),
+        ("meta_expressions.json", _set("videos", []), "videos: expected an object"),
         ("mask_dict.json", _set("9", [None]), r"9: 1 masks, but the video has 3 frames"),
-        ("mask_dict.json", _set("9", [None, 3, None]), "9/1: an object was needed, found 3"),
-        ("mask_dict.json", _set("9", "x"), "9: a list was needed"),
+        ("mask_dict.json", _set("9", [None, 3, None]), "9/1: expected an object, found 3"),
+        ("mask_dict.json", _set("9", "x"), "9: expected a list"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -235,7 +235,7 @@ def test_what_is_wrong_is_named(
 @pytest.mark.parametrize(
     ("rle", "said"),
     [
-        (dict(encode(np.zeros((8, 6), bool))), "the mask is 8x6, the video's frames are 6x8"),
+        (dict(encode(np.zeros((8, 6), bool))), "the mask is 8x6, but the video's frames are 6x8"),
         ({"size": [6, 8], "counts": "01"}, "damaged mask"),
         ({"size": [6, 8]}, "counts must be a string"),
     ],

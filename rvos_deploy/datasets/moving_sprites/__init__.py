@@ -1,7 +1,7 @@
 """Generate Moving Sprites: videos with exact masks, and expressions that refer to their objects.
 
-Moving Sprites is a synthetic data set for motion expressions. The tiny network is trained on it,
-and the demo renders its video with it, so this package does not import torch::
+Moving Sprites is a synthetic data set of motion expressions. The tiny network is trained on it. The
+demo renders its video from it without PyTorch, so this package does not import torch::
 
     video = make_video(seed=1, split="train", index=0)
     frames, masks = render(video)  # uint8 [T, H, W, 3], bool [T, K, H, W]

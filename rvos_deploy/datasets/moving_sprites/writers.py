@@ -1,16 +1,16 @@
 """Write Moving Sprites to disk: a split in the layout of MeViS, or one video as an H.264 file.
 
-The reader of MeViS (``datasets.mevis``) also reads a split, which is one folder::
+A split is one folder, which the reader of MeViS (``datasets.mevis``) also reads::
 
     JPEGImages/<video>/00000.jpg ...
-    meta_expressions.json      as in MeViS v1: all expressions but those of kind no_target
+    meta_expressions.json      as in MeViS v1: all expressions except kind no_target
     meta_expressions_v2.json   as in MeViS v2: all expressions; no_target has empty lists
     mask_dict.json             {"<anno_id>": [compressed RLE, or null where not visible, ...]}
-    sprites.json               seed, split and world of the folder, and a digest of all else that
-                               decides its pixels (the emoji font, photographs)
+    sprites.json               seed, split and world of the folder, and digests of the other inputs
+                               that decide its pixels (the emoji font, photographs)
 
 Beyond MeViS, each expression has ``kind`` and ``claim``, and each video has ``objects``: obj_id,
-anno_id and look of all its objects, including those that no expression refers to.
+anno_id and look of all its objects, including objects that no expression refers to.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _NAMES = {FRAMES, MASKS, _SETTINGS, V1, V2}
 _JPEG_QUALITY = 95
 
 _SAMPLE_FPS = 8
-# Without cpu-independent, x264 chooses methods by the instruction sets of the processor.
+# Without cpu-independent, x264 chooses algorithms by the processor's instruction sets.
 _H264 = {"crf": "16", "x264-params": "cpu-independent=1"}
 
 
@@ -65,7 +65,7 @@ class SplitSpec:
 
     Args:
         seed: seed of the videos.
-        split: which split.
+        split: name of the split.
         videos: number of videos, at least 1.
         config: the world that they are rendered from.
     """
@@ -78,7 +78,7 @@ class SplitSpec:
 
 @dataclass(frozen=True)
 class _Job:
-    """Hold what a worker process needs to write one video."""
+    """Hold the arguments of a worker process that writes one video."""
 
     root: str
     spec: SplitSpec
@@ -86,7 +86,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Written:
-    """One video on disk, with its part of the index files. runs: by object, then by frame."""
+    """Hold one written video's part of the index files. runs: by object, then by frame."""
 
     name: str
     entry: dict[str, Any]
@@ -172,7 +172,7 @@ def _write_index(
 
 
 def _describe_sources(config: WorldConfig) -> dict[str, Any]:
-    """Describe the input files that decide pixels. Raises InputError if one of them is missing."""
+    """Describe the input files that decide pixels. Raises InputError: an input file is missing."""
     sources: dict[str, Any] = {}
     if config.emoji:
         font = require_font()
@@ -199,18 +199,18 @@ def write_mevis(
 ) -> Path:
     """Write the first videos of a split into ``folder``, completely or not at all.
 
-    jobs: the number of processes. The result does not depend on it. A script that uses more than
+    jobs: the number of processes, on which the result does not depend. A script that uses more than
     one must guard its main code by ``if __name__ == "__main__"``. progress: called with the phase
     "render" after each video. All files are written to a temporary folder next to ``folder``,
     which is renamed at the end. Returns ``folder``.
 
-    Raises InputError if ``folder`` exists and ``overwrite`` is False, if it holds anything but a
-    split of Moving Sprites or holds the photographs, if it cannot be written, and as
+    Raises InputError: ``folder`` exists and ``overwrite`` is False, holds other files than a split
+    of Moving Sprites, holds the photographs, or cannot be written; and the errors of
     ``make_video``.
     """
     target = Path(folder)
     if spec.videos < 1:
-        raise InputError(f"at least one video must be asked for, found {spec.videos}")
+        raise InputError(f"the number of videos must be at least 1, found {spec.videos}")
     _check_target(target, overwrite=overwrite)
     config = spec.config
     sources = _describe_sources(config)
@@ -241,11 +241,11 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise InputError(f"{target} exists already; choose another folder or allow overwriting")
     if not target.is_dir():
-        raise InputError(f"{target} is a file, a folder was needed")
+        raise InputError(f"{target} is a file, but a folder is needed")
     if any(target.iterdir()) and not (target / _SETTINGS).is_file():
         raise InputError(
-            f"{target} is no split of sprites (it has no {_SETTINGS}), so it is not replaced; "
-            "choose another folder"
+            f"{target} is not a split of Moving Sprites (it has no {_SETTINGS}), so it is not "
+            "replaced; choose another folder"
         )
     others = sorted({path.name for path in target.iterdir()} - _NAMES)
     if others:
@@ -257,7 +257,7 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A video file with its ground truth.
+    """Hold a video file with its ground truth.
 
     masks: bool [T, K, H, W], the visible masks of ``video.objects``.
     """
@@ -289,9 +289,9 @@ def sample_video(
 ) -> Sample:
     """Write a video of the valid split as an H.264 file and return it with its ground truth.
 
-    The same arguments give the same bytes with the same PyAV on every machine. size: height and
-    width in pixels, both even. kinds: kinds of expression that the video must have. Raises
-    InputError for an odd size, for a file that cannot be written (see ``files.writing``), and as
+    Equal arguments write equal bytes with the same PyAV on every machine. size: height and width in
+    pixels, both even. kinds: kinds of expression that the video must have. Raises InputError: the
+    size is odd, or the file cannot be written (see ``files.writing``); and the errors of
     ``find_video``.
     """
     height, width = size

@@ -101,7 +101,7 @@ def test_an_existing_folder_is_kept_unless_told(tmp_path: Path) -> None:
     (target / "precious.txt").write_text("mine")
     with pytest.raises(InputError, match="exists already"):
         write_mevis(target, SplitSpec(seed=1, split="valid", videos=1, config=CONFIG))
-    with pytest.raises(InputError, match="is no split of sprites"):
+    with pytest.raises(InputError, match="is not a split of Moving Sprites"):
         write_mevis(
             target, SplitSpec(seed=1, split="valid", videos=1, config=CONFIG), overwrite=True
         )
@@ -134,7 +134,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_no_videos_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(InputError, match="at least 1, found 0"):
         write_mevis(tmp_path / "x", SplitSpec(seed=1, split="valid", videos=0))
 
 
