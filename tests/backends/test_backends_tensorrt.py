@@ -961,7 +961,7 @@ def test_verify_skips_cases_outside_the_profiles_and_says_so(
     """``build-engine`` reaches up to the bundle's own size, and the tall case lies beyond it."""
     narrow(engines, H=(32, 128, 128), W=(32, 224, 224))
     left_out: list[str] = []
-    results = verify(engines, TensorRtBackend(), on_left_out=left_out.append)
+    results = verify(engines, TensorRtBackend(), on_unsupported=left_out.append)
     assert all(result.passed for result in results)
     assert left_out == [
         "backbone H160 W64",

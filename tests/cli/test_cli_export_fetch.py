@@ -99,9 +99,7 @@ def test_a_stop_keeps_what_was_fetched(
     stdout, stderr = child.communicate(timeout=120)
     (line,) = stderr.splitlines()
     assert (child.returncode, stdout) == (130, "")
-    assert line == (
-        f"error: interrupted; run the command again, which goes on from what {parts[0]} keeps"
-    )
+    assert line == (f"error: interrupted; run the command again, which continues from {parts[0]}")
     assert names(tmp_path) == {"w.safetensors.part", "w.safetensors.origin.json"}
     assert parts[0].read_bytes() == CONTENT[:100_000]
 
@@ -109,18 +107,17 @@ def test_a_stop_keeps_what_was_fetched(
 def test_published_files_are_named_with_their_license(
     file_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = (PublishedFile(file_server.serve("/v1.0/r50.pth", CONTENT)),)
-    vocabulary = (PublishedFile(file_server.serve("/roberta/tokenizer.json", b"{}")),)
+    entry = PUBLISHED[PRESET]
+    checkpoint = PublishedFile(file_server.serve("/v1.0/r50.pth", CONTENT))
+    tokenizer = PublishedFile(file_server.serve("/roberta/tokenizer.json", b"{}"))
     entry = replace(
-        PUBLISHED[PRESET],
-        checkpoint=replace(PUBLISHED[PRESET].checkpoint, files=weights),
-        tokenizer=replace(PUBLISHED[PRESET].tokenizer, files=vocabulary),
+        entry,
+        checkpoint=replace(entry.checkpoint, files=(checkpoint,)),
+        tokenizer=replace(entry.tokenizer, files=(tokenizer,)),
     )
     monkeypatch.setitem(PUBLISHED, PRESET, entry)
     monkeypatch.setattr(published, "_SHA256", {})
-    checkpoint, tokenizer = FileOptions().resolve(PRESET)
-    assert checkpoint is not None
-    assert tokenizer is not None
+    assert None not in FileOptions().resolve(PRESET)
     shown = capsys.readouterr().out
     lines = shown.splitlines()
     assert [line.split(":")[0].strip() for line in lines] == [
@@ -178,7 +175,8 @@ def test_inspect_shows_where_fetched_files_came_from(
         assert text.replace(" ", "") in shown.replace(" ", "")
     assert max(map(len, result.stdout.splitlines())) <= 120
     found = json.loads((tmp_path / "inspect.json").read_text())
-    assert found["manifest"]["weights"]["origin"]["network"]["url"] == entry.checkpoint.files[0].url
+    network = found["manifest"]["weights"]["origin"]["network"]
+    assert network["url"] == entry.checkpoint.files[0].url
 
 
 def test_a_bundle_without_them_is_read_as_before(tiny_bundle: Path) -> None:

@@ -177,7 +177,7 @@ REFUSED = {
     "two sources": (("--checkpoint", "w.pth", RANDOM), "exclude each other; leave one out"),
     "no source": (
         (),
-        "nobody publishes a vocabulary of 'onlinerefer-tiny'; pass --tokenizer, or -",
+        "'onlinerefer-tiny' has no published vocabulary; pass --tokenizer, or -",
     ),
     "store": (
         ("--store", "fp16", "--precision", "bf16", RANDOM),

@@ -37,19 +37,20 @@ def fetcher(tmp_path: Path) -> Fetcher:
 
 @pytest.fixture
 def served(file_server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The table's addresses lead to a server here, whose vocabulary's hashes are known."""
-    weights = (PublishedFile(file_server.serve("/v1.0/r50.pth", WEIGHTS)),)
-    vocabulary = (
+    """Point the table's addresses to a local server; the hashes of the vocabulary are known."""
+    checkpoint = (PublishedFile(file_server.serve("/v1.0/r50.pth", WEIGHTS)),)
+    tokenizer = (
         PublishedFile(file_server.serve("/roberta/vocab.json", VOCABULARY), hexdigest(VOCABULARY)),
         PublishedFile(file_server.serve("/roberta/merges.txt", MERGES), hexdigest(MERGES)),
     )
+    entry = PUBLISHED[PRESET]
     entry = replace(
-        PUBLISHED[PRESET],
-        checkpoint=replace(PUBLISHED[PRESET].checkpoint, files=weights),
-        tokenizer=replace(PUBLISHED[PRESET].tokenizer, files=vocabulary),
+        entry,
+        checkpoint=replace(entry.checkpoint, files=checkpoint),
+        tokenizer=replace(entry.tokenizer, files=tokenizer),
     )
     monkeypatch.setitem(PUBLISHED, PRESET, entry)
-    known = {file.url: file.sha256 for file in (*weights, *vocabulary)}
+    known = {file.url: file.sha256 for file in (*checkpoint, *tokenizer)}
     monkeypatch.setattr(published, "_SHA256", known)
     return file_server
 
@@ -152,12 +153,12 @@ def test_addresses_of_the_user_are_fetched(file_server: Any, fetcher: Fetcher) -
 
 
 def test_files_that_are_not_there_are_one_line(fetcher: Fetcher, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"w\.pth is no file; give the path or the http"):
+    with pytest.raises(InputError, match=r"w\.pth is not a file; give the path or the http"):
         resolve_checkpoint(PRESET, str(tmp_path / "w.pth"), fetcher)
     with pytest.raises(InputError, match="give a local file by its path"):
         resolve_checkpoint(PRESET, f"file://{tmp_path}/w.pth", fetcher)
     with pytest.raises(InputError, match=r"holds neither tokenizer\.json nor vocab\.json with"):
         resolve_tokenizer(PRESET, str(tmp_path), fetcher)
     (tmp_path / "vocab.json").write_bytes(VOCABULARY)
-    with pytest.raises(InputError, match=r"merges\.txt is no file"):
+    with pytest.raises(InputError, match=r"merges\.txt is not a file"):
         resolve_tokenizer(PRESET, str(tmp_path / "vocab.json"), fetcher)
