@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.progress import StepProgress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,14 +37,14 @@ CHECK_FAILED = 1
 
 
 def run_benchmark(
-    request: Request, record: dict[str, Any], say: Callable[[str], None]
+    request: Request, record: dict[str, Any], progress: StepProgress
 ) -> dict[str, Any]:
     """Run every step, and write the record after each one. NOT RUN.
 
     Args:
         request: what to measure; ``request.out`` is a folder.
         record: is extended step by step.
-        say: is told each step and its outcome.
+        progress: is told each step and its outcome.
     """
     from rvos_deploy.benchmarks.gpu_steps import STEPS, Run, compare, guarded, passed
 
@@ -52,9 +52,9 @@ def run_benchmark(
     with tempfile.TemporaryDirectory(prefix="rvos-deploy-") as folder:
         run = Run(request, Path(folder), record)
         for name, work in STEPS.items():
-            say(name)
+            progress(name)
             record["steps"][name] = guarded(work, run)
-            say(f"{name}: {_outcome(record['steps'][name])}")
+            progress(f"{name}: {_outcome(record['steps'][name])}")
             record["comparison"], record["passed"] = compare(run), passed(record)
             write_results(request.out, record)
     return record
@@ -149,7 +149,7 @@ def _roofline_table(record: dict[str, Any]) -> Table:
     return table
 
 
-@one_line_errors
+@with_error_lines
 def main(
     bundle: Annotated[
         Path, typer.Option("--bundle", "-b", help="Made by 'export', or a packaged one's name.")
@@ -164,7 +164,7 @@ def main(
         int, typer.Option("--frames", min=10, help="Of every stream, after the warm-up.")
     ] = 300,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="What the bundle was exported from.")
+        Path | None, typer.Option("--checkpoint", help="Weights that the bundle was exported from.")
     ] = None,
     card: Annotated[
         list[str] | None,

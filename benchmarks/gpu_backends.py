@@ -48,7 +48,7 @@ Synchronise = Callable[[], None]
 
 @dataclass(frozen=True)
 class Setup:
-    """What all back ends are measured with.
+    """Hold the inputs that all back ends share.
 
     Args:
         request: what to measure.
@@ -224,7 +224,7 @@ def _time_graph(
 
 
 def _measure_job(setup: Setup, segmenter: Segmenter, name: str) -> dict[str, Any]:
-    """Measure frames a second of ``run``: decoding, inference and writing overlap."""
+    """Measure frames per second of ``run``: decoding, inference and writing overlap."""
     out = setup.folder / f"job-{name.replace(' ', '-')}"
     report = run(segmenter, setup.video, texts_of(setup.request), out)
     return {

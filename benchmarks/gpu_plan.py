@@ -31,7 +31,7 @@ PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tens
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure.
+    """Choose the measurements.
 
     Args:
         bundle: an opened bundle.

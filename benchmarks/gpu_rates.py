@@ -90,7 +90,7 @@ def _products(torch: Any, float32: str, *, half: bool) -> Iterator[None]:
 
 
 def _copy_bandwidth(torch: Any) -> float:
-    """Measure bytes a second; each byte is read once and written once."""
+    """Measure bytes per second; each byte is read once and written once."""
     source = torch.empty(COPIED, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * COPIED / _best_seconds(torch, lambda: target.copy_(source))

@@ -13,7 +13,7 @@ TERA, GIGA = 1e12, 1e9
 
 @dataclass(frozen=True)
 class Rates:
-    """Rates of a GPU a second; a multiply-add is two floating-point operations.
+    """Hold the rates of a GPU per second; a multiply-add is two floating-point operations.
 
     Args:
         bytes_per_second: to and from the GPU's memory.
@@ -42,7 +42,7 @@ class GpuSpec:
 def _rates(
     gigabytes: float, fp32: float, fp16: float, bf16: float | None, tf32: float | None
 ) -> Rates:
-    """Convert gigabytes and teraflops a second."""
+    """Convert gigabytes and teraflops per second."""
     return Rates(
         gigabytes * GIGA,
         fp32 * TERA,

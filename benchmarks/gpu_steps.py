@@ -42,7 +42,7 @@ TESTS_SECONDS = 3600
 
 @dataclass
 class Run:
-    """What steps leave for later steps.
+    """Hold the results that steps pass to later steps.
 
     Args:
         request: what to measure.

@@ -7,7 +7,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rvos_deploy.datasets.moving_sprites import sample_video
 from rvos_deploy.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.metrics import frame_scores
+from rvos_deploy.progress import StepProgress, ignore_steps
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.frame_masks import FrameMasks
@@ -47,29 +49,38 @@ EXPRESSIONS = (
     "the one that stands still",
 )
 
-Progress = Callable[[str], None]
+
+@dataclass(frozen=True)
+class LatencyOptions:
+    """Choose the measured work.
+
+    Args:
+        video: the video; None: a rendered Moving Sprites clip of 854x480.
+        expressions: number of expressions that are followed at once.
+        frames: number of frames to measure after the warm-up.
+        settings: of the stream.
+    """
+
+    video: str | None = None
+    expressions: int = 1
+    frames: int = 30
+    settings: StreamSettings = field(default_factory=StreamSettings)
 
 
 def benchmark_latency(
     segmenter: Segmenter,
+    options: LatencyOptions | None = None,
     *,
-    video: str | None = None,
-    expressions: int = 1,
-    frames: int = 30,
-    settings: StreamSettings | None = None,
     reference: Backend | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress = ignore_steps,
 ) -> dict[str, Any]:
-    """Measure a loaded bundle on a video; the default is a rendered Moving Sprites clip of 854x480.
+    """Measure a loaded bundle on a video.
 
     Args:
         segmenter: the bundle on a back end.
-        video: what to read.
-        expressions: how many to follow at once.
-        frames: how many to measure after the warm-up.
-        settings: of the stream; online by default.
+        options: what is measured; None: the defaults.
         reference: another back end, which runs in turn on the same frames.
-        progress: is told what is measured.
+        progress: called with each measurement.
 
     Returns:
         A record that is ready for JSON.
@@ -78,16 +89,17 @@ def benchmark_latency(
         InputError: the video has too few frames.
         ParityError: the reference's masks differ from ours, so the ratio would mean nothing.
     """
-    say = progress or (lambda text: None)
-    settings = segmenter.with_size(settings or StreamSettings())
-    texts = [EXPRESSIONS[i % len(EXPRESSIONS)] for i in range(expressions)]
+    options = options or LatencyOptions()
+    video, frames = options.video, options.frames
+    settings = segmenter.with_size(options.settings)
+    texts = [EXPRESSIONS[i % len(EXPRESSIONS)] for i in range(options.expressions)]
     with tempfile.TemporaryDirectory(prefix="rvos-deploy-") as folder:
         source = video or _render(Path(folder) / "sprites.mp4", frames + WARM_UP)
-        say("decoding")
+        progress("decoding")
         images, decode = _decode(source, frames + WARM_UP)
-        say("stages")
+        progress("stages")
         stages, end_to_end = _measure_stages(segmenter, images, texts, settings)
-        say("overlapped")
+        progress("overlapped")
         overlapped = _measure_overlapped(segmenter, source, texts, settings, len(images), folder)
     result: dict[str, Any] = {
         "schema": "rvos-deploy/benchmark/latency/1",
@@ -100,7 +112,7 @@ def benchmark_latency(
         "short_side": settings.short_side,
         "input_size": list(_input_size(segmenter, images[0], settings)),
         "video": redact(video) if video else "Moving Sprites, 854x480",
-        "expressions": expressions,
+        "expressions": options.expressions,
         "mode": settings.mode,
         "warm_up_frames": WARM_UP,
         "stages": {"decode": summarise(decode[WARM_UP:]), **stages},
@@ -109,15 +121,14 @@ def benchmark_latency(
         "memory": {"peak_bytes": peak_memory_bytes()},
     }
     if reference is not None:
-        say(f"against {reference.name}")
+        progress(f"against {reference.name}")
         result["comparison"] = _compare(segmenter, reference, images, texts, settings)
     return result
 
 
 def _input_size(segmenter: Segmenter, frame: Frame, settings: StreamSettings) -> tuple[int, int]:
     """Return the (height, width) in pixels at which the network sees the frame."""
-    shape = np.shape(frame.image)
-    return segmenter.geometry((shape[0], shape[1]), settings).padded
+    return segmenter.geometry((frame.height, frame.width), settings).padded
 
 
 def _render(path: Path, frames: int) -> str:
@@ -145,7 +156,7 @@ def _decode(source: str, count: int) -> tuple[list[Frame], list[float]]:
 def _measure_stages(
     segmenter: Segmenter, frames: Sequence[Frame], texts: list[str], settings: StreamSettings
 ) -> tuple[dict[str, Any], list[float]]:
-    """Measure the stages without overlap: summaries by stage, and seconds a frame."""
+    """Measure the stages without overlap: summaries by stage, and seconds per frame."""
     times: dict[str, list[float]] = defaultdict(list)
     end_to_end: list[float] = []
     with segmenter.stream(texts, settings, on_stage=lambda s, t: times[s].append(t)) as stream:
@@ -169,7 +180,7 @@ def _measure_overlapped(
     count: int,
     folder: str,
 ) -> dict[str, Any]:
-    """Measure frames a second of the whole job as ``run`` does it, with writing."""
+    """Measure frames per second of the whole job as ``run`` does it, with writing."""
     options = RunOptions(settings, max_frames=count)
     report = run(segmenter, source, texts, Path(folder) / "out", options=options)
     return {

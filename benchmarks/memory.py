@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.environment import machine, resident_memory_bytes, versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
@@ -65,7 +65,7 @@ def resident_over_frames(
     return resident
 
 
-@one_line_errors
+@with_error_lines
 def main(
     bundle: Annotated[Path, typer.Argument(help="Bundle made by 'export'.")],
     frames: Annotated[int, typer.Option(help="How many frames to push.")] = 3000,

@@ -21,7 +21,7 @@ from rich.table import Table
 from scipy import ndimage
 
 from rvos_deploy.benchmarks.timing import summarise
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.evaluation.metrics import DAVIS_BOUND, FrameScores, frame_scores
@@ -183,7 +183,7 @@ def _table(record: dict[str, Any]) -> Table:
     return table
 
 
-@one_line_errors
+@with_error_lines
 def main(
     frames: Annotated[int, typer.Option(min=1, help="How many pairs of masks to score.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the rendered masks.")] = 0,

@@ -2,9 +2,9 @@
 
 ``python -m rvos_deploy.benchmarks.published_weights onlinerefer-r50 --data REF_DAVIS17 --out DIR``
 
-For whoever has a network connection and the data set. The machines of this project have neither,
-so J&F of the exported weights is the authors' figure until somebody runs this. NOT RUN with the
-published weights; the tests run every step but the download.
+This needs a network connection and the data set. The machines of this project have neither, so J&F
+of the exported weights is the authors' figure until somebody runs this. NOT RUN with the published
+weights; the tests run every step except the download.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import typer
 
 from rvos_deploy.bundle.folder import Bundle
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.console.output import frame_progress, step_progress
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.evaluation.bundle_masks import bundle_settings, evaluate_bundle
+from rvos_deploy.evaluation.evaluate import ScoringOptions
 from rvos_deploy.evaluation.protocols import protocol_named
 from rvos_deploy.evaluation.report import report
 from rvos_deploy.export.file_options import FileOptions
@@ -34,7 +35,7 @@ PROTOCOL = "ref-davis"
 _SCORES = {"J&F": "j_and_f", "J": "j", "F": "f"}
 
 
-@one_line_errors
+@with_error_lines
 def main(
     preset: Annotated[str, typer.Argument(metavar="PRESET", help="Preset with published weights.")],
     data: Annotated[
@@ -54,20 +55,24 @@ def main(
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="As for export.")] = False,
 ) -> None:
-    """Fetch, export and evaluate published weights; print J&F beside the published figure."""
+    """Fetch, export and evaluate published weights, and print J&F beside the published figure."""
     config, rules = online_refer_preset(preset), protocol_named(PROTOCOL)
     split = rules.read(data)  # before gigabytes are fetched
     files = FileOptions(checkpoint, tokenizer, cache, offline)
     found, vocabulary = files.resolve(preset)
     weights = OnlineReferWeights(checkpoint=found, tokenizer=vocabulary)
     bundle = out / "bundle"
-    with step_progress() as say:
-        export_bundle(config, bundle, weights, overwrite=True, progress=say)
+    with step_progress() as steps:
+        export_bundle(config, bundle, weights, overwrite=True, progress=steps)
     with load(bundle) as segmenter, frame_progress() as progress:
         mode = segmenter.bundle.network.default_mode
         settings = StreamSettings(mode=mode, fallback=rules.fallback)
         evaluation = evaluate_bundle(
-            segmenter, split, PROTOCOL, settings, jobs=usable_cores(), progress=progress
+            segmenter,
+            split,
+            PROTOCOL,
+            settings,
+            options=ScoringOptions(jobs=usable_cores(), progress=progress),
         )
         used = bundle_settings(segmenter, settings) | {"overlaps": rules.overlaps(None)}
         result = report(evaluation, used, segmenter.backend.describe())
@@ -85,9 +90,9 @@ def _print_comparison(preset: str, result: Mapping[str, Any]) -> None:
 
 
 def _print_hashes(bundle: Bundle) -> None:
-    """Print what ``export/published.py`` should know of the files."""
+    """Print the hashes that ``export/published.py`` should record."""
     origin = bundle.manifest.weights.origin
-    assert origin is not None  # the export that was made now
+    assert origin is not None  # exports of this version record it
     typer.echo("record in export/published.py:")
     typer.echo(f"  checkpoint {origin.network.file}: sha256 {origin.network.sha256}")
     for file in () if origin.tokenizer is None else origin.tokenizer.files:

@@ -12,7 +12,7 @@ import gc
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,11 +23,13 @@ import numpy as np
 import typer
 
 from rvos_deploy.benchmarks.memory import SETTLED, resident_over_frames
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
+from rvos_deploy.console.output import count_progress
 from rvos_deploy.environment import machine, resident_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.graph_io.probe import PROBE_BOX, PROBE_EXPRESSIONS, probe_clip
 from rvos_deploy.json_file import write_json
+from rvos_deploy.progress import CountProgress, ignore_counts
 from rvos_deploy.runtime.segmenter import Segmenter, load
 from rvos_deploy.stream_settings import StreamSettings
 
@@ -35,9 +37,6 @@ MAXIMUM_GROWTH = 0.03
 """Growth of resident memory that the allocators of two libraries may cause."""
 CLIP_FRAMES = 5
 _SAMPLES = 20
-
-Progress = Callable[[str, int, int], None]
-"""Receives a phase, how much of it is done, and how much there is."""
 
 SETTINGS = (
     StreamSettings(size=PROBE_BOX, fallback="top1"),
@@ -84,7 +83,7 @@ def soak(
     frames: int = 400,
     streams: int = 40,
     threads: int = 4,
-    progress: Progress | None = None,
+    progress: CountProgress = ignore_counts,
 ) -> dict[str, Any]:
     """Use a segmenter for long.
 
@@ -106,13 +105,14 @@ def soak(
         raise InputError(
             f"a soak needs 1 stream and 2 threads at least, found {streams} and {threads}"
         )
-    say = progress or (lambda phase, done, total: None)
     started = time.perf_counter()
     truth = [stream_digest(segmenter, number) for number in range(len(SETTINGS))]
     before = process_resources()
-    over_frames = resident_over_frames(segmenter, frames, lambda done: say("frames", done, frames))
-    over_streams = _over_streams(segmenter, streams, truth, say)
-    wrong = _over_threads(segmenter, threads, truth, say)
+    over_frames = resident_over_frames(
+        segmenter, frames, lambda done: progress("frames", done, frames)
+    )
+    over_streams = _over_streams(segmenter, streams, truth, progress)
+    wrong = _over_threads(segmenter, threads, truth, progress)
     after = process_resources()
     growth = {
         "frames": over_frames[frames] / over_frames[SETTLED] - 1,
@@ -171,7 +171,7 @@ def stream_digest(segmenter: Segmenter, number: int, *, abandoned: bool = False)
 
 
 def _over_streams(
-    segmenter: Segmenter, streams: int, truth: list[str], say: Progress
+    segmenter: Segmenter, streams: int, truth: list[str], progress: CountProgress
 ) -> list[dict[str, Any]]:
     """Run streams one after the other; sample the process's resources and whether all hashes were
     right.
@@ -182,14 +182,14 @@ def _over_streams(
         abandoned = number % 4 == 1
         found = stream_digest(segmenter, number // 4, abandoned=abandoned)
         equal = equal and (abandoned or found == truth[number // 4 % len(truth)])
-        say("streams", number + 1, streams)
+        progress("streams", number + 1, streams)
         if number % every == every - 1 or number == streams - 1:
             samples.append({"streams": number + 1, "equal": equal, **asdict(process_resources())})
     return samples
 
 
 def _over_threads(
-    segmenter: Segmenter, threads: int, truth: list[str], say: Progress
+    segmenter: Segmenter, threads: int, truth: list[str], progress: CountProgress
 ) -> list[dict[str, int]]:
     """Run every kind of stream on every thread at once; return the streams whose hash was wrong."""
     total = threads * len(truth)
@@ -205,7 +205,7 @@ def _over_threads(
             thread, turn = jobs[job]
             if job.result() != truth[(thread + turn) % len(truth)]:
                 wrong.append({"thread": thread, "settings": (thread + turn) % len(truth)})
-            say("threads", done, total)
+            progress("threads", done, total)
     return wrong
 
 
@@ -218,32 +218,7 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Show a progress bar for each phase, on a terminal only."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:>8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def update(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bars.add_task(phase, total=total)
-            bars.update(tasks[phase], completed=done)
-
-        yield update
-
-
-@one_line_errors
+@with_error_lines
 def main(
     bundle: Annotated[
         Path, typer.Argument(help="Made by 'export', or the name of a packaged one.")
@@ -254,7 +229,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write it there.")] = None,
 ) -> None:
     """Use a bundle for long, and report what was left behind."""
-    with load(bundle) as segmenter, _progress() as progress:
+    with load(bundle) as segmenter, count_progress("done", "/s") as progress:
         record = soak(segmenter, frames, streams, threads, progress)
     if json_file is not None:
         write_json(json_file, record)

@@ -16,7 +16,7 @@ PERCENTILES = (50, 90, 95, 99)
 
 
 def summarise(seconds: Sequence[float] | NDArray[np.float64]) -> dict[str, Any]:
-    """Return calls a second, and p50, p90, p95 and p99 of single calls in ``milliseconds``."""
+    """Return calls per second, and p50, p90, p95 and p99 of single calls in ``milliseconds``."""
     times = np.asarray(seconds, dtype=np.float64)
     return {
         "count": len(times),

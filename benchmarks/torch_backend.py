@@ -54,7 +54,8 @@ class TorchGraph(Graph):
 
     def _run(self, inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
         """Run the module without gradients."""
-        arrays = [np.ascontiguousarray(inputs[tensor.name]) for tensor in self.spec.inputs]
+        # PyTorch has no read-only tensors, and warns of arrays as Pillow gives them.
+        arrays = [np.require(inputs[t.name], requirements=("C", "W")) for t in self.spec.inputs]
         with torch.inference_mode():
             outputs = self._module(*map(torch.from_numpy, arrays))
         tensors = (outputs,) if isinstance(outputs, torch.Tensor) else outputs

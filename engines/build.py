@@ -17,7 +17,7 @@ from rvos_deploy.bundle.engine_sidecar import (
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.engines.build_plan import BuildJob, BuiltPlan, build_plan
 from rvos_deploy.engines.layer_types import check_network, half_share
-from rvos_deploy.engines.parity_checks import ParityReport, Progress, check_parity
+from rvos_deploy.engines.parity_checks import ParityReport, check_parity
 from rvos_deploy.engines.profiles import (
     bundle_axes,
     check_streamable,
@@ -36,6 +36,7 @@ from rvos_deploy.files import (
     sha256_file,
 )
 from rvos_deploy.json_file import write_json
+from rvos_deploy.progress import ShareProgress, ignore_shares
 
 AMPERE = 80
 """The architecture of the PTX in hardware-compatible engines (see HARDWARE_COMPATIBLE_FROM)."""
@@ -46,7 +47,7 @@ def build_engines(
     settings: BuildSettings,
     *,
     graphs: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: ShareProgress = ignore_shares,
 ) -> list[EngineSidecar]:
     """Build engines, check them, and install them in the bundle with their sidecars.
 
@@ -71,7 +72,6 @@ def build_engines(
         BackendError: TensorRT or the GPU is missing, or TensorRT cannot build.
         ParityError: an engine failed a check; nothing was installed.
     """
-    report = progress or (lambda graph, what, share, remaining: None)
     profiles = read_profiles(settings.profiles, bundle)
     check_streamable(profiles, bundle_axes(bundle))
     chosen = _select(bundle, graphs)
@@ -86,9 +86,9 @@ def build_engines(
         plans = []
         for name in chosen:
             own = [graph_profile(bundle.graphs[name], profile) for profile in profiles]
-            plans.append(build_plan(job, name, own, staging, partial(report, name)))
+            plans.append(build_plan(job, name, own, staging, partial(progress, name)))
         _check_networks(plans, bundle.precision)
-        parity = check_parity(job, plans, profiles, report)
+        parity = check_parity(job, plans, profiles, progress)
         sidecars = [_sidecar(job, plan, parity) for plan in plans]
         for plan, sidecar in zip(plans, sidecars, strict=True):
             _install(bundle, plan, sidecar)

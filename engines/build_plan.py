@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BuildJob:
-    """What all plans of one build share.
+    """Hold the values that all plans of one build share.
 
     Args:
         trt: the imported library of the settings' target.
@@ -48,7 +48,7 @@ class BuiltPlan:
 
     Args:
         graph: the name of its graph.
-        path: of the plan, outside the bundle's own engines.
+        path: path of the plan, outside the bundle's own engines.
         profiles: sizes of this graph's axes.
         compute_capabilities: the architectures that it was built for.
         types: output types of the network's layers (see ``network_types``).

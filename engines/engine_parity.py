@@ -24,8 +24,8 @@ from rvos_deploy.parity.verification import (
     CheckResult,
     MaskCheck,
     case_name,
-    judge,
-    judge_probe,
+    check_probe_masks,
+    check_tensor,
     probe_masks,
 )
 from rvos_deploy.runtime.backends.base import Backend, Session
@@ -57,7 +57,7 @@ def compare_graph(
             (theirs,) = reference.ops.to_host([expected[tensor.name]]).arrays()
             (ours,) = engine.ops.to_host([found[tensor.name]]).arrays()
             checks.append(
-                judge(
+                check_tensor(
                     f"{case_name(spec.name, axes)} {tensor.name}",
                     spec.tolerance,
                     theirs,
@@ -87,7 +87,7 @@ def compare_masks(
     found = probe_masks(bundle, engine, clip, box, truth.orders)
     count = len(truth.masks)
     name = f"masks of a clip, {len(clip)} frames, {count} expressions, in {box[0]}x{box[1]}"
-    return judge_probe(name, bundle, truth.masks, found)
+    return check_probe_masks(name, bundle, truth.masks, found)
 
 
 def fitting_clip(

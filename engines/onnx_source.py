@@ -42,7 +42,7 @@ def read_onnx(file: OnnxFile) -> OnnxSource:
 
     Raises:
         BundleError: the bytes are not those that were hashed.
-        BackendError: the file is no ONNX model.
+        BackendError: the file is not an ONNX model.
     """
     content = file.read()
     try:
@@ -50,7 +50,7 @@ def read_onnx(file: OnnxFile) -> OnnxSource:
     except (
         Exception
     ) as error:  # protobuf's error, which has no stubs and has moved between versions
-        raise BackendError(f"{file.path} is no ONNX model; export the bundle again") from error
+        raise BackendError(f"{file.path} is not an ONNX model; export the bundle again") from error
     for tensor in list(model.graph.input):
         if tensor.type.tensor_type.elem_type == onnx.TensorProto.UINT8:
             _cast_first(model.graph, tensor.name)

@@ -6,7 +6,7 @@ place, and the inspector's JSON from samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from rvos_deploy.engines.layer_types import check_engine, inspected_types
 from rvos_deploy.engines.messages import Messages, make_logger
 from rvos_deploy.errors import InputError
 from rvos_deploy.parity.verification import CheckResult
+from rvos_deploy.progress import ShareProgress
 from rvos_deploy.runtime.backends.cuda.libraries import import_cuda
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.backends.tensorrt.engine_loading import deserialize
@@ -31,9 +32,6 @@ from rvos_deploy.runtime.backends.tensorrt.session import open_engines
 
 REFERENCE = {"bf16": "bf16-reference"}
 """The back end that engines are compared with, by precision; onnxruntime for the others."""
-
-Progress = Callable[[str, str, float, float | None], None]
-"""Receives the graph, the phase, the share done (0 to 1), and the seconds that remain, or None."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def untestable_reason(gpu: Gpu | None, plans: Sequence[BuiltPlan]) -> str | None
 
 
 def check_parity(
-    job: BuildJob, plans: Sequence[BuiltPlan], profiles: Sequence[Profile], progress: Progress
+    job: BuildJob, plans: Sequence[BuiltPlan], profiles: Sequence[Profile], progress: ShareProgress
 ) -> ParityReport:
     """Run every check of the plans that this machine can run.
 

@@ -85,7 +85,7 @@ def read_profile(text: str, axes: Mapping[str, AxisSpec]) -> dict[str, Sizes]:
             )
         axis = match["axis"]
         if axis not in axes or axis in sizes:
-            problem = "is named twice" if axis in sizes else "is no axis of this bundle"
+            problem = "is named twice" if axis in sizes else "is not an axis of this bundle"
             raise InputError(f"--profile '{text}': {axis} {problem}; axes are {_allowed(axes)}")
         numbers = [int(number) for number in match["sizes"].split(":")]
         low, best, high = numbers * 3 if len(numbers) == 1 else numbers

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 Report = Callable[[str, float, float | None], None]
-"""Receives the current phase, the share done (0 to 1), and the seconds that remain, or None."""
+"""A ``ShareProgress`` of one graph: phase, share done, and the seconds that remain."""
 
 _EARLIEST_GUESS = 0.02
 """The least share from which the remaining time is estimated."""
@@ -53,14 +53,14 @@ class BuildProgress:
             self._phases[name] = _Phase(max(1, steps), parent)
             if parent in self._phases:
                 self._phases[parent].children.append(name)
-        self._tell(name)
+        self._report_share(name)
 
     def step(self, name: str, step: int) -> bool:
         """Finish step number ``step`` (from 0) of a phase. Return False to make TensorRT stop."""
         with self._lock:
             if phase := self._phases.get(name):
                 phase.done = max(phase.done, step + 1)
-        self._tell(name)
+        self._report_share(name)
         return not self.interrupted
 
     def finish(self, name: str) -> None:
@@ -69,13 +69,13 @@ class BuildProgress:
             phase = self._phases.pop(name, None)
             if phase and phase.parent in self._phases:
                 self._phases[phase.parent].children.remove(name)
-        self._tell(name)
+        self._report_share(name)
 
     def interrupt(self) -> None:
         """Make TensorRT stop at the next step; an exception must not cross its C++ frames."""
         self.interrupted = True
 
-    def _tell(self, name: str) -> None:
+    def _report_share(self, name: str) -> None:
         with self._lock:
             tops = [key for key, phase in self._phases.items() if phase.parent not in self._phases]
             # A phase ends before its parent's step is reported, so the share must not fall.

@@ -1,4 +1,4 @@
-"""A network with its weights in, a proven bundle out."""
+"""Export a network with its weights to a bundle whose parity is checked."""
 
 from __future__ import annotations
 
@@ -34,35 +34,34 @@ from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.parity.verification import (
     CLIP_LOGITS,
     CLIP_ORDER,
+    MAXIMUM_UNDECIDED,
     MINIMUM_J_AND_F,
     CheckResult,
     MaskCheck,
     check_masks,
 )
+from rvos_deploy.progress import StepProgress, ignore_steps
 from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from rvos_deploy.runtime.backends.onnxruntime.bf16_reference import Bf16ReferenceBackend
-
-Progress = Callable[[str], None]
-
 
 NOT_PROVED = {
     "bf16": "that a library's own bfloat16 kernels give these numbers: they were computed in "
     "float32 and rounded to bfloat16 after every operator"
 }
-"""What an export cannot show, by precision; it stands in the manifest."""
+"""Statements that an export cannot prove, by precision; the manifest records them."""
 
 
 @dataclass(frozen=True)
 class BundleOptions:
-    """How a bundle is made.
+    """Configure the export of a bundle.
 
     Args:
         store: "fp16" keeps weights as float16 where that is exact.
-        opset: of the graphs' files; None: the default of the graphs' precision.
-        minimum_j_and_f: what the masks of the clip must keep of PyTorch's, 0 to 1.
-        maximum_slot_excess: what PyTorch's choices may cost more than the file's best ones; None:
-            what rounding explains.
-        overwrite: replace a bundle that is there.
+        opset: opset of the graph files; None: the default of the graphs' precision.
+        minimum_j_and_f: least J&F of the clip's masks against PyTorch's masks, 0 to 1.
+        maximum_slot_excess: greatest extra cost of PyTorch's choices over the best choices of the
+            exported graphs; None: the effect of rounding.
+        overwrite: replace an existing bundle.
         inputs: files that the export reads, which the bundle must not replace.
     """
 
@@ -76,7 +75,7 @@ class BundleOptions:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export did: ``seconds`` and ``peak_memory_bytes`` of the whole process."""
+    """Hold the results of an export; ``peak_memory_bytes`` is of the whole process."""
 
     path: Path
     results: tuple[CheckResult, ...]
@@ -89,32 +88,32 @@ def export_network(
     out: Path,
     options: BundleOptions | None = None,
     *,
-    progress: Progress | None = None,
+    progress: StepProgress = ignore_steps,
 ) -> ExportReport:
-    """Export all graphs, check them against PyTorch, and put the bundle in place if all holds.
+    """Export all graphs, check them against PyTorch, and install the bundle if all checks pass.
 
-    The bundle is built in a temporary folder beside ``out``, which appears only when every check
-    passed.
+    The bundle is built in a temporary folder beside ``out``, and moved to ``out`` only if every
+    check passes.
 
     Args:
-        load: gives the network with its weights, and the record of where they came from.
-        out: where the bundle goes.
-        options: see there.
-        progress: told what is under way.
+        load: returns the network with its weights, and the record of their origin.
+        out: folder of the bundle.
+        options: store, opset, limits and inputs; None: the defaults.
+        progress: called with the name of each step.
 
     Raises:
-        InputError: what ``load`` raises, an output folder that cannot be used, or an opset that
-            cannot be written.
-        ParityError: a check failed; names every one that did.
+        InputError: ``load`` fails, the output folder cannot be used, or the opset cannot be
+            written.
+        ParityError: checks failed; the message names all of them.
     """
     started = time.perf_counter()
-    options, say = options or BundleOptions(), progress or (lambda text: None)
+    options = options or BundleOptions()
     check_target(out, options)
-    say("network")
+    progress("network")
     network, weights = load()
     try:
         with replacing_folder(out, overwrite=options.overwrite) as staging:
-            results = _Export(staging, network, weights, options, say).run()
+            results = _Export(staging, network, weights, options, progress).run()
             _require_all(results, network.network.choice_excess_name)
     except OSError as error:
         raise InputError(cannot_write(out, error)) from error
@@ -124,13 +123,13 @@ def export_network(
 def check_target(out: Path, options: BundleOptions) -> None:
     """Refuse an output folder that cannot be replaced, or that holds an input.
 
-    Raises InputError: says what is in the way.
+    Raises InputError: the folder is not an old bundle, holds other files, or holds an input.
     """
     if out.is_dir() and any(out.iterdir()):
         if not options.overwrite:
             raise InputError(f"{out} exists and is not empty; pass --overwrite, or another --out")
         if not (out / MANIFEST).is_file():
-            raise InputError(f"{out} is no bundle, so it is not replaced; choose another --out")
+            raise InputError(f"{out} is not a bundle, so it is not replaced; choose another --out")
         ours = set(bundle_files(out))
         others = (file for file in out.rglob("*") if not file.is_dir() and file not in ours)
         if (other := next(others, None)) is not None:
@@ -145,13 +144,13 @@ def check_target(out: Path, options: BundleOptions) -> None:
 
 @dataclass(frozen=True)
 class _Export:
-    """One export under way, into a folder that holds nothing else."""
+    """Run one export into an empty folder."""
 
     folder: Path
     exportable: ExportableNetwork
     weights: WeightsRecord
     options: BundleOptions
-    say: Progress
+    progress: StepProgress
 
     @property
     def precision(self) -> str:
@@ -162,16 +161,16 @@ class _Export:
         return Bf16ReferenceBackend() if self.precision == "bf16" else OnnxRuntimeBackend()
 
     def run(self) -> tuple[CheckResult, ...]:
-        """Write everything that a bundle holds; return every check's result."""
+        """Write all files of the bundle, and return the results of all checks."""
         results: list[CheckResult] = []
         reference: Reference = {}
         names = self._export_graphs(results, reference)
         self.exportable.write_tokenizer(self.folder / TOKENIZER)
-        self.say("parity of the masks of a clip")
+        self.progress("parity of the masks of a clip")
         self._segment_clip(reference)
         np.savez_compressed(self.folder / PARITY, **reference)  # type: ignore[arg-type]
         names += [TOKENIZER, PARITY]
-        # The masks are checked through the runtime, which opens only what has a manifest.
+        # The runtime checks the masks, and opens only folders with a manifest.
         self._write_manifest(names, results)
         bundle = open_bundle(self.folder)
         logits, choices = reference[CLIP_LOGITS], reference[CLIP_ORDER]
@@ -180,13 +179,13 @@ class _Export:
         return tuple(results)
 
     def _export_graphs(self, results: list[CheckResult], reference: Reference) -> list[str]:
-        """Write and check every graph; return the names of the files."""
+        """Write and check every graph, and return the names of the files."""
         names: list[str] = []
         for graph in self.exportable.graphs:
-            self.say(f"export {graph.spec.name}")
+            self.progress(f"export {graph.spec.name}")
             written = export_graph(graph, self.folder, self.options.store, self.options.opset)
             names += [file.name for file in written]
-            self.say(f"parity {graph.spec.name}")
+            self.progress(f"parity {graph.spec.name}")
             network, tolerance = self.exportable.network, self.exportable.without_rounding
             results += check_graph(graph, network, written[0], self.backend, reference)
             if tolerance is not None:
@@ -232,7 +231,7 @@ class _Export:
 
 
 def _require_all(results: tuple[CheckResult, ...], excess_name: str) -> None:
-    failed = [_what_failed(result, excess_name) for result in results if not result.passed]
+    failed = [_failure(result, excess_name) for result in results if not result.passed]
     if failed:
         raise ParityError(
             f"{len(failed)} of {len(results)} parity checks failed, no bundle was written: "
@@ -241,15 +240,18 @@ def _require_all(results: tuple[CheckResult, ...], excess_name: str) -> None:
         )
 
 
-def _what_failed(result: CheckResult, excess_name: str) -> str:
-    """A check's name; of masks also what was found, and the options that accept it."""
+def _failure(result: CheckResult, excess_name: str) -> str:
+    """Return a check's name; for masks also the measured values, and options that accept them."""
     if not isinstance(result, MaskCheck):
         return result.name
     found = (
         f"{result.name} (J&F {result.j_and_f:.4f}, needed {result.tolerance}; "
-        f"{result.undecided:.2%} undecided, {excess_name} {result.slot_excess:.2g}, allowed "
+        f"{result.undecided:.2%} of the pixels too near 0 to compare, allowed "
+        f"{MAXIMUM_UNDECIDED:.0%}; {excess_name} {result.slot_excess:.2g}, allowed "
         f"{result.allowed_excess:.2g}; export with --precision fp32"
     )
+    if result.undecided > MAXIMUM_UNDECIDED:
+        return found + ")"  # no option accepts masks that prove nothing
     options = []
     if result.j_and_f < result.tolerance:
         options.append(f"--minimum-j-and-f {_floor(result.j_and_f)}")

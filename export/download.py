@@ -1,9 +1,9 @@
-"""Fetch published files into a cache: complete or absent, resumed, and always the same bytes.
+"""Fetch published files into a cache; files are complete or absent, and their bytes stay equal.
 
-A file lies in a folder of its address, with two neighbours:
+An interrupted transfer is resumed. Each folder belongs to one address, and holds:
 
 ``NAME``              the whole file, whose sha256 is checked at each use
-``NAME.part``         what an interrupted transfer left; the next one continues it
+``NAME.part``         the bytes of an interrupted transfer, which the next transfer continues
 ``NAME.origin.json``  the address, the sha256 of the first use, and the version of ``NAME.part``
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -43,30 +42,27 @@ from rvos_deploy.files import (
     replacing,
     sha256_file,
 )
+from rvos_deploy.progress import CountProgress, ignore_counts
 from rvos_deploy.redaction import redact
 
 MAXIMUM_BYTES = 16 << 30
-"""Largest file that is fetched, unless another limit is given."""
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with a file's name, the bytes that are here, and those of the whole file (None: nobody
-knows)."""
+"""Default limit of a file's size."""
 
 _PART, _RECORD = ".part", ".origin.json"
 _MAXIMUM_RECORD_BYTES = 1 << 16
-_MAXIMUM_NAME = 200  # characters: with a suffix, at most the 255 of file systems
+_MAXIMUM_NAME = 200  # characters; a suffix must fit into the 255 of file systems
 
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """A file in the cache.
+    """Hold a file of the cache.
 
     Args:
-        path: of the file.
+        path: path of the file.
         url: its address, without secrets.
-        sha256: of its content, hex.
+        sha256: hash of its content, hex.
         bytes: its size.
-        first_use: nobody knew its sha256 before; it was recorded now.
+        first_use: its sha256 was unknown before, and was recorded now.
     """
 
     path: Path
@@ -77,14 +73,14 @@ class FetchedFile:
 
 
 class _Part(msgspec.Struct, frozen=True):
-    """What the server's file was when ``NAME.part`` was begun: its version and its bytes."""
+    """Hold version and size of the server's file at the start of ``NAME.part``."""
 
     version: Annotated[str, Meta(max_length=1024)] | None
     total: Count | None
 
 
 class _Record(msgspec.Struct, frozen=True):
-    """What ``NAME.origin.json`` holds; ``sha256`` is that of the first use."""
+    """Hold the content of ``NAME.origin.json``; ``sha256`` is the hash at the first use."""
 
     schema: Literal[1]
     url: Annotated[str, Meta(max_length=1024)]
@@ -94,7 +90,7 @@ class _Record(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A file to fetch: its address, as it is and as it may be shown, and its place."""
+    """Describe a file to fetch: its address with and without secrets, its path and limits."""
 
     url: str
     shown: str
@@ -117,24 +113,24 @@ def fetch(
     *,
     sha256: str | None = None,
     offline: bool = False,
-    progress: Progress | None = None,
+    progress: CountProgress = ignore_counts,
     maximum: int = MAXIMUM_BYTES,
 ) -> FetchedFile:
-    """Return a file from the cache, fetched first where it is not there.
+    """Return a file from the cache; fetch it first if it is missing.
 
     Args:
-        source: an http or https address; a path is no source.
-        cache: folder of all that was ever fetched.
-        sha256: of the file, hex; None: it is recorded at the first use, and must stay the same.
+        source: an http or https address, not a path.
+        cache: folder of all fetched files.
+        sha256: hash of the file, hex; None: the first use records it, and later uses must agree.
         offline: fetch nothing.
-        progress: told how far a transfer is.
-        maximum: bytes that the file may have.
+        progress: called with the file's name, the bytes received and the total (None: unknown).
+        maximum: greatest size of the file in bytes.
 
     Raises:
-        InputError: an address that cannot be fetched, a cache that cannot be written, or one that
-            another process fetches into.
-        DownloadError: the file cannot be had, or is not the one that was expected. What a broken
-            transfer brought is kept.
+        InputError: the address cannot be fetched, the cache cannot be written, or another process
+            fetches into it.
+        DownloadError: the file cannot be fetched, or has another sha256 than expected. The bytes of
+            a broken transfer are kept.
     """
     check_url(source)
     wanted = _Wanted(source, redact(source), cached_path(source, cache), sha256, maximum)
@@ -145,23 +141,24 @@ def fetch(
                 f"another machine, and put it at {wanted.path}"
             )
         with holding(wanted.path.parent, "fetching into"):
-            if not wanted.path.exists():  # another process may just have ended
-                return _fetch_new(wanted, progress or (lambda name, done, total: None))
+            if not wanted.path.exists():  # another process may just have fetched it
+                return _fetch_new(wanted, progress)
     return _from_cache(wanted)
 
 
 def cached_path(url: str, cache: Path) -> Path:
-    """Return where a file of this address lies; files of one folder there share one here.
+    """Return the path of a file of this address; files of one remote folder share a folder.
 
     Raises:
-        DownloadError: the address ends in no usable file name.
+        DownloadError: the address does not end in a usable file name.
     """
     parts = urlsplit(url)
     folder, _, last = parts.path.rpartition("/")
     name = quote(unquote(last, errors="replace"), safe="")  # one form, safe on every file system
     if name.startswith(".") or len(name) > _MAXIMUM_NAME:
         raise DownloadError(
-            f"{redact(url)} ends in no usable file name; fetch it yourself, and give its path"
+            f"{redact(url)} does not end in a usable file name; fetch it yourself, and give its "
+            "path"
         )
     key = f"{parts.scheme}://{parts.netloc}{folder}/?{parts.query}"
     host = quote(parts.hostname or "", safe="")
@@ -169,7 +166,7 @@ def cached_path(url: str, cache: Path) -> Path:
 
 
 def _from_cache(wanted: _Wanted) -> FetchedFile:
-    """Check the file that is there, and record it where it was put there by hand."""
+    """Check the cached file, and record it if the user put it there."""
     expected = wanted.sha256 or _read_record(wanted).sha256
     try:
         found, size = sha256_file(wanted.path), wanted.path.stat().st_size
@@ -198,12 +195,12 @@ def _from_cache(wanted: _Wanted) -> FetchedFile:
     return FetchedFile(wanted.path, wanted.shown, found, size, expected is None)
 
 
-def _fetch_new(wanted: _Wanted, progress: Progress) -> FetchedFile:
-    """Transfer the file, check it and put it in place. The caller holds the folder."""
+def _fetch_new(wanted: _Wanted, progress: CountProgress) -> FetchedFile:
+    """Transfer the file, check it, and move it into place. The caller has locked the folder."""
     record = _read_record(wanted)
     expected = wanted.sha256 or record.sha256
     part = wanted.part
-    discard_stale(part.parent, glob.escape(wanted.record.name))  # of a process that was killed
+    discard_stale(part.parent, glob.escape(wanted.record.name))  # left by a killed process
     try:
         _transfer(wanted, record, progress)
         found, size = sha256_file(part), part.stat().st_size
@@ -216,7 +213,7 @@ def _fetch_new(wanted: _Wanted, progress: Progress) -> FetchedFile:
         if expected not in (None, found):
             part.unlink()
             raise DownloadError(_unexpected(wanted, found, expected))
-        # First the record: a file without one is accepted, whatever it holds.
+        # The record comes first, because a file without a record is accepted with any content.
         _write_record(wanted, _Record(1, wanted.shown, found))
         part.replace(wanted.path)
     except OSError as error:
@@ -224,11 +221,11 @@ def _fetch_new(wanted: _Wanted, progress: Progress) -> FetchedFile:
     return FetchedFile(wanted.path, wanted.shown, found, size, expected is None)
 
 
-def _transfer(wanted: _Wanted, record: _Record, progress: Progress) -> None:
-    """Bring ``NAME.part`` to its full length, from where it stands if the server can."""
+def _transfer(wanted: _Wanted, record: _Record, progress: CountProgress) -> None:
+    """Complete ``NAME.part``, from its present end if the server can continue."""
     held = wanted.part.stat().st_size if wanted.part.exists() else 0
     if held and record.part is not None and held == record.part.total:
-        return  # the last try was stopped while it checked the whole file
+        return  # the last process was stopped while it checked the whole file
     version = record.part.version if record.part else None
     with open_transfer(wanted.url, held, version) as transfer:
         _check_transfer(wanted, transfer, record)
@@ -240,11 +237,11 @@ def _transfer(wanted: _Wanted, record: _Record, progress: Progress) -> None:
 
 
 def _check_transfer(wanted: _Wanted, transfer: Transfer, record: _Record) -> None:
-    """Refuse, before any byte is written, what could not be kept or not be trusted."""
-    if not transfer.cut_shows and wanted.sha256 is None and record.sha256 is None:
+    """Refuse a transfer that cannot be stored or trusted, before a byte is written."""
+    if not transfer.detects_truncation and wanted.sha256 is None and record.sha256 is None:
         raise DownloadError(
-            f"{wanted.shown}: the server does not say how long the file is, so a cut one could not "
-            "be told from a whole one; fetch it with a browser, and give its path"
+            f"{wanted.shown}: the server does not say how long the file is, so a truncated file "
+            "would go unnoticed; fetch it with a browser, and give its path"
         )
     if transfer.total is None:
         return
@@ -259,15 +256,15 @@ def _check_transfer(wanted: _Wanted, transfer: Transfer, record: _Record) -> Non
         )
 
 
-def _copy(wanted: _Wanted, transfer: Transfer, progress: Progress) -> None:
+def _copy(wanted: _Wanted, transfer: Transfer, progress: CountProgress) -> None:
     done = transfer.offset
     kept = "run the command again"
     if transfer.version is not None:
-        kept += f", which goes on from what {wanted.part} keeps"
-    stopping.tell(kept)
+        kept += f", which continues from {wanted.part}"
+    stopping.set_hint(kept)
     progress(wanted.path.name, done, transfer.total)
     try:
-        # Unbuffered: whatever ends the process, all that came is in the file.
+        # Unbuffered, so the file holds all received bytes, however the process ends.
         with wanted.part.open("ab" if done else "wb", buffering=0) as file:
             for chunk in read_chunks(transfer):
                 _write_all(file, chunk)
@@ -278,7 +275,7 @@ def _copy(wanted: _Wanted, transfer: Transfer, progress: Progress) -> None:
     except BrokenConnectionError as error:
         raise DownloadError(f"{wanted.shown}: the connection {error}; {kept}") from None
     finally:
-        stopping.tell("")
+        stopping.set_hint("")
 
 
 def _write_all(file: FileIO, chunk: bytes) -> None:
@@ -322,8 +319,7 @@ def _read_record(wanted: _Wanted) -> _Record:
         return msgspec.json.decode(raw, type=_Record)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise DownloadError(
-            f"{wanted.record} is damaged ({one_line(error)}); delete it, and the file will be "
-            "accepted as it is"
+            f"{wanted.record} is damaged ({one_line(error)}); delete it to accept the file as it is"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Load again the PyTorch modules that a bundle was exported from."""
+"""Load the PyTorch modules that a bundle was exported from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rvos_deploy.files import sha256_file
 from rvos_deploy.networks.export_graph import Graph
 
 Load = Callable[[Bundle, Path | None], tuple[Graph, ...]]
-"""Arguments: the bundle, and its checkpoint (None: random weights)."""
+"""A function of the bundle and its checkpoint (None: random weights)."""
 
 
 def exported_graphs(bundle: Bundle, checkpoint: Path | None) -> tuple[Graph, ...]:
@@ -19,17 +19,17 @@ def exported_graphs(bundle: Bundle, checkpoint: Path | None) -> tuple[Graph, ...
 
     Args:
         bundle: an opened bundle.
-        checkpoint: what the bundle was exported from; None for random weights.
+        checkpoint: the checkpoint that the bundle was exported from; None: random weights.
 
     Raises:
-        InputError: the checkpoint is missing, or is not the one that the bundle records; or nothing
-            here loads networks of this family.
+        InputError: the checkpoint is missing or differs from the bundle's record, or PyTorch cannot
+            load networks of this family.
     """
     family = bundle.network.family
     if family not in LOADERS:
         raise InputError(
-            f"the bundle holds a network of the family '{family}', which cannot be loaded in "
-            f"PyTorch here; known: {', '.join(LOADERS)}"
+            f"the bundle holds a network of the family '{family}', but PyTorch can load only "
+            f"{', '.join(LOADERS)}"
         )
     recorded = bundle.manifest.weights
     if recorded.random:
@@ -43,7 +43,7 @@ def exported_graphs(bundle: Bundle, checkpoint: Path | None) -> tuple[Graph, ...
     if found != recorded.checkpoint_sha256:
         raise InputError(
             f"checkpoint {checkpoint} (sha256 {found[:12]}...) is not the one that {bundle.path} "
-            f"was exported from ({(recorded.checkpoint_sha256 or '')[:12]}...); pass that one"
+            f"was exported from ({(recorded.checkpoint_sha256 or '')[:12]}...); pass that file"
         )
     return LOADERS[family](bundle, checkpoint)
 
@@ -78,4 +78,4 @@ def _online_refer(bundle: Bundle, checkpoint: Path | None) -> tuple[Graph, ...]:
 
 
 LOADERS: dict[str, Load] = {"pan2024": _pan2024, "online_refer": _online_refer}
-"""By family."""
+"""Loaders by family."""

@@ -1,4 +1,4 @@
-"""Files of an export that may have to be fetched: what is here afterwards, and what is printed."""
+"""Resolve the files that an export needs, fetch missing ones, and print their origin."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FileOptions:
-    """The options of ``export`` that say where files come from."""
+    """Hold the options of ``export`` that name the origin of files."""
 
     checkpoint: str | None = None
     tokenizer: str | None = None
@@ -22,16 +22,16 @@ class FileOptions:
     offline: bool = False
 
     def local(self) -> list[Path]:
-        """Inputs of the export that are on this machine: no output may replace them."""
+        """Return the inputs on this machine, which no output may replace."""
         from rvos_deploy.export.http_transfer import is_url
 
         given = (self.checkpoint, self.tokenizer)
         return [Path(name) for name in given if name is not None and not is_url(name)]
 
     def fetch_checkpoint(self) -> LocalFile | None:
-        """Fetch the file if ``--checkpoint`` is an address, and print what came; None otherwise.
+        """Fetch ``--checkpoint`` if it is a URL, and print its origin; otherwise return None.
 
-        Raises as ``published.resolve_file``.
+        Raises the errors of ``published.resolve_file``.
         """
         from rvos_deploy.cache_folder import cache_folder
         from rvos_deploy.console.output import byte_progress
@@ -49,12 +49,12 @@ class FileOptions:
     def resolve(
         self, preset: str, *, random: bool = False
     ) -> tuple[ResolvedCheckpoint | None, ResolvedTokenizer | None]:
-        """Return what a preset with published weights needs, fetched if it is not here.
+        """Return checkpoint and vocabulary of a preset with published weights; fetch if needed.
 
-        Where a file came from, its sha256 and its license are printed. With ``random`` weights
-        there is no checkpoint, and a tokenizer only if one was named.
+        The URL, sha256 and license of each fetched file are printed. With ``random`` weights, the
+        checkpoint is None, and so is the tokenizer unless ``--tokenizer`` names one.
 
-        Raises as ``published.resolve_checkpoint`` and ``resolve_tokenizer``.
+        Raises the errors of ``published.resolve_checkpoint`` and ``resolve_tokenizer``.
         """
         from rvos_deploy.cache_folder import cache_folder
         from rvos_deploy.console.output import byte_progress
@@ -63,7 +63,7 @@ class FileOptions:
         checkpoint = tokenizer = None
         with byte_progress() as progress:
             fetcher = Fetcher(self.cache or cache_folder(), self.offline, progress)
-            # The small one first: what is wrong with it shows before gigabytes are fetched.
+            # The small file comes first: its errors appear before gigabytes are fetched.
             if self.tokenizer is not None or not random:
                 tokenizer = resolve_tokenizer(preset, self.tokenizer, fetcher)
             if not random:
@@ -78,7 +78,7 @@ class FileOptions:
 
 
 def _print(what: str, *files: LocalFile) -> None:
-    """Print address, place and sha256 of fetched files; the user's own paths say nothing new."""
+    """Print URL, path and sha256 of fetched files; the user already knows other paths."""
     for file in files:
         if file.url is not None:
             state = "recorded now, at its first use" if file.first_use else "as expected"

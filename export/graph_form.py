@@ -126,7 +126,7 @@ def check_static(shapes: StaticShapes | None, axes: Sequence[AxisSpec]) -> None:
 
 
 def check_elements(contracts: Mapping[str, GraphSpec]) -> None:
-    """Refuse fixed sizes whose tensors no bundle may have: before the work of an export."""
+    """Refuse fixed sizes whose tensors exceed a bundle's limit, before the work of an export."""
     for spec in contracts.values():
         if len(spec.fixed) < len(spec.axes):
             continue

@@ -1,12 +1,12 @@
-"""One HTTP transfer: ask for a file, or for the rest of one, and give its bytes.
+"""Transfer a file, or the rest of a file, by HTTP.
 
-urllib, since nothing that is installed anyway does all of this: ``huggingface_hub`` resumes and
-locks, but serves its own hub only; ``torch.hub.download_url_to_file`` hashes, but neither resumes
-nor locks; pooch would be a dependency (with requests), and restarts from zero; httpx and fsspec
-replace only the hundred lines below, not the cache.
+urllib is used, because no installed library does all of this: ``huggingface_hub`` resumes and
+locks, but serves only its own hub; ``torch.hub.download_url_to_file`` hashes, but neither resumes
+nor locks. pooch would be a new dependency (with requests), and restarts from zero; httpx and fsspec
+would replace only the hundred lines below, not the cache.
 
-Only http and https are spoken, also after a redirect, and https never falls back to http. Every
-error is one line without the secrets of the address.
+Only http and https are allowed, also after a redirect, and https never falls back to http. Every
+error is one line without the secrets of the URL.
 """
 
 from __future__ import annotations
@@ -29,54 +29,54 @@ from rvos_deploy.errors import DownloadError, InputError, one_line
 from rvos_deploy.redaction import redact, redact_text
 
 TIMEOUT = 30.0
-"""Seconds that a server may be silent."""
+"""Seconds for which a server may be silent."""
 
-_LONGEST = 1024  # characters of an address without its secrets, and of a version
+_LONGEST = 1024  # characters of a URL without its secrets, and of a version
 _CHUNK = 1 << 20
-_START = 512  # bytes in which a web page shows itself
+_START = 512  # bytes that suffice to recognise a web page
 _SCHEME = re.compile(r"[a-z][a-z0-9+.\-]*://", re.IGNORECASE)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html|head|body|script|\?xml)", re.I)
 
 
 class BrokenConnectionError(Exception):
-    """A body ended early; the text says after how many bytes, and why."""
+    """Report a body that ended early; the text states the bytes received, and the cause."""
 
 
 class _RangeError(Exception):
-    """The server does not continue the file where it was asked to."""
+    """Report a server that does not continue the file at the requested byte."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """An answer under way.
+    """Hold a running response.
 
     Args:
-        response: whose body follows.
-        offset: byte of the file that the body starts with.
-        total: bytes of the whole file; None: the server does not tell.
-        version: names the file's version to its server (ETag or date); None: nothing does.
-        cut_shows: whether an answer that was cut can be told from a complete one.
+        response: the response, whose body is still to be read.
+        offset: byte of the file at which the body starts.
+        total: bytes of the whole file; None: the server does not state it.
+        version: identifier of the file's version (ETag or date); None: the server sends none.
+        detects_truncation: whether a truncated body can be distinguished from a complete body.
     """
 
     response: HTTPResponse
     offset: int
     total: int | None
     version: str | None
-    cut_shows: bool
+    detects_truncation: bool
 
 
 def is_url(text: str) -> bool:
-    """Whether an argument is an address of any scheme, rather than a path."""
+    """Tell whether an argument is a URL of any scheme, rather than a path."""
     return _SCHEME.match(text) is not None
 
 
 def check_url(url: str) -> None:
-    """Refuse an address that cannot be fetched.
+    """Refuse a URL that cannot be fetched.
 
     Raises:
-        InputError: another scheme than http and https, a user name or password, no host, no file
-            name, or characters that no URL may hold.
+        InputError: the scheme is not http or https, or the URL has a user name or password, no
+            host, no file name, or characters that a URL may not hold.
     """
     shown = redact(url)
     try:
@@ -84,7 +84,7 @@ def check_url(url: str) -> None:
         host = (parts.hostname or "").encode("idna")
         _ = parts.port
     except ValueError as error:
-        raise InputError(f"'{shown}' is no address: {error}; check it") from None
+        raise InputError(f"'{shown}' is not a valid address: {error}; check it") from None
     if parts.scheme.lower() not in ("http", "https"):
         raise InputError(
             f"'{shown}' cannot be fetched: only http:// and https:// can; give a local file by its "
@@ -96,21 +96,21 @@ def check_url(url: str) -> None:
             "yourself, and give its path"
         )
     if not host or not url.isascii() or not url.isprintable() or " " in url:
-        raise InputError(f"'{shown}' is no address; write it as a browser copies it")
+        raise InputError(f"'{shown}' is not a valid address; copy it from a browser")
     if len(shown) > _LONGEST:
         raise InputError(f"the address has {len(shown)} characters, at most {_LONGEST}; shorten it")
     if parts.path.endswith("/") or not parts.path:
-        raise InputError(f"'{shown}' names no file; give the address of the file itself")
+        raise InputError(f"'{shown}' does not name a file; give the address of the file itself")
 
 
 @contextmanager
 def open_transfer(url: str, offset: int = 0, version: str | None = None) -> Iterator[Transfer]:
-    """Ask for a file from ``offset`` on, if it still is the one that ``version`` names.
+    """Request a file from ``offset`` on, if the server still has the version ``version``.
 
-    The answer starts at 0 where the server's file has changed, or where it cannot continue.
+    The response starts at 0 if the server's file has changed, or the server cannot continue.
 
     Raises:
-        DownloadError: no answer, an error, or a web page instead of a file.
+        DownloadError: the server does not answer, or answers with an error or a web page.
     """
     shown = redact(url)
     try:
@@ -124,10 +124,10 @@ def open_transfer(url: str, offset: int = 0, version: str | None = None) -> Iter
 
 
 def read_chunks(transfer: Transfer) -> Iterator[bytes]:
-    """Give the body as it arrives, in pieces of at most 1 MiB.
+    """Yield the body as it arrives, in chunks of at most 1 MiB.
 
     Raises:
-        BrokenConnectionError: the body is shorter than was announced.
+        BrokenConnectionError: the body is shorter than the server announced.
     """
     done, of = transfer.offset, "" if transfer.total is None else f" of {transfer.total}"
     while True:
@@ -144,26 +144,27 @@ def read_chunks(transfer: Transfer) -> Iterator[bytes]:
 
 
 def is_page(file: Path) -> bool:
-    """Whether a file begins like a web page."""
+    """Tell whether a file begins like a web page."""
     with file.open("rb") as content:
         return _PAGE.match(content.read(_START)) is not None
 
 
 def refuse_page(shown: str, answered: str = "") -> NoReturn:
-    """Raise DownloadError: a web page came in place of the file (a network's login, a login of the
-    site, or the address of a page about the file).
+    """Raise DownloadError, because the server sent a web page instead of the file.
+
+    The page may be a login of the network or site, or a page about the file.
     """
     last = redact(answered)
     where = "" if last in ("", shown) else f" (of {last})"
     raise DownloadError(
-        f"{shown} answers with a web page{where}, not with a file; check that the address is that "
-        "of the file itself, and that the network asks for no login, or fetch it with a browser "
-        "and give its path"
+        f"{shown} answers with a web page{where}, not with a file; check that this is the address "
+        "of the file itself, and that the network does not ask for a login, or fetch the file with "
+        "a browser and give its path"
     )
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # Python 3.10 has none
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # missing in Python 3.10
 
     def redirect_request(
         self,
@@ -181,12 +182,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                 f"{redact(req.full_url)} redirects to {redact(newurl)}, which is not followed: "
                 f"{old} is needed; check the address"
             )
-        # All codes mean the same to a GET; Python 3.10 does not know 308.
+        # All codes mean the same for a GET, and Python 3.10 does not know 308.
         return super().redirect_request(req, fp, 302, msg, headers, newurl)
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """An opener without the handlers of file:, ftp: and data:, which urlopen would have."""
+    """Return an opener without the handlers of file:, ftp: and data:, unlike urlopen's."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -228,13 +229,13 @@ def _checked(response: HTTPResponse, shown: str, offset: int, version: str | Non
     headers = response.headers
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise DownloadError(
-            f"{shown} comes compressed ({one_line(headers['Content-Encoding'], 20)}), though it "
-            "was asked for as it is; fetch it with a browser, and give its path"
+            f"{shown} comes compressed ({one_line(headers['Content-Encoding'], 20)}), but was "
+            "requested uncompressed; fetch it with a browser, and give its path"
         )
     new = _version_of(headers)
     if response.status == 206 and offset:
         found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
-        # Some servers overlook If-Range: the version that they state must be the one asked for.
+        # Some servers ignore If-Range, so the stated version must equal the requested version.
         if found is None or int(found[1]) != offset or new not in (None, version):
             response.close()
             raise _RangeError
@@ -247,7 +248,7 @@ def _checked(response: HTTPResponse, shown: str, offset: int, version: str | Non
 
 
 def _version_of(headers: HTTPMessage) -> str | None:
-    """The ETag, or else the date: what If-Range sends back."""
+    """Return the ETag, or else the date, which If-Range sends back."""
     version = str(headers.get("ETag", ""))
     if not version.startswith('"'):  # a weak one (W/"...") does not promise the same bytes
         version = str(headers.get("Last-Modified", ""))
@@ -256,24 +257,24 @@ def _version_of(headers: HTTPMessage) -> str | None:
 
 def _status(code: int) -> str:
     if code in (404, 410):
-        return f"does not exist (HTTP {code}); check the address, or look where the file went"
+        return f"does not exist (HTTP {code}); check the address, or look for a new one"
     if code in (401, 403, 407):
         return (
             f"may not be fetched without a login (HTTP {code}); fetch it with a browser, and give "
             "its path"
         )
     if code == 429 or code >= 500:
-        return f"cannot be had now (HTTP {code}); try again later"
+        return f"is not available now (HTTP {code}); try again later"
     if 300 <= code < 400:
-        return f"redirects in circles, or to no http address (HTTP {code}); check the address"
+        return f"redirects in circles, or not to an http address (HTTP {code}); check the address"
     return f"is refused by its server (HTTP {code}); check the address"
 
 
 def _reason(error: BaseException) -> str:
-    """Say why a connection failed, and what to do; the library's own words are kept short."""
+    """Describe why a connection failed, and the remedy; the library's message is shortened."""
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    said = getattr(cause, "strerror", None) or cause  # without the number of the error
-    words = one_line(redact_text(str(said))) or type(cause).__name__
+    message = getattr(cause, "strerror", None) or cause  # without the error number
+    words = one_line(redact_text(str(message))) or type(cause).__name__
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
             f"its certificate is not trusted ({one_line(cause.verify_message)}); a network with a "

@@ -1,4 +1,4 @@
-"""OnlineRefer as the exporter needs it."""
+"""Export OnlineRefer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.export.bundle_export import (
     BundleOptions,
     ExportReport,
-    Progress,
     check_target,
     export_network,
 )
@@ -40,6 +39,7 @@ from rvos_deploy.networks.online_refer.tokenizer_file import (
     write_tokenizer,
 )
 from rvos_deploy.parity.verification import MINIMUM_J_AND_F
+from rvos_deploy.progress import StepProgress, ignore_steps
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class OnlineReferWeights:
     """Choose the weights of an export, their number formats, and the limits of parity.
 
     Args:
-        checkpoint: the published file or one of its layout; None: random weights.
-        tokenizer: RoBERTa's vocabulary; None: one of single bytes, for random weights alone.
-        seed: of random weights.
-        store: "fp16" rounds and stores the weights as float16; the graphs compute in float32.
-        precision: of the graphs.
-        minimum_j_and_f: least J&F of the clip's masks against PyTorch's, 0 to 1.
-        maximum_score_excess: by how much the best score of the file may exceed that of PyTorch's
-            best query; None: what rounding explains.
+        checkpoint: the published file, or a file of its layout; None: random weights.
+        tokenizer: RoBERTa's vocabulary; None: a vocabulary of single bytes, for random weights.
+        seed: seed of random weights.
+        store: "fp16" rounds the weights and stores them as float16; the graphs compute in float32.
+        precision: number format of the graphs.
+        minimum_j_and_f: least J&F of the clip's masks against PyTorch's masks, 0 to 1.
+        maximum_score_excess: greatest excess of the best score over the score of PyTorch's best
+            query; None: the effect of rounding.
     """
 
     checkpoint: ResolvedCheckpoint | None = None
@@ -79,21 +79,21 @@ def export_bundle(
     *,
     form: GraphForm | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: StepProgress = ignore_steps,
 ) -> ExportReport:
-    """Load the weights, then export all graphs; see ``export_network``.
+    """Load the weights and export all graphs; see ``export_network``.
 
     Args:
-        config: of the network.
-        out: where the bundle goes.
-        weights: where the weights come from, and how they are kept.
-        form: of the graphs' files; None: the default opset, dynamic sizes.
-        overwrite: replace a bundle that is there.
-        progress: told what is under way.
+        config: configuration of the network.
+        out: folder of the bundle.
+        weights: origin and number formats of the weights.
+        form: opset and fixed sizes of the graphs; None: the default opset, dynamic sizes.
+        overwrite: replace an existing bundle.
+        progress: called with the name of each step.
 
     Raises:
-        InputError: unusable weights, vocabulary, form or output folder.
-        ParityError: a check failed; names every one that did.
+        InputError: weights, vocabulary, form or output folder cannot be used.
+        ParityError: checks failed; the message names all of them.
     """
     form = form or GraphForm()
     options = BundleOptions(
@@ -119,9 +119,9 @@ def export_bundle(
 
 
 def load_weights(config: OnlineReferConfig, weights: OnlineReferWeights) -> OnlineReferModule:
-    """Build the network with these weights, in eval mode and in their precision.
+    """Build the network with these weights, in eval mode and in the precision of the weights.
 
-    Raises InputError: the checkpoint is damaged, or another network's.
+    Raises InputError: the checkpoint is damaged, or belongs to another network.
     """
     if weights.checkpoint is None:
         network = random_network(config, weights.seed)
@@ -144,16 +144,16 @@ def exportable(
     write_tokenizer: Callable[[Path], None],
     form: GraphForm | None = None,
 ) -> ExportableNetwork:
-    """Return a network with its weights as the exporter needs it.
+    """Return the network and its weights in the form that the exporter needs.
 
-    Raises InputError: fixed sizes whose tensors no bundle may have.
+    Raises InputError: the fixed sizes make tensors that exceed a bundle's limit.
     """
     static = None if form is None else form.static
     parts = graphs(network, static.axes() if static else {})
     check_elements({graph.spec.name: graph.spec for graph in parts})
 
     def answer(probe: ClipProbe, tokenizer: Tokenizer) -> ClipAnswer:
-        # Copies: Pillow's arrays are read-only, and PyTorch warns of those.
+        # The arrays are copied, because PyTorch warns of Pillow's read-only arrays.
         frames = [torch.tensor(resize_frame(frame, probe.geometry)) for frame in probe.frames]
         sentences = [torch.from_numpy(tokenizer(text)) for text in PROBE_EXPRESSIONS]
         found = segment_clip(network, frames, sentences)
@@ -173,7 +173,7 @@ def exportable(
 def _tokenizer_writer(
     config: OnlineReferConfig, weights: OnlineReferWeights
 ) -> Callable[[Path], None]:
-    """Read the vocabulary now, so that a wrong one is refused before the export."""
+    """Read the vocabulary now, so a wrong vocabulary is refused before the export."""
     if weights.tokenizer is not None:
         vocabulary = read_vocabulary(weights.tokenizer.path, config.text_vocabulary)
     else:

@@ -60,7 +60,7 @@ def export_graph(
     """
     spec = graph.spec
     wanted = choose_opset(opset, spec.precision)
-    axes = spec.at(_TRACE_AXES)
+    axes = spec.axis_sizes(_TRACE_AXES)
     with _only_real_warnings(), _quiet_conversion():
         program = torch.onnx.export(
             graph.module,

@@ -1,4 +1,4 @@
-"""The network of Pan, Fang and Lu as the exporter needs it."""
+"""Export the network of Pan, Fang and Lu (2024)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.export.bundle_export import (
     BundleOptions,
     ExportReport,
-    Progress,
     check_target,
     export_network,
 )
@@ -31,6 +30,7 @@ from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.networks.pan2024.network import Pan2024
 from rvos_deploy.networks.pan2024.tokenizer_file import write_tokenizer
+from rvos_deploy.progress import StepProgress, ignore_steps
 
 
 def export_bundle(
@@ -40,21 +40,21 @@ def export_bundle(
     *,
     form: GraphForm | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: StepProgress = ignore_steps,
 ) -> ExportReport:
-    """Load the weights, then export all graphs; see ``export_network``.
+    """Load the weights and export all graphs; see ``export_network``.
 
     Args:
-        config: of the network.
-        out: where the bundle goes.
-        weights: where the weights come from, and how they are kept.
-        form: of the graphs' files; None: the default opset, dynamic sizes.
-        overwrite: replace a bundle that is there.
-        progress: told what is under way.
+        config: configuration of the network.
+        out: folder of the bundle.
+        weights: origin and number formats of the weights.
+        form: opset and fixed sizes of the graphs; None: the default opset, dynamic sizes.
+        overwrite: replace an existing bundle.
+        progress: called with the name of each step.
 
     Raises:
-        InputError: unusable weights, form or output folder, or ``out`` holds the weights.
-        ParityError: a check failed; names every one that did.
+        InputError: weights, form or output folder cannot be used, or ``out`` holds the weights.
+        ParityError: checks failed; the message names all of them.
     """
     inputs = [weights.checkpoint, None if weights.clip is None else Path(weights.clip)]
     options = BundleOptions(
@@ -65,7 +65,7 @@ def export_bundle(
         overwrite=overwrite,
         inputs=tuple(file for file in inputs if file is not None),
     )
-    # First of all, since loading the weights of a large network takes a while.
+    # The folder is checked first, because loading the weights of a large network takes a while.
     check_target(out, options)
     form = form or GraphForm()
     choose_opset(form.opset, weights.precision)
@@ -81,9 +81,9 @@ def export_bundle(
 
 
 def exportable(network: RvosNetwork, form: GraphForm | None = None) -> ExportableNetwork:
-    """Return a network with its weights as the exporter needs it.
+    """Return the network and its weights in the form that the exporter needs.
 
-    Raises InputError: fixed sizes whose tensors no bundle may have.
+    Raises InputError: the fixed sizes make tensors that exceed a bundle's limit.
     """
     static = None if form is None else form.static
     parts = graphs(network, static.axes() if static else {})

@@ -1,10 +1,10 @@
-"""PyTorch against the exported files: every graph at several sizes, then the masks of a clip.
+"""Compare PyTorch with the exported files: every graph at several sizes.
 
-Graphs in half precision are compared twice. As they are, within what rounding after other
-operators may cost, and without the queries that the last bit decides (``MAXIMUM_UNDECIDED_QUERIES``
-of ``verification``): too much to prove an operator by. And without any rounding, the network's
-weights and the file's computed in float32: what differs is the rounding of constants, and a wrong
-operator, weight or order of axes cannot hide in that, whatever the machine and the query.
+Graphs in half precision are compared twice. The first comparison runs the graphs unchanged, and
+allows for rounding after different operators and for queries that the last bit decides
+(``MAXIMUM_UNDECIDED_QUERIES`` of ``verification``), which is too much to prove an operator. The
+second comparison computes both sides in float32 without rounding. Only the rounding of constants
+differs then, and cannot hide a wrong operator, weight or order of axes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rvos_deploy.networks.network import Network
 from rvos_deploy.parity.comparison import sample
 from rvos_deploy.parity.verification import (
     Check,
-    judge,
+    check_tensor,
     run_cases,
 )
 from rvos_deploy.runtime.backends.base import Session
@@ -47,7 +47,7 @@ def check_graph(
     with backend.open_files([(spec, OnnxFile(file))]) as session:
         for name, tensor, expected, measured in _pairs(graph.module, session, network):
             queries = network.independent_rows(spec, tensor, expected.shape)
-            checks.append(judge(name, spec.tolerance, expected, measured, queries))
+            checks.append(check_tensor(name, spec.tolerance, expected, measured, queries))
             reference[name] = sample(expected).copy()
     return checks
 
@@ -60,7 +60,7 @@ def check_without_rounding(
     files = [(graph.spec, OnnxFile(file))]
     with Bf16ReferenceBackend(rounding=False).open_files(files) as session:
         return [
-            judge(f"{name}, without rounding", tolerance, expected, measured)
+            check_tensor(f"{name}, without rounding", tolerance, expected, measured)
             for name, _, expected, measured in _pairs(module, session, network)
         ]
 
@@ -69,8 +69,8 @@ def check_without_rounding(
 def _pairs(
     module: torch.nn.Module, session: Session, network: Network
 ) -> Iterator[tuple[str, TensorSpec, HostArray, HostArray]]:
-    """Every output of the session's one graph at every size: its name and contract, PyTorch's
-    numbers and the graph's.
+    """Yield each output of the session's one graph at every size: its name and contract,
+    PyTorch's numbers and the graph's numbers.
     """
     (graph,) = session.graphs.values()
     for case, inputs, outputs in run_cases(graph, network):

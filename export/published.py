@@ -1,7 +1,6 @@
-"""Published weights: where they lie, whose they are, and how ``export`` comes by them.
+"""Locate published weights, state their licenses, and resolve the files that ``export`` needs.
 
-Each address stands here once. NOT FETCHED so far by anybody who wrote this: no machine of this
-project reaches these servers.
+NOT FETCHED so far: no machine of this project reaches these servers.
 """
 
 from __future__ import annotations
@@ -12,18 +11,19 @@ from pathlib import Path
 
 from rvos_deploy.bundle.manifest import NetworkOrigin, SourceFile, TokenizerOrigin
 from rvos_deploy.errors import InputError
-from rvos_deploy.export.download import MAXIMUM_BYTES, Progress, fetch
+from rvos_deploy.export.download import MAXIMUM_BYTES, fetch
 from rvos_deploy.export.http_transfer import is_url
 from rvos_deploy.files import sha256_file
+from rvos_deploy.progress import CountProgress, ignore_counts
 
 _MAXIMUM_VOCABULARY_BYTES = 64 << 20
 VOCABULARY, MERGES, TOKENIZER = "vocab.json", "merges.txt", "tokenizer.json"
-"""Names of a byte-level BPE's files, and of the file that holds both."""
+"""Names of the two files of a byte-level BPE, and of the file that combines them."""
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file that others publish; ``sha256`` is None where this project does not know it."""
+    """Hold a file that others publish; ``sha256`` is None if this project does not know it."""
 
     url: str
     sha256: str | None = None
@@ -31,7 +31,7 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class PublishedPart:
-    """Files of one origin, their licence (SPDX), and who made them, with the paper to cite."""
+    """Hold files of one origin, their license (SPDX), and their authors with the paper to cite."""
 
     files: tuple[PublishedFile, ...]
     license: str
@@ -44,10 +44,10 @@ class PublishedPart:
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """What a preset needs from others.
+    """Hold the published files of a preset, and the published results.
 
     Args:
-        checkpoint: one file: the network, its text encoder included.
+        checkpoint: one file with the network, its text encoder included.
         tokenizer: the vocabulary.
         j_and_f: the authors' J&F by protocol, 0 to 1; nobody has reproduced it with an export.
     """
@@ -57,7 +57,7 @@ class PublishedWeights:
     j_and_f: Mapping[str, float]
 
 
-# The commit, not "main", so that the files cannot change.
+# The URL names a commit instead of "main", so the files cannot change.
 _ROBERTA = (
     "https://huggingface.co/FacebookAI/roberta-base/resolve/"
     "e2da8e2f811d1448a5b465c236feacd80ffbac7b"
@@ -65,8 +65,8 @@ _ROBERTA = (
 
 PUBLISHED: dict[str, PublishedWeights] = {
     "onlinerefer-r50": PublishedWeights(
-        # The authors' README links releases/edit/..., the page on which they edit the release;
-        # files of a release are had from releases/download/..., as its other links say.
+        # The authors' README links releases/edit/..., the page where they edit the release. Its
+        # other links show that releases/download/... serves the files.
         checkpoint=PublishedPart(
             (
                 PublishedFile(
@@ -99,11 +99,11 @@ PUBLISHED: dict[str, PublishedWeights] = {
         j_and_f={"ref-youtube-vos": 0.573, "ref-davis": 0.593},
     ),
 }
-"""By preset."""
+"""Published weights by preset."""
 
 
 def published_j_and_f(preset: str, protocol: str) -> float | None:
-    """Return the authors' J&F of a preset by a protocol, 0 to 1; None: they give none."""
+    """Return the authors' J&F of a preset by a protocol, 0 to 1; None: not published."""
     published = PUBLISHED.get(preset)
     return None if published is None else published.j_and_f.get(protocol)
 
@@ -118,13 +118,13 @@ _SHA256 = {
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file that is here now.
+    """Hold a file that is on this machine.
 
     Args:
-        path: of the file.
-        sha256: of its content, hex.
-        url: where it was fetched from, without secrets; None: the user gave a path.
-        first_use: it was fetched, and its sha256 was recorded now.
+        path: path of the file.
+        sha256: hash of its content, hex.
+        url: URL that it was fetched from, without secrets; None: the user gave a path.
+        first_use: the file was fetched for the first time, and its sha256 was recorded now.
     """
 
     path: Path
@@ -134,13 +134,13 @@ class LocalFile:
 
     @property
     def source(self) -> SourceFile:
-        """For a manifest."""
+        """Return the file's record for a manifest."""
         return SourceFile(self.path.name, self.sha256, self.url)
 
 
 @dataclass(frozen=True)
 class ResolvedCheckpoint:
-    """A checkpoint that is here now, and its origin for the manifest."""
+    """Hold a checkpoint on this machine, and its origin for the manifest."""
 
     file: LocalFile
     origin: NetworkOrigin
@@ -148,7 +148,7 @@ class ResolvedCheckpoint:
 
 @dataclass(frozen=True)
 class ResolvedTokenizer:
-    """A vocabulary that is here now, and its origin for the manifest.
+    """Hold a vocabulary on this machine, and its origin for the manifest.
 
     ``files``: ``vocab.json`` and ``merges.txt``, or one ``tokenizer.json``.
     """
@@ -158,25 +158,25 @@ class ResolvedTokenizer:
 
     @property
     def path(self) -> Path:
-        """The file to read: ``tokenizer.json``, or ``vocab.json`` with its merges beside it."""
+        """Return the file to read: ``tokenizer.json``, or ``vocab.json`` beside its merges."""
         return self.files[0].path
 
 
 @dataclass(frozen=True)
 class Fetcher:
-    """How files are fetched: the cache, whether at all, and who is told."""
+    """Configure how files are fetched: the cache, offline use, and progress."""
 
     cache: Path
     offline: bool = False
-    progress: Progress | None = None
+    progress: CountProgress = ignore_counts
 
 
 def resolve_file(given: str, fetcher: Fetcher, maximum: int = MAXIMUM_BYTES) -> LocalFile:
-    """Return the file of a path or an address; the sha256 of a published one is required.
+    """Return the file of a path or URL; a published file must have its published sha256.
 
     Raises:
-        InputError: there is no such file, or the address cannot be fetched.
-        DownloadError: the file cannot be had, or is not the one that was expected.
+        InputError: the file does not exist, or the URL cannot be fetched.
+        DownloadError: the file cannot be fetched, or has another sha256 than expected.
     """
     if is_url(given):
         found = fetch(
@@ -190,7 +190,7 @@ def resolve_file(given: str, fetcher: Fetcher, maximum: int = MAXIMUM_BYTES) -> 
         return LocalFile(found.path, found.sha256, found.url, found.first_use)
     path = Path(given)
     if not path.is_file():
-        raise InputError(f"{given} is no file; give the path or the http(s) address of one")
+        raise InputError(f"{given} is not a file; give the path or the http(s) address of a file")
     try:
         return LocalFile(path, sha256_file(path))
     except OSError as error:
@@ -198,11 +198,11 @@ def resolve_file(given: str, fetcher: Fetcher, maximum: int = MAXIMUM_BYTES) -> 
 
 
 def resolve_checkpoint(preset: str, given: str | None, fetcher: Fetcher) -> ResolvedCheckpoint:
-    """Return the checkpoint of a preset: the published one, or the one that ``given`` names.
+    """Return the checkpoint of a preset: the published file, or the file that ``given`` names.
 
     Raises:
-        InputError: there is no such file, or the address cannot be fetched.
-        DownloadError: the file cannot be had, or is not the published one.
+        InputError: the file does not exist, or the URL cannot be fetched.
+        DownloadError: the file cannot be fetched, or differs from the published file.
     """
     published = PUBLISHED.get(preset)
     part = None if published is None else published.checkpoint
@@ -212,7 +212,7 @@ def resolve_checkpoint(preset: str, given: str | None, fetcher: Fetcher) -> Reso
         file = resolve_file(part.files[0].url, fetcher)
     else:
         raise InputError(
-            f"nobody publishes weights of '{preset}'; pass --checkpoint FILE, or --random-weights"
+            f"'{preset}' has no published weights; pass --checkpoint FILE, or --random-weights"
         )
     terms = part if part is not None and part.has([file]) else None
     origin = NetworkOrigin(
@@ -226,17 +226,17 @@ def resolve_checkpoint(preset: str, given: str | None, fetcher: Fetcher) -> Reso
 
 
 def resolve_tokenizer(preset: str, given: str | None, fetcher: Fetcher) -> ResolvedTokenizer:
-    """Return the vocabulary of a preset: the published one, or the one that ``given`` names.
+    """Return the vocabulary of a preset: the published files, or the files that ``given`` names.
 
     Args:
         preset: name of a preset in ``PUBLISHED``.
         given: a folder that holds ``vocab.json`` and ``merges.txt``, or ``tokenizer.json``; one of
-            these files; or the address of one. ``vocab.json`` has ``merges.txt`` beside it.
+            these files; or the URL of one. ``merges.txt`` must be beside ``vocab.json``.
         fetcher: how files are fetched.
 
     Raises:
-        InputError: there is no such file, or the address cannot be fetched.
-        DownloadError: a file cannot be had, or is not the published one.
+        InputError: a file does not exist, or a URL cannot be fetched.
+        DownloadError: a file cannot be fetched, or differs from the published file.
     """
     published = PUBLISHED.get(preset)
     part = None if published is None else published.tokenizer
@@ -245,7 +245,9 @@ def resolve_tokenizer(preset: str, given: str | None, fetcher: Fetcher) -> Resol
     elif part is not None:
         names = [file.url for file in part.files]
     else:
-        raise InputError(f"nobody publishes a vocabulary of '{preset}'; pass --tokenizer")
+        raise InputError(
+            f"'{preset}' has no published vocabulary; pass --tokenizer, or --random-weights"
+        )
     files = tuple(resolve_file(name, fetcher, _MAXIMUM_VOCABULARY_BYTES) for name in names)
     terms = part if part is not None and part.has(files) else None
     origin = TokenizerOrigin(
@@ -257,9 +259,9 @@ def resolve_tokenizer(preset: str, given: str | None, fetcher: Fetcher) -> Resol
 
 
 def _tokenizer_files(given: str) -> list[str]:
-    """Paths or addresses of a vocabulary's files."""
+    """Return paths or URLs of a vocabulary's files."""
     if is_url(given):
-        # What follows the name (?download=true) belongs to both.
+        # A query (?download=true) belongs to the URLs of both files.
         before, name, after = given.rpartition(VOCABULARY)
         whole = name and after[:1] in ("", "?", "#") and before.endswith("/")
         return [given, f"{before}{MERGES}{after}"] if whole else [given]

@@ -70,7 +70,7 @@ def find_source(
             )
         return _run_source(folder, clip, pointer)
     if pointer is not None:
-        raise InputError(f"'{name}' is no folder of a training run; leave --which out")
+        raise InputError(f"'{name}' is not the folder of a training run; leave --which out")
     return ExportSource(_configuration(name), checkpoint, clip)
 
 

@@ -1,7 +1,7 @@
-"""Referring video object segmentation, from PyTorch to production.
+"""Deploy referring video object segmentation, from PyTorch to production.
 
-``import rvos_deploy as rvos`` is cheap: what is named here is imported when it is first used, and
-none of it imports torch.
+``import rvos_deploy as rvos`` is cheap: the names below are imported at their first use, and none
+of them imports torch.
 """
 
 from __future__ import annotations

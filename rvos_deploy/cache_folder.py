@@ -1,4 +1,4 @@
-"""The user's cache folder of this package: what can be fetched or computed again."""
+"""Find the user's cache folder, for files that can be downloaded or computed again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ VARIABLE = "RVOS_DEPLOY_CACHE"
 
 
 def cache_folder() -> Path:
-    """Return ``RVOS_DEPLOY_CACHE``, or else a folder where the operating system keeps caches.
+    """Return ``RVOS_DEPLOY_CACHE``, or else a folder in the operating system's cache folder.
 
     The folder may not exist.
     """

@@ -1,4 +1,4 @@
-"""A context manager whose exit calls ``close``."""
+"""Define a context manager whose exit calls ``close``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _Self = TypeVar("_Self", bound="Closeable")
 
 
 class Closeable(ABC):
-    """Gives ``with`` to a class that has ``close``, whatever way the block is left."""
+    """Make a class with ``close`` a context manager, which is closed on exceptions too."""
 
     @abstractmethod
     def close(self) -> None:
-        """Release what is held; safe to call twice."""
+        """Release all resources; safe to call twice."""
 
     def __enter__(self: _Self) -> _Self:
         return self

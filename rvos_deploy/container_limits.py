@@ -1,8 +1,9 @@
-"""What a container grants this process: processor time and memory, from its control groups.
+"""Read a container's limits of processor time and memory from its control groups.
 
-Linux only; elsewhere nothing is limited. Both versions are read, and every group from the process's
-own up to the root of the mount, since the least of a hierarchy counts. Inside a container the path
-in ``/proc/self/cgroup`` is often the host's: what is not below the mount is taken for its root.
+Only Linux has limits. Both versions of control groups are read, and every group from the process's
+own up to the root of the mount, because the smallest limit of a hierarchy counts. Inside a
+container, the path in ``/proc/self/cgroup`` is often the host's; a path outside the mount is read
+as the root of the mount.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ ROOT = Path("/")
 
 
 def quota_cores(root: Path = ROOT) -> float | None:
-    """Processors' worth of time that the process may use (0.5: half of one); None: no quota.
+    """Return the quota in processors (0.5: half the time of one); None: no quota.
 
-    ``root``: of the file system, for tests.
+    ``root``: root of the file system, for tests.
     """
     quotas = []
     for group in _groups("cpu", root):
@@ -34,9 +35,9 @@ def quota_cores(root: Path = ROOT) -> float | None:
 
 
 def memory_limit_bytes(root: Path = ROOT) -> int | None:
-    """Bytes that the process may take; None: no limit. (Version 1 writes a huge number for none.)
+    """Return the memory limit in bytes; None: no limit (version 1 returns a huge number instead).
 
-    ``root``: of the file system, for tests.
+    ``root``: root of the file system, for tests.
     """
     limits = []
     for group in _groups("memory", root):
@@ -47,7 +48,7 @@ def memory_limit_bytes(root: Path = ROOT) -> int | None:
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """Folders of the process's groups that may limit this controller, innermost first."""
+    """Yield the folders of the process's groups that may limit a controller, innermost first."""
     memberships = [line.split(":", 2) for line in _read(root / "proc/self/cgroup").splitlines()]
     paths = {
         name: fields[2]
@@ -68,8 +69,9 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _mounts(controller: str, root: Path) -> Iterator[tuple[str, str, str]]:
-    """Mount point, the group that is mounted there, and the name under which the process's own
-    group is listed: the controller's, or none for version 2.
+    """Yield each mount point, its mounted group, and the name that lists the process's own group.
+
+    The name is the controller's, or "" for version 2.
     """
     for line in _read(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
@@ -83,7 +85,7 @@ def _mounts(controller: str, root: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _read(file: Path) -> str:
-    """Text of a small file; nothing where there is none."""
+    """Return the text of a small file; "" if it is missing."""
     try:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):

@@ -1,13 +1,13 @@
-"""The demo: a video that was not in training, segmented and scored.
+"""Run the demo: segment and score a video that was not in training.
 
-Everything is what any user has: the video is an ordinary MP4, the masks are those that ``run``
-writes. Only the ground truth is special: Moving Sprites know it exactly.
+The demo uses only what users have: the video is an ordinary MP4, and ``run`` writes the masks. Only
+the ground truth is special: Moving Sprites render it exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from rvos_deploy.files import discard_stale, replacing
 from rvos_deploy.images import read_image
 from rvos_deploy.json_file import write_json
 from rvos_deploy.overlap import refuse_overlap
-from rvos_deploy.runtime.run import Progress, RunOptions, run
+from rvos_deploy.progress import CountProgress, ignore_counts
+from rvos_deploy.runtime.run import RunOptions, run
 from rvos_deploy.runtime.run_folder import run_folder
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import StreamSettings
@@ -35,20 +36,20 @@ from rvos_deploy.video.sinks.masks import MASKS
 
 SCHEMA = "rvos-deploy/demo/1"
 VIDEO, PICTURE, METRICS = WRITTEN = ("video.mp4", "picture.png", "metrics.json")
-"""Beside what a run writes."""
+"""Files of a demo beside the files of a run."""
 KINDS: tuple[Kind, ...] = ("motion", "appearance", "plural", "no_target")
-"""What the video must have an expression of; motions are shown twice where there are two."""
+"""Kinds of expressions that the video must have; up to two motions are shown."""
 MOTIONS = 2
 SIZE = (256, 448)
 SEED = 2024
-"""Of the valid split, which shares no seed, background or pair of colour and shape with training.
-The video is the first one that has every kind; it was not chosen by what the network makes of it.
+"""Seed of the valid split, which shares no seed, background or pair of colour and shape with
+training. The video is the first one with every kind; it was not chosen by the network's results.
 """
 
 
 @dataclass(frozen=True)
 class DemoReport:
-    """Scores of the expressions, in their order, and the frames a second of the run."""
+    """Hold the scores of the expressions, in their order, and the run's frames per second."""
 
     out: Path
     scores: tuple[ExpressionScore, ...]
@@ -61,19 +62,19 @@ def run_demo(
     *,
     seed: int = SEED,
     command: str = "",
-    progress: Progress | None = None,
+    progress: CountProgress = ignore_counts,
 ) -> DemoReport:
-    """Render a video, segment it, and compare the masks with the truth.
+    """Render a video, segment it, and compare the masks with the ground truth.
 
     Writes into ``out``: ``video.mp4``, ``masks/``, ``overlay.mp4`` and ``result.json`` as ``run``
-    does, ``picture.png`` (found: tinted; truth: outlined) and ``metrics.json``.
+    does, ``picture.png`` (masks tinted, ground truth outlined) and ``metrics.json``.
 
     Args:
-        segmenter: what ``rvos_deploy.load`` gives.
-        out: folder; what an earlier demo left there is replaced.
-        seed: of Moving Sprites' valid split.
+        segmenter: the result of ``rvos_deploy.load``.
+        out: folder; files of an earlier demo are replaced.
+        seed: seed of Moving Sprites' valid split.
         command: recorded in the results.
-        progress: as of ``RunOptions``.
+        progress: as in ``RunOptions``.
 
     Raises:
         InputError: ``out`` cannot be written, or holds another program's files.
@@ -99,33 +100,38 @@ def _check_folder(out: Path, segmenter: Segmenter) -> None:
 
 
 def _run_demo(
-    segmenter: Segmenter, out: Path, seed: int, command: str, progress: Progress | None
+    segmenter: Segmenter, out: Path, seed: int, command: str, progress: CountProgress
 ) -> DemoReport:
-    # An earlier demo's video stays as long as its masks do.
+    # An earlier demo's video is kept until its masks are replaced.
     with replacing(out / VIDEO) as temporary:
         sample = sample_video(temporary, seed=seed, size=SIZE, kinds=KINDS)
         shown = chosen_expressions(sample.expressions)
-        options = RunOptions(StreamSettings(mode="offline"), command=command, name=str(out / VIDEO))
-        if progress is not None:
-            options = replace(options, progress=progress)
+        options = RunOptions(
+            StreamSettings(mode="offline"),
+            command=command,
+            name=str(out / VIDEO),
+            progress=progress,
+        )
         texts = [expression.text for expression in shown]
         report = run(segmenter, temporary, texts, out, options=options)
         if report.stopped is not None:
-            # There is no score of a part.
-            raise stopping.again(report.stopped, f"{report.frames} frames are complete in {out}")
+            # A part of the video has no score.
+            raise stopping.stop_for_reason(
+                report.stopped, f"{report.frames} frames are complete in {out}"
+            )
         masks = _written_masks(out / MASKS, len(shown), len(sample.masks))
         scores = tuple(
             _score(sample, expression, number, masks[:, number])
             for number, expression in enumerate(shown)
         )
-        # First, since it tells that the others are a demo's.
+        # First, because this file identifies the other files as a demo's.
         write_json(out / METRICS, _metrics(segmenter, sample, scores, command, report.seconds))
         _draw(out / PICTURE, sample, shown, masks, scores)
     return DemoReport(out, scores, report.frames_per_second)
 
 
 def chosen_expressions(expressions: Sequence[Expression]) -> list[Expression]:
-    """Two motions, and one of each other kind, in the order of KINDS."""
+    """Return two motions and one expression of each other kind, in the order of KINDS."""
     return [
         expression
         for kind in KINDS
@@ -136,7 +142,7 @@ def chosen_expressions(expressions: Sequence[Expression]) -> list[Expression]:
 
 
 def _written_masks(folder: Path, expressions: int, frames: int) -> NDArray[np.bool_]:
-    """What lies on the disk, bool [T,E,H,W]: the files are what a user gets."""
+    """Read the masks from the disk, bool [T,E,H,W], because users get these files."""
     rows = []
     for t in range(frames):
         files = [folder / str(e) / f"{t:05d}.png" for e in range(expressions)]

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, machine, memory. For every file that people keep."""
+"""Describe versions, machine and memory, for every result file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rvos_deploy.container_limits import ROOT, memory_limit_bytes, quota_cores
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Version of Python, of this package and of the packages named (those installed)."""
+    """Return the versions of Python, this package, NumPy, and those ``packages`` that exist."""
     found = {"python": platform.python_version()}
     for package in ("rvos-deploy", "numpy", *packages):
         try:
@@ -25,8 +25,8 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and memory (bytes) that this process may use, the machine's own memory, and
-    system.
+    """Return the processor, the cores and memory (bytes) that this process may use, the machine's
+    own memory, and the system.
     """
     return {
         "processor": _processor(),
@@ -38,9 +38,9 @@ def machine() -> dict[str, Any]:
 
 
 def usable_cores(root: Path = ROOT) -> int:
-    """Cores that this process may use: by affinity, and by its container's quota, rounded up.
+    """Return the number of cores that affinity and the container's quota (rounded up) allow.
 
-    ``root``: of the file system, for tests.
+    ``root``: root of the file system, for tests.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -51,17 +51,18 @@ def usable_cores(root: Path = ROOT) -> int:
 
 
 def usable_memory_bytes(root: Path = ROOT) -> int:
-    """Memory that this process may take: the machine's, or its container's limit where that is
-    less; 0 where the system does not tell.
+    """Return the memory in bytes that this process may use; 0 if the system does not report it.
 
-    ``root``: of the file system, for tests.
+    It is the machine's memory, or its container's limit where that is smaller.
+
+    ``root``: root of the file system, for tests.
     """
     limit, memory = memory_limit_bytes(root), _memory_bytes()
     return memory if limit is None else min(limit, memory or limit)
 
 
 def peak_memory_bytes() -> int:
-    """The process's largest resident size so far; 0 where the system does not tell (Windows)."""
+    """Return the peak resident size of this process in bytes; 0 if it is unknown (Windows)."""
     try:
         import resource
     except ImportError:
@@ -71,7 +72,7 @@ def peak_memory_bytes() -> int:
 
 
 def resident_memory_bytes() -> int:
-    """The process's resident size now; 0 where the system does not tell (no /proc)."""
+    """Return the current resident size of this process in bytes; 0 if it is unknown (no /proc)."""
     statm = Path("/proc/self/statm")
     if not statm.is_file():
         return 0

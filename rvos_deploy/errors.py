@@ -1,13 +1,13 @@
-"""The errors raised on purpose: one line that says what was found, what was needed, and the fix."""
+"""Define the package's errors: one line each with the finding, the requirement and the fix."""
 
 from __future__ import annotations
 
 
 class RvosError(Exception):
-    """Base of all errors of rvos-deploy. ``exit_code`` is what the command line returns for it.
+    """Represent any error of rvos-deploy; the command line exits with its ``exit_code``.
 
-    Its text is one line that every terminal can show, also where it quotes a user's words or the
-    name of a file that hold line breaks, control codes or bytes that are no text.
+    Its text is one line that every terminal can print, even if it quotes a user's text or a file
+    name that contains line breaks, control codes or undecodable bytes.
     """
 
     exit_code = 2
@@ -23,35 +23,35 @@ def _shown(letter: str) -> str:
 
 
 class InputError(RvosError, ValueError):
-    """An argument, file or size that cannot be used as given."""
+    """Report an argument, file or size that cannot be used as given."""
 
 
 class VideoError(InputError):
-    """A video that cannot be opened, or holds no frame that can be decoded."""
+    """Report a video that cannot be opened, or in which no frame can be decoded."""
 
 
 class DownloadError(RvosError):
-    """A file that could not be fetched, or is not the one that was expected."""
+    """Report a file that could not be downloaded, or is not the expected file."""
 
 
 class BundleError(RvosError):
-    """A bundle that must not be loaded: missing, damaged, or of another schema."""
+    """Report a bundle that must not be loaded: missing, damaged, or of another schema."""
 
 
 class BackendError(RvosError):
-    """A back end that is not installed, or cannot run what was asked of it."""
+    """Report a back end that is not installed, or cannot run the request."""
 
 
 class ParityError(RvosError):
-    """A check of numbers or masks that failed: the artefact must not be shipped."""
+    """Report a failed check of numbers or masks: the artefact must not be shipped."""
 
     exit_code = 1
 
 
 def one_line(text: object, most: int = 200) -> str:
-    """Another library's words for a line of ours: no line breaks, no control characters, not long.
+    """Return another library's message in one line of at most ``most`` printable characters.
 
-    They may hold what a stranger wrote into a file, and a terminal obeys control characters.
+    The message may quote a file from a stranger, and terminals obey control characters.
     """
     words = " ".join(str(text).split())[:most]
     return "".join(c if c.isprintable() else "?" for c in words)

@@ -1,7 +1,7 @@
-"""Files that are complete or absent: temporary names, renames, locks and hashes, each once.
+"""Write files that are complete or absent: temporary names, renames, locks and hashes.
 
-Every temporary file and folder of this process is registered here, so that a process that must end
-at once (``discard_all``) leaves none of them behind.
+This module registers every temporary file and folder of the process, so that a process that must
+end at once can remove all of them (``discard_all``).
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ if sys.platform != "win32":
 
 _SUFFIX = ".part"
 _RANDOM = 12  # hex digits in a temporary's name
-_LONGEST = 40  # characters kept of a name: with the rest, it must not exceed the system's 255 bytes
+_LONGEST = 40  # characters kept of a name, so that the whole name fits the system's 255 bytes
 _STREAM = re.compile(r"/(?:dev|proc/(?:self|thread-self))/fd/(\d+)|/dev/(stdin|stdout|stderr)")
 _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 _temporaries: dict[Path, int | None] = {}
-"""Paths, and of folders the descriptor that holds their lock while this process lives."""
-# Held while a temporary is made, and for ever by a process that ends at once.
+"""Temporary paths; a folder has the descriptor that holds its lock while the process lives."""
+# Held while a temporary is created; a process that ends at once never releases it.
 _creating = threading.Lock()
 _held = threading.local()
 
 
 def create_temporary(path: Path) -> Path:
-    """Create an empty hidden file beside ``path``, with a name that nobody can foresee.
+    """Create an empty hidden file beside ``path``, with an unpredictable name.
 
-    Beside, because a rename is atomic only within one file system. The file is created exclusively:
-    a symlink that somebody planted is never followed, and two processes never share a file. Pass
-    the result to ``put_in_place`` or to ``discard``.
+    The file lies beside ``path``, because a rename is atomic only within one file system. Exclusive
+    creation follows no planted symlink, and two processes never share a file. Pass the result to
+    ``put_in_place`` or to ``discard``.
     """
     temporary = _temporary_name(path)
     with _creating:
-        # Registered first: a signal between the two lines must not leave the file behind.
+        # Registered first, so that a signal between the two lines cannot leave the file.
         _temporaries[temporary] = None
         try:
             descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -68,7 +68,7 @@ def create_temporary(path: Path) -> Path:
 def create_temporary_folder(path: Path) -> Path:
     """Create an empty hidden folder beside ``path``; see ``create_temporary``.
 
-    Those that killed processes left there for the same ``path`` are removed.
+    Temporary folders that killed processes left for the same ``path`` are removed.
     """
     for stale in _temporaries_of(path.parent, glob.escape(path.name[:_LONGEST])):
         with suppress(OSError):
@@ -92,7 +92,7 @@ def create_temporary_folder(path: Path) -> Path:
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Rename ``temporary`` to ``path``, which is replaced when it is a file."""
+    """Rename ``temporary`` to ``path``, and replace a file there."""
     temporary.replace(path)
     _forget(temporary)
 
@@ -100,18 +100,18 @@ def put_in_place(temporary: Path, path: Path) -> None:
 def put_folder_in_place(temporary: Path, path: Path, *, overwrite: bool = False) -> None:
     """Rename a folder to ``path``.
 
-    With ``overwrite`` a folder that stood there goes, once the new one is in its place. Where the
-    system can, both change places in one step, so that ``path`` is whole at any moment.
+    With ``overwrite``, an existing folder is removed after the new one is in place. Where the
+    system can exchange names atomically, ``path`` is complete at any moment.
 
     Raises:
-        OSError: it cannot be renamed; without ``overwrite``, something is there.
+        OSError: the rename failed, or ``path`` exists and ``overwrite`` is False.
     """
     if not overwrite or not os.path.lexists(path):
         temporary.rename(path)
     elif _exchange(temporary, path):
         discard(temporary)
     else:
-        old = _temporary_name(path)  # not registered: until the end it is the only copy
+        old = _temporary_name(path)  # not registered, because it is the only copy until the end
         path.rename(old)
         try:
             temporary.rename(path)
@@ -123,7 +123,7 @@ def put_folder_in_place(temporary: Path, path: Path, *, overwrite: bool = False)
 
 
 def discard(temporary: Path) -> None:
-    """Remove a temporary file or folder. Raises nothing; a missing one is no error."""
+    """Remove a temporary file or folder, if it exists. Raises nothing."""
     with suppress(OSError):
         if temporary.is_dir() and not temporary.is_symlink():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -135,11 +135,11 @@ def discard(temporary: Path) -> None:
 def discard_all(*, ending: bool = False) -> None:
     """Remove every temporary file and folder of this process.
 
-    ``ending``: the process ends at once. Its other threads run on until then, so no temporary is
-    made any more, and a folder into which they still write is removed again.
+    ``ending``: the process ends at once. Its other threads run until then, so no new temporary may
+    be created, and a folder into which they still write is removed again.
     """
     if ending:
-        # A signal may have come in the middle of making one: then its thread holds the lock.
+        # A signal may have interrupted a creation; then the interrupted thread holds the lock.
         _creating.acquire(timeout=0.5)
     for temporary in list(_temporaries):
         discard(temporary)
@@ -153,7 +153,7 @@ def discard_all(*, ending: bool = False) -> None:
 def discard_stale(folder: Path, name: str) -> None:
     """Remove temporaries of the file ``name`` that killed processes left in ``folder``.
 
-    ``name`` may hold wildcards. Whoever calls this holds the lock under which they are made.
+    ``name`` may contain wildcards. The caller must hold the lock under which the files are created.
     """
     for path in _temporaries_of(folder, name):
         discard(path)
@@ -161,10 +161,10 @@ def discard_stale(folder: Path, name: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write to; it becomes ``path`` when the block ends well, else it goes away.
+    """Yield a temporary file, which becomes ``path`` if the block succeeds, else is removed.
 
-    A symlink at ``path`` is replaced, never followed. For a path that a user named as an output
-    file, use ``writing``.
+    A symlink at ``path`` is replaced, never followed. For an output file that a user named, use
+    ``writing``.
     """
     temporary = create_temporary(path)
     try:
@@ -176,9 +176,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give an empty folder to fill; it becomes ``path`` when the block ends well.
+    """Yield an empty temporary folder, which becomes ``path`` if the block succeeds.
 
-    Parents are made, and go again when the block fails. Raises as ``put_folder_in_place``.
+    Missing parents are created, and removed if the block fails. Raises as ``put_folder_in_place``.
     """
     target = Path(os.path.realpath(path))
     with made_folder(target.parent):
@@ -192,14 +192,14 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Give a name to write to, for an output file that the user named.
+    """Yield a temporary file, for an output file that the user named.
 
-    As ``replacing``, but a symlink's target is replaced instead of the symlink, and keeps its mode;
-    folders are made. What exists and is no regular file (a device, a FIFO, ``/dev/stdout``) is
-    written into when the block ends well.
+    This works as ``replacing``, but replaces a symlink's target instead of the symlink, keeps its
+    mode, and creates folders. An existing special file (a device, a FIFO, ``/dev/stdout``) is
+    written into if the block succeeds.
 
     Raises:
-        OSError: ``path`` is a folder, may not be written, or cannot be.
+        OSError: ``path`` is a folder, may not be written, or cannot be written.
     """
     if _is_special(path):
         spool = create_temporary(Path(tempfile.gettempdir()) / path.name)
@@ -212,7 +212,7 @@ def writing(path: Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     with made_folder(target.parent), replacing(target) as temporary:
         if path.exists():
-            # The system decides, as for any program, whether this file may be written by this path.
+            # As for any program, the system decides whether this path may be written.
             os.close(os.open(path, os.O_WRONLY))
             shutil.copymode(target, temporary)
         yield temporary
@@ -222,7 +222,7 @@ def write_text(path: Path, text: str) -> None:
     """Write an output file that the user named, complete or not at all (see ``writing``).
 
     Raises:
-        InputError: it cannot be written there.
+        InputError: the file cannot be written there.
     """
     try:
         with writing(path) as temporary:
@@ -232,7 +232,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def cannot_write(path: Path, error: BaseException) -> str:
-    """One line that says why ``path`` cannot be written, and what to do."""
+    """Return one line that says why ``path`` cannot be written, and what to do."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     why = " ".join(str(text).split())
     number = getattr(error, "errno", None)
@@ -243,10 +243,10 @@ def cannot_write(path: Path, error: BaseException) -> str:
 
 
 def check_output_file(path: Path) -> None:
-    """Refuse an output file that could not be written, before the work rather than after it.
+    """Refuse an output file that cannot be written before the work starts, not after it.
 
     Raises:
-        InputError: a folder is there, or its folder can be neither used nor made.
+        InputError: ``path`` is a folder, or its own folder can be neither used nor created.
     """
     try:
         if path.is_dir():
@@ -267,9 +267,9 @@ def check_output_file(path: Path) -> None:
 
 @contextmanager
 def made_folder(path: Path) -> Iterator[None]:
-    """Make a folder and its parents; those of them that are empty at the block's end go again.
+    """Create a folder and its parents; remove new ones that are empty at the end of the block.
 
-    Raises OSError when it cannot be made.
+    Raises OSError: the folder cannot be created.
     """
     missing = list(takewhile(lambda folder: not os.path.lexists(folder), (path, *path.parents)))
     try:
@@ -281,20 +281,20 @@ def made_folder(path: Path) -> Iterator[None]:
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove a folder if nothing is in it. Raises nothing."""
+    """Remove a folder if it is empty. Raises nothing."""
     with suppress(OSError):
         folder.rmdir()
 
 
 @contextmanager
 def locked(folder: Path, purpose: str) -> Iterator[None]:
-    """Hold ``folder`` for this thread, without a file that could be left behind.
+    """Lock ``folder`` for this thread, without a lock file that could be left behind.
 
-    ``purpose`` completes "another process is ...". The lock ends with the process. The thread that
-    holds a folder may lock it again. File systems without locks are not protected.
+    ``purpose`` completes "another process is ...". The lock ends with the process. A thread may
+    lock a folder again that it has locked. File systems without locks are not protected.
 
     Raises:
-        InputError: another process or thread holds the folder.
+        InputError: another process or thread has locked the folder.
     """
     held = _held.__dict__.setdefault("folders", set())
     status = folder.stat()
@@ -317,10 +317,10 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
 
 @contextmanager
 def holding(folder: Path, purpose: str) -> Iterator[None]:
-    """Make a folder and hold it: ``made_folder`` and ``locked`` together.
+    """Create and lock a folder: ``made_folder`` and ``locked`` together.
 
     Raises:
-        InputError: it cannot be made, or another process or thread holds it.
+        InputError: the folder cannot be created, or another process or thread has locked it.
     """
     with ExitStack() as stack:
         try:
@@ -332,7 +332,7 @@ def holding(folder: Path, purpose: str) -> Iterator[None]:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file."""
+    """Return the sha256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -341,14 +341,14 @@ def sha256_file(path: Path) -> str:
 
 
 def read_regular_file(path: Path, maximum: int) -> bytes:
-    """The content of a regular file of at most ``maximum`` bytes, read once.
+    """Read a regular file of at most ``maximum`` bytes once, and return its content.
 
-    Anything else (a FIFO, a device, a folder) is refused without waiting for it.
+    A FIFO, a device or a folder is refused without waiting for it.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger.
+        OSError: the file cannot be read, is not a regular file, or is larger.
     """
-    # A FIFO without a writer would block the call; the flag changes nothing for regular files.
+    # O_NONBLOCK: opening a FIFO without a writer would block; regular files ignore the flag.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     with os.fdopen(descriptor, "rb") as file:
@@ -369,7 +369,7 @@ def _temporary_name(path: Path) -> Path:
 
 
 def _temporaries_of(folder: Path, name: str) -> list[Path]:
-    """Temporaries of files called ``name`` (with wildcards) that are not this process's."""
+    """List other processes' temporaries of files called ``name``, which may contain wildcards."""
     ours = re.compile(rf".*\.[0-9a-f]{{{_RANDOM}}}{re.escape(_SUFFIX)}")
     found = folder.glob(f".{name}.*{_SUFFIX}")
     return [path for path in found if ours.fullmatch(path.name) and path not in _temporaries]
@@ -382,9 +382,9 @@ def _forget(temporary: Path) -> None:
 
 
 def _lock(folder: Path, *, only: bool = False) -> int | None:
-    """Descriptor that holds a folder until it is closed; None while another one holds it.
+    """Return a descriptor that locks a folder until it is closed; None if another one locks it.
 
-    Where the file system has no locks, the descriptor holds nothing; ``only``: raises OSError.
+    On a file system without locks, the descriptor locks nothing, or ``only`` raises OSError.
     """
     if sys.platform == "win32":  # folders cannot be locked there
         return os.open(os.devnull, os.O_RDONLY)
@@ -402,8 +402,8 @@ def _lock(folder: Path, *, only: bool = False) -> int | None:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether ``path`` exists and is no regular file, or names an open file of this process."""
-    # /dev/stdout may lead to a regular file: replacing that file would cut off the shell's output.
+    """Tell whether ``path`` is an existing special file, or names an open file of this process."""
+    # /dev/stdout may be a regular file, and replacing that file would cut off the shell's output.
     if _STREAM.fullmatch(str(path.absolute())):
         return True
     try:
@@ -416,7 +416,7 @@ def _is_special(path: Path) -> bool:
 
 
 def _copy_into(source: Path, path: Path) -> None:
-    """Write into a device, a FIFO or an open file; that is not cut, and written where it stands."""
+    """Write into a device, a FIFO or an open file, without truncation, at its current position."""
     stream = _STREAM.fullmatch(str(path.absolute()))
     if stream is None:
         descriptor = os.open(path, os.O_WRONLY)
@@ -429,7 +429,7 @@ def _copy_into(source: Path, path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Let two names change places in one step; False where the system or file system cannot."""
+    """Exchange two names atomically; return False if the system or file system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     import ctypes

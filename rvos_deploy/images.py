@@ -1,4 +1,4 @@
-"""Opening image files of strangers: known formats, bounded sizes, regular files only."""
+"""Open untrusted image files: known formats, bounded sizes, regular files only."""
 
 from __future__ import annotations
 
@@ -18,61 +18,61 @@ from rvos_deploy.errors import InputError
 
 Pixels = NDArray[np.uint8]
 
-# Left to itself, Pillow tries every format that it knows, and starts Ghostscript for PostScript.
+# By default, Pillow tries every format that it knows, and starts Ghostscript for PostScript.
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 if find_spec("PIL.AvifImagePlugin"):  # Pillow 11.3 and newer
     FORMATS += ("AVIF",)
 _ANIMATED = {"PNG", "WEBP", "AVIF"}
 
 MAX_SIDE = 16_384
-"""Longest side of an image or video frame: what the overlay's encoder (H.264) can write."""
+"""Maximum side of an image or video frame: the limit of the overlay's encoder (H.264)."""
 
 MAX_PIXELS = 2**28 // 3
-"""Most pixels of an image or video frame: 256 MiB of RGB, almost three times 8K video. Pillow warns
-from here on."""
+"""Maximum pixels of an image or video frame: 256 MiB of RGB, almost three times 8K video. Pillow
+warns above this number."""
 
 _LIMITS = f"at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all can be read"
 _TIFF_WIDTH, _TIFF_HEIGHT, _EXIF_ORIENTATION = 0x0100, 0x0101, 0x0112
-_FIRST_TURNED = 5  # EXIF orientations from here on swap width and height
+_FIRST_TRANSPOSED = 5  # EXIF orientations from this one on swap width and height
 
 
 def oversize(width: int, height: int) -> str | None:
-    """Say why pictures of this size are refused; None where they are not."""
+    """Return why pictures of this size are refused, or None if they are accepted."""
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         return f"{width}x{height} is too large: {_LIMITS}"
     return None
 
 
 def is_still(path: Path) -> bool:
-    """Whether the file is a single picture in one of FORMATS; only its header is read."""
+    """Tell whether the file is a single picture in one of FORMATS, from its header."""
     try:
         with _regular_file(path) as file, Image.open(file, formats=FORMATS) as image:
             return not (image.format in _ANIMATED and getattr(image, "is_animated", False))
     except Image.DecompressionBombError:
         return True
-    except Exception:  # whatever Pillow raises for bytes that are not what they claim
+    except Exception:  # Pillow raises many types for bytes that do not match their format
         return False
 
 
 def displayed_size(path: Path) -> tuple[int, int]:
-    """Width and height as displayed (EXIF rotation); only the header is read.
+    """Return the displayed (width, height), after EXIF rotation, from the header.
 
     Raises:
-        InputError: the file is missing, no image, too large or damaged.
+        InputError: the file is missing, not an image, too large or damaged.
     """
     with _opened(path) as image:
-        # Newer versions of Pillow swap the sides of a turned TIFF by themselves; its tags stay.
+        # Newer versions of Pillow swap the sides of a turned TIFF, but keep its tags.
         tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
         width, height = tags.get(_TIFF_WIDTH, image.width), tags.get(_TIFF_HEIGHT, image.height)
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= _FIRST_TURNED
-    return (int(height), int(width)) if turned else (int(width), int(height))
+        transposed = image.getexif().get(_EXIF_ORIENTATION, 1) >= _FIRST_TRANSPOSED
+    return (int(height), int(width)) if transposed else (int(width), int(height))
 
 
 def read_image(path: Path) -> Image.Image:
     """Decode an image as stored: its own mode and palette, not rotated.
 
     Raises:
-        InputError: the file is missing, no image, too large or damaged.
+        InputError: the file is missing, not an image, too large or damaged.
     """
     with _opened(path) as image:
         image.load()
@@ -83,7 +83,7 @@ def read_rgb(path: Path) -> Pixels:
     """Decode an image as displayed (EXIF rotation, transparency over white): uint8 [H, W, 3].
 
     Raises:
-        InputError: the file is missing, no image, too large or damaged.
+        InputError: the file is missing, not an image, too large or damaged.
     """
     with _opened(path) as file:
         image = ImageOps.exif_transpose(file)
@@ -96,7 +96,7 @@ def read_rgb(path: Path) -> Pixels:
 
 
 def over_white(rgba: Pixels) -> Pixels:
-    """Compose uint8 [H, W, 4] over white, as a browser's page would show it; gives [H, W, 3]."""
+    """Blend uint8 [H, W, 4] over white, as browsers show it, and return uint8 [H, W, 3]."""
     colour, alpha = rgba[..., :3], rgba[..., 3:]
     if alpha.min() == 255:
         return np.ascontiguousarray(colour)
@@ -106,7 +106,7 @@ def over_white(rgba: Pixels) -> Pixels:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image; what Pillow raises here and in the block becomes an InputError."""
+    """Open an image; turn errors of Pillow, here and in the block, into InputError."""
     try:
         with _regular_file(path) as file, Image.open(file, formats=FORMATS) as image:
             if problem := oversize(*image.size):
@@ -129,12 +129,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _regular_file(path: Path) -> BinaryIO:
-    """Open a regular file; a FIFO would wait for ever, and a device may do anything."""
+    """Open a regular file only: a FIFO could block without end, and a device may do anything."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is a folder, device, FIFO or socket; an image file is needed")
     if status.st_size == 0:
         raise InputError(f"{path} is damaged: it is empty (0 bytes); copy it again")
-    # Not blocking: a FIFO may have taken the file's place in the meantime.
+    # Non-blocking, because a FIFO may have replaced the file since the check.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     return os.fdopen(os.open(path, flags), "rb")

@@ -1,8 +1,8 @@
-"""An iterator that may block for ever, driven by a thread that can be left behind.
+"""Run an iterator that may block without end in a thread that can be abandoned.
 
-PyAV and file systems that are gone block in C, where no signal handler and no exception of Python
-reaches them. So the iterator runs in a daemon thread of its own, and who needs an item waits in
-Python: Ctrl-C ends the wait at once, and so does a time-out.
+PyAV and lost file systems block in C, where neither a signal handler nor a Python exception reaches
+them. So the iterator runs in its own daemon thread, and its consumer waits in Python, where Ctrl-C
+and a timeout end the wait at once.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from rvos_deploy import stopping
 
 Item = TypeVar("Item")
 
-# A wait is counted in steps: what the whole process slept (Ctrl-Z, a closed laptop) is one of them.
+# Seconds per step of a wait: a sleep of the whole process (Ctrl-Z, a closed laptop) counts as one.
 _STEP = 1.0
-# Seconds that `close` waits for an item that is being made.
+# Seconds that `close` waits for the step in progress.
 _PATIENCE = 0.3
 
 
 class NoItemError(Exception):
-    """No item came within the limit. The iterator hangs; all that is left to do is to close it."""
+    """Report that no item came within the limit. The iterator hangs, and can only be closed."""
 
 
 class _Reply(NamedTuple, Generic[Item]):
-    items: tuple[Item, ...]  # one, or none: the iterator has ended
+    items: tuple[Item, ...]  # one item, or none when the iterator has ended
     error: BaseException | None = None
 
 
 class _Thread(threading.Thread):
-    """Told from others, so that a process knows when one is left."""
+    """Mark these threads by a type, so that a process can find abandoned ones."""
 
 
 class IteratorThread(Generic[Item]):
-    """Runs a generator in a daemon thread, one step for each ``next``.
+    """Run a generator in a daemon thread, one step per ``next``.
 
-    The generator is closed there too: by ``close``, when the last reference to this goes, or after
-    the step that it hangs in, should that ever end.
+    The thread also closes the generator: on ``close``, when the last reference to this object is
+    dropped, or after a step that hung, if that step ever ends.
     """
 
     def __init__(self, generator: Generator[Item, None, None], name: str) -> None:
@@ -60,15 +60,15 @@ class IteratorThread(Generic[Item]):
         weakref.finalize(self, self._steps.put, False)
 
     def next(self, limit: float | None = None) -> Item:
-        """The next item; at most one thread may wait for it. What the generator raises is raised.
+        """Return the next item, or raise the generator's error. Only one thread may wait at a time.
 
         Raises:
-            StopIteration: there is none, or this was closed, also meanwhile by another thread.
-            NoItemError: it did not come within ``limit`` seconds.
+            StopIteration: the generator has ended, or a thread has closed this object.
+            NoItemError: no item came within ``limit`` seconds.
         """
         if self._closed:
             raise StopIteration
-        # A wait that was interrupted left its step under way, or its reply behind.
+        # After an interrupted wait, its step may still run, or its reply may be in the queue.
         if self._idle.is_set() and self._replies.empty():
             self._idle.clear()
             self._steps.put(True)
@@ -83,11 +83,11 @@ class IteratorThread(Generic[Item]):
     def close(self, patience: float = _PATIENCE) -> None:
         """End the generator; safe to call twice, and from any thread.
 
-        A step under way is waited for, but no more than ``patience`` seconds.
+        Wait for a step in progress, but at most ``patience`` seconds.
         """
         self._closed = True
         self._steps.put(False)
-        self._replies.put(_Reply(()))  # for another thread that waits
+        self._replies.put(_Reply(()))  # wakes another thread that waits
         if threading.current_thread() is not self._thread:
             self._thread.join(patience)
 
@@ -103,7 +103,7 @@ class IteratorThread(Generic[Item]):
 
 
 def any_stuck() -> bool:
-    """Whether a thread was left behind in a step."""
+    """Tell whether a thread of this module is still running."""
     return any(isinstance(thread, _Thread) for thread in threading.enumerate())
 
 
@@ -113,7 +113,7 @@ def _drive(
     replies: SimpleQueue[_Reply[Item]],
     idle: threading.Event,
 ) -> None:
-    # Holds no reference to the IteratorThread, which could not go away otherwise.
+    # This function holds no reference to the IteratorThread, so that it can be collected.
     try:
         while steps.get():
             try:
@@ -122,7 +122,7 @@ def _drive(
                 reply = _Reply(())
             except BaseException as error:
                 reply = _Reply((), error)
-            # Before the reply: who takes that may ask for the next item at once.
+            # Set before the reply, because its consumer may ask for the next item at once.
             idle.set()
             replies.put(reply)
             del reply  # a frame is large

@@ -1,4 +1,4 @@
-"""Write JSON so that a reader never meets half a file; the one place that does."""
+"""Write all JSON files, so that a reader never finds half a file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content``, complete or not at all (see ``files.writing``).
 
     Raises:
-        InputError: when the file cannot be written there.
+        InputError: the file cannot be written there.
     """
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

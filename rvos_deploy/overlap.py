@@ -1,4 +1,4 @@
-"""What a command reads must not be what it replaces: refused before anything is touched."""
+"""Refuse commands that would replace their own input, before any file is touched."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from rvos_deploy.errors import InputError
 
-_PATTERN = set("%*?[")  # of a sequence of image files, for FFmpeg
+_PATTERN = set("%*?[")  # characters of FFmpeg's patterns of image files
 
 
 def refuse_overlap(inputs: Iterable[Path], replaced: Iterable[Path]) -> None:
-    """Refuse to replace an input, also where a symlink or a hard link leads to it.
+    """Refuse to replace an input, also if a symlink or a hard link leads to it.
 
     Args:
         inputs: files that are read, and folders of which any file may be read.
-        replaced: files, and folders with all that they hold, that would be replaced. What does not
-            exist yet cannot be lost.
+        replaced: files, and folders with all their files, that would be replaced. Paths that do not
+            exist are ignored.
 
     Raises:
-        InputError: one of ``replaced`` is an input, is a file in one, or a folder that holds one.
+        InputError: one of ``replaced`` is an input, lies in an input, or contains an input.
     """
     read = [path for path in inputs if path.exists()]
     files = {_identity(path): path for path in read if not path.is_dir()}
@@ -43,10 +43,10 @@ def refuse_overlap(inputs: Iterable[Path], replaced: Iterable[Path]) -> None:
 
 
 def source_files(source: str) -> list[Path]:
-    """Files of this machine that a video source may read.
+    """List the local files that a video source may read.
 
-    ``source``: what ``open_video`` takes: a file, a folder, ``-``, or an address of FFmpeg's, which
-    may name files too (``file:x.mp4``, ``concat:a.ts|b.ts``, ``frames/%05d.png``).
+    ``source`` is an argument of ``open_video``: a file, a folder, ``-``, or an address for FFmpeg,
+    which may name files too (``file:x.mp4``, ``concat:a.ts|b.ts``, ``frames/%05d.png``).
     """
     if source == "-":
         return _standard_input()
@@ -60,7 +60,7 @@ def _existing(path: Path) -> list[Path]:
             return [file for file in path.iterdir() if file.is_file()]
         if path.exists():
             return [path]
-    except (OSError, ValueError):  # too long for a name, or with a NUL
+    except (OSError, ValueError):  # the name is too long, or contains a NUL
         return []
     return _existing(path.parent) if _PATTERN & set(path.name) else []
 
@@ -71,13 +71,13 @@ def _standard_input() -> list[Path]:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Device and inode: the same for all hard links of a file and for symlinks that lead to it."""
+    """Return device and inode, which all hard links and symlinks of a file share."""
     status = path.stat()
     return status.st_dev, status.st_ino
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
-    """Whether ``path``, or what it leads to where it is a symlink, is ``folder`` or lies in it."""
+    """Tell whether ``path``, or the target of a symlink, is ``folder`` or lies in it."""
     whole = os.path.realpath(folder)
     name = Path(os.path.realpath(path.parent), path.name)
     return name.is_relative_to(whole) or Path(os.path.realpath(path)).is_relative_to(whole)

@@ -1,4 +1,4 @@
-"""Worker processes that never outlive the process they work for, and leave stops to it."""
+"""Run worker processes that never outlive their parent, and leave stops to it."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ Result = TypeVar("Result")
 
 
 class WorkerPool:
-    """A pool of spawned processes, as a context manager.
+    """Run functions in spawned processes; a context manager.
 
-    Leaving the block on an exception ends the workers at once; what they were computing is lost.
-    A worker that dies raises RvosError there.
-    With it, a script must guard its main code by ``if __name__ == "__main__"``.
+    Leaving the block on an exception kills the workers at once, and drops their work. If a worker
+    has died, leaving the block raises RvosError. A script that uses the pool must guard its main
+    code by ``if __name__ == "__main__"``.
     """
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
         self._others = set(active_children())
         with _starting():
-            # Spawned, not forked: the caller holds threads (ONNX Runtime, torch), which do not
-            # survive a fork.
+            # Spawned, not forked: the threads of ONNX Runtime and torch do not survive a fork.
             context = get_context("spawn")
             self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent)
 
@@ -70,14 +69,14 @@ class WorkerPool:
         self._pool.shutdown(cancel_futures=True)
         if isinstance(error, BrokenProcessPool):
             raise RvosError(
-                f"one of {self._jobs} worker processes ended, for want of memory perhaps; use "
-                "fewer of them (evaluate: --jobs)"
+                f"one of {self._jobs} worker processes ended, perhaps for lack of memory; use "
+                "fewer (evaluate: --jobs)"
             ) from error
 
 
 @contextmanager
 def _starting() -> Iterator[None]:
-    """Start processes that never see a stop: a terminal sends it to all, one should answer."""
+    """Start processes that ignore stops: a terminal signals all, but only the parent answers."""
     with stopping.deferred():
         if not hasattr(signal, "pthread_sigmask"):  # Windows
             yield

@@ -1,7 +1,7 @@
-"""Addresses without their secrets: the one place that decides what of a URL may be shown.
+"""Remove secrets from addresses; this module alone decides which parts of a URL are shown.
 
-Passwords and tokens of cameras and signed links must not reach results, logs or error lines. Those
-are shared and kept; the address on the command line is not.
+Passwords and tokens of cameras and signed links must not reach results, logs or error lines, which
+people share and keep.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-# FFmpeg also takes these without "//".
+# FFmpeg also accepts these without "//".
 _SCHEMES = (
     "amqp|ftp|ftps|gopher|gophers|hls|http|httpproxy|https|icecast|ipfs|ipns|mms|mmsh|mmst|rist|rtmp|"
     "rtmpe|rtmps|rtmpt|rtmpte|rtmpts|rtp|rtsp|rtsps|sctp|sftp|smb|srt|srtp|tcp|tls|udp|udplite|zmq"
@@ -24,17 +24,17 @@ _AROUND = "'\"`()[]<>{},;:."
 
 
 def redact(source: str) -> str:
-    """A source as it may be shown: a URL without user, password, query and fragment.
+    """Return a source for display: a URL loses its user, password, query and fragment.
 
-    Anything else is returned as it is. A URL inside another protocol (``cache:http://...``) or in a
-    list (``concat:http://...|http://...``) is found too.
+    Other text is returned unchanged. A URL inside another protocol (``cache:http://...``) or in a
+    list (``concat:http://...|http://...``) is redacted too.
     """
     return "|".join(map(_redact_one, _IN_LIST.split(source)))
 
 
 def redact_text(text: str) -> str:
-    """Prose with every URL in it redacted: error lines, warnings, tracebacks, logs."""
-    # A word ends at a space, a password on the command line need not.
+    """Redact every URL in prose: error lines, warnings, tracebacks, logs."""
+    # A word ends at a space, but a password on the command line may contain spaces.
     for argument in sys.argv[1:]:
         if (short := redact(argument)) != argument:
             text = text.replace(argument, short)
@@ -42,7 +42,7 @@ def redact_text(text: str) -> str:
 
 
 def redact_command(arguments: Sequence[str] | None = None) -> str:
-    """A command (by default, this process's) that can be pasted into a shell, URLs redacted."""
+    """Return a command (default: this process's) for pasting into a shell, with redacted URLs."""
     return shlex.join(_redact_option(a) for a in (sys.argv if arguments is None else arguments))
 
 
@@ -73,8 +73,8 @@ def _redact_one(source: str) -> str:
 
 
 def _without_secrets(rest: str) -> str:
-    # A password may hold "/", "?", "#" and "@" (FFmpeg would then misread it, and say so): after a
-    # colon, everything up to the last "@" counts as one.
+    # A password may contain "/", "?", "#" and "@" (FFmpeg would misread it, and print it): after a
+    # colon, everything up to the last "@" counts as the password.
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     before = rest.rpartition("@")[0]
     if ":" in before:

@@ -1,4 +1,4 @@
-"""Arrays that wait for the end of the clip: in memory up to a budget, then on disk."""
+"""Store arrays until the end of the clip: in memory up to a budget, then on disk."""
 
 from __future__ import annotations
 
@@ -6,44 +6,41 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import numpy as np
 
 from rvos_deploy.closeable import Closeable
 from rvos_deploy.environment import usable_memory_bytes
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.tensors import Tensor
+from rvos_deploy.graph_io.tensors import Scalar, Tensor
 
-GREATEST_DEFAULT = 2**30
+MAXIMUM_DEFAULT = 2**30
 SHARE_OF_MEMORY = 8
 
 _SPARE_DISK = 2**26
-_MORE_ROOM = "set TMPDIR to a larger disk, use --mode online, or fewer frames (--max-frames)"
+_MORE_DISK = "set TMPDIR to a larger disk, use --mode online, or fewer frames (--max-frames)"
 
 
 def default_mask_budget() -> int:
-    """Return the bytes that may wait in memory by default.
-
-    That is an eighth of the memory that this process may use, at most 1 GiB.
-    """
+    """Return the default budget in bytes: an eighth of the usable memory, at most 1 GiB."""
     memory = usable_memory_bytes()
-    return min(GREATEST_DEFAULT, memory // SHARE_OF_MEMORY) if memory else GREATEST_DEFAULT
+    return min(MAXIMUM_DEFAULT, memory // SHARE_OF_MEMORY) if memory else MAXIMUM_DEFAULT
 
 
 @dataclass(frozen=True)
 class _Spilled:
     offset: int
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Scalar]
     nbytes: int
 
 
 class SpillStore(Closeable):
-    """Arrays by number, in memory up to ``budget`` bytes, beyond it memory-mapped from a file.
+    """Store arrays by number, in memory up to ``budget`` bytes, then in a memory-mapped file.
 
-    The file is a nameless temporary one (``tempfile.TemporaryFile``): the system removes it when
-    it is closed or the process ends, however that happens. Its room is used again.
+    The file is a nameless temporary file (``tempfile.TemporaryFile``): the system removes it when
+    it is closed or the process ends, even by a crash. Freed space in it is reused.
     """
 
     def __init__(self, budget: int) -> None:
@@ -59,10 +56,10 @@ class SpillStore(Closeable):
         return len(self._held)
 
     def put(self, array: Tensor) -> int:
-        """Keep a tensor, and return its number. On disk it becomes a NumPy array.
+        """Store a tensor, and return its number. On disk it becomes a NumPy array.
 
         Raises:
-            InputError: when the disk is full; says how much is needed and what else to do.
+            InputError: the disk is full; the message says how much is needed and what else to do.
         """
         number, self._next = self._next, self._next + 1
         if self.bytes_in_memory + array.nbytes <= self._budget:
@@ -72,8 +69,8 @@ class SpillStore(Closeable):
             self._held[number] = self._spill(array)
         return number
 
-    def take(self, number: int) -> Tensor:
-        """Return a tensor, and forget it."""
+    def pop(self, number: int) -> Tensor:
+        """Return a tensor, and remove it from the store."""
         held = self._held.pop(number)
         if isinstance(held, _Spilled):
             self._free.setdefault(held.nbytes, []).append(held.offset)
@@ -82,7 +79,7 @@ class SpillStore(Closeable):
         return held
 
     def close(self) -> None:
-        """Forget everything and remove the file."""
+        """Remove all tensors and the file."""
         self._held.clear()
         self._free.clear()
         self.bytes_in_memory = self.bytes_on_disk = 0
@@ -97,16 +94,16 @@ class SpillStore(Closeable):
                 self._file = tempfile.TemporaryFile(prefix="rvos-deploy-")  # noqa: SIM115
             except OSError as error:
                 raise InputError(
-                    f"{_no_room(array.nbytes)}: {error.strerror}; {_MORE_ROOM}"
+                    f"{_disk_needed(array.nbytes)}: {error.strerror}; {_MORE_DISK}"
                 ) from error
-        record = _Spilled(self._room(array.nbytes), array.shape, array.dtype, array.nbytes)
+        record = _Spilled(self._allocate(array.nbytes), array.shape, array.dtype, array.nbytes)
         mapped = self._map(record, "r+")
         mapped[...] = array
         mapped.flush()
         return record
 
-    def _room(self, nbytes: int) -> int:
-        """Offset of a piece of the file: one that was given back, or a new one at the end."""
+    def _allocate(self, nbytes: int) -> int:
+        """Return the offset of a freed piece of the file, or of a new piece at its end."""
         assert self._file is not None
         if self._free.get(nbytes):
             return self._free[nbytes].pop()
@@ -114,12 +111,12 @@ class SpillStore(Closeable):
         offset = self.bytes_on_disk
         try:
             if hasattr(os, "posix_fallocate"):
-                # Reserved: writing a page that the disk has no room for would end the process.
+                # Reserved now, because writing a mapped page to a full disk kills the process.
                 os.posix_fallocate(self._file.fileno(), offset, nbytes)
             else:
                 self._file.truncate(offset + nbytes)
         except OSError as error:
-            raise InputError(f"{_no_room(nbytes)}: {error.strerror}; {_MORE_ROOM}") from error
+            raise InputError(f"{_disk_needed(nbytes)}: {error.strerror}; {_MORE_DISK}") from error
         self.bytes_on_disk += nbytes
         return offset
 
@@ -128,13 +125,16 @@ class SpillStore(Closeable):
         free = shutil.disk_usage(folder).free
         if free < nbytes + _SPARE_DISK:
             raise InputError(
-                f"{_no_room(nbytes)}, and {folder} has {free / 2**20:.0f} MiB left; {_MORE_ROOM}"
+                f"{_disk_needed(nbytes)}, and {folder} has {free / 2**20:.0f} MiB left; "
+                f"{_MORE_DISK}"
             )
 
-    def _map(self, record: _Spilled, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
+    def _map(
+        self, record: _Spilled, mode: Literal["r", "r+"]
+    ) -> np.memmap[tuple[int, ...], np.dtype[Scalar]]:
         assert self._file is not None
         return np.memmap(self._file, record.dtype, mode, record.offset, record.shape)
 
 
-def _no_room(nbytes: int) -> str:
-    return f"waiting for the end of the clip takes {nbytes / 2**20:.1f} MiB a frame"
+def _disk_needed(nbytes: int) -> str:
+    return f"waiting for the end of the clip takes {nbytes / 2**20:.1f} MiB per frame"

@@ -1,17 +1,17 @@
-"""Stops: SIGINT (Ctrl-C), SIGTERM and SIGHUP end a program in one line, with nothing half-written.
+"""Stop a program on SIGINT (Ctrl-C), SIGTERM or SIGHUP with one line and no half-written files.
 
-Every stop goes the same way, once ``install`` was called:
+After ``install``, every stop follows the same path:
 
 1. The first signal raises ``Stopped`` in the main thread, so that each ``with`` and ``finally``
-   cleans up. Code that must not be cut through (a frame and its files) stands in ``deferred()``; it
-   asks ``check()`` where it may end, and marks where it waits by ``interruptible()``.
-2. A thread of its own receives each signal too, because no exception reaches a main thread that is
-   stuck in C (FFmpeg, ONNX Runtime, a dead network mount). Where the main thread does not answer,
-   takes too long, or a second signal comes, that thread removes the temporary files and ends the
-   process.
+   cleans up. Code that must not be interrupted (a frame and its files) runs in ``deferred()``; it
+   calls ``check()`` where it may end, and waits in ``interruptible()``.
+2. A watcher thread receives each signal too, because no exception reaches a main thread that is
+   stuck in C (FFmpeg, ONNX Runtime, a dead network mount). If the main thread does not answer or
+   takes too long, or if a second signal arrives, the watcher removes the temporary files and ends
+   the process.
 
-Imports nothing heavy: a program calls ``install`` before anything else is loaded. Without it (in
-somebody else's program) nothing here does anything, and Ctrl-C is Python's own.
+This module has no heavy imports, because a program calls ``install`` before other modules are
+loaded. Without ``install`` (in other programs) this module has no effect, and Ctrl-C is Python's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _REASONS: dict[int, str] = {
 SIGNALS = frozenset(_REASONS)
 """Numbers of the signals that stop a program."""
 
-# `timeout` and systemd send two signals for one stop; nobody presses Ctrl-C twice as fast.
+# Seconds in which two signals count as one: `timeout` and systemd send two, people are slower.
 _ONE_STOP = 0.1
 # Seconds until a main thread that does not answer counts as stuck in C.
 _STUCK = 0.5
@@ -50,14 +50,14 @@ _POLL = 0.05
 
 
 class Stopped(SystemExit):
-    """The process is asked to stop.
+    """Report that the process was asked to stop.
 
-    No KeyboardInterrupt, which libraries turn into something else, and no Exception: uncaught, it
-    ends the program with the right exit code.
+    It is not a KeyboardInterrupt, because libraries convert those. It is a SystemExit, so it ends
+    the program with the right exit code if nobody catches it.
 
     Attributes:
         reason: "interrupted", "terminated" or "hung up".
-        hint: what there is, and how to go on; may be empty.
+        hint: finished results, and how to continue; may be empty.
     """
 
     def __init__(self, number: int, hint: str = "") -> None:
@@ -67,18 +67,18 @@ class Stopped(SystemExit):
 
     @property
     def line(self) -> str:
-        """For people."""
+        """Return the error line for people."""
         return f"error: {self.reason}" + (f"; {self.hint}" if self.hint else "")
 
 
 STOPS = (KeyboardInterrupt, Stopped)
-"""How a stop is raised: without and with ``install``."""
+"""Exceptions of a stop, without and with ``install``."""
 
 INTERRUPTED = 128 + int(signal.SIGINT)
 
 
 class _State:
-    """Of the process. Everything but ``request`` is changed by the main thread only."""
+    """Hold the state of the process. Only ``request`` is also changed outside the main thread."""
 
     def __init__(self) -> None:
         self.previous: dict[int, Any] = {}
@@ -89,7 +89,7 @@ class _State:
         self.hint = ""
         self.deferred = 0
         self.interruptible = 0
-        self.said = False
+        self.printed = False
         self.ended = False
         self.leaving = threading.Lock()
 
@@ -98,22 +98,22 @@ _state = _State()
 
 
 def reason_of(stop: BaseException) -> str:
-    """``reason`` of a Stopped; "interrupted" of a KeyboardInterrupt."""
+    """Return the ``reason`` of a Stopped; "interrupted" for a KeyboardInterrupt."""
     return stop.reason if isinstance(stop, Stopped) else "interrupted"
 
 
-def again(reason: str, hint: str) -> Stopped:
-    """The stop that ended a part of the work, for what cannot go on without that part."""
+def stop_for_reason(reason: str, hint: str) -> Stopped:
+    """Return a stop again that has ended a part of the work, for code that needs that part."""
     return Stopped(exit_code_of(reason) - 128, hint)
 
 
 def exit_code_of(reason: str) -> int:
-    """130 for "interrupted", 143 for "terminated", 129 for "hung up"."""
+    """Return 130 for "interrupted", 143 for "terminated", 129 for "hung up"."""
     return next(128 + number for number, text in _REASONS.items() if text == reason)
 
 
 def install() -> None:
-    """Answer stops from now on; for programs, in their main thread, once.
+    """Handle stops from now on. Programs call this once, in their main thread.
 
     A signal that the parent ignores (nohup, a background job of a shell) stays ignored.
     """
@@ -133,21 +133,21 @@ def install() -> None:
 
 
 def install_for_module() -> None:
-    """``install`` where ``python -m`` is about to run a module of the package that calls this."""
-    if sys.argv[:1] == ["-m"]:  # so it is while the module is being looked for, and only then
+    """Call ``install`` if ``python -m`` is about to run a module of the calling package."""
+    if sys.argv[:1] == ["-m"]:  # true only while Python looks for the module
         install()
 
 
-def tell(hint: str) -> None:
-    """Set what a stop from now on says beside its reason: what there is already."""
+def set_hint(hint: str) -> None:
+    """Set the hint that later stops print after their reason, for example finished results."""
     _state.hint = hint
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Raise no stop inside the block, but where it asks for it; at its end instead.
+    """Defer stops to the end of the block, or to a ``check`` or ``interruptible`` in it.
 
-    Only the main thread is ever stopped: in others this does nothing.
+    Only the main thread is ever stopped, so this has no effect in other threads.
     """
     if not _in_main_thread():
         yield
@@ -163,7 +163,7 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside ``deferred()``: a stop is raised while the block waits."""
+    """Allow stops in a waiting block inside ``deferred()``."""
     if not _in_main_thread():
         yield
         return
@@ -176,15 +176,15 @@ def interruptible() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise Stopped if the process was asked to stop and nothing was raised for it yet."""
+    """Raise Stopped if the process was asked to stop, and Stopped was not raised yet."""
     if _state.request is not None and _state.raised is None and _in_main_thread():
         _raise()
 
 
 def requested(patience: float = 0.0) -> Stopped | None:
-    """The stop that was asked for. ``patience``: seconds to wait for it.
+    """Return the requested stop, or None. ``patience``: seconds to wait for it.
 
-    A signal to a whole process group may reach a child first, whose end is then an error here.
+    A signal to a process group may reach a child first, and the child's end is then an error here.
     """
     end = time.monotonic() + patience
     while _state.pipe is not None and _state.request is None and time.monotonic() < end:
@@ -195,15 +195,15 @@ def requested(patience: float = 0.0) -> Stopped | None:
 
 
 def was_raised() -> bool:
-    """Whether a Stopped was raised: an error that came of it is not the user's."""
+    """Tell whether a Stopped was raised, because errors that it causes are not the user's."""
     return _state.raised is not None
 
 
-def say(line: str) -> None:
-    """Print the one line that a stop ends with, on standard error; only the first call does."""
-    if _state.said and _state.request is not None:
+def print_last_line(line: str) -> None:
+    """Print the last line of a stop on standard error; only the first call prints."""
+    if _state.printed and _state.request is not None:
         return
-    _state.said = True
+    _state.printed = True
     with suppress(OSError):  # the terminal may be gone
         os.write(2, (" ".join(line.split()) + "\n").encode(errors="replace"))
 
@@ -220,7 +220,7 @@ def _raise() -> NoReturn:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    """Runs in the main thread, between two instructions of Python."""
+    """Handle a signal in the main thread, between two Python instructions."""
     _state.request = _state.request or number
     _state.answered = True
     if _state.raised or _state.ended or _state.leaving.locked():
@@ -228,8 +228,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if _state.deferred and not _state.interruptible:
         return
     if _importing(frame):
-        # An exception in an import is swallowed or becomes another one, and may abort the
-        # process where C++ code initialises itself.
+        # Importing code may swallow or convert an exception, and C++ initialisers may abort the
+        # process.
         _leave(_state.request)
     _raise()
 
@@ -243,14 +243,14 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    # A destructor or callback swallowed the stop: nothing will unwind.
+    # A destructor or callback swallowed the stop, so the stack will not unwind.
     if isinstance(unraisable.exc_value, Stopped) and _state.request is not None:
         _leave(_state.request)
     sys.__unraisablehook__(unraisable)
 
 
 def _watch(receiver: int) -> None:
-    """Receive signals, whatever the main thread does; end the process where it does not."""
+    """Receive signals while the main thread is busy; end the process if it does not answer."""
     first = free = None
     while not _state.ended:
         ready, _, _ = select.select([receiver], [], [], None if first is None else _POLL)
@@ -263,7 +263,7 @@ def _watch(receiver: int) -> None:
             elif now - first > _ONE_STOP:
                 _leave(number)
         if first is None or _state.deferred:
-            free = None  # a frame is being finished, however long that takes
+            free = None  # a frame is being finished, without a time limit
             continue
         free = now if free is None else free
         if now - free > (_CLEAN_UP if _state.answered else _STUCK):
@@ -272,11 +272,11 @@ def _watch(receiver: int) -> None:
 
 
 def _leave(number: int) -> NoReturn:
-    """End the process at once, in any thread, without leftovers."""
+    """End the process at once, from any thread, and remove its temporary files."""
     if not _state.leaving.acquire(blocking=False):
-        while True:  # another thread is at it
+        while True:  # another thread is ending the process
             time.sleep(1)
-    say(Stopped(number, _state.hint).line)
+    print_last_line(Stopped(number, _state.hint).line)
     _end_children()
     _discard_files(ending=True)
     if "rich" in sys.modules and sys.stderr is not None and sys.stderr.isatty():
@@ -299,30 +299,30 @@ def _end_children() -> None:
 
 
 def _discard_files(*, ending: bool) -> None:
-    # Not imported: there are no temporary files then.
+    # Without the module there are no temporary files.
     if (files := sys.modules.get("rvos_deploy.files")) is not None:
         with suppress(AttributeError):  # it is being imported
             files.discard_all(ending=ending)
 
 
 def _end() -> None:
-    """The program has ended and the interpreter goes: a stop would change nothing any more."""
+    """Ignore stops while the interpreter exits, because the program has ended."""
     _state.ended = True
     for number in _state.previous:
         signal.signal(number, signal.SIG_IGN)
     _discard_files(ending=False)
     if _state.raised is not None:
-        say(_state.raised.line)
+        print_last_line(_state.raised.line)
 
 
 def _forked() -> None:
-    """A forked child: its parent receives the stops, and ends it."""
+    """Reset a forked child, because its parent handles stops and ends the child."""
     global _state
     if _state.pipe is None:
         return
     signal.set_wakeup_fd(-1)
     for number in _state.previous:
-        # Ctrl-C reaches each process of a terminal; only the parent answers.
+        # Ctrl-C reaches all processes of a terminal, but only the parent answers.
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
     for descriptor in _state.pipe:
         os.close(descriptor)

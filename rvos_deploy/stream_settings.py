@@ -1,6 +1,6 @@
-"""Settings of a stream, checked when they are made.
+"""Define the settings of a stream, which are checked when they are created.
 
-Imports no NumPy: the command line reads the choices.
+This module does not import NumPy, because the command line reads the choices.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ def _default_mask_budget() -> int:
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """Hold the settings of a stream. Whole numbers may be NumPy's; they are kept as Python's.
+    """Hold the settings of a stream. NumPy integers are accepted, and converted to Python's.
 
     Args:
         mode: ``online`` decides frame t from the frames so far; ``offline`` decides all frames at
             the end, from the whole clip, as the reference network does.
         lookahead: online only: frame t is decided when frame t + lookahead has been seen.
-        memory: frames that the video decoder reads (W). None: 64 online, all of them offline.
-        anchors: frames kept from before the window, spread evenly (K).
+        memory: number of frames that the video decoder reads (W). None: 64 online, all offline.
+        anchors: number of frames kept from before the window, spread evenly (K).
         threshold: score above which a query belongs to the answer. None: the bundle's.
-        fallback: when no query passes: ``none`` gives an empty mask, ``top1`` the best query's.
+        fallback: result when no query exceeds the threshold: ``none`` returns an empty mask,
+            ``top1`` the mask of the best query.
         size: (height, width) of the box that frames are fitted into. None: the bundle's.
-        short_side: short side in pixels that frames are scaled to, in place of a box. None: as
-            ``size`` says.
+        short_side: short side in pixels that frames are scaled to, in place of a box. None: use
+            ``size``.
         mask_budget: bytes that frames may occupy in memory while they wait for their decision
             (mask features and embeddings, and images where the stream keeps them); the rest goes
             to disk. Default: an eighth of the memory that this process may use (its container's
             limit, or the machine's), at most 1 GiB. Frame tokens are not counted: see
             :func:`rvos_deploy.networks.pan2024.query_memory.token_bytes`.
-        masks: ``host`` gives NumPy arrays; ``device`` leaves masks on the GPU, for other libraries
-            there (see ``FrameMasks.masks``). Back ends that run on the host refuse ``device``.
+        masks: ``host`` returns NumPy arrays; ``device`` leaves masks on the GPU, for other
+            libraries there (see ``FrameMasks.masks``). Host back ends refuse ``device``.
 
     Raises:
-        InputError: a value has another type or is out of range; says which.
+        InputError: a value has another type or is out of range; the message names it.
     """
 
     mode: Mode = "online"
@@ -93,15 +94,15 @@ class StreamSettings:
 
     @property
     def window(self) -> int | None:
-        """Frames that the memory keeps; None keeps all."""
+        """Return the number of frames that the memory keeps; None keeps all."""
         if self.memory is None and self.mode == "online":
             return DEFAULT_MEMORY
         return self.memory
 
 
 def whole_number(name: str, value: object, minimum: int) -> int:
-    """Return the value as an int. InputError when it is no whole number, or below the minimum."""
-    # NumPy registers its integers with ``numbers``, and not its bool.
+    """Return the value as an int. InputError: it is not a whole number, or below the minimum."""
+    # NumPy registers its integers with ``numbers``, but not its bool.
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InputError(f"{name} must be a whole number, found {described(value)}")
     if value < minimum:
@@ -110,7 +111,7 @@ def whole_number(name: str, value: object, minimum: int) -> int:
 
 
 def described(value: object) -> str:
-    """Describe a value of any type in an error's one line: its repr, shortened, and its type."""
+    """Describe a value of any type in one line for errors: its shortened repr and its type."""
     return f"{' '.join(reprlib.repr(value).split())} ({type(value).__name__})"
 
 

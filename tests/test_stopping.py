@@ -133,7 +133,7 @@ with stopping.deferred():
     end = time.monotonic() + 1.5
     while time.monotonic() < end: time.sleep(0.01)
     Path("a").write_text("whole")
-    stopping.tell("a is whole")
+    stopping.set_hint("a is whole")
 print("never")
 """,
         signal.SIGTERM,

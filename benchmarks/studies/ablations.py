@@ -48,7 +48,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rvos_deploy.benchmarks.studies.video_queries import decode_queries
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import InputError, one_line
@@ -249,7 +249,7 @@ def best_threshold(
     return max(found, key=lambda values: values["j_and_f"])
 
 
-@one_line_errors
+@with_error_lines
 def main(
     out: Annotated[Path, typer.Argument(help="Folder of the runs and of ablations.json.")],
     clip_weights: Annotated[Path, typer.Option(help="Of 'pretrain-clip'.")],
@@ -317,7 +317,7 @@ def _known(out: Path, variant: str, seed: int) -> bool:
 
 
 class _Row(msgspec.Struct):
-    """What the table needs of every row."""
+    """Hold the values of a row that the table needs."""
 
     variant: str
     seed: int
@@ -334,7 +334,7 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
     """Read the rows of ``OUT/ablations.json``; no rows where there is no file.
 
     Raises:
-        InputError: the file cannot be read, or is no record of this study.
+        InputError: the file cannot be read, or is not a record of this study.
     """
     file = out / RESULT
     if not file.is_file():

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from rvos_deploy.bundle.folder import find_bundle
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.datasets import DataSplit, read_mevis
 from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import InputError, ParityError
@@ -117,7 +117,7 @@ def require_parity(found: Mapping[str, Any], limit: float | None) -> None:
         )
 
 
-@one_line_errors
+@with_error_lines
 def main(
     bundle: Annotated[str, typer.Argument(help="Folder, or the name of a packaged one.")],
     data: Annotated[Path, typer.Option(help="Folder of a split in MeViS's layout.")],

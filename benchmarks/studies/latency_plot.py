@@ -1,7 +1,7 @@
-"""Plot the latency of a frame by stage, from what ``rvos-deploy benchmark --json`` wrote.
+"""Plot the latency of a frame by stage, from files of ``rvos-deploy benchmark --json``.
 
 ``python -m rvos_deploy.benchmarks.studies.latency_plot FILE... --out PNG`` needs matplotlib.
-One bar a file; a file of ``--compare pytorch`` has a second one, of the eager reference.
+Each file gets one bar; a file of ``--compare pytorch`` gets a second bar for the eager reference.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.errors import InputError
 
 STAGES = ("decode", "resize", "backbone", "frame_decoder", "video_decoder", "mask_head")
-"""Drawn by name; what is left takes under a millisecond each and is drawn together."""
+"""Stages drawn by name. The others take under a millisecond each, and are drawn together."""
 OTHER = "other"
 
 
@@ -28,7 +28,7 @@ def median_milliseconds(result: dict[str, Any]) -> dict[str, float]:
 
 
 def read_results(files: list[Path]) -> list[dict[str, Any]]:
-    """Read results of ``benchmark``. Raises InputError: a file that is none."""
+    """Read results of ``benchmark``. Raises InputError: a file is not a result."""
     results = []
     for file in files:
         try:
@@ -36,7 +36,7 @@ def read_results(files: list[Path]) -> list[dict[str, Any]]:
             median_milliseconds(result)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{file} is no result of a benchmark ({error}); write one with 'rvos-deploy "
+                f"{file} is not a result of a benchmark ({error}); write one with 'rvos-deploy "
                 "benchmark --json FILE'"
             ) from error
         results.append(result)
@@ -44,7 +44,7 @@ def read_results(files: list[Path]) -> list[dict[str, Any]]:
 
 
 def draw(results: list[dict[str, Any]], out: Path) -> None:
-    """Draw one stacked bar a result, and one of the reference where there is one."""
+    """Draw one stacked bar per result, and one per reference."""
     try:
         import matplotlib
     except ImportError:
@@ -77,18 +77,18 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
     handles = [Patch(color=colours[s], label=s.replace("_", " ")) for s in (*STAGES, OTHER)]
     figure.legend(handles=handles, loc="outside upper center", ncols=7, frameon=False)
     axes.invert_yaxis()
-    axes.set_xlabel("milliseconds a frame (median)")
+    axes.set_xlabel("milliseconds per frame (median)")
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, dpi=130)
 
 
-@one_line_errors
+@with_error_lines
 def main(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Of benchmark --json.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PNG", help="The plot.")],
 ) -> None:
-    """Plot milliseconds a frame by stage."""
+    """Plot milliseconds per frame by stage."""
     draw(read_results(files), out)
 
 

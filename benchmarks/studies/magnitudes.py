@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.console.options import parse_size
 from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import ParityError
-from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
+from rvos_deploy.graph_io.frame_geometry import letterbox, resize_frame
 from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS
 from rvos_deploy.json_file import write_json
 from rvos_deploy.networks.modules.float32_islands import HIDDEN
@@ -196,11 +196,11 @@ def clip_frames(video: Path, box: tuple[int, int], count: int) -> list[Tensor]:
     """
     frames = islice(read_video(video), 0, EVERY * count, EVERY)
     images = [frame.host_image() for frame in frames]
-    geometry = fit_frame(images[0].shape[:2], box)
+    geometry = letterbox(images[0].shape[:2], box)
     return [torch.from_numpy(resize_frame(image, geometry)) for image in images]
 
 
-@one_line_errors
+@with_error_lines
 def main(
     config: Annotated[str, typer.Argument(help="Preset.")],
     video: Annotated[list[Path], typer.Option(help="File or folder of frames; may be repeated.")],

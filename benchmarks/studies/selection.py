@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_deploy.benchmarks.studies.video_queries import decode_queries
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.datasets import VideoRecord, read_mevis
 from rvos_deploy.environment import machine, versions
 from rvos_deploy.evaluation.metrics import region_similarity
-from rvos_deploy.graph_io.frame_geometry import MASK_STRIDE, FrameGeometry, display_mask
+from rvos_deploy.graph_io.frame_geometry import MASK_STRIDE, FrameGeometry, upsample_mask
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.json_file import write_json
 from rvos_deploy.networks.pan2024.config import preset
@@ -108,7 +108,7 @@ def diagnose_expression(
             chosen[queries] = 1.0
             limit = torch.full((len(logits),), 0.5)
             maps = unite_masks(logits, chosen.expand(len(logits), -1), limit).numpy()
-            shown = np.stack([display_mask(frame, geometry) for frame in maps])
+            shown = np.stack([upsample_mask(frame, geometry) for frame in maps])
             known[key] = float(np.mean(list(map(region_similarity, shown, union))))
         return known[key]
 
@@ -157,7 +157,7 @@ def summarise(rows: list[ExpressionDiagnosis], threshold: float | None = None) -
     }
 
 
-@one_line_errors
+@with_error_lines
 def main(
     config: Annotated[str, typer.Argument(help="Preset.")],
     checkpoint: Annotated[Path, typer.Option(help="Trained weights, .safetensors.")],

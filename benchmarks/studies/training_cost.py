@@ -16,7 +16,7 @@ import typer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from rvos_deploy.console.error_lines import one_line_errors
+from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.networks.pan2024.modules.network import build_network
 from rvos_deploy.training.objective import select_trained
 from rvos_deploy.training.recipe import Recipe, Stage
@@ -80,14 +80,16 @@ def pixels(recipe: Recipe) -> float:
     return sum(short * short * 16 / 9 for short in sides) / len(sides)
 
 
-@one_line_errors
+@with_error_lines
 def main(name: Annotated[str, typer.Argument(metavar="CONFIG", help="Recipe.")]) -> None:
     """Print what each stage of a recipe needs."""
     recipe = read_recipe(name)
     cost = count_cost(recipe)
     scale = pixels(recipe) / (PROBE[0] * PROBE[1])
     half = 0.5 if recipe.precision != "32-true" else 1.0
-    typer.echo(f"{name}: {cost.flops * scale / 2e9:.1f} G multiply-adds a frame and step (counted)")
+    typer.echo(
+        f"{name}: {cost.flops * scale / 2e9:.1f} G multiply-adds per frame and step (counted)"
+    )
     for stage in recipe.stages:
         if stage.cached:
             continue

@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rvos_deploy.datasets import VideoRecord
-from rvos_deploy.graph_io.frame_geometry import FrameGeometry, display_mask, fit_frame, resize_frame
+from rvos_deploy.graph_io.frame_geometry import (
+    FrameGeometry,
+    letterbox,
+    resize_frame,
+    upsample_mask,
+)
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.pan2024.modules.inference import decode_clip, tokenize
 from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
@@ -39,14 +44,14 @@ class VideoQueries:
         for row, scores in enumerate(self.scores):
             maps = unite_masks(self.logits[row], scores.expand(frames, -1), limit)
             for t, one in enumerate(maps.numpy()):
-                masks[t, row] = display_mask(one, self.geometry)
+                masks[t, row] = upsample_mask(one, self.geometry)
         return masks
 
 
 @torch.inference_mode()
 def decode_queries(network: RvosNetwork, tokenizer: Tokenizer, video: VideoRecord) -> VideoQueries:
     """Decode a whole video offline; ``network`` is in eval mode."""
-    geometry = fit_frame(video.size, network.config.input_size)
+    geometry = letterbox(video.size, network.config.input_size)
     images = [video.image(index) for index in range(len(video.frames))]
     frames = [torch.from_numpy(resize_frame(image, geometry)) for image in images]
     ids = tokenize(tokenizer, [expression.text for expression in video.expressions])

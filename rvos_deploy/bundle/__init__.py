@@ -1,1 +1,1 @@
-"""The bundle: a folder of graphs with a manifest that holds every hash. Imports no torch."""
+"""Read and write bundles: a folder of graphs, and a manifest with every hash. Imports no torch."""

@@ -1,7 +1,7 @@
-"""The JSON beside a plan: what the engine is, and the parity checks it passed.
+"""Read the JSON file beside a plan, which describes the engine and its parity checks.
 
-Imports neither TensorRT nor torch. Whether a plan may be loaded is decided by
-``rvos_deploy.runtime.backends.tensorrt.engine_checks``.
+This module imports neither TensorRT nor torch. ``runtime/backends/tensorrt/engine_checks.py``
+decides whether a plan may be loaded.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class EngineError(BundleError):
     """Refuse an engine that must not be loaded.
 
     Args:
-        found: what is there.
-        needed: what has to be there.
-        command: what to run, nearly always to build the engine again.
+        found: the state that was found.
+        needed: the state that is needed.
+        command: the command that repairs it, nearly always a new build.
     """
 
     def __init__(self, found: str, needed: str, command: str) -> None:
@@ -56,15 +56,15 @@ class EngineError(BundleError):
 
 
 class EngineSidecar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Hold everything that is known of one plan.
+    """Describe one plan.
 
-    Unknown fields are refused: they might say why an engine must not be loaded.
+    Unknown fields are refused, because they might say why an engine must not be loaded.
 
     Args:
-        schema: of this file.
-        graph: which graph of the bundle.
+        schema: schema of this file.
+        graph: name of the graph in the bundle.
         target: ``tensorrt`` or ``tensorrt-rtx``.
-        precision: of the bundle that the engine was built from.
+        precision: precision of the bundle that the engine was built from.
         created: UTC, ISO 8601.
         plan_sha256: hash of the plan file.
         plan_bytes: size of the plan file.
@@ -123,7 +123,7 @@ class EngineSidecar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise ValueError("j_and_f of a parity check is no number")
 
     def as_dict(self) -> dict[str, Any]:
-        """Give plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return plain(self)
 
     @property
@@ -133,30 +133,31 @@ class EngineSidecar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 def engine_folder(bundle: Path, target: str) -> Path:
-    """Give the folder of a bundle's engines for a target."""
+    """Return the folder of a bundle's engines for a target."""
     return bundle / ENGINES / target
 
 
 def plan_file(bundle: Path, target: str, graph: str) -> Path:
-    """Give the path of a graph's plan."""
+    """Return the path of a graph's plan."""
     return engine_folder(bundle, target) / f"{graph}.plan"
 
 
 def sidecar_file(plan: Path) -> Path:
-    """Give the path of a plan's sidecar: ``backbone.plan`` has ``backbone.plan.json``."""
+    """Return the path of a plan's sidecar: ``backbone.plan`` has ``backbone.plan.json``."""
     return plan.with_name(plan.name + ".json")
 
 
 def rebuild_command(bundle: Path, target: str, options: tuple[str, ...] = ()) -> str:
-    """Write the command that builds the engines of a bundle again."""
+    """Return the command that builds the engines of a bundle again."""
     return " ".join(["rvos-deploy build-engine", str(bundle), "--target", target, *options])
 
 
 def read_sidecar(bundle: Path, target: str, graph: str) -> EngineSidecar:
-    """Read a sidecar and check its form; the plan and the ONNX stay closed.
+    """Read a sidecar and check its form, without opening the plan or the ONNX.
 
     Raises:
-        EngineError: the sidecar is missing, damaged, of another schema, or another engine's.
+        EngineError: the sidecar is missing, is damaged, has another schema, or describes another
+            engine.
     """
     plan, command = plan_file(bundle, target, graph), rebuild_command(bundle, target)
     file = sidecar_file(plan)
@@ -183,13 +184,13 @@ def read_sidecar(bundle: Path, target: str, graph: str) -> EngineSidecar:
 
 
 class _Head(msgspec.Struct):
-    """What is read of a sidecar first: another schema has other fields."""
+    """The part of a sidecar that is read first, because another schema has other fields."""
 
     schema: Line
 
 
 def list_engines(bundle: Path) -> list[EngineSidecar | EngineError]:
-    """Read the sidecars of all engines in a bundle, or why one cannot be read."""
+    """Read the sidecars of all engines in a bundle; an unreadable sidecar gives its error."""
     found: list[EngineSidecar | EngineError] = []
     for target in TARGETS:
         for plan in sorted(engine_folder(bundle, target).glob("*.plan")):
@@ -201,5 +202,5 @@ def list_engines(bundle: Path) -> list[EngineSidecar | EngineError]:
 
 
 def format_profile(profile: Profile) -> str:
-    """Write a profile as ``--profile`` reads it: ``H=32:256:256,E=1:2:8``."""
+    """Format a profile as ``--profile`` reads it: ``H=32:256:256,E=1:2:8``."""
     return ",".join(f"{axis}={':'.join(map(str, sizes))}" for axis, sizes in profile.items())

@@ -1,4 +1,4 @@
-"""The bundle: a folder with manifest, graphs and tokenizer; only hashed bytes are parsed."""
+"""Open bundles: folders with a manifest, graphs and a tokenizer. Only hashed bytes are parsed."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ _NO_DIGEST = "0" * 64
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest was checked. Its files are read through :meth:`read`, which gives
-    nothing but bytes of the hash that the manifest states.
+    """Hold a bundle whose manifest is checked.
+
+    :meth:`read` reads its files, and returns only bytes whose hash the manifest states.
     """
 
     path: Path
@@ -54,36 +55,39 @@ class Bundle:
 
     @property
     def config(self) -> NetworkConfig:
-        """The network's configuration."""
+        """Return the network's configuration."""
         return self.network.config
 
     @property
     def precision(self) -> Precision:
-        """What the graphs compute in: fp32, fp16 or bf16."""
+        """Return the number format that the graphs compute in: fp32, fp16 or bf16."""
         return self.manifest.precision
 
     def threshold(self, mode: Mode) -> float:
-        """Score that a query must pass: what ``set-threshold`` wrote, or the model's."""
+        """Return the score that a query must exceed: from ``set-threshold``, or the model's own."""
         set_later = self.manifest.thresholds
         if set_later is UNSET:
             return self.config.threshold
         return set_later.online if mode == "online" else set_later.offline
 
     def graph_file(self, name: str) -> OnnxFile:
-        """The ONNX file of a graph; what it reads has been hashed."""
+        """Return the ONNX file of a graph. The file hashes the bytes that it reads."""
         return OnnxFile(self.path / f"{name}.onnx", self.read)
 
     def onnx_entries(self, graph: str) -> dict[str, FileEntry]:
-        """The files that a graph consists of: its ONNX, and its external data if there is any."""
+        """Return the entries of a graph's files: the ONNX, and external data if there is any."""
         names = (f"{graph}.onnx", f"{graph}.onnx.data")
         return {name: self.manifest.files[name] for name in names if name in self.manifest.files}
 
     def read(self, name: str) -> bytes:
-        """The content of a file, read once and hashed in memory: a later change of the file, or a
-        symlink that leads elsewhere, makes no difference to what is parsed.
+        """Read a file once, and hash it in memory.
+
+        So a later change of the file, or a symlink that leads elsewhere, cannot change the bytes
+        that are parsed.
 
         Raises:
-            BundleError: not a file of the bundle, missing, or changed since the export.
+            BundleError: the file does not belong to the bundle, is missing, or was changed since
+                the export.
         """
         entry = self.manifest.files.get(name)
         if entry is None:
@@ -103,10 +107,10 @@ class Bundle:
         return content
 
     def check_files(self) -> None:
-        """Hash every file that was not read yet.
+        """Hash every file that has not been read yet.
 
         Raises:
-            BundleError: one is missing or was changed since the export.
+            BundleError: a file is missing, or was changed since the export.
         """
         for name, entry in self.manifest.files.items():
             if name not in self._hashed:
@@ -122,33 +126,34 @@ class Bundle:
 
 
 def packaged_bundles() -> dict[str, Path]:
-    """Bundles that come with the package, by name."""
+    """Return the bundles of the package by name."""
     folder = Path(__file__).parents[1] / "bundles"
     return {path.name: path for path in sorted(folder.glob("*")) if (path / MANIFEST).is_file()}
 
 
 def bundle_files(folder: Path) -> list[Path]:
-    """Files in ``folder`` that belong to a bundle, engines included, by their names alone."""
+    """List the files in ``folder`` whose names belong to a bundle, engines included."""
     names = (MANIFEST, TOKENIZER, PARITY, "*.onnx", "*.onnx.data", "engines/**/*")
     return [file for name in names for file in folder.glob(name) if file.is_file()]
 
 
 def find_bundle(path: str | Path) -> Path:
-    """The folder at ``path``, or else the packaged bundle of that name."""
+    """Return the folder at ``path``, or else the packaged bundle of that name."""
     folder = Path(path)
     return folder if _exists(folder / MANIFEST) else packaged_bundles().get(str(path), folder)
 
 
 def open_bundle(path: str | Path, *, check_files: bool = True) -> Bundle:
-    """Read the manifest, check what it says, and hash every file.
+    """Read and check the manifest, and hash every file.
 
     Args:
         path: a folder, or the name of a packaged bundle (see :func:`packaged_bundles`).
         check_files: False leaves the hashing to :meth:`Bundle.read` and
-            :meth:`Bundle.check_files`, so that nothing is hashed twice where all is read anyway.
+            :meth:`Bundle.check_files`, so that no file is hashed twice.
 
     Raises:
-        BundleError: not a bundle, damaged, incomplete, or of another schema; says what to do.
+        BundleError: ``path`` is not a bundle, or the bundle is damaged, incomplete or of another
+            schema. The message says what to do.
     """
     folder = find_bundle(path)
     manifest = read_manifest(folder)
@@ -172,10 +177,10 @@ def open_bundle(path: str | Path, *, check_files: bool = True) -> Bundle:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest alone, its form, its own hash and its schema checked; other files stay closed.
+    """Read the manifest, and check its form, hash and schema, without opening other files.
 
     Raises:
-        BundleError: as :func:`open_bundle`.
+        BundleError: as in :func:`open_bundle`.
     """
     file = folder / MANIFEST
     if not os.path.lexists(file):
@@ -190,7 +195,7 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise _unreadable(file, error) from error
     head = decode(raw, Head, file)
-    # A newer schema may hash differently, so it is told apart first.
+    # A newer schema may hash differently, so the schema is checked first.
     if head.schema > SCHEMA:
         raise BundleError(
             f"{file} has schema {head.schema}, this version reads {SCHEMA}; "
@@ -208,7 +213,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any], files: Iterable[str]) -> None:
-    """Write the manifest with the hashes of ``files`` and of itself."""
+    """Write the manifest with the hashes of ``files`` and its own hash."""
     entries = {
         name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
         for name in sorted(files)
@@ -223,14 +228,14 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any], files: Iterable[st
 def set_threshold(
     path: str | Path, *, offline: float | None = None, online: float | None = None
 ) -> Bundle:
-    """Write a bundle's own thresholds into its manifest; a mode that is None keeps its threshold.
+    """Write a bundle's own thresholds into its manifest. None keeps the threshold of a mode.
 
-    The graphs stay as they are, and so does what was proved of them: parity is checked at the
+    The graphs do not change, and their parity stays valid, because parity is checked at the
     threshold of the export.
 
     Raises:
-        BundleError: as :func:`open_bundle`, or the bundle comes with the package.
-        InputError: no threshold, or one outside 0..1.
+        BundleError: as in :func:`open_bundle`, or the bundle is part of the package.
+        InputError: no threshold is given, or one lies outside 0..1.
     """
     given = {"offline": offline, "online": online}
     values = {mode: value for mode, value in given.items() if value is not None}
@@ -259,12 +264,12 @@ def set_threshold(
 
 
 def _manifest_digest(raw: bytes, digest: str) -> str:
-    """Hash of the manifest as it was before its own hash was put in."""
+    """Hash the manifest without its own hash."""
     return hashlib.sha256(raw.replace(digest.encode(), _NO_DIGEST.encode(), 1)).hexdigest()
 
 
 def _check_names(manifest: Path, files: Mapping[str, FileEntry]) -> None:
-    """Files lie directly in the bundle, and none is beyond bounds."""
+    """Check that all files lie directly in the bundle and respect their size limits."""
     for name, entry in files.items():
         if not _PLAIN_NAME.fullmatch(name) or name == MANIFEST:
             raise BundleError(
@@ -293,7 +298,7 @@ def _require_files(manifest: Path, files: Mapping[str, FileEntry], network: Netw
 
 
 def _check_repeated(file: Path, manifest: Manifest, config: NetworkConfig) -> None:
-    """What the manifest says twice, for people who read it, is the same."""
+    """Check that values which the manifest repeats for readers are equal."""
     for name in ("threshold", "input_size"):
         found, needed = getattr(manifest, name), getattr(config, name)
         if found is not UNSET and found != needed:
@@ -314,7 +319,7 @@ def _check_size(file: Path, entry: FileEntry) -> None:
 
 
 def _exists(file: Path) -> bool:
-    """Whether a file is there; an impossible name is that of none."""
+    """Tell whether a file exists; an impossible name belongs to no file."""
     try:
         return file.exists()
     except OSError:

@@ -1,11 +1,11 @@
-"""The manifest's form: typed records with a bound on every size, decoded in one step.
+"""Define the manifest as typed records with a bound on every size, decoded in one step.
 
-msgspec, not pydantic: it has no dependencies, states bounds as types, decodes JSON straight into
-the records without coercion, and is imported in a few milliseconds.
+msgspec is used instead of pydantic, because it has no dependencies, states bounds as types, decodes
+JSON straight into records without coercion, and is imported in a few milliseconds.
 
-The schema number governs: keys that this version does not know are ignored within a schema, and
-what changes the meaning of a bundle must have another number. The network's own configuration
-(``model``) is the exception: an unknown key there is another network, and is refused.
+Unknown keys are ignored, so a change of meaning needs a new schema number. The network's
+configuration (``model``) is the exception: an unknown key there means another network, and is
+refused.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from rvos_deploy.graph_io.graph_spec import GraphSpec, Precision
 
 MAXIMUM_MANIFEST_BYTES = 8 << 20
 MAXIMUM_FILE_BYTES = 8 << 30
-"""Of any file in a bundle; what is read at once has tighter bounds (``bundle.py``)."""
+"""Size limit of any file in a bundle. ``folder.py`` has tighter limits for files read at once."""
 
-# Lines are printed: neither control characters nor those that turn the reading direction.
+# Lines are printed, so they hold no control characters and none that change the reading direction.
 Line = Annotated[
     str,
     Meta(
@@ -39,17 +39,17 @@ Record = TypeVar("Record")
 
 
 class FileEntry(msgspec.Struct, frozen=True):
-    """A file directly in the bundle: its hash and its size."""
+    """Hold the hash and size of a file in the bundle."""
 
     sha256: Sha256
     bytes: Annotated[int, Meta(ge=0, le=MAXIMUM_FILE_BYTES)]
 
 
 class NetworkOrigin(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the trained part came from: random numbers, or a checkpoint and its training run.
+    """Record the origin of the trained part: random numbers, or a checkpoint and its training run.
 
-    ``recorded``: the checkpoint names its configuration, which is the bundle's. ``url``: where the
-    file was fetched from. ``license`` (SPDX) and ``attribution``: of published weights.
+    ``recorded``: the checkpoint names the configuration of the bundle. ``url``: address of a
+    fetched file. ``license`` (SPDX) and ``attribution``: terms of published weights.
     """
 
     random_seed: Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)] | None = None
@@ -69,10 +69,10 @@ class NetworkOrigin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClipOrigin(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the frozen CLIP part came from: random numbers, an open_clip tag, or a file.
+    """Record the origin of the frozen CLIP part: random numbers, an open_clip tag, or a file.
 
-    ``fingerprint``: of its weights, before they were rounded. ``recorded``: the checkpoint names
-    that fingerprint.
+    ``fingerprint``: fingerprint of the weights before rounding. ``recorded``: the checkpoint names
+    this fingerprint.
     """
 
     fingerprint: Line
@@ -89,7 +89,7 @@ class ClipOrigin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceFile(msgspec.Struct, frozen=True):
-    """A file that an export read, and where it was fetched from."""
+    """Record a file that an export read, and the address of a fetched file."""
 
     file: Line
     sha256: Sha256
@@ -97,7 +97,7 @@ class SourceFile(msgspec.Struct, frozen=True):
 
 
 class TokenizerOrigin(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the vocabulary came from; ``license`` (SPDX) and ``attribution`` of published files."""
+    """Record the origin of the vocabulary; ``license`` (SPDX) and ``attribution``: its terms."""
 
     files: Annotated[tuple[SourceFile, ...], Meta(min_length=1, max_length=4)]
     license: Line | None = None
@@ -105,7 +105,7 @@ class TokenizerOrigin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Where each weight came from; ``clip`` is None for networks without a CLIP part.
+    """Record the origin of every weight; ``clip`` is None for networks without a CLIP part.
 
     ``tokenizer``: None where the vocabulary is part of this package.
     """
@@ -116,7 +116,7 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 class WeightsRecord(msgspec.Struct, frozen=True):
-    """Where the weights came from; bundles of revision 0 have no ``origin``."""
+    """Record the weights; bundles of revision 0 have no ``origin``."""
 
     random: bool
     seed: Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)] | None
@@ -134,7 +134,7 @@ class WeightsRecord(msgspec.Struct, frozen=True):
 
 
 class CheckRecord(msgspec.Struct, frozen=True):
-    """A parity check of the export: of a tensor, or of the masks of a clip (with J and F)."""
+    """Record a parity check of the export: of a tensor, or of the masks of a clip (J and F)."""
 
     name: Line
     passed: bool
@@ -160,7 +160,7 @@ class CheckRecord(msgspec.Struct, frozen=True):
 
 
 class ParityRecord(msgspec.Struct, frozen=True):
-    """What the export was compared with, and how that went."""
+    """Record the reference of the export, and the parity checks against it."""
 
     reference: Line
     checks: Annotated[tuple[CheckRecord, ...], Meta(max_length=10_000)]
@@ -170,7 +170,7 @@ class ParityRecord(msgspec.Struct, frozen=True):
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """Scores that a query must pass, by mode, and when ``set-threshold`` wrote them."""
+    """Hold the thresholds by mode; ``note`` says when ``set-threshold`` wrote them."""
 
     offline: Share
     online: Share
@@ -178,11 +178,11 @@ class Thresholds(msgspec.Struct, frozen=True):
 
 
 REVISION = 1
-"""What a manifest must hold within its schema: from 1 on, the origin of every weight."""
+"""Version of the required keys within the schema. From 1 on, every weight needs its origin."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that a bundle says of itself."""
+    """Describe a bundle."""
 
     schema: Literal[1]
     revision: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
@@ -198,7 +198,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Count
     versions: Annotated[dict[Line, Line | dict[Line, Line]], Meta(max_length=64)]
     graphs: Annotated[dict[Line, GraphSpec], Meta(max_length=16)]
-    # Of each graph's file; bundles made before there was a choice do not say.
+    # By graph. Bundles from before opsets could be chosen do not record them.
     opsets: Annotated[dict[Line, Count], Meta(max_length=16)] | UnsetType = UNSET
     parity: ParityRecord
     files: Annotated[dict[Line, FileEntry], Meta(max_length=64)]
@@ -208,28 +208,29 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("weights.origin is missing: it must say where each weight came from")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return plain(self)
 
 
 class Head(msgspec.Struct, frozen=True):
-    """What is read of a manifest before its hash is checked."""
+    """The part of a manifest that is read before its hash is checked."""
 
     schema: int
     manifest_sha256: str
 
 
 def plain(record: msgspec.Struct) -> dict[str, Any]:
-    """A record as plain values, ready for JSON; unset fields are left out."""
+    """Return a record as plain values, ready for JSON, without unset fields."""
     values: dict[str, Any] = msgspec.to_builtins(record)
     return values
 
 
 def decode(raw: bytes, kind: type[Record], file: Path) -> Record:
-    """JSON bytes as a record.
+    """Decode JSON bytes to a record.
 
     Raises:
-        BundleError: not JSON, nested too deeply, or not of that form; says where.
+        BundleError: the bytes are not JSON, are nested too deeply, or have another form. The
+            message says where.
     """
     try:
         return msgspec.json.decode(raw, type=kind)
@@ -240,6 +241,6 @@ def decode(raw: bytes, kind: type[Record], file: Path) -> Record:
 
 
 def reason(error: Exception) -> str:
-    """msgspec's message, its first letter small, without the quotes of its code style."""
+    """Return msgspec's message with a lower-case first letter and without backquotes."""
     text = one_line(str(error).replace("`", ""), 300)
     return text[:1].lower() + text[1:]

@@ -1,4 +1,4 @@
-"""A graph's ONNX file and its external data: what is parsed are the bytes that were hashed."""
+"""Read a graph's ONNX file and its external data. Only hashed bytes are parsed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rvos_deploy.errors import BundleError, one_line
 from rvos_deploy.files import read_regular_file
 
 MAXIMUM_MODEL_BYTES = 2 << 30
-"""Protobuf takes no more."""
+"""Protobuf's limit."""
 MAXIMUM_DATA_BYTES = 8 << 30
 
 # Messages that lead to tensors, by field number (onnx.proto; a test compares them with onnx's own).
@@ -40,12 +40,12 @@ _INITIALIZER = ("ModelProto", "GraphProto", "TensorProto", "StringStringEntryPro
 
 @dataclass(frozen=True)
 class OnnxContent:
-    """The bytes of a graph.
+    """Hold the bytes of a graph.
 
     Args:
-        path: of the file, for messages; nothing is read from it again.
+        path: path of the file, for messages only.
         model: the serialised ``ModelProto``.
-        external: contents of the files that its weights lie in, by the name that the model has.
+        external: contents of the files with its weights, by the name in the model.
     """
 
     path: Path
@@ -55,38 +55,38 @@ class OnnxContent:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """Where a graph lies, and how its bytes are had.
+    """Locate a graph's file, and read it.
 
     Args:
-        path: of the ONNX file.
-        read_checked: gives the bytes of a file beside it once their hash was checked (a bundle's
-            ``read``); None for a file that was only just exported, and has no hash yet.
+        path: path of the ONNX file.
+        read_checked: reads a file beside it and checks the hash (a bundle's ``read``); None for a
+            file that was just exported and has no hash yet.
     """
 
     path: Path
     read_checked: Callable[[str], bytes] | None = None
 
     def read_model(self) -> bytes:
-        """The serialised model, without its external data.
+        """Read the serialised model without its external data.
 
         Raises:
-            BundleError: missing, unreadable, or not the bytes that were hashed.
+            BundleError: the file is missing or unreadable, or has another hash.
         """
         return self._read(self.path.name, MAXIMUM_MODEL_BYTES)
 
     def read(self) -> OnnxContent:
-        """The model and its external data.
+        """Read the model and its external data.
 
         Raises:
-            BundleError: as :meth:`read_model`; or the model wants data from somewhere else than the
-                files that belong to it.
+            BundleError: as in :meth:`read_model`, or the model refers to a file that does not
+                belong to it.
         """
         model = self.read_model()
         external: dict[str, bytes] = {}
         for location in sorted(external_locations(model, self.path)):
             if location != f"{self.path.name}.data":
                 raise BundleError(
-                    f"{self.path} takes weights from '{one_line(location)}', needed: "
+                    f"{self.path} reads weights from '{one_line(location)}', needed: "
                     f"{self.path.name}.data beside it; export the bundle again"
                 )
             external[location] = self._read(location, MAXIMUM_DATA_BYTES)
@@ -105,15 +105,16 @@ class OnnxFile:
 
 
 def external_locations(model: bytes, path: Path) -> set[str]:
-    """Names of the files that a serialised model takes weights from.
+    """List the files that a serialised model reads weights from.
 
-    Walks the protobuf itself: ``onnx`` need not be installed where bundles run.
+    This function parses the protobuf itself, because ``onnx`` need not be installed where bundles
+    run.
 
     Raises:
-        BundleError: not protobuf, or something else than an initializer of the graph has its data
-            elsewhere.
+        BundleError: the bytes are not protobuf, or a tensor other than an initializer of the graph
+            has external data.
     """
-    if b"location" not in model:  # the key of every such entry; spares the walk
+    if b"location" not in model:  # no entry has the key, so the model need not be parsed
         return set()
     found: set[str] = set()
     waiting: list[tuple[tuple[str, ...], int, int]] = [(("ModelProto",), 0, len(model))]
@@ -133,7 +134,7 @@ def external_locations(model: bytes, path: Path) -> set[str]:
             known = FIELDS[kinds[-1]]
             for number, first, last in _messages(model, start, end):
                 if number in known:
-                    # Of a deep nest only the last steps matter, and the whole path of shallow ones.
+                    # Only the last steps of a deep path matter; a shallow path is kept whole.
                     waiting.append(((*kinds[-5:], known[number]), first, last))
     except (IndexError, ValueError):
         raise BundleError(
@@ -148,7 +149,7 @@ def _entry(data: bytes, start: int, end: int) -> tuple[bytes, bytes]:
 
 
 def _messages(data: bytes, start: int, end: int) -> list[tuple[int, int, int]]:
-    """Number, start and end of the length-delimited fields of a protobuf message."""
+    """List number, start and end of the length-delimited fields of a protobuf message."""
     fields: list[tuple[int, int, int]] = []
     at = start
     while at < end:
@@ -185,10 +186,10 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def external_slices(model: Any, content: OnnxContent) -> dict[str, memoryview]:
-    """Bytes of every initializer that lies outside an ``onnx.ModelProto``, by its name.
+    """Return the bytes of every initializer outside an ``onnx.ModelProto``, by name.
 
     Raises:
-        BundleError: they reach beyond their file.
+        BundleError: an initializer exceeds its file.
     """
     slices: dict[str, memoryview] = {}
     for tensor in model.graph.initializer:
@@ -211,5 +212,5 @@ def external_slices(model: Any, content: OnnxContent) -> dict[str, memoryview]:
 
 
 def address_of(data: memoryview) -> int:
-    """Where these bytes lie, for a library that takes pointers; keep ``data`` until it is done."""
+    """Return the address of bytes, for a library that reads pointers. Keep ``data`` alive."""
     return int(np.frombuffer(data, np.uint8).ctypes.data) if data.nbytes else 0

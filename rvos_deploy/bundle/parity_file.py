@@ -1,4 +1,4 @@
-"""Read ``parity.npz``: arrays in a zip, whose every size is checked before it is allocated."""
+"""Read ``parity.npz``: arrays in a zip file, whose sizes are checked before allocation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rvos_deploy.errors import BundleError, one_line
 
 MAXIMUM_ARRAYS = 4096
 MAXIMUM_BYTES = 256 << 20
-"""Of all arrays together, unpacked. The ``large`` preset's take 25 MB."""
+"""Limit of all unpacked arrays together. Those of the ``large`` preset have 25 MB."""
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # bz2 and lzma unpack whole chunks, whatever size the entry states.
@@ -24,19 +24,20 @@ _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 def read_arrays(content: bytes, path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an ``.npz`` file, by name: numbers and truth values, nothing that is pickled.
+    """Read arrays of an ``.npz`` file by name: numbers and truth values, nothing pickled.
 
     Args:
-        content: of the file, already hashed.
-        path: for messages.
+        content: the bytes of the file, already hashed.
+        path: path of the file, for messages.
 
     Raises:
-        BundleError: damaged, or larger than any export makes it.
+        BundleError: the file is damaged, or larger than any export writes it.
     """
     try:
         return _read(content)
     except Exception as error:
-        # zipfile, zlib and NumPy's header parser raise a dozen kinds, MemoryError among them.
+        # zipfile, zlib and NumPy's header parser raise a dozen kinds of errors, MemoryError
+        # included.
         reason = one_line(error) or type(error).__name__
         raise BundleError(
             f"{path} is damaged ({reason}); copy the bundle again, or export again"

@@ -1,1 +1,1 @@
-"""The command line: one file a command, heavy imports inside the command."""
+"""Define the command line: one file per command, with heavy imports inside the command."""

@@ -1,4 +1,4 @@
-"""The entry point of the command line. Imports little, so that a stop is answered early."""
+"""Start the command line. This module imports little, so a stop signal is handled early."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def main() -> None:
     from rvos_deploy.iterator_thread import any_stuck
 
     if any_stuck():
-        # A thread that hangs in C (FFmpeg waits for a source) may return while the interpreter
-        # shuts down, and crash it. All files are closed by now.
+        # A thread that hangs in C (FFmpeg waits for a source) may return during the interpreter's
+        # shutdown and crash it. All files are closed by now.
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
@@ -26,8 +26,9 @@ def main() -> None:
 
 
 def _drop_unwritable_output() -> None:
-    """Point output that cannot be written (a closed terminal) to the null device: the interpreter
-    would flush it at its end, and exit with 120 instead of the command's own code.
+    """Redirect output that cannot be written (a closed terminal) to the null device.
+
+    Otherwise the interpreter's last flush fails, and replaces the command's exit code by 120.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -39,16 +40,16 @@ def _drop_unwritable_output() -> None:
 
 
 def run_command_line() -> int:
-    """Run the command in ``sys.argv`` and give its exit code; an RvosError becomes one line."""
+    """Run the command in ``sys.argv`` and return its exit code; print an RvosError as one line."""
     debug = "--debug" in sys.argv
     if debug:
-        # --debug may stand anywhere: it belongs to the program, not to one command.
+        # --debug belongs to the program, not to one command, and may stand anywhere.
         sys.argv = [sys.argv[0], "--debug", *(a for a in sys.argv[1:] if a != "--debug")]
     if len(sys.argv) == 1:
         sys.argv.append("--help")
-    from rvos_deploy.console.error_lines import one_line
+    from rvos_deploy.console.error_lines import run_with_error_lines
 
-    return one_line(_call, debug=debug)
+    return run_with_error_lines(_call, debug=debug)
 
 
 def _call() -> int:

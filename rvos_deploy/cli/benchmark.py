@@ -1,4 +1,4 @@
-"""``rvos-deploy benchmark``: latency by stage, throughput and memory."""
+"""Measure latency by stage, throughput and memory: ``rvos-deploy benchmark``."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def benchmark(
     ] = None,
     expressions: Annotated[
         int,
-        typer.Option("--expressions", metavar="N", min=1, help="Expressions followed at once."),
+        typer.Option("--expressions", metavar="N", min=1, help="Expressions to segment at once."),
     ] = 1,
     frames: Annotated[
         int,
-        typer.Option("--frames", metavar="N", min=1, help="Frames to measure, after 3 to warm up."),
+        typer.Option("--frames", metavar="N", min=1, help="Frames to measure, after 3 of warm-up."),
     ] = 30,
     size: SizeOption = None,
     short_side: ShortSideOption = None,
@@ -53,7 +53,7 @@ def benchmark(
     compare: Annotated[
         Literal["pytorch"] | None,
         typer.Option(
-            "--compare", help="Also measure this, in turn, on the same frames and threads."
+            "--compare", help="Also measure this library, by turns, on the same frames and threads."
         ),
     ] = None,
     checkpoint: Annotated[
@@ -61,13 +61,13 @@ def benchmark(
         typer.Option(
             "--checkpoint",
             metavar="FILE",
-            help="For --compare: weights that the bundle was exported from.",
+            help="For --compare: the weights that the bundle was exported from.",
         ),
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Measure latency by stage, throughput with stages overlapped, and peak memory."""
-    from rvos_deploy.benchmarks.latency import benchmark_latency
+    """Measure latency by stage, throughput with overlapped stages, and peak memory."""
+    from rvos_deploy.benchmarks.latency import LatencyOptions, benchmark_latency
     from rvos_deploy.bundle.folder import bundle_files, find_bundle
     from rvos_deploy.console.output import step_progress
     from rvos_deploy.environment import usable_cores
@@ -85,15 +85,8 @@ def benchmark(
         step_progress() as progress,
     ):
         reference = _pytorch(segmenter.bundle, checkpoint, cores) if compare else None
-        result = benchmark_latency(
-            segmenter,
-            video=video,
-            expressions=expressions,
-            frames=frames,
-            settings=settings,
-            reference=reference,
-            progress=progress,
-        )
+        options = LatencyOptions(video, expressions, frames, settings)
+        result = benchmark_latency(segmenter, options, reference=reference, progress=progress)
     result["threads"] = cores
     _print(result)
     if json is not None:
@@ -122,7 +115,7 @@ def _print(result: dict[str, Any]) -> None:
 def _pytorch(bundle: Bundle, checkpoint: Path | None, threads: int) -> Backend:
     from rvos_deploy.console.extras import let_threads_sleep, needs_extra
 
-    let_threads_sleep()  # PyTorch is to be compared at its best
+    let_threads_sleep()  # PyTorch must be measured at its best
     with needs_extra("--compare pytorch", "cpu,export"):
         from rvos_deploy.benchmarks.torch_backend import TorchBackend
     backend: Backend = TorchBackend(bundle, checkpoint, threads)

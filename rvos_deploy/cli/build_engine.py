@@ -1,4 +1,4 @@
-"""``rvos-deploy build-engine``: TensorRT engines of a bundle's graphs, with parity checks."""
+"""Build and check TensorRT engines of a bundle's graphs: ``rvos-deploy build-engine``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def build_engine(
     graph: Annotated[
         list[str] | None,
         typer.Option(
-            "--graph", metavar="NAME", help="Build this graph only. Repeat the option for more."
+            "--graph", metavar="NAME", help="Build only this graph. Repeat the option for more."
         ),
     ] = None,
     workspace: Annotated[
@@ -46,7 +46,7 @@ def build_engine(
             "--workspace",
             metavar="MIB",
             min=1,
-            help="Scratch memory that a layer may use. Default: all of the GPU's.",
+            help="Scratch memory that a layer may use. Default: all memory of the GPU.",
         ),
     ] = None,
     optimization_level: Annotated[
@@ -56,7 +56,7 @@ def build_engine(
             metavar="0..5",
             min=0,
             max=5,
-            help="A higher level builds longer, for a faster engine. Default: 3.",
+            help="A higher level takes longer to build, for a faster engine. Default: 3.",
         ),
     ] = None,
     compute_capability: Annotated[
@@ -76,37 +76,37 @@ def build_engine(
         ),
     ] = None,
     no_timing_cache: Annotated[
-        bool, typer.Option("--no-timing-cache", help="tensorrt: time every kernel again.")
+        bool, typer.Option("--no-timing-cache", help="tensorrt: measure every kernel again.")
     ] = False,
     version_compatible: Annotated[
         bool,
         typer.Option(
             "--version-compatible",
-            help="tensorrt: let later versions load the engine. It then holds host code, which "
-            "must be allowed when the engine is loaded.",
+            help="tensorrt: let later versions load the engine. The engine then holds host code, "
+            "which must be allowed on loading.",
         ),
     ] = False,
     hardware_compatible: Annotated[
         bool,
         typer.Option(
             "--hardware-compatible",
-            help="tensorrt: let every GPU from Ampere on run the engine, more slowly.",
+            help="tensorrt: let every GPU from Ampere on run the engine, at a lower speed.",
         ),
     ] = False,
     strip_weights: Annotated[
         bool,
         typer.Option(
             "--strip-weights",
-            help="tensorrt: leave the weights out; they are read from the ONNX file on loading.",
+            help="tensorrt: leave the weights out, and read them from the ONNX file on loading.",
         ),
     ] = False,
     json: JsonOption = None,
 ) -> None:
     """Build TensorRT engines, compare them with ONNX Runtime, and add them to the bundle.
 
-    An engine is added only when every check that can run here has passed.
+    An engine is added only if every check that can run on this machine passes.
 
-    Without a GPU no check can run: such an engine says so, and is refused when it is loaded.
+    Without a GPU, no check can run. The engine records this, and is refused on loading.
     """
     from rvos_deploy.bundle.folder import bundle_files, find_bundle, open_bundle
     from rvos_deploy.cli.build_progress import build_progress
@@ -138,13 +138,13 @@ def build_engine(
             f"{engine.graph}: {mebibytes(engine.plan_bytes)}, {engine.build_seconds:.1f} s, "
             f"{_types(engine)}{_plugins(engine)}"
         )
-    typer.echo(f"{bundle}: {counted(len(engines), 'engine')} for {target} {_proof(engines)}")
+    typer.echo(f"{bundle}: {counted(len(engines), 'engine')} for {target} {_parity(engines)}")
     content = {"bundle": str(bundle), "engines": [engine.as_dict() for engine in engines]}
     write_record(json, "build-engine", content, versions())
 
 
 def _types(engine: EngineSidecar) -> str:
-    """Count the layers that multiply, by type: ``multiplying layers: 25 float32``."""
+    """Count the multiplying layers by type: ``multiplying layers: 25 float32``."""
     counts = engine.layers["network"]["multiplying"]
     return "multiplying layers: " + (
         ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
@@ -155,8 +155,8 @@ def _plugins(engine: EngineSidecar) -> str:
     return f", {engine.plugin_layers} plugin layers" if engine.plugin_layers else ""
 
 
-def _proof(engines: list[EngineSidecar]) -> str:
-    """Say what the engines were built for, and what the parity checks gave."""
+def _parity(engines: list[EngineSidecar]) -> str:
+    """Describe the target of the engines, and the results of the parity checks."""
     first = engines[0]
     capabilities = ", ".join(first.compute_capabilities)
     built = f"{first.tensorrt_version}, compute capability {capabilities}"

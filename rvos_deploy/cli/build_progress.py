@@ -1,10 +1,12 @@
-"""The bar of ``build-engine``: on a terminal only, as in :mod:`rvos_deploy.console.output`."""
+"""Show the progress of ``build-engine`` on a terminal, as :mod:`rvos_deploy.console.output`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from rvos_deploy.progress import ShareProgress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,13 +15,10 @@ _PHASE_WIDTH = 36
 
 
 @contextmanager
-def build_progress(
-    console: Console | None = None,
-) -> Iterator[Callable[[str, str, float, float | None], None]]:
+def build_progress(console: Console | None = None) -> Iterator[ShareProgress]:
     """Show a bar for each graph, on a terminal only.
 
-    The yielded function takes the graph, the phase, the share done (0 to 1) and the seconds that
-    remain (None: unknown). ``console``: where the bars are drawn; None: standard error.
+    ``console``: the console that shows the bars; None: standard error.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
@@ -50,7 +49,7 @@ def build_progress(
 
 
 def time_left(seconds: float | None) -> str:
-    """Write ``about 2 min left``; empty where nothing is known, or nothing remains."""
+    """Return ``about 2 min left``; empty if the time is unknown, or nothing remains."""
     if seconds is None or seconds < 0.5:
         return ""
     if seconds < 90:

@@ -1,4 +1,4 @@
-"""The Typer app: commands are found here, each in a file of its own."""
+"""Register every command with the Typer app; each command is a file of its own."""
 
 from __future__ import annotations
 

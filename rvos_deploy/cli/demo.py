@@ -1,4 +1,4 @@
-"""``rvos-deploy demo``: a network on a video that it never saw."""
+"""Segment a video that the network has never seen: ``rvos-deploy demo``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table of a bundle's engines, read from their sidecars; no plan is deserialised."""
+"""Make a table of a bundle's engines from their sidecars, without deserialising plans."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rvos_deploy.runtime.backends.tensorrt.engine_checks import check_plan
 
 
 def engine_table(bundle: Bundle, engines: Sequence[EngineSidecar | EngineError]) -> Table:
-    """Make a block for each engine: what it is, its sizes, its parity, or why it is refused."""
+    """Make a block for each engine: its build, sizes and parity, or why it is refused."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
-    # Long paths and commands are wrapped, never cut: people copy them.
+    # Long paths and commands are wrapped instead of cut, because people copy them.
     table.add_column(overflow="fold")
     for engine in engines:
         if isinstance(engine, EngineError):
             table.add_row("[bold]engine[/]", _refused(engine))
             continue
-        table.add_row(f"[bold]{engine.graph}[/]", escape(_what(engine)))
+        table.add_row(f"[bold]{engine.graph}[/]", escape(_build(engine)))
         for profile in engine.profiles:
             table.add_row("", format_profile(profile))
-        table.add_row("", _proof(engine))
+        table.add_row("", _parity(engine))
         try:
             check_plan(bundle, engine)
         except EngineError as error:
@@ -34,7 +34,7 @@ def engine_table(bundle: Bundle, engines: Sequence[EngineSidecar | EngineError])
     return table
 
 
-def _what(engine: EngineSidecar) -> str:
+def _build(engine: EngineSidecar) -> str:
     notes = [
         note
         for note, holds in (
@@ -50,7 +50,7 @@ def _what(engine: EngineSidecar) -> str:
     return ", ".join([f"{mebibytes(engine.plan_bytes)}, {built}{capabilities}{gpu}", *notes])
 
 
-def _proof(engine: EngineSidecar) -> str:
+def _parity(engine: EngineSidecar) -> str:
     if not engine.parity:
         reason = escape(engine.parity_reason or "no reason recorded")
         return f"[bold red]refused when loaded[/]: no parity ({reason})"

@@ -1,4 +1,4 @@
-"""``rvos-deploy evaluate``: J and F on a benchmark."""
+"""Measure J and F on a benchmark: ``rvos-deploy evaluate``."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="DIR",
-            help="Folder of one split, or the file that lists its expressions. Where a folder "
-            "holds two versions, v2 is read.",
+            help="Folder of one split, or the file that lists its expressions. If a folder holds "
+            "two versions, v2 is read.",
         ),
     ],
     protocol: Annotated[
@@ -55,8 +55,8 @@ def evaluate(
         typer.Option(
             "--protocol",
             metavar="NAME",
-            help="Benchmark whose rules hold: mevis, ref-youtube-vos or ref-davis. In the last "
-            "two every expression has a target, so the default of --fallback is top1.",
+            help="Benchmark whose rules apply: mevis, ref-youtube-vos or ref-davis. In the last "
+            "two, every expression has a target, so the default of --fallback is top1.",
         ),
     ] = "mevis",
     mode: ModeOption = None,
@@ -71,9 +71,9 @@ def evaluate(
         Overlaps | None,
         typer.Option(
             "--overlaps",
-            help="Pixels that several objects of one annotator claim: argmax gives them to the "
-            "greatest mask logit, keep to all. Default: argmax for ref-davis, whose predictions "
-            "hold all objects; keep for the others.",
+            help="Objects that keep a pixel which several objects of one annotator claim. argmax: "
+            "the object with the greatest mask logit; keep: all of them. Default: argmax for "
+            "ref-davis, whose predictions hold all objects; keep for the others.",
         ),
     ] = None,
     sweep_threshold: Annotated[
@@ -82,7 +82,7 @@ def evaluate(
             "--sweep-threshold",
             rich_help_panel=_SWEEP_PANEL,
             help="Print J&F, N-acc and T-acc by threshold, offline and online, from one pass. "
-            "--lookahead, --memory and --anchors hold online, --fallback at every threshold.",
+            "--lookahead, --memory and --anchors apply online, --fallback at every threshold.",
         ),
     ] = False,
     sweep_at: Annotated[
@@ -91,8 +91,8 @@ def evaluate(
             "--sweep-at",
             metavar="SCORES",
             rich_help_panel=_SWEEP_PANEL,
-            help="Thresholds of the sweep, for example 0.2,0.3,0.4; the bundle's own are added. "
-            "Default: 0.1 to 0.9 in steps of 0.05.",
+            help="Thresholds of the sweep, for example 0.2,0.3,0.4; the bundle's own thresholds "
+            "are added. Default: 0.1 to 0.9 in steps of 0.05.",
         ),
     ] = None,
     backend: BackendOption = "auto",
@@ -113,12 +113,12 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Score a bundle, or masks that were written before, as a benchmark does.
+    """Score a bundle, or existing masks, by the rules of a benchmark.
 
-    Options from --mode to --threads are for bundles. A missing mask counts as wrong:
-    - J and F are 0 in that frame, also where the truth is empty.
-    - N-acc: an expression without a target needs all its masks, all empty.
-    - T-acc: an expression with a target needs one mask that shows a pixel.
+    Options from --mode to --threads apply to bundles. A missing mask counts as wrong:
+    - J and F are 0 in its frame, even if the ground truth is empty.
+    - N-acc: an expression without a target needs all its masks, and all of them empty.
+    - T-acc: an expression with a target needs one mask that is not empty.
     """
     from rvos_deploy.bundle.folder import bundle_files, find_bundle
     from rvos_deploy.cli.evaluation_output import print_scores, warn_of_missing
@@ -156,16 +156,17 @@ def evaluate(
 
 
 _Evaluated = tuple["Evaluation", dict[str, Any], "dict[str, str] | None"]
-"""An evaluation, the settings that its masks were made with, and the back end that made them."""
+"""An evaluation, the settings of its masks, and the back end that made them (None: unknown)."""
 
 
 def _run_bundle(request: EvaluationRequest, submission: Path | None) -> _Evaluated:
     from rvos_deploy.console.output import frame_progress
     from rvos_deploy.evaluation.bundle_masks import bundle_settings, evaluate_bundle
+    from rvos_deploy.evaluation.evaluate import ScoringOptions
 
-    request.settings("online")  # refuses what cannot be, before the bundle is loaded
+    request.settings("online")  # refuses wrong settings before the bundle is loaded
     overlaps = request.rules.overlaps(request.overlaps)
-    split = request.rules.read(request.data)  # before the bundle, which may take long to load
+    split = request.rules.read(request.data)  # first, because loading the bundle may take long
     with request.load() as segmenter, frame_progress() as progress:
         settings = request.settings(segmenter.bundle.network.default_mode)
         for note in segmenter.bundle.network.notes(settings):
@@ -175,10 +176,8 @@ def _run_bundle(request: EvaluationRequest, submission: Path | None) -> _Evaluat
             split,
             request.protocol,
             settings,
-            overlaps=overlaps,
-            jobs=request.jobs,
+            options=ScoringOptions(overlaps=overlaps, jobs=request.jobs, progress=progress),
             submission=submission,
-            progress=progress,
         )
         used = {**bundle_settings(segmenter, settings), "overlaps": overlaps}
         return evaluation, used, segmenter.backend.describe()
@@ -186,6 +185,7 @@ def _run_bundle(request: EvaluationRequest, submission: Path | None) -> _Evaluat
 
 def _score_masks(request: EvaluationRequest, submission: Path | None) -> _Evaluated:
     from rvos_deploy.console.output import frame_progress
+    from rvos_deploy.evaluation.evaluate import ScoringOptions
     from rvos_deploy.evaluation.evaluate import evaluate as evaluate_folder
 
     with frame_progress() as progress:
@@ -193,13 +193,12 @@ def _score_masks(request: EvaluationRequest, submission: Path | None) -> _Evalua
             request.predictions,
             request.data,
             request.protocol,
-            jobs=request.jobs,
+            options=ScoringOptions(jobs=request.jobs, progress=progress),
             submission=submission,
-            progress=progress,
         )
     settings = {"predictions": str(request.predictions)}
     if request.rules.groups is not None:
-        settings["overlaps"] = "keep"  # binary masks hold no logits to resolve overlaps by
+        settings["overlaps"] = "keep"  # binary masks hold no logits that could resolve overlaps
     return evaluation, settings, None
 
 
@@ -211,7 +210,7 @@ def _refuse_scores_without_sweep(sweep_at: str | None) -> None:
 
 
 def _check_sweep(stream: StreamOptions, submission: Path | None) -> None:
-    """Refuse what has no meaning in a sweep."""
+    """Refuse options that have no meaning in a sweep."""
     from rvos_deploy.errors import InputError
 
     reasons = {
@@ -231,7 +230,7 @@ def _check_sweep(stream: StreamOptions, submission: Path | None) -> None:
 def _refuse_bundle_options(
     request: EvaluationRequest, sweep_threshold: bool, sweep_at: str | None
 ) -> None:
-    """Refuse options of a bundle for masks that were written before."""
+    """Refuse options of bundles for existing masks."""
     from rvos_deploy.errors import InputError
 
     others = {
@@ -239,9 +238,9 @@ def _refuse_bundle_options(
         "--sweep-threshold": sweep_threshold,
         "--sweep-at": sweep_at is not None,
     }
-    given = [*request.stream.given(), *(name for name, there in others.items() if there)]
+    given = [*request.stream.given(), *(name for name, present in others.items() if present)]
     if given:
         raise InputError(
-            f"{request.predictions} is no bundle (it has no manifest.json), and {given[0]} has no "
-            "meaning for masks that were written before; leave it out"
+            f"{request.predictions} is not a bundle (it has no manifest.json), and {given[0]} has "
+            f"no meaning for existing masks; leave {given[0]} out"
         )

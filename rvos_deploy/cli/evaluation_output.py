@@ -1,4 +1,4 @@
-"""What ``evaluate`` prints: the table of scores, and one line for missing masks."""
+"""Print the results of ``evaluate``: the table of scores, and one line about missing masks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from rvos_deploy.evaluation.evaluate import Evaluation
 
 _NAMED = 5
-"""Missing predictions that are printed; the JSON file names all."""
+"""Number of missing predictions that are printed; the JSON file names all."""
 
 
 def print_scores(result: Mapping[str, Any], submission: Path | None) -> None:
-    """Print the table, the accuracies, and what was evaluated."""
+    """Print the table, the accuracies, and a summary of the evaluated data."""
     if result["j"] is not None:
         result_console().print(_table(result))
     if result["n_acc"] is not None:
@@ -44,8 +44,8 @@ def print_scores(result: Mapping[str, Any], submission: Path | None) -> None:
 
 
 def warn_of_missing(evaluation: Evaluation, predictions: Path) -> None:
-    """Print one line on standard error: what is missing, and which names may be wrong."""
-    from rvos_deploy.evaluation.mismatch import strays
+    """Print one line on standard error: the missing masks, and names that may be wrong."""
+    from rvos_deploy.evaluation.mismatch import unexpected_names
     from rvos_deploy.evaluation.protocols import protocol_named
 
     if not (missing := evaluation.missing):
@@ -53,7 +53,7 @@ def warn_of_missing(evaluation: Evaluation, predictions: Path) -> None:
     videos = evaluation.split.videos
     more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     line = f"{_missing_counts(evaluation)} ({', '.join(missing[:_NAMED])}{more}) and count 0"
-    if predictions.is_dir() and (found := strays(predictions, videos, missing)):
+    if predictions.is_dir() and (found := unexpected_names(predictions, videos, missing)):
         line += f"; the split does not have {', '.join(found)}"
     if protocol_named(evaluation.protocol).accuracies and any(
         score.no_target and score.missing_frames for score in evaluation.scores
@@ -63,7 +63,7 @@ def warn_of_missing(evaluation: Evaluation, predictions: Path) -> None:
 
 
 def _missing_counts(evaluation: Evaluation) -> str:
-    """Count them: ``3 of 12 expressions have no masks, 2 masks of others are missing``."""
+    """Return ``3 of 12 expressions have no masks, 2 masks of others are missing``."""
     sizes = {video.name: len(video.expressions) for video in evaluation.split.videos}
     depths = [name.count("/") for name in evaluation.missing]
     whole = sum(sizes[name] for name in evaluation.missing if "/" not in name) + depths.count(1)
@@ -79,7 +79,7 @@ def _missing_counts(evaluation: Evaluation) -> str:
 
 
 def _table(result: Mapping[str, Any]) -> Table:
-    """Make the table of J, F and J&F by kind (or annotator), and over all."""
+    """Make the table of J, F and J&F by kind (or annotator) and over all expressions."""
     groups = result["by_annotator"] or result["by_kind"]
     first = "annotator" if result["by_annotator"] else "kind"
     rows = list(groups.items()) if len(groups) > 1 else []

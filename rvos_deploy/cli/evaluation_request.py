@@ -1,4 +1,4 @@
-"""What ``evaluate`` was asked for, and what the runtime makes of it."""
+"""Hold the options of ``evaluate``, and turn them into settings and a loaded bundle."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """Predictions, the split that they are scored on, and how they are made and scored.
+    """Hold the predictions, the split that scores them, and the options of both.
 
-    ``predictions`` is a bundle, or a folder of masks, for which ``stream``, ``overlaps`` and the
-    back end have no meaning.
+    ``predictions`` is a bundle or a folder of masks. ``stream``, ``overlaps`` and the back end have
+    no meaning for masks.
     """
 
     predictions: Path
@@ -36,21 +36,21 @@ class EvaluationRequest:
 
     @property
     def rules(self) -> Protocol:
-        """Look up the benchmark's rules."""
+        """Return the benchmark's rules."""
         from rvos_deploy.evaluation.protocols import protocol_named
 
         return protocol_named(self.protocol)
 
     def settings(self, mode: Mode) -> StreamSettings:
-        """Make the stream's settings; the fallback is the protocol's where none was given.
+        """Return the stream's settings; the default fallback is the protocol's.
 
         Raises:
-            InputError: a value that ``StreamSettings`` refuses.
+            InputError: ``StreamSettings`` refuses a value.
         """
         return self.stream.settings(mode, self.rules.fallback)
 
     def load(self) -> Segmenter:
-        """Load the bundle on the back end that was asked for."""
+        """Load the bundle on the requested back end."""
         from rvos_deploy.runtime.segmenter import load
 
         return load(

@@ -1,4 +1,4 @@
-"""``rvos-deploy export``: a PyTorch network in, a bundle with parity checks out."""
+"""Export a PyTorch network to a checked bundle: ``rvos-deploy export``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def export(
         str,
         typer.Argument(
             metavar="RUN|RECIPE|PRESET",
-            help="Folder of a training run, which holds all that is needed; or a recipe (.toml) or "
-            "a preset (large, large-paper, base, tiny), with --checkpoint; or onlinerefer-r50, "
-            "whose published weights are fetched.",
+            help="Folder of a training run, which holds all that is needed; a recipe (.toml) or "
+            "preset (large, large-paper, base, tiny), together with --checkpoint; or "
+            "onlinerefer-r50, whose published weights are fetched.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder of the bundle.")],
@@ -35,8 +35,8 @@ def export(
         typer.Option(
             "--checkpoint",
             metavar="FILE|URL",
-            help="Trained weights of the recipe or preset (.safetensors), or a checkpoint as "
-            "published (OnlineRefer's .pth). Default of onlinerefer-r50: the published one.",
+            help="Trained weights of the recipe or preset (.safetensors), or a published "
+            "checkpoint (OnlineRefer's .pth). Default for onlinerefer-r50: the published file.",
         ),
     ] = None,
     tokenizer: Annotated[
@@ -45,7 +45,7 @@ def export(
             "--tokenizer",
             metavar="DIR|FILE|URL",
             help="Vocabulary of a preset with published weights: tokenizer.json, or vocab.json "
-            "with merges.txt beside it. Default: the published one.",
+            "beside merges.txt. Default: the published vocabulary.",
         ),
     ] = None,
     cache: Annotated[
@@ -53,22 +53,22 @@ def export(
         typer.Option(
             "--cache",
             metavar="DIR",
-            help="Folder of fetched files. Default: $RVOS_DEPLOY_CACHE, or in your cache folder.",
+            help="Folder for fetched files. Default: $RVOS_DEPLOY_CACHE, or a folder in your "
+            "cache folder.",
         ),
     ] = None,
     offline: Annotated[
         bool,
         typer.Option(
             "--offline",
-            help="Fetch nothing, CLIP weights included; use what was fetched before.",
+            help="Fetch nothing, not even CLIP weights; use files that were fetched before.",
         ),
     ] = False,
     which: Annotated[
         Pointer | None,
         typer.Option(
             "--which",
-            help="Checkpoint of the run. Default: the best, or the latest where the run was never "
-            "validated.",
+            help="Checkpoint of the run. Default: best, or latest if the run was never validated.",
         ),
     ] = None,
     clip_weights: Annotated[
@@ -76,7 +76,7 @@ def export(
         typer.Option(
             "--clip-weights",
             metavar="TAG|FILE",
-            help="Weights of the frozen CLIP part: an open_clip tag or a file. A run has its own.",
+            help="Weights of the frozen CLIP part: open_clip tag or file. A run names its own.",
         ),
     ] = None,
     random_weights: Annotated[
@@ -87,8 +87,8 @@ def export(
         Store,
         typer.Option(
             "--store",
-            help="Number format of the weights in the files. fp16 halves the files; the graphs "
-            "still compute in --precision.",
+            help="Number format of the stored weights. fp16 halves the files; the graphs still "
+            "compute in --precision.",
         ),
     ] = "fp32",
     precision: Annotated[
@@ -110,8 +110,9 @@ def export(
             "--static-shapes",
             metavar="HxW,E,L[,M]",
             help="Fix the graphs' sizes, for runtimes that need constants: height and width, "
-            "expressions, tokens, for example 256x448,4,16. M also fixes the frames remembered, "
-            "which stay dynamic without it. Videos are letterboxed, the rest is padded.",
+            "expressions and tokens, for example 256x448,4,16. M also fixes the number of "
+            "remembered frames, which is dynamic otherwise. Videos are letterboxed, and other "
+            "inputs are padded.",
         ),
     ] = None,
     threshold: Annotated[
@@ -129,8 +130,8 @@ def export(
             metavar="SHARE",
             min=0.0,
             max=1.0,
-            help="J&F that the masks of a small clip must reach against PyTorch's; the bundle "
-            "records it. Rounding can move an unsure query by more than the default allows.",
+            help="Least J&F of a small clip's masks against PyTorch's masks; the bundle records "
+            "it. Rounding can change an uncertain query by more than the default allows.",
         ),
     ] = 0.999,
     slot_excess: Annotated[
@@ -139,10 +140,10 @@ def export(
             "--maximum-slot-excess",
             metavar="COST",
             min=0.0,
-            help="By how much PyTorch's slots may cost more than the best slots of the exported "
-            "graphs on that clip; the bundle records it. Default: what rounding explains, 0.16 in "
-            "fp16. From 0.4 on, a slot follows another object. Of OnlineRefer: by how much the "
-            "best score may exceed that of PyTorch's best query.",
+            help="Greatest extra cost of PyTorch's slots over the best slots of the exported "
+            "graphs on that clip; the bundle records it. Default: the effect of rounding, 0.16 in "
+            "fp16. From 0.4 on, a slot follows another object. For OnlineRefer: greatest excess "
+            "of the best score over the score of PyTorch's best query.",
         ),
     ] = None,
     overwrite: OverwriteOption = False,
@@ -190,8 +191,8 @@ def export(
             from rvos_deploy.cli import export_pan2024
 
             run = export_pan2024.prepare(request)
-    with step_progress() as say:
-        report = run(say)
+    with step_progress() as progress:
+        report = run(progress)
     stored = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
     print_report(report, out, stored, NOT_PROVED.get(precision))
     write_report(json, report, out, stored)

@@ -1,4 +1,4 @@
-"""The part of ``export`` that is OnlineRefer's own."""
+"""Prepare an ``export`` of OnlineRefer."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rvos_deploy.cli.export_request import ExportRequest
-    from rvos_deploy.export.bundle_export import ExportReport, Progress
+    from rvos_deploy.export.bundle_export import ExportReport
+    from rvos_deploy.progress import StepProgress
 
 
-def prepare(request: ExportRequest) -> Callable[[Progress], ExportReport]:
-    """Check the options, fetch what is not here, and return the export.
+def prepare(request: ExportRequest) -> Callable[[StepProgress], ExportReport]:
+    """Check the options, fetch missing files, and return the export.
 
     Raises:
         InputError: an option does not fit this network.
-        DownloadError: a published file cannot be had.
+        DownloadError: a published file cannot be fetched.
     """
     from rvos_deploy.export.bundle_export import BundleOptions, check_target
     from rvos_deploy.export.online_refer import OnlineReferWeights, export_bundle
@@ -54,10 +55,10 @@ def _refuse_foreign(request: ExportRequest) -> None:
     }
     for name, given in foreign.items():
         if given:
-            raise InputError(f"'{request.source}' has no use for {name}; leave it out")
+            raise InputError(f"'{request.source}' does not use {name}; leave {name} out")
     if request.size is not None:
         raise InputError(
-            f"'{request.source}' scales the short side of frames; give --short-side in place of "
+            f"'{request.source}' scales the short side of frames; give --short-side instead of "
             "--size"
         )
     if request.random and request.files.checkpoint is not None:

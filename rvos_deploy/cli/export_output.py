@@ -1,4 +1,4 @@
-"""What ``export`` prints and writes of a bundle: size, parity checks, record."""
+"""Print and write the results of ``export``: size of the bundle, and parity checks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def print_report(report: ExportReport, bundle: Path, stored: int, not_proved: str | None) -> None:
-    """Print the bundle's size (``stored``: bytes), what was proved and what was not."""
+    """Print the bundle's size (``stored``, in bytes), the parity checks, and missing proofs."""
     from rvos_deploy.cli.parity_table import notes
     from rvos_deploy.console.output import mebibytes
 

@@ -1,4 +1,4 @@
-"""The part of ``export`` that is the network of Pan, Fang and Lu's own."""
+"""Prepare an ``export`` of the network of Pan, Fang and Lu (2024)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rvos_deploy.cli.export_request import ExportRequest
-    from rvos_deploy.export.bundle_export import ExportReport, Progress
+    from rvos_deploy.export.bundle_export import ExportReport
+    from rvos_deploy.progress import StepProgress
 
 
-def prepare(request: ExportRequest) -> Callable[[Progress], ExportReport]:
-    """Check the options, fetch the checkpoint if it is an address, and return the export.
+def prepare(request: ExportRequest) -> Callable[[StepProgress], ExportReport]:
+    """Check the options, fetch the checkpoint if it is a URL, and return the export.
 
     Raises InputError: the options do not fit the source.
     """
@@ -31,10 +32,10 @@ def prepare(request: ExportRequest) -> Callable[[Progress], ExportReport]:
     checkpoint = Path(files.checkpoint) if files.checkpoint else None
     found = find_source(source, checkpoint, request.clip_weights, request.which)
     if files.tokenizer is not None:
-        raise InputError(f"'{source}' comes with its own vocabulary; leave --tokenizer out")
+        raise InputError(f"'{source}' has its own vocabulary; leave --tokenizer out")
     if request.short_side is not None:
         raise InputError(
-            f"'{source}' fits frames into a box; give --size HxW in place of --short-side"
+            f"'{source}' resizes frames into a box; give --size HxW instead of --short-side"
         )
     if found.run is not None and request.random:
         raise InputError(f"{source} is a training run and has weights; leave --random-weights out")

@@ -1,4 +1,4 @@
-"""Hold the options of ``export`` as they were given."""
+"""Hold the given options of ``export``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """The options of ``export``; None: not given. The command's help says what each is."""
+    """Hold the options of ``export``; None: not given. The command's help explains them."""
 
     source: str
     out: Path
@@ -37,7 +37,7 @@ class ExportRequest:
     overwrite: bool
 
     def form(self) -> GraphForm:
-        """Return the form of the graphs' files.
+        """Return the form of the graph files: opset and fixed sizes.
 
         Raises InputError: ``--static-shapes`` is malformed.
         """

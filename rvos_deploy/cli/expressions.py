@@ -1,4 +1,4 @@
-"""Expressions on the command line, told from other arguments that slipped in among them."""
+"""Distinguish expressions on the command line from misplaced arguments."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ _MEDIA = {
 
 
 def check_expressions(texts: Sequence[str]) -> None:
-    """Refuse what is hardly a sentence: another video, a folder, a URL, an option.
+    """Refuse texts that are hardly sentences: another video, a folder, a URL, an option.
 
-    After a space, which the tokenizer drops, such words are accepted: ``" dog"``.
+    Such texts are accepted after a space, which the tokenizer drops: ``" dog"``.
 
     Raises:
-        InputError: says what it is, and both ways out.
+        InputError: an expression looks like another argument; the message has both remedies.
     """
     for text in texts:
         found = _something_else(text)
         if found is not None:
             raise InputError(
-                f"expression '{text}' {found}; give one video a run, and options before the video; "
-                f"if these words are meant, write them after a space: ' {text}'"
+                f"expression '{text}' {found}; give one video per run, and options before the "
+                f"video; if you mean these words, put a space before them: ' {text}'"
             )
 
 
 def _something_else(text: str) -> str | None:
-    """Say what an argument is instead of a sentence; None where it may be one."""
+    """Describe an argument that is not a sentence; None if it may be a sentence."""
     if text != text.lstrip():
         return None
     if text.startswith("-"):
         return "looks like an option"
     if "://" in text:
         return "is a URL"
-    # Not Path's own, which raises for names that are too long to be one.
+    # Path.exists would raise for a text that is too long for a file name.
     if text and os.path.lexists(text):
         return f"is a {'folder' if Path(text).is_dir() else 'file'} that exists"
     if Path(text).suffix.lower() in _MEDIA:

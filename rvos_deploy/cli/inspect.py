@@ -1,4 +1,4 @@
-"""``rvos-deploy inspect``: what is in a bundle."""
+"""Show the content of a bundle: ``rvos-deploy inspect``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def inspect(
     ] = False,
     json: JsonOption = None,
 ) -> None:
-    """Check a bundle's hashes and show its graphs, types, weights, versions, parity and engines.
+    """Check a bundle's hashes; show its graphs, types, weights, versions, parity and engines.
 
     Engines are hashed but not loaded, so neither TensorRT nor a GPU is needed.
     """
@@ -67,7 +67,7 @@ def _fact_table(bundle: Bundle) -> Table:
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")  # an address is one long word
+    table.add_column(overflow="fold")  # a URL is one long word
     for label, value in _facts(bundle):
         table.add_row(label, escape(value))
     return table
@@ -98,7 +98,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
 
 
 def _form(bundle: Bundle) -> str:
-    """Write the opset of the files, and which sizes are constants in them."""
+    """Describe the opset of the files, and the sizes that are constants in them."""
     from msgspec import UNSET
 
     found = bundle.manifest.opsets
@@ -120,14 +120,14 @@ def _form(bundle: Bundle) -> str:
 
 
 def _size(bundle: Bundle) -> str:
-    """Write the default size of frames."""
+    """Describe the default size of frames."""
     from rvos_deploy.graph_io.graph_spec import fixed_box
 
     return bundle.network.describe_size(fixed_box(bundle.graphs))
 
 
 def _threshold(bundle: Bundle) -> str:
-    """Write the threshold of both modes, or one for each with the note of who set them."""
+    """Describe the threshold of both modes, or one for each mode with a note of its origin."""
     from msgspec import UNSET
 
     thresholds = bundle.manifest.thresholds
@@ -137,7 +137,7 @@ def _threshold(bundle: Bundle) -> str:
 
 
 def _accepted(bundle: Bundle) -> str:
-    """Write by how much the clip's masks may differ from PyTorch's in this bundle."""
+    """Describe how much the clip's masks may differ from PyTorch's in this bundle."""
     from rvos_deploy.parity.verification import allowed_differences
 
     allowed = allowed_differences(bundle)

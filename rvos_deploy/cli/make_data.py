@@ -1,4 +1,4 @@
-"""``rvos-deploy make-data``: rendered videos with ground truth."""
+"""Render videos with ground truth: ``rvos-deploy make-data``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_data(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of the videos.")] = 0,
     split: Annotated[
         Literal["train", "valid"] | None,
-        typer.Option("--split", help="sprites: the split, written to PATH/SPLIT. Required."),
+        typer.Option("--split", help="sprites: split to render into PATH/SPLIT. Required."),
     ] = None,
     videos: Annotated[
         int | None,
@@ -53,7 +53,7 @@ def make_data(
     ] = None,
     frames: Annotated[
         int | None,
-        typer.Option("--frames", metavar="T", help="sprites: frames of a video. Default: 24."),
+        typer.Option("--frames", metavar="T", help="sprites: frames per video. Default: 24."),
     ] = None,
     emoji: EmojiOption = False,
     photos: Annotated[
@@ -65,7 +65,7 @@ def make_data(
     jobs: JobsOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Render videos of Moving Sprites, with expressions that fit them."""
+    """Render videos of Moving Sprites, with matching expressions and exact masks."""
     from rvos_deploy.errors import InputError
 
     options = {
@@ -79,14 +79,14 @@ def make_data(
     }
     if kind == "sample":
         if given := [name for name, value in options.items() if value is not None]:
-            raise InputError(f"{given[0]} has no meaning for the sample; leave it out")
+            raise InputError(f"{given[0]} has no meaning for the sample; leave {given[0]} out")
         check_outputs([out])
         _make_sample(out, seed, emoji)
         return
     if split is None:
-        raise InputError("which split of sprites is missing; add --split train or --split valid")
+        raise InputError("sprites need a split; add --split train or --split valid")
     from rvos_deploy.console.output import count_progress, counted
-    from rvos_deploy.datasets.moving_sprites import write_mevis
+    from rvos_deploy.datasets.moving_sprites import SplitSpec, write_mevis
     from rvos_deploy.environment import usable_cores
 
     folder, count = out / split, videos or VIDEOS[split]
@@ -94,13 +94,10 @@ def make_data(
     with count_progress("videos", "videos/s") as progress:
         write_mevis(
             folder,
-            seed=seed,
-            split=split,
-            videos=count,
-            config=config,
+            SplitSpec(seed=seed, split=split, videos=count, config=config),
             jobs=min(jobs or usable_cores(), count),
             overwrite=overwrite,
-            progress=lambda done, total: progress("render", done, total),
+            progress=progress,
         )
     typer.echo(
         f"{folder}: {counted(count, 'video')} of {config.frames} frames, "
@@ -110,7 +107,7 @@ def make_data(
 
 
 def _world(size: str | None, frames: int | None, emoji: bool, photos: Path | None) -> WorldConfig:
-    """Make the world's settings; what was not given has the world's own defaults."""
+    """Return the world's settings; options that were not given keep the world's defaults."""
     from rvos_deploy.datasets.moving_sprites import WorldConfig
 
     given: dict[str, Any] = {"emoji": emoji}

@@ -1,4 +1,4 @@
-"""Parity results as a table."""
+"""Make a table of parity results."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 _FULL_WIDTH = 106
-"""Columns of the whole table; a narrower one keeps what was found, the tolerance and the result."""
+"""Columns of the whole table; a narrower table keeps the difference, tolerance and result."""
 
 
 def parity_table(checks: Sequence[Mapping[str, Any]], width: int) -> Table:
-    """Make a table with a row for each check, as manifests and ``verify`` record them.
+    """Make a table with a row for each check, in the form of manifests and ``verify``.
 
-    Without room for them in ``width`` columns, max rel, cosine and worst index are left out.
+    If ``width`` columns are too few, max rel, cosine and worst index are left out.
     """
     full = width >= _FULL_WIDTH
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -31,7 +31,7 @@ def parity_table(checks: Sequence[Mapping[str, Any]], width: int) -> Table:
 
 
 def notes(checks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """List the notes of the checks, a line each; checks with the same note share a line."""
+    """Return one line per note of the checks; checks with the same note share a line."""
     found: dict[str, list[str]] = {}
     for check in checks:
         if note := check.get("note"):
@@ -43,7 +43,7 @@ def notes(checks: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _decisive(check: Mapping[str, Any]) -> tuple[str, str]:
-    """Give what was found, and what is allowed."""
+    """Return the measured value, and the allowed value."""
     if "j_and_f" in check:
         return f"J&F {check['j_and_f']:.4f}", f">= {check['tolerance']}"
     return f"{check['max_abs']:.1e}", f"{check['tolerance']:.0e}"

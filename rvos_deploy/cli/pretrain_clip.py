@@ -1,4 +1,4 @@
-"""``rvos-deploy pretrain-clip``: train the CLIP part of the tiny network on Moving Sprites."""
+"""Train the CLIP part of the tiny network on Moving Sprites: ``rvos-deploy pretrain-clip``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pretrain_clip(
             "--out",
             "-o",
             metavar="RUN",
-            help="Folder of the run. A run that is already there is continued.",
+            help="Folder of the run. An existing run is continued.",
         ),
     ],
     config: Annotated[
@@ -30,7 +30,7 @@ def pretrain_clip(
         int, typer.Option("--steps", metavar="N", min=1, help="Optimizer steps.")
     ] = 3000,
     batch: Annotated[
-        int, typer.Option("--batch", metavar="N", min=2, help="Pictures in one step.")
+        int, typer.Option("--batch", metavar="N", min=2, help="Pictures per step.")
     ] = 128,
     image_size: Annotated[
         int, typer.Option("--image-size", metavar="N", min=32, help="Side of a picture, in pixels.")
@@ -50,11 +50,11 @@ def pretrain_clip(
     ] = 1,
     json: JsonOption = None,
 ) -> None:
-    """Pre-train CLIP on sprite pictures and captions; report retrieval and motion words.
+    """Pre-train CLIP on pictures and captions of sprites; measure retrieval and motion words.
 
     Pass RUN/clip.safetensors to --clip-weights of 'train'.
 
-    Exit code 1: the text tower does not tell opposite motion words apart.
+    Exit code 1: the text encoder does not distinguish opposite motion words.
     """
     from rvos_deploy.console.extras import let_threads_sleep, needs_extra
 

@@ -1,4 +1,4 @@
-"""``rvos-deploy run``: masks for a video."""
+"""Write masks for a video: ``rvos-deploy run``."""
 
 from __future__ import annotations
 
@@ -30,23 +30,24 @@ def run(
         str,
         typer.Argument(
             metavar="VIDEO",
-            help="File, folder of frames, URL or device that FFmpeg opens, or -.",
+            help="File, folder of frames, URL or device that FFmpeg opens, or - for standard "
+            "input.",
         ),
     ],
     expressions: Annotated[
         list[str],
         typer.Argument(
             metavar="EXPRESSION",
-            help="What to segment: one or more sentences, each in quotes. Names of files, URLs "
-            "and options are refused; if you mean such words, put a space before them: "
-            "' dog.png'.",
+            help="Sentence that names the objects to segment, in quotes; one or more. Names of "
+            "files, URLs and options are refused; if you mean such words, put a space before "
+            "them: ' dog.png'.",
         ),
     ],
     bundle: BundleOption = PACKAGED,
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", metavar="DIR", help="Folder for masks/, overlay.mp4, result.json."
+            "--out", "-o", metavar="DIR", help="Folder for masks/, overlay.mp4 and result.json."
         ),
     ] = Path("out"),
     backend: BackendOption = "auto",
@@ -70,10 +71,10 @@ def run(
             "--mask-budget",
             metavar="MIB",
             min=0,
-            help="Memory for what waits to be decided or written; the rest goes to disk. Default: "
-            "an eighth of the memory that this process may use, at most 1024. Frame tokens are not "
-            "counted: offline, each frame and expression takes queries x width x 4 bytes (2 in "
-            "fp16), 10 KiB for tiny, unless --memory limits the frames.",
+            help="Memory for data that waits for a decision or for writing; excess data goes to "
+            "disk. Default: an eighth of the memory that this process may use, at most 1024. Frame "
+            "tokens are not counted: offline, each frame and expression takes queries x width x 4 "
+            "bytes (2 in fp16), 10 KiB for tiny, unless --memory limits the frames.",
         ),
     ] = None,
     allow_playlists: Annotated[
@@ -84,7 +85,7 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Segment a video: one mask for every frame and expression."""
+    """Segment a video: write one mask for every frame and expression."""
     from rvos_deploy import stopping
     from rvos_deploy.bundle.folder import find_bundle
     from rvos_deploy.cli.expressions import check_expressions
@@ -98,14 +99,14 @@ def run(
     check_expressions(expressions)
     if find_bundle(bundle) != bundle:
         typer.echo(
-            "note: the packaged bundle knows the world of Moving Sprites only; for other videos "
+            "note: the packaged bundle knows only the world of Moving Sprites; for other videos, "
             "pass your own --bundle",
             err=True,
         )
     chosen = StreamOptions(
         mode, lookahead, memory, anchors, threshold, fallback, size, short_side, mask_budget
     )
-    chosen.settings("online")  # refuses what cannot be, before the bundle is loaded
+    chosen.settings("online")  # refuses wrong settings before the bundle is loaded
     with (
         load(bundle, backend=backend, device=device, threads=threads) as segmenter,
         frame_progress() as progress,
@@ -128,12 +129,14 @@ def run(
         f"{report.seconds:.1f} s, {report.frames_per_second:.1f} fps -> {out}"
     )
     if report.stopped:
-        stopping.say(f"warning: {report.stopped}; {report.frames} frames are complete in {out}")
+        stopping.print_last_line(
+            f"warning: {report.stopped}; {report.frames} frames are complete in {out}"
+        )
         raise typer.Exit(stopping.exit_code_of(report.stopped))
     if report.damage:
         typer.echo(
             f"warning: {redact(video)} is damaged ({report.damage}); the {report.frames} frames "
-            f"before that are complete in {out}",
+            f"before the damage are complete in {out}",
             err=True,
         )
         raise typer.Exit(1)

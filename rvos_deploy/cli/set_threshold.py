@@ -1,4 +1,4 @@
-"""``rvos-deploy set-threshold``: the scores that a bundle's queries must pass."""
+"""Set the scores that a bundle's queries must pass: ``rvos-deploy set-threshold``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def set_threshold(
         typer.Option("--online", metavar="SCORE", help="Threshold of online runs, 0 to 1."),
     ] = None,
 ) -> None:
-    """Write a bundle's own thresholds into its manifest; the graphs and their parity stay.
+    """Write a bundle's own thresholds into its manifest; graphs and parity do not change.
 
     Measure first: 'rvos-deploy evaluate BUNDLE --data DIR --mode online --threshold SCORE'.
     """

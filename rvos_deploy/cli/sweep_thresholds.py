@@ -1,4 +1,4 @@
-"""``rvos-deploy evaluate --sweep-threshold``: scores by threshold, and the best thresholds."""
+"""Print scores by threshold, and the best ones: ``rvos-deploy evaluate --sweep-threshold``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 _SCORES = {"j_and_f": "J&F", "n_acc": "N-acc", "t_acc": "T-acc"}
 _FALLBACKS = {
-    "none": "none (where no query passes, the mask is empty)",
-    "top1": "top1 (where no query passes, the mask is the best query's, at every threshold)",
+    "none": "none (if no query passes, the mask is empty)",
+    "top1": "top1 (if no query passes, the mask is the best query's, at every threshold)",
 }
 
 
 def parse_scores(text: str | None) -> tuple[float, ...] | None:
-    """Read thresholds from a list like ``0.2,0.3``. InputError for anything else."""
+    """Parse thresholds from a list like ``0.2,0.3``. Raises InputError: another form."""
     if text is None:
         return None
     try:
@@ -33,7 +33,7 @@ def parse_scores(text: str | None) -> tuple[float, ...] | None:
         scores = ()
     if not scores or not all(0 <= score <= 1 for score in scores):
         raise InputError(
-            f"--sweep-at '{text}' is no list of scores in 0..1; write for example 0.2,0.3,0.4"
+            f"--sweep-at '{text}' is not a list of scores in 0..1; write, for example, 0.2,0.3,0.4"
         )
     return scores
 
@@ -41,14 +41,15 @@ def parse_scores(text: str | None) -> tuple[float, ...] | None:
 def sweep(
     request: EvaluationRequest, at: Sequence[float] | None, json: Path | None, csv: Path | None
 ) -> None:
-    """Score a bundle at many thresholds, print the table, and write the files that were named."""
+    """Score a bundle at many thresholds, print the table, and write the requested files."""
     from rvos_deploy.console.output import frame_progress
+    from rvos_deploy.evaluation.evaluate import ScoringOptions
     from rvos_deploy.evaluation.sweep_report import sweep_report, write_sweep_csv
     from rvos_deploy.evaluation.threshold_sweep import GRID, sweep_thresholds
     from rvos_deploy.json_file import write_json
 
     settings = request.settings("online")
-    request.rules.overlaps(request.overlaps)  # refused before the bundle is loaded
+    request.rules.overlaps(request.overlaps)  # refuses a wrong choice before the bundle is loaded
     split = request.rules.read(request.data)
     with request.load() as segmenter, frame_progress() as progress:
         for note in segmenter.bundle.network.notes(settings):
@@ -58,10 +59,8 @@ def sweep(
             split,
             request.protocol,
             settings,
+            options=ScoringOptions(overlaps=request.overlaps, jobs=request.jobs, progress=progress),
             at=GRID if at is None else at,
-            overlaps=request.overlaps,
-            jobs=request.jobs,
-            progress=progress,
         )
         result = sweep_report(swept, segmenter)
     _print(result, request)
@@ -93,13 +92,13 @@ def _print(result: Mapping[str, Any], request: EvaluationRequest) -> None:
         same = found["best"] == found["own"]
         compared = "the bundle's own" if same else f"the bundle's own {found['own']}: {own:.4f}"
         typer.echo(f"best {mode} {found['best']}: J&F {best:.4f} ({compared})")
-    typer.echo("Choose thresholds on other videos than those whose scores you report. To write:")
+    typer.echo("Choose thresholds on videos whose scores you do not report. To set these values:")
     for line in _commands(request.predictions, modes):
         typer.echo(line)
 
 
 def _commands(bundle: Path, modes: Mapping[str, Any]) -> list[str]:
-    """Write the shell commands that set the best thresholds; a packaged bundle is copied first."""
+    """Return shell commands that set the best thresholds; a packaged bundle is copied first."""
     from rvos_deploy.bundle.folder import find_bundle, packaged_bundles
 
     folder, target, lines = find_bundle(bundle), bundle, []
@@ -116,12 +115,12 @@ def _j_and_f(found: Mapping[str, Any], threshold: float) -> float:
 
 
 def _shown(threshold: float) -> str:
-    """Write two decimals, or as many as there are: ``0.30``, ``0.437``."""
+    """Format a threshold with at least two decimals: ``0.30``, ``0.437``."""
     return f"{threshold:.2f}" if round(threshold, 2) == threshold else str(threshold)
 
 
 def _table(modes: Mapping[str, Any]) -> Table:
-    """Make a table: a row for each threshold, the scores of both modes side by side, and a note."""
+    """Make a table with a row for each threshold: the scores of both modes, and a note."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))

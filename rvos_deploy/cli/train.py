@@ -1,4 +1,4 @@
-"""``rvos-deploy train``: a recipe and a data set in, weights out."""
+"""Train a network with a recipe and a data set: ``rvos-deploy train``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ def train(
         str,
         typer.Argument(
             metavar="CONFIG",
-            help="What to train: a recipe of the package (sprites_tiny, mevis_tiny, mevis_large), "
-            "a recipe file (.toml), or a model preset (tiny, base, large, large-paper) for the "
-            "data in --data.",
+            help="Recipe of the package (sprites_tiny, mevis_tiny, mevis_large), recipe file "
+            "(.toml), or model preset (tiny, base, large, large-paper) for the data in --data.",
         ),
     ],
     out: Annotated[
@@ -40,7 +39,7 @@ def train(
             "--data",
             metavar="DIR",
             help="Train split of MeViS or Ref-YouTube-VOS, or of data in the same layout. Moving "
-            "Sprites need none: they are rendered during training.",
+            "Sprites need no data, because they are rendered during training.",
         ),
     ] = None,
     valid: Annotated[
@@ -48,7 +47,7 @@ def train(
         typer.Option(
             "--valid",
             metavar="DIR",
-            help="Split with ground truth, to measure J&F during training and keep the best "
+            help="Split with ground truth, to measure J&F during training and to keep the best "
             "checkpoint.",
         ),
     ] = None,
@@ -58,7 +57,7 @@ def train(
             "--set",
             metavar="KEY=VALUE",
             help="Change one key of the recipe, for example stage.0.steps=200 or model.dim=64. "
-            "Repeat it for more keys; docs/recipes.md lists them.",
+            "Repeat the option for more keys; docs/recipes.md lists all keys.",
         ),
     ] = None,
     init_from: Annotated[
@@ -101,7 +100,7 @@ def train(
         typer.Option(
             "--preflight/--no-preflight",
             help="Before long stages, check that motion can be learned, and stop if it cannot. "
-            "The findings are in RUN/preflight.json.",
+            "RUN/preflight.json holds the results.",
         ),
     ] = True,
     gates: Annotated[bool, typer.Option("--gates/--no-gates", hidden=True)] = True,
@@ -109,8 +108,8 @@ def train(
         bool,
         typer.Option(
             "--smoke",
-            help="Try whether the recipe runs here: two steps of each stage, on small clips, with "
-            "random CLIP weights.",
+            help="Check that the recipe runs on this machine: two steps of each stage, on small "
+            "clips, with random CLIP weights.",
         ),
     ] = False,
     seed: Annotated[
@@ -120,7 +119,7 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train a network by a recipe. On several GPUs, start the same command with torchrun."""
+    """Train a network with a recipe. On several GPUs, start the same command with torchrun."""
     import logging
     from dataclasses import replace
 
@@ -168,7 +167,7 @@ def _print(result: TrainingResult, steps: int, out: Path) -> None:
 def _check_inputs(
     run: Path, config: str, data: Path | None, valid: Path | None, *files: Path | str | None
 ) -> None:
-    """Refuse a run folder whose own files are inputs, or that is a data set."""
+    """Refuse a run folder that is a data set, or whose own files are inputs."""
     from rvos_deploy.errors import InputError
     from rvos_deploy.overlap import refuse_overlap
 
@@ -183,13 +182,13 @@ def _check_inputs(
 
 
 def _is_first_process() -> bool:
-    """Tell the first process of a run from the others that torchrun started."""
+    """Tell whether this is the first of the processes that torchrun started."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
 def _hold(run: Path) -> Iterator[None]:
-    """Hold the folder against other runs; the first process does so for all."""
+    """Lock the folder against other runs; the first process locks it for all processes."""
     from rvos_deploy.files import holding
 
     if not _is_first_process():

@@ -1,4 +1,4 @@
-"""``rvos-deploy verify``: check that a bundle still gives what PyTorch gave."""
+"""Check that a bundle still reproduces PyTorch's results: ``rvos-deploy verify``."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def verify(
     threads: ThreadsOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Check a bundle's hashes, graphs and masks on this machine; exit 1 when one fails.
+    """Check a bundle's hashes, graphs and masks on this machine; exit with 1 if a check fails.
 
-    The reference is what PyTorch gave at export. The bundle holds it, so PyTorch is not needed.
+    The bundle holds PyTorch's results from the export as the reference, so PyTorch is not needed.
     """
     from rvos_deploy.bundle.folder import bundle_files, find_bundle, open_bundle
     from rvos_deploy.cli.parity_table import notes, parity_table
@@ -39,8 +39,8 @@ def verify(
     if opened.manifest.revision < 1:
         warnings.warn(
             f"{bundle} does not say where its weights came from (an older export): verify shows "
-            "that it gives what PyTorch gave, not that the right network was exported; export it "
-            "again",
+            "that the bundle reproduces PyTorch's results, not that the right network was "
+            "exported; export it again",
             stacklevel=2,
         )
     engine = make_backend(backend, device, threads)
@@ -56,14 +56,14 @@ def verify(
     if left_out:
         typer.echo(f"left out, outside the engines' profiles: {'; '.join(left_out)}")
     failed = sum(not result.passed for result in results)
-    what = engine.describe()
-    name = f"{what['name']} {what['version']} on {what['device']}"
+    described = engine.describe()
+    name = f"{described['name']} {described['version']} on {described['device']}"
     typer.echo(
         f"{bundle}: {len(results)} checks passed with {name}"
         if passed
         else f"{bundle}: {failed} of {len(results)} checks FAILED with {name}"
     )
     content = {"bundle": str(bundle), "passed": passed, "checks": checks, "left_out": left_out}
-    write_record(json, "verify", content, {**versions(), "backend": what})
+    write_record(json, "verify", content, {**versions(), "backend": described})
     if not passed:
         raise typer.Exit(1)

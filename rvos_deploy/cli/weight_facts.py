@@ -1,4 +1,4 @@
-"""What ``inspect`` says of the weights of a bundle, of their license and of the vocabulary."""
+"""Describe a bundle's weights, their license and the vocabulary for ``inspect``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Fact = tuple[str, str]
 
 
 def weight_facts(weights: WeightsRecord) -> list[Fact]:
-    """List the facts about weights and vocabulary, each with its label; values may have lines."""
+    """Return facts about weights and vocabulary, each with its label; values may have lines."""
     origin = weights.origin
     facts = [("weights", _network(weights))]
     if origin is None or origin.clip is not None:
@@ -35,7 +35,7 @@ def _network(weights: WeightsRecord) -> str:
         text += f", {network.checkpoint} of training run {network.run}"
     if network.step is not None:
         text += f", step {network.step}"
-    # A file that others publish names none of our configurations, and need not.
+    # A file that others publish does not name a configuration of this package.
     if network.recorded or network.license is None:
         text += _recorded(network.recorded, "this configuration")
     lines = [text, *_from(network.url), *_terms(network.license, network.attribution)]
@@ -63,8 +63,8 @@ def _from(url: str | None) -> list[str]:
 
 
 def _terms(license: str | None, attribution: str | None) -> list[str]:
-    said = "; ".join(text for text in (license, attribution) if text is not None)
-    return [said] if said else []
+    terms = "; ".join(text for text in (license, attribution) if text is not None)
+    return [terms] if terms else []
 
 
 def _hash(sha256: str | None) -> str:

@@ -1,1 +1,1 @@
-"""What all commands share: errors in one line, options, tables, progress."""
+"""Share errors in one line, options, tables and progress between all commands."""

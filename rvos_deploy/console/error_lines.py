@@ -1,4 +1,4 @@
-"""Errors, warnings and stops in one line each."""
+"""Print each error, warning and stop in one line."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rvos_deploy.redaction import redact_text
 Parameters = ParamSpec("Parameters")
 
 WRONG_USE = 2
-# Seconds in which a signal to the whole process group reaches this process after its children.
+# Seconds by which a signal to the whole process group may reach this process after its children.
 _GROUP = 0.2
 
 
-def one_line(call: Callable[[], int], *, debug: bool = False) -> int:
-    """Run ``call`` and give its exit code; an RvosError or a stop becomes one line and its code.
+def run_with_error_lines(call: Callable[[], int], *, debug: bool = False) -> int:
+    """Run ``call`` and return its exit code; print an RvosError or a stop as one line.
 
-    ``debug`` also shows the traceback. Warnings are one line each. Unforeseen errors are raised.
+    ``debug`` also prints the traceback. A warning is one line. Unexpected errors are raised.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -33,26 +33,26 @@ def one_line(call: Callable[[], int], *, debug: bool = False) -> int:
         except stopping.Stopped as stop:
             return _stopped(stop)
         except KeyboardInterrupt:
-            stopping.say("error: interrupted")
+            stopping.print_last_line("error: interrupted")
             return stopping.INTERRUPTED
         except Exception as error:
             message, code = _explain(error)
-            # A library may have turned the stop into an error of its own; a signal to the whole
+            # A library may have replaced the stop by an error of its own, and a signal to the whole
             # process group may have ended a worker process first.
-            foreseen = message is not None and not stopping.was_raised()
-            cause = None if foreseen else stopping.requested(patience=_GROUP)
+            expected = message is not None and not stopping.was_raised()
+            cause = None if expected else stopping.requested(patience=_GROUP)
             if cause is not None:
                 return _stopped(cause)
             if message is None:
                 raise
             if debug:
                 print(redact_text(traceback.format_exc()), end="", file=sys.stderr)
-            _say("error", message)
+            _print_line("error", message)
             return code
 
 
-def one_line_errors(main: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Wrap a command for ``python -m ...``: its errors and stops are one line, as in the CLI."""
+def with_error_lines(main: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Wrap a command of ``python -m ...``, so its errors and stops are one line, as in the CLI."""
 
     @functools.wraps(main)
     def command(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
@@ -65,19 +65,19 @@ def one_line_errors(main: Callable[Parameters, None]) -> Callable[Parameters, No
                 return exit.exit_code
             return 0
 
-        if code := one_line(call):
+        if code := run_with_error_lines(call):
             raise typer.Exit(code)
 
     return command
 
 
 def _stopped(stop: stopping.Stopped) -> int:
-    stopping.say(stop.line)
+    stopping.print_last_line(stop.line)
     return int(stop.code or 0)
 
 
 def _explain(error: Exception) -> tuple[str | None, int]:
-    """Give the line to print and the exit code; None for an unforeseen error."""
+    """Return the line to print and the exit code; the line of an unexpected error is None."""
     if isinstance(error, RvosError):
         return str(error), error.exit_code
     if isinstance(error, OSError):
@@ -90,7 +90,7 @@ def _explain(error: Exception) -> tuple[str | None, int]:
             "--mode online, or a machine with more",
             WRONG_USE,
         )
-    # Typer's own errors of usage: their base class has moved between its versions.
+    # Typer's usage errors have this method; their base class has moved between versions.
     if hasattr(error, "format_message"):
         text = error.format_message().strip().rstrip(".").replace("Value error, ", "")
         context = getattr(error, "ctx", None)
@@ -100,10 +100,10 @@ def _explain(error: Exception) -> tuple[str | None, int]:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    _say("warning", message)
+    _print_line("warning", message)
 
 
-def _say(kind: str, message: object) -> None:
+def _print_line(kind: str, message: object) -> None:
     with suppress(OSError):  # the terminal may be gone
         line = f"{kind}: {redact_text(' '.join(str(message).split()))}"
         print(line, file=sys.stderr, flush=True)

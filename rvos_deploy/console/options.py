@@ -1,4 +1,4 @@
-"""Options that several commands share, each written once, and the texts that they are read from."""
+"""Define options that several commands share, and parse their texts."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rvos_deploy.runtime.backends.registry import BACKEND_NAMES, BackendName, De
 from rvos_deploy.stream_settings import Fallback, Mode
 
 PACKAGED = Path("tiny")
-"""The bundle of a command that names none."""
+"""The bundle of commands without a bundle argument."""
 
 BundleArgument = Annotated[
     Path,
-    typer.Argument(metavar="BUNDLE", help="Bundle made by 'export', or a packaged one's name."),
+    typer.Argument(metavar="BUNDLE", help="Bundle from 'export', or name of a packaged bundle."),
 ]
 BundleOption = Annotated[
     Path,
     typer.Option(
-        "--bundle", "-b", metavar="DIR", help="Bundle made by 'export', or a packaged one's name."
+        "--bundle", "-b", metavar="DIR", help="Bundle from 'export', or name of a packaged bundle."
     ),
 ]
 
-# Where the graphs run.
+# How graphs run.
 BackendOption = Annotated[
     BackendName,
     typer.Option(
@@ -37,22 +37,22 @@ BackendOption = Annotated[
 ]
 DeviceOption = Annotated[
     Device,
-    typer.Option("--device", help="Where graphs run. auto: on the CPU, tensorrt on the GPU."),
+    typer.Option("--device", help="Device of the graphs. auto: CPU, but GPU for tensorrt."),
 ]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        "--threads", metavar="N", min=1, help="CPU threads of a graph. Default: all cores."
+        "--threads", metavar="N", min=1, help="CPU threads per graph. Default: all cores."
     ),
 ]
 
-# How a stream runs: console/stream_options.py makes settings of them.
+# How a stream runs. console/stream_options.py turns these options into settings.
 ModeOption = Annotated[
     Mode | None,
     typer.Option(
         "--mode",
-        help="online: each mask is decided from the frames so far; offline: from the whole clip. "
-        "Default: offline, but online for a live stream.",
+        help="online: decide each mask from the frames so far; offline: from the whole clip. "
+        "Default: offline (OnlineRefer: online), but online for a live stream.",
     ),
 ]
 LookaheadOption = Annotated[
@@ -61,13 +61,13 @@ LookaheadOption = Annotated[
         "--lookahead",
         metavar="N",
         min=0,
-        help="Online: frames to wait before a mask is decided. Default: 0.",
+        help="Online: frames to wait before deciding a mask. Default: 0.",
     ),
 ]
 MemoryOption = Annotated[
     int | None,
     typer.Option(
-        "--memory", metavar="N", min=1, help="Frames remembered. Default: 64 online, all offline."
+        "--memory", metavar="N", min=1, help="Frames to remember. Default: 64 online, all offline."
     ),
 ]
 AnchorsOption = Annotated[
@@ -76,7 +76,7 @@ AnchorsOption = Annotated[
         "--anchors",
         metavar="N",
         min=0,
-        help="Older frames that are remembered too, spread evenly. Default: 0.",
+        help="Older frames to remember as well, spread evenly. Default: 0.",
     ),
 ]
 ThresholdOption = Annotated[
@@ -91,8 +91,8 @@ FallbackOption = Annotated[
     Fallback | None,
     typer.Option(
         "--fallback",
-        help="Mask where no query passes. none: an empty one; top1: the best query's. "
-        "Default: none.",
+        help="Mask if no query passes the threshold. none: an empty mask; top1: the best query's "
+        "mask. Default: none.",
     ),
 ]
 SizeOption = Annotated[
@@ -100,8 +100,8 @@ SizeOption = Annotated[
     typer.Option(
         "--size",
         metavar="HxW",
-        help="Box that frames are fitted into, multiples of 32, for example 256x448. "
-        "Default: the model's own.",
+        help="Box that frames are resized into, height and width in multiples of 32, for example "
+        "256x448. Default: the model's own.",
     ),
 ]
 ShortSideOption = Annotated[
@@ -110,8 +110,8 @@ ShortSideOption = Annotated[
         "--short-side",
         metavar="N",
         min=32,
-        help="Short side in pixels that frames are scaled to, in place of --size. Default: the "
-        "model's own.",
+        help="Length in pixels to scale the short side of frames to, instead of --size. Default: "
+        "the model's own.",
     ),
 ]
 
@@ -123,16 +123,14 @@ EmojiOption = Annotated[
     bool,
     typer.Option(
         "--emoji/--no-emoji",
-        help="Draw emoji beside shapes; needs the font NotoColorEmoji.ttf. Default: shapes alone.",
+        help="Draw emoji beside shapes; needs the font NotoColorEmoji.ttf. Default: only shapes.",
         show_default=False,
     ),
 ]
 OutFolderOption = Annotated[
-    Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for all that is written.")
+    Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for all output files.")
 ]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what is already there.")
-]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 JsonOption = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Also write the result to FILE as JSON."),
@@ -140,10 +138,10 @@ JsonOption = Annotated[
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Read the network's ``HxW`` as (height, width).
+    """Parse the network's ``HxW`` as (height, width) in pixels; None stays None.
 
     Raises:
-        InputError: another form, or no multiples of 32.
+        InputError: the text has another form, or a side is not a multiple of 32.
     """
     if text is None:
         return None
@@ -153,7 +151,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def read_sides(text: str, example: str) -> tuple[int, int]:
-    """Read any ``HxW`` as (height, width); InputError names ``example`` for another form."""
+    """Parse any ``HxW`` as (height, width). Raises InputError, which names ``example``."""
     parts = text.lower().split("x")
     if len(parts) != 2 or not all(part.isdecimal() for part in parts):
         raise InputError(f"size '{text}' is not of the form HxW, for example {example}")

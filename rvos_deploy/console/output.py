@@ -1,30 +1,28 @@
-"""What commands print: progress on a terminal, tables, counts and sizes."""
+"""Print progress on a terminal, tables, counts and sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
+
+from rvos_deploy.progress import CountProgress, StepProgress
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 PIPE_WIDTH = 120
-"""Columns of a table in a pipe or file, where Rich would cut it to 80."""
+"""Columns of a table in a pipe or file, where Rich would limit it to 80."""
 
 
-Count = Callable[[str, int, int | None], None]
-"""Called with a phase, how many are done, and how many there are (None: nobody knows)."""
-
-
-def frame_progress() -> AbstractContextManager[Count]:
-    """Show a bar of frames a phase, on a terminal only."""
+def frame_progress() -> AbstractContextManager[CountProgress]:
+    """Show a bar of frames for each phase, on a terminal only."""
     return count_progress("frames", "fps")
 
 
 @contextmanager
-def count_progress(unit: str, rate_unit: str) -> Iterator[Count]:
+def count_progress(unit: str, rate_unit: str) -> Iterator[CountProgress]:
     """Show a bar with its rate for each phase, on a terminal only."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -46,15 +44,15 @@ def count_progress(unit: str, rate_unit: str) -> Iterator[Count]:
                 tasks[phase] = bar.add_task(phase, total=total, known="?", rate="")
             task = bar.tasks[tasks[phase]]
             rate = f"{done / task.elapsed:.1f} {rate_unit}" if task.elapsed else ""
-            # A video's header may name too few frames: a total that was passed is no total.
-            honest = total if total is not None and done <= total else None
-            bar.update(task.id, completed=done, total=honest, known=honest or "?", rate=rate)
+            # A video's header may state too few frames, so an exceeded total is dropped.
+            valid = total if total is not None and done <= total else None
+            bar.update(task.id, completed=done, total=valid, known=valid or "?", rate=rate)
 
         yield update
 
 
 @contextmanager
-def byte_progress() -> Iterator[Count]:
+def byte_progress() -> Iterator[CountProgress]:
     """Show a bar of bytes for each file that is fetched, on a terminal only."""
     from rich.console import Console
     from rich.progress import (
@@ -80,7 +78,7 @@ def byte_progress() -> Iterator[Count]:
 
         def update(name: str, done: int, total: int | None) -> None:
             if name not in tasks:
-                # What an earlier transfer brought counts for no speed.
+                # Bytes of an earlier transfer must not count towards the speed.
                 tasks[name] = bar.add_task(name, total=total, completed=done)
             bar.update(tasks[name], completed=done, total=total)
 
@@ -88,8 +86,8 @@ def byte_progress() -> Iterator[Count]:
 
 
 @contextmanager
-def step_progress() -> Iterator[Callable[[str], None]]:
-    """Show a spinner that names the step under way, on a terminal only."""
+def step_progress() -> Iterator[StepProgress]:
+    """Show a spinner with the name of the running step, on a terminal only."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -101,7 +99,7 @@ def step_progress() -> Iterator[Callable[[str], None]]:
 
 
 def result_console() -> Console:
-    """Open the console for tables: as wide as the terminal, or ``PIPE_WIDTH`` elsewhere."""
+    """Open a console for tables: as wide as the terminal, or ``PIPE_WIDTH`` elsewhere."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -109,7 +107,7 @@ def result_console() -> Console:
 
 
 def number_table(names: Sequence[str], numbers: Sequence[str]) -> Table:
-    """Start a table without lines: columns of names, then right-aligned columns of numbers."""
+    """Make an empty table without lines: columns of names, then right-aligned numbers."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -121,12 +119,12 @@ def number_table(names: Sequence[str], numbers: Sequence[str]) -> Table:
 
 
 def counted(count: int, noun: str) -> str:
-    """Write a count with its noun: ``1 frame``, ``2 frames``."""
+    """Format a count with its noun: ``1 frame``, ``2 frames``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def overlaps_line(settings: Mapping[str, Any]) -> str:
-    """Say what an evaluation did where objects overlap, by the settings of its report."""
+    """Describe from a report's settings how an evaluation resolved overlaps of objects."""
     done = "argmax of mask logits, as published"
     if settings["overlaps"] == "keep":
         held = ", which a folder of masks does not hold" if "predictions" in settings else ""
@@ -135,7 +133,7 @@ def overlaps_line(settings: Mapping[str, Any]) -> str:
 
 
 def mebibytes(count: float) -> str:
-    """Write bytes for a person: ``13.2 MiB``, ``1.50 GiB``."""
+    """Format a number of bytes: ``13.2 MiB``, ``1.50 GiB``."""
     if count >= 2**30:
         return f"{count / 2**30:.2f} GiB"
     return f"{count / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""Files that commands write: refused early where they cannot be written, JSON in one form."""
+"""Check output files before the work begins, and write JSON records in one form."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path] = ()) -
     """Refuse output files that cannot be written or that are inputs, before hours of work.
 
     Args:
-        outputs: as given on the command line; None where nothing was asked for.
-        inputs: files, and folders of which any file may be read.
+        outputs: output files of the command line; None: not requested.
+        inputs: input files, and folders whose files may be read.
 
     Raises:
-        InputError: says what to name instead.
+        InputError: an output cannot be written, is named twice, or is an input.
     """
     from rvos_deploy.files import check_output_file
     from rvos_deploy.overlap import refuse_overlap
@@ -36,13 +36,13 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path] = ()) -
 def write_record(
     file: Path | None, command: str, content: Mapping[str, Any], versions: Mapping[str, Any]
 ) -> None:
-    """Write what a command found, with schema, versions and machine; None writes nothing.
+    """Write a command's result with schema, versions and machine.
 
     Args:
-        file: of ``--json``.
-        command: its name, which the schema is named after.
-        content: what it found, ready for JSON.
-        versions: of Python and of the packages that did the work.
+        file: the file of ``--json``; None: write nothing.
+        command: name of the command, and of the schema.
+        content: the result, ready for JSON.
+        versions: versions of Python and of the packages that did the work.
 
     Raises:
         InputError: the file cannot be written.

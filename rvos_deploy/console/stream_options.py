@@ -1,4 +1,4 @@
-"""The options of a stream as they were given, and the settings that they make."""
+"""Turn the stream options of the command line into settings."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """Options of ``run`` and ``evaluate``; None: not given.
+    """Hold the options of ``run`` and ``evaluate``; None: not given.
 
-    ``size`` is ``HxW``, ``mask_budget`` in MiB; the others are as in ``StreamSettings``.
+    ``size`` is ``HxW`` and ``mask_budget`` is in MiB; other options are as in ``StreamSettings``.
     """
 
     mode: Mode | None = None
@@ -29,15 +29,15 @@ class StreamOptions:
     mask_budget: int | None = None
 
     def given(self) -> list[str]:
-        """List the options that were given: ``["--mode", "--memory"]``."""
+        """Return the names of the given options: ``["--mode", "--memory"]``."""
         named = [field.name for field in fields(self) if getattr(self, field.name) is not None]
         return [f"--{name.replace('_', '-')}" for name in named]
 
     def settings(self, mode: Mode, fallback: Fallback = "none") -> StreamSettings:
-        """Make settings; ``mode`` and ``fallback`` hold where the command line names none.
+        """Return the settings; ``mode`` and ``fallback`` are defaults for missing options.
 
         Raises:
-            InputError: a value that ``StreamSettings`` refuses.
+            InputError: ``StreamSettings`` refuses a value.
         """
         from rvos_deploy.spill_store import default_mask_budget
         from rvos_deploy.stream_settings import StreamSettings

@@ -10,7 +10,7 @@ import ctypes
 import functools
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,11 @@ class _Sizes(ctypes.Structure):
         for name in ("batch", "pixels", "queries", "heads", "channels", "levels", "points")
     ]
 
+    @property
+    def output(self) -> tuple[int, int, int]:
+        """Shape of the output."""
+        return self.batch, self.queries, self.heads * self.channels
+
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
@@ -59,20 +64,8 @@ def instructions() -> str:
     return INSTRUCTIONS[_require().rvos_instructions()]
 
 
-def ms_deform_attn(
-    value: NDArray[Any],
-    level_shapes: NDArray[np.int32],
-    reference_points: NDArray[Any],
-    sampling_offsets: NDArray[Any],
-    attention_logits: NDArray[Any],
-    *,
-    out: NDArray[Any] | None = None,
-    threads: int | None = None,
-    use: str | None = None,
-) -> NDArray[Any]:
-    """Sum samples of every level around each query's reference point, with softmax weights.
-
-    Arithmetic is float32 (float64 where ``value`` is). NumPy has no bfloat16: uint16 stands for it.
+class Inputs(NamedTuple):
+    """The operator's inputs. NumPy has no bfloat16: uint16 stands for it.
 
     Args:
         value: [B,S,heads,D] in float32, float64, float16 or bfloat16.
@@ -81,8 +74,29 @@ def ms_deform_attn(
         sampling_offsets: [B,Q,heads,levels,points,2], (x, y) in pixels of the level, in the type of
             ``value``, or float32 where that is narrower.
         attention_logits: [B,Q,heads,levels*points], in the type of ``sampling_offsets``.
+    """
+
+    value: NDArray[Any]
+    level_shapes: NDArray[np.int32]
+    reference_points: NDArray[Any]
+    sampling_offsets: NDArray[Any]
+    attention_logits: NDArray[Any]
+
+
+def ms_deform_attn(
+    inputs: Inputs,
+    out: NDArray[Any] | None = None,
+    threads: int | None = None,
+    use: str | None = None,
+) -> NDArray[Any]:
+    """Sum samples of every level around each query's reference point, with softmax weights.
+
+    Arithmetic is float32 (float64 where ``value`` is).
+
+    Args:
+        inputs: see ``Inputs``.
         out: destination, as the result; None: a new array.
-        threads: at most as many run; None: one per usable core.
+        threads: largest number of threads; None: one per usable core.
         use: one of ``INSTRUCTIONS``; None: the best of this CPU.
 
     Returns:
@@ -93,24 +107,23 @@ def ms_deform_attn(
         InputError: shapes or types do not fit.
     """
     library = _require()
-    sizes = _check(value, level_shapes, reference_points, sampling_offsets, attention_logits)
-    shape = (sizes.batch, sizes.queries, sizes.heads * sizes.channels)
-    output = np.empty(shape, value.dtype) if out is None else out
-    if output.shape != shape or output.dtype != value.dtype or not output.flags.c_contiguous:
+    sizes = _check(inputs)
+    kind = inputs.value.dtype
+    output = np.empty(sizes.output, kind) if out is None else out
+    if output.shape != sizes.output or output.dtype != kind or not output.flags.c_contiguous:
         raise InputError(
-            f"out is {output.dtype} {list(output.shape)}; it must be {value.dtype} {list(shape)}, "
+            f"out is {output.dtype} {list(output.shape)}; it must be {kind} {list(sizes.output)}, "
             "contiguous"
         )
-    inputs = (value, reference_points, sampling_offsets, attention_logits)
-    contiguous = [np.ascontiguousarray(array) for array in inputs]
+    given = Inputs(*map(np.ascontiguousarray, inputs))
     _raise_for(
         library.rvos_ms_deform_attn(
             ctypes.byref(sizes),
-            _address(np.ascontiguousarray(level_shapes)),
-            *map(_address, contiguous),
+            _address(given.level_shapes),
+            *_addresses(given),
             _address(output),
-            _TYPES[value.dtype],
-            _TYPES[sampling_offsets.dtype],
+            _TYPES[kind],
+            _TYPES[given.sampling_offsets.dtype],
             threads or usable_cores(),
             library.rvos_instructions() if use is None else INSTRUCTIONS.index(use),
         )
@@ -119,25 +132,15 @@ def ms_deform_attn(
 
 
 def ms_deform_attn_backward(
-    value: NDArray[Any],
-    level_shapes: NDArray[np.int32],
-    reference_points: NDArray[Any],
-    sampling_offsets: NDArray[Any],
-    attention_logits: NDArray[Any],
+    inputs: Inputs,
     grad_output: NDArray[Any],
-    *,
     threads: int | None = None,
     use: str | None = None,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Return the gradients of ``value``, ``sampling_offsets`` and ``attention_logits``.
 
     Args:
-        value: as in ``ms_deform_attn``; all arrays but ``level_shapes`` are float32, or all are
-            float64.
-        level_shapes: as in ``ms_deform_attn``, like the next three.
-        reference_points: no gradient is computed for them.
-        sampling_offsets: see above.
-        attention_logits: see above.
+        inputs: see ``Inputs``; all arrays but ``level_shapes`` are float32, or all are float64.
         grad_output: [B,Q,heads*D], the gradient of the output.
         threads: as in ``ms_deform_attn``.
         use: as in ``ms_deform_attn``.
@@ -147,31 +150,32 @@ def ms_deform_attn_backward(
         InputError: shapes or types do not fit.
     """
     library = _require()
-    sizes = _check(value, level_shapes, reference_points, sampling_offsets, attention_logits)
-    shape = (sizes.batch, sizes.queries, sizes.heads * sizes.channels)
-    kinds = {array.dtype for array in (value, sampling_offsets, grad_output)}
-    if grad_output.shape != shape or len(kinds) > 1 or value.dtype.itemsize < 4:
+    sizes = _check(inputs)
+    kind = inputs.value.dtype
+    same = kind == inputs.sampling_offsets.dtype == grad_output.dtype
+    if grad_output.shape != sizes.output or not same or kind.itemsize < 4:
         raise InputError(
             f"grad_output is {grad_output.dtype} {list(grad_output.shape)}; it must be "
-            f"{list(shape)}, and all arrays float32 or all float64"
+            f"{list(sizes.output)}, and all arrays float32 or all float64"
         )
-    inputs = [
-        np.ascontiguousarray(array)
-        for array in (value, reference_points, sampling_offsets, attention_logits, grad_output)
-    ]
-    outputs = [np.empty_like(inputs[index]) for index in (0, 2, 3)]
+    given, grad = Inputs(*map(np.ascontiguousarray, inputs)), np.ascontiguousarray(grad_output)
+    found = tuple(
+        np.empty_like(array)
+        for array in (given.value, given.sampling_offsets, given.attention_logits)
+    )
     _raise_for(
         library.rvos_ms_deform_attn_backward(
             ctypes.byref(sizes),
-            _address(np.ascontiguousarray(level_shapes)),
-            *map(_address, inputs),
-            *map(_address, outputs),
-            _TYPES[value.dtype],
+            _address(given.level_shapes),
+            *_addresses(given),
+            _address(grad),
+            *map(_address, found),
+            _TYPES[kind],
             threads or usable_cores(),
             library.rvos_instructions() if use is None else INSTRUCTIONS.index(use),
         )
     )
-    return outputs[0], outputs[1], outputs[2]
+    return found[0], found[1], found[2]
 
 
 def _require() -> ctypes.CDLL:
@@ -181,14 +185,9 @@ def _require() -> ctypes.CDLL:
     return library
 
 
-def _check(
-    value: NDArray[Any],
-    level_shapes: NDArray[np.int32],
-    reference_points: NDArray[Any],
-    sampling_offsets: NDArray[Any],
-    attention_logits: NDArray[Any],
-) -> _Sizes:
+def _check(inputs: Inputs) -> _Sizes:
     """Return the sizes, and refuse arrays that the kernel would misread."""
+    value, level_shapes, reference_points, sampling_offsets, attention_logits = inputs
     if value.ndim != 4 or sampling_offsets.ndim != 6:
         raise InputError(
             f"value has {value.ndim} axes and sampling_offsets {sampling_offsets.ndim}; they must "
@@ -230,6 +229,12 @@ def _check(
             "they must agree, with sides of at least 1 and at least one sample"
         )
     return _Sizes(batch, pixels, queries, heads, channels, levels, points)
+
+
+def _addresses(inputs: Inputs) -> tuple[ctypes.c_void_p, ...]:
+    """Return the addresses of all inputs but ``level_shapes``, in the order of the C interface."""
+    value, _, *others = inputs
+    return tuple(map(_address, (value, *others)))
 
 
 def _address(array: NDArray[Any]) -> ctypes.c_void_p:

@@ -1,6 +1,6 @@
-"""Read MeViS, Ref-YouTube-VOS, Ref-DAVIS17 and Moving Sprites. This package does not import torch.
+"""Read MeViS, Ref-YouTube-VOS, Ref-DAVIS17 and Moving Sprites, without importing torch.
 
-All readers return the same records: a video has frames, expressions, and masks that are read on
+All readers return the same records. A video has frames, expressions, and masks, which are read on
 demand::
 
     split = read_mevis("mevis/valid_u")

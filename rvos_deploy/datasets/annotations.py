@@ -19,9 +19,9 @@ VOID = 255
 
 @dataclass(frozen=True, eq=False)
 class RleAnnotation:
-    """Masks of MeViS.
+    """Hold the masks of MeViS, and decode them on demand.
 
-    runs: for each ``anno_id`` and each frame the run lengths of a mask, or None.
+    runs: the run lengths of a mask, or None, for each ``anno_id`` and each frame.
     """
 
     file: Path
@@ -37,7 +37,7 @@ class RleAnnotation:
     def masks(
         self, objects: Sequence[int], frames: Sequence[int], size: tuple[int, int]
     ) -> NDArray[np.bool_]:
-        """Decode masks: bool [K, T, H, W]. An InputError names file, anno_id, video and frame."""
+        """Decode masks: bool [K, T, H, W]. Raises InputError, which names the mask."""
         masks = np.zeros((len(objects), len(frames), *size), dtype=np.bool_)
         for row, anno in enumerate(objects):
             for column, frame in enumerate(frames):
@@ -57,19 +57,19 @@ class RleAnnotation:
         except InputError as error:
             raise InputError(f"{where}: {error}; download the file again") from error
         raise InputError(
-            f"{where}: the mask is {found[0]}x{found[1]}, the video's frames are "
-            f"{size[0]}x{size[1]}; annotation and frames must be of one release"
+            f"{where}: the mask is {found[0]}x{found[1]}, but the video's frames are "
+            f"{size[0]}x{size[1]}; take annotation and frames from one release"
         )
 
     def part(self, start: int, stop: int) -> RleAnnotation:
-        """Return the annotation of frames ``start`` .. ``stop`` - 1."""
+        """Return the annotation of frames ``start`` to ``stop`` - 1."""
         runs = {anno: rows[start:stop] for anno, rows in self.runs.items()}
         return replace(self, frames=self.frames[start:stop], runs=runs)
 
 
 @dataclass(frozen=True, eq=False)
 class PaletteAnnotation:
-    """Masks of YouTube-VOS and DAVIS: one PNG per frame, whose palette indices are object ids."""
+    """Read masks of YouTube-VOS and DAVIS: one PNG per frame, whose indices are object ids."""
 
     files: tuple[Path, ...]
     objects: tuple[int, ...]
@@ -77,32 +77,33 @@ class PaletteAnnotation:
     def masks(
         self, objects: Sequence[int], frames: Sequence[int], size: tuple[int, int]
     ) -> NDArray[np.bool_]:
-        """Read masks: bool [K, T, H, W]. An InputError names the PNG."""
+        """Read masks: bool [K, T, H, W]. Raises InputError, which names the PNG."""
         masks = np.zeros((len(objects), len(frames), *size), dtype=np.bool_)
         for column, frame in enumerate(frames):
             indices = self.indices(frame)
             if indices.shape != size:
                 raise InputError(
-                    f"{self.files[frame]} is {indices.shape[0]}x{indices.shape[1]}, the video's "
-                    f"frames are {size[0]}x{size[1]}; annotation and frames must be of one release"
+                    f"{self.files[frame]} is {indices.shape[0]}x{indices.shape[1]}, but the "
+                    f"video's frames are {size[0]}x{size[1]}; take annotation and frames from one "
+                    "release"
                 )
             for row, key in enumerate(objects):
                 masks[row, column] = indices == key
         return masks
 
     def indices(self, frame: int) -> NDArray[np.uint8]:
-        """Return the palette indices of one frame: uint8 [H, W], 0 is background."""
+        """Return the palette indices of one frame: uint8 [H, W]; 0 is background."""
         path = self.files[frame]
         image = read_image(path)
         mode, indices = image.mode, np.array(image)
         if mode not in ("P", "L"):
             raise InputError(
-                f"{path} is an image of mode {mode}, palette indices (mode P) were needed: saved "
-                "as colours, it no longer says which object is which"
+                f"{path} is an image of mode {mode}, but object ids need palette indices (mode P); "
+                "download the file again"
             )
         indices[indices == VOID] = 0
         return indices
 
     def part(self, start: int, stop: int) -> PaletteAnnotation:
-        """Return the annotation of frames ``start`` .. ``stop`` - 1."""
+        """Return the annotation of frames ``start`` to ``stop`` - 1."""
         return replace(self, files=self.files[start:stop])

@@ -1,4 +1,4 @@
-"""Tell by the ground truth of a split whether it is laid out as MeViS or as Ref-YouTube-VOS."""
+"""Detect from the ground truth of a split whether its layout is MeViS's or Ref-YouTube-VOS's."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ Layout = Literal["mevis", "ref-youtube-vos"]
 
 
 def find_layout(data: str | os.PathLike[str]) -> Layout | None:
-    """The layout of a split: MeViS lists the objects of an expression, Ref-YouTube-VOS names one.
+    """Return the layout of a split: MeViS lists an expression's objects, Ref-YouTube-VOS has one.
 
     Args:
-        data: as :func:`rvos_deploy.datasets.layout.find_split` takes it.
+        data: the split, as for :func:`rvos_deploy.datasets.layout.find_split`.
 
     Returns:
-        None for a split that is published without ground truth.
+        The layout, or None for a split that is published without ground truth.
 
     Raises:
-        InputError: no such split, or its list of expressions is malformed.
+        InputError: the split is not found, or its list of expressions is malformed.
     """
     for _, video in read_json(find_split(data).meta).get("videos").items():
         for _, expression in video.get("expressions").items():

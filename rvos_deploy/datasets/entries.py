@@ -1,4 +1,4 @@
-"""Read JSON files from outside. Every error names the file and the entry."""
+"""Read untrusted JSON files. Every error names the file and the entry."""
 
 from __future__ import annotations
 
@@ -23,52 +23,52 @@ _SHOWN = 60
 
 @dataclass(frozen=True)
 class Entry:
-    """A value in a JSON file, with its place in the file."""
+    """Hold a value of a JSON file with its place in the file."""
 
     file: Path
     where: str
     value: Any
 
     def fault(self, text: str) -> InputError:
-        """Return an error that names file and entry."""
+        """Return an error that names the file and the entry."""
         return InputError(f"{self.file}: {self.where or 'the file'}: {text}")
 
     def has(self, key: str) -> bool:
         """Return whether an object has ``key`` with a value other than ``null``."""
-        return self.as_a(dict).get(key) is not None
+        return self.as_type(dict).get(key) is not None
 
     def get(self, key: str) -> Entry:
-        """Return the value of a key. Raises InputError if the key is missing."""
-        if key not in self.as_a(dict):
+        """Return the entry of a key. Raises InputError: the key is missing."""
+        if key not in self.as_type(dict):
             raise self.fault(f"'{key}' is missing")
         return self._child(key, self.value[key])
 
     def items(self) -> Iterator[tuple[str, Entry]]:
         """Yield the keys and values of an object."""
-        for key, value in self.as_a(dict).items():
+        for key, value in self.as_type(dict).items():
             yield key, self._child(key, value)
 
     def elements(self) -> Iterator[Entry]:
         """Yield the values of a list."""
-        for index, value in enumerate(self.as_a(list)):
+        for index, value in enumerate(self.as_type(list)):
             yield self._child(str(index), value)
 
-    def as_a(self, kind: type[T]) -> T:
+    def as_type(self, kind: type[T]) -> T:
         """Return the value, which must be of type ``kind``: dict, list or str."""
         if not isinstance(self.value, kind):
-            raise self.fault(f"{_NAMES[kind]} was needed, found {_shown(self.value)}")
+            raise self.fault(f"expected {_NAMES[kind]}, found {_shown(self.value)}")
         return self.value
 
     def as_text(self) -> str:
         """Return the value, which must be a string that can be encoded as UTF-8."""
-        text = self.as_a(str)
+        text = self.as_type(str)
         if not _is_unicode(text):
-            raise self.fault(f"half of a surrogate pair, which is no text: {_shown(text)}")
+            raise self.fault(f"expected text, found half of a surrogate pair: {_shown(text)}")
         return text
 
     def as_name(self) -> str:
         """Return the value, which must be the name of one file or folder, without a path."""
-        return self._name(self.as_a(str))
+        return self._name(self.as_type(str))
 
     def named_items(self) -> Iterator[tuple[str, Entry]]:
         """Yield the keys and values of an object whose keys are names as in :meth:`as_name`."""
@@ -84,7 +84,7 @@ class Entry:
                 return int(value)
         elif type(value) is int and abs(value) < 10**_MAX_DIGITS:
             return value
-        raise self.fault(f"a whole number was needed, found {_shown(value)}")
+        raise self.fault(f"expected a whole number, found {_shown(value)}")
 
     def _name(self, name: str) -> str:
         if (
@@ -95,8 +95,8 @@ class Entry:
             or len(name.encode()) > _MAX_NAME_BYTES
         ):
             raise self.fault(
-                f"{_shown(name)} is no name of a file or folder: it must be 1 to {_MAX_NAME_BYTES} "
-                "bytes without / \\ : and control characters"
+                f"{_shown(name)} is not the name of a file or folder; a name has 1 to "
+                f"{_MAX_NAME_BYTES} bytes, without / \\ : and control characters"
             )
         return name
 
@@ -132,8 +132,8 @@ def _check_kind(file: Path, status: os.stat_result) -> None:
         raise InputError(f"{file} cannot be read: it is not a regular file")
     if status.st_size > _MAX_BYTES:
         raise InputError(
-            f"{file} has {status.st_size} bytes, more than the {_MAX_BYTES} that are read; "
-            "download it again"
+            f"{file} has {status.st_size} bytes, more than the limit of {_MAX_BYTES}; download it "
+            "again"
         )
 
 
@@ -142,7 +142,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
         double = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {_shown(double)} stands twice in one object")
+        raise ValueError(f"the key {_shown(double)} occurs twice in one object")
     return content
 
 
@@ -156,7 +156,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _shown(value: object) -> str:
-    """Return a value as the file shows it, shortened to a few characters."""
+    """Return a value in JSON, shortened to a few characters."""
     if isinstance(value, (dict, list)):
         return _NAMES[type(value)]
     if isinstance(value, str):

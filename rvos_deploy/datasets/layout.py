@@ -16,7 +16,7 @@ _META_FOLDER = "meta_expressions"
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The list of expressions, and the folder that holds frames and annotation."""
+    """Hold the path of the list of expressions, and the folder of frames and annotation."""
 
     meta: Path
     folder: Path
@@ -26,9 +26,9 @@ def find_split(data: str | os.PathLike[str]) -> SplitFiles:
     """Find the one split that ``data`` names.
 
     Args:
-        data: the list of expressions; or its folder, where version 2 takes precedence; or, for
-            Ref-YouTube-VOS, the folder of the split's frames; or a folder that holds exactly one
-            of these.
+        data: the list of expressions; its folder, where version 2 takes precedence; for
+            Ref-YouTube-VOS, the folder of the split's frames; or a folder that holds exactly one of
+            these.
 
     Raises:
         InputError: no split is found, or several are.
@@ -64,7 +64,7 @@ def _subfolders(path: Path) -> list[Path]:
 
 
 def _meta_of(folder: Path) -> Path | None:
-    # The list lies beside the frames (MeViS), or in a folder for all splits (Ref-YouTube-VOS).
+    # The list is beside the frames (MeViS), or in a folder of all splits (Ref-YouTube-VOS).
     for place in (folder, folder.parent / _META_FOLDER / folder.name):
         for name in (V2, V1):
             if (place / name).is_file():
@@ -80,7 +80,7 @@ def _frames_folder(meta: Path) -> Path:
 def files_of(folder: Path, names: tuple[str, ...], suffix: str, entry: Entry) -> tuple[Path, ...]:
     """Return the paths ``folder / (name + suffix)``.
 
-    Raises InputError, which names ``entry``, if a file is missing.
+    Raises InputError, which names ``entry``: a file is missing.
     """
     try:
         present = {path.name for path in folder.iterdir()}
@@ -95,8 +95,7 @@ def files_of(folder: Path, names: tuple[str, ...], suffix: str, entry: Entry) ->
 def frame_names(entry: Entry) -> tuple[str, ...]:
     """Return the frame names of a video in the listed order.
 
-    Raises InputError for an empty list, for a name that occurs twice, and for a name that leads to
-    another folder.
+    Raises InputError: the list is empty, or a name occurs twice or leads to another folder.
     """
     names = tuple(frame.as_name() for frame in entry.elements())
     if not names:
@@ -108,7 +107,7 @@ def frame_names(entry: Entry) -> tuple[str, ...]:
 
 
 def expression_text(entry: Entry) -> str:
-    """Return the text of an expression. Raises InputError if it is blank."""
+    """Return the text of an expression. Raises InputError: the text is blank."""
     text = entry.get("exp")
     if not text.as_text().strip():
         raise text.fault("the expression is blank")

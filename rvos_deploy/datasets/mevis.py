@@ -23,8 +23,8 @@ def read_mevis(data: str | os.PathLike[str]) -> DataSplit:
 
     Raises:
         InputError: the split is not found, the JSON is malformed, a frame is missing, obj_id and
-            anno_id do not pair, or mask_dict.json lacks an anno_id or has another number of masks
-            than frames for it. The message names file and entry.
+            anno_id have different lengths, or mask_dict.json lacks an anno_id or has a different
+            number of masks than frames. The message names the file and the entry.
     """
     split = find_split(data)
     videos = read_json(split.meta).get("videos")
@@ -77,7 +77,8 @@ def _read_expression(key: str, entry: Entry, has_truth: bool) -> ExpressionRecor
     objects, targets = (_ids(entry.get(name)) for name in ("obj_id", "anno_id"))
     if len(objects) != len(targets):
         raise entry.fault(
-            f"obj_id has {len(objects)} entries and anno_id {len(targets)}; they must pair"
+            f"obj_id has {len(objects)} entries and anno_id {len(targets)}; both must have one "
+            "entry per object"
         )
     return ExpressionRecord(key, text, kind, objects, targets)
 
@@ -89,7 +90,7 @@ def _ids(entry: Entry) -> tuple[int, ...]:
 def _read_annotation(
     name: str, entry: Entry, masks: Entry, names: tuple[str, ...], order: list[int]
 ) -> RleAnnotation:
-    """Collect the masks that the expressions of a video or its list of objects refer to."""
+    """Collect the masks that a video's expressions or its list of objects refer to."""
     runs: dict[int, tuple[Mapping[str, object] | None, ...]] = {}
     for named in _annotations_named(entry):
         anno = named.as_id()
@@ -114,9 +115,9 @@ def _read_runs(
 ) -> tuple[Mapping[str, object] | None, ...]:
     key = str(named.as_id())
     if not masks.has(key):
-        raise named.fault(f"{masks.file} has no anno_id {key}; both must be of one release")
+        raise named.fault(f"{masks.file} has no anno_id {key}; take both files from one release")
     rows = masks.get(key)
-    found = len(rows.as_a(list))
+    found = len(rows.as_type(list))
     if found != len(order):
         raise rows.fault(
             f"{found} masks, but the video has {len(order)} frames ({named.where} in {named.file})"
@@ -128,10 +129,10 @@ def _read_runs(
 
 
 def _check_run(row: Entry) -> None:
-    """Raise InputError for a value that is no mask. Decoding checks its numbers later."""
-    for key, value in row.as_a(dict).items():
+    """Raise InputError for a value that is not a mask. Decoding checks its numbers later."""
+    for key, value in row.as_type(dict).items():
         # Deeply nested values cannot be pickled for the processes that decode them.
         if isinstance(value, dict) or (
             isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value)
         ):
-            raise row.fault(f"'{key[:20]}' holds nested values, so this is no run-length mask")
+            raise row.fault(f"'{key[:20]}' holds nested values, so it is not a run-length mask")

@@ -1,4 +1,4 @@
-"""Records that every reader returns: videos, their expressions, and masks read on demand."""
+"""Define the records that every reader returns: videos, expressions, and masks read on demand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Masks = NDArray[np.bool_]
 
 
 class Annotation(Protocol):
-    """The masks of one video's objects."""
+    """Read the masks of one video's objects."""
 
     @property
     def objects(self) -> tuple[int, ...]:
@@ -27,21 +27,21 @@ class Annotation(Protocol):
     def masks(self, objects: Sequence[int], frames: Sequence[int], size: tuple[int, int]) -> Masks:
         """Read the masks of ``objects`` in ``frames``: bool [K, T, H, W].
 
-        Raises InputError, which names file and entry, if masks are damaged or not of ``size``.
+        Raises InputError, which names file and entry: a mask is damaged or has another size.
         """
 
     def part(self, start: int, stop: int) -> Annotation:
-        """Return the annotation of frames ``start`` .. ``stop`` - 1."""
+        """Return the annotation of frames ``start`` to ``stop`` - 1."""
 
 
 @dataclass(frozen=True)
 class ExpressionRecord:
-    """A referring expression and its target objects.
+    """Hold a referring expression and its target objects.
 
     Args:
-        id: name of the expression in the data set, and of its folder in a submission.
+        id: name of the expression in the data set, and its folder in a submission.
         text: the text, unchanged from the data set.
-        kind: the kind that Moving Sprites gives the expression, or None.
+        kind: the kind of the expression in Moving Sprites, or None.
         object_ids: ids of the target objects within the video; empty for no target; None for a
             split without published ground truth.
         targets: keys of these objects in the video's annotation (MeViS: ``anno_id``).
@@ -56,7 +56,7 @@ class ExpressionRecord:
 
 @dataclass(frozen=True, eq=False)
 class VideoRecord:
-    """A video: sorted frame files, expressions, and its masks (None without ground truth)."""
+    """Hold a video: sorted frame files, expressions, and masks (None without ground truth)."""
 
     name: str
     frames: tuple[Path, ...]
@@ -65,9 +65,9 @@ class VideoRecord:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Return height and width, from the header of the first frame.
+        """Return height and width in pixels, from the header of the first frame.
 
-        Raises InputError if the header cannot be read.
+        Raises InputError: the header cannot be read.
         """
         width, height = displayed_size(self.frames[0])
         return height, width
@@ -75,7 +75,7 @@ class VideoRecord:
     def image(self, index: int) -> NDArray[np.uint8]:
         """Decode one frame: RGB uint8 [H, W, 3].
 
-        Raises InputError if the frame is damaged, or has another size than the first frame.
+        Raises InputError: the frame is damaged, or its size differs from the first frame's.
         """
         path = self.frames[index]
         image = read_rgb(path)
@@ -109,7 +109,7 @@ class VideoRecord:
         return np.array([key in targets for key in self._known.objects], dtype=np.bool_)
 
     def part(self, start: int, stop: int) -> VideoRecord:
-        """Return a record of frames ``start`` .. ``stop`` - 1, for a worker process."""
+        """Return a record of frames ``start`` to ``stop`` - 1, for a worker process."""
         annotation = self.annotation and self.annotation.part(start, stop)
         return replace(self, frames=self.frames[start:stop], annotation=annotation)
 
@@ -126,7 +126,7 @@ class VideoRecord:
 
 @dataclass(frozen=True, eq=False)
 class DataSplit:
-    """One split of a data set: its list of expressions and its videos."""
+    """Hold one split of a data set: its list of expressions and its videos."""
 
     meta: Path
     videos: tuple[VideoRecord, ...]

@@ -1,8 +1,8 @@
-"""Encode and decode COCO run lengths in NumPy. The file mask_dict.json of MeViS uses this format.
+"""Encode and decode COCO run lengths in NumPy, the format of MeViS's mask_dict.json.
 
 Runs of 0 and 1 alternate down the columns, starting with 0. The runs are a list of numbers, or a
-compressed string: there, each run from the fourth on is stored as its difference to the run two
-before, and each number is written in base 32, five bits per character, low bits first. Method:
+compressed string. In a string, each run from the fourth on is stored as its difference to the run
+two before, and each number is written in base 32, five bits per character, low bits first. Method:
 https://github.com/cocodataset/cocoapi/blob/master/common/maskApi.c
 """
 
@@ -18,11 +18,11 @@ import numpy.typing as npt
 from rvos_deploy.errors import InputError
 
 MAX_PIXELS = 2**27
-"""Pixels of the largest mask that is decoded, a frame of 16K video. It limits the memory."""
+"""Pixels of the largest mask that is decoded, a frame of 16K video, which limits the memory."""
 
 
 class Rle(TypedDict):
-    """A mask as MeViS stores it: ``size`` is [height, width]."""
+    """Hold a mask as MeViS stores it: ``size`` is [height, width]."""
 
     size: list[int]
     counts: str
@@ -75,7 +75,7 @@ def encode(mask: npt.NDArray[np.bool_]) -> Rle:
 
 
 def mask_size(rle: Mapping[str, object]) -> tuple[int, int]:
-    """Return the height and width that a mask states, before any memory is allocated.
+    """Return the stated height and width of a mask, before any memory is allocated.
 
     Raises:
         InputError: ``size`` is not [height, width], or has more than ``MAX_PIXELS`` pixels.
@@ -90,8 +90,8 @@ def mask_size(rle: Mapping[str, object]) -> tuple[int, int]:
     height, width = size
     if height * width > MAX_PIXELS:
         raise InputError(
-            f"a mask of {_shown(height)}x{_shown(width)} pixels is more than the {MAX_PIXELS} "
-            "that are read"
+            f"a mask of {_shown(height)}x{_shown(width)} pixels exceeds the limit of {MAX_PIXELS} "
+            "pixels"
         )
     return height, width
 
@@ -102,7 +102,7 @@ def decode(rle: Mapping[str, object]) -> npt.NDArray[np.bool_]:
     ``counts`` is a compressed string (str or bytes) or a list of run lengths; COCO writes both.
 
     Raises:
-        InputError: the runs are damaged, or do not fill the mask.
+        InputError: the runs are damaged, or do not add up to the size of the mask.
     """
     height, width = mask_size(rle)
     pixels, counts = height * width, rle.get("counts")
@@ -129,7 +129,7 @@ def decode(rle: Mapping[str, object]) -> npt.NDArray[np.bool_]:
 def _decompress(counts: str | bytes, pixels: int) -> npt.NDArray[np.int64]:
     runs = _read_numbers(counts)
     _check_count(runs.size, pixels)
-    # Each run from the fourth on is a difference to the run two before, so sum every other number.
+    # Each run from the fourth on is a difference to the run two before: sum every other number.
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     for run in (int(runs.min()), int(runs.max())):
@@ -147,7 +147,7 @@ def _listed_runs(counts: Sequence[object], pixels: int) -> npt.NDArray[np.int64]
 
 
 def _check_count(count: int, pixels: int) -> None:
-    # A few empty runs are harmless; very many would make the sums overflow.
+    # A few empty runs are harmless, but very many would overflow the sums.
     if count > 2 * pixels + 2:
         raise ValueError(f"{count} runs for {pixels} pixels")
 
@@ -158,7 +158,7 @@ def _check_run(run: int, pixels: int) -> None:
 
 
 def _shown(value: object) -> str:
-    """Return a value of the file, shortened to a few characters."""
+    """Return the representation of a value, shortened to a few characters."""
     if isinstance(value, int) and abs(value) > 10**15:
         return "a huge number"
     return reprlib.repr(value)

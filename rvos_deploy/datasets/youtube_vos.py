@@ -1,4 +1,4 @@
-"""Read Ref-YouTube-VOS, and Ref-DAVIS17 after its conversion to the same layout.
+"""Read Ref-YouTube-VOS, and Ref-DAVIS17 converted to the same layout.
 
 ::
 
@@ -32,7 +32,7 @@ from rvos_deploy.datasets.records import DataSplit, ExpressionRecord, VideoRecor
 def read_ref_youtube_vos(data: str | os.PathLike[str]) -> DataSplit:
     """Read a split of Ref-YouTube-VOS. Frames and masks are opened on demand.
 
-    The list of ``valid`` also contains the videos of ``test``. They are left out if
+    The list of ``valid`` also contains the videos of ``test``. Those videos are left out if
     ``meta_expressions/test`` exists and names them (202 videos remain).
 
     Args:
@@ -40,7 +40,7 @@ def read_ref_youtube_vos(data: str | os.PathLike[str]) -> DataSplit:
 
     Raises:
         InputError: the split is not found, the JSON is malformed, a frame or an annotation is
-            missing, or meta.json lacks an obj_id. The message names file and entry.
+            missing, or meta.json lacks an obj_id. The message names the file and the entry.
     """
     split = find_split(data)
     return _read(split, _test_videos(split))
@@ -101,21 +101,21 @@ def _read_expression(key: str, entry: Entry) -> ExpressionRecord:
 def _objects(
     name: str, expressions: tuple[ExpressionRecord, ...], known: Entry | None
 ) -> tuple[int, ...]:
-    """Return the objects that meta.json lists, or else those that the expressions refer to."""
+    """Return the objects that meta.json lists, or else the objects that expressions refer to."""
     targets = {key for expression in expressions for key in expression.object_ids or ()}
     if known is None or not known.has(name):
         return tuple(sorted(targets))
     listed = known.get(name).get("objects")
     keys = {_object_id(listed, int(key)) for key, _ in listed.items() if _is_number(key)}
     if unknown := targets - keys:
-        raise listed.fault(f"has no object {min(unknown)}, which an expression means")
+        raise listed.fault(f"has no object {min(unknown)}, which an expression refers to")
     return tuple(sorted(keys))
 
 
 def _object_id(entry: Entry, key: int) -> int:
     """Check that an object id is a palette index, neither background nor void, and return it."""
     if not 0 < key < VOID:
-        raise entry.fault(f"objects have the palette indices 1 to {VOID - 1}, found {key}")
+        raise entry.fault(f"expected a palette index from 1 to {VOID - 1}, found {key}")
     return key
 
 

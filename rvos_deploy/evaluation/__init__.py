@@ -1,1 +1,1 @@
-"""J and F as the DAVIS and MeViS protocols define them, and their benchmarks. Torch-free."""
+"""Score masks by J and F of the DAVIS and MeViS protocols, without torch."""

@@ -1,4 +1,4 @@
-"""A bundle as a predictor: one stream a video, all its expressions on one backbone pass."""
+"""Predict with a bundle: one stream per video, all its expressions on one backbone pass."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.datasets import DataSplit, VideoRecord
-from rvos_deploy.evaluation.choices import Overlaps
-from rvos_deploy.evaluation.evaluate import Evaluation, Progress, evaluate
+from rvos_deploy.evaluation.evaluate import (
+    DEFAULT_OPTIONS,
+    Evaluation,
+    ScoringOptions,
+    evaluate,
+)
 from rvos_deploy.evaluation.overlaps import Groups, argmax_masks
 from rvos_deploy.evaluation.predictions import Predict
 from rvos_deploy.evaluation.protocols import protocol_named
@@ -33,11 +37,11 @@ def bundle_masks(
     """Make a predictor of a loaded bundle.
 
     Args:
-        segmenter: what ``rvos_deploy.load`` gives.
+        segmenter: the result of ``rvos_deploy.load``.
         settings: mode, threshold, fallback, size and memory, as for any stream.
-        on_frame: called after each frame that went in, for a progress bar.
-        groups: of a video, the expressions that form one multi-object prediction; overlaps in it
-            are resolved by the argmax of mask logits. None: overlaps are kept.
+        on_frame: called after each pushed frame, for a progress bar.
+        groups: returns the expressions of a video that form one multi-object prediction, whose
+            overlaps are resolved by the argmax of mask logits. None: overlaps are kept.
     """
     threshold = resolved_threshold(segmenter, settings)
 
@@ -67,48 +71,46 @@ def evaluate_bundle(
     data: str | Path | DataSplit,
     protocol: str = "mevis",
     settings: StreamSettings | None = None,
+    options: ScoringOptions = DEFAULT_OPTIONS,
     *,
-    overlaps: Overlaps | None = None,
-    jobs: int = 1,
     submission: str | Path | None = None,
-    progress: Progress | None = None,
 ) -> Evaluation:
     """Run a loaded bundle over a split and score it; no mask is written to disk.
 
     Args:
-        segmenter: what ``rvos_deploy.load`` gives.
-        data: as for :func:`rvos_deploy.evaluation.evaluate.evaluate`, and so are ``protocol``,
-            ``jobs``, ``submission`` and ``progress``, which also hears of the phase "frames".
+        segmenter: the result of ``rvos_deploy.load``.
+        data: as in :func:`rvos_deploy.evaluation.evaluate.evaluate`.
+        protocol: as in ``evaluate``.
         settings: None: the family's default mode, with the protocol's fallback.
-        overlaps: ``argmax`` or ``keep``; None: what the protocol does.
+        options: how masks are scored.
+        submission: as in ``evaluate``.
     """
     rules = protocol_named(protocol)
     split = data if isinstance(data, DataSplit) else rules.read(Path(data))
     mode = segmenter.bundle.network.default_mode
     settings = settings or StreamSettings(mode=mode, fallback=rules.fallback)
-    groups = rules.groups if rules.overlaps(overlaps) == "argmax" else None
+    groups = rules.groups if rules.overlaps(options.overlaps) == "argmax" else None
     total = sum(len(video.frames) for video in split.videos if video.expressions)
     done = 0
 
     def on_frame() -> None:
         nonlocal done
         done += 1
-        if progress is not None:
-            progress("frames", done, total)
+        options.progress("frames", done, total)
 
     predict = bundle_masks(segmenter, settings, on_frame, groups)
-    return evaluate(predict, split, protocol, jobs=jobs, submission=submission, progress=progress)
+    return evaluate(predict, split, protocol, options, submission=submission)
 
 
 def resolved_threshold(segmenter: Segmenter, settings: StreamSettings) -> float:
-    """The settings' threshold, or the bundle's own for their mode."""
+    """Return the settings' threshold, or the bundle's own for their mode."""
     if settings.threshold is None:
         return segmenter.bundle.threshold(settings.mode)
     return settings.threshold
 
 
 def bundle_settings(segmenter: Segmenter, settings: StreamSettings) -> dict[str, Any]:
-    """Which bundle ran and how, for a report; defaults are resolved."""
+    """Describe the bundle and its settings for a report, with defaults resolved."""
     config, settings = segmenter.bundle.config, segmenter.with_size(settings)
     return {
         "bundle": str(segmenter.bundle.path),

@@ -1,4 +1,4 @@
-"""What an evaluation may be asked for by name. Imports no NumPy: the command line reads it."""
+"""Define the named choices of an evaluation, without NumPy, for the command line."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ ProtocolName = Literal["mevis", "ref-youtube-vos", "ref-davis"]
 """A benchmark (see ``protocols.py``)."""
 
 Overlaps = Literal["argmax", "keep"]
-"""What happens to pixels that several objects claim (see ``overlaps.py``)."""
+"""Treatment of pixels that several objects claim (see ``overlaps.py``)."""

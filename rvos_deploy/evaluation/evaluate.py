@@ -1,9 +1,9 @@
-"""Predictions and ground truth in, a benchmark's score out."""
+"""Score predictions against ground truth by the rules of a benchmark."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 
 from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.errors import InputError
+from rvos_deploy.evaluation.choices import Overlaps
 from rvos_deploy.evaluation.predictions import (
     NetworkPredictions,
     Predict,
@@ -24,21 +25,40 @@ from rvos_deploy.evaluation.protocols import (
     VideoScores,
     protocol_named,
 )
-from rvos_deploy.evaluation.scoring import Chunk, ChunkScores, Scores, in_order, score_chunk
+from rvos_deploy.evaluation.scoring import Chunk, ChunkScores, Scores, map_in_order, score_chunk
 from rvos_deploy.evaluation.submission import Submission
+from rvos_deploy.progress import CountProgress, ignore_counts
 
-Progress = Callable[[str, int, int | None], None]
-"""Called with a phase ("scores"), frames done in it, and all frames."""
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """Choose how masks are scored.
+
+    Args:
+        jobs: processes for J and F. With more than one, a script must guard its main code by
+            ``if __name__ == "__main__"``.
+        progress: called with the phase "scores" after every few frames, and with the phase
+            "frames" after each frame that a bundle segments.
+        overlaps: for a bundle's masks: ``argmax`` or ``keep``; None: the protocol's choice. Masks
+            from a folder are never changed.
+    """
+
+    jobs: int = 1
+    progress: CountProgress = ignore_counts
+    overlaps: Overlaps | None = None
+
+
+DEFAULT_OPTIONS = ScoringOptions()
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What came of an evaluation; ``report`` says it in the shared keys.
+    """Hold the scores of an evaluation; ``report`` writes them with the shared keys.
 
     Args:
-        protocol: its name.
-        split: what was evaluated.
-        scores: one an expression; empty where there is no ground truth.
+        protocol: name of the protocol.
+        split: the evaluated split.
+        scores: one for each expression; empty without ground truth.
         missing: videos, expressions or frames without a prediction, as in the submission layout.
         seconds: wall-clock time, inference included.
     """
@@ -54,26 +74,23 @@ def evaluate(
     predictions: str | Path | Predict,
     data: str | Path | DataSplit,
     protocol: str = "mevis",
+    options: ScoringOptions = DEFAULT_OPTIONS,
     *,
-    jobs: int = 1,
     submission: str | Path | None = None,
-    progress: Progress | None = None,
 ) -> Evaluation:
     """Score predictions as a benchmark does.
 
     Args:
         predictions: a folder in the submission layout (``<video>/<expression>/<frame>.png``), or a
-            function that gives the masks of a video (see ``bundle_masks``).
-        data: the folder of one split, its list of expressions, or what a reader made of it.
+            function that returns the masks of a video (see ``bundle_masks``).
+        data: the folder of one split, its list of expressions, or the split that a reader returned.
         protocol: ``mevis``, ``ref-youtube-vos`` or ``ref-davis``.
-        jobs: processes for J and F. With more than one, a script must guard its main code by
-            ``if __name__ == "__main__"``.
-        submission: a zip file to write, as the benchmark's server takes it.
-        progress: told after every few frames.
+        options: how masks are scored.
+        submission: a zip file to write, in the form that the benchmark's server accepts.
 
     Raises:
-        InputError: damaged data or predictions, sizes that differ, no ground truth where nothing
-            is to be submitted.
+        InputError: data or predictions are damaged, sizes differ, or there is neither ground truth
+            nor a submission to write.
     """
     started = time.perf_counter()
     rules = protocol_named(protocol)
@@ -87,13 +104,13 @@ def evaluate(
             writer = stack.enter_context(Submission(Path(submission), root))
         chunks = _chunks(split, source, rules, png=writer is not None)
         rows, missing = _collect(
-            split, rules, in_order(score_chunk, chunks, jobs), writer, progress
+            split, rules, map_in_order(score_chunk, chunks, options.jobs), writer, options.progress
         )
     return Evaluation(protocol, split, rows, missing, time.perf_counter() - started)
 
 
 def check_split(rules: Protocol, split: DataSplit, *, submits: bool = False) -> None:
-    """Raise InputError for a split that cannot be scored, or submitted; before anything is run."""
+    """Check before the run that a split can be scored or submitted. Raises InputError if not."""
     if not any(video.expressions for video in split.videos):
         raise InputError(f"{split.meta} lists no expression; there is nothing to evaluate")
     if submits and rules.submission_root is None:
@@ -103,8 +120,8 @@ def check_split(rules: Protocol, split: DataSplit, *, submits: bool = False) -> 
         )
     if not submits and not split.has_truth:
         raise InputError(
-            f"{split.meta} has no ground truth, so nothing can be scored here; write what the "
-            "benchmark's server takes with --submission FILE.zip"
+            f"{split.meta} has no ground truth, so nothing can be scored here; write a file for "
+            "the benchmark's server with --submission FILE.zip"
         )
     if rules.groups is not None:
         for video in split.videos:
@@ -137,9 +154,9 @@ def _collect(
     rules: Protocol,
     results: Iterator[ChunkScores],
     writer: Submission | None,
-    progress: Progress | None,
+    progress: CountProgress,
 ) -> tuple[tuple[ExpressionScore, ...], tuple[str, ...]]:
-    """Join the chunks of each video, score it, and hand its files on."""
+    """Join the chunks of each video, score it, and write its files to the submission."""
     videos = [video for video in split.videos if video.expressions]
     total, done = sum(len(video.frames) for video in videos), 0
     rows: list[ExpressionScore] = []
@@ -151,8 +168,7 @@ def _collect(
             done += part.frames
             if writer is not None:
                 writer.add(part.png)
-            if progress is not None:
-                progress("scores", done, total)
+            progress("scores", done, total)
         joined = _missing(parts)
         missing += _coarsest(video, joined)
         j, f = (_join([part.j for part in parts]), _join([part.f for part in parts]))
@@ -173,7 +189,7 @@ def _missing(parts: list[ChunkScores]) -> tuple[tuple[str, ...], ...]:
 
 
 def _coarsest(video: VideoRecord, missing: tuple[tuple[str, ...], ...]) -> list[str]:
-    """The shortest names for what is missing: the video, an expression, or its frames."""
+    """Return the shortest names of missing predictions: the video, expressions, or frames."""
     frames = len(video.frames)
     if all(len(names) == frames for names in missing):
         return [video.name]

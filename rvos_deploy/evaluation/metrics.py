@@ -1,8 +1,8 @@
-"""Region similarity J and contour accuracy F of masks, as DAVIS and MeViS define them.
+"""Compute region similarity J and contour accuracy F of masks, as DAVIS and MeViS define them.
 
 The measures are those of Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video
-Object Segmentation" (CVPR 2016), in the form in which the DAVIS evaluation code computes them. The
-numbers are equal to the published approach, to the last bit; the way there is not (see packed.py).
+Object Segmentation" (CVPR 2016), in the form of the DAVIS evaluation code. The results equal those
+of the published code to the last bit, but the algorithm differs (see packed.py).
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ DAVIS_BOUND = 0.008
 
 @dataclass(frozen=True, eq=False)
 class FrameScores:
-    """J and F of each frame of one sequence: float64 [T], 0..1."""
+    """Hold J and F of each frame of one sequence: float64 [T], 0..1."""
 
     j: NDArray[np.float64]
     f: NDArray[np.float64]
 
     @property
     def j_mean(self) -> float:
-        """Mean J over the frames."""
+        """Return the mean J over the frames."""
         return float(self.j.mean())
 
     @property
     def f_mean(self) -> float:
-        """Mean F over the frames."""
+        """Return the mean F over the frames."""
         return float(self.f.mean())
 
     @property
     def j_and_f(self) -> float:
-        """J&F of the sequence: (mean J + mean F) / 2."""
+        """Return J&F of the sequence: (mean J + mean F) / 2."""
         return (self.j_mean + self.f_mean) / 2
 
 
 def region_similarity(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
-    """J of one frame: intersection over union, 1 when both masks are empty.
+    """Return J of one frame: intersection over union, and 1 when both masks are empty.
 
-    Masks are bool or integer [H, W], any non-zero value is foreground. InputError where their sizes
-    differ. Source: Perazzi et al., CVPR 2016, section 4.
+    Masks are bool or integer [H, W]; any non-zero value is foreground. Source: Perazzi et al., CVPR
+    2016, section 4. Raises InputError: the sizes differ.
     """
     _check(prediction, truth, "[H, W]")
     return _jaccard(_pack_pair(prediction, truth))
@@ -57,16 +57,18 @@ def region_similarity(prediction: NDArray[Any], truth: NDArray[Any]) -> float:
 def contour_accuracy(
     prediction: NDArray[Any], truth: NDArray[Any], *, bound: float = DAVIS_BOUND
 ) -> float:
-    """F of one frame: the harmonic mean of precision and recall of the 1-pixel boundaries.
+    """Return F of one frame: the harmonic mean of precision and recall of the 1-pixel boundaries.
 
-    A boundary pixel matches where the other mask has one within a disk. The disk's radius is
-    ceil(bound * image diagonal) pixels, or ``bound`` itself where it is 1 or more. Both boundaries
-    empty gives 1, exactly one empty 0. The image's border is no boundary, so a mask that covers the
-    whole image has none: against an empty mask it scores F = 1 (and J = 0), as in DAVIS.
+    A boundary pixel matches if the other mask has a boundary pixel within a disk. The disk's radius
+    is ceil(bound * image diagonal) pixels, or ``bound`` itself if that is 1 or more. If both
+    boundaries are empty, F is 1; if exactly one is empty, F is 0. The image's border is not a
+    boundary, so a mask of the whole image has none: against an empty mask F = 1 (and J = 0), as in
+    DAVIS.
 
-    Masks are bool or integer [H, W], any non-zero value is foreground. InputError where their sizes
-    differ, or where ``bound`` is negative, or 1 or more but not whole. Source: Perazzi et al.,
-    CVPR 2016, section 4, with the dilation of the DAVIS code in place of bipartite matching.
+    Masks are bool or integer [H, W]; any non-zero value is foreground. Source: Perazzi et al., CVPR
+    2016, section 4, with the dilation of the DAVIS code in place of bipartite matching.
+
+    Raises InputError: the sizes differ, or ``bound`` is negative, or is 1 or more but not whole.
     """
     height, width = _check(prediction, truth, "[H, W]")
     radius = _radius(height, width, bound)
@@ -76,17 +78,18 @@ def contour_accuracy(
 def frame_scores(
     predictions: NDArray[Any], truths: NDArray[Any], *, bound: float = DAVIS_BOUND
 ) -> FrameScores:
-    """J and F of every frame of a sequence (see benchmarks/metrics.py for the speed).
+    """Return J and F of every frame of a sequence (see benchmarks/metrics.py for the speed).
 
-    Masks are bool or integer [T, H, W], any non-zero value is foreground. Every frame counts, as in
-    MeViS; DAVIS leaves out the first and the last one: pass ``[1:-1]`` for it. ``bound``, the
-    definitions and their sources are those of region_similarity and contour_accuracy. InputError
-    where the sizes differ, or the sequence has no frame.
+    Masks are bool or integer [T, H, W]; any non-zero value is foreground. Every frame counts, as in
+    MeViS. DAVIS omits the first and the last frame: pass ``[1:-1]`` for it. ``bound``, the
+    definitions and their sources are those of region_similarity and contour_accuracy.
+
+    Raises InputError: the sizes differ, or the sequence has no frame.
     """
     height, width = _check(predictions, truths, "[T, H, W]")
     radius = _radius(height, width, bound)
     scores = np.empty((2, len(truths)))
-    # One frame at a time: its words stay in the cache, and are cropped to its own objects.
+    # One frame at a time, so that its words stay in the cache and are cropped to its own objects.
     for index, (prediction, truth) in enumerate(zip(predictions, truths, strict=True)):
         bits = _pack_pair(prediction, truth)
         scores[:, index] = _jaccard(bits), _contour(bits, width, radius)
@@ -129,7 +132,7 @@ def _radius(height: int, width: int, bound: float) -> int:
 
 
 def _check(predictions: NDArray[Any], truths: NDArray[Any], axes: str) -> tuple[int, int]:
-    """Height and width of the masks, or InputError: what differs and what mends it, in one line."""
+    """Return height and width of the masks. Raises InputError: types, shapes or sizes differ."""
     for name, masks in (("prediction", predictions), ("truth", truths)):
         if masks.dtype != np.bool_ and not np.issubdtype(masks.dtype, np.integer):
             raise InputError(

@@ -1,6 +1,6 @@
-"""Say why masks were not found where they were looked for: one line, with what lies there instead.
+"""Explain in one line why masks were not found, and name the files that were found instead.
 
-Masks are looked for in ``<root>/<video>/<expression>/<frame>.png``.
+The expected layout is ``<root>/<video>/<expression>/<frame>.png``.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from rvos_deploy.datasets import VideoRecord
 from rvos_deploy.errors import InputError
 
 _NAMED = 3
-"""Names that a message lists of a folder."""
+"""Number of a folder's names that a message lists."""
 _DEPTH, _FOLDERS = 2, 500
-"""How deep, and in how many folders, videos are looked for below the folder that was given."""
+"""Depth and number of folders below the given folder in which videos are searched."""
 
 
-def no_match(root: Path, videos: Sequence[VideoRecord]) -> InputError:
-    """The error for a folder that holds no mask under any name that is looked for.
+def no_masks_found(root: Path, videos: Sequence[VideoRecord]) -> InputError:
+    """Return the error for a folder that contains no mask under any expected name.
 
     Args:
-        root: what the user gave; it need not be a folder.
-        videos: of the split, at least one of them with expressions.
+        root: the user's path, which may not be a folder.
+        videos: the split's videos, at least one of them with expressions.
     """
     if not root.is_dir():
-        found = "is a zip file; unpack it" if _is_zip(root) else "is no folder"
+        found = "is a zip file; unpack it" if _is_zip(root) else "is not a folder"
         return InputError(f"{root} {found}; pass a bundle, or a folder of predictions")
     videos = [video for video in videos if video.expressions]
     present = next((video for video in videos if (root / video.name).is_dir()), None)
@@ -37,16 +37,18 @@ def no_match(root: Path, videos: Sequence[VideoRecord]) -> InputError:
             f"{root} holds predictions for none of the {len(videos)} videos (found "
             f"{_listed(root)}); {_where_else(root, videos)}"
         )
-    return InputError(f"{root} holds no mask that is looked for: {_inside(root, present)}")
+    return InputError(f"{root} holds no mask with an expected name: {_inside(root, present)}")
 
 
-def strays(root: Path, videos: Sequence[VideoRecord], missing: Sequence[str]) -> list[str]:
-    """Files and folders beside missing predictions that nobody asked for: misnamed, perhaps.
+def unexpected_names(
+    root: Path, videos: Sequence[VideoRecord], missing: Sequence[str]
+) -> list[str]:
+    """List unexpected files and folders beside missing predictions, which may be misnamed.
 
     Args:
         root: the folder of predictions.
-        videos: of the split.
-        missing: names of videos, expressions or masks, as ``Evaluation.missing`` has them.
+        videos: the split's videos.
+        missing: names of videos, expressions or masks, as in ``Evaluation.missing``.
     """
     by_name = {video.name: video for video in videos}
     found: list[str] = []
@@ -63,7 +65,7 @@ def strays(root: Path, videos: Sequence[VideoRecord], missing: Sequence[str]) ->
 
 
 def _wanted(video: VideoRecord, depth: int, videos: dict[str, VideoRecord]) -> set[str]:
-    """Names that may stand at a depth of the layout: videos, expressions, masks."""
+    """Return the names that are valid at a depth of the layout: videos, expressions, masks."""
     if depth == 1:
         return set(videos)
     if depth == 2:
@@ -72,11 +74,11 @@ def _wanted(video: VideoRecord, depth: int, videos: dict[str, VideoRecord]) -> s
 
 
 def _where_else(root: Path, videos: Sequence[VideoRecord]) -> str:
-    """What a folder without any of the videos may be, and what to pass instead."""
+    """Guess what kind of folder contains none of the videos, and say what to pass instead."""
     names, video = set(_names(root)), videos[0]
-    looked_for = f"masks are looked for in {root / video.name}/<expression>/<frame>.png"
+    expected = f"masks are expected in {root / video.name}/<expression>/<frame>.png"
     if not names:
-        return looked_for
+        return expected
     if any(name.endswith(".onnx") for name in names):
         return "it looks like a bundle, but has no manifest.json: export it again"
     if further := next(_folders_of_videos(root, videos), None):
@@ -89,12 +91,12 @@ def _where_else(root: Path, videos: Sequence[VideoRecord]) -> str:
     if "JPEGImages" in names or any(name.startswith("meta_expressions") for name in names):
         return "it looks like a data set: pass that with --data, and a folder of masks here"
     if archive := next((name for name in sorted(names) if name.endswith(".zip")), None):
-        return f"unpack {archive}; {looked_for}"
-    return looked_for
+        return f"unpack {archive}; {expected}"
+    return expected
 
 
 def _folders_of_videos(root: Path, videos: Sequence[VideoRecord]) -> Iterator[Path]:
-    """Folders below ``root`` in which a video lies that has a folder of one of its expressions."""
+    """Yield the folders below ``root`` that contain a video with a folder of an expression."""
     waiting = deque([(root, 0)])
     for _ in range(_FOLDERS):
         if not waiting:
@@ -112,7 +114,7 @@ def _has_expression(folder: Path, video: VideoRecord) -> bool:
 
 
 def _inside(root: Path, video: VideoRecord) -> str:
-    """What is wrong inside the folder of a video that is there."""
+    """Say what is wrong inside the existing folder of a video."""
     place = root / video.name
     expression = next((e.id for e in video.expressions if (place / e.id).is_dir()), None)
     if expression is None:

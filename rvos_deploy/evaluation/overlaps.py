@@ -1,4 +1,4 @@
-"""Pixels that several objects of one prediction claim: who gets them."""
+"""Assign pixels that several objects of one prediction claim."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.graph_io.frame_geometry import display_all_logits
+from rvos_deploy.graph_io.frame_geometry import upsample_all_logits
 from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.runtime.decided_frame import DecidedFrame, Render
 from rvos_deploy.stream_settings import Fallback
@@ -17,13 +17,13 @@ Groups = Sequence[Sequence[int]]
 
 
 def resolve_overlaps(logits: NDArray[np.float32], groups: Groups) -> NDArray[np.bool_]:
-    """Give each pixel of a multi-object prediction to the object with the greatest mask logit.
+    """Assign each pixel of a multi-object prediction to the object with the greatest mask logit.
 
-    Where no logit is above 0 is background; of equal logits the first row's wins.
+    A pixel without a logit above 0 is background. Of equal logits, the first row's wins.
 
     Args:
         logits: float32 [E,H,W] at the displayed size.
-        groups: rows that share pixels; a row in no group keeps all of its own.
+        groups: rows that share pixels; a row outside all groups keeps all its pixels.
 
     Returns:
         Masks bool [E,H,W].
@@ -37,11 +37,11 @@ def resolve_overlaps(logits: NDArray[np.float32], groups: Groups) -> NDArray[np.
 
 
 def argmax_masks(threshold: float, fallback: Fallback, groups: Groups) -> Render:
-    """Masks of a stream, overlaps within the groups resolved: bool [E,H,W] (see ``Stream``)."""
+    """Return a render of masks bool [E,H,W] without overlaps in a group (see ``Stream``)."""
 
     def render(frame: DecidedFrame) -> NDArray[np.bool_]:
         passing = thresholds(frame.scores, threshold, fallback)
         logits = frame.mask_logits(passing)
-        return resolve_overlaps(display_all_logits(logits, frame.geometry), groups)
+        return resolve_overlaps(upsample_all_logits(logits, frame.geometry), groups)
 
     return render

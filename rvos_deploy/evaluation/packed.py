@@ -1,6 +1,6 @@
-"""Masks as bits, 64 pixels to a word, where one operation of NumPy touches a whole frame at once.
+"""Compute with masks as bits, 64 pixels per word, so that one NumPy operation covers a frame.
 
-Bits that stand for no pixel, beyond the last column, are 0 unless a function says otherwise.
+Bits beyond the last column are 0, unless a function's docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Words = NDArray[np.uint64]
 def pack(masks: NDArray[Any]) -> Words:
     """Pack masks to bits: column x is bit x % 64 of word x // 64 of its row.
 
-    ``masks``: bool or integer [..., H, W], any non-zero value is foreground.
+    ``masks``: bool or integer [..., H, W]; any non-zero value is foreground.
     Returns little-endian uint64 [..., H, ceil(W / 64)].
     """
     octets = np.packbits(masks, axis=-1, bitorder="little")
@@ -42,9 +42,9 @@ def _count_without_numpy_2(bits: Words) -> int:
 def boundaries(bits: Words, width: int) -> Words:
     """Mark the pixels that differ from their right, lower or lower-right neighbour.
 
-    This is the 1-pixel boundary map that DAVIS takes from Martin's Berkeley benchmark: it lies half
-    a pixel towards the origin, and pixels outside the image repeat the edge, so that the image's
-    border is no boundary.
+    This is the 1-pixel boundary map that DAVIS adopts from Martin's Berkeley benchmark: it lies
+    half a pixel towards the origin. Pixels outside the image repeat the edge, so the image's border
+    is not a boundary.
 
     ``bits``: words [..., H, N] of masks ``width`` pixels wide. Returns words of the same shape.
     """
@@ -61,7 +61,7 @@ def boundaries(bits: Words, width: int) -> Words:
 
 
 def crop(bits: Words) -> Words:
-    """Cut masks [K, H, N] to the rows and words that hold all their pixels (there must be one)."""
+    """Crop masks [K, H, N] to the rows and words with pixels; at least one pixel must be set."""
     either: Words = np.bitwise_or.reduce(bits, axis=0)
     rows = np.flatnonzero(either.any(axis=1))
     words = np.flatnonzero(either.any(axis=0))
@@ -72,16 +72,16 @@ def crop(bits: Words) -> Words:
 def dilate(bits: Words, radius: int) -> Words:
     """Dilate each mask by the disk of offsets with dx^2 + dy^2 <= radius^2.
 
-    A disk is a pile of horizontal runs. From its poles to its equator the runs only grow, so one
-    pass widens the masks step by step and lays each width over the rows where the disk has it.
-    Exact, for any radius; the cost grows with the radius, not with its square.
+    A disk is a stack of horizontal runs, which grow from its poles to its equator. So one pass
+    widens the masks step by step, and merges each width into the rows where the disk has it. The
+    result is exact for any radius; the cost grows with the radius, not with its square.
 
     ``bits``: words [K, H, N]. Returns words of the same shape; bits beyond the last column may be
     set, so combine the result with a mask.
     """
     masks, height, words = bits.shape
     widest = min(radius, words * WORD)
-    # Empty words end each row, so that what moves out of a row never reaches the next one.
+    # Empty words end each row, so that bits that leave a row never reach the next one.
     spread = np.zeros((masks, height, words + -(-widest // WORD)), np.uint64)
     spread[..., :words] = bits
     dilated = np.zeros_like(spread)
@@ -89,7 +89,7 @@ def dilate(bits: Words, radius: int) -> Words:
     for offset in range(min(radius, height - 1), -1, -1):
         target = min(math.isqrt(radius * radius - offset * offset), widest)
         while half_width < target:
-            # A longer step would build on copies that lie outside the image, where none are kept.
+            # A longer step would need copies outside the image, which are not stored.
             step = min(target - half_width, half_width + 1, WORD - 1)
             spread = _widen(spread, step)
             half_width += step
@@ -99,12 +99,12 @@ def dilate(bits: Words, radius: int) -> Words:
 
 
 def _widen(bits: Words, step: int) -> Words:
-    """Join the bits with themselves moved ``step`` columns (1..63) to either side."""
+    """Merge the bits with copies that are shifted by ``step`` columns (1..63) to either side."""
     flat = bits.reshape(-1)
     near, far = np.uint64(step), np.uint64(WORD - step)
     wider = flat | (flat << near)
     wider |= flat >> near
-    wider[1:] |= flat[:-1] >> far  # what leaves a word on one side enters the next on the other
+    wider[1:] |= flat[:-1] >> far  # bits that leave a word enter its neighbour
     wider[:-1] |= flat[1:] << far
     shaped: Words = wider.reshape(bits.shape)
     return shaped

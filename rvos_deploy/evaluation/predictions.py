@@ -1,4 +1,4 @@
-"""Predicted masks, wherever they come from: a folder in the submission layout, or a network."""
+"""Load predicted masks from a folder in the submission layout, or from a network."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ from numpy.typing import NDArray
 
 from rvos_deploy.datasets import VideoRecord
 from rvos_deploy.errors import InputError
-from rvos_deploy.evaluation.mismatch import no_match
+from rvos_deploy.evaluation.mismatch import no_masks_found
 from rvos_deploy.images import read_image
 
 Mask = NDArray[np.bool_]
 
 Predict = Callable[[VideoRecord], Iterable[Mask]]
-"""Gives, for each frame of a video in turn, one mask an expression: bool [E, H, W]."""
+"""Yields one mask per expression, bool [E, H, W], for each frame of a video in order."""
 
 CHUNK = 16
-"""Frames that one worker scores at a time: bounds the memory, and is enough work to send."""
+"""Frames that one worker scores at a time: few enough for memory, enough work to send."""
 
 
 class PredictedMasks(Protocol):
-    """Masks of some frames of a video, which a worker process can load."""
+    """Define masks of some frames of a video, which a worker process can load."""
 
     def load(self, video: VideoRecord) -> list[list[Mask | None]]:
-        """By expression, then by frame; None where the prediction is missing."""
+        """Load masks by expression, then by frame; a missing prediction is None."""
 
 
 class Predictions(Protocol):
-    """Where predicted masks come from."""
+    """Define a source of predicted masks."""
 
     def chunks(self, video: VideoRecord) -> Iterator[tuple[int, int, PredictedMasks]]:
-        """First frame, frame after the last, and their masks; in order, without gaps."""
+        """Yield (first frame, frame after the last, masks) in order, without gaps."""
 
 
 @dataclass(frozen=True)
 class PredictionFolder:
-    """Masks in the submission layout: ``<video>/<expression>/<frame>.png``, not zero is inside."""
+    """Read ``<video>/<expression>/<frame>.png``; any non-zero value is foreground."""
 
     root: Path
 
     def check(self, videos: Sequence[VideoRecord]) -> None:
-        """Raise InputError when no mask has a name that is looked for; it says what is there."""
+        """Check that a mask exists. Raises InputError: there is none; names the files found."""
         names = (
             prediction_name(video, expression, frame)
             for video in videos
             for expression in range(len(video.expressions))
             for frame in range(len(video.frames))
         )
-        # A mask that is nowhere counts 0. When all are nowhere, the folder or its names are wrong.
+        # A missing mask counts 0. If all are missing, the folder or its names are wrong.
         if not any((self.root / name).is_file() for name in names):
-            raise no_match(self.root, videos)
+            raise no_masks_found(self.root, videos)
 
     def chunks(self, video: VideoRecord) -> Iterator[tuple[int, int, PredictedMasks]]:
-        """Ranges of frames; the files are opened by who loads them."""
+        """Yield ranges of frames; ``load`` opens their files."""
         for start in range(0, len(video.frames), CHUNK):
             yield start, min(start + CHUNK, len(video.frames)), _StoredMasks(self.root)
 
@@ -77,12 +77,12 @@ class _StoredMasks:
 
 
 def prediction_name(video: VideoRecord, expression: int, frame: int) -> str:
-    """Name of a mask in the submission layout."""
+    """Return the name of a mask in the submission layout."""
     return f"{video.name}/{video.expressions[expression].id}/{video.frames[frame].stem}.png"
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> Mask | None:
-    """A mask, bool [H, W], or None when there is no such file. InputError for any other size."""
+    """Read a mask, bool [H, W]; a missing file is None. Raises InputError: another size or type."""
     if not path.exists():
         return None
     image = read_image(path)
@@ -105,12 +105,12 @@ def _read_mask(path: Path, size: tuple[int, int]) -> Mask | None:
 
 @dataclass(frozen=True)
 class NetworkPredictions:
-    """Masks that a function computes, all expressions of a video at once."""
+    """Compute masks by a function, all expressions of a video at once."""
 
     predict: Predict
 
     def chunks(self, video: VideoRecord) -> Iterator[tuple[int, int, PredictedMasks]]:
-        """The function's masks, packed to bits, ``CHUNK`` frames at a time."""
+        """Yield the function's masks, packed to bits, ``CHUNK`` frames at a time."""
         start, waiting = 0, []
         for masks in self.predict(video):
             wanted = (len(video.expressions), *video.size)
@@ -126,7 +126,8 @@ class NetworkPredictions:
         stop = start + len(waiting)
         if stop != len(video.frames):
             raise InputError(
-                f"video {video.name} has {len(video.frames)} frames, masks came for {stop}"
+                f"video {video.name} has {len(video.frames)} frames, but {stop} have masks; yield "
+                "one array of masks per frame"
             )
         if waiting:
             yield start, stop, _PackedMasks(np.stack(waiting))
@@ -134,7 +135,7 @@ class NetworkPredictions:
 
 @dataclass(frozen=True, eq=False)
 class _PackedMasks:
-    """Bits: uint8 [T, E, H, ceil(W / 8)]."""
+    """Hold masks as bits: uint8 [T, E, H, ceil(W / 8)]."""
 
     bits: NDArray[np.uint8]
 

@@ -1,24 +1,24 @@
-"""How each benchmark turns J and F of frames into the score of a video's expressions.
+"""Define how each benchmark turns J and F of frames into the scores of a video's expressions.
 
-- ``mevis``: every frame counts; the union of an expression's objects is the truth; means over the
-  frames, then over the expressions (MeViS, tools/eval_mevis.py).
-- ``ref-youtube-vos``: the same, with one object an expression.
-- ``ref-davis``: the DAVIS 2017 unsupervised protocol (davis2017/evaluation.py), once for each
-  annotator. An annotator's masks are the proposals; they are assigned to the objects so that J&F is
-  best; the mean is over the objects, then over the annotators. Every frame counts. Objects that
-  nobody described count too, with an empty mask where no proposal is left for them. An annotator's
-  masks form one multi-object prediction: each pixel belongs to the object with the greatest mask
-  logit above 0, as in ReferFormer (inference_davis.py) and the methods that follow it.
+- ``mevis``: every frame counts. The union of an expression's objects is the ground truth. Means are
+  over the frames, then over the expressions (MeViS, tools/eval_mevis.py).
+- ``ref-youtube-vos``: as ``mevis``, with one object per expression.
+- ``ref-davis``: the DAVIS 2017 unsupervised protocol (davis2017/evaluation.py), once per annotator.
+  An annotator's masks are the proposals, which are assigned to the objects so that J&F is best. The
+  mean is over the objects, then over the annotators. Every frame counts. Objects without a
+  description count too, with an empty mask if no proposal is left. An annotator's masks form one
+  multi-object prediction: each pixel belongs to the object with the greatest mask logit above 0, as
+  in ReferFormer (inference_davis.py) and the methods that follow it.
 
-What is missing in a folder of predictions counts as wrong, everywhere:
+A missing prediction in a folder always counts as wrong:
 
-- J = F = 0 for every frame without a mask file, also where the truth is empty. MeViS' script gives
-  a missing video 0 and stops with an error at any other missing mask; here those count 0 and are
-  named, so that a score exists and is never better than the prediction.
-- N-acc: an expression without a target is right only when all its mask files are there, and all of
-  them are empty. A missing mask says nothing; it does not say "no target".
-- T-acc: an expression with a target is wrong when no file of it shows a pixel: when all are missing
-  or empty. One mask with a pixel makes it right, whatever else is missing.
+- J = F = 0 for every frame without a mask file, also if the ground truth is empty. MeViS' script
+  scores a missing video 0, and stops with an error at any other missing mask. Here those masks
+  count 0 and are named, so a score exists and is never better than the prediction.
+- N-acc: an expression without a target is right only if all its mask files exist and are empty. A
+  missing mask does not mean "no target".
+- T-acc: an expression with a target is wrong if all its files are missing or empty. One mask with a
+  pixel makes it right, even if others are missing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class VideoScores:
-    """All chunks of a video, joined: as ``ChunkScores``, over all its T frames."""
+    """Hold all chunks of a video, joined: as ``ChunkScores``, over all its T frames."""
 
     video: VideoRecord
     j: Scores
@@ -58,21 +58,21 @@ class VideoScores:
 
 @dataclass(frozen=True)
 class ExpressionScore:
-    """What one expression scored (ref-davis: one object for one annotator).
+    """Hold the score of one expression (ref-davis: of one object for one annotator).
 
     Args:
-        video: the video's name.
-        expression: the expression's id; None for an object that nobody described.
-        text: the sentence.
-        kind: its kind, or None.
+        video: name of the video.
+        expression: id of the expression; None for an object without a description.
+        text: text of the expression.
+        kind: kind of the expression, or None.
         j: mean J over the frames, 0..1.
         f: mean F over the frames, 0..1.
-        frames: how many.
-        missing_frames: how many have no prediction; they count 0 (see the module).
-        no_target: whether the expression means nothing.
+        frames: number of frames.
+        missing_frames: number of frames without a prediction; they count 0 (see the module).
+        no_target: whether the expression has no target.
         predicted_empty: whether no pixel of any frame was predicted.
-        annotator: ref-davis: which set, from 0.
-        object_id: ref-davis: which object.
+        annotator: ref-davis: index of the annotator, from 0.
+        object_id: ref-davis: key of the object.
     """
 
     video: str
@@ -90,27 +90,28 @@ class ExpressionScore:
 
     @property
     def j_and_f(self) -> float:
-        """(J + F) / 2."""
+        """Return (J + F) / 2."""
         return (self.j + self.f) / 2
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A benchmark's rules.
+    """Hold the rules of a benchmark.
 
     Args:
-        name: as on the command line.
+        name: name on the command line.
         read: reads one of its splits.
-        score: expressions from frames.
-        objects: the objects to compare each expression with; None for the union that it means.
-        fallback: what a network gives when no query passes: every expression of the older
-            benchmarks has a target, so there the best query answers.
-        accuracies: whether expressions may mean nothing, so N-acc and T-acc say something.
-        groups: rows of the expressions that form one multi-object prediction, in which no pixel
-            belongs to two; raises InputError for a video that cannot be scored. None: every
-            expression is an answer of its own.
-        submission_root: the folder inside a submission that holds the videos ("" for none); None
-            where no server takes submissions.
+        score: computes scores of expressions from those of frames.
+        objects: returns the objects to compare each expression with; None: the union of an
+            expression's targets.
+        fallback: a network's answer when no query passes. Every expression of the older benchmarks
+            has a target, so there the best query answers.
+        accuracies: whether expressions may have no target, so that N-acc and T-acc are defined.
+        groups: returns the rows of the expressions that form one multi-object prediction, in which
+            a pixel belongs to one object; raises InputError for a video that cannot be scored.
+            None: every expression is an answer of its own.
+        submission_root: the folder of the videos inside a submission ("" for none); None: no server
+            accepts submissions.
     """
 
     name: ProtocolName
@@ -123,9 +124,9 @@ class Protocol:
     submission_root: str | None = None
 
     def overlaps(self, asked: Overlaps | None = None) -> Overlaps:
-        """What is done with pixels that several objects claim; None: what the benchmark does.
+        """Return the treatment of pixels that several objects claim; None: the benchmark's own.
 
-        Raises InputError: argmax, where every expression is an answer of its own.
+        Raises InputError: argmax, although every expression is an answer of its own.
         """
         if asked == "argmax" and self.groups is None:
             raise InputError(
@@ -136,14 +137,14 @@ class Protocol:
 
 
 def protocol_named(name: str) -> Protocol:
-    """A protocol by name. InputError for any other name."""
+    """Return a protocol by name. Raises InputError: the name is unknown."""
     if name not in PROTOCOLS:
         raise InputError(f"unknown protocol '{name}'; known: {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
 def score_expressions(scores: VideoScores) -> list[ExpressionScore]:
-    """Each expression against the union of what it means: means over the frames."""
+    """Score each expression against the union of its targets: means over the frames."""
     video = scores.video
     return [
         ExpressionScore(
@@ -163,12 +164,12 @@ def score_expressions(scores: VideoScores) -> list[ExpressionScore]:
 
 
 def _count_of_targets(object_ids: tuple[int, ...]) -> str:
-    """The kind of an expression in data sets that name none."""
+    """Return the kind of an expression in data sets that state none."""
     return ("no_target", "one_target", "several_targets")[min(len(object_ids), 2)]
 
 
 def score_objects(scores: VideoScores) -> list[ExpressionScore]:
-    """Each object for each annotator, proposals assigned to objects so that J&F is best."""
+    """Score each object for each annotator; proposals are assigned so that J&F is best."""
     return [
         row
         for annotator, proposals in enumerate(annotator_sets(scores.video))
@@ -177,9 +178,9 @@ def score_objects(scores: VideoScores) -> list[ExpressionScore]:
 
 
 def annotator_sets(video: VideoRecord) -> list[list[int]]:
-    """Rows of the expressions of each annotator: the n-th expression of an object is the n-th's.
+    """Return each annotator's rows: the n-th expression of every object is from annotator n.
 
-    InputError when the objects are not described equally often.
+    Raises InputError: objects have different numbers of expressions.
     """
     by_object: dict[int, list[int]] = {}
     for row, expression in enumerate(video.expressions):
@@ -198,8 +199,8 @@ def _score_set(scores: VideoScores, annotator: int, proposals: list[int]) -> lis
     from scipy.optimize import linear_sum_assignment
 
     video, objects = scores.video, objects_of_first_frame(scores.video)
-    nothing = len(video.expressions)  # the row of an empty mask
-    rows = np.array(proposals + [nothing] * (len(objects) - len(proposals)))
+    empty_row = len(video.expressions)
+    rows = np.array(proposals + [empty_row] * (len(objects) - len(proposals)))
     quality = (scores.j[rows].mean(axis=2) + scores.f[rows].mean(axis=2)) / 2
     chosen, columns = linear_sum_assignment(quality, maximize=True)
     given = {int(column): int(rows[row]) for row, column in zip(chosen, columns, strict=True)}
@@ -218,7 +219,7 @@ def _object_score(
     proposal: int,
     described: int | None,
 ) -> ExpressionScore:
-    """One object: the scores of its proposal, under the name of the expression that means it."""
+    """Return the scores of an object's proposal, named after the expression of the object."""
     video = scores.video
     expression = None if described is None else video.expressions[described]
     is_mask = proposal < len(video.expressions)
@@ -239,7 +240,7 @@ def _object_score(
 
 
 def objects_of_first_frame(video: VideoRecord) -> tuple[int, ...]:
-    """Objects that DAVIS evaluates: 1 .. the highest index of the first annotated frame."""
+    """Return DAVIS' evaluated objects: 1 to the highest index of the first annotated frame."""
     if not isinstance(video.annotation, PaletteAnnotation):
         raise InputError(f"video {video.name} has no palette annotation; ref-davis needs it")
     highest = int(video.annotation.indices(0).max())

@@ -1,4 +1,4 @@
-"""An evaluation in the shared keys: means by kind, video and annotator; JSON and CSV."""
+"""Report an evaluation with the shared keys, as JSON and CSV: means by kind, video, annotator."""
 
 from __future__ import annotations
 
@@ -40,17 +40,18 @@ _COLUMNS = (
 def report(
     evaluation: Evaluation, settings: Mapping[str, Any], backend: Mapping[str, str] | None = None
 ) -> Row:
-    """Everything there is to say of an evaluation, ready for JSON; J, F and J&F in 0..1.
+    """Return the report of an evaluation, ready for JSON, with J, F and J&F in 0..1.
 
-    ``settings``: where the predictions come from. ``backend``: what computed them, if known here.
+    ``settings``: the source of the predictions. ``backend``: the back end that computed them, if
+    known.
 
-    ``n_acc`` is the share of expressions without a target that were predicted empty in every frame,
-    by area (F of a full mask against an empty one is 1, so J&F would not tell); ``t_acc`` the share
-    of expressions with a target that were not. A missing mask makes the first wrong, and shows no
-    pixel in the second (see ``protocols``). The definitions are those of GRES (Liu et al., CVPR
-    2023; ReLA, refer_evaluation.py), which MeViS v2 takes over. They are None where the data set,
-    or the split, has no such expressions.
-    ``with_target`` repeats the means without the expressions that mean nothing.
+    ``n_acc`` is the share of expressions without a target whose masks are empty in every frame, by
+    area (J&F cannot tell, because F of a full mask against an empty one is 1). ``t_acc`` is the
+    share of expressions with a target that have a pixel. A missing mask makes an expression without
+    a target wrong, and counts as empty for one with a target (see ``protocols``). The definitions
+    are those of GRES (Liu et al., CVPR 2023; ReLA, refer_evaluation.py), which MeViS v2 adopts.
+    They are None if the data set or the split has no such expressions.
+    ``with_target`` repeats the means without the expressions that have no target.
     """
     scores = evaluation.scores
     accuracies = protocol_named(evaluation.protocol).accuracies
@@ -77,7 +78,7 @@ def report(
 
 
 def accuracies_and_means(scores: Sequence[ExpressionScore], *, accuracies: bool = True) -> Row:
-    """The means over all expressions, over those with a target, and by kind; N-acc and T-acc."""
+    """Return N-acc, T-acc and the means over all expressions, over those with a target, by kind."""
     return {
         **_means(scores),
         "n_acc": n_acc(scores) if accuracies else None,
@@ -88,15 +89,16 @@ def accuracies_and_means(scores: Sequence[ExpressionScore], *, accuracies: bool 
 
 
 def n_acc(scores: Iterable[ExpressionScore]) -> float | None:
-    """Share of expressions without a target that were predicted empty in every frame; a frame
-    without a mask file is not predicted empty.
+    """Return the share of expressions without a target that were predicted empty in every frame.
+
+    A frame without a mask file does not count as empty.
     """
     right = [s.predicted_empty and not s.missing_frames for s in scores if s.no_target]
     return sum(right) / len(right) if right else None
 
 
 def t_acc(scores: Iterable[ExpressionScore]) -> float | None:
-    """Share of expressions with a target that were not predicted empty."""
+    """Return the share of expressions with a target that were not predicted empty."""
     right = [not s.predicted_empty for s in scores if not s.no_target]
     return sum(right) / len(right) if right else None
 
@@ -119,13 +121,13 @@ def _grouped(
 
 
 def write_csv(path: Path, result: Row) -> None:
-    """Write a report as one table; ``level`` says of what each line is the mean.
+    """Write a report as one table; each line is a mean over its ``level``.
 
-    Levels: overall, kind, annotator, video, expression. Complete or not at all (see
+    Levels: overall, kind, annotator, video, expression. The file is complete or absent (see
     ``files.writing``).
 
     Raises:
-        InputError: when the file cannot be written there.
+        InputError: the file cannot be written there.
     """
     file = io.StringIO(newline="")
     table = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")

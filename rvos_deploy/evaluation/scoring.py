@@ -1,4 +1,4 @@
-"""J and F of many masks: the work that is spread over processes."""
+"""Compute J and F of many masks in several processes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some frames of a video to score.
+    """Hold some frames of a video to score.
 
     Args:
-        video: cut to these frames.
-        masks: what was predicted.
-        objects: None compares each expression with the union of what it means; keys of objects
+        video: the video, cut to these frames.
+        masks: the predicted masks.
+        objects: None compares each expression with the union of its targets; keys of objects
             compare each expression, and after the last one an empty mask, with each object.
-        png: whether the masks are wanted as files too.
+        png: whether to return the masks as files too.
     """
 
     video: VideoRecord
@@ -43,16 +43,16 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class ChunkScores:
-    """What came of a chunk of T frames and E expressions.
+    """Hold the scores of a chunk of T frames and E expressions.
 
     Args:
-        video: the video's name.
+        video: name of the video.
         frames: T.
-        j: 0 where the prediction is missing: [E, T], or [E + 1, K, T] against K objects; None
-            where there is no ground truth.
-        f: the same.
-        empty: [E] whether no pixel was predicted.
-        missing: [E] names of the files that are not there.
+        j: [E, T], or [E + 1, K, T] against K objects; a missing prediction has 0. None without
+            ground truth.
+        f: in the shape of ``j``.
+        empty: [E], whether no pixel was predicted.
+        missing: [E], names of missing files.
         png: names in the submission layout, and files.
     """
 
@@ -66,7 +66,7 @@ class ChunkScores:
 
 
 def score_chunk(chunk: Chunk) -> ChunkScores:
-    """Load masks and ground truth, and compare them. InputError as the two readers."""
+    """Load masks and ground truth, and compare them. Raises InputError as the two readers."""
     video, masks = chunk.video, chunk.masks.load(chunk.video)
     j, f = None, None
     if video.annotation is not None:
@@ -95,7 +95,7 @@ def score_chunk(chunk: Chunk) -> ChunkScores:
 
 
 def encode_png(mask: Mask) -> bytes:
-    """A mask as the challenge servers take it: 8-bit, 0 or 255."""
+    """Encode a mask for the challenge servers: 8-bit, 0 or 255."""
     file = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8) * 255).save(file, "PNG")
     return file.getvalue()
@@ -115,30 +115,30 @@ def _against_objects(chunk: Chunk, masks: list[list[Mask | None]]) -> tuple[Scor
     video, objects = chunk.video, chunk.objects or ()
     assert video.annotation is not None
     truths = video.annotation.masks(objects, range(len(video.frames)), video.size)
-    nothing: list[Mask | None] = [np.zeros(video.size, np.bool_)] * len(video.frames)
-    rows = [[_compare(line, truth) for truth in truths] for line in [*masks, nothing]]
+    empty: list[Mask | None] = [np.zeros(video.size, np.bool_)] * len(video.frames)
+    rows = [[_compare(line, truth) for truth in truths] for line in [*masks, empty]]
     shape = (len(rows), len(objects), 2, len(video.frames))
     j, f = np.moveaxis(np.array(rows).reshape(shape), 2, 0)
     return j, f
 
 
 def _compare(line: list[Mask | None], truth: NDArray[np.bool_]) -> Scores:
-    """J and F of the frames of one prediction, 0 where it is missing: [2, T]."""
-    nothing = np.zeros(truth.shape[1:], np.bool_)
-    scores = frame_scores(np.stack([nothing if m is None else m for m in line]), truth)
+    """Return J and F [2, T] of the frames of one prediction; a missing mask has 0."""
+    empty = np.zeros(truth.shape[1:], np.bool_)
+    scores = frame_scores(np.stack([empty if m is None else m for m in line]), truth)
     found = np.array([mask is not None for mask in line])
     both: Scores = np.stack([scores.j, scores.f]) * found
     return both
 
 
-def in_order(
+def map_in_order(
     score: Callable[[Work], Result], chunks: Iterable[Work], jobs: int
 ) -> Iterator[Result]:
-    """Score chunks in ``jobs`` processes; results come in the order of the chunks.
+    """Score chunks in ``jobs`` processes; yield results in the order of the chunks.
 
-    At most a few chunks wait, so a slow consumer or producer costs no memory. With more than one
-    job a script must guard its main code by ``if __name__ == "__main__"``, and ``score`` must be a
-    function of a module.
+    Few chunks wait at a time, so a slow consumer costs no memory. With more than one job, a script
+    must guard its main code by ``if __name__ == "__main__"``, and ``score`` must be a function of a
+    module.
     """
     if jobs <= 1:
         yield from map(score, chunks)

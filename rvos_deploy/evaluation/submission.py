@@ -1,4 +1,4 @@
-"""The zip file that a challenge server takes; there whole, or not at all."""
+"""Write the zip file for a challenge server, complete or not at all."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rvos_deploy.files import cannot_write, writing
 
 
 class Submission:
-    """A zip file under way, for use in a ``with`` block; it is put in place when that ends well.
+    """Write a zip file in a ``with`` block; it gets its final name if the block succeeds.
 
-    Equal masks give equal files: entries carry no time. Raises InputError when it cannot be written
-    (see ``files.writing``).
+    Equal masks give equal files, because entries carry no time. Raises InputError: the file cannot
+    be written (see ``files.writing``).
     """
 
     def __init__(self, path: Path, root: str) -> None:
-        """``root``: the folder inside the zip that holds the videos, "" or ending with a slash."""
+        """Open the file; ``root`` is its folder of videos, "" or a name that ends with a slash."""
         self._path, self._root = path, root
         with self._errors(), ExitStack() as undo:
             temporary = undo.enter_context(writing(path))
@@ -28,7 +28,7 @@ class Submission:
             self._place = undo.pop_all()
 
     def add(self, files: Iterable[tuple[str, bytes]]) -> None:
-        """Add files, by their name in the submission layout."""
+        """Add files by their name in the submission layout."""
         with self._errors():
             for name, content in files:
                 self._zip.writestr(ZipInfo(self._root + name), content)
@@ -43,7 +43,7 @@ class Submission:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            with suppress(OSError, ValueError):  # the exception under way says more
+            with suppress(OSError, ValueError):  # the first exception is more useful
                 self._zip.close()
             self._place.__exit__(kind, error, trace)
             return

@@ -1,4 +1,4 @@
-"""A threshold sweep in the shared keys: rows by mode, the best of each; JSON and CSV."""
+"""Report a threshold sweep with the shared keys, as JSON and CSV: rows by mode, and the best."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _COLUMNS = ("mode", "threshold", "j", "f", "j_and_f", "n_acc", "t_acc", "count",
 
 
 def sweep_report(sweep: Sweep, segmenter: Segmenter) -> Row:
-    """Everything there is to say of a sweep, ready for JSON; J, F and J&F in 0..1.
+    """Return the report of a sweep, ready for JSON, with J, F and J&F in 0..1.
 
     ``modes`` holds for each mode its settings, the bundle's ``own`` threshold, the ``best`` one and
-    ``rows`` by threshold, whose keys are those of ``report``.
+    ``rows`` by threshold, which have the keys of ``report``.
     """
     accuracies = protocol_named(sweep.protocol).accuracies
     modes = {}
@@ -57,18 +57,18 @@ def sweep_report(sweep: Sweep, segmenter: Segmenter) -> Row:
 
 
 def best_row(rows: Sequence[Row], own: float) -> Row:
-    """The row of the greatest J&F; of equal ones the nearest to the bundle's own threshold."""
+    """Return the row of the greatest J&F; of equal rows, the nearest to the bundle's threshold."""
     return max(rows, key=lambda row: (row["j_and_f"], -abs(row["threshold"] - own)))
 
 
 def write_sweep_csv(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a sweep's rows as one table: a line for each mode and threshold.
+    """Write a sweep's rows as one table, with one line per mode and threshold.
 
-    ``own`` and ``best`` are 1 at the bundle's own threshold and at the best one. Complete or not at
-    all (see ``files.writing``).
+    ``own`` and ``best`` are 1 at the bundle's own threshold and at the best one. The file is
+    complete or absent (see ``files.writing``).
 
     Raises:
-        InputError: when the file cannot be written there.
+        InputError: the file cannot be written there.
     """
     file = io.StringIO(newline="")
     table = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")

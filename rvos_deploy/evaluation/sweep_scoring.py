@@ -1,4 +1,4 @@
-"""J and F of masks at many thresholds: each different mask is scored once."""
+"""Compute J and F at many thresholds; each different mask is scored once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rvos_deploy.stream_settings import Mode
 
 @dataclass(frozen=True, eq=False)
 class SweptFrame:
-    """Masks of a frame at T thresholds, of which at most K differ.
+    """Hold the masks of a frame at T thresholds, of which at most K differ.
 
     Args:
         bits: masks packed along their width: uint8 [K, E, H, ceil(W / 8)].
-        answers: int64 [T, E], which of the K an expression has at a threshold.
+        answers: int64 [T, E], the index in K of an expression's mask at each threshold.
     """
 
     bits: NDArray[np.uint8]
@@ -28,7 +28,7 @@ class SweptFrame:
 
 @dataclass(frozen=True, eq=False)
 class SweepChunk:
-    """Some frames of a video in one mode; ``video`` is cut to them; ``objects`` as in ``Chunk``."""
+    """Hold frames of a video in one mode; ``video`` has only these; ``objects`` as in ``Chunk``."""
 
     mode: Mode
     video: VideoRecord
@@ -38,14 +38,14 @@ class SweepChunk:
 
 @dataclass(frozen=True, eq=False)
 class SweepScores:
-    """What came of a chunk of F frames, by threshold.
+    """Hold the scores of a chunk of F frames, by threshold.
 
     Args:
-        mode: of the stream.
+        mode: mode of the stream.
         frames: F.
         j: [T, E, F], or [T, E + 1, K, F] against K objects, as in ``ChunkScores``.
-        f: the same.
-        empty: [T, E] whether no pixel was predicted.
+        f: in the shape of ``j``.
+        empty: [T, E], whether no pixel was predicted.
     """
 
     mode: Mode
@@ -56,7 +56,7 @@ class SweepScores:
 
 
 def score_sweep_chunk(chunk: SweepChunk) -> SweepScores:
-    """Load the ground truth and compare. InputError as its reader."""
+    """Load the ground truth and compare. Raises InputError as the reader of the ground truth."""
     video = chunk.video
     truths = None if chunk.objects is None else _object_masks(chunk, chunk.objects)
     rows, seen = [], []
@@ -66,7 +66,7 @@ def score_sweep_chunk(chunk: SweepChunk) -> SweepScores:
         rows.append(scores)
         seen.append(visible)
     if truths is not None:
-        rows.append(np.broadcast_to(_score_nothing(truths)[:, None], rows[0].shape))
+        rows.append(np.broadcast_to(_score_empty_mask(truths)[:, None], rows[0].shape))
     both = np.stack(rows, axis=2)  # [2, T, E, K, F]
     j, f = both[:, :, :, 0] if truths is None else both
     return SweepScores(chunk.mode, len(chunk.frames), j, f, ~np.stack(seen, axis=1))
@@ -81,7 +81,7 @@ def _object_masks(chunk: SweepChunk, objects: tuple[int, ...]) -> NDArray[np.boo
 def _score_expression(
     frames: tuple[SweptFrame, ...], row: int, truths: NDArray[np.bool_]
 ) -> tuple[Scores, NDArray[np.bool_]]:
-    """J and F [2, T, K, F] against truths [K, F, H, W]; whether any pixel was predicted [T]."""
+    """Return J and F [2, T, K, F] against truths [K, F, H, W], and whether a pixel was set [T]."""
     answers = np.stack([frame.answers[:, row] for frame in frames], axis=1)  # [T, F]
     counts = answers.max(axis=0) + 1
     scores = np.zeros((counts.max(), len(frames), 2, len(truths)))
@@ -100,8 +100,8 @@ def _score_expression(
     return np.ascontiguousarray(chosen.transpose(2, 0, 3, 1)), visible
 
 
-def _score_nothing(truths: NDArray[np.bool_]) -> Scores:
-    """J and F of an empty mask: [2, K, F]."""
-    nothing = np.zeros(truths.shape[1:], np.bool_)
-    found = [frame_scores(nothing, truth) for truth in truths]
+def _score_empty_mask(truths: NDArray[np.bool_]) -> Scores:
+    """Return J and F of an empty mask: [2, K, F]."""
+    empty = np.zeros(truths.shape[1:], np.bool_)
+    found = [frame_scores(empty, truth) for truth in truths]
     return np.array([[one.j for one in found], [one.f for one in found]])

@@ -1,7 +1,7 @@
-"""Scores of a bundle at many thresholds, offline and online, from one pass over each video.
+"""Score a bundle at many thresholds, offline and online, in one pass over each video.
 
 The threshold decides only which queries belong to an answer. So backbone and frame decoder run once
-a frame for both modes, the video decoder once a decision, and the mask head once for each different
+per frame for both modes, the video decoder once per decision, and the mask head once per different
 answer. Thresholds that choose the same queries share one mask, one J and one F.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rvos_deploy.datasets import DataSplit, VideoRecord
 from rvos_deploy.evaluation.bundle_masks import FRAMES_AHEAD
 from rvos_deploy.evaluation.choices import Overlaps
-from rvos_deploy.evaluation.evaluate import Progress, check_split
+from rvos_deploy.evaluation.evaluate import DEFAULT_OPTIONS, ScoringOptions, check_split
 from rvos_deploy.evaluation.overlaps import Groups, resolve_overlaps
 from rvos_deploy.evaluation.predictions import CHUNK
 from rvos_deploy.evaluation.protocols import (
@@ -28,38 +28,39 @@ from rvos_deploy.evaluation.protocols import (
     VideoScores,
     protocol_named,
 )
-from rvos_deploy.evaluation.scoring import in_order
+from rvos_deploy.evaluation.scoring import map_in_order
 from rvos_deploy.evaluation.sweep_scoring import (
     SweepChunk,
     SweepScores,
     SweptFrame,
     score_sweep_chunk,
 )
-from rvos_deploy.graph_io.frame_geometry import display_all_logits, display_masks
+from rvos_deploy.graph_io.frame_geometry import upsample_all_logits, upsample_masks
 from rvos_deploy.networks.selection import thresholds
+from rvos_deploy.progress import CountProgress
 from rvos_deploy.runtime.decided_frame import DecidedFrame, Render
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import Fallback, Mode, StreamSettings
 from rvos_deploy.video.pipeline import prefetch
 
 GRID = tuple(round(0.1 + 0.05 * step, 2) for step in range(17))
-"""Thresholds that are tried where none are named: 0.1 to 0.9 by 0.05."""
+"""Default thresholds: 0.1 to 0.9 by 0.05."""
 
 _CHUNK_BYTES = 2**25
-"""Masks that one worker scores at a time: a frame has as many as there are different answers."""
+"""Bytes of masks that one worker scores at a time; a frame has one mask per different answer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """What came of a sweep over T thresholds.
+    """Hold the results of a sweep over T thresholds.
 
     Args:
-        protocol: its name.
-        split: what was evaluated.
-        thresholds: [T], ascending; the bundle's own are among them.
-        scores: by mode [T], then one an expression.
-        settings: by mode, how the streams ran; their thresholds are the bundle's own.
-        overlaps: what was done with pixels that several objects claim.
+        protocol: name of the protocol.
+        split: the evaluated split.
+        thresholds: [T], ascending, with the bundle's own thresholds.
+        scores: by mode [T], then one per expression.
+        settings: settings of the streams by mode; their thresholds are the bundle's own.
+        overlaps: treatment of pixels that several objects claim.
         seconds: wall-clock time.
     """
 
@@ -77,41 +78,37 @@ def sweep_thresholds(
     split: DataSplit,
     protocol: str = "mevis",
     online: StreamSettings | None = None,
+    options: ScoringOptions = DEFAULT_OPTIONS,
     *,
     at: Iterable[float] = GRID,
-    overlaps: Overlaps | None = None,
-    jobs: int = 1,
-    progress: Progress | None = None,
 ) -> Sweep:
     """Score a loaded bundle at many thresholds in both modes.
 
-    Each row equals what ``evaluate_bundle`` gives with that threshold and mode.
+    Each row equals the result of ``evaluate_bundle`` with that threshold and mode.
 
     Args:
-        segmenter: what ``rvos_deploy.load`` gives.
-        split: what a reader made of a data set, with ground truth.
+        segmenter: the result of ``rvos_deploy.load``.
+        split: a split with ground truth, from a reader of data sets.
         protocol: ``mevis``, ``ref-youtube-vos`` or ``ref-davis``.
-        online: settings of the online stream; the offline one has its ``size`` and ``fallback``,
-            and reads every frame. The fallback holds at every threshold. None: lookahead 0, with
-            the protocol's fallback.
+        online: settings of the online stream. The offline stream has the same ``size`` and
+            ``fallback``, and reads every frame. The fallback applies at every threshold. None:
+            lookahead 0, with the protocol's fallback.
+        options: how masks are scored, and the callback for progress.
         at: thresholds in 0..1; the bundle's own two are added.
-        overlaps: ``argmax`` or ``keep``; None: what the protocol does.
-        jobs: processes for J and F, as in ``evaluate``.
-        progress: told after every frame.
 
     Raises:
-        InputError: as ``evaluate``, or a threshold outside 0..1.
+        InputError: as in ``evaluate``, or a threshold lies outside 0..1.
     """
     started = time.perf_counter()
     rules = protocol_named(protocol)
     check_split(rules, split)
-    resolved = rules.overlaps(overlaps)
+    resolved = rules.overlaps(options.overlaps)
     settings = _both_modes(segmenter, online or StreamSettings(fallback=rules.fallback))
     own = [one.threshold for one in settings.values() if one.threshold is not None]
     checked = [StreamSettings(threshold=value).threshold for value in at]
     candidates = tuple(sorted({*own, *(value for value in checked if value is not None)}))
-    run = _Run(segmenter, split, rules, candidates, settings, resolved, progress)
-    scores = run.collect(in_order(score_sweep_chunk, run.chunks(), jobs))
+    run = _Run(segmenter, split, rules, candidates, settings, resolved, options.progress)
+    scores = run.collect(map_in_order(score_sweep_chunk, run.chunks(), options.jobs))
     seconds = time.perf_counter() - started
     return Sweep(protocol, split, candidates, scores, settings, resolved, seconds)
 
@@ -125,15 +122,15 @@ def _both_modes(segmenter: Segmenter, online: StreamSettings) -> dict[Mode, Stre
     }
 
 
-def sweeping(
+def sweep_render(
     candidates: Sequence[float],
     fallback: Fallback,
     groups: Groups | None,
     swept: Callable[[SweptFrame], None],
 ) -> Render:
-    """Return a render that gives the different masks of T thresholds in a frame to ``swept``.
+    """Return a render that passes a frame's different masks at T thresholds to ``swept``.
 
-    ``groups``: rows that form one multi-object prediction, whose overlaps are resolved; None keeps
+    ``groups``: rows of each multi-object prediction, whose overlaps are resolved; None keeps
     overlaps. The stream's own result has no masks.
     """
 
@@ -146,9 +143,9 @@ def sweeping(
         for chosen in first:
             logits = frame.mask_logits(values[chosen, rows])
             if groups is None:
-                masks = display_masks(logits, frame.geometry)
+                masks = upsample_masks(logits, frame.geometry)
             else:
-                masks = resolve_overlaps(display_all_logits(logits, frame.geometry), groups)
+                masks = resolve_overlaps(upsample_all_logits(logits, frame.geometry), groups)
             bits.append(np.packbits(masks, axis=-1))
         swept(SweptFrame(np.stack(bits), answers))
         return np.zeros((len(rows), 0, 0), np.bool_)
@@ -163,12 +160,12 @@ def distinct_answers(
 
     Args:
         passing: [T,E,N], whether a query passes.
-        groups: rows whose masks depend on one another: their answer is what all of them choose.
+        groups: rows whose masks depend on one another; their answer combines all their choices.
 
     Returns:
-        Which answer each threshold gives, [T,E], counted from 0 for each expression; and a
-        threshold that gives each answer, [K,E]. K is the most that any expression has; expressions
-        with fewer repeat their last.
+        The answer of each threshold, [T,E], counted from 0 per expression; and one threshold of
+        each answer, [K,E]. K is the largest number of answers of an expression; expressions with
+        fewer repeat their last.
     """
     answers = np.zeros(passing.shape[:2], np.int64)
     first: list[list[int]] = [[] for _ in range(passing.shape[1])]
@@ -186,7 +183,7 @@ def distinct_answers(
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """One sweep under way: chunks go out to be scored, scores come back in the same order."""
+    """Run one sweep: ``chunks`` yields work to score, ``collect`` reads scores in that order."""
 
     segmenter: Segmenter
     split: DataSplit
@@ -194,7 +191,7 @@ class _Run:
     candidates: tuple[float, ...]
     settings: Mapping[Mode, StreamSettings]
     overlaps: Overlaps
-    progress: Progress | None
+    progress: CountProgress
 
     @property
     def videos(self) -> list[VideoRecord]:
@@ -210,8 +207,7 @@ class _Run:
         def on_frame() -> None:
             nonlocal done
             done += 1
-            if self.progress is not None:
-                self.progress("frames", done, self.frames)
+            self.progress("frames", done, self.frames)
 
         for video in self.videos:
             objects = None if self.rules.objects is None else self.rules.objects(video)
@@ -230,7 +226,7 @@ class _Run:
     def _swept(
         self, video: VideoRecord, on_frame: Callable[[], None]
     ) -> Iterator[tuple[Mode, SweptFrame]]:
-        """Every frame of a video once for each mode."""
+        """Yield every frame of a video once per mode."""
         texts = [expression.text for expression in video.expressions]
         images = (video.image(index) for index in range(len(video.frames)))
         groups = None
@@ -243,7 +239,7 @@ class _Run:
             def keep(frame: SweptFrame) -> None:
                 swept.append((mode, frame))
 
-            return sweeping(self.candidates, settings[0].fallback, groups, keep)
+            return sweep_render(self.candidates, settings[0].fallback, groups, keep)
 
         renders = [render(mode) for mode in self.settings]
         with self.segmenter.streams_in_step(texts, settings, renders) as streams:
@@ -258,7 +254,7 @@ class _Run:
     def collect(
         self, results: Iterator[SweepScores]
     ) -> dict[Mode, tuple[tuple[ExpressionScore, ...], ...]]:
-        """Join the chunks of each video and score it, at every threshold in every mode."""
+        """Join the chunks of each video, and score it at every threshold in every mode."""
         rows: dict[Mode, list[list[ExpressionScore]]] = {
             mode: [[] for _ in self.candidates] for mode in self.settings
         }
@@ -270,8 +266,7 @@ class _Run:
                 part = next(results)
                 parts[part.mode].append(part)
                 missing, done = missing - part.frames, done + part.frames
-                if self.progress is not None:
-                    self.progress("scores", done, total)
+                self.progress("scores", done, total)
             for mode, of_mode in parts.items():
                 for index, line in enumerate(rows[mode]):
                     line += self.rules.score(_joined(video, of_mode, index))
@@ -284,7 +279,7 @@ def _drain(swept: deque[tuple[Mode, SweptFrame]]) -> Iterator[tuple[Mode, SweptF
 
 
 def _joined(video: VideoRecord, parts: list[SweepScores], index: int) -> VideoScores:
-    """The scores of a video's frames at one threshold; no mask of a network is missing."""
+    """Return the scores of a video's frames at one threshold; a network's masks are complete."""
     return VideoScores(
         video,
         np.concatenate([part.j[index] for part in parts], axis=-1),

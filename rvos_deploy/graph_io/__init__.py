@@ -1,1 +1,1 @@
-"""What goes into graphs and comes out: contracts, tensors, frames, text. Imports no torch."""
+"""Describe what graphs read and write: contracts, tensors, frames, text. Imports no torch."""

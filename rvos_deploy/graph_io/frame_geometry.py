@@ -1,4 +1,4 @@
-"""From the displayed frame to the network's input, and from its mask logits back."""
+"""Resize frames to the network's input, and upsample its mask logits to the displayed size."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from PIL import Image
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.input_size import STRIDE
-from rvos_deploy.graph_io.resampling import Taps, bilinear_taps, fixed_point
+from rvos_deploy.graph_io.resampling import AxisWeights, bilinear_weights, fixed_point
 
 MASK_STRIDE = 4
 PADDING = (122, 116, 104)
-"""CLIP's mean colour: what is padded is close to zero after normalisation."""
+"""CLIP's mean colour: padding is close to zero after normalisation."""
 
 
 _ANY_LENGTH = 1 << 40
@@ -23,21 +23,20 @@ _ANY_LENGTH = 1 << 40
 
 @dataclass(frozen=True)
 class FrameGeometry:
-    """Sizes (height, width) of a frame as displayed, as the network sees it, and with padding."""
+    """Hold the sizes (height, width) of a frame: displayed, resized for the network, and padded."""
 
     display: tuple[int, int]
     content: tuple[int, int]
     padded: tuple[int, int]
 
 
-def fit_frame(
+def letterbox(
     display: tuple[int, int], box: tuple[int, int], *, fixed: bool = False
 ) -> FrameGeometry:
-    """Scale a frame to fit the box, keeping its aspect; pad right and bottom to multiples of 32.
+    """Scale a frame into the box at its aspect ratio; pad right and bottom to multiples of 32.
 
-    The box is turned for portrait frames, so that ``256x448`` means short side 256, long side 448.
-    ``fixed``: the network takes the box's height and width alone, so the box stays as it is, and
-    padding fills it.
+    Portrait frames turn the box, so ``256x448`` means short side 256, long side 448. ``fixed``: the
+    network accepts one height and width only, so the box is not turned, and padding fills it.
     """
     height, width = _scaled(display, box, fixed=fixed)
     content = (max(1, round(height)), max(1, round(width)))
@@ -47,11 +46,11 @@ def fit_frame(
     return FrameGeometry(display, content, (padded[0], padded[1]))
 
 
-def stretch_frame(display: tuple[int, int], box: tuple[int, int]) -> FrameGeometry:
-    """Scale a frame to fit the box, and stretch its sides to the nearest multiples of 32.
+def stretch_to_stride(display: tuple[int, int], box: tuple[int, int]) -> FrameGeometry:
+    """Scale a frame into the box, and stretch its sides to the nearest multiples of 32.
 
-    For networks that padding would disturb. The aspect ratio changes by less than 16 pixels a side.
-    The box is turned for portrait frames.
+    This is for networks that padding would disturb. A side changes by at most 16 pixels. Portrait
+    frames turn the box.
     """
     sides = _scaled(display, box)
     content = tuple(max(STRIDE, math.floor(side / STRIDE + 0.5) * STRIDE) for side in sides)
@@ -78,9 +77,9 @@ def _scaled(
 
 
 def resize_frame(image: NDArray[np.uint8], geometry: FrameGeometry) -> NDArray[np.uint8]:
-    """Network input of a displayed RGB image [H,W,3]: uint8 [1,padded height,padded width,3].
+    """Make the network input uint8 [1, padded height, padded width, 3] of an RGB image [H,W,3].
 
-    Columns first, as in :func:`display_logits`; :func:`frame_taps` says the same in numbers.
+    Columns are resized before rows. :func:`resize_weights` gives the same resizing as numbers.
     """
     height, width = geometry.content
     content = image
@@ -95,24 +94,24 @@ def resize_frame(image: NDArray[np.uint8], geometry: FrameGeometry) -> NDArray[n
     return frame
 
 
-def frame_taps(geometry: FrameGeometry) -> tuple[Taps, Taps]:
-    """What :func:`resize_frame` makes of a frame: rows, then columns, in fixed point.
+def resize_weights(geometry: FrameGeometry) -> tuple[AxisWeights, AxisWeights]:
+    """Return the fixed-point weights of :func:`resize_frame`: of rows, then of columns.
 
-    Columns come first there, and their sums are rounded to bytes before rows are summed.
+    Columns are summed first; their sums are rounded to bytes before rows are summed.
     """
     rows, columns = (
-        fixed_point(bilinear_taps(source, source, size))
+        fixed_point(bilinear_weights(source, source, size))
         for source, size in zip(geometry.display, geometry.content, strict=True)
     )
     return rows, columns
 
 
-def display_logits(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.float32]:
-    """Logits at the displayed size from [padded height/4, padded width/4]: float32 [H,W].
+def upsample_logits(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.float32]:
+    """Upsample logits [padded height/4, padded width/4] to the displayed size: float32 [H,W].
 
-    One bilinear step from stride 4 to the displayed size, padding left out. Columns first: Pillow
-    by itself takes rows first from 13 on where there become fewer, which rounds otherwise, and
-    :func:`display_taps` must say the same of every version.
+    One bilinear step leads from stride 4 to the displayed size; padding is left out. Columns are
+    resized first: Pillow 13 and newer resize rows first where they become fewer, which rounds
+    differently, and :func:`upsample_weights` must agree with every version.
     """
     height, width = geometry.display
     rows, columns = (side / MASK_STRIDE for side in geometry.content)
@@ -123,40 +122,45 @@ def display_logits(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDAr
     return np.asarray(resized)
 
 
-def display_all_logits(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.float32]:
-    """:func:`display_logits` of each of E maps [E, padded height/4, padded width/4]: [E,H,W]."""
-    shown = np.empty((len(logits), *geometry.display), dtype=np.float32)
-    for target, one in zip(shown, logits, strict=True):
-        target[:] = display_logits(one, geometry)
-    return shown
+def upsample_all_logits(
+    logits: NDArray[np.float32], geometry: FrameGeometry
+) -> NDArray[np.float32]:
+    """Upsample each of E maps [E, padded height/4, padded width/4]: float32 [E,H,W]."""
+    upsampled = np.empty((len(logits), *geometry.display), dtype=np.float32)
+    for target, one in zip(upsampled, logits, strict=True):
+        target[:] = upsample_logits(one, geometry)
+    return upsampled
 
 
-def display_taps(logits: tuple[int, int], geometry: FrameGeometry) -> tuple[Taps, Taps]:
-    """What :func:`display_logits` makes of logits of this (height, width): rows, then columns.
+def upsample_weights(
+    logits: tuple[int, int], geometry: FrameGeometry
+) -> tuple[AxisWeights, AxisWeights]:
+    """Return the weights of :func:`upsample_logits` for logits of this (height, width).
 
-    Columns come first there, and their sums are rounded to float32 before rows are summed.
+    Weights of rows come first, then those of columns. Columns are summed first; their sums are
+    rounded to float32 before rows are summed.
     """
     rows, columns = (
-        bilinear_taps(source, content / MASK_STRIDE, size)
+        bilinear_weights(source, content / MASK_STRIDE, size)
         for source, content, size in zip(logits, geometry.content, geometry.display, strict=True)
     )
     return rows, columns
 
 
-def display_mask(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.bool_]:
-    """Mask at the displayed size from logits [padded height/4, padded width/4]: bool [H,W].
+def upsample_mask(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.bool_]:
+    """Make a mask of logits [padded height/4, padded width/4]: bool [H,W].
 
-    Where :func:`display_logits` are above 0 is foreground.
+    Foreground is where the upsampled logits exceed 0.
     """
     if logits.max() <= 0:
         return np.zeros(geometry.display, dtype=np.bool_)
-    mask: NDArray[np.bool_] = display_logits(logits, geometry) > 0
+    mask: NDArray[np.bool_] = upsample_logits(logits, geometry) > 0
     return mask
 
 
-def display_masks(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.bool_]:
-    """Masks bool [E,H,W] of logits [E, padded height/4, padded width/4], each as a mask alone."""
+def upsample_masks(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.bool_]:
+    """Make a mask of each of E maps [E, padded height/4, padded width/4]: bool [E,H,W]."""
     masks = np.empty((len(logits), *geometry.display), dtype=np.bool_)
     for mask, one in zip(masks, logits, strict=True):
-        mask[:] = display_mask(one, geometry)
+        mask[:] = upsample_mask(one, geometry)
     return masks

@@ -1,7 +1,8 @@
-"""The contract of a graph: names, types, shapes and tolerances, written once and read by everyone.
+"""Define the contract of a graph: names, types, shapes and tolerances.
 
-Shapes hold numbers and axis expressions. An axis expression is a name (``"E"``) or a name over a
-number (``"H/8"``), so that a graph's sizes follow from a few named axes.
+Exporter, parity checks, engine profiles and runtimes read the same contract. Shapes hold numbers
+and axis expressions. An axis expression is a name (``"E"``) or a name divided by a number
+(``"H/8"``), so a few named axes determine all sizes of a graph.
 """
 
 from __future__ import annotations
@@ -9,27 +10,32 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from rvos_deploy.errors import BackendError, BundleError, InputError
 
-# Bounds hold for what is decoded: nothing of a size that a manifest made up is allocated.
+if TYPE_CHECKING:
+    from rvos_deploy.graph_io.tensors import Tensor
+
+# Bounds hold for decoded contracts, so that no forged size is allocated.
 Name = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]{0,63}\Z")]
 Size = Annotated[int, Meta(ge=1, le=1 << 20)]
 Dim = Size | Annotated[str, Meta(pattern=r"\A[A-Za-z]{1,16}(/[1-9][0-9]{0,3})?\Z")]
 Dtype = Annotated[str, Meta(pattern=r"\A(bool|uint8|int32|int64|float16|float32)\Z")]
 Precision = Literal["fp32", "fp16", "bf16"]
-"""Number format that graphs compute in."""
+"""The number format that graphs compute in."""
 Tensors = Annotated[tuple["TensorSpec", ...], Meta(max_length=64)]
 
 
 @dataclass(frozen=True)
 class AxisSpec:
-    """A named axis: its least and greatest size, and what it must be a multiple of. Where the two
-    are equal, the axis is fixed: a number in the graph's file (``export --static-shapes``).
+    """Define a named axis: its least and greatest size, and the divisor of all sizes.
+
+    An axis is fixed where both sizes are equal; the graph's file then holds a number
+    (``export --static-shapes``).
     """
 
     name: Name
@@ -46,11 +52,11 @@ class AxisSpec:
 
     @property
     def fixed(self) -> bool:
-        """Whether the axis has one size only."""
+        """Tell whether the axis has one size only."""
         return self.minimum == self.maximum
 
     def nearest(self, size: int) -> int:
-        """The allowed size that is nearest to this one."""
+        """Return the allowed size that is nearest to this one."""
         rounded = (size + self.multiple // 2) // self.multiple * self.multiple
         return min(max(rounded, self.minimum), self.maximum)
 
@@ -67,7 +73,7 @@ class AxisSpec:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A graph's input or output."""
+    """Define an input or output of a graph."""
 
     name: Name
     dtype: Dtype
@@ -75,7 +81,7 @@ class TensorSpec:
 
     @property
     def axes(self) -> dict[str, int]:
-        """The named axes of its shape, each with the least common multiple of its divisors."""
+        """Return the named axes of the shape, with the least common multiple of their divisors."""
         named = [_parse(dim) for dim in self.shape if isinstance(dim, str)]
         return {
             name: math.lcm(*(divisor for other, divisor in named if other == name))
@@ -83,24 +89,25 @@ class TensorSpec:
         }
 
     def fixed_shape(self, fixed: Mapping[str, int]) -> tuple[Dim, ...]:
-        """Shape with numbers in the place of the axes that are fixed."""
+        """Return the shape with numbers for the fixed axes."""
         return tuple(
             _size(dim, fixed) if isinstance(dim, str) and _parse(dim)[0] in fixed else dim
             for dim in self.shape
         )
 
     def sizes(self, axes: Mapping[str, int]) -> tuple[int, ...]:
-        """Shape in numbers for the given axis sizes."""
+        """Return the shape in numbers for these axis sizes."""
         return tuple(_size(dim, axes) for dim in self.shape)
 
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """A graph's inputs, outputs and axes, and how far its numbers may be from the reference's.
+    """Define a graph's inputs, outputs and axes, and the tolerance of its outputs.
 
-    ``tolerance`` is absolute, on outputs divided by their reference's largest magnitude where that
-    exceeds 1 (see ``rvos_deploy.parity.comparison``). ``precision`` is what the graph computes in
-    (fp32, fp16, bf16). Inputs and outputs of bf16 graphs are float32, since NumPy has no bfloat16.
+    ``tolerance`` is absolute. It holds for outputs divided by the largest magnitude of their
+    reference where that exceeds 1 (``rvos_deploy/parity/comparison.py``). ``precision`` is the
+    number format that the graph computes in. Inputs and outputs of bf16 graphs are float32, because
+    NumPy has no bfloat16.
     """
 
     name: Name
@@ -108,35 +115,35 @@ class GraphSpec:
     outputs: Tensors
     axes: Annotated[tuple[AxisSpec, ...], Meta(max_length=16)]
     tolerance: Annotated[float, Meta(gt=0, le=1e3)]
-    # Bundles made before there was bf16 do not say; fp32 and fp16 run alike.
+    # Bundles from before bf16 do not record the precision; fp32 and fp16 run alike.
     precision: Precision = "fp32"
 
     def axis(self, name: str) -> AxisSpec | None:
-        """The axis of this name; None where the graph has none."""
+        """Return the axis of this name; None where the graph has no such axis."""
         return next((axis for axis in self.axes if axis.name == name), None)
 
-    def least(self, name: str) -> int:
-        """The least size of an axis: what is shorter must be padded to it."""
+    def minimum_size(self, name: str) -> int:
+        """Return the least size of an axis; shorter tensors must be padded to it."""
         axis = self.axis(name)
         return 1 if axis is None else axis.minimum
 
     @property
     def fixed(self) -> dict[str, int]:
-        """Sizes of the axes that are fixed, by name."""
+        """Return the sizes of the fixed axes by name."""
         return {axis.name: axis.maximum for axis in self.axes if axis.fixed}
 
-    def at(self, case: Mapping[str, int]) -> dict[str, int]:
-        """The case's sizes of those axes that the graph has, or what they are fixed to."""
+    def axis_sizes(self, case: Mapping[str, int]) -> dict[str, int]:
+        """Return the case's sizes of the graph's axes; fixed axes keep their own size."""
         return {axis.name: case[axis.name] for axis in self.axes} | self.fixed
 
-    def bind(self, arrays: Mapping[str, Any]) -> dict[str, int]:
-        """Axis sizes of these inputs.
+    def bind(self, arrays: Mapping[str, Tensor]) -> dict[str, int]:
+        """Return the axis sizes of these inputs.
 
         Args:
-            arrays: anything with ``shape`` and NumPy-style ``dtype`` by input name.
+            arrays: tensors by input name.
 
         Raises:
-            InputError: a name, type or shape that the contract does not allow; says which.
+            InputError: the contract does not allow a name, type or shape. The message says which.
         """
         self._check_names(arrays)
         axes: dict[str, int] = {}
@@ -152,15 +159,15 @@ class GraphSpec:
                 axis.check(axes[axis.name])
         return axes
 
-    def check_outputs(self, arrays: Mapping[str, Any], axes: Mapping[str, int]) -> None:
-        """Make sure that a library gave what the contract says.
+    def check_outputs(self, arrays: Mapping[str, Tensor], axes: Mapping[str, int]) -> None:
+        """Check that a library's outputs fulfil the contract.
 
         Args:
-            arrays: as for :meth:`bind`, by output name.
-            axes: sizes, as :meth:`bind` gave them.
+            arrays: tensors by output name.
+            axes: axis sizes from :meth:`bind`.
 
         Raises:
-            BackendError: another type or shape; says which.
+            BackendError: an output has another type or shape. The message says which.
         """
         for spec in self.outputs:
             found, needed = arrays[spec.name], spec.sizes(axes)
@@ -198,16 +205,16 @@ class GraphSpec:
             elif dim != size:
                 raise refuse()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+    def as_dict(self) -> dict[str, object]:
+        """Return plain values, ready for JSON."""
         return asdict(self)
 
     @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> GraphSpec:
-        """Inverse of :meth:`as_dict`, also after a trip through JSON.
+    def from_dict(values: Mapping[str, object]) -> GraphSpec:
+        """Read a contract from :meth:`as_dict` or from its JSON.
 
         Raises:
-            BundleError: when a key is missing or of the wrong kind.
+            BundleError: a key is missing, or a value has another type.
         """
         try:
             return msgspec.convert(values, GraphSpec)

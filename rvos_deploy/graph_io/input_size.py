@@ -1,11 +1,11 @@
-"""Heights and widths that a network accepts. Imports no NumPy: the command line asks it."""
+"""Check heights and widths of network inputs. The command line uses it, so it imports no NumPy."""
 
 from __future__ import annotations
 
 from rvos_deploy.errors import InputError
 
 STRIDE = 32
-"""Heights and widths are multiples of this: the coarsest feature map's stride."""
+"""Stride of the coarsest feature map. Heights and widths are multiples of it."""
 
 
 def check_size(height: int, width: int) -> None:

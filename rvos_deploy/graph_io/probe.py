@@ -1,22 +1,22 @@
-"""Seeded inputs for the graphs, the same on every machine and with every NumPy.
+"""Make seeded inputs for the graphs, equal on every machine and with every NumPy.
 
-``RandomState`` is NumPy's frozen generator: its streams never change, so an artefact's recorded
-outputs can be checked years later without shipping the inputs.
+``RandomState`` is NumPy's frozen generator, whose streams never change. So the recorded outputs of
+a bundle can be checked years later without storing the inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.graph_io.tensors import HostArray
 
 START_OF_TEXT, END_OF_TEXT = 49406, 49407
 
-Probe = NDArray[Any]
+Probe = HostArray
 Makers = Mapping[str, Callable[[tuple[int, ...], np.random.RandomState], Probe]]
 """Makers of one probe input by its tensor's name. Arguments: shape, random numbers."""
 
@@ -24,16 +24,16 @@ Makers = Mapping[str, Callable[[tuple[int, ...], np.random.RandomState], Probe]]
 def probe_inputs(
     spec: GraphSpec, axes: Mapping[str, int], seed: int, makers: Makers | None = None
 ) -> dict[str, Probe]:
-    """Return one array for every input of the graph, of the sizes that ``axes`` gives.
+    """Return one array for every input of the graph.
 
-    Numbers are standard normal; what has a meaning is made to fit it: token ids form sentences of
-    different lengths, padding covers their ends, memories hold empty frames.
+    Most numbers are standard normal. Inputs with a meaning get sensible values: token ids form
+    sentences of different lengths, padding covers their ends, memories hold empty frames.
 
     Args:
         spec: contract of the graph.
         axes: size of every axis.
-        seed: of the numbers.
-        makers: a family's own, in place of the common ones.
+        seed: seed of the numbers.
+        makers: a family's own makers, which replace the common ones.
     """
     random, known = np.random.RandomState(seed), {**_MAKERS, **(makers or {})}
     return {
@@ -77,7 +77,7 @@ def _ages(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
 
 
 def _empty(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
-    """The oldest frames of some expressions are missing; the newest never is."""
+    """Mark the oldest frames of some expressions as missing; the newest frame never is."""
     missing = random.randint(0, shape[1], shape[0])
     return np.arange(shape[1])[None, :] < missing[:, None]
 
@@ -107,10 +107,10 @@ PROBE_FRAMES = 6
 
 
 def probe_clip(frames: int = PROBE_FRAMES) -> NDArray[np.uint8]:
-    """A small moving scene for end-to-end checks: uint8 [T,90,157,3].
+    """Draw a small moving scene for end-to-end checks: uint8 [T,90,157,3].
 
-    A bright square crosses a textured ground to the right, a disc sinks. Its sides are odd, so
-    that resizing and padding take part.
+    A bright square moves to the right over a textured background, and a disc sinks. The sides of
+    the frame are no multiples of 32, so the frames are resized and padded.
     """
     height, width = 90, 157
     random = np.random.RandomState(7)

@@ -1,8 +1,8 @@
-"""Tensors where a back end keeps them, and what is done to them between graphs.
+"""Define tensors, and the operations on tensors between graphs.
 
-A back end on the host keeps NumPy arrays (``runtime/backends/host_ops.py``), one on a GPU its own
-tensors there (``runtime/backends/cuda/ops.py``). Whoever runs graphs passes tensors on, and asks
-``TensorOps`` for everything else.
+A back end on the host keeps NumPy arrays (``runtime/backends/host_ops.py``); a back end on a GPU
+keeps its own tensors there (``runtime/backends/cuda/ops.py``). Callers of graphs pass tensors on,
+and use ``TensorOps`` for everything else.
 """
 
 from __future__ import annotations
@@ -12,39 +12,44 @@ from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 
-HostArray: TypeAlias = NDArray[np.generic]
+Scalar: TypeAlias = "np.generic[object]"
+"""Any type of NumPy's."""
+HostArray: TypeAlias = "NDArray[np.generic[object]]"
+DType: TypeAlias = "np.dtype[np.generic[object]] | type[np.generic[object]] | str"
+"""A type: a dtype, NumPy's class of it, or its name."""
+Indices: TypeAlias = NDArray[np.int64]
 
 
 class Tensor(Protocol):
-    """A tensor on the host or on a device: a NumPy array is one."""
+    """Describe a tensor on the host or on a device. NumPy arrays fulfil this protocol."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape."""
+        """Return the shape."""
 
     @property
-    def dtype(self) -> np.dtype[np.generic]:
-        """Its type, in NumPy's terms."""
+    def dtype(self) -> np.dtype[Scalar]:
+        """Return the type in NumPy's terms."""
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes."""
+        """Return the size in bytes."""
 
 
 class HostCopy(Protocol):
-    """A copy to the host that was queued."""
+    """Describe a queued copy to the host."""
 
     def arrays(self) -> list[HostArray]:
         """Wait for the copy, and return its arrays in order. Call this once."""
 
 
 class FinishedCopy:
-    """A copy of arrays that are on the host already."""
+    """Hold arrays that are on the host already."""
 
     def __init__(self, arrays: Sequence[HostArray]) -> None:
         self._arrays = list(arrays)
@@ -55,21 +60,21 @@ class FinishedCopy:
 
 
 class TensorOps(ABC):
-    """What lies between the graphs of a session, done where the back end keeps its tensors.
+    """Define the operations between the graphs of a session, where the back end keeps its tensors.
 
-    Every method accepts NumPy arrays beside the back end's own tensors. Work is queued; only
-    ``HostCopy.arrays`` waits.
+    Every method accepts NumPy arrays beside the back end's own tensors. The methods queue work;
+    only ``HostCopy.arrays`` waits.
     """
 
     @abstractmethod
     def from_dlpack(self, array: object) -> Tensor:
-        """Return another library's array as a tensor, without a copy where both allow it.
+        """Return another library's array as a tensor, without a copy where possible.
 
         Args:
             array: has ``__dlpack__`` or ``__cuda_array_interface__``.
 
         Raises:
-            InputError: this back end cannot read the array; says how to pass it instead.
+            InputError: this back end cannot read the array. The message says how to pass it.
         """
 
     @abstractmethod
@@ -80,7 +85,7 @@ class TensorOps(ABC):
         """
 
     @abstractmethod
-    def gather(self, value: Tensor, index: NDArray[np.integer]) -> Tensor:
+    def gather(self, value: Tensor, index: Indices) -> Tensor:
         """Return rows of a tensor in another order.
 
         Args:
@@ -89,11 +94,11 @@ class TensorOps(ABC):
         """
 
     @abstractmethod
-    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
+    def zeros(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
         """Return a new tensor of zeros, which ``write`` may change."""
 
     @abstractmethod
-    def write(self, target: Tensor, positions: NDArray[np.integer], values: Tensor) -> None:
+    def write(self, target: Tensor, positions: Indices, values: Tensor) -> None:
         """Set ``target[e, positions[e]] = values[e]`` for every e, in place.
 
         Args:
@@ -103,7 +108,7 @@ class TensorOps(ABC):
         """
 
     @abstractmethod
-    def resized(self, value: Tensor, rows: NDArray[np.integer], columns: int) -> Tensor:
+    def resized(self, value: Tensor, rows: Indices, columns: int) -> Tensor:
         """Return a new tensor [len(rows), columns, ...] that begins like rows of another.
 
         Args:
@@ -120,7 +125,7 @@ class TensorOps(ABC):
     def to_host(self, values: Sequence[Tensor]) -> HostCopy:
         """Queue copies of tensors to the host.
 
-        A tensor must not be changed by ``write`` before ``HostCopy.arrays`` returned.
+        Do not change a tensor by ``write`` before ``HostCopy.arrays`` has returned.
         """
 
     @abstractmethod
@@ -133,7 +138,7 @@ class TensorOps(ABC):
 
         Returns:
             A copy of one array, bool [E,H,W]; the numbers are those of
-            ``frame_geometry.display_masks``.
+            ``frame_geometry.upsample_masks``.
         """
 
     @abstractmethod
@@ -149,8 +154,8 @@ class TensorOps(ABC):
         """Make sure that ``upsample_masks_on_device`` can be called.
 
         Raises:
-            InputError: this back end gives NumPy arrays.
-            BackendError: something is not installed.
+            InputError: this back end returns NumPy arrays.
+            BackendError: a library is not installed.
         """
         raise InputError(
             "masks='device' needs a back end whose tensors stay on the GPU (backend='tensorrt'); "

@@ -1,4 +1,4 @@
-"""Define what every family's tokenizer gives, and read a ``tokenizer.json`` that may be damaged."""
+"""Define the tokenizer of a family, and read a ``tokenizer.json`` that may be damaged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAXIMUM_BYTES = 64 << 20
 
 
 class Tokenizer(Protocol):
-    """Turn a sentence into the token ids that a family's text encoder takes."""
+    """Turn a sentence into token ids for a family's text encoder."""
 
     def __call__(self, text: str) -> NDArray[np.int64]:
         """Return the ids, as many as the sentence needs: int64 [L].
@@ -44,15 +44,15 @@ class BytePairs(msgspec.Struct):
 
 
 class TokenizerForm(msgspec.Struct):
-    """The part of ``tokenizer.json`` that is checked before ``tokenizers`` reads it."""
+    """Describe the part of ``tokenizer.json`` that is checked before ``tokenizers`` reads it."""
 
     model: BytePairs
 
 
 class TokenizerFile:
-    """The ``tokenizer.json`` of a bundle, read by ``tokenizers``.
+    """Read the ``tokenizer.json`` of a bundle by ``tokenizers``.
 
-    Every fault in the file is a BundleError, also a fault that only a sentence shows.
+    Every fault in the file raises BundleError, even a fault that only a sentence reveals.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class TokenizerFile:
 
         Args:
             file: ``tokenizer.json``.
-            content: of the file, where it was read and hashed before; ``file`` is named then.
-            form: what the family requires of the JSON.
+            content: bytes of the file, if it was read and hashed before; None reads ``file``.
+            form: the structure that the family requires of the JSON.
 
         Raises:
-            BundleError: not the tokenizer of a bundle.
+            BundleError: the file is not the tokenizer of a bundle.
         """
         self._file = file
         with _refusing(file):
@@ -144,7 +144,7 @@ def reraise_panics() -> Iterator[None]:
 
 @contextmanager
 def _refusing(file: Path) -> Iterator[None]:
-    """What ``tokenizers`` raises, when it is read and when it is used, means that it is damaged."""
+    """Turn any error of ``tokenizers`` into a BundleError: the file is damaged."""
     try:
         with reraise_panics():
             yield

@@ -1,1 +1,1 @@
-"""Networks by family. Only a family's ``modules`` and ``graphs`` import torch."""
+"""Define networks by family. Only a family's ``modules`` and ``graphs`` import torch."""

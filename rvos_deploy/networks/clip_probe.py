@@ -1,4 +1,4 @@
-"""Define the clip on which the masks of a bundle are checked."""
+"""Define the clip with which the masks of a bundle are checked."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ClipProbe:
 
     Args:
         frames: uint8 [T,H,W,3].
-        box: (height, width) that frames are fitted into.
-        geometry: of every frame.
+        box: (height, width) of the box for frames.
+        geometry: geometry of every frame.
     """
 
     frames: NDArray[np.uint8]
@@ -31,9 +31,9 @@ class ClipProbe:
 
 
 def clip_probe(network: Network, graphs: Mapping[str, GraphSpec]) -> ClipProbe:
-    """Return the clip in ``PROBE_BOX``, or in the box that the graphs are fixed to.
+    """Return the clip in ``PROBE_BOX``, or in the fixed box of the graphs.
 
-    It has no more frames than the memory to which the graphs are fixed.
+    The clip has no more frames than the fixed memory of the graphs.
     """
     memories = [axis.maximum for spec in graphs.values() for axis in spec.axes if axis.name == "M"]
     frames = probe_clip(min([PROBE_FRAMES, *memories]))

@@ -30,7 +30,7 @@ class Contract:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Hold the sizes that a family's contracts are checked with.
+    """Hold the sizes with which a family's contracts are checked.
 
     Args:
         known: values of lower-case sizes, by name.
@@ -124,7 +124,7 @@ def _check_sizes(spec: GraphSpec, allowed: Sizes) -> None:
     """Check that the bundle's input size is allowed, and that no tensor is too large."""
     for case in allowed.cases:
         for tensor in (*spec.inputs, *spec.outputs):
-            sizes = tensor.sizes(spec.at(case))
+            sizes = tensor.sizes(spec.axis_sizes(case))
             if math.prod(sizes) > MAXIMUM_ELEMENTS:
                 raise _wrong(
                     spec.name,

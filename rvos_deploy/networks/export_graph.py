@@ -1,6 +1,6 @@
-"""Define a graph to export, and a whole network of graphs with its weights. A family makes them.
+"""Define a graph to export, and a family's whole network of graphs with its weights.
 
-Imports torch.
+This module imports torch.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from rvos_deploy.networks.network import Network
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 0.13}
 """Largest difference between PyTorch and the file for the same inputs, on normalised scales.
 
-fp32: only the order of summation differs, by about 1e-6 a layer. 1e-4 covers tens of layers and no
-wrong operator. fp16: PyTorch and the file round after different operators, by 5e-4 each and about
-3e-3 after tens of layers; J&F measures the effect. Queries that the last bit decides differ more
-(``verification.MAXIMUM_UNDECIDED_QUERIES``). bf16: an operator rounds by 4e-3, and 36 layers by
-2.3e-2. The largest of ten thousand numbers errs by four times that, and the difference of two such
-results by another factor of 1.4. That cannot prove an operator, so the file is also compared
+fp32: only the order of summation differs, by about 1e-6 per layer. 1e-4 covers tens of layers, but
+no wrong operator. fp16: PyTorch and the file round after different operators, by 5e-4 each and
+about 3e-3 after tens of layers; J&F measures the effect. Queries that the last bit decides differ
+more (``verification.MAXIMUM_UNDECIDED_QUERIES``). bf16: an operator rounds by 4e-3, and 36 layers
+by 2.3e-2. The largest of ten thousand numbers errs by four times that, and the difference of two
+such results by another factor of 1.4. That cannot prove an operator, so the file is also compared
 without its rounding (``export/parity.py``)."""
 
 WITHOUT_ROUNDING = {"fp16": 2e-3, "bf16": 1e-2}
 """Tolerance for graphs in half precision when both sides compute in float32. The weights are equal.
-The exporter scales queries and keys of an attention by factors that PyTorch keeps in float32 and
-the file rounds, by up to 2e-3 in bfloat16 and 2.4e-4 in float16. The trained ``tiny`` differs by
-4e-3 and 3.1e-4."""
+But the exporter scales queries and keys of an attention by factors that PyTorch keeps in float32
+and the file rounds, by up to 2e-3 in bfloat16 and 2.4e-4 in float16. The trained ``tiny`` differs
+by 4e-3 and 3.1e-4."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A module to export, in eval mode, and its contract."""
+    """Hold a module to export, in eval mode, and its contract."""
 
     module: nn.Module
     spec: GraphSpec
@@ -49,7 +49,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class ClipAnswer:
-    """PyTorch's answer to the probe clip, offline.
+    """Hold PyTorch's answer to the probe clip, offline.
 
     Args:
         mask_logits: float32 [E,T,h,w], of every expression in every frame.
@@ -62,15 +62,15 @@ class ClipAnswer:
 
 @dataclass(frozen=True)
 class ExportableNetwork:
-    """A network with its weights, as the exporter needs it.
+    """Hold a network with its weights for the exporter.
 
     Args:
-        network: what the torch-free part asks of it.
-        graphs: in the order in which they run.
-        parameters: how many numbers the weights are.
+        network: the network for the torch-free part.
+        graphs: the graphs in the order in which they run.
+        parameters: number of weights.
         write_tokenizer: writes ``tokenizer.json``. Argument: the file.
         segment_clip: segments the probe clip with the whole network, offline. Arguments: the clip,
-            and the tokenizer as the bundle's graphs accept its ids.
+            and the tokenizer whose ids the bundle's graphs accept.
         without_rounding: tolerance of graphs in half precision when both sides compute in float32;
             None: no graph is in half precision.
         packages: names of packages whose versions the manifest records.
@@ -91,7 +91,7 @@ class GraphNumbers:
 
     Args:
         sizes: values of lower-case sizes, by name.
-        dtype: type that the graphs compute in, which contracts call ``real``.
+        dtype: type in which the graphs compute; contracts call it ``real``.
     """
 
     sizes: Mapping[Dim, Dim]
@@ -108,11 +108,11 @@ def make_graphs(
     """Return the graphs of a network with their contracts, in the order of ``contracts``.
 
     Args:
-        modules: by the name of the graph.
-        contracts: by the name of the graph.
+        modules: modules by the name of the graph.
+        contracts: contracts by the name of the graph.
         axes: all named axes.
-        numbers: what the contracts name.
-        fixed: sizes of axes that are fixed, by the axis's name.
+        numbers: values of the names in the contracts.
+        fixed: sizes of fixed axes by the axis's name.
     """
     precision = next(name for name, known in DTYPES.items() if known == numbers.dtype)
     real = str(numbers.dtype).removeprefix("torch.")
@@ -152,21 +152,21 @@ def _fix(axis: AxisSpec, fixed: Mapping[str, int]) -> AxisSpec:
 
 
 class Float32Edges(nn.Module):
-    """A bfloat16 module with float32 inputs and outputs, each cast once, inside the graph.
+    """Wrap a bfloat16 module with float32 inputs and outputs, each cast once, inside the graph.
 
-    NumPy has no bfloat16, so this keeps the runtime, its files and other people's code as they are.
-    No number changes: a graph gives bfloat16 numbers in float32, and the next graph's cast finds
-    them again. The edges cost twice the bytes where graphs meet: of ``large`` at 448 x 800, 28 MB
-    more are written and read for a frame with one expression, 17 us of an H100's 3.35 TB/s.
+    NumPy has no bfloat16, so these casts spare the runtime, its files and other people's code. No
+    number changes: a graph returns bfloat16 numbers in float32, and the next graph's cast restores
+    them. The edges double the bytes between graphs: for ``large`` at 448 x 800, 28 MB more are
+    written and read per frame with one expression, which is 17 us of an H100's 3.35 TB/s.
     """
 
     def __init__(self, module: nn.Module, narrow: tuple[bool, ...]) -> None:
-        """``narrow``: which inputs the module takes in its own type."""
+        """Wrap ``module``; ``narrow`` tells which inputs it reads in its own type."""
         super().__init__()
         self.module, self.narrow = module, narrow
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Run the module; its outputs are float32 instead of bfloat16."""
+        """Run the module, and return its bfloat16 outputs in float32."""
         dtype = next(self.module.parameters()).dtype
         outputs = self.module(
             *(x.to(dtype) if cast else x for x, cast in zip(inputs, self.narrow, strict=True))

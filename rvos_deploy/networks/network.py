@@ -1,4 +1,4 @@
-"""Define what the torch-free part of the package requires of a network family."""
+"""Define the interface between a network family and the torch-free part of the package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rvos_deploy.stream_settings import Mode, StreamSettings
 
 
 class NetworkConfig(Protocol):
-    """Require the fields that every family's configuration has."""
+    """Define the fields of every family's configuration."""
 
     @property
     def name(self) -> str:
@@ -46,11 +46,11 @@ class Network(ABC):
     graphs: tuple[str, ...]
     """Names of the graphs, in the order in which they run."""
     default_mode: Mode = "offline"
-    """How commands segment a whole video by default; ``online`` where waiting changes no mask."""
+    """Default mode of commands for a whole video; ``online`` if waiting changes no mask."""
     choice_excess_name: str = "excess cost of replayed choices"
-    """What ``choice_excess`` bounds, for people."""
+    """Name of the quantity that ``choice_excess`` bounds, for people."""
     frame_graphs: tuple[str, ...]
-    """Names of the graphs that read only a frame and the texts, not mode, memory or threshold."""
+    """Names of the graphs that depend only on frame and texts, not on mode, memory or threshold."""
 
     @property
     @abstractmethod
@@ -61,7 +61,7 @@ class Network(ABC):
     def check_contracts(self, graphs: Mapping[str, GraphSpec]) -> None:
         """Check that these contracts are those of this network.
 
-        Raises BundleError: the message says what is missing or differs.
+        Raises BundleError: the message names the missing or different part.
         """
 
     @abstractmethod
@@ -81,18 +81,18 @@ class Network(ABC):
 
         Args:
             display: (height, width) of the frame in pixels.
-            settings: of the stream, which may name a size.
-            fixed: (height, width) that the graphs are fixed to; None where they accept several.
+            settings: settings of the stream, which may name a size.
+            fixed: fixed (height, width) of the graphs; None if they accept several sizes.
 
         Raises InputError: the frame cannot be segmented.
         """
 
     def with_size(self, settings: StreamSettings, fixed: tuple[int, int] | None) -> StreamSettings:
-        """Return the settings with the default size where they name neither box nor short side.
+        """Return the settings, with the default size if they name neither box nor short side.
 
         Args:
-            settings: of a stream.
-            fixed: (height, width) that the graphs are fixed to; None where they accept several.
+            settings: settings of a stream.
+            fixed: fixed (height, width) of the graphs; None if they accept several sizes.
         """
         if settings.size is not None or settings.short_side is not None:
             return settings
@@ -113,7 +113,7 @@ class Network(ABC):
 
         Args:
             file: path for errors.
-            content: of the file.
+            content: content of the file.
             graphs: contracts, which may limit the tokens of a sentence.
 
         Raises BundleError: the file is not the tokenizer of a bundle.
@@ -130,12 +130,12 @@ class Network(ABC):
     def steps(self, calls: GraphCalls, settings: StreamSettings) -> Steps:
         """Return the network's part in one stream."""
 
-    def check_choices(self, choices: NDArray[np.integer]) -> str | None:
+    def check_choices(self, choices: NDArray[np.int64]) -> str | None:
         """Return None for valid recorded choices [E,T,K], else a description of valid ones."""
         return None
 
     def choice_excess(self, graphs: Mapping[str, GraphSpec]) -> float:
-        """Return by how much rounding can make replayed choices cost more than the best ones."""
+        """Return the excess cost of replayed choices over the best ones that rounding explains."""
         return 0.0
 
     @property
@@ -146,8 +146,8 @@ class Network(ABC):
     def independent_rows(
         self, spec: GraphSpec, tensor: TensorSpec, shape: tuple[int, ...]
     ) -> NDArray[np.int64] | None:
-        """Return the row of each value of an output, where single rows may exceed the tolerance.
+        """Return the row of each value of an output whose single rows may exceed the tolerance.
 
-        Rounding in the last bit decides what such a row reads. None: no row may exceed it.
+        Rounding in the last bit decides which inputs such a row reads. None: no row may exceed it.
         """
         return None

@@ -8,7 +8,7 @@ from rvos_deploy.errors import BundleError
 from rvos_deploy.networks.network import Network
 
 NetworkFactory = Callable[[Mapping[str, object]], Network]
-"""Makes a network from the ``model`` of a manifest.
+"""Make a network from the ``model`` of a manifest.
 
 Raises InputError: a key is unknown or missing, or a value has another type or exceeds its bounds.
 """
@@ -27,12 +27,12 @@ def _online_refer(model: Mapping[str, object]) -> Network:
 
 
 FIRST_FAMILY = "pan2024"
-"""Bundles that were made before there were families name none."""
+"""Family of old bundles, which name no family."""
 FAMILIES: dict[str, NetworkFactory] = {
     "pan2024": _pan2024,
     "online_refer": _online_refer,
 }
-"""Register your own family before you open a bundle of it: ``FAMILIES["mine"] = make``."""
+"""Factories by family. Register yours before you open its bundles: ``FAMILIES["mine"] = make``."""
 
 
 def network_of(family: str, model: Mapping[str, object]) -> Network:

@@ -1,4 +1,4 @@
-"""Define the interface between a stream and a network family. Imports no torch.
+"""Define the interface between a stream and a network family, without torch.
 
 A stream handles order, lookahead, expressions and results (``runtime/stream.py``). A family handles
 its graphs: how a frame's outputs change the state of an expression, when masks are decided, and how
@@ -68,7 +68,7 @@ class StartedFrame(Protocol):
         """Wait for the frame, and update every expression. Call this in the order of the frames.
 
         Returns:
-            Tensors that the masks of this frame need later, on the host or on a device.
+            Tensors from which this frame's masks are made later, on the host or on a device.
         """
 
 
@@ -105,8 +105,8 @@ class Decision(Protocol):
         Args:
             kept: tensors from ``StartedFrame.advance``.
             then: numbers of the expressions that were present when the frame started.
-            now: numbers of those whose masks are requested.
-            occasion: for errors.
+            now: numbers of the expressions whose masks are requested.
+            occasion: description of the frame for errors.
         """
 
 
@@ -115,8 +115,8 @@ class Replay:
     """Compare replayed choices with the back end's own.
 
     Args:
-        excess: largest excess of their cost over the best cost here; 0 where none costs more.
-        tie: description of where that was; empty where the choices agree.
+        excess: largest excess of their cost over the best cost here; 0 if no choice costs more.
+        tie: description of its position; "" if the choices agree.
     """
 
     excess: float = 0.0
@@ -150,7 +150,7 @@ class Steps(ABC):
 
         Args:
             image: network input uint8 [1,h,w,3].
-            occasion: for errors.
+            occasion: description of the frame for errors.
         """
 
     @abstractmethod

@@ -15,7 +15,7 @@ def stack_tokens(
 
     Args:
         sentences: the tokens [L,C] of E sentences, without padding.
-        least: least L; sentences are padded to it, and to the longest one.
+        least: minimum L; sentences are padded to it, and to the longest one.
     """
     length = max(least, *(len(tokens) for tokens in sentences))
     shape = (len(sentences), length)

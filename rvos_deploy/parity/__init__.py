@@ -1,1 +1,1 @@
-"""Checks that an artefact gives the numbers and masks of its reference. Imports no torch."""
+"""Check that an artefact computes the numbers and masks of its reference, without torch."""

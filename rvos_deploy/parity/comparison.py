@@ -1,4 +1,4 @@
-"""How far an array is from its reference, in the terms that help to find out why."""
+"""Measure how far an array is from its reference, in terms that help to find the cause."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLES = 4096
-"""Values of an output that a bundle records for later verification."""
+"""Number of values per output that a bundle records for later verification."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences of a tensor from its reference.
+    """Hold the differences of a tensor from its reference.
 
-    ``max_abs`` is divided by ``scale``, the reference's largest magnitude where that exceeds 1, so
-    that one tolerance serves logits of any size. ``max_rel`` is the largest difference over the
-    root mean square of the reference. ``worst_index`` is where it lies.
+    ``max_abs`` is the largest difference divided by ``scale``. ``scale`` is the reference's largest
+    magnitude, but at least 1, so one tolerance fits logits of any size. ``max_rel`` is the largest
+    difference over the root mean square of the reference, and ``worst_index`` its position.
     """
 
     max_abs: float
@@ -28,19 +28,19 @@ class Comparison:
     worst_index: tuple[int, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return {**asdict(self), "worst_index": list(self.worst_index)}
 
 
 def compare(reference: NDArray[Any], measured: NDArray[Any]) -> Comparison:
-    """Compare in float64. A shape that differs or a value that is not finite is infinitely far."""
+    """Compare two arrays in float64; other shapes and non-finite values are infinitely far."""
     if reference.shape != measured.shape:
-        return Comparison(_FAR, _FAR, -1.0, 1.0, ())
+        return Comparison(_INFINITY, _INFINITY, -1.0, 1.0, ())
     wide, other = reference.astype(np.float64), measured.astype(np.float64)
     difference = np.abs(wide - other)
     if not np.isfinite(difference).all():
         worst = np.unravel_index(np.argmin(np.isfinite(difference)), difference.shape)
-        return Comparison(_FAR, _FAR, -1.0, 1.0, tuple(int(i) for i in worst))
+        return Comparison(_INFINITY, _INFINITY, -1.0, 1.0, tuple(int(i) for i in worst))
     scale = max(1.0, float(np.abs(wide).max()))
     largest = float(difference.max())
     worst = np.unravel_index(np.argmax(difference), difference.shape)
@@ -53,8 +53,8 @@ def compare(reference: NDArray[Any], measured: NDArray[Any]) -> Comparison:
     )
 
 
-_FAR = 1e30
-"""Stands for infinity, which JSON does not have."""
+_INFINITY = 1e30
+"""Infinity, for which JSON has no number."""
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
@@ -65,7 +65,7 @@ def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 def sample(array: NDArray[Any]) -> NDArray[Any]:
-    """At most 4,096 values of the array, evenly spread over its flat order."""
+    """Return at most 4,096 values of the array, evenly spread over its flat order."""
     flat = array.ravel()
     if flat.size <= SAMPLES:
         return flat

@@ -1,7 +1,7 @@
-"""Does a bundle, on this machine and back end, give what PyTorch gave when it was exported?
+"""Check that a bundle, on this machine and back end, reproduces PyTorch's results at export.
 
 The exporter records samples of every graph's outputs on seeded inputs (:mod:`probe`), and the mask
-logits of a small clip. Nothing but NumPy and the back end is needed to check against them.
+logits of a small clip. The checks against them need only NumPy and the back end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rvos_deploy.bundle.folder import PARITY, Bundle
 from rvos_deploy.bundle.parity_file import read_arrays
 from rvos_deploy.errors import BundleError
 from rvos_deploy.evaluation.metrics import frame_scores
-from rvos_deploy.graph_io.frame_geometry import display_logits
+from rvos_deploy.graph_io.frame_geometry import upsample_logits
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.probe import (
     PROBE_EXPRESSIONS,
@@ -30,43 +30,47 @@ from rvos_deploy.graph_io.tensors import HostArray, Tensor
 from rvos_deploy.networks.clip_probe import clip_probe
 from rvos_deploy.networks.network import Network
 from rvos_deploy.parity.comparison import Comparison, compare, sample
+from rvos_deploy.progress import StepProgress, ignore_steps
 from rvos_deploy.runtime.backends.base import Backend, Graph
 from rvos_deploy.runtime.finite import NotFiniteError
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import StreamSettings
 
 MINIMUM_J_AND_F = 0.999
-"""Masks of the clip against PyTorch's: a mask of 1,000 pixels may differ in one at its edge. What
-was exported with another minimum (``--minimum-j-and-f``) is judged by that, and says so."""
+"""Minimum J&F of the clip's masks against PyTorch's: a mask of 1,000 pixels may differ in one pixel
+at its edge. A bundle that was exported with another minimum (``--minimum-j-and-f``) states it."""
 TIE = {"fp32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7}
-"""A pixel whose logit is nearer to 0 than this share of the clip's largest is undecided: how sums
-were rounded decides its side (two roundings of float16, or of bfloat16), so it is not compared."""
+"""A pixel is undecided, and not compared, if its logit is nearer to 0 than this share of the clip's
+largest logit: then rounding decides its side (two roundings of float16, or of bfloat16)."""
 MAXIMUM_UNDECIDED = 0.01
-"""Masks of which a larger share is undecided prove nothing, and fail."""
+"""Masks with a larger share of undecided pixels prove nothing, and fail."""
 
 
 CLIP_LOGITS, CLIP_ORDER = "clip mask_logits", "clip slot_order"
-"""What a bundle records of the clip (see ``export/parity.py``)."""
+"""Names of a bundle's records of the clip (see ``export/parity.py``)."""
 MAXIMUM_UNDECIDED_QUERIES = 0.5
 """Share of a frame's queries that may differ by more than the tolerance in half precision.
 
-Masked attention hides a pixel as its logit falls through a twentieth of a unit, and lifts hiding as
+Masked attention hides a pixel as its logit falls through a twentieth of a unit, and stops hiding as
 a query's best pixel falls from 0 to -1. Logits reach 50, and float16 resolves such sums to a few
-hundredths, so the last bit decides what a query that sees few pixels reads: rounding at random
-moves one or two queries of 20 of the trained ``tiny`` by more than 1e-2 (7 in the worst of 24
-draws at 128x224), and the others by 3e-3. Which they are differs between libraries, and between
-instruction sets of one. Float32 islands do not help: with the whole frame decoder in float32, what
-the encoder rounds moves them as far; nor does gentler hiding, with which the trained network lost
-0.011 of J&F. A wrong kernel moves every query; a wrong operator is found without rounding
-(``export/parity.py``); and what such queries do to masks is measured on masks."""
-FURTHEST_QUERY = 0.5
-"""And never by more than this: rounding moved none by more than 0.24, another object is 1 away."""
+hundredths, so the last bit decides which pixels a query reads that sees few of them. Random
+rounding moves one or two of 20 queries of the trained ``tiny`` by more than 1e-2 (7 in the worst of
+24 draws at 128x224), and the others by 3e-3. Which queries move differs between libraries, and
+between instruction sets of one library. Float32 islands do not help: with the whole frame decoder
+in float32, the encoder's rounding moves these queries as far. Gentler hiding does not help either:
+with it the trained network lost 0.011 of J&F. A wrong kernel moves every query; a wrong operator is
+found without rounding (``export/parity.py``); and the effect on masks is measured on masks."""
+MAXIMUM_QUERY_DIFFERENCE = 0.5
+"""Greatest allowed difference of such a query: rounding moved none by more than 0.24, and another
+object is 1 away."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison with its result, and the share of queries that differ by more than the
-    tolerance because the last bit decides what they read.
+    """Hold one comparison and its result.
+
+    ``undecided`` is the share of queries that differ by more than the tolerance, because the last
+    bit decides which pixels they read.
     """
 
     name: str
@@ -77,7 +81,7 @@ class Check:
 
     @property
     def note(self) -> str:
-        """What the result rests on beside its numbers; empty for most."""
+        """Return a remark on a result with undecided queries; "" for other results."""
         if not (self.passed and self.undecided):
             return ""
         return (
@@ -86,7 +90,7 @@ class Check:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return {
             "name": self.name,
             "passed": self.passed,
@@ -99,9 +103,11 @@ class Check:
 
 @dataclass(frozen=True)
 class MaskCheck:
-    """J and F of the clip's masks against PyTorch's, with the shares of pixels that are foreground
-    and that were left out as undecided, by how much PyTorch's slots cost more than the best, and
-    how much they may; ``note`` says which slots were nearly tied, and what was compared then.
+    """Hold J and F of the clip's masks against PyTorch's.
+
+    ``foreground`` and ``undecided`` are shares of pixels; undecided ones are not compared.
+    ``slot_excess`` is the cost of PyTorch's slots above the best, and ``allowed_excess`` its limit.
+    ``note`` names nearly tied slots, and the masks that were compared then.
     """
 
     name: str
@@ -117,11 +123,11 @@ class MaskCheck:
 
     @property
     def j_and_f(self) -> float:
-        """Mean of J and F, 0 to 1."""
+        """Return the mean of J and F, 0 to 1."""
         return (self.j + self.f) / 2
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return {
             "name": self.name,
             "passed": self.passed,
@@ -138,16 +144,15 @@ class MaskCheck:
 
 
 CheckResult = Check | MaskCheck
-Progress = Callable[[str], None]
 
 
 def run_cases(
     graph: Graph, network: Network
 ) -> Iterator[tuple[str, dict[str, Probe], dict[str, Tensor]]]:
-    """Run a graph at every size that it supports: the case's name, inputs and outputs.
+    """Run a graph at every size that it supports; yield each case's name, inputs and outputs.
 
     Raises:
-        EngineError: the graph supports none of them; says the command.
+        EngineError: the graph supports no case; the message names the command.
     """
     cases = _named_cases(graph.spec, network)
     supported = {name: case for name, case in cases.items() if graph.supports(case[1])}
@@ -156,52 +161,47 @@ def run_cases(
         yield name, inputs, graph.run(inputs)
 
 
-def left_out(graph: Graph, network: Network) -> list[str]:
-    """Names of the cases that the graph does not support: sizes outside an engine's profiles."""
+def unsupported_cases(graph: Graph, network: Network) -> list[str]:
+    """Return the names of unsupported cases: their sizes lie outside an engine's profiles."""
     cases = _named_cases(graph.spec, network)
     return [name for name, (_, axes) in cases.items() if not graph.supports(axes)]
 
 
 def _named_cases(spec: GraphSpec, network: Network) -> dict[str, tuple[int, dict[str, int]]]:
-    """Seed and sizes by name: a bundle's own size may be that of another case, and is run once."""
+    """Return seed and sizes by name; cases of equal sizes share a name, and run once."""
     return {
         case_name(spec.name, axes): (seed, axes)
         for seed, case in enumerate(network.probe_cases())
-        for axes in [case_axes(spec, case)]
+        for axes in [spec.axis_sizes(case)]
     }
 
 
-def case_axes(spec: GraphSpec, case: Mapping[str, int]) -> dict[str, int]:
-    """The case's sizes of those axes that the graph has, or what they are fixed to."""
-    return spec.at(case)
-
-
 def case_name(graph: str, axes: Mapping[str, int]) -> str:
-    """Name of a check, for example ``frame_decoder H64 W96 E3 L9``."""
+    """Return the name of a check, for example ``frame_decoder H64 W96 E3 L9``."""
     return " ".join([graph, *(f"{name}{size}" for name, size in axes.items())])
 
 
-def judge(
+def check_tensor(
     name: str,
     tolerance: float,
     reference: HostArray,
     measured: HostArray,
     queries: NDArray[np.int64] | None = None,
 ) -> Check:
-    """Compare and decide.
+    """Compare a tensor with its reference, and decide whether the check passes.
 
     Args:
-        name: of the check.
-        tolerance: of the graph.
-        reference: what was expected.
-        measured: what was found.
-        queries: like ``reference``, the query of each value, where some may differ by more (see
-            ``MAXIMUM_UNDECIDED_QUERIES``); None: none may.
+        name: name of the check.
+        tolerance: tolerance of the graph.
+        reference: expected values.
+        measured: measured values.
+        queries: the query of each value, in the shape of ``reference``, if some queries may differ
+            by more (see ``MAXIMUM_UNDECIDED_QUERIES``). None: no query may.
     """
     comparison = compare(reference, measured)
     if comparison.max_abs <= tolerance:
         return Check(name, True, tolerance, comparison)
-    if queries is None or not comparison.max_abs <= FURTHEST_QUERY:
+    if queries is None or not comparison.max_abs <= MAXIMUM_QUERY_DIFFERENCE:
         return Check(name, False, tolerance, comparison)
     change = np.abs(reference.astype(np.float64) - measured.astype(np.float64)) / comparison.scale
     beyond = np.unique(queries[change > tolerance])
@@ -212,32 +212,32 @@ def judge(
 def verify(
     bundle: Bundle,
     backend: Backend,
-    progress: Progress | None = None,
-    on_left_out: Progress | None = None,
+    progress: StepProgress = ignore_steps,
+    on_unsupported: Callable[[str], None] | None = None,
 ) -> list[CheckResult]:
-    """Run every recorded check on this back end; all run, whatever fails.
+    """Run every recorded check on this back end, also after a failed check.
 
     Args:
-        bundle: opened.
-        backend: where to run them.
-        progress: told what is under way.
-        on_left_out: told the name of every case whose sizes the back end does not take. Engines
-            were compared at the corners of their profiles, and take nothing beyond.
+        bundle: an open bundle.
+        backend: the back end that runs the checks.
+        progress: called with each step.
+        on_unsupported: called with the name of every case whose sizes the back end does not
+            support. Engines were compared at the corners of their profiles, their only sizes.
 
     Raises:
         BundleError: the bundle records no reference.
-        EngineError: an engine takes none of a graph's cases, or not the clip; says the command.
+        EngineError: an engine supports none of a graph's cases, or not the clip; the message names
+            the command.
     """
     recorded = read_reference(bundle)
     results: list[CheckResult] = []
     for spec in bundle.graphs.values():
-        if progress is not None:
-            progress(spec.name)
+        progress(spec.name)
         with backend.open(bundle, [spec.name]) as session:
             graph = session.graphs[spec.name]
-            if on_left_out is not None:
-                for name in left_out(graph, bundle.network):
-                    on_left_out(name)
+            if on_unsupported is not None:
+                for name in unsupported_cases(graph, bundle.network):
+                    on_unsupported(name)
             for name, _, outputs in run_cases(graph, bundle.network):
                 for tensor in spec.outputs:
                     key = f"{name} {tensor.name}"
@@ -245,18 +245,19 @@ def verify(
                     expected = _recorded(recorded, key, bundle)
                     of = bundle.network.independent_rows(spec, tensor, whole.shape)
                     queries = None if of is None else sample(of)
-                    results.append(judge(key, spec.tolerance, expected, sample(whole), queries))
-    if progress is not None:
-        progress("masks of a clip")
+                    results.append(
+                        check_tensor(key, spec.tolerance, expected, sample(whole), queries)
+                    )
+    progress("masks of a clip")
     results.append(check_masks(bundle, backend, recorded[CLIP_LOGITS], recorded.get(CLIP_ORDER)))
     return results
 
 
 def read_reference(bundle: Bundle) -> dict[str, NDArray[Any]]:
-    """What PyTorch gave at export, by the name of the check.
+    """Read PyTorch's results at export, by the name of the check.
 
     Raises:
-        BundleError: damaged, or not what an export records.
+        BundleError: the file is damaged, or does not have the form that an export records.
     """
     path = bundle.path / PARITY
     recorded = read_arrays(bundle.read(PARITY), path)
@@ -276,7 +277,7 @@ def read_reference(bundle: Bundle) -> dict[str, NDArray[Any]]:
 
 def _recorded(reference: Mapping[str, NDArray[Any]], key: str, bundle: Bundle) -> NDArray[Any]:
     if key not in reference:
-        raise _not_recorded(bundle.path / PARITY, key, "what PyTorch gave")
+        raise _not_recorded(bundle.path / PARITY, key, "PyTorch's values")
     return reference[key]
 
 
@@ -290,34 +291,34 @@ def check_masks(
     reference_logits: NDArray[np.float32],
     reference_order: NDArray[np.int64] | None = None,
 ) -> MaskCheck:
-    """Masks of the probe clip by this back end, offline, against those of PyTorch's mask logits.
+    """Compare this back end's offline masks of the probe clip with PyTorch's mask logits.
 
-    Slots are those that PyTorch chose, and its choice must be as good here, but for rounding: of
-    two queries on one object it decides which is taken, and the masks differ by what those two do.
-    Where its choice costs more here than the bundle allows but is no other object's, what counts is
-    what the choice decides: the masks by this back end's own slots are compared instead.
+    The check replays PyTorch's slots, because rounding may swap two queries of one object, whose
+    masks differ. PyTorch's choice must be as good here, except for rounding. If it costs more than
+    the bundle allows, but does not choose another object, the masks of this back end's own slots
+    are compared instead.
 
     Args:
         bundle: the bundle.
-        backend: where to run it.
+        backend: the back end that runs it.
         reference_logits: float32 [E,T,h,w] at stride 4.
-        reference_order: int64 [E,T,N], the query of each slot; None: as this back end finds.
+        reference_order: int64 [E,T,N], the query of each slot; None: this back end's own slots.
     """
     probe = clip_probe(bundle.network, bundle.graphs)
     clip, box, geometry = probe.frames, probe.box, probe.geometry
-    logits = np.stack([[display_logits(m, geometry) for m in maps] for maps in reference_logits])
+    logits = np.stack([[upsample_logits(m, geometry) for m in maps] for maps in reference_logits])
     name = f"masks of a clip, {len(clip)} frames, {len(logits)} expressions"
     try:
         found = probe_masks(bundle, backend, clip, box, reference_order)
     except NotFiniteError:
-        # There are no masks; which graph it was stands among the checks of its tensors.
+        # There are no masks; the checks of its tensors name the graph.
         minimum = allowed_differences(bundle).j_and_f
         return MaskCheck(name, False, minimum, j=0.0, f=0.0, foreground=0.0)
     undecided = np.abs(logits) <= TIE[bundle.precision] * np.abs(logits).max()
-    check = judge_probe(name, bundle, logits > 0, found, undecided)
+    check = check_probe_masks(name, bundle, logits > 0, found, undecided)
     if check.allowed_excess < found.excess <= bundle.network.maximum_choice_excess:
         own = probe_masks(bundle, backend, clip, box, None)
-        by_own = judge_probe(name, bundle, logits > 0, own, undecided)
+        by_own = check_probe_masks(name, bundle, logits > 0, own, undecided)
         if by_own.passed:
             note = f"{found.tie}: masks by own choices compared instead"
             return replace(by_own, slot_excess=found.excess, note=note)
@@ -326,9 +327,10 @@ def check_masks(
 
 @dataclass(frozen=True)
 class ProbeMasks:
-    """Masks of a clip, bool [E,T,H,W]; orders int64 [E,T,N], the query of each slot; excess: by how
-    much these slots, when they were replayed, cost more than the best (else 0); tie: where, in
-    words.
+    """Hold masks of a clip, bool [E,T,H,W], and orders int64 [E,T,N], the query of each slot.
+
+    ``excess`` is the cost of replayed slots above the best (0 without a replay); ``tie`` says where
+    it arises.
     """
 
     masks: NDArray[np.bool_]
@@ -337,18 +339,16 @@ class ProbeMasks:
     tie: str = ""
 
 
-def judge_probe(
+def check_probe_masks(
     name: str,
     bundle: Bundle,
     truth: NDArray[np.bool_],
     found: ProbeMasks,
     undecided: NDArray[np.bool_] | None = None,
 ) -> MaskCheck:
-    """Judge masks by :func:`judge_masks` and the bundle's own minimum, and replayed slots by what
-    their graph may err by.
-    """
+    """Check masks by :func:`score_masks` against the bundle's minimum, and the slots' excess."""
     allowed = allowed_differences(bundle)
-    check = judge_masks(name, truth, found.masks, undecided, allowed.j_and_f)
+    check = score_masks(name, truth, found.masks, undecided, allowed.j_and_f)
     return replace(
         check,
         passed=check.passed and found.excess <= allowed.excess,
@@ -360,8 +360,10 @@ def judge_probe(
 
 @dataclass(frozen=True)
 class AllowedDifferences:
-    """What the masks of the clip must keep of PyTorch's, 0 to 1; what PyTorch's slots may cost more
-    than the best, and whether the bundle states that itself.
+    """Hold the minimum J&F of the clip's masks against PyTorch's, 0 to 1, and the allowed excess.
+
+    ``excess`` is the allowed cost of PyTorch's slots above the best, ``excess_is_stated`` whether
+    the bundle states it.
     """
 
     j_and_f: float
@@ -370,7 +372,7 @@ class AllowedDifferences:
 
 
 def allowed_differences(bundle: Bundle) -> AllowedDifferences:
-    """What a bundle states, and the defaults where it states nothing."""
+    """Return the limits that a bundle states, with defaults for the others."""
     parity = bundle.manifest.parity
     minimum = MINIMUM_J_AND_F if parity.minimum_j_and_f is UNSET else parity.minimum_j_and_f
     stated = parity.maximum_slot_excess
@@ -386,11 +388,11 @@ def probe_masks(
     box: tuple[int, int],
     orders: NDArray[np.int64] | None = None,
 ) -> ProbeMasks:
-    """Masks of a clip uint8 [T,H,W,3] by this back end, offline, fitted into ``box``.
+    """Segment a clip uint8 [T,H,W,3], fitted into ``box``, offline on this back end.
 
-    ``orders``: int64 [E,T,N], slots to replay; None: as this back end finds.
+    ``orders``: int64 [E,T,N], slots to replay; None: this back end's own slots.
     """
-    # The export's threshold, whatever set-threshold wrote since.
+    # The threshold of the export, even if set-threshold has changed the bundle's since.
     settings = StreamSettings(
         mode="offline", fallback="top1", size=box, threshold=bundle.config.threshold
     )
@@ -406,14 +408,14 @@ def probe_masks(
     return ProbeMasks(masks, choices.orders(), replay.excess, replay.tie)
 
 
-def judge_masks(
+def score_masks(
     name: str,
     truth: NDArray[np.bool_],
     masks: NDArray[np.bool_],
     undecided: NDArray[np.bool_] | None = None,
     minimum: float = MINIMUM_J_AND_F,
 ) -> MaskCheck:
-    """Compare masks bool [E,T,H,W] with the true ones by J&F, without the undecided pixels."""
+    """Compare masks bool [E,T,H,W] with ``truth`` by J&F, except undecided pixels."""
     share = 0.0
     if undecided is not None:
         masks, share = np.where(undecided, truth, masks), float(undecided.mean())

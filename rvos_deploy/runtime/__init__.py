@@ -1,1 +1,1 @@
-"""Run a bundle without PyTorch: graphs in, masks out."""
+"""Run a bundle without PyTorch."""

@@ -1,4 +1,4 @@
-"""A decided frame, before candidates are chosen and masks are made: for evaluations."""
+"""Give evaluations a decided frame before its candidates are chosen and its masks are made."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rvos_deploy.runtime.finite import MASK_LOGITS, require_finite
 
 @dataclass(frozen=True, eq=False)
 class DecidedFrame:
-    """A frame that masks can be made of, for the E expressions that are present.
+    """Hold a frame whose masks can be made, for the E expressions that are present.
 
     Args:
         index: the frame's number, from 0.
-        geometry: its sizes as displayed and as the network sees it.
+        geometry: the frame's sizes: displayed, and at the network's input.
         expressions: [E] numbers of the expressions.
-        maker: the network's part.
-        ops: of the session.
-        mask_graph: name of the graph that gives mask logits, for errors.
+        maker: the network's mask maker.
+        ops: the session's tensor operations.
+        mask_graph: name of the graph that computes mask logits, for errors.
     """
 
     index: int
@@ -36,12 +36,13 @@ class DecidedFrame:
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """Score of each candidate: float32 [E,N]."""
+        """Return the score of each candidate: float32 [E,N]."""
         return self.maker.scores
 
     def mask_logits(self, thresholds: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Make mask logits float32 [E, padded height/4, padded width/4] of the candidates whose
-        score is greater than the threshold [E] of their expression.
+        """Compute mask logits float32 [E, padded height/4, padded width/4].
+
+        The masks unite the candidates whose score exceeds the threshold [E] of their expression.
 
         Raises BackendError: the back end failed, or a logit is NaN or plus infinity.
         """
@@ -51,4 +52,4 @@ class DecidedFrame:
 
 
 Render = Callable[[DecidedFrame], NDArray[np.bool_]]
-"""Makes the masks bool [E,H,W] of a decided frame. A stream calls it once a frame, in order."""
+"""Makes the masks bool [E,H,W] of a decided frame. A stream calls it for each frame, in order."""

@@ -1,7 +1,7 @@
-"""Graphs that are fixed to a number of expressions (``export --static-shapes``): run in chunks.
+"""Run graphs that are fixed to a number of expressions (``export --static-shapes``) in chunks.
 
-Height and width are letterboxed (``graph_io/frame_geometry.py``). Tokens and remembered frames are
-padded where they are stacked, and marked as padding there.
+Frames are letterboxed to a fixed height and width (``graph_io/frame_geometry.py``). Tokens and
+remembered frames are padded where they are stacked, and masks mark the padding.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.backends.base import Session
 
 ROWS = "E"
-"""The axis of expressions; the first one of every tensor that has it."""
+"""The axis of expressions, which comes first in a tensor."""
 
 
 def run_rows(session: Session, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Run a graph on any number of expressions, also where its contract fixes that number.
+    """Run a graph on any number of expressions, even where its contract fixes that number.
 
-    A fixed graph runs once a chunk. The last chunk repeats its last expression as padding, which
-    is an expression like any other; what the padding gives is left out.
+    A fixed graph runs once for each chunk. The last chunk repeats its last expression as padding;
+    the outputs of the padding are dropped.
 
     Args:
         session: has the graph.
-        name: of the graph.
-        inputs: as :meth:`Graph.run` accepts them, of any number of expressions.
+        name: the name of the graph.
+        inputs: inputs of :meth:`Graph.run`, for any number of expressions.
 
     Returns:
-        Outputs of as many expressions as there were.
+        Outputs for the same number of expressions.
 
     Raises:
         InputError, BackendError: as :meth:`Graph.run`.
@@ -43,7 +43,7 @@ def run_rows(session: Session, name: str, inputs: Mapping[str, Tensor]) -> dict[
     rows, size = inputs[of_rows[0]].shape[0], axis.maximum
     if rows == size:
         return graph.run(inputs)
-    pieces: dict[str, list[Tensor]] = {tensor.name: [] for tensor in graph.spec.outputs}
+    chunks: dict[str, list[Tensor]] = {tensor.name: [] for tensor in graph.spec.outputs}
     for start in range(0, rows, size):
         chunk = np.minimum(np.arange(start, start + size), rows - 1)
         outputs = graph.run(
@@ -52,11 +52,11 @@ def run_rows(session: Session, name: str, inputs: Mapping[str, Tensor]) -> dict[
         kept = np.arange(min(size, rows - start))
         for tensor in graph.spec.outputs:
             value = outputs[tensor.name]
-            pieces[tensor.name].append(ops.gather(value, kept) if _has_rows(tensor) else value)
+            chunks[tensor.name].append(ops.gather(value, kept) if _has_rows(tensor) else value)
     return {
-        tensor.name: ops.concatenate(pieces[tensor.name])
+        tensor.name: ops.concatenate(chunks[tensor.name])
         if _has_rows(tensor)
-        else pieces[tensor.name][0]
+        else chunks[tensor.name][0]
         for tensor in graph.spec.outputs
     }
 

@@ -1,4 +1,4 @@
-"""The result of a frame."""
+"""Hold the result of a frame."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from rvos_deploy.video.frames import Frame
 
 @dataclass(frozen=True, eq=False)
 class FrameMasks:
-    """What a stream says of one frame.
+    """Hold the masks and scores of one frame.
 
-    Two results are equal when they are one and the same object, and they can be keys of a dict:
-    masks may still be on their way, so that comparing them would wait. Compare what you mean, for
-    example ``(a.masks == b.masks).all()``.
+    Results are compared by identity and can be keys of a dict, because comparing masks would wait
+    for a device. Compare the masks themselves, for example ``(a.masks == b.masks).all()``.
 
     Args:
-        frame: the frame, with its index and times. Its image is there only where the stream keeps
-            images (``Segmenter.stream(..., keep_images=True)``): asking for another raises
+        frame: the frame, with its index and times. It has an image only if the stream keeps images
+            (``Segmenter.stream(..., keep_images=True)``); otherwise reading the image raises
             InputError.
-        size: (height, width) of the masks: the displayed size.
-        scores: float32 [E]: the probability that the expression refers to what was found.
-        expressions: [E] numbers of the expressions, as ``Stream.add_expression`` gave them.
-        texts: [E] their sentences, which stay here when an expression is removed.
-        pending: the masks, which a GPU may still be computing or sending.
+        size: (height, width) of the masks, which is the displayed size.
+        scores: float32 [E], the probability that the expression refers to the segmented object.
+        expressions: [E] numbers of the expressions, from ``Stream.add_expression``.
+        texts: [E] sentences of the expressions. A sentence stays here when its expression is
+            removed from the stream.
+        pending: the masks, which a GPU may still be computing or copying.
     """
 
     frame: Frame
@@ -41,25 +41,24 @@ class FrameMasks:
 
     @property
     def index(self) -> int:
-        """The frame's number, from 0."""
+        """Return the frame's number, from 0."""
         return self.frame.index
 
     @property
     def pts(self) -> float:
-        """The frame's presentation time in seconds."""
+        """Return the frame's presentation time in seconds."""
         return self.frame.pts
 
     @property
     def masks(self) -> NDArray[np.bool_]:
-        """Masks bool [E,H,W], a NumPy array.
+        """Return the masks bool [E,H,W] as a NumPy array.
 
-        The first reader waits where the masks are still on their way from a GPU. What is done
-        before, as pushing the next frame, happens meanwhile. The masks reach the host at the
-        stream's next step at the latest, and outlive the stream. With
-        ``StreamSettings(masks="device")`` every call copies them to the host; see
+        The first call waits until a GPU has copied the masks to the host; until then the stream can
+        go on. The stream's next step waits for the masks too. The masks outlive the stream. With
+        ``StreamSettings(masks="device")`` every call copies the masks to the host; see
         :attr:`device_masks`.
 
-        Raises BackendError: the device failed, or a graph gave NaN or infinity.
+        Raises BackendError: the device failed, or an output of a graph holds NaN or infinity.
         """
         pending = self.pending
         array = pending.get() if isinstance(pending, PendingMasks) else np.asarray(pending)
@@ -67,14 +66,14 @@ class FrameMasks:
 
     @property
     def device_masks(self) -> Tensor:
-        """Masks bool [E,H,W] on the GPU, with ``StreamSettings(masks="device")``.
+        """Return the masks bool [E,H,W] on the GPU, with ``StreamSettings(masks="device")``.
 
         Other libraries read the tensor through DLPack or the CUDA array interface
-        (``torch.from_dlpack``, ``cupy.asarray``). Nothing waits here: the reader's stream does.
-        Keep the result until its reader is done, since the buffer is recycled once nothing
-        references it. The tensor ends with its segmenter.
+        (``torch.from_dlpack``, ``cupy.asarray``). This call does not wait; the reader's stream
+        does. Keep the result until its reader has finished, because the buffer is recycled once
+        nothing references it. The tensor is freed with its segmenter.
 
-        Raises InputError: the stream gives masks on the host.
+        Raises InputError: the stream copies masks to the host.
         """
         if isinstance(self.pending, PendingMasks):
             raise InputError(

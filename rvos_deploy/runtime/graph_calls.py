@@ -1,4 +1,4 @@
-"""Run the graphs of a session for a stream: time every stage, refuse what is not a number."""
+"""Run the graphs of a session for a stream: time every stage, and refuse NaN and infinity."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rvos_deploy.runtime.finite import MASK_LOGITS, require_finite
 from rvos_deploy.runtime.fixed_shapes import run_rows
 
 StageCallback = Callable[[str, float], None]
-"""Called with a stage's name and its seconds, for benchmarks."""
+"""Called with the name of a stage and its seconds, for benchmarks."""
 
 
 class SessionCalls:
-    """The graphs of a session (see ``networks.steps.GraphCalls``)."""
+    """Call the graphs of a session (see ``networks.steps.GraphCalls``)."""
 
     def __init__(self, session: Session, on_stage: StageCallback | None = None) -> None:
         self.session = session
@@ -26,7 +26,7 @@ class SessionCalls:
 
     @property
     def ops(self) -> TensorOps:
-        """What is done to tensors between graphs."""
+        """Return the operations on tensors between graphs."""
         return self.session.ops
 
     def spec(self, graph: str) -> GraphSpec:
@@ -35,7 +35,7 @@ class SessionCalls:
 
     @property
     def mask_graph(self) -> str:
-        """Name of the graph that gives mask logits."""
+        """Return the name of the graph that computes mask logits."""
         graphs = self.session.graphs.values()
         made = (g.spec.name for g in graphs for t in g.spec.outputs if t.name == MASK_LOGITS)
         return next(made, "")
@@ -46,9 +46,9 @@ class SessionCalls:
             return self.ops.preprocess(frame, geometry)
 
     def run(self, graph: str, inputs: Mapping[str, Tensor], occasion: str) -> dict[str, Tensor]:
-        """Run a graph and check outputs that are on the host.
+        """Run a graph, and check its outputs on the host.
 
-        Raises BackendError: the back end failed, or the graph gave NaN or infinity.
+        Raises BackendError: the back end failed, or an output holds NaN or infinity.
         """
         with self.stage(graph):
             outputs = run_rows(self.session, graph, inputs)
@@ -70,13 +70,13 @@ class SessionCalls:
 
 
 class _CheckedCopy:
-    """Outputs of a graph on their way to the host."""
+    """Hold outputs of a graph that are being copied to the host."""
 
     def __init__(self, graph: str, names: tuple[str, ...], copy: HostCopy, occasion: str) -> None:
         self._graph, self._names, self._copy, self._occasion = graph, names, copy, occasion
 
     def get(self) -> dict[str, HostArray]:
-        """Wait, check, and return the arrays by name."""
+        """Wait for the copies, check the arrays, and return them by name."""
         arrays = dict(zip(self._names, self._copy.arrays(), strict=True))
         require_finite(self._graph, arrays, self._occasion)
         return arrays

@@ -1,4 +1,4 @@
-"""What a bundle's graphs can take, checked before the first frame; the fix is in the message."""
+"""Check a request against the limits of a bundle's graphs before the first frame."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rvos_deploy.graph_io.graph_spec import GraphSpec, fixed_box
 from rvos_deploy.stream_settings import DEFAULT_MEMORY, StreamSettings
 
 MAXIMUM_EXPRESSIONS = 256
-"""That follow one video. A graph that is fixed to fewer runs once for each chunk of them."""
+"""Most expressions of one stream. A graph that is fixed to fewer expressions runs in chunks."""
 
 
 def check_limits(
@@ -19,21 +19,21 @@ def check_limits(
     expressions: int,
     frames: int | None = None,
 ) -> None:
-    """Refuse what some graph's contract does not allow.
+    """Refuse a request that the contract of a graph does not allow.
 
     Args:
         graphs: contracts by name.
-        settings: of the stream, with a size or a short side (``Network.with_size``).
-        expressions: how many are followed at once.
-        frames: of the video, where known.
+        settings: settings of the stream, with a size or a short side (``Network.with_size``).
+        expressions: number of expressions that are followed at once.
+        frames: number of frames of the video; None: unknown.
 
     Raises:
-        InputError: says what is allowed and what to do.
+        InputError: the message says what is allowed and what to do.
     """
     largest = _largest(graphs)
     most = largest.get("E", expressions)
     if any("E" in spec.fixed for spec in graphs.values()):
-        most = MAXIMUM_EXPRESSIONS  # they run in chunks
+        most = MAXIMUM_EXPRESSIONS  # fixed graphs run in chunks
     if expressions > most:
         raise InputError(
             f"found {expressions} expressions, at most {most} go into one run; split them into "
@@ -47,17 +47,17 @@ def check_limits(
 
 
 def check_geometry(graphs: Mapping[str, GraphSpec], geometry: FrameGeometry) -> None:
-    """Refuse a frame whose long side becomes longer than the graphs take.
+    """Refuse a frame whose resized side would exceed the limit of the graphs.
 
-    Raises InputError: says what the frame becomes, and what to do.
+    Raises InputError: the message gives the resized frame, and what to do.
     """
     largest, (height, width) = _largest(graphs), geometry.padded
     if height > largest.get("H", height) or width > largest.get("W", width):
         shown = geometry.display
         raise InputError(
             f"a frame of {shown[1]}x{shown[0]} pixels becomes {width}x{height}, and this bundle "
-            f"takes sides up to {min(largest['H'], largest['W'])}; give a smaller --short-side, or "
-            "a box with --size"
+            f"accepts sides up to {min(largest['H'], largest['W'])}; give a smaller --short-side, "
+            "or a box with --size"
         )
 
 
@@ -72,8 +72,8 @@ def _check_size(
     for axis, side in zip("HW", box, strict=True):
         if side > (most := largest.get(axis, side)):
             raise InputError(
-                f"size {box[0]}x{box[1]} is too large: this bundle takes sides up to {most}; give "
-                "a smaller --size"
+                f"size {box[0]}x{box[1]} is too large: this bundle accepts sides up to {most}; "
+                "give a smaller --size"
             )
 
 
@@ -84,8 +84,8 @@ def _check_short_side(side: int, only: tuple[int, int] | None, largest: Mapping[
         )
     if side > (most := min(largest.get("H", side), largest.get("W", side))):
         raise InputError(
-            f"short side {side} is too large: this bundle takes sides up to {most}; give a smaller "
-            "--short-side"
+            f"short side {side} is too large: this bundle accepts sides up to {most}; give a "
+            "smaller --short-side"
         )
 
 
@@ -107,7 +107,7 @@ def _check_memory(most: int | None, settings: StreamSettings, frames: int | None
 
 
 def _largest(graphs: Mapping[str, GraphSpec]) -> dict[str, int]:
-    """The greatest size of every axis that all graphs allow."""
+    """Return the greatest size of every axis that all graphs allow."""
     largest: dict[str, int] = {}
     for spec in graphs.values():
         for axis in spec.axes:

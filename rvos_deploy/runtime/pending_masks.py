@@ -1,4 +1,4 @@
-"""Masks of a frame that a device may still be computing or sending."""
+"""Hold masks of a frame that a device may still be computing or copying."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rvos_deploy.runtime.finite import MapCheck
 
 
 class PendingMasks:
-    """One array on its way to the host. Whoever asks first waits for it, in any thread."""
+    """Hold one array that is being copied to the host. The first caller, in any thread, waits."""
 
     def __init__(self, copy: HostCopy, check: MapCheck | None = None) -> None:
-        """``copy``: of one array; ``check``: asked before the array is given."""
+        """``copy``: the copy of one array; ``check``: runs before the array is returned."""
         self._copy: HostCopy | None = copy
         self._check = check
         self._array: HostArray | None = None
@@ -21,7 +21,7 @@ class PendingMasks:
     def get(self) -> HostArray:
         """Wait for the array, and return it.
 
-        Raises BackendError: the device failed, or the masks were made of NaN or infinity.
+        Raises BackendError: the device failed, or the mask logits hold NaN or infinity.
         """
         if self._check is not None:
             self._check.require()
@@ -33,5 +33,5 @@ class PendingMasks:
             return self._array
 
     def __reduce__(self) -> tuple[type[PendingMasks], tuple[FinishedCopy]]:
-        """Results may be sent to other processes: the array goes, once it is there."""
+        """Wait for the array and pickle it, so that results can be sent to other processes."""
         return PendingMasks, (FinishedCopy([self.get()]),)

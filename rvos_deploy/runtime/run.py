@@ -1,9 +1,9 @@
-"""A run: a source, a stream, and sinks, side by side."""
+"""Run a source through a stream into sinks, all at the same time."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from rvos_deploy import stopping
 from rvos_deploy.bundle.folder import bundle_files
 from rvos_deploy.errors import InputError
 from rvos_deploy.overlap import source_files
+from rvos_deploy.progress import CountProgress, ignore_counts
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.limits import check_limits
 from rvos_deploy.runtime.run_folder import check_run_folder, run_folder
@@ -24,32 +25,24 @@ from rvos_deploy.video import open_video
 from rvos_deploy.video.pipeline import prefetch
 from rvos_deploy.video.sinks.base import Sink, SinkRequest
 from rvos_deploy.video.sinks.registry import DEFAULT_SINKS, make_sinks
-from rvos_deploy.video.sources.base import Source
+from rvos_deploy.video.sources.base import Source, SourceOptions
 from rvos_deploy.video.sources.registry import has_end
 
 FRAMES_AHEAD = 4
-"""Frames decoded ahead of inference: bounds the memory."""
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with a phase, frames done in it, and the expected number (an estimate, or None)."""
-
-
-def _silent(phase: str, done: int, total: int | None) -> None:
-    return
+"""Number of frames that are decoded ahead of inference. It bounds the memory."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run may be told beside what it segments.
+    """Hold the options of a run.
 
     Args:
-        settings: of the stream.
-        max_frames: stop after so many.
-        allow_playlists: as ``open_video`` takes it.
-        command: recorded in ``result.json``.
-        name: what ``result.json`` calls the video; by default the source, without the secrets of a
-            URL.
-        progress: told how far the run is.
+        settings: settings of the stream.
+        max_frames: number of frames after which the run stops.
+        allow_playlists: as in ``SourceOptions``.
+        command: the command that ``result.json`` records.
+        name: name of the video in ``result.json``; None: the source, without the secrets of a URL.
+        progress: called with the phases "frames" and "masks".
     """
 
     settings: StreamSettings = field(default_factory=StreamSettings)
@@ -57,12 +50,12 @@ class RunOptions:
     allow_playlists: bool = False
     command: str = ""
     name: str | None = None
-    progress: Progress = _silent
+    progress: CountProgress = ignore_counts
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run did. ``frames`` were written completely; ``stopped`` is None when that is all."""
+    """Report a run: ``frames`` are complete; ``stopped`` says why the run ended early."""
 
     out: Path
     frames: int
@@ -72,7 +65,7 @@ class RunReport:
 
     @property
     def frames_per_second(self) -> float:
-        """From the first decoded frame to the last written one."""
+        """Return the rate from the first decoded frame to the last written frame."""
         return self.frames / self.seconds if self.seconds else 0.0
 
 
@@ -85,24 +78,25 @@ def run(
     sinks: Sequence[str | Sink] = DEFAULT_SINKS,
     options: RunOptions | None = None,
 ) -> RunReport:
-    """Segment a video and write what ``sinks`` make of it into ``out``.
+    """Segment a video, and write the results through ``sinks`` into ``out``.
 
-    What an earlier run left there is replaced when the first frame is decided and written; whatever
-    fails before leaves it as it was. A damaged video gives the frames before the damage, a stop
-    (Ctrl-C, SIGTERM) and an error those written so far: all files are complete for them.
+    The files of an earlier run are replaced once the first frame is written; a failure before that
+    leaves them unchanged. If the video is damaged, the output ends before the damage. After a stop
+    (Ctrl-C, SIGTERM) or an error, the output holds the frames written so far. All files are
+    complete for these frames.
 
     Args:
-        segmenter: what ``rvos_deploy.load`` gives.
-        source: what ``open_video`` takes, or an open source, which is closed at the end.
+        segmenter: from ``rvos_deploy.load``.
+        source: a source of ``open_video``, or an open source, which is closed at the end.
         expressions: at least one.
-        out: folder; held while this runs, so that no other run writes into it.
-        sinks: names of the registry (``video/sinks/registry.py``) and sinks of your own.
-        options: None: the default ones.
+        out: the output folder, which is locked against other runs.
+        sinks: names from the registry (``video/sinks/registry.py``), and your own sinks.
+        options: None: the defaults.
 
     Raises:
-        InputError: no expression, an empty one, too many, masks on a device, an ``out`` that cannot
-            be written, that another run holds, or whose files are an input.
-        VideoError: the source cannot be opened or nothing can be decoded.
+        InputError: there is no expression, an empty one, or too many; masks stay on a device; or
+            ``out`` cannot be written, is locked by another run, or holds an input.
+        VideoError: the source cannot be opened, or no frame can be decoded.
         BackendError: the network failed.
     """
     options = options or RunOptions()
@@ -128,8 +122,8 @@ def run(
         check_limits(graphs, stream.settings, len(expressions), info.frame_count)
         segmenter.geometry((info.height, info.width), stream.settings)
         stack.enter_context(run_folder(out))
-        check_run_folder(out, inputs)  # once more: now nobody else changes it
-        # From here on a stop waits for the frame in hand, and for the files of those before it.
+        check_run_folder(out, inputs)  # again, because the lock now keeps others out
+        # From here on, a stop waits until the current frame is written and all files are complete.
         stack.enter_context(stopping.deferred())
         writer = stack.enter_context(RunWriter(out, chosen, reader.info, expressions))
         record.begin(stream, writer)
@@ -139,12 +133,12 @@ def run(
             writer.stopped = stopping.reason_of(stop)
         writer.finish()
         if writer.stopped is None:
-            stopping.tell(f"all {writer.frames} frames are complete in {out}")
+            stopping.set_hint(f"all {writer.frames} frames are complete in {out}")
         return RunReport(out, writer.frames, record.seconds, reader.damage, writer.stopped)
 
 
-def _drive(reader: Source, stream: Stream, writer: RunWriter, progress: Progress) -> None:
-    """Push every frame, and hand what is decided to the writer."""
+def _drive(reader: Source, stream: Stream, writer: RunWriter, progress: CountProgress) -> None:
+    """Push every frame, and submit the decided frames to the writer."""
     total, seen = reader.info.frame_count, 0
     for frame in prefetch(reader, FRAMES_AHEAD):
         for result in stream.push(frame):
@@ -171,9 +165,9 @@ def _opened(source: str | os.PathLike[str] | Source, options: RunOptions) -> Sou
         return source
     return open_video(
         source,
+        options=SourceOptions(allow_playlists=options.allow_playlists),
         max_frames=options.max_frames,
         on_damage="stop" if has_end(source) else "skip",
-        allow_playlists=options.allow_playlists,
     )
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run: what an earlier run left there, and when that may be replaced."""
+"""Lock the folder of a run, and replace the files of an earlier run."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _EARLIER = "earlier"
 
 
 def check_run_folder(out: Path, inputs: list[Path]) -> None:
-    """Refuse a folder whose files a run must not replace; nothing is changed.
+    """Refuse a folder whose files a run must not replace; change nothing.
 
     Args:
-        out: folder of the run, which need not exist.
+        out: the folder of the run, which need not exist.
         inputs: files and folders that the run reads.
 
     Raises:
-        InputError: a file is in the way, ``result.json`` is another program's, masks would be
-            written through a symlink, or an input would be replaced.
+        InputError: ``out`` is a file, another program wrote ``result.json``, masks would be written
+            through a symlink, or an input would be replaced.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose a folder for --out")
@@ -53,10 +53,10 @@ def check_run_folder(out: Path, inputs: list[Path]) -> None:
 
 @contextmanager
 def run_folder(out: Path) -> Iterator[None]:
-    """Make the folder and hold it for one run; it goes again if nothing was put there.
+    """Make the folder and lock it for one run; remove the folder if it stays empty.
 
     Raises:
-        InputError: it cannot be made, or another run holds it.
+        InputError: the folder cannot be made, or another run has locked it.
     """
     with holding(out, "writing into"):
         _discard_stale(out)
@@ -64,7 +64,7 @@ def run_folder(out: Path) -> Iterator[None]:
 
 
 def earlier_files(out: Path) -> list[Path]:
-    """What an earlier run wrote, and nothing else."""
+    """List the files of an earlier run, and no others."""
     masks = [
         file
         for folder in _mask_folders(out)
@@ -76,10 +76,10 @@ def earlier_files(out: Path) -> list[Path]:
 
 @contextmanager
 def replacing_earlier_files(out: Path) -> Iterator[None]:
-    """Move what an earlier run wrote aside; it goes when the block ends well, else it comes back.
+    """Move an earlier run's files aside; delete them after the block, or restore them on error.
 
     Raises:
-        InputError: it cannot be moved.
+        InputError: a file cannot be moved.
     """
     files = earlier_files(out)
     if not files:
@@ -105,7 +105,7 @@ def replacing_earlier_files(out: Path) -> Iterator[None]:
 
 
 def _mask_folders(out: Path) -> list[Path]:
-    """``masks/0`` and so on."""
+    """List the folders ``masks/0``, ``masks/1``, and so on."""
     return [folder for folder in (out / MASKS).glob("*") if folder.name.isdecimal()]
 
 

@@ -1,11 +1,10 @@
-"""What ``result.json`` says of a run beside its frames."""
+"""Collect what ``result.json`` records of a run beside its frames."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from rvos_deploy.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.runtime.run_writer import RunWriter
@@ -16,17 +15,17 @@ from rvos_deploy.video.sources.base import Source
 
 
 class RunRecord:
-    """Facts of a run: settings, versions, timings."""
+    """Record the settings, versions and timings of a run."""
 
     def __init__(
         self,
         segmenter: Segmenter,
         reader: Source,
         expressions: Sequence[str],
-        video: Mapping[str, Any],
+        video: Mapping[str, object],
         command: str,
     ) -> None:
-        """``video``: what was asked of the source, for "settings"."""
+        """``video``: the requested source, for "settings"."""
         self._segmenter, self._reader = segmenter, reader
         self._expressions, self._video, self._command = expressions, video, command
         self.stages = StageTimes()
@@ -38,11 +37,11 @@ class RunRecord:
 
     @property
     def seconds(self) -> float:
-        """Since ``begin``."""
+        """Return the seconds since ``begin``."""
         return time.perf_counter() - self._started
 
-    def summary(self) -> dict[str, Any]:
-        """Return it, as far as the run has come."""
+    def summary(self) -> dict[str, object]:
+        """Return the record of the run so far."""
         seconds = self.seconds
         return {
             "expressions": list(self._expressions),
@@ -61,7 +60,7 @@ class RunRecord:
             "memory": {"peak_bytes": peak_memory_bytes()},
         }
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         bundle, settings = self._segmenter.bundle, self._stream.settings
         return {
             "bundle": str(bundle.path),

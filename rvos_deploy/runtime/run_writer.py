@@ -1,4 +1,4 @@
-"""Write the results of a run into its sinks, in a thread of its own: each frame whole or not."""
+"""Write the results of a run into its sinks in a background thread, each frame wholly or not."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rvos_deploy.video.pipeline import BackgroundSink
 from rvos_deploy.video.sinks.base import Sink
 
 FRAMES_BEHIND = 4
-"""Results waiting to be written: bounds the memory."""
+"""Number of results that may wait to be written. It bounds the memory."""
 
 
 class RunWriter:
-    """Writes results into sinks, for use in a ``with`` block; ``run_folder`` holds the folder.
+    """Write results into sinks. Use it in a ``with`` block while ``run_folder`` locks the folder.
 
-    An earlier run's files stay until the first frame of this one is written, by every sink, under
-    temporary names. A frame is counted in ``frames`` when every sink has committed it. When the
-    block fails, the sinks are still finished with the counted frames, and the error says so.
+    The files of an earlier run stay until every sink has written the first frame of this run under
+    temporary names. ``frames`` counts a frame once every sink has committed it. When the block
+    fails, the sinks are still finished with the counted frames, and the error says so.
 
     Attributes:
-        frames: how many are complete.
-        stopped: why the run ended before its time, or None.
+        frames: number of complete frames.
+        stopped: why the run ended early, or None.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class RunWriter:
             self._cleanup = undo.pop_all()
 
     def submit(self, result: FrameMasks) -> None:
-        """Queue one frame; waits when the writer is behind."""
+        """Queue one frame; wait while the queue is full."""
         self._background.submit(result)
 
     def finish(self) -> None:
-        """Write what is queued and complete every output.
+        """Write the queued frames, and complete every output.
 
-        A run without a frame leaves the files of an earlier run.
+        A run without a frame leaves the files of an earlier run unchanged.
         """
         self._background.close()
         if self.frames or not earlier_files(self._out):
@@ -68,7 +68,7 @@ class RunWriter:
             for sink in self._sinks:
                 sink.write(result)
         earlier = nullcontext() if self.frames else replacing_earlier_files(self._out)
-        # Inside: what this frame has put in place goes before an earlier run's files come back.
+        # The inner block removes this frame's files before the outer block restores earlier files.
         with earlier, self._all_or_rolled_back():
             for sink in self._sinks:
                 sink.commit()
@@ -92,15 +92,15 @@ class RunWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._cleanup:  # every step of it, whatever the others raise
+        with self._cleanup:  # runs every step, even if another one raises
             if isinstance(error, RvosError):
-                with suppress(RvosError):  # which may be this very error
+                with suppress(RvosError):  # possibly this same error
                     self._background.close()
                 if self.frames:
                     self._report(error)
 
     def _report(self, error: RvosError) -> None:
-        """Complete what can be for the frames so far, and say so in the error."""
+        """Complete the outputs for the frames so far, and say so in the error."""
         complete = f"the masks of {self.frames} frames"
         self.stopped = f"error: {redact_text(str(error))}"
         with suppress(RvosError):

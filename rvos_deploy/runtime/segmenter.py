@@ -1,4 +1,4 @@
-"""A bundle, loaded and ready: the one object that an application keeps."""
+"""Load a bundle, and open streams on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.decided_frame import Render
 from rvos_deploy.runtime.graph_calls import SessionCalls, StageCallback
 from rvos_deploy.runtime.limits import check_geometry, check_limits
-from rvos_deploy.runtime.stream import Stream, add_expressions
+from rvos_deploy.runtime.stream import Stream, StreamNetwork, add_expressions
 from rvos_deploy.runtime.streams_in_step import FrameResults, SharedCalls, StreamsInStep
 from rvos_deploy.stream_settings import StreamSettings, described, whole_number
 
@@ -31,7 +31,7 @@ _CACHED_TEXTS = 1024
 
 
 class Segmenter(Closeable):
-    """The graphs of one bundle on one back end. May be shared by threads, each with its streams."""
+    """Hold the graphs of one bundle on one back end. Threads may share it, but not its streams."""
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
@@ -57,16 +57,17 @@ class Segmenter(Closeable):
 
         Args:
             expressions: a list of sentences.
-            settings: None: the default ones.
+            settings: None: the defaults.
             on_stage: called after every stage.
-            render: makes the masks of a decided frame, for evaluations. None: the masks by the
-                settings' threshold.
-            keep_images: give each result's frame its image. Images wait with everything else of
-                their frames, within ``mask_budget``; do not write into an array that was pushed.
+            render: makes the masks of a decided frame, for evaluations. None: the settings'
+                threshold makes them.
+            keep_images: keep the image in each result's frame. Waiting images count towards
+                ``mask_budget``. Do not write into an array after you have pushed it.
 
         Raises:
-            InputError: no list of sentences, an empty one, more than the graphs take, settings of
-                another type or that the back end does not have, or the segmenter is closed.
+            InputError: ``expressions`` is not a list of sentences, holds an empty one, or more than
+                the graphs accept; ``settings`` has another type, or the back end does not support
+                them; or the segmenter is closed.
         """
         self._require_open()
         if on_stage is not None and not callable(on_stage):
@@ -83,16 +84,17 @@ class Segmenter(Closeable):
         settings: Sequence[StreamSettings],
         renders: Sequence[Render] | None = None,
     ) -> StreamsInStep:
-        """Start one stream for each of several settings over the same frames and expressions; the
-        graphs that see only the frame run once for all of them. Use it in a ``with`` block.
+        """Start one stream for each of several settings over the same frames and expressions.
+
+        Graphs that read only the frame run once for all streams. Use it in a ``with`` block.
 
         Args:
             expressions: a list of sentences.
             settings: one or more, of one ``size`` or ``short_side``.
-            renders: for each of them, as for :meth:`stream`.
+            renders: one for each stream, as in :meth:`stream`.
 
         Raises:
-            InputError: as :meth:`stream`, or the sizes differ.
+            InputError: as in :meth:`stream`, or the sizes differ.
         """
         self._require_open()
         sized = [self.with_size(one) for one in settings]
@@ -136,15 +138,12 @@ class Segmenter(Closeable):
             check_limits(self.bundle.graphs, settings, len(expressions))
         if settings.threshold is None:
             settings = replace(settings, threshold=self.bundle.threshold(settings.mode))
-        stream = Stream(
+        network = StreamNetwork(
             self.bundle.network.steps(calls, settings),
-            calls,
             self.encode_text,
             partial(self.geometry, settings=settings),
-            settings,
-            render=render,
-            keep_images=keep_images,
         )
+        stream = Stream(network, calls, settings, render=render, keep_images=keep_images)
         try:
             add_expressions(stream, expressions)
         except BaseException:
@@ -167,11 +166,11 @@ class Segmenter(Closeable):
         return geometry
 
     def encode_text(self, text: str) -> EncodedText:
-        """Encode an expression; the last 1,024 are remembered.
+        """Encode an expression; the last 1,024 encoded expressions are cached.
 
         Raises:
-            InputError: no text, an empty one, or the segmenter is closed.
-            BackendError: the back end failed, or gave what is no number.
+            InputError: ``text`` is not a string or is empty, or the segmenter is closed.
+            BackendError: the back end failed, or an output holds NaN or infinity.
         """
         self._require_open()
         check_text(text)
@@ -187,7 +186,7 @@ class Segmenter(Closeable):
         return encoded
 
     def close(self) -> None:
-        """Free the graphs; its streams can do nothing more, but be closed."""
+        """Free the graphs. Streams of this segmenter can only be closed afterwards."""
         self._closed = True
         self._session.close()
 
@@ -204,17 +203,17 @@ def load(
     """Check a bundle's hashes and load its graphs.
 
     Args:
-        bundle: the folder (a string or path), or the name of a packaged bundle.
-        backend: ``auto`` or a back end's name.
-        device: ``cpu`` or ``cuda``; never another than the one named. ``auto``: the back end's
-            own, the CPU for onnxruntime and the GPU for tensorrt.
-        threads: for a graph's arithmetic on the CPU, at least 1; None takes every core that this
-            process may use, by affinity and by its container's quota.
+        bundle: a folder (string or path), or the name of a packaged bundle.
+        backend: ``auto`` or the name of a back end.
+        device: ``cpu`` or ``cuda``; no other device is used. ``auto``: the CPU for onnxruntime, the
+            GPU for tensorrt.
+        threads: number of CPU threads of a graph, at least 1. None: all cores that affinity and the
+            container's quota allow this process.
 
     Raises:
-        InputError: an argument of another type.
-        BundleError: the bundle cannot be read, is damaged or of another schema.
-        BackendError: the back end is not installed or cannot run there.
+        InputError: an argument has another type.
+        BundleError: the bundle cannot be read, is damaged, or has another schema.
+        BackendError: the back end is not installed, or cannot run on this device.
     """
     if not isinstance(bundle, (str, os.PathLike)):
         raise InputError(
@@ -233,7 +232,7 @@ def load(
         ) from error
     segmenter = Segmenter(opened, make_backend(backend, device, threads))
     try:
-        # What no back end read: each file is hashed, and none twice.
+        # The back end has hashed the files that it read; this hashes the others, so none twice.
         opened.check_files()
     except BaseException:
         segmenter.close()

@@ -1,4 +1,4 @@
-"""How long the stages of a stream take."""
+"""Sum up the time that the stages of a stream take."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 
 @dataclass
 class StageTimes:
-    """Seconds spent in every stage: how often, in all, and the longest."""
+    """Hold the number of runs, total seconds and longest run of every stage."""
 
     _count: dict[str, int] = field(default_factory=dict)
     _seconds: dict[str, float] = field(default_factory=dict)
     _longest: dict[str, float] = field(default_factory=dict)
 
     def add(self, stage: str, seconds: float) -> None:
-        """Count one."""
+        """Add one run of a stage."""
         self._count[stage] = self._count.get(stage, 0) + 1
         self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
         self._longest[stage] = max(self._longest.get(stage, 0.0), seconds)
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Milliseconds by stage."""
+        """Return milliseconds by stage."""
         return {
             stage: {
                 "count": count,

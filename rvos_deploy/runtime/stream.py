@@ -1,7 +1,7 @@
-"""One video, many expressions: frames are pushed, masks come out.
+"""Segment one video for many expressions: frames are pushed, masks are returned.
 
-A stream holds what is common to all networks: order, expressions, lookahead, results. What a
-network does with a frame is in its steps (``networks/steps.py``).
+A stream does what all networks share: order, expressions, lookahead, results. The network's steps
+(``networks/steps.py``) process a frame.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from rvos_deploy.closeable import Closeable
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.tensors import FinishedCopy, Tensor
-from rvos_deploy.networks.steps import ChoiceRecorder, Decision, EncodedText, StartedFrame, Steps
+from rvos_deploy.networks.steps import ChoiceRecorder, Decision, EncodedText, Steps
 from rvos_deploy.runtime.decided_frame import DecidedFrame, Render
 from rvos_deploy.runtime.finite import MapCheck
 from rvos_deploy.runtime.frame_masks import FrameMasks
+from rvos_deploy.runtime.frame_states import PendingFrame, PushedFrame, StartedFrame
 from rvos_deploy.runtime.graph_calls import SessionCalls
 from rvos_deploy.runtime.pending_masks import PendingMasks
 from rvos_deploy.runtime.stream_use import ExclusiveUse, FrameTime
@@ -32,103 +33,75 @@ from rvos_deploy.video.frames import AnyImage, Frame, check_image, is_foreign
 
 
 @dataclass(frozen=True)
-class _PushedFrame:
-    """A frame as it was pushed, and the numbers of the expressions that it is segmented for.
+class StreamNetwork:
+    """Hold a network's part in one stream.
 
-    ``frame`` has no image; ``image`` is None where the stream keeps none.
+    Args:
+        steps: the family's steps.
+        encode_text: encodes an expression.
+        geometry: returns how a frame of this (height, width) fits the network.
     """
 
-    frame: Frame
-    image: Tensor | None
-    geometry: FrameGeometry
-    expressions: tuple[int, ...]
-
-    @property
-    def occasion(self) -> str:
-        """For an error."""
-        return f"frame {self.frame.index}"
-
-    def given_back(self) -> Frame:
-        """Return the frame for its result, with its image where that is kept."""
-        if self.image is None:
-            return self.frame
-        assert isinstance(self.image, np.ndarray) or is_foreign(self.image)
-        return self.frame.with_image(self.image)
+    steps: Steps
+    encode_text: Callable[[str], EncodedText]
+    geometry: Callable[[tuple[int, int]], FrameGeometry]
 
 
-@dataclass(frozen=True)
-class _StartedFrame:
-    """A frame whose graphs were queued.
-
-    The network's steps advance when the next frame was queued, too, or when somebody asks: so the
-    device computes one frame while the host works on the other.
-    """
-
-    frame: _PushedFrame
-    started: StartedFrame | None
-
-
-@dataclass(frozen=True)
-class _PendingFrame:
-    """A frame whose masks are not decided yet.
-
-    ``kept`` (for the masks) and ``image`` are numbers in the store; the frame holds no pixels.
-    """
-
-    frame: _PushedFrame
-    kept: tuple[int, ...]
-    image: int | None
-
-
-_Made: TypeAlias = tuple[PendingMasks | Tensor, MapCheck | None]
-"""Masks of a frame, and the check of their logits where these are not on the host."""
+_QueuedMasks: TypeAlias = tuple[PendingMasks | Tensor, MapCheck | None]
+"""Masks of a frame, and the check of their logits where the logits are on a device."""
 
 
 class Stream(Closeable):
-    """The network as a stream (see ``StreamSettings`` for what can be chosen).
+    """Run a network over one video (``StreamSettings`` lists the settings).
 
-    Made by :meth:`rvos_deploy.runtime.segmenter.Segmenter.stream`. Belongs to one thread: a call
-    while another one runs is refused. Once it or its segmenter is closed, or a call has failed in
-    the middle of a frame, every method but ``close`` raises InputError.
+    :meth:`rvos_deploy.runtime.segmenter.Segmenter.stream` makes a stream. A stream belongs to one
+    thread: a call is refused while another one runs. After the stream or its segmenter is closed,
+    or after a call has failed in the middle of a frame, every method but ``close`` raises
+    InputError.
 
-    Memory depends on the settings and the number of expressions. Online, the length of the video
-    makes no difference. Offline, what waits for the end beyond ``mask_budget`` goes to disk, but
-    the tokens of every frame stay in memory: see
-    ``token_bytes`` of ``networks/pan2024/query_memory.py``.
+    Memory depends on the settings and the number of expressions. Online, it does not depend on the
+    length of the video. Offline, waiting frames that exceed ``mask_budget`` go to disk, but the
+    tokens of every frame stay in memory (``token_bytes`` in
+    ``networks/pan2024/query_memory.py``).
     """
 
     def __init__(
         self,
-        steps: Steps,
+        network: StreamNetwork,
         calls: SessionCalls,
-        encode_text: Callable[[str], EncodedText],
-        fit: Callable[[tuple[int, int]], FrameGeometry],
         settings: StreamSettings,
         *,
         render: Render | None = None,
         keep_images: bool = False,
     ) -> None:
-        """``fit``: how a frame of a (height, width) fits the network. ``render``: makes the masks
-        of a decided frame; None: a mask is where the logits of the candidates that pass the
-        threshold are above 0.
+        """Start a stream.
 
-        Raises InputError: settings that the back end does not have.
+        Args:
+            network: the network's part in this stream.
+            calls: runs the graphs.
+            settings: settings of the stream.
+            render: makes the masks of a decided frame; None: a mask is where the logits of the
+                candidates that pass the threshold exceed 0.
+            keep_images: keep each frame's image for its result.
+
+        Raises:
+            InputError: the back end does not support the settings.
         """
         if settings.masks == "device":
             calls.ops.require_device_masks()
         self.settings = settings
         self._keep_images = keep_images
-        self._steps = steps
+        self._steps = network.steps
         self._calls = calls
-        self._encode_text = encode_text
-        self._fit = fit
+        self._encode_text = network.encode_text
+        self._geometry = network.geometry
         self._render = render
         self._expressions: dict[int, str] = {}
         self._next_number = 0
         self._frame_count = 0
         self._last: FrameTime | None = None
-        self._started: _StartedFrame | None = None
-        self._pending: deque[_PendingFrame] = deque()
+        self._started: StartedFrame | None = None
+        self._pending: deque[PendingFrame] = deque()
         self._store = SpillStore(settings.mask_budget)
         self._last_masks: PendingMasks | None = None
         self._last_check: MapCheck | None = None
@@ -140,35 +113,36 @@ class Stream(Closeable):
 
     @property
     def expressions(self) -> dict[int, str]:
-        """Texts of the expressions present, by number."""
+        """Return the texts of the present expressions by number."""
         self._require_open()
         return dict(self._expressions)
 
     def add_expression(self, text: str) -> int:
-        """Follow one more expression, from the next frame on; returns its number.
+        """Follow another expression from the next frame on, and return its number.
 
-        Raises InputError when it is no text, or empty; warns when it is cut to 77 tokens.
+        Warns when the text is cut. Raises InputError: the text is not a string, or is empty.
         """
         with self._using():
             encoded = self._encode_text(text)
             with self._all_or_failed():
-                self._settle()
+                self._advance_steps()
             number, self._next_number = self._next_number, self._next_number + 1
             self._steps.add(number, encoded)
             self._expressions[number] = encoded.text
             return number
 
     def record_choices(self, replayed: NDArray[np.int64] | None = None) -> ChoiceRecorder:
-        """Record the discrete choices of the expressions present, before the first frame; checks of
-        parity use this. See ``Steps.record_choices``.
+        """Record the discrete choices of the present expressions. Call this before the first frame.
+
+        Parity checks use it. See ``Steps.record_choices``.
         """
         with self._using():
             return self._steps.record_choices(replayed)
 
     def remove_expression(self, number: int) -> None:
-        """Stop following an expression; frames not yet given leave it out too.
+        """Stop following an expression, in waiting frames too.
 
-        ``number``: as :meth:`add_expression` gave it. Raises InputError when there is none.
+        ``number``: from :meth:`add_expression`. Raises InputError: there is no such expression.
         """
         with self._using():
             known = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
@@ -178,26 +152,24 @@ class Stream(Closeable):
                     f"there are {', '.join(map(str, self._expressions)) or 'none'}"
                 )
             with self._all_or_failed():
-                self._settle()
+                self._advance_steps()
                 self._steps.remove(number)
             del self._expressions[number]
 
     def push(self, frame: Frame | NDArray[np.uint8] | object) -> list[FrameMasks]:
-        """Take the next frame; returns the frames that are decided now, oldest first.
+        """Push the next frame, and return the results that are decided now, oldest first.
 
         Args:
-            frame: a Frame, or its image alone (its time is then its number): RGB uint8 [H,W,3] of
-                NumPy, or of any library that has ``__dlpack__`` or ``__cuda_array_interface__``. An
-                image on the GPU is read where it is by a back end that runs there;
-                ``backend="tensorrt"`` also resizes it there, ONNX Runtime copies it to the host
-                unless it has the network's own size.
-
-        Index and time must be greater than those of the frame before.
+            frame: a Frame, or only its image, whose time is then its number: RGB uint8 [H,W,3] of
+                NumPy, or of any library that has ``__dlpack__`` or ``__cuda_array_interface__``. A
+                back end on the GPU reads an image on the GPU without a copy. ``backend="tensorrt"``
+                also resizes it there; ONNX Runtime copies it to the host unless it has the
+                network's own size. Index and time must exceed those of the previous frame.
 
         Raises:
-            InputError: not such a frame, on another device, not later than the one before, or
-                pushed while frames of :meth:`flush` are left.
-            BackendError: the back end failed, or a graph gave what is no number.
+            InputError: the frame has another form, lies on another device, or is not later than the
+                previous frame; or results of :meth:`flush` are unread.
+            BackendError: the back end failed, or an output of a graph holds NaN or infinity.
         """
         with self._using():
             if self._flushing and self._pending:
@@ -207,7 +179,7 @@ class Stream(Closeable):
                 )
             at = FrameTime.of(frame, self._frame_count)
             pushed = frame if isinstance(frame, Frame) else _frame_of(frame, at)
-            image = self._take_image(pushed.image)
+            image = self._import_image(pushed.image)
             at.require_after(self._last)
             with self._all_or_failed(spared=InputError):
                 started = self._start(pushed.without_image(), image)
@@ -216,40 +188,37 @@ class Stream(Closeable):
                 self._frame_count += 1
                 return self._advance(started)
 
-    def _advance(self, started: _StartedFrame) -> list[FrameMasks]:
-        # Beside the arithmetic of this frame, which is queued.
+    def _advance(self, started: StartedFrame) -> list[FrameMasks]:
+        # The device computes this frame meanwhile.
         self._finish_last()
-        self._settle()
+        self._advance_steps()
         self._started = started
         if self.settings.mode == "offline" or len(self._pending) < self.settings.lookahead:
             return []
-        self._settle()
+        self._advance_steps()
         return [self._emit(self._pending.popleft(), self._decide())]
 
     def flush(self) -> Iterator[FrameMasks]:
-        """Decide now for all frames still held, and give them one at a time, oldest first.
+        """Decide all waiting frames now, and return an iterator over their results, oldest first.
 
-        The call itself decides; the masks of a frame are made when it is read, so that those of a
-        whole clip never are in memory together. Frames that were not read stay: another call goes
-        on where reading stopped, and :meth:`push` is refused until the last was read. Then the
-        stream can go on. Call it after the last push: what is pushed later is not in it, and it
-        cannot be read then.
+        The call decides; reading a result makes its masks, so the masks of a whole clip are never
+        in memory together. Unread results stay: another call continues with them, and :meth:`push`
+        is refused until the last one is read. Then the stream can go on. Call this after the last
+        push: the iterator cannot be read after a later push.
 
         Raises:
-            InputError, BackendError: as :meth:`push`; reading raises them too.
+            InputError, BackendError: as in :meth:`push`. Reading raises them too.
         """
         with self._using():
             if not (self._flushing and self._pending):
                 with self._all_or_failed():
-                    self._settle()
+                    self._advance_steps()
                     self._flushed = self._decide() if self._pending else None
                 self._flushing = True
         return _Flush(self, self._frame_count)
 
     def _next_flushed(self, frames: int) -> FrameMasks | None:
-        """The next frame of the flush that was called after so many frames; None when there is none
-        left.
-        """
+        """Return the next result of the flush that was called after ``frames`` frames, or None."""
         with self._using():
             if self._frame_count != frames:
                 raise InputError(
@@ -262,16 +231,16 @@ class Stream(Closeable):
                 return self._emit(self._pending.popleft(), self._flushed)
 
     def close(self) -> None:
-        """Free what the stream holds; frames not yet given are dropped, given ones stay.
+        """Free the stream. Waiting frames are dropped; results stay valid.
 
-        While a call runs in another thread, that call frees it at its end.
+        If a call runs in another thread, the stream is freed at the end of that call.
         """
         self._closed = True
         self._free_when_unused()
 
     def _free_when_unused(self) -> None:
-        # Who holds the stream comes here after releasing it: nobody misses the other.
-        while self._closed and self._use.try_hold():
+        # A caller that holds the stream comes here after releasing it, so one of the two frees it.
+        while self._closed and self._use.try_acquire():
             try:
                 self._free()
             finally:
@@ -282,7 +251,7 @@ class Stream(Closeable):
         self._started = None
         self._flushed = None
         self._pending.clear()
-        # Their memories may lie on a GPU, which others need.
+        # Memories of expressions may occupy a GPU.
         for number in list(self._expressions):
             self._steps.remove(number)
         self._expressions.clear()
@@ -291,9 +260,9 @@ class Stream(Closeable):
 
     @contextmanager
     def _using(self) -> Iterator[None]:
-        """Alone, and open: every method but ``close``."""
+        """Hold the open stream for one call of any method but ``close``."""
         try:
-            with self._use.hold():
+            with self._use.acquired():
                 self._require_open()
                 yield
         finally:
@@ -315,8 +284,9 @@ class Stream(Closeable):
 
     @contextmanager
     def _all_or_failed(self, spared: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-        """What fails in the middle of a frame leaves slots and memories that do not belong
-        together: nothing may follow. ``spared``: raised before anything has changed.
+        """Mark the stream as failed on an error: its slots and memories no longer match.
+
+        ``spared``: errors that are raised before anything has changed.
         """
         try:
             yield
@@ -325,28 +295,28 @@ class Stream(Closeable):
                 self._failure = error
             raise
 
-    def _start(self, timed: Frame, image: Tensor) -> _StartedFrame:
-        """Queue the graphs of a frame, for all expressions."""
-        geometry = self._fit((image.shape[0], image.shape[1]))
+    def _start(self, timed: Frame, image: Tensor) -> StartedFrame:
+        """Queue the graphs of a frame for all expressions."""
+        geometry = self._geometry((image.shape[0], image.shape[1]))
         kept = image if self._keep_images else None
-        frame = _PushedFrame(timed, kept, geometry, tuple(self._expressions))
+        frame = PushedFrame(timed, kept, geometry, tuple(self._expressions))
         if not frame.expressions:
-            return _StartedFrame(frame, None)
+            return StartedFrame(frame, None)
         ready = self._calls.preprocess(image, geometry)
-        return _StartedFrame(frame, self._steps.start(ready, frame.occasion))
+        return StartedFrame(frame, self._steps.start(ready, frame.occasion))
 
-    def _settle(self) -> None:
-        """Advance the network's steps by the frame that was queued last."""
+    def _advance_steps(self) -> None:
+        """Advance the network's steps by the frame that was queued last, and store its tensors."""
         started, self._started = self._started, None
         if started is not None:
             kept = () if started.started is None else started.started.advance()
             numbers = tuple(self._store.put(tensor) for tensor in kept)
             frame = started.frame
             image = None if frame.image is None else self._store.put(frame.image)
-            self._pending.append(_PendingFrame(replace(frame, image=None), numbers, image))
+            self._pending.append(PendingFrame(replace(frame, image=None), numbers, image))
 
-    def _take_image(self, image: AnyImage) -> Tensor:
-        """Return a frame as the back end reads it: a NumPy array, or one on the device."""
+    def _import_image(self, image: AnyImage) -> Tensor:
+        """Return a frame as a tensor of the back end: a NumPy array, or a tensor on the device."""
         if not is_foreign(image):
             return check_image(image)
         tensor = self._calls.ops.from_dlpack(image)
@@ -362,12 +332,12 @@ class Stream(Closeable):
         occasion = f"frame {self._last.index}" if self._last is not None else "no frame"
         return self._steps.decide(occasion)
 
-    def _emit(self, pending: _PendingFrame, decision: Decision | None) -> FrameMasks:
+    def _emit(self, pending: PendingFrame, decision: Decision | None) -> FrameMasks:
         """Make the masks of one frame, for its expressions that are still present."""
         frame = pending.frame
-        kept = [self._store.take(number) for number in pending.kept]
+        kept = [self._store.pop(number) for number in pending.kept]
         if pending.image is not None:
-            frame = replace(frame, image=self._store.take(pending.image))
+            frame = replace(frame, image=self._store.pop(pending.image))
         numbers = tuple(n for n in frame.expressions if n in self._expressions)
         if not kept or decision is None or not numbers:
             nothing = self._masks_of(frame, np.zeros((0, 1, 1), dtype=np.float32))
@@ -384,36 +354,38 @@ class Stream(Closeable):
             made = PendingMasks(FinishedCopy([self._render(decided)])), None
         return self._result(frame, made, maker.scores.max(axis=1), numbers)
 
-    def _masks_of(self, frame: _PushedFrame, logits: Tensor) -> _Made:
-        """Queue the masks of logits, and the check that the logits are numbers."""
+    def _masks_of(self, frame: PushedFrame, logits: Tensor) -> _QueuedMasks:
+        """Queue the masks of logits, and the check that the logits are finite."""
         ops, geometry = self._calls.ops, frame.geometry
         with self._calls.stage("post-processing"):
             check = None
             if not isinstance(logits, np.ndarray):
                 check = MapCheck(ops.finite_maps(logits), self._calls.mask_graph, frame.occasion)
             if self.settings.masks == "device":
-                # The reader waits for nothing; the stream's next step asks the check.
+                # The reader does not wait; the stream's next step requires the check.
                 return ops.upsample_masks_on_device(logits, geometry), check
             return PendingMasks(ops.upsample_masks(logits, geometry), check), check
 
     def _result(
         self,
-        frame: _PushedFrame,
-        made: _Made,
+        frame: PushedFrame,
+        made: _QueuedMasks,
         scores: NDArray[np.float32],
         numbers: tuple[int, ...],
     ) -> FrameMasks:
-        """Return the result of a frame, its masks on their way."""
+        """Return the result of a frame, whose masks may still be pending."""
         self._finish_last()
         masks, self._last_check = made
         self._last_masks = masks if isinstance(masks, PendingMasks) else None
         texts = tuple(self._expressions[number] for number in numbers)
         size = frame.geometry.display
-        return FrameMasks(frame.given_back(), size, scores, numbers, texts, masks)
+        return FrameMasks(frame.result_frame(), size, scores, numbers, texts, masks)
 
     def _finish_last(self) -> None:
-        """Wait for the masks given last, so that never more than one frame's masks are on their
-        way: what they occupy is bounded, and whoever keeps results may close the stream.
+        """Wait for the masks of the last result.
+
+        So the masks of at most one frame are pending: their memory is bounded, and a stream can be
+        closed while results are kept.
         """
         masks, self._last_masks = self._last_masks, None
         check, self._last_check = self._last_check, None
@@ -424,19 +396,19 @@ class Stream(Closeable):
 
 
 def _frame_of(image: object, at: FrameTime) -> Frame:
-    """A Frame of a bare image. Raises InputError: it is none."""
+    """Make a Frame of a bare image. Raises InputError: it is not an image."""
     return Frame(at.index, at.pts, image if is_foreign(image) else check_image(image))
 
 
 class _Flush(Iterator[FrameMasks]):
-    """The frames that a stream's flush gives."""
+    """Iterate over the results of a flush."""
 
     def __init__(self, stream: Stream, frames: int) -> None:
         self._stream: Stream | None = stream
         self._frames = frames
 
     def __next__(self) -> FrameMasks:
-        # Once at its end it stays there, whatever is pushed afterwards.
+        # An iterator that has ended stays at its end, whatever is pushed later.
         result = None if self._stream is None else self._stream._next_flushed(self._frames)
         if result is None:
             self._stream = None
@@ -447,8 +419,8 @@ class _Flush(Iterator[FrameMasks]):
 def add_expressions(stream: Stream, expressions: Sequence[str]) -> None:
     """Add several expressions.
 
-    Raises InputError when one cannot be added, or when it is no list: a single string would be read
-    by letters.
+    Raises InputError: an expression cannot be added, or ``expressions`` is not a list. A single
+    string would be read letter by letter.
     """
     if isinstance(expressions, (str, bytes)):
         raise InputError(f"expressions must be a list of sentences; write [{expressions!r}]")

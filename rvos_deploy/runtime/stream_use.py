@@ -1,4 +1,4 @@
-"""Who may use a stream, and in what order: one caller at a time, frames that advance."""
+"""Enforce one caller of a stream at a time, and frames in order."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from rvos_deploy.video.frames import Frame
 
 
 class ExclusiveUse:
-    """One call at a time. A second caller is told so at once instead of waiting: two threads that
-    push frames would mix up their order, even if they took turns.
+    """Allow one call at a time.
+
+    A second caller gets an error instead of waiting: two threads that push frames in turn would
+    still mix up their order.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Hold for a block.
+    def acquired(self) -> Iterator[None]:
+        """Hold the stream for a block.
 
         Raises:
-            InputError: somebody else does.
+            InputError: another caller holds it.
         """
-        if not self.try_hold():
+        if not self.try_acquire():
             raise InputError(
                 "this stream is in use by another thread (or by a callback of its own); a stream "
                 "belongs to one thread: open one in each, with segmenter.stream(...)"
@@ -36,18 +38,18 @@ class ExclusiveUse:
         finally:
             self.release()
 
-    def try_hold(self) -> bool:
-        """Hold from here on, unless somebody does; says whether it is held now."""
+    def try_acquire(self) -> bool:
+        """Hold the stream unless another caller does; return whether this caller holds it."""
         return self._lock.acquire(blocking=False)
 
     def release(self) -> None:
-        """Let others have it."""
+        """Let other callers use the stream."""
         self._lock.release()
 
 
 @dataclass(frozen=True)
 class FrameTime:
-    """Number and time (seconds) of a frame; ``given`` unless they were made up from its place."""
+    """Hold the number and time (seconds) of a frame; ``given`` is False for a bare image."""
 
     index: int
     pts: float
@@ -55,13 +57,13 @@ class FrameTime:
 
     @staticmethod
     def of(frame: object, count: int) -> FrameTime:
-        """Of a Frame, or of a bare image that is the stream's frame number ``count``."""
+        """Read a Frame, or number a bare image that is the stream's frame ``count``."""
         if isinstance(frame, Frame):
             return FrameTime(frame.index, frame.pts)
         return FrameTime(count, float(count), given=False)
 
     def require_after(self, last: FrameTime | None) -> None:
-        """Raise InputError unless index and time are greater than those of the frame before."""
+        """Raise InputError unless index and time exceed those of the previous frame."""
         if last is None or (self.index > last.index and self.pts > last.pts):
             return
         if self.given == last.given:

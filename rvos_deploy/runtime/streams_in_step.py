@@ -1,4 +1,4 @@
-"""Several streams over the same frames, which share the graphs that see only the frame."""
+"""Run several streams over the same frames; they share the graphs that read only the frame."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from rvos_deploy.video.frames import Frame
 
 @dataclass
 class FrameResults:
-    """What one frame gave already: its network input, and outputs by graph."""
+    """Cache the network input of one frame, and the outputs of its graphs by name."""
 
     image: Tensor | None = None
     outputs: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def clear(self) -> None:
-        """Begin the next frame."""
+        """Forget the frame, before the next one."""
         self.image = None
         self.outputs.clear()
 
 
 class SharedCalls(SessionCalls):
-    """Calls of one of several streams: the first stream's results of a frame serve the others."""
+    """Call graphs for one of several streams, which share the results of a frame."""
 
     def __init__(self, session: Session, graphs: tuple[str, ...], results: FrameResults) -> None:
-        """``graphs``: names of those that are shared; ``results``: of the frame at hand."""
+        """``graphs``: names of the shared graphs; ``results``: results of the current frame."""
         super().__init__(session)
         self._graphs, self._results = graphs, results
 
@@ -56,11 +56,11 @@ class SharedCalls(SessionCalls):
 
 
 class StreamsInStep(Closeable):
-    """Streams that get each frame at the same time.
+    """Push each frame to several streams.
 
-    Made by :meth:`rvos_deploy.runtime.segmenter.Segmenter.streams_in_step`. Belongs to one thread.
-    Expressions stay as they were at the start; read what waits at the end with each stream's own
-    ``flush``.
+    :meth:`rvos_deploy.runtime.segmenter.Segmenter.streams_in_step` makes it. It belongs to one
+    thread. Its expressions cannot change. Read the frames that wait at the end with ``flush`` of
+    each stream.
     """
 
     def __init__(self, streams: tuple[Stream, ...], results: FrameResults) -> None:
@@ -68,9 +68,9 @@ class StreamsInStep(Closeable):
         self._results = results
 
     def push(self, frame: Frame | NDArray[np.uint8] | object) -> list[list[FrameMasks]]:
-        """Push a frame to every stream; what each decides now, in the order of the streams.
+        """Push a frame to every stream, and return what each one decides now, in order.
 
-        Raises: as ``Stream.push``.
+        Raises: as in ``Stream.push``.
         """
         self._results.clear()
         return [stream.push(frame) for stream in self.streams]

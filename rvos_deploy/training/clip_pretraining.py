@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.networks.pan2024.modules.checkpoint import load_state
 from rvos_deploy.networks.pan2024.modules.clip import FrozenClip, build_clip
 from rvos_deploy.networks.pan2024.modules.inference import tokenize
+from rvos_deploy.progress import StepProgress
 from rvos_deploy.training import checkpoints
 from rvos_deploy.training.checkpoints import (
     TrainingState,
@@ -154,7 +155,7 @@ def pretrain_clip(
     tokenizer: Tokenizer,
     *,
     workers: int = 1,
-    progress: Callable[[str], None] = print,
+    progress: StepProgress = print,
 ) -> dict[str, Any]:
     """Train until ``recipe.steps``, resuming from the last checkpoint in ``out`` if there is one.
 

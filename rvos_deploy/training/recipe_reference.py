@@ -281,6 +281,6 @@ def main(
 
 
 if __name__ == "__main__":
-    from rvos_deploy.console.error_lines import one_line_errors
+    from rvos_deploy.console.error_lines import with_error_lines
 
-    typer.run(one_line_errors(main))
+    typer.run(with_error_lines(main))

@@ -15,7 +15,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from rvos_deploy.json_file import write_json
 from rvos_deploy.networks.modules.ms_deform_attn_cpu import cpu_kernel
 from rvos_deploy.networks.pan2024.modules.checkpoint import clip_fingerprint
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
+from rvos_deploy.progress import CountProgress, ignore_counts
 from rvos_deploy.training import checkpoints
 from rvos_deploy.training.checkpoints import TrainingState, save_checkpoint
 from rvos_deploy.training.clips import (
@@ -80,8 +81,6 @@ INIT_REPORT = "init_from.txt"
 """File that lists the weights of a published checkpoint that were and were not loaded."""
 
 AnyBatch = Batch | CachedBatch
-Progress = Callable[[str, int, int], None]
-"""Called with the name of the stage, the steps done in it, and all of its steps."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def train(
     recipe: Recipe,
     out: str | os.PathLike[str],
     options: TrainingOptions | None = None,
-    progress: Progress | None = None,
+    progress: CountProgress = ignore_counts,
 ) -> TrainingResult:
     """Train by a recipe. All processes of a run make the same call.
 
@@ -242,7 +241,7 @@ class _Job:
     validation: DataSplit | None
     log: RunLog | None
     limit: int | None
-    progress: Progress | None
+    progress: CountProgress
 
     def run_stages(self, state: TrainingState, folder: Path | None) -> TrainingResult:
         """Run the remaining stages."""
@@ -292,7 +291,7 @@ class _Job:
                 seconds = time.perf_counter() - started
                 row = {**values, "learning_rate": rate, "seconds": seconds}
                 self.log.training(state.step, stage.name, row)
-            if self.progress is not None and self.fabric.global_rank == 0:
+            if self.fabric.global_rank == 0:
                 self.progress(stage.name, state.stage_step, stage.steps)
             state, folder = self._after_step(state, optimizer, step + 1 == stop, folder)
         return state, folder

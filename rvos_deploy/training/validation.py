@@ -13,12 +13,12 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from rvos_deploy.datasets import DataSplit, VideoRecord, read_mevis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.evaluate import Evaluation, evaluate
 from rvos_deploy.evaluation.predictions import Predict
 from rvos_deploy.evaluation.protocols import ExpressionScore
-from rvos_deploy.graph_io.frame_geometry import display_mask, fit_frame, resize_frame
+from rvos_deploy.graph_io.frame_geometry import letterbox, resize_frame, upsample_mask
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.pan2024.modules.inference import segment_clip, tokenize
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
@@ -46,11 +46,13 @@ def render_validation(recipe: Recipe, folder: Path) -> None:
     if not folder.is_dir():
         write_mevis(
             folder,
-            seed=recipe.validation_seed,
-            split="valid",
-            videos=recipe.validation_videos,
-            config=replace(
-                recipe.sprites, expressions=benchmark.expressions, wordings=benchmark.wordings
+            SplitSpec(
+                seed=recipe.validation_seed,
+                split="valid",
+                videos=recipe.validation_videos,
+                config=replace(
+                    recipe.sprites, expressions=benchmark.expressions, wordings=benchmark.wordings
+                ),
             ),
         )
 
@@ -74,7 +76,7 @@ def clip_masks(
     """
     device = next(network.parameters()).device
     height, width = images[0].shape[:2]
-    geometry = fit_frame((height, width), network.config.input_size)
+    geometry = letterbox((height, width), network.config.input_size)
     frames = [torch.from_numpy(resize_frame(image, geometry)).to(device) for image in images]
     per_expression = len(images) * network.config.dim * 4 * np.prod(geometry.padded) // 16
     together = max(1, int(MASK_BUDGET // per_expression))
@@ -83,7 +85,7 @@ def clip_masks(
         ids = tokenize(tokenizer, texts[start : start + together]).to(device)
         logits = segment_clip(network, frames, ids).mask_logits.cpu().numpy()
         for row, t in np.ndindex(*logits.shape[:2]):
-            masks[t, start + row] = display_mask(logits[row, t], geometry)
+            masks[t, start + row] = upsample_mask(logits[row, t], geometry)
     return masks
 
 

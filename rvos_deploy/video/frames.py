@@ -1,9 +1,9 @@
-"""What a video is made of here: its frames, and what its header says."""
+"""Define frames, and the header information of a video."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -18,20 +18,27 @@ Image = NDArray[np.uint8]
 """Pixels on the host: uint8 [H, W, 3], RGB."""
 
 
+class DLPackExport(Protocol):
+    """Describe the method ``__dlpack__`` of an array."""
+
+    def __call__(self, *, stream: int | None = None) -> object:
+        """Return a capsule."""
+
+
 class DLPackArray(Protocol):
-    """An array that other libraries read through DLPack; it may lie on a device."""
+    """Describe an array that other libraries read through DLPack; it may lie on a device."""
 
     @property
-    def __dlpack__(self) -> Callable[..., object]:
-        """Called by the reader; returns a capsule."""
+    def __dlpack__(self) -> DLPackExport:
+        """Return the method that the reader calls for a capsule."""
 
 
 class CudaArray(Protocol):
-    """An array on a GPU that other libraries read through the CUDA array interface."""
+    """Describe an array on a GPU that is read through the CUDA array interface."""
 
     @property
     def __cuda_array_interface__(self) -> Mapping[str, object]:
-        """Its address, shape and type."""
+        """Return address, shape and type."""
 
 
 AnyImage: TypeAlias = Image | DLPackArray | CudaArray
@@ -40,19 +47,19 @@ AnyImage: TypeAlias = Image | DLPackArray | CudaArray
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Frame:
-    """One frame as a viewer sees it.
+    """Hold one frame as a viewer sees it.
 
     Args:
-        index: counts from 0.
-        pts: time of display in seconds on the container's own clock (the first frame of a video
-            need not be at 0).
+        index: the frame's number, from 0.
+        pts: presentation time in seconds on the container's own clock. The first frame of a video
+            need not be at 0.
         image: uint8 [H, W, 3], RGB: a NumPy array, or an array of any library that has
             ``__dlpack__`` or ``__cuda_array_interface__``, on the host or on a device.
-        duration: seconds, or None where the source does not say.
+        duration: duration in seconds, or None if the source does not state it.
 
     Raises:
-        InputError: anything else, as far as the image tells. (A stream also checks an array whose
-            shape and type are known only once it is read.)
+        InputError: a value has another form. A stream checks an array whose shape and type are
+            known only after reading.
     """
 
     index: int
@@ -70,28 +77,28 @@ class Frame:
             raise InputError(f"a frame's pts must be a finite number of seconds, found {self.pts}")
         if self.duration is not None and not 0 <= self.duration < math.inf:
             raise InputError(
-                f"a frame's duration cannot be {self.duration} s; give None if unknown"
+                f"a frame's duration cannot be {self.duration} s; pass None if unknown"
             )
 
     @property
     def height(self) -> int:
-        """Rows of the image. Raises InputError where the image does not tell its shape."""
+        """Return the rows of the image. Raises InputError: the image does not state its shape."""
         return self._known_size()[0]
 
     @property
     def width(self) -> int:
-        """Columns of the image. Raises InputError where the image does not tell its shape."""
+        """Return the columns of the image. Raises InputError: it does not state its shape."""
         return self._known_size()[1]
 
     @property
     def has_image(self) -> bool:
-        """Whether the image is still there; see :meth:`without_image`."""
+        """Tell whether the frame has an image; see :meth:`without_image`."""
         return "image" in vars(self)
 
     def without_image(self) -> Frame:
         """Return the frame without its pixels: index, times and size only.
 
-        Asking that frame for its ``image`` raises InputError.
+        Reading ``image`` of the returned frame raises InputError.
         """
         bare = copy(self)
         vars(bare).pop("image", None)
@@ -102,11 +109,11 @@ class Frame:
         return Frame(self.index, self.pts, image, self.duration)
 
     def host_image(self) -> Image:
-        """Return the image as a NumPy array; one on a device is copied to the host.
+        """Return the image as a NumPy array, copied from a device if needed.
 
         Raises:
-            InputError: it lies on a device and does not copy itself (PyTorch's do not; those that a
-                stream gives back do).
+            InputError: the image lies on a device and cannot be copied by NumPy, as PyTorch's
+                tensors. Images from a stream's results can.
         """
         if isinstance(self.image, np.ndarray):
             return self.image
@@ -118,7 +125,7 @@ class Frame:
                 "read on the host; copy it first (PyTorch: image.cpu().numpy())"
             ) from error
 
-    if not TYPE_CHECKING:  # type checkers would take any name for an attribute
+    if not TYPE_CHECKING:  # type checkers would accept any name as an attribute
 
         def __getattr__(self, name: str) -> object:
             if name == "image":
@@ -152,14 +159,18 @@ class Frame:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What is known of a video before its frames are read.
+    """Hold the information on a video that is known before its frames are read.
 
-    ``width`` and ``height`` are those of the frames that come out: after sample aspect ratio and
-    rotation. ``frame_count`` is an estimate from the header, good for a progress bar only: headers
-    lie. ``time_base`` is the unit of the source's timestamps, in seconds. ``clock_start`` (seconds)
-    is where the source's clock stands when a player starts it: 0 for files such as MP4, whose late
-    first frame is meant, and the first frame's pts for transport streams and cameras, whose clock
-    started long before.
+    Args:
+        width: width of the frames after sample aspect ratio and rotation.
+        height: height of the frames after sample aspect ratio and rotation.
+        average_fps: frames per second; None: unknown.
+        frame_count: an estimate from the header, which may be wrong; use it for progress bars only.
+        name: name of the video, for people.
+        time_base: unit of the source's timestamps, in seconds.
+        clock_start: time (seconds) on the source's clock at which a player starts: 0 for files such
+            as MP4, whose first frame may be late on purpose; the first frame's pts for transport
+            streams and cameras, whose clock started earlier.
     """
 
     width: int
@@ -178,7 +189,7 @@ class VideoInfo:
 
 
 def check_image(image: object, size: tuple[int, int] | None = None) -> Image:
-    """Return the image. Raises InputError: not uint8 [H, W, 3], or not of ``size`` (H, W)."""
+    """Return the image. Raises InputError: it is not uint8 [H, W, 3], or not of ``size`` (H, W)."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         found = getattr(image, "dtype", type(image).__name__)
         raise InputError(f"an image must be a uint8 array, found {found}; convert it first")
@@ -193,7 +204,7 @@ def check_image(image: object, size: tuple[int, int] | None = None) -> Image:
 
 
 def is_foreign(image: object) -> TypeGuard[DLPackArray | CudaArray]:
-    """Tell whether this is another library's array, which may lie on a device."""
+    """Tell whether an image is another library's array, which may lie on a device."""
     if isinstance(image, np.ndarray):
         return False
     return hasattr(image, "__dlpack__") or hasattr(image, "__cuda_array_interface__")
@@ -203,10 +214,10 @@ def check_any_image(image: object) -> tuple[int, int] | None:
     """Check an image on the host or on a device.
 
     Returns:
-        (height, width), or None where another library's array does not tell.
+        (height, width), or None if another library's array does not state its shape.
 
     Raises:
-        InputError: not uint8 [H, W, 3], as far as the image tells.
+        InputError: the image is not uint8 [H, W, 3], as far as it states its shape and type.
     """
     if not is_foreign(image):
         height, width, _ = check_image(image).shape

@@ -1,4 +1,4 @@
-"""Overlap decoding, inference and encoding: threads joined by bounded queues."""
+"""Overlap decoding, inference and encoding by threads and bounded queues."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rvos_deploy.errors import InputError
 Item = TypeVar("Item")
 Arguments = ParamSpec("Arguments")
 
-# Seconds to wait for an iterator that does not end. Its thread is a daemon: it is left behind, and
-# does not keep the process alive.
+# Seconds to wait for an iterator that does not end. Its daemon thread does not keep the process
+# alive.
 _PATIENCE = 5.0
 
 
@@ -26,13 +26,13 @@ class _End(NamedTuple):
 
 
 def prefetch(iterable: Iterable[Item], depth: int = 4) -> Generator[Item, None, None]:
-    """Yield the items of ``iterable``, made up to ``depth`` ahead by a thread of its own.
+    """Yield the items of ``iterable``, which a background thread makes up to ``depth`` ahead.
 
-    What the iterator raises is raised here, with its traceback. The thread starts with the first
-    item asked for. It ends when the items do, or when this generator is closed: by ``close()``, by
-    leaving a loop over it, by an exception such as KeyboardInterrupt. The iterator, if it can be
-    closed, is closed then: by that thread, or, if it is a ``Closeable``, from here, which wakes a
-    thread that waits for a silent source. Raises InputError for a depth below 1.
+    Errors of the iterator are raised here, with their traceback. The thread starts with the first
+    item, and ends after the last item or when this generator is closed: by ``close()``, by leaving
+    a loop over it, or by an exception such as KeyboardInterrupt. The iterator is closed then, if it
+    can be closed: by the thread, or from here if it is a ``Closeable``, which wakes a thread that
+    waits for a silent source. Raises InputError: ``depth`` is below 1.
     """
     if depth < 1:
         raise InputError(f"depth must be at least 1, found {depth}")
@@ -40,23 +40,23 @@ def prefetch(iterable: Iterable[Item], depth: int = 4) -> Generator[Item, None, 
 
 
 def _prefetched(iterable: Iterable[Item], depth: int) -> Generator[Item, None, None]:
-    # A semaphore bounds the queue, not the queue itself: a producer waiting for room is then woken
-    # by one release, without polling.
-    room, stop = threading.Semaphore(depth), threading.Event()
+    # A semaphore bounds the queue, because one release wakes a producer that waits for a slot; the
+    # queue itself has no bound.
+    free_slots, stop = threading.Semaphore(depth), threading.Event()
     queue: SimpleQueue[Item | _End] = SimpleQueue()
     thread = threading.Thread(
-        target=_produce, args=(iterable, queue, room, stop), name="prefetch", daemon=True
+        target=_produce, args=(iterable, queue, free_slots, stop), name="prefetch", daemon=True
     )
     thread.start()
     try:
         while not isinstance(item := _next(queue), _End):
-            room.release()
+            free_slots.release()
             yield item
         if item.error is not None:
             raise item.error
     finally:
         stop.set()
-        room.release()
+        free_slots.release()
         if isinstance(iterable, Closeable):
             iterable.close()
         thread.join(_PATIENCE)
@@ -70,14 +70,14 @@ def _next(queue: SimpleQueue[Item | _End]) -> Item | _End:
 def _produce(
     iterable: Iterable[Item],
     queue: SimpleQueue[Item | _End],
-    room: threading.Semaphore,
+    free_slots: threading.Semaphore,
     stop: threading.Event,
 ) -> None:
     error: BaseException | None = None
     iterator: Iterator[Item] | None = None
     try:
         iterator = iter(iterable)
-        while room.acquire() and not stop.is_set():
+        while free_slots.acquire() and not stop.is_set():
             queue.put(next(iterator))
     except StopIteration:
         pass
@@ -85,7 +85,7 @@ def _produce(
         error = caught
     finally:
         try:
-            # A generator can be closed only where it is not running: here.
+            # Only this thread knows that the generator is not running, so it closes the generator.
             getattr(iterator, "close", lambda: None)()
         except BaseException as caught:
             error = error or caught
@@ -93,15 +93,14 @@ def _produce(
 
 
 class BackgroundSink(Generic[Arguments]):
-    """Calls a function in worker threads, so that the caller goes on.
+    """Call a function in worker threads while the caller goes on.
 
-    ``submit`` waits while ``depth`` calls are queued already. One worker keeps their order; several
-    do not. The first exception of the function is raised by the next ``submit`` or by ``close``;
-    the calls queued behind it are dropped.
+    ``submit`` waits while ``depth`` calls are queued. One worker keeps the order of the calls;
+    several workers do not. The next ``submit``, or ``close``, raises the first exception of the
+    function; calls that were queued behind it are dropped.
 
-    As a context manager it finishes every call submitted, also when the block is left on an
-    exception: there are few, and they may belong to frames that were reported as done. ``abort``
-    drops them instead.
+    As a context manager it finishes every submitted call, even if the block raises: there are few
+    calls, and they may belong to frames that were reported as done. ``abort`` drops them instead.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class BackgroundSink(Generic[Arguments]):
             raise InputError(f"depth and workers start at 1, found {depth} and {workers}")
         self._function = function
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="sink")
-        # An executor's own queue has no bound.
+        # The executor's own queue is unbounded.
         self._queue_slots = threading.Semaphore(depth)
         self._error: BaseException | None = None
         self._lock = threading.Lock()
@@ -120,7 +119,7 @@ class BackgroundSink(Generic[Arguments]):
         self._closed = False
 
     def submit(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
-        """Queue one call. Raises what an earlier call raised, or InputError after close."""
+        """Queue one call. Raises the error of an earlier call, or InputError after ``close``."""
         if self._error is not None:
             self._raised = True
             raise self._error
@@ -130,12 +129,12 @@ class BackgroundSink(Generic[Arguments]):
         self._executor.submit(self._call, *args, **kwargs)
 
     def close(self) -> None:
-        """Finish what is queued and end the threads, then raise what a call raised. Safe twice."""
+        """Finish queued calls, end the threads, and raise the error of a call. Safe to repeat."""
         self._end()
         self._raise_unseen()
 
     def abort(self) -> None:
-        """Drop what is queued, finish the calls under way, end the threads. Raises nothing."""
+        """Drop the queued calls, finish the running ones, and end the threads. Raises nothing."""
         self._dropping = True
         self._end()
 
@@ -154,10 +153,10 @@ class BackgroundSink(Generic[Arguments]):
 
     def _end(self) -> None:
         self._closed = True
-        self._executor.shutdown()  # again after Ctrl-C in the middle: it waits for its threads
+        self._executor.shutdown()  # a repeated call after Ctrl-C waits for the threads
 
     def _call(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
-        # Runs for a dropped call too: a submit may be waiting for its place in the queue.
+        # Dropped calls run this too, because ``submit`` may be waiting for a slot.
         self._queue_slots.release()
         if self._dropping:
             return

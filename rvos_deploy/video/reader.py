@@ -1,4 +1,4 @@
-"""Open and read a video of any kind: a file, a folder, standard input, a URL or a device."""
+"""Open and read a video: a file, a folder, standard input, a URL or a device."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.iterator_thread import IteratorThread, NoItemError
 from rvos_deploy.video.frames import Frame, VideoInfo
 from rvos_deploy.video.sources.address import name_of
-from rvos_deploy.video.sources.base import IMAGE_FPS, Opened, SourceRequest
+from rvos_deploy.video.sources.base import Opened, SourceOptions, SourceRequest
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
 from rvos_deploy.video.sources.registry import source_type
 
+DEFAULT_OPTIONS = SourceOptions()
+
 
 class VideoReader(Closeable):
-    """An open video: an iterator over Frame, to be used once, and a context manager.
+    """Read an open video: an iterator over Frame, to be used once, and a context manager.
 
-    ``info`` is known from the start, and so are ``notes``: one line each for what a viewer would
-    see otherwise (high dynamic range, for example). ``damage`` is None, or one line saying what was
-    wrong so far; read it after the last frame. Made by open_video. Frames are decoded in a thread
-    of its own, one when it is asked for: waiting for one can be interrupted, and closed by another
-    thread.
+    :func:`open_video` makes it. ``info`` and ``notes`` are known from the start; a note is one line
+    about a difference to what a viewer sees (high dynamic range, for example). A background thread
+    decodes one frame for each request, so a wait can be interrupted, and another thread can close
+    the reader.
     """
 
     def __init__(
@@ -45,13 +46,13 @@ class VideoReader(Closeable):
 
     @property
     def damage(self) -> str | None:
-        """What was wrong with the video, in one line, or None."""
+        """Return the damage so far in one line, or None. Read it after the last frame."""
         return self._errors.line
 
     def close(self) -> None:
-        """Release the file and the decoder; no frames come after this. Safe to call twice.
+        """Release the file and the decoder; the reader ends. Safe to call twice.
 
-        A source that hangs is left to its thread, which releases it when it wakes up.
+        If the source hangs, its thread releases it when it wakes up.
         """
         self._thread.close()
 
@@ -62,7 +63,7 @@ class VideoReader(Closeable):
         try:
             frame = self._thread.next(self._timeout)
         except NoItemError:
-            after = f"after {self._frames} frames none came for {self._timeout:g} s"
+            after = f"after {self._frames} frames no frame came for {self._timeout:g} s"
             self._errors.stop(f"reading hangs: {after}")
             self._thread.close(0)
             raise StopIteration from None
@@ -78,50 +79,50 @@ def open_video(
     source: str | os.PathLike[str],
     *,
     max_frames: int | None = None,
-    fps: float | Fraction = IMAGE_FPS,
-    format: str | None = None,
     on_damage: Literal["stop", "skip"] = "stop",
-    allow_playlists: bool = False,
     timeout: float | Literal["auto"] | None = "auto",
+    options: SourceOptions = DEFAULT_OPTIONS,
 ) -> VideoReader:
     """Open a video and decode its first frame.
 
-    ``source`` is a file, a folder of images (jpg, jpeg, png, bmp, webp, tif, tiff, avif; in natural
-    order, all of one size), ``-`` for standard input, a URL or device that FFmpeg opens, or of
-    another kind in the registry (``video/sources/registry.py``). ``fps`` is the frame rate of a
-    folder; other sources have their own clock. ``format`` names an FFmpeg demuxer where a device
-    needs one (``"v4l2"`` is found by itself). Frames are those a viewer sees: rotated, in square
-    pixels, RGB, transparency over white, all of the first one's size, with their exact pts,
-    strictly increasing.
+    Frames are as a viewer sees them: rotated, in square pixels, RGB, transparency over white. All
+    frames have the size of the first one, and exact, strictly increasing times.
 
-    A file or pipe opens nothing but itself: a playlist (HLS, concat, SDP) is refused unless
-    ``allow_playlists``, because it may name any file of the machine. A URL may be a playlist of
-    network addresses, and never reaches a local file.
+    A file or pipe opens no other file. A playlist (HLS, concat, SDP) may name any file of the
+    machine, so it is refused unless ``options.allow_playlists``. A URL may be a playlist of network
+    addresses, and never opens a local file.
 
-    A damaged video gives the frames before the damage and ends; ``VideoReader.damage`` tells. With
-    ``on_damage="skip"``, as suits live sources, what cannot be decoded is left out and reading goes
-    on.
+    Args:
+        source: a file; a folder of images (jpg, jpeg, png, bmp, webp, tif, tiff, avif; in natural
+            order, all of one size); ``-`` for standard input; a URL or device that FFmpeg opens; or
+            another kind in the registry (``video/sources/registry.py``).
+        max_frames: number of frames after which the video ends.
+        on_damage: ``stop`` ends a damaged video before the damage, and ``VideoReader.damage`` says
+            why. ``skip``, for live sources, leaves out data that cannot be decoded.
+        timeout: seconds without a frame after which the source counts as hung; the video then ends
+            like a damaged one. For a URL it is the time that the server may be silent, and a frame
+            may take four times as long. ``auto``: 120 for files and folders, 30 for URLs, None for
+            pipes and devices. None: no limit. Ctrl-C interrupts the wait.
+        options: options of single kinds of sources.
 
-    ``timeout``: seconds without a frame after which the source counts as hung: the video ends as a
-    damaged one does. For a URL it is the time that the server may be silent (and four times that
-    for a frame). "auto" is 120 for files and folders, 30 for URLs, and None, which is for ever, for
-    pipes and devices. Waiting can be interrupted (Ctrl-C).
+    Warns (RuntimeWarning) about each of ``VideoReader.notes``.
 
-    Warns (RuntimeWarning) of what ``VideoReader.notes`` says. Raises VideoError when the source
-    does not exist, is no video, hangs, or not one frame can be decoded, and InputError for a wrong
-    argument.
+    Raises:
+        VideoError: the source does not exist, is not a video, hangs, or has no frame that can be
+            decoded.
+        InputError: an argument is wrong.
     """
-    _check_arguments(max_frames, fps, on_damage, timeout)
+    _check_arguments(max_frames, on_damage, timeout)
     name = os.fspath(source)
-    kind = source_type(name, format)
+    kind = source_type(name, options.format)
     network_timeout, limit = kind.timeouts(timeout)
     request = SourceRequest(
         name,
         max_frames,
-        Fraction(fps),
-        format,
+        Fraction(options.fps),
+        options.format,
         skip_damage=on_damage == "skip",
-        allow_playlists=allow_playlists,
+        allow_playlists=options.allow_playlists,
         network_timeout=network_timeout,
     )
     errors = DecodeErrors()
@@ -144,25 +145,21 @@ def read_video(
     source: str | os.PathLike[str],
     *,
     max_frames: int | None = None,
-    fps: float | Fraction = IMAGE_FPS,
-    format: str | None = None,
     on_damage: Literal["stop", "skip"] = "stop",
-    allow_playlists: bool = False,
     timeout: float | Literal["auto"] | None = "auto",
+    options: SourceOptions = DEFAULT_OPTIONS,
 ) -> Generator[Frame, None, None]:
-    """Yield the frames of a video; warns (RuntimeWarning) at the end when it is damaged.
+    """Yield the frames of a video, and warn (RuntimeWarning) at the end if it is damaged.
 
-    Arguments and errors are those of open_video. The video is closed when the last frame was taken,
-    or the loop is left early.
+    Arguments and errors are those of :func:`open_video`. The video is closed after the last frame,
+    or when the loop is left early.
     """
     with open_video(
         source,
         max_frames=max_frames,
-        fps=fps,
-        format=format,
         on_damage=on_damage,
-        allow_playlists=allow_playlists,
         timeout=timeout,
+        options=options,
     ) as reader:
         yield from reader
         if reader.damage:
@@ -170,13 +167,9 @@ def read_video(
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
 
-def _check_arguments(
-    max_frames: int | None, fps: float | Fraction, on_damage: str, timeout: float | str | None
-) -> None:
+def _check_arguments(max_frames: int | None, on_damage: str, timeout: float | str | None) -> None:
     if max_frames is not None and max_frames < 1:
         raise InputError(f"max_frames must be at least 1, found {max_frames}; leave it out for all")
-    if not 0 < fps < float("inf"):
-        raise InputError(f"fps must be above 0, found {fps}; {IMAGE_FPS} is the default")
     if on_damage not in ("stop", "skip"):
         raise InputError(f'on_damage must be "stop" or "skip", found {on_damage!r}')
     seconds = isinstance(timeout, int | float) and timeout > 0

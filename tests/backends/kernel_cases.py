@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.graph_io.frame_geometry import FrameGeometry, fit_frame
-from rvos_deploy.graph_io.resampling import Taps
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, letterbox
+from rvos_deploy.graph_io.resampling import AxisWeights
 from rvos_deploy.runtime.backends.cuda.kernels import Argument, number, pointer
 
 
@@ -34,7 +34,7 @@ def random_frame(random: np.random.Generator) -> tuple[NDArray[np.uint8], FrameG
     return frame, geometry
 
 
-def table_arguments(tables: tuple[Taps, Taps]) -> list[Argument]:
+def table_arguments(tables: tuple[AxisWeights, AxisWeights]) -> list[Argument]:
     """Return weights in host memory as kernel arguments; keep the weights while these are used."""
     arguments = []
     for taps in tables:
@@ -58,4 +58,4 @@ def random_geometry(random: np.random.Generator) -> FrameGeometry:
         # One axis or both keep their size.
         display = (8 * int(random.integers(1, 7)), 8 * int(random.integers(1, 7)))
         box = tuple(4 * side for side in sorted(display))
-    return fit_frame(display, box)  # type: ignore[arg-type]
+    return letterbox(display, box)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from host_kernels import host_library
 from recording_cuda import Gpu
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.graph_io.frame_geometry import fit_frame
+from rvos_deploy.graph_io.frame_geometry import letterbox
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
 from rvos_deploy.runtime.backends.cuda.ops import CudaOps
@@ -168,7 +168,7 @@ def test_host_arrays_beside_tensors_on_the_device(each_device: CudaDevice) -> No
     assert ops.gather(there, np.arange(3)) is there
     first, second, third = ops.to_host([there, here, there]).arrays()
     assert all((one == expected).all() for one in (first, second, third))
-    geometry = fit_frame((101, 143), (96, 160))
+    geometry = letterbox((101, 143), (96, 160))
     logits = random.standard_normal((2, geometry.padded[0] // 4, geometry.padded[1] // 4))
     logits = logits.astype(np.float32)
     (masks,) = HOST.upsample_masks(logits, geometry).arrays()
@@ -205,7 +205,7 @@ def test_without_kernels_the_host_does_all_of_it(gpu: Gpu) -> None:
     for found, right in pairs:
         assert isinstance(found, np.ndarray)
         assert_same(ops, found, right)
-    geometry = fit_frame((101, 143), (96, 160))
+    geometry = letterbox((101, 143), (96, 160))
     logits = np.ones((1, geometry.padded[0] // 4, geometry.padded[1] // 4), np.float32)
     logits[0, 0, 0] = np.nan
     logits_there, frame = to_device(device, logits), np.zeros((101, 143, 3), np.uint8)

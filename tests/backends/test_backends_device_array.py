@@ -19,7 +19,7 @@ from recording_cuda import Gpu
 
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import fit_frame
+from rvos_deploy.graph_io.frame_geometry import letterbox
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
 from rvos_deploy.runtime.backends.cuda.dlpack import CPU, CUDA, Capsule, make_capsule
 from rvos_deploy.runtime.backends.cuda.foreign_arrays import from_dlpack, is_device_array
@@ -254,7 +254,7 @@ def test_a_stream_reads_frames_on_the_gpu_in_place(
         with segmenter.stream(["the disc"], settings) as stream:
             gpu.machine.copied.update(up=0, down=0)
             (found,) = stream.push(theirs)
-            network_input = 3 * math.prod(fit_frame(size, (96, 160)).padded)
+            network_input = 3 * math.prod(letterbox(size, (96, 160)).padded)
             assert gpu.machine.copied["up"] == crossed["up"] - network_input
             assert gpu.machine.copied["down"] == crossed["down"]
             with pytest.raises(InputError, match=r"must be uint8 \[H, W, 3\]"):

@@ -21,12 +21,12 @@ from rvos_deploy.errors import BackendError
 from rvos_deploy.graph_io.frame_geometry import (
     PADDING,
     FrameGeometry,
-    display_logits,
-    display_masks,
-    display_taps,
-    fit_frame,
-    frame_taps,
+    letterbox,
     resize_frame,
+    resize_weights,
+    upsample_logits,
+    upsample_masks,
+    upsample_weights,
 )
 from rvos_deploy.runtime.backends.cuda import copies, nvrtc
 from rvos_deploy.runtime.backends.cuda.device import acquire_device
@@ -67,7 +67,7 @@ def on_host(
     columns = -(-width // 8) if kernel == "rvos_pack_masks" else width
     shape = (len(logits), height, columns)
     room = np.full(int(np.prod(shape)) + 64, 0xA5, np.uint8)
-    tables = display_taps((logits.shape[1], logits.shape[2]), geometry)
+    tables = upsample_weights((logits.shape[1], logits.shape[2]), geometry)
     arguments = [pointer(logits.ctypes.data), *map(number, logits.shape), *table_arguments(tables)]
     arguments += [*map(number, (height, width)), pointer(room.ctypes.data)]
     blocks = -(-int(np.prod(shape)) // threads)
@@ -84,13 +84,13 @@ def test_the_kernels_give_display_masks_bit_by_bit() -> None:
     shrunk = grown = alike = 0
     for _ in range(300):
         logits, geometry = random_case(random)
-        truth = display_masks(logits, geometry)
-        found = on_host("rvos_show_masks", logits, geometry)
+        truth = upsample_masks(logits, geometry)
+        found = on_host("rvos_upsample_masks", logits, geometry)
         packed = on_host("rvos_pack_masks", logits, geometry)
         assert (np.packbits(found, axis=-1) == packed).all()
         wrong = found.astype(bool) != truth
         if platform.machine() != "x86_64":
-            near = np.stack([np.abs(display_logits(one, geometry)) for one in logits])
+            near = np.stack([np.abs(upsample_logits(one, geometry)) for one in logits])
             wrong &= near > 1e-6 * np.abs(logits).max()
         assert not wrong.any(), (logits.shape, geometry)
         shrunk += geometry.display[0] < geometry.content[0] // 4
@@ -106,7 +106,7 @@ def test_against_plain_float64_on_a_frame_of_the_usual_size() -> None:
     differ where the value is zero to within two roundings of float32, one a pass.
     """
     random = np.random.default_rng(6)
-    geometry = fit_frame((271, 479), (96, 160))
+    geometry = letterbox((271, 479), (96, 160))
     logits = random.standard_normal((1, 24, geometry.padded[1] // 4)).astype(np.float32)
     wide = logits[0].astype(np.float64)
 
@@ -120,7 +120,7 @@ def test_against_plain_float64_on_a_frame_of_the_usual_size() -> None:
     )
     rows = wide[top] * (1 - down[:, None]) + wide[top + 1] * down[:, None]
     plain = rows[:, left] * (1 - across) + rows[:, left + 1] * across
-    found = on_host("rvos_show_masks", logits, geometry)[0].astype(bool)
+    found = on_host("rvos_upsample_masks", logits, geometry)[0].astype(bool)
     decided = np.abs(plain) > 2 * 2.0**-24 * np.abs(logits).max()
     assert decided.mean() > 0.999
     assert (found == (plain > 0))[decided].all()
@@ -132,13 +132,13 @@ def fitted_on_host(
     """The kernel's output; bytes after it must stay as they are."""
     shape = (1, *geometry.padded, 3)
     room = np.full(int(np.prod(shape)) + 64, 0xA5, np.uint8)
-    tables = frame_taps(geometry)
+    tables = resize_weights(geometry)
     arguments = [pointer(frame.ctypes.data), number(frame.shape[1]), *table_arguments(tables)]
     colour = int.from_bytes(bytes(PADDING), "big")
     arguments += [*map(number, (*geometry.content, *geometry.padded, colour))]
     arguments.append(pointer(room.ctypes.data))
     blocks = -(-int(np.prod(geometry.padded)) // threads)
-    launch_on_host("rvos_fit_frame", blocks, threads, *zip(*arguments, strict=True))
+    launch_on_host("rvos_preprocess", blocks, threads, *zip(*arguments, strict=True))
     assert (room[-64:] == 0xA5).all()
     return room[:-64].reshape(shape)
 
@@ -166,7 +166,7 @@ def test_frames_against_plain_float64(display: tuple[int, int]) -> None:
     """The truth is a triangle of the scale's width by its definition, without Pillow. Two roundings
     to bytes, one a pass, are one half each; the fixed point adds less than 0.01.
     """
-    geometry = fit_frame(display, (96, 160))
+    geometry = letterbox(display, (96, 160))
     frame = np.random.default_rng(8).integers(0, 256, (*display, 3), dtype=np.uint8)
 
     def weights(source: int, size: int) -> NDArray[np.float64]:
@@ -183,14 +183,14 @@ def test_frames_against_plain_float64(display: tuple[int, int]) -> None:
 
 
 def test_nan_is_background_and_infinities_keep_their_sign() -> None:
-    geometry = fit_frame((64, 64), (64, 64))
+    geometry = letterbox((64, 64), (64, 64))
     logits = np.ones((1, 16, 16), np.float32)
     logits[0, :8] = np.nan
     logits[0, 8:, :8] = np.inf
-    truth = display_masks(logits, geometry)
+    truth = upsample_masks(logits, geometry)
     assert truth[0, -1, 0]
     assert not truth[0, 0].any()
-    assert (on_host("rvos_show_masks", logits, geometry).astype(bool) == truth).all()
+    assert (on_host("rvos_upsample_masks", logits, geometry).astype(bool) == truth).all()
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a driver of its own")
@@ -257,7 +257,7 @@ def test_masks_are_computed_in_stream_order_and_freed(gpu: Gpu) -> None:
         tensor = to_device(device, logits)
         shown = upsampler.upsample(tensor, geometry)
         coming = upsampler.upsample_to_host(tensor, geometry)
-        held.append((shown, coming, display_masks(logits, geometry)))
+        held.append((shown, coming, upsample_masks(logits, geometry)))
         del tensor
     gpu.machine.copied.update(down=0)
     for shown, coming, truth in held:
@@ -273,7 +273,7 @@ def test_masks_are_computed_in_stream_order_and_freed(gpu: Gpu) -> None:
 
 def test_one_bit_a_pixel_is_downloaded(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
-    geometry = fit_frame((90, 157), (96, 160))
+    geometry = letterbox((90, 157), (96, 160))
     logits = to_device(device, np.zeros((3, 24, geometry.padded[1] // 4), np.float32))
     upsampler = MaskUpsampler(device)
     upsampler.upsample_to_host(logits, geometry).arrays()
@@ -288,11 +288,11 @@ def test_one_bit_a_pixel_is_downloaded(gpu: Gpu) -> None:
 @pytest.mark.parametrize(
     ("dtype", "channels", "kernel"),
     [
-        ("float32", 8, "rvos_stack_vectors"),
-        ("float16", 8, "rvos_stack_vectors"),
-        ("float32", 3, "rvos_stack_bytes"),
-        ("float16", 5, "rvos_stack_bytes"),
-        ("uint8", 1, "rvos_stack_bytes"),
+        ("float32", 8, "rvos_copy_vectors"),
+        ("float16", 8, "rvos_copy_vectors"),
+        ("float32", 3, "rvos_copy_bytes"),
+        ("float16", 5, "rvos_copy_bytes"),
+        ("uint8", 1, "rvos_copy_bytes"),
     ],
 )
 def test_rows_are_gathered_and_a_tensor_is_resized_as_numpy_does(

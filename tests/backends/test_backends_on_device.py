@@ -10,7 +10,7 @@ import pytest
 import torch
 from kernel_cases import random_case, random_frame
 
-from rvos_deploy.graph_io.frame_geometry import display_masks, resize_frame
+from rvos_deploy.graph_io.frame_geometry import resize_frame, upsample_masks
 from rvos_deploy.runtime.backends.cuda import copies
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
 from rvos_deploy.runtime.backends.cuda.foreign_arrays import from_dlpack
@@ -25,7 +25,7 @@ def test_masks_equal_the_hosts_bit_by_bit(each_device: CudaDevice) -> None:
     for _ in range(40):
         logits, geometry = random_case(random)
         there = to_device(each_device, logits)
-        truth = display_masks(logits, geometry)
+        truth = upsample_masks(logits, geometry)
         (packed,) = upsampler.upsample_to_host(there, geometry).arrays()
         assert (packed == truth).all(), (logits.shape, geometry)
         assert (np.asarray(upsampler.upsample(there, geometry)) == truth).all()

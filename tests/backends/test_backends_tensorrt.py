@@ -7,10 +7,8 @@ masks. They show nothing of TensorRT's or a GPU's own behaviour.
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import math
-import shutil
 import sys
 import threading
 import warnings
@@ -19,17 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 import pytest
-from broken_graphs import poison_output
 from host_kernels import host_library
 from recording_cuda import Gpu
+from stand_in_engines import break_engine
 
 from rvos_deploy.bundle.engine_sidecar import (
     EngineError,
     plan_file,
-    read_sidecar,
     sidecar_file,
 )
 from rvos_deploy.bundle.folder import Bundle
@@ -37,7 +33,6 @@ from rvos_deploy.engines.engine_parity import PartialEngines
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip, probe_inputs
 from rvos_deploy.graph_io.tensors import Tensor
-from rvos_deploy.json_file import write_json
 from rvos_deploy.networks.pan2024.steps import Pan2024Steps
 from rvos_deploy.parity.verification import verify
 from rvos_deploy.runtime.backends.base import Session
@@ -607,23 +602,6 @@ def test_the_bytes_that_cross_the_bus_a_frame(
     gpu.check_clean()
 
 
-def break_engine(bundle: Bundle, graph: str, output: str) -> None:
-    """Its plan now names a graph that gives NaN there; hashes as build-engine would have them."""
-    # The stand-in knows a plan's graph by its file's name.
-    onnx = bundle.path / "broken" / f"{graph}.onnx"
-    onnx.parent.mkdir()
-    shutil.copy(bundle.graph_file(graph).path, onnx)
-    poison_output(onnx, output, math.nan)
-    plan = plan_file(bundle.path, "tensorrt", graph)
-    plan.write_bytes(str(onnx).encode())
-    sidecar = msgspec.structs.replace(
-        read_sidecar(bundle.path, "tensorrt", graph),
-        plan_sha256=hashlib.sha256(plan.read_bytes()).hexdigest(),
-        plan_bytes=plan.stat().st_size,
-    )
-    write_json(sidecar_file(plan), sidecar.as_dict())
-
-
 @pytest.mark.parametrize("place", ["host", "device"])
 @pytest.mark.parametrize(
     ("graph", "output"),
@@ -983,7 +961,7 @@ def test_verify_skips_cases_outside_the_profiles_and_says_so(
     """``build-engine`` reaches up to the bundle's own size, and the tall case lies beyond it."""
     narrow(engines, H=(32, 128, 128), W=(32, 224, 224))
     left_out: list[str] = []
-    results = verify(engines, TensorRtBackend(), on_left_out=left_out.append)
+    results = verify(engines, TensorRtBackend(), on_unsupported=left_out.append)
     assert all(result.passed for result in results)
     assert left_out == [
         "backbone H160 W64",

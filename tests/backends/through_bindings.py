@@ -12,11 +12,11 @@ from kernel_cases import table_arguments
 
 from rvos_deploy.graph_io.frame_geometry import (
     PADDING,
-    display_masks,
-    display_taps,
-    fit_frame,
-    frame_taps,
+    letterbox,
     resize_frame,
+    resize_weights,
+    upsample_masks,
+    upsample_weights,
 )
 from rvos_deploy.runtime.backends.cuda import kernels as cuda_kernels
 from rvos_deploy.runtime.backends.cuda import nvrtc
@@ -32,12 +32,12 @@ cuda_kernels.kernel_ptx = lambda arch: PTX  # type: ignore[assignment]
 
 call(driver, "cuInit", 0)
 kernels = Kernels(driver, "8.9")
-geometry = fit_frame((101, 143), (96, 160))
+geometry = letterbox((101, 143), (96, 160))
 logits = np.random.default_rng(0).standard_normal((3, 24, geometry.padded[1] // 4))
 logits = logits.astype(np.float32)
-truth = display_masks(logits, geometry)
-tables = display_taps((24, logits.shape[2]), geometry)
-for name, shape in {"rvos_pack_masks": (3, 101, 18), "rvos_show_masks": truth.shape}.items():
+truth = upsample_masks(logits, geometry)
+tables = upsample_weights((24, logits.shape[2]), geometry)
+for name, shape in {"rvos_pack_masks": (3, 101, 18), "rvos_upsample_masks": truth.shape}.items():
     output = np.zeros(shape, np.uint8)
     arguments = [pointer(logits.ctypes.data), *map(number, logits.shape), *table_arguments(tables)]
     arguments += [*map(number, geometry.display), pointer(output.ctypes.data)]
@@ -52,14 +52,14 @@ kernels.launch("rvos_flag_rows", 5, arguments, STREAM)
 assert output.tolist() == [0, 1, 1, 0, 0]
 frame = np.random.default_rng(1).integers(0, 256, (101, 143, 3), dtype=np.uint8)
 output = np.zeros((1, *geometry.padded, 3), np.uint8)
-tables = frame_taps(geometry)
+tables = resize_weights(geometry)
 arguments = [pointer(frame.ctypes.data), number(143), *table_arguments(tables)]
 colour = int.from_bytes(bytes(PADDING), "big")
 arguments += map(number, (*geometry.content, *geometry.padded, colour))
 arguments.append(pointer(output.ctypes.data))
-kernels.launch("rvos_fit_frame", output.size // 3, arguments, STREAM)
+kernels.launch("rvos_preprocess", output.size // 3, arguments, STREAM)
 assert (output == resize_frame(frame, geometry)).all()
-for name, word in {"rvos_stack_vectors": 16, "rvos_stack_bytes": 1}.items():
+for name, word in {"rvos_copy_vectors": 16, "rvos_copy_bytes": 1}.items():
     # NumPy's memory begins at multiples of 16 bytes.
     pieces = [np.arange(48, dtype=np.uint8) + number for number in range(3)]
     table = np.array([pieces[2].ctypes.data, 0, pieces[0].ctypes.data], np.uint64)

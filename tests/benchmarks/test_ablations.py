@@ -26,7 +26,7 @@ from rvos_deploy.benchmarks.studies.ablations import (
 )
 from rvos_deploy.benchmarks.studies.video_queries import decode_queries
 from rvos_deploy.datasets import read_mevis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.networks.pan2024.config import preset
@@ -149,7 +149,7 @@ def test_queries_give_the_masks_of_validation(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = build_network(replace(preset("tiny"), input_size=(96, 160))).eval()
     world = WorldConfig(height=90, width=157, frames=8)
-    write_mevis(tmp_path / "valid", seed=3, split="valid", videos=1, config=world)
+    write_mevis(tmp_path / "valid", SplitSpec(seed=3, split="valid", videos=1, config=world))
     split = read_mevis(tmp_path / "valid")
     video, tokenizer = split.videos[0], training_tokenizer()
     queries = decode_queries(network, tokenizer, video)

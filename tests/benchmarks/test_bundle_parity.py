@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from rvos_deploy.benchmarks.studies import bundle_parity
 from rvos_deploy.datasets import read_mevis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 from rvos_deploy.errors import ParityError
 
 APP = typer.Typer()
@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write one short video with few expressions."""
     folder = tmp_path_factory.mktemp("agreement") / "data"
     config = WorldConfig(frames=8, expressions=(2, 2), emoji=False)
-    write_mevis(folder, seed=5, split="valid", videos=1, config=config)
+    write_mevis(folder, SplitSpec(seed=5, split="valid", videos=1, config=config))
     return folder
 
 

@@ -13,12 +13,12 @@ from rvos_deploy.benchmarks.studies.selection import (
     network_truth,
     summarise,
 )
-from rvos_deploy.graph_io.frame_geometry import fit_frame
+from rvos_deploy.graph_io.frame_geometry import letterbox
 
 HALF = THRESHOLDS.index(0.5)
 
 
-GEOMETRY = fit_frame((32, 64), (32, 64))
+GEOMETRY = letterbox((32, 64), (32, 64))
 
 
 def scene() -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,7 +66,7 @@ def test_errors_of_masks_and_of_choices_are_told_apart(
 
 
 def test_the_truth_is_resized_to_the_networks_maps() -> None:
-    geometry = fit_frame((96, 200), (64, 128))
+    geometry = letterbox((96, 200), (64, 128))
     assert (geometry.content, geometry.padded) == ((61, 128), (64, 128))
     truth = torch.zeros(1, 1, 96, 200, dtype=torch.bool)
     truth[..., :48, 100:] = True

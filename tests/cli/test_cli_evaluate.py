@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rvos_deploy.datasets import read_mevis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 from rvos_deploy.datasets.moving_sprites.looks import EMOJI
 from rvos_deploy.errors import InputError
 
@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The parent of one split, as make-data writes it."""
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
     root = tmp_path_factory.mktemp("sprites")
-    write_mevis(root / "valid", seed=2, split="valid", videos=2, config=config)
+    write_mevis(root / "valid", SplitSpec(seed=2, split="valid", videos=2, config=config))
     return root
 
 
@@ -109,8 +109,8 @@ def test_make_data_refuses(
 def test_make_data_makes_100_valid_videos_when_none_are_named(
     rvos: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def written(folder: Path, **options: object) -> None:
-        raise InputError(f"{folder} {options['videos']}")
+    def written(folder: Path, spec: SplitSpec, **_: object) -> None:
+        raise InputError(f"{folder} {spec.videos}")
 
     monkeypatch.setattr("rvos_deploy.datasets.moving_sprites.write_mevis", written)
     arguments = ("make-data", "sprites", "--out", tmp_path, "--split")
@@ -196,7 +196,7 @@ def test_refusals(
     cases = {
         ("evaluate", truth): "--data",
         ("evaluate", truth, "--data", tmp_path): "holds neither meta_expressions.json nor",
-        ("evaluate", tmp_path / "none", "--data", data): "is no folder; pass a bundle, or",
+        ("evaluate", tmp_path / "none", "--data", data): "is not a folder; pass a bundle, or",
         ("evaluate", truth, "--data", data, "--protocol", "davis"): "--protocol",
         ("evaluate", truth, "--data", data, "--mode", "online"): "--mode has no meaning",
         ("evaluate", truth, "--data", data, "--lookahead", 0): "--lookahead has no meaning",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from rvos_deploy.bundle.folder import open_bundle, packaged_bundles
 from rvos_deploy.datasets import read_mevis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 
 SMALL = ("--size", "64x96", "--jobs", 1)
 
@@ -24,7 +24,7 @@ SMALL = ("--size", "64x96", "--jobs", 1)
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
     root = tmp_path_factory.mktemp("sprites")
-    write_mevis(root / "valid", seed=4, split="valid", videos=1, config=config)
+    write_mevis(root / "valid", SplitSpec(seed=4, split="valid", videos=1, config=config))
     return root
 
 
@@ -69,7 +69,7 @@ def test_a_sweep_and_the_command_that_it_prints(
     assert "own offline" in lines[3]
     assert "one pass" in lines[5]
     assert lines[6] == "online: lookahead 1, memory 64, anchors 0; offline: all frames"
-    assert lines[7] == "fallback none (where no query passes, the mask is empty)"
+    assert lines[7] == "fallback none (if no query passes, the mask is empty)"
 
     found = json.loads(files[0].read_text())
     assert {"schema", "command", "versions", "machine", "protocol", "data"} <= set(found)
@@ -91,7 +91,7 @@ def test_a_sweep_and_the_command_that_it_prints(
         str(row["threshold"]) for row in best.values()
     ]
 
-    assert "on other videos than those whose scores you report" in lines[-2]
+    assert "on videos whose scores you do not report" in lines[-2]
     program, *arguments = shlex.split(lines[-1])
     assert program == "rvos-deploy"
     assert rvos(*arguments).code == 0
@@ -119,13 +119,13 @@ def test_refusals(rvos: Callable, tiny_bundle: Path, data: Path, tmp_path: Path)
         (*sweep, "--submission", tmp_path / "s.zip"): "--submission has no meaning with --sweep",
         (*sweep, "--mode", "online"): "--mode has no meaning with --sweep-threshold",
         (*sweep, "--threshold", 0.5): "list them with --sweep-at",
-        (*sweep, "--sweep-at", "0.2;0.3"): "--sweep-at '0.2;0.3' is no list of scores in 0..1",
-        (*sweep, "--sweep-at", "0.2,nan"): "is no list of scores in 0..1",
-        (*sweep, "--sweep-at", "2"): "is no list of scores in 0..1",
+        (*sweep, "--sweep-at", "0.2;0.3"): "--sweep-at '0.2;0.3' is not a list of scores in 0..1",
+        (*sweep, "--sweep-at", "0.2,nan"): "is not a list of scores in 0..1",
+        (*sweep, "--sweep-at", "2"): "is not a list of scores in 0..1",
         (*sweep, "--overlaps", "argmax"): "overlaps have no meaning in mevis",
         (*sweep[:-1], "--overlaps", "argmax"): "overlaps have no meaning in mevis",
         (*sweep[:-1], "--sweep-at", "0.2"): "add --sweep-threshold",
-        ("evaluate", tmp_path, *sweep[2:]): "--sweep-threshold has no meaning for masks that",
+        ("evaluate", tmp_path, *sweep[2:]): "--sweep-threshold has no meaning for existing masks",
         ("evaluate", tmp_path, "--data", data, "--overlaps", "argmax"): "--overlaps has no meaning",
     }
     for arguments, said in cases.items():
@@ -165,7 +165,7 @@ def test_overlaps_of_a_bundle_and_of_a_folder(
     )
     assert (swept.code, swept.stderr) == (0, "")
     assert "N-acc" not in swept.stdout
-    assert "fallback top1 (where no query passes, the mask is the best query's" in swept.stdout
+    assert "fallback top1 (if no query passes, the mask is the best query's" in swept.stdout
     assert "overlaps of an annotator's objects: argmax of mask logits, as published" in swept.stdout
 
 
@@ -192,5 +192,5 @@ def test_missing_masks_of_no_target_are_not_right(
 
 def test_help_says_what_missing_masks_count(rvos: Callable) -> None:
     shown = " ".join(rvos("evaluate", "--help").stdout.split())
-    assert "J and F are 0 in that frame, also where the truth is empty." in shown
-    assert "N-acc: an expression without a target needs all its masks, all empty." in shown
+    assert "J and F are 0 in its frame, even if the ground truth is empty." in shown
+    assert "N-acc: an expression without a target needs all its masks, and all of them" in shown

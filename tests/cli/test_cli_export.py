@@ -21,7 +21,7 @@ from rvos_deploy.cli.export import export
 from rvos_deploy.networks.pan2024.contract import probe_cases
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.network import Pan2024
-from rvos_deploy.parity.verification import MINIMUM_J_AND_F, judge
+from rvos_deploy.parity.verification import MINIMUM_J_AND_F, check_tensor
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def impossible_tolerance(ready_graphs: None, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(
         parity,
-        "judge",
-        lambda name, tolerance, *arrays: judge(name, -tolerance, *arrays),
+        "check_tensor",
+        lambda name, tolerance, *arrays: check_tensor(name, -tolerance, *arrays),
     )
 
 

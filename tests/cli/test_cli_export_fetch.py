@@ -99,9 +99,7 @@ def test_a_stop_keeps_what_was_fetched(
     stdout, stderr = child.communicate(timeout=120)
     (line,) = stderr.splitlines()
     assert (child.returncode, stdout) == (130, "")
-    assert line == (
-        f"error: interrupted; run the command again, which goes on from what {parts[0]} keeps"
-    )
+    assert line == (f"error: interrupted; run the command again, which continues from {parts[0]}")
     assert names(tmp_path) == {"w.safetensors.part", "w.safetensors.origin.json"}
     assert parts[0].read_bytes() == CONTENT[:100_000]
 
@@ -109,16 +107,17 @@ def test_a_stop_keeps_what_was_fetched(
 def test_published_files_are_named_with_their_license(
     file_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    entry = PUBLISHED[PRESET]
+    checkpoint = PublishedFile(file_server.serve("/v1.0/r50.pth", CONTENT))
+    tokenizer = PublishedFile(file_server.serve("/roberta/tokenizer.json", b"{}"))
     entry = replace(
-        PUBLISHED[PRESET],
-        checkpoint=PublishedFile(file_server.serve("/v1.0/r50.pth", CONTENT)),
-        tokenizer=(PublishedFile(file_server.serve("/roberta/tokenizer.json", b"{}")),),
+        entry,
+        checkpoint=replace(entry.checkpoint, files=(checkpoint,)),
+        tokenizer=replace(entry.tokenizer, files=(tokenizer,)),
     )
     monkeypatch.setitem(PUBLISHED, PRESET, entry)
     monkeypatch.setattr(published, "_SHA256", {})
-    checkpoint, tokenizer = FileOptions().resolve(PRESET)
-    assert checkpoint is not None
-    assert tokenizer is not None
+    assert None not in FileOptions().resolve(PRESET)
     shown = capsys.readouterr().out
     lines = shown.splitlines()
     assert [line.split(":")[0].strip() for line in lines] == [
@@ -140,17 +139,17 @@ def with_origin(bundle_copy: Callable, resign: Callable) -> Callable[..., Path]:
         network = NetworkOrigin(
             file="r50.pth",
             sha256=HASH,
-            url=entry.checkpoint.url,
-            license=entry.license,
-            attribution=entry.attribution,
+            url=entry.checkpoint.files[0].url,
+            license=entry.checkpoint.license,
+            attribution=entry.checkpoint.attribution,
         )
         tokenizer = TokenizerOrigin(
             files=tuple(
                 SourceFile(file.url.rpartition("/")[2], file.sha256 or HASH, file.url)
-                for file in entry.tokenizer
+                for file in entry.tokenizer.files
             ),
-            license=entry.tokenizer_license,
-            attribution=entry.tokenizer_attribution,
+            license=entry.tokenizer.license,
+            attribution=entry.tokenizer.attribution,
         )
         weights |= {"random": False, "checkpoint": "r50.pth", "checkpoint_sha256": HASH}
         weights["origin"] = {"network": plain(network) | changes, "tokenizer": plain(tokenizer)}
@@ -167,16 +166,17 @@ def test_inspect_shows_where_fetched_files_came_from(
     assert (result.code, result.stderr) == (0, "")
     shown, entry = " ".join(result.stdout.split()), PUBLISHED[PRESET]
     for text in (
-        f"weights r50.pth (sha256 {HASH[:12]}...) from {entry.checkpoint.url}",
-        f"Apache-2.0; {entry.attribution} CLIP part none",
-        f"vocabulary vocab.json (sha256 9e7f63c2d15d...) from {entry.tokenizer[0].url}",
-        f"merges.txt (sha256 1ce1664773c5...) from {entry.tokenizer[1].url}",
-        f"MIT; {entry.tokenizer_attribution} precision",
+        f"weights r50.pth (sha256 {HASH[:12]}...) from {entry.checkpoint.files[0].url}",
+        f"Apache-2.0; {entry.checkpoint.attribution} vocabulary",
+        f"vocabulary vocab.json (sha256 9e7f63c2d15d...) from {entry.tokenizer.files[0].url}",
+        f"merges.txt (sha256 1ce1664773c5...) from {entry.tokenizer.files[1].url}",
+        f"MIT; {entry.tokenizer.attribution} precision",
     ):
         assert text.replace(" ", "") in shown.replace(" ", "")
     assert max(map(len, result.stdout.splitlines())) <= 120
     found = json.loads((tmp_path / "inspect.json").read_text())
-    assert found["manifest"]["weights"]["origin"]["network"]["url"] == entry.checkpoint.url
+    network = found["manifest"]["weights"]["origin"]["network"]
+    assert network["url"] == entry.checkpoint.files[0].url
 
 
 def test_a_bundle_without_them_is_read_as_before(tiny_bundle: Path) -> None:

@@ -31,8 +31,8 @@ def test_a_second_video(refused: Callable[..., str], make_video: Callable, tmp_p
     second = make_video(tmp_path / "b.mp4")
     error = refused(str(second), "the dog")
     assert f"expression '{second}' is a file that exists" in error
-    assert "give one video a run" in error
-    assert f"after a space: ' {second}'" in error
+    assert "give one video per run" in error
+    assert f"put a space before them: ' {second}'" in error
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from rvos_deploy.datasets import read_mevis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.stream import Stream
 
@@ -207,7 +207,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A split of one video, and its truth as predictions."""
     root = tmp_path_factory.mktemp("sprites")
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
-    write_mevis(root / "valid", seed=2, split="valid", videos=1, config=config)
+    write_mevis(root / "valid", SplitSpec(seed=2, split="valid", videos=1, config=config))
     truth = root / "truth"
     for video in read_mevis(root / "valid").videos:
         for expression in video.expressions:
@@ -306,7 +306,7 @@ def test_make_data_replaces_only_a_split(
     assert "also holds notes.txt, which was not rendered and would be lost" in error
     assert snapshot(folder) == before
     (folder / "sprites.json").unlink()
-    assert "is no split of sprites" in rvos(*arguments, "--out", folder.parent).error
+    assert "is not a split of Moving Sprites" in rvos(*arguments, "--out", folder.parent).error
     shutil.rmtree(folder)
     shutil.copytree(data[0], folder)
     before = snapshot(folder)

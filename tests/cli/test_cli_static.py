@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 
 TEXTS = ("the disc", "a dog", "the square moving to the right")
 
@@ -125,7 +125,7 @@ def test_inspect_of_a_bundle_that_is_not_fixed(
 
 def test_evaluate(rvos: Callable, static_bundle: Path, tmp_path: Path) -> None:
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
-    write_mevis(tmp_path / "valid", seed=2, split="valid", videos=1, config=config)
+    write_mevis(tmp_path / "valid", SplitSpec(seed=2, split="valid", videos=1, config=config))
     common = ("evaluate", static_bundle, "--data", tmp_path, "--jobs", 1)
     result = rvos(*common, "--json", tmp_path / "e.json")
     assert (result.code, result.stderr) == (0, "")

@@ -136,7 +136,7 @@ def test_a_stop_while_the_program_starts(
 
 
 NOTE = (
-    "note: the packaged bundle knows the world of Moving Sprites only; for other videos pass your "
+    "note: the packaged bundle knows only the world of Moving Sprites; for other videos, pass your "
     "own --bundle\n"
 )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 from rvos_deploy.networks.pan2024.config import PRESETS
 from rvos_deploy.training.recipe_file import packaged_recipes, read_recipe
 
@@ -28,7 +28,7 @@ def options(*changes: str) -> list[str]:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     world = WorldConfig(height=64, width=96, frames=8, objects=(2, 2), expressions=(1, 2))
-    write_mevis(tmp_path / "data", seed=1, split="train", videos=1, config=world)
+    write_mevis(tmp_path / "data", SplitSpec(seed=1, split="train", videos=1, config=world))
     return tmp_path / "data"
 
 

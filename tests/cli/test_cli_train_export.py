@@ -17,7 +17,7 @@ from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.source import find_source
 from rvos_deploy.export.weights import Weights, load_with_origin
-from rvos_deploy.graph_io.frame_geometry import display_mask, fit_frame, resize_frame
+from rvos_deploy.graph_io.frame_geometry import letterbox, resize_frame, upsample_mask
 from rvos_deploy.networks.pan2024.config import ModelConfig, preset
 from rvos_deploy.networks.pan2024.modules.checkpoint import (
     clip_fingerprint,
@@ -137,10 +137,10 @@ def trainers_masks(trained: Run, video: Path, words: str) -> np.ndarray:
     latest = (trained.folder / "checkpoints" / "latest").read_text().strip()
     load_checkpoint(network, trained.folder / "checkpoints" / latest / "weights.safetensors")
     images = [frame.image for frame in read_video(video)]
-    geometry = fit_frame(images[0].shape[:2], config.input_size)
+    geometry = letterbox(images[0].shape[:2], config.input_size)
     frames = [torch.from_numpy(resize_frame(image, geometry)) for image in images]
     logits = segment_clip(network, frames, tokenize(training_tokenizer(), [words])).mask_logits
-    return np.stack([display_mask(one, geometry) for one in logits[0].numpy()])
+    return np.stack([upsample_mask(one, geometry) for one in logits[0].numpy()])
 
 
 def checkpoint_of(trained: Run) -> Path:

@@ -31,7 +31,7 @@ PAIRS = [types for types in TYPES if types[1] == types[2]]
 
 
 def run(case: Case, **options: Any) -> NDArray[Any]:
-    return kernel.ms_deform_attn(*case.arrays, **options)
+    return kernel.ms_deform_attn(kernel.Inputs(*case.arrays), **options)
 
 
 @every_instruction_set
@@ -81,7 +81,7 @@ def test_float64_is_computed_in_float64(use: str) -> None:
         case = make_case(np.random.default_rng(seed), PAIRS[0], scenario)
         wide = [array.astype(np.float64) for array in case.arrays]
         wide[1] = case.level_shapes
-        output = kernel.ms_deform_attn(*wide, use=use)
+        output = kernel.ms_deform_attn(kernel.Inputs(*wide), use=use)
         # Offsets reach 2e4 pixels in a float64 of 2^-53: 4e-12 of a pixel.
         assert np.abs(output - reference(case)).max() <= 1e-10
 
@@ -172,9 +172,9 @@ def test_float16_and_bfloat16_round_as_numpy_and_pytorch_do() -> None:
     )
     half = bits.view(np.float16).reshape(1, 1, 1, -1)
     for use in usable_instructions():
-        output = kernel.ms_deform_attn(half, *inputs, use=use)
+        output = kernel.ms_deform_attn(kernel.Inputs(half, *inputs), use=use)
         assert np.array_equal(output.ravel(), half.ravel(), equal_nan=True)
-        output = kernel.ms_deform_attn(bits.reshape(1, 1, 1, -1), *inputs, use=use)
+        output = kernel.ms_deform_attn(kernel.Inputs(bits.reshape(1, 1, 1, -1), *inputs), use=use)
         found, wanted = (
             torch.from_numpy(numbers.ravel().copy()).view(torch.bfloat16).float().numpy()
             for numbers in (output, bits)
@@ -185,13 +185,14 @@ def test_float16_and_bfloat16_round_as_numpy_and_pytorch_do() -> None:
     value = random.standard_normal((1, 2, 1, 4096)).astype(np.float16)
     value[..., :2048] *= np.float16(1e-5)  # subnormals
     middle = np.zeros((1, 1, 1, 1, 1, 2), np.float32)
-    output = kernel.ms_deform_attn(
+    middles = kernel.Inputs(
         value,
         np.array([[1, 2]], np.int32),
         np.array([[0.5, 0.5]], np.float32),
         middle,
         np.zeros((1, 1, 1, 1), np.float32),
     )
+    output = kernel.ms_deform_attn(middles)
     assert np.array_equal(output.ravel(), value.astype(np.float32).mean(1).ravel().astype("f2"))
 
 
@@ -216,15 +217,15 @@ def test_gradients_by_finite_differences(scenario: str, use: str) -> None:
     arrays[3] += random.uniform(0.1, 0.2, arrays[3].shape)  # away from whole pixels
     if scenario == "huge logits":
         arrays[4] /= np.abs(arrays[4]).max() / 3
-    grad = random.standard_normal(kernel.ms_deform_attn(*arrays).shape)
-    found = kernel.ms_deform_attn_backward(*arrays, grad, use=use)
+    grad = random.standard_normal(kernel.ms_deform_attn(kernel.Inputs(*arrays)).shape)
+    found = kernel.ms_deform_attn_backward(kernel.Inputs(*arrays), grad, use=use)
     for index, gradient in zip((0, 3, 4), found, strict=True):
         for at in random.choice(arrays[index].size, min(30, arrays[index].size), replace=False):
             sides = []
             for step in (1e-5, -1e-5):
                 moved = [array.copy() for array in arrays]
                 moved[index].flat[at] += step
-                sides.append((kernel.ms_deform_attn(*moved) * grad).sum())
+                sides.append((kernel.ms_deform_attn(kernel.Inputs(*moved)) * grad).sum())
             wanted = (sides[0] - sides[1]) / 2e-5
             assert abs(gradient.flat[at] - wanted) <= 1e-6 * max(1.0, abs(wanted)), (index, at)
 
@@ -237,8 +238,8 @@ def test_float32_gradients_are_those_of_float64(use: str) -> None:
     grad = random.standard_normal(run(case).shape).astype(np.float32)
     wide = [array.astype(np.float64) for array in arrays]
     wide[1] = arrays[1]
-    found = kernel.ms_deform_attn_backward(*arrays, grad, use=use)
-    wanted = kernel.ms_deform_attn_backward(*wide, grad.astype(np.float64), use=use)
+    found = kernel.ms_deform_attn_backward(kernel.Inputs(*arrays), grad, use=use)
+    wanted = kernel.ms_deform_attn_backward(kernel.Inputs(*wide), grad.astype(np.float64), use=use)
     for one, other in zip(found, wanted, strict=True):
         assert np.abs(one - other).max() <= 2e-5 * max(1.0, np.abs(other).max())
 
@@ -288,7 +289,7 @@ def test_wrong_arrays_are_refused(name: str) -> None:
 def test_arrays_that_are_not_contiguous_are_read_right() -> None:
     case = make_case(np.random.default_rng(14), PAIRS[0])
     strided = [np.repeat(array, 2, axis=-1)[..., ::2] for array in case.arrays]
-    assert (kernel.ms_deform_attn(*strided) == run(case)).all()
+    assert (kernel.ms_deform_attn(kernel.Inputs(*strided)) == run(case)).all()
 
 
 def test_without_the_library_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,10 +26,10 @@ best = kernel.INSTRUCTIONS.index(kernel.instructions())
 random = np.random.default_rng(13)
 if len(sys.argv) > 3:
     wrong = make_case(random, ("fp32", "fp32", "fp32"))
-    kernel._check = lambda *arrays, check=kernel._check: check(*wrong.arrays)
+    kernel._check = lambda given, check=kernel._check: check(kernel.Inputs(*wrong.arrays))
     shapes = wrong.level_shapes * 40  # more pixels than there are
     wrong.sampling_offsets[:] = 0
-    kernel.ms_deform_attn(wrong.value, shapes, *wrong.arrays[2:])
+    kernel.ms_deform_attn(kernel.Inputs(wrong.value, shapes, *wrong.arrays[2:]))
     sys.exit("nothing was found")
 cases = 0
 for kinds in (("fp32",) * 3, ("fp16",) * 3, ("bf16",) * 3, ("fp16", "fp32", "fp32")):
@@ -40,9 +40,10 @@ for kinds in (("fp32",) * 3, ("fp16",) * 3, ("bf16",) * 3, ("fp16", "fp32", "fp3
                 arrays[3].flat[::7] = np.inf
                 arrays[3].flat[::11] = np.nan
                 arrays[2].flat[::3] = np.nan
-            output = kernel.ms_deform_attn(*arrays, use=use, threads=3)
+            inputs = kernel.Inputs(*arrays)
+            output = kernel.ms_deform_attn(inputs, use=use, threads=3)
             if kinds[0] == "fp32":
-                kernel.ms_deform_attn_backward(*arrays, output, use=use, threads=3)
+                kernel.ms_deform_attn_backward(inputs, output, use=use, threads=3)
             cases += 1
 print(cases // (best + 1))
 """

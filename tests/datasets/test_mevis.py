@@ -14,7 +14,13 @@ import pytest
 from PIL import Image
 
 from rvos_deploy.datasets import read_mevis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, make_video, render, write_mevis
+from rvos_deploy.datasets.moving_sprites import (
+    SplitSpec,
+    WorldConfig,
+    make_video,
+    render,
+    write_mevis,
+)
 from rvos_deploy.datasets.rle import encode
 from rvos_deploy.errors import InputError
 
@@ -126,7 +132,7 @@ def test_a_split_without_ground_truth(mevis: Path, edit: Edit) -> None:
 
 def test_moving_sprites(tmp_path: Path) -> None:
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
-    folder = write_mevis(tmp_path / "d", seed=1, split="train", videos=2, config=config)
+    folder = write_mevis(tmp_path / "d", SplitSpec(seed=1, split="train", videos=2, config=config))
     for index, video in enumerate(read_mevis(folder).videos):
         source = make_video(1, "train", index, config)
         truth = render(source)[1]  # [T, K, H, W]
@@ -168,7 +174,7 @@ EXPRESSIONS = ("videos", "abc", "expressions")
         (
             "meta_expressions.json",
             _set(*EXPRESSIONS, "0", "anno_id", ["seven"]),
-            'expressions/0/anno_id/0: a whole number was needed, found "seven"',
+            'expressions/0/anno_id/0: expected a whole number, found "seven"',
         ),
         (
             "meta_expressions.json",
@@ -208,12 +214,12 @@ EXPRESSIONS = ("videos", "abc", "expressions")
         (
             "meta_expressions.json",
             _set("videos", "abc", "frames", "00000"),
-            'videos/abc/frames: a list was needed, found "00000"',
+            'videos/abc/frames: expected a list, found "00000"',
         ),
-        ("meta_expressions.json", _set("videos", []), "videos: an object was needed"),
+        ("meta_expressions.json", _set("videos", []), "videos: expected an object"),
         ("mask_dict.json", _set("9", [None]), r"9: 1 masks, but the video has 3 frames"),
-        ("mask_dict.json", _set("9", [None, 3, None]), "9/1: an object was needed, found 3"),
-        ("mask_dict.json", _set("9", "x"), "9: a list was needed"),
+        ("mask_dict.json", _set("9", [None, 3, None]), "9/1: expected an object, found 3"),
+        ("mask_dict.json", _set("9", "x"), "9: expected a list"),
     ],
 )
 def test_what_is_wrong_is_named(
@@ -229,7 +235,7 @@ def test_what_is_wrong_is_named(
 @pytest.mark.parametrize(
     ("rle", "said"),
     [
-        (dict(encode(np.zeros((8, 6), bool))), "the mask is 8x6, the video's frames are 6x8"),
+        (dict(encode(np.zeros((8, 6), bool))), "the mask is 8x6, but the video's frames are 6x8"),
         ({"size": [6, 8], "counts": "01"}, "damaged mask"),
         ({"size": [6, 8]}, "counts must be a string"),
     ],

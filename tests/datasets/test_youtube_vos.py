@@ -79,7 +79,7 @@ def test_what_is_wrong_is_named(ref_youtube_vos: Path, edit: Edit) -> None:
     with pytest.raises(InputError, match=r"00005\.png is an image of mode RGB"):
         video.object_masks()
     Image.new("P", (6, 8)).save(annotation)
-    with pytest.raises(InputError, match=r"00005\.png is 8x6, the video's frames are 6x8"):
+    with pytest.raises(InputError, match=r"00005\.png is 8x6, but the video's frames are 6x8"):
         video.object_masks()
     annotation.write_bytes(b"")
     with pytest.raises(InputError, match=r"00005\.png is damaged"):

@@ -53,7 +53,7 @@ def test_axes_named_by_profile_replace_the_default(bundle: Bundle) -> None:
         ("", "'' is not AXIS=MIN:OPT:MAX"),
         ("H=128:256", "'H=128:256' is not AXIS=MIN:OPT:MAX or AXIS=SIZE; for example H=128:"),
         ("H=-32:32:64", "is not AXIS=MIN:OPT:MAX"),
-        ("K=1", "K is no axis of this bundle; axes are H 32 to 4096 in multiples of 32, W"),
+        ("K=1", "K is not an axis of this bundle; axes are H 32 to 4096 in multiples of 32, W"),
         ("H=64,H=96", "H is named twice"),
         ("H=256:128:448", "H=256:128:448 is not in order, min <= opt <= max"),
         (

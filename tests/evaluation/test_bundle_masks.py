@@ -11,7 +11,7 @@ import pytest
 import rvos_deploy as rvos
 from rvos_deploy.datasets import read_mevis
 from rvos_deploy.evaluation.bundle_masks import bundle_masks, bundle_settings, evaluate_bundle
-from rvos_deploy.evaluation.evaluate import evaluate
+from rvos_deploy.evaluation.evaluate import ScoringOptions, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +53,9 @@ def test_evaluation_equals_that_of_written_masks(
     direct = evaluate_bundle(
         segmenter,
         split,
+        options=ScoringOptions(progress=lambda *step: steps.append(step)),
         settings=settings,
         submission=tmp_path / "s.zip",
-        progress=lambda *step: steps.append(step),
     )
     assert passes["backbone"] == 8  # frames of both videos, whatever the expressions
     assert ("frames", 8, 8) in steps

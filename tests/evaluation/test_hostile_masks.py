@@ -11,14 +11,14 @@ from hostile_images import black_png, not_images
 from PIL import Image
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.evaluation.evaluate import evaluate
+from rvos_deploy.evaluation.evaluate import ScoringOptions, evaluate
 
 NAME = Path("two") / "5" / "00002.png"
 
 
 def refused(predictions: Path, split: Path) -> str:
     with pytest.raises(InputError) as caught:
-        evaluate(predictions, split, jobs=1)
+        evaluate(predictions, split, options=ScoringOptions(jobs=1))
     text = str(caught.value)
     assert str(NAME) in text
     assert "\n" not in text

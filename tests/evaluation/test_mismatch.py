@@ -13,7 +13,7 @@ from PIL import Image
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.evaluate import evaluate
-from rvos_deploy.evaluation.mismatch import strays
+from rvos_deploy.evaluation.mismatch import unexpected_names
 
 Mask = np.ndarray
 
@@ -36,9 +36,9 @@ def renamed(predictions: Path, how: Callable[[Path], Path | None]) -> Path:
 def test_frames_named_by_number(split: Path, predictions: Path) -> None:
     folder = renamed(predictions, lambda path: path.with_name(f"{int(path.stem)}.png"))
     assert refused(folder, split) == (
-        f"{folder} holds no mask that is looked for: in {folder / 'one' / '0'} found 0.png, 1.png, "
-        "2.png, needed 00000.png, 00001.png, 00002.png and 1 more; name the masks as the frames "
-        "are named"
+        f"{folder} holds no mask with an expected name: in {folder / 'one' / '0'} found 0.png, "
+        "1.png, 2.png, needed 00000.png, 00001.png, 00002.png and 1 more; name the masks as the "
+        "frames are named"
     )
 
 
@@ -89,15 +89,15 @@ def test_a_folder_too_low(split: Path, predictions: Path) -> None:
 def test_what_is_no_folder_of_predictions(split: Path, predictions: Path, tmp_path: Path) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "z" / "masks"), "zip", predictions))
     assert "masks.zip is a zip file; unpack it; pass a bundle, or" in refused(archive, split)
-    assert "unpack masks.zip; masks are looked for in" in refused(archive.parent, split)
+    assert "unpack masks.zip; masks are expected in" in refused(archive.parent, split)
     assert "it looks like a data set: pass that with --data" in refused(split, split)
     (tmp_path / "empty").mkdir()
-    assert "none of the 2 videos (found nothing); masks are looked for" in refused(
+    assert "none of the 2 videos (found nothing); masks are expected" in refused(
         tmp_path / "empty", split
     )
     (tmp_path / "empty" / "backbone.onnx").touch()
     assert "a bundle, but has no manifest.json" in refused(tmp_path / "empty", split)
-    assert "is no folder" in refused(split / "mask_dict.json", split)
+    assert "is not a folder" in refused(split / "mask_dict.json", split)
 
 
 def test_every_layout_of_a_mask(split: Path, predictions: Path, make_box: Callable) -> None:
@@ -128,8 +128,8 @@ def test_strays_are_named_beside_what_is_missing(split: Path, predictions: Path)
     (video / "7").rename(video / "2")
     found = evaluate(predictions, split)
     assert found.missing == ("one/0/00003.png", "two/5", "two/7")
-    assert strays(predictions, found.split.videos, found.missing) == ["two/1", "two/2"]
-    assert not strays(predictions, found.split.videos, found.missing[:1])
+    assert unexpected_names(predictions, found.split.videos, found.missing) == ["two/1", "two/2"]
+    assert not unexpected_names(predictions, found.split.videos, found.missing[:1])
 
 
 def test_another_protocol_than_the_data(split: Path, predictions: Path, ref_davis: Path) -> None:

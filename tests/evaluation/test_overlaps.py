@@ -13,10 +13,10 @@ import rvos_deploy as rvos
 from rvos_deploy.datasets import VideoRecord, read_ref_davis
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation.bundle_masks import bundle_masks, evaluate_bundle
-from rvos_deploy.evaluation.evaluate import evaluate
+from rvos_deploy.evaluation.evaluate import ScoringOptions, evaluate
 from rvos_deploy.evaluation.overlaps import resolve_overlaps
 from rvos_deploy.evaluation.protocols import annotator_sets
-from rvos_deploy.graph_io.frame_geometry import display_logits
+from rvos_deploy.graph_io.frame_geometry import upsample_logits
 from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.runtime.decided_frame import DecidedFrame
 
@@ -64,7 +64,7 @@ def reference(segmenter: rvos.Segmenter, video: VideoRecord) -> list[NDArray[np.
 
     def logits(frame: DecidedFrame) -> NDArray[np.bool_]:
         values = frame.mask_logits(thresholds(frame.scores, 0.0, "none"))
-        frames.append(np.stack([display_logits(one, frame.geometry) for one in values]))
+        frames.append(np.stack([upsample_logits(one, frame.geometry) for one in values]))
         return frames[-1] > 0
 
     texts = [expression.text for expression in video.expressions]
@@ -101,7 +101,9 @@ def test_ref_davis_resolves_overlaps_unless_told_otherwise(
     direct = evaluate_bundle(segmenter, ref_davis, "ref-davis", ALL_QUERIES)
     by_hand = evaluate(lambda video: reference(segmenter, video), ref_davis, "ref-davis")
     assert direct.scores == by_hand.scores
-    kept = evaluate_bundle(segmenter, ref_davis, "ref-davis", ALL_QUERIES, overlaps="keep")
+    kept = evaluate_bundle(
+        segmenter, ref_davis, "ref-davis", ALL_QUERIES, options=ScoringOptions(overlaps="keep")
+    )
     masks = bundle_masks(segmenter, ALL_QUERIES)
     assert kept.scores == evaluate(masks, ref_davis, "ref-davis").scores
     assert kept.scores != direct.scores
@@ -109,4 +111,6 @@ def test_ref_davis_resolves_overlaps_unless_told_otherwise(
 
 def test_answers_of_their_own_have_no_overlaps(segmenter: rvos.Segmenter, split: Path) -> None:
     with pytest.raises(InputError, match="overlaps have no meaning in mevis"):
-        evaluate_bundle(segmenter, split, "mevis", ALL_QUERIES, overlaps="argmax")
+        evaluate_bundle(
+            segmenter, split, "mevis", ALL_QUERIES, options=ScoringOptions(overlaps="argmax")
+        )

@@ -16,7 +16,7 @@ from PIL import Image
 
 from rvos_deploy.datasets import VideoRecord, read_mevis, read_ref_davis
 from rvos_deploy.errors import InputError
-from rvos_deploy.evaluation.evaluate import evaluate
+from rvos_deploy.evaluation.evaluate import ScoringOptions, evaluate
 from rvos_deploy.evaluation.metrics import contour_accuracy, region_similarity
 from rvos_deploy.evaluation.report import report, write_csv
 
@@ -103,7 +103,9 @@ def test_a_missing_video_counts_0_and_is_named(split: Path, predictions: Path) -
 
 def test_many_processes_say_the_same(split: Path, predictions: Path, tmp_path: Path) -> None:
     alone = evaluate(predictions, split, submission=tmp_path / "1.zip")
-    many = evaluate(predictions, split, jobs=2, submission=tmp_path / "2.zip")
+    many = evaluate(
+        predictions, split, options=ScoringOptions(jobs=2), submission=tmp_path / "2.zip"
+    )
     assert alone.scores == many.scores
     assert alone.missing == many.missing
     assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
@@ -112,7 +114,7 @@ def test_many_processes_say_the_same(split: Path, predictions: Path, tmp_path: P
 def test_errors_come_through_from_processes(split: Path, predictions: Path) -> None:
     Image.new("L", (5, 4)).save(predictions / "two" / "5" / "00002.png")
     with pytest.raises(InputError, match=r"two/5/00002\.png is 4x5, the video is 32x48"):
-        evaluate(predictions, split, jobs=2)
+        evaluate(predictions, split, options=ScoringOptions(jobs=2))
 
 
 def test_long_videos_are_scored_in_parts(
@@ -121,7 +123,9 @@ def test_long_videos_are_scored_in_parts(
     whole = evaluate(predictions, split)
     monkeypatch.setattr("rvos_deploy.evaluation.predictions.CHUNK", 3)
     steps: list[tuple[str, int, int | None]] = []
-    parts = evaluate(predictions, split, progress=lambda *step: steps.append(step))
+    parts = evaluate(
+        predictions, split, options=ScoringOptions(progress=lambda *step: steps.append(step))
+    )
     assert parts.scores == whole.scores
     assert steps == [("scores", done, 8) for done in (3, 4, 7, 8)]
 
@@ -158,7 +162,7 @@ def test_submission_holds_every_mask(
     split: Path, predictions: Path, tmp_path: Path, jobs: int
 ) -> None:
     out = tmp_path / "new" / "s.zip"
-    evaluate(predictions, split, submission=out, jobs=jobs)
+    evaluate(predictions, split, options=ScoringOptions(jobs=jobs), submission=out)
     with zipfile.ZipFile(out) as archive:
         assert sorted(archive.namelist()) == sorted(
             str(path.relative_to(predictions)) for path in predictions.rglob("*.png")
@@ -222,7 +226,7 @@ def test_masks_of_a_function(
     ("masks", "said"),
     [
         (lambda video: [np.zeros((1, 32, 48), bool)] * 4, r"shape \[1, 32, 48\] were predicted"),
-        (lambda video: [np.zeros((3, 32, 48), bool)] * 3, "has 4 frames, masks came for 3"),
+        (lambda video: [np.zeros((3, 32, 48), bool)] * 3, "has 4 frames, but 3 have masks"),
     ],
 )
 def test_a_function_that_gives_something_else(split: Path, masks: Callable, said: str) -> None:
@@ -357,7 +361,7 @@ def test_wrong_folders_and_names(split: Path, predictions: Path, tmp_path: Path)
         evaluate(predictions, split, "davis")
     with pytest.raises(InputError, match=r"none of the 2 videos \(found predictions, split\)"):
         evaluate(predictions.parent, split)
-    with pytest.raises(InputError, match="nowhere is no folder; pass a bundle, or a folder"):
+    with pytest.raises(InputError, match="nowhere is not a folder; pass a bundle, or a folder"):
         evaluate(tmp_path / "nowhere", split)
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 import rvos_deploy as rvos
 from rvos_deploy.datasets import DataSplit, read_mevis, read_ref_davis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 from rvos_deploy.errors import InputError
 from rvos_deploy.evaluation import sweep_scoring, threshold_sweep
 from rvos_deploy.evaluation.bundle_masks import evaluate_bundle
+from rvos_deploy.evaluation.evaluate import ScoringOptions
 from rvos_deploy.evaluation.sweep_report import best_row, sweep_report
 from rvos_deploy.evaluation.threshold_sweep import GRID, distinct_answers, sweep_thresholds
 from rvos_deploy.runtime.decided_frame import DecidedFrame
@@ -36,7 +37,7 @@ def segmenter() -> Iterator[rvos.Segmenter]:
 def sprites(tmp_path_factory: pytest.TempPathFactory) -> DataSplit:
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
     root = tmp_path_factory.mktemp("sprites") / "valid"
-    write_mevis(root, seed=4, split="valid", videos=2, config=config)
+    write_mevis(root, SplitSpec(seed=4, split="valid", videos=2, config=config))
     return read_mevis(root)
 
 
@@ -131,12 +132,20 @@ def test_objects_of_several_annotators(tiny_bundle: Path, ref_davis: Path, overl
     with rvos.load(tiny_bundle) as segmenter:
         online = rvos.StreamSettings(fallback="top1", size=(64, 96))
         at = (0.0, 1.0)
-        swept = sweep_thresholds(segmenter, split, "ref-davis", online, at=at, overlaps=overlaps)
+        swept = sweep_thresholds(
+            segmenter, split, "ref-davis", online, options=ScoringOptions(overlaps=overlaps), at=at
+        )
         assert swept.overlaps == overlaps
         for mode in ("offline", "online"):
             for index, value in enumerate(swept.thresholds):
                 settings = replace(online, mode=mode, threshold=value)
-                alone = evaluate_bundle(segmenter, split, "ref-davis", settings, overlaps=overlaps)
+                alone = evaluate_bundle(
+                    segmenter,
+                    split,
+                    "ref-davis",
+                    settings,
+                    options=ScoringOptions(overlaps=overlaps),
+                )
                 assert swept.scores[mode][index] == alone.scores
             # The fallback holds at every threshold: the best query answers even at 1.
             assert not all(score.predicted_empty for score in swept.scores[mode][-1])
@@ -152,10 +161,9 @@ def test_processes_and_small_chunks_say_the_same(
     many = sweep_thresholds(
         segmenter,
         sprites,
+        options=ScoringOptions(jobs=2, progress=lambda *step: steps.append(step)),
         online=ONLINE,
         at=(0.2, 0.8),
-        jobs=2,
-        progress=lambda *step: steps.append(step),
     )
     assert many.scores == alone.scores
     assert steps[-1] == ("scores", 32, 32)
@@ -172,7 +180,7 @@ def test_refusals(segmenter: rvos.Segmenter, sprites: DataSplit) -> None:
     with pytest.raises(InputError, match=r"threshold must lie in 0\.\.1, found 1\.5"):
         sweep_thresholds(segmenter, sprites, at=(0.5, 1.5))
     with pytest.raises(InputError, match="overlaps have no meaning in mevis"):
-        sweep_thresholds(segmenter, sprites, overlaps="argmax")
+        sweep_thresholds(segmenter, sprites, options=ScoringOptions(overlaps="argmax"))
     both: list[Callable[[], rvos.StreamSettings]] = [lambda: OFFLINE, rvos.StreamSettings]
     with pytest.raises(InputError, match="streams in step need settings of one size"):
         segmenter.streams_in_step(["a square"], [make() for make in both])

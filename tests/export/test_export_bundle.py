@@ -28,7 +28,6 @@ from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.parity.comparison import compare
 from rvos_deploy.parity.verification import (
     MaskCheck,
-    case_axes,
     verify,
 )
 from rvos_deploy.runtime.backends.registry import make_backend
@@ -47,7 +46,7 @@ def test_graphs_equal_pytorch_at_sizes_outside_the_checks(
     bundle = open_bundle(tiny_bundle)
     graph = next(graph for graph in graphs(tiny_network) if graph.spec.name == name)
     assert graph.spec == bundle.graphs[name]
-    inputs = probe_inputs(graph.spec, case_axes(graph.spec, axes), seed=77)
+    inputs = probe_inputs(graph.spec, graph.spec.axis_sizes(axes), seed=77)
     with torch.inference_mode():
         outputs = graph.module(*map(torch.from_numpy, inputs.values()))
     tensors = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
@@ -61,7 +60,7 @@ def test_graphs_equal_pytorch_at_sizes_outside_the_checks(
 def test_the_frame_decoder_outputs_the_slot_cues(tiny_network: RvosNetwork) -> None:
     """The contents are those at stride 8, and every output has its name."""
     graph = next(graph for graph in graphs(tiny_network) if graph.spec.name == "frame_decoder")
-    probes = probe_inputs(graph.spec, case_axes(graph.spec, AXES[1]), seed=5)
+    probes = probe_inputs(graph.spec, graph.spec.axis_sizes(AXES[1]), seed=5)
     inputs = {name: torch.from_numpy(array) for name, array in probes.items()}
     features = ImageFeatures(*(inputs[f"res{i}"] for i in (2, 3, 4, 5)))
     text = TextFeatures(inputs["text_tokens"], inputs["sentence"], inputs["text_padding"])
@@ -110,7 +109,7 @@ def test_openvino_runs_the_inlined_graph(tiny_bundle: Path) -> None:
     compiled = core.compile_model(
         core.read_model(inlined.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    inputs = probe_inputs(spec, case_axes(spec, AXES[1]), 3)
+    inputs = probe_inputs(spec, spec.axis_sizes(AXES[1]), 3)
     found = compiled(inputs)
     with make_backend().open_files([(spec, bundle.graph_file("frame_decoder"))]) as session:
         expected = session.graphs[spec.name].run(inputs)
@@ -247,15 +246,20 @@ def test_errors_of_failed_masks_give_the_difference_and_the_options(
     """The message offers only options that help."""
     masks = MaskCheck("masks", False, 0.999, j_and_f, j_and_f, 0.5, 0.004, excess, 0.16)
     with pytest.raises(ParityError) as error:
-        bundle_export._require_all((masks,))
+        bundle_export._require_all((masks,), "excess cost of slots")
     text = str(error.value)
-    assert f"masks (J&F {j_and_f:.4f}, needed 0.999; 0.40% undecided, excess cost of slots" in text
-    assert "more than the best, allowed 0.16; export with --precision fp32, or measure" in text
+    assert (
+        f"masks (J&F {j_and_f:.4f}, needed 0.999; 0.40% of the pixels too near 0 to compare, "
+        f"allowed 1%; excess cost of slots {excess:.2g}, allowed 0.16; export with --precision "
+        "fp32, or measure"
+    ) in text
     assert text.endswith(f"accept it with {options})")
 
 
-def test_errors_of_failed_masks_offer_no_useless_option() -> None:
-    masks = MaskCheck("masks", False, 0.999, 1.0, 1.0, 0.5, 0.4, 0.0, 0.16)
-    with pytest.raises(ParityError, match=r"40\.00% undecided") as error:
-        bundle_export._require_all((masks,))
+@pytest.mark.parametrize("j_and_f", [1.0, 0.9])
+def test_errors_of_failed_masks_offer_no_useless_option(j_and_f: float) -> None:
+    masks = MaskCheck("masks", False, 0.999, j_and_f, j_and_f, 0.5, 0.4, 0.0, 0.16)
+    too_many = r"40\.00% of the pixels too near 0 to compare, allowed 1%"
+    with pytest.raises(ParityError, match=too_many) as error:
+        bundle_export._require_all((masks,), "excess cost of slots")
     assert "accept it with" not in str(error.value)

@@ -232,8 +232,8 @@ def test_a_page_that_was_put_into_the_cache_is_refused(cache: Path) -> None:
         (401, "may not be fetched without a login (HTTP 401)"),
         (403, "may not be fetched without a login (HTTP 403)"),
         (418, "is refused by its server (HTTP 418)"),
-        (429, "cannot be had now (HTTP 429); try again later"),
-        (503, "cannot be had now (HTTP 503); try again later"),
+        (429, "is not available now (HTTP 429); try again later"),
+        (503, "is not available now (HTTP 503); try again later"),
     ],
 )
 def test_an_error_of_the_server_is_one_line(
@@ -285,7 +285,7 @@ def test_every_redirect_is_followed(file_server: Any, cache: Path, status: int) 
 def test_a_redirect_leads_nowhere_else(file_server: Any, cache: Path, target: str) -> None:
     url = file_server.serve("/w.pth", b"", location=target)
     line = refused(url, cache)
-    assert "or to no http address (HTTP 302)" in line or "which is not followed" in line
+    assert "or not to an http address (HTTP 302)" in line or "which is not followed" in line
     assert not cache.exists()
 
 
@@ -362,22 +362,22 @@ def test_a_disk_without_room_is_refused_before_the_transfer(
     [
         ("http://host.invalid/w.pth?token=secret", "its host is not found"),
         ("http://127.0.0.1:1/w.pth?token=secret", "onnection refused"),
-        ("http://127.0.0.1:99999/w.pth", "is no address"),
+        ("http://127.0.0.1:99999/w.pth", "is not a valid address"),
         ("file:///w.pth", "give a local file by its path"),
         ("ftp://host/w.pth", "only http:// and https://"),
         ("http://me:secret@host/w.pth", "user name"),
-        ("http:///w.pth", "is no address"),
-        ("http://host/a b.pth", "is no address"),
-        ("http://host/w\n.pth", "is no address"),
-        ("http://host/wéights.pth", "is no address"),
-        ("http://[host/w.pth", "is no address"),
-        ("http://" + "a" * 64 + "/w.pth", "is no address"),
+        ("http:///w.pth", "is not a valid address"),
+        ("http://host/a b.pth", "is not a valid address"),
+        ("http://host/w\n.pth", "is not a valid address"),
+        ("http://host/wéights.pth", "is not a valid address"),
+        ("http://[host/w.pth", "is not a valid address"),
+        ("http://" + "a" * 64 + "/w.pth", "is not a valid address"),
         ("http://host/" + "a" * 1024, "characters"),
-        ("http://host/" + "a" * 201, "no usable file name"),
-        ("http://host/..", "no usable file name"),
-        ("http://host/%2e%2e", "no usable file name"),
-        ("http://host/", "names no file"),
-        ("http://host", "names no file"),
+        ("http://host/" + "a" * 201, "does not end in a usable file name"),
+        ("http://host/..", "does not end in a usable file name"),
+        ("http://host/%2e%2e", "does not end in a usable file name"),
+        ("http://host/", "does not name a file"),
+        ("http://host", "does not name a file"),
     ],
 )
 def test_addresses_that_cannot_be_fetched(url: str, said: str, cache: Path) -> None:
@@ -481,10 +481,11 @@ def test_however_a_process_ends_its_bytes_are_kept(
 ) -> None:
     url = file_server.serve("/w.pth", CONTENT, hold=1000)
     program = (
-        "from rvos_deploy import stopping; from rvos_deploy.console.error_lines import one_line; "
+        "from rvos_deploy import stopping; "
+        "from rvos_deploy.console.error_lines import run_with_error_lines as run; "
         "stopping.install(); "
         + FETCH
-        + "sys.exit(one_line(lambda: fetch(sys.argv[1], Path(sys.argv[2])) and 0))"
+        + "sys.exit(run(lambda: fetch(sys.argv[1], Path(sys.argv[2])) and 0))"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", program, url, str(cache)],
@@ -499,7 +500,7 @@ def test_however_a_process_ends_its_bytes_are_kept(
     assert child.returncode == code
     if number != signal.SIGKILL:
         assert stderr.startswith("error: ")
-        assert f"run the command again, which goes on from what {cache}" in stderr
+        assert f"run the command again, which continues from {cache}" in stderr
     assert set(files(cache)) == {"w.pth.part", "w.pth.origin.json"}
     file_server.files["/w.pth"].hold = None
     assert fetch(url, cache).sha256 == HASH

@@ -20,6 +20,7 @@ from rvos_deploy.export.graph_form import (
     OPSETS,
     GraphForm,
     StaticShapes,
+    check_static,
     choose_opset,
     read_static_shapes,
 )
@@ -30,7 +31,7 @@ from rvos_deploy.export.weights import Weights, load_network
 from rvos_deploy.networks.export_graph import WITHOUT_ROUNDING, Graph
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.contract import GRAPHS
-from rvos_deploy.networks.pan2024.graphs import graphs
+from rvos_deploy.networks.pan2024.graphs import AXES, graphs
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.networks.pan2024.network import Pan2024
@@ -246,8 +247,8 @@ def test_static_shapes_are_parsed() -> None:
 )
 def test_wrong_static_shapes_are_one_line(text: str, message: str) -> None:
     with pytest.raises(InputError) as error:
-        read_static_shapes(text)
-    assert str(error.value).startswith(f"--static-shapes '{text}'")
+        check_static(read_static_shapes(text), AXES)
+    assert str(error.value).startswith(("--static-shapes: axis", f"--static-shapes '{text}'"))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

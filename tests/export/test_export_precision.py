@@ -15,7 +15,7 @@ from onnx import TensorProto
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.errors import InputError
 from rvos_deploy.export.ms_deform_attn import NODE
-from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
+from rvos_deploy.graph_io.frame_geometry import letterbox, resize_frame
 from rvos_deploy.graph_io.graph_spec import Precision
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip
 from rvos_deploy.networks.modules.float32_islands import WideGroupNorm
@@ -101,7 +101,7 @@ def test_the_network_in_half_is_near_the_network(tiny_network: RvosNetwork) -> N
     """Each of some tens of operators rounds to 2^-11, which is a few thousandths of the scale."""
     half = set_precision(copy.deepcopy(tiny_network), "fp16")
     clip = probe_clip(2)
-    geometry = fit_frame(clip.shape[1:3], PROBE_BOX)
+    geometry = letterbox(clip.shape[1:3], PROBE_BOX)
     frames = [torch.from_numpy(resize_frame(frame, geometry)) for frame in clip]
     ids = torch.tensor([[49406, 518, 1929, 2761, 49407]])
     wide, narrow = (decode_clip(network, frames, ids) for network in (tiny_network, half))

@@ -37,39 +37,44 @@ def fetcher(tmp_path: Path) -> Fetcher:
 
 @pytest.fixture
 def served(file_server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The table's addresses lead to a server here, whose vocabulary's hashes are known."""
-    checkpoint = PublishedFile(file_server.serve("/v1.0/r50.pth", WEIGHTS))
+    """Point the table's addresses to a local server; the hashes of the vocabulary are known."""
+    checkpoint = (PublishedFile(file_server.serve("/v1.0/r50.pth", WEIGHTS)),)
     tokenizer = (
         PublishedFile(file_server.serve("/roberta/vocab.json", VOCABULARY), hexdigest(VOCABULARY)),
         PublishedFile(file_server.serve("/roberta/merges.txt", MERGES), hexdigest(MERGES)),
     )
-    entry = replace(PUBLISHED[PRESET], checkpoint=checkpoint, tokenizer=tokenizer)
+    entry = PUBLISHED[PRESET]
+    entry = replace(
+        entry,
+        checkpoint=replace(entry.checkpoint, files=checkpoint),
+        tokenizer=replace(entry.tokenizer, files=tokenizer),
+    )
     monkeypatch.setitem(PUBLISHED, PRESET, entry)
-    known = {file.url: file.sha256 for file in (checkpoint, *tokenizer)}
+    known = {file.url: file.sha256 for file in (*checkpoint, *tokenizer)}
     monkeypatch.setattr(published, "_SHA256", known)
     return file_server
 
 
 def test_every_entry_can_be_fetched_and_recorded() -> None:
     for entry in PUBLISHED.values():
-        for file in (entry.checkpoint, *entry.tokenizer):
+        for file in (*entry.checkpoint.files, *entry.tokenizer.files):
             check_url(file.url)
             assert file.url.startswith("https://")
-        for file in entry.tokenizer:
+        for file in entry.tokenizer.files:
             assert file.sha256 is not None
             assert "/main/" not in file.url, "a branch changes"
         origin = Origin(
             NetworkOrigin(
                 file="w.pth",
                 sha256="0" * 64,
-                url=entry.checkpoint.url,
-                license=entry.license,
-                attribution=entry.attribution,
+                url=entry.checkpoint.files[0].url,
+                license=entry.checkpoint.license,
+                attribution=entry.checkpoint.attribution,
             ),
             tokenizer=TokenizerOrigin(
                 files=(),
-                license=entry.tokenizer_license,
-                attribution=entry.tokenizer_attribution,
+                license=entry.tokenizer.license,
+                attribution=entry.tokenizer.attribution,
             ),
         )
         text = msgspec.json.encode(origin).replace(
@@ -86,16 +91,16 @@ def test_a_preset_alone_is_the_published_files(served: Any, fetcher: Fetcher) ->
     assert found.origin == NetworkOrigin(
         file="r50.pth",
         sha256=hexdigest(WEIGHTS),
-        url=entry.checkpoint.url,
+        url=entry.checkpoint.files[0].url,
         license="Apache-2.0",
-        attribution=entry.attribution,
+        attribution=entry.checkpoint.attribution,
     )
     vocabulary = resolve_tokenizer(PRESET, None, fetcher)
     assert vocabulary.path.read_bytes() == VOCABULARY
     assert vocabulary.path.with_name("merges.txt").read_bytes() == MERGES
     assert not any(file.first_use for file in vocabulary.files)
     assert vocabulary.origin.license == "MIT"
-    assert [file.url for file in vocabulary.origin.files] == [f.url for f in entry.tokenizer]
+    assert [file.url for file in vocabulary.origin.files] == [f.url for f in entry.tokenizer.files]
     asked = len(served.asked)
     resolve_checkpoint(PRESET, None, replace(fetcher, offline=True))
     resolve_tokenizer(PRESET, None, replace(fetcher, offline=True))
@@ -106,7 +111,7 @@ def test_a_vocabulary_that_is_not_the_published_one_is_refused(
     served: Any, fetcher: Fetcher
 ) -> None:
     served.files["/roberta/merges.txt"].content = b"other"
-    for given in (None, PUBLISHED[PRESET].tokenizer[0].url):
+    for given in (None, PUBLISHED[PRESET].tokenizer.files[0].url):
         with pytest.raises(DownloadError, match=r"merges\.txt gave a file with the sha256"):
             resolve_tokenizer(PRESET, given, fetcher)
 
@@ -148,12 +153,12 @@ def test_addresses_of_the_user_are_fetched(file_server: Any, fetcher: Fetcher) -
 
 
 def test_files_that_are_not_there_are_one_line(fetcher: Fetcher, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"w\.pth is no file; give the path or the http"):
+    with pytest.raises(InputError, match=r"w\.pth is not a file; give the path or the http"):
         resolve_checkpoint(PRESET, str(tmp_path / "w.pth"), fetcher)
     with pytest.raises(InputError, match="give a local file by its path"):
         resolve_checkpoint(PRESET, f"file://{tmp_path}/w.pth", fetcher)
     with pytest.raises(InputError, match=r"holds neither tokenizer\.json nor vocab\.json with"):
         resolve_tokenizer(PRESET, str(tmp_path), fetcher)
     (tmp_path / "vocab.json").write_bytes(VOCABULARY)
-    with pytest.raises(InputError, match=r"merges\.txt is no file"):
+    with pytest.raises(InputError, match=r"merges\.txt is not a file"):
         resolve_tokenizer(PRESET, str(tmp_path / "vocab.json"), fetcher)

@@ -30,10 +30,9 @@ from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
 from rvos_deploy.networks.pan2024.network import Pan2024
 from rvos_deploy.parity.verification import (
-    FURTHEST_QUERY,
+    MAXIMUM_QUERY_DIFFERENCE,
     MAXIMUM_UNDECIDED_QUERIES,
-    case_axes,
-    judge,
+    check_tensor,
     verify,
 )
 from rvos_deploy.runtime.backends.registry import make_backend
@@ -122,7 +121,7 @@ def test_only_queries_that_read_through_masks_may_differ(trained_half: RvosNetwo
         (10, 0.02, True),
         (11, 0.02, False),
         (20, 0.011, False),
-        (1, FURTHEST_QUERY * 1.01, False),
+        (1, MAXIMUM_QUERY_DIFFERENCE * 1.01, False),
         (1, np.nan, False),
         (20, 0.009, True),
     ],
@@ -132,12 +131,12 @@ def test_how_many_queries_may_differ_and_how_far(moved: int, by: float, passed: 
     measured = reference.copy()
     measured[0, :moved, 5] += by
     queries = np.broadcast_to(np.arange(20)[None, :, None], reference.shape)
-    check = judge("frame_queries", 1e-2, reference, measured, queries)
+    check = check_tensor("frame_queries", 1e-2, reference, measured, queries)
     assert check.passed is passed
     excused = passed and by > 1e-2
     assert bool(check.note) is excused
     assert check.undecided == pytest.approx(moved / 20) or not excused
-    assert judge("others", 1e-2, reference, measured).passed is (by < 1e-2)
+    assert check_tensor("others", 1e-2, reference, measured).passed is (by < 1e-2)
 
 
 def test_rounding_passes_the_check_of_the_trained_network(trained_half: RvosNetwork) -> None:
@@ -146,7 +145,7 @@ def test_rounding_passes_the_check_of_the_trained_network(trained_half: RvosNetw
     The check passes for any rounding, although some draws exceed the tolerance.
     """
     graph, config = frame_decoder(trained_half), trained_half.config
-    inputs = probe_inputs(graph.spec, case_axes(graph.spec, probe_cases(config)[3]), 3)
+    inputs = probe_inputs(graph.spec, graph.spec.axis_sizes(probe_cases(config)[3]), 3)
     tensors = [torch.from_numpy(array) for array in inputs.values()]
     with torch.inference_mode():
         nearest = graph.module(*tensors)
@@ -156,7 +155,9 @@ def test_rounding_passes_the_check_of_the_trained_network(trained_half: RvosNetw
             drawn = graph.module(*tensors)
         for spec, there, here in zip(graph.spec.outputs, nearest, drawn, strict=True):
             queries = PAN.independent_rows(graph.spec, spec, tuple(there.shape))
-            check = judge(spec.name, TOLERANCES["fp16"], there.numpy(), here.numpy(), queries)
+            check = check_tensor(
+                spec.name, TOLERANCES["fp16"], there.numpy(), here.numpy(), queries
+            )
             assert check.passed, check
             undecided.append(check.undecided)
     assert 0 < max(undecided) <= MAXIMUM_UNDECIDED_QUERIES
@@ -165,7 +166,7 @@ def test_rounding_passes_the_check_of_the_trained_network(trained_half: RvosNetw
 def test_a_wrong_operator_fails_despite_rounding(trained_half: RvosNetwork) -> None:
     """A bias of self-attention in the last layer is off by one fifth."""
     graph, config = frame_decoder(trained_half), trained_half.config
-    inputs = probe_inputs(graph.spec, case_axes(graph.spec, probe_cases(config)[0]), 0)
+    inputs = probe_inputs(graph.spec, graph.spec.axis_sizes(probe_cases(config)[0]), 0)
     tensors = [torch.from_numpy(array) for array in inputs.values()]
     wrong = copy.deepcopy(trained_half)
     with torch.no_grad():
@@ -173,7 +174,9 @@ def test_a_wrong_operator_fails_despite_rounding(trained_half: RvosNetwork) -> N
     with torch.inference_mode():
         here, there = frame_decoder(wrong).module(*tensors), graph.module(*tensors)
     queries = PAN.independent_rows(graph.spec, graph.spec.outputs[1], tuple(there[1].shape))
-    assert not judge("", TOLERANCES["fp16"], there[1].numpy(), here[1].numpy(), queries).passed
+    assert not check_tensor(
+        "", TOLERANCES["fp16"], there[1].numpy(), here[1].numpy(), queries
+    ).passed
 
 
 def test_a_wrong_weight_is_found_without_rounding(
@@ -207,7 +210,7 @@ def test_the_packaged_weights_in_float16_lose_no_masks(tmp_path: Path) -> None:
     """
     from rvos_deploy.benchmarks.studies.bundle_parity import compare_bundles, require_parity
     from rvos_deploy.datasets import read_mevis
-    from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+    from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 
     report = export_bundle(preset("tiny"), tmp_path / "half", TRAINED)
     assert all(result.passed for result in report.results)
@@ -215,7 +218,7 @@ def test_the_packaged_weights_in_float16_lose_no_masks(tmp_path: Path) -> None:
     assert all(result.passed for result in results)
     data = tmp_path / "data"
     config = WorldConfig(emoji=False)
-    write_mevis(data, seed=12345, split="valid", videos=12, config=config)
+    write_mevis(data, SplitSpec(seed=12345, split="valid", videos=12, config=config))
     found = compare_bundles(report.path, packaged_bundles()["tiny"], read_mevis(data))
     print(f"lost {found['lost']:+.5f}, {found['moved']} of {found['expressions']} moved")
     require_parity(found, 0.002)

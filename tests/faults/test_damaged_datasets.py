@@ -407,7 +407,7 @@ def test_names_that_lead_elsewhere(
             video["expressions"][name] = video["expressions"].pop("0")
         place.meta.write_text(json.dumps(content))
         with attempt("names that lead elsewhere"):
-            assert "is no name of a file or folder" in str(hold(place)), kind
+            assert "is not the name of a file or folder" in str(hold(place)), kind
 
 
 def test_uncompressed_run_lengths_are_read(make: Callable) -> None:

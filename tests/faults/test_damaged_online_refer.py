@@ -47,7 +47,7 @@ SMALLEST = {
     "no queries": (("model", "num_queries"), "replace", b"0", "num_queries must be a whole"),
     "other queries": (("model", "num_queries"), "replace", b"6", "has preference as float32"),
     "another width": (("model", "dim"), "replace", b"128", "has text_tokens as float32"),
-    "no multiple of heads": (("model", "dim"), "replace", b"60", "dim 60 is not a multiple of 8"),
+    "no multiple of heads": (("model", "dim"), "replace", b"60", "multiple of num_heads 8"),
     "another trunk": (("model", "resnet_width"), "replace", b"64", "has res2 as float32"),
     "an unknown trunk": (("model", "backbone"), "replace", b'"swin"', "'swin'"),
     "three stages": (("model", "resnet_blocks"), "cut", b"", "resnet_blocks"),

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from rvos_deploy.datasets import read_mevis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 
 SMALL = ("--size", "64x96", "--fallback", "top1", "--threads", "1")
 HERE = Path(__file__).parent
@@ -190,7 +190,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A split of one video, and its truth as predictions."""
     root = tmp_path_factory.mktemp("sprites")
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
-    write_mevis(root / "valid", seed=2, split="valid", videos=1, config=config)
+    write_mevis(root / "valid", SplitSpec(seed=2, split="valid", videos=1, config=config))
     truth = root / "truth"
     for video in read_mevis(root / "valid").videos:
         for expression in video.expressions:
@@ -407,7 +407,7 @@ with SpillStore(0) as store:
         store.put(np.ones(100_000))
     except InputError as error:
         print(error)
-    assert store.take(kept).sum() == 1000
+    assert store.pop(kept).sum() == 1000
 """
 
 

@@ -105,7 +105,7 @@ def test_external_data_from_elsewhere_is_refused(
     (external / "mask_head.onnx").write_bytes(model.SerializeToString())
     resign(external, "mask_head.onnx.data")
     with attempt("forged external data"):
-        assert "takes weights from" in ends_well(lambda: run_head(external))
+        assert "reads weights from" in ends_well(lambda: run_head(external))
 
 
 def test_external_data_of_a_node_is_refused(
@@ -235,11 +235,11 @@ def open_bundle_files(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One video to evaluate on: ``evaluate`` reads it before the bundle."""
-    from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+    from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
     root = tmp_path_factory.mktemp("sprites")
-    write_mevis(root / "valid", seed=2, split="valid", videos=1, config=config)
+    write_mevis(root / "valid", SplitSpec(seed=2, split="valid", videos=1, config=config))
     return root
 
 

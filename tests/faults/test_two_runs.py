@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import discard, holding, replacing_folder
 
@@ -168,13 +168,17 @@ def test_of_two_splits_rendered_at_once_one_is_put_in_place(
     """The second finds the first's folder there; it is not replaced unless that was asked for."""
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
 
-    def meanwhile(done: int, count: int) -> None:
-        write_mevis(target, seed=1, split="valid", videos=1, config=config)
+    def meanwhile(phase: str, done: int, count: int | None) -> None:
+        write_mevis(target, SplitSpec(seed=1, split="valid", videos=1, config=config))
 
     target = tmp_path / "valid"
     with attempt("two at once: make-data"):
         with pytest.raises(InputError, match="valid cannot be written: Directory not empty"):
-            write_mevis(target, seed=2, split="valid", videos=1, config=config, progress=meanwhile)
+            write_mevis(
+                target,
+                SplitSpec(seed=2, split="valid", videos=1, config=config),
+                progress=meanwhile,
+            )
         assert (target / "sprites.json").read_text().count('"seed": 1') == 1
         assert [path.name for path in tmp_path.iterdir()] == ["valid"]
 

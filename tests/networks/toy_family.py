@@ -19,7 +19,7 @@ from torch import nn
 
 from rvos_deploy.bundle.manifest import NetworkOrigin, Origin, WeightsRecord
 from rvos_deploy.errors import BundleError, InputError
-from rvos_deploy.graph_io.frame_geometry import FrameGeometry, fit_frame, resize_frame
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, letterbox, resize_frame
 from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec, TensorSpec
 from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS
 from rvos_deploy.graph_io.tensors import Tensor
@@ -106,7 +106,7 @@ class Toy(Network):
     def geometry(
         self, display: tuple[int, int], settings: StreamSettings, fixed: tuple[int, int] | None
     ) -> FrameGeometry:
-        return fit_frame(display, settings.size or self._config.input_size)
+        return letterbox(display, settings.size or self._config.input_size)
 
     def tokenizer(self, file: Path, content: bytes, graphs: Mapping[str, GraphSpec]) -> Words:  # type: ignore[override]
         return Words(file, content)

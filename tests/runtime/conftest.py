@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
+from rvos_deploy.graph_io.frame_geometry import letterbox, resize_frame
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip
 from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, referred_scores
@@ -38,7 +38,7 @@ def reference(tiny_network: RvosNetwork, tiny_bundle: Path) -> Reference:
     tokenizer = ClipTokenizer(tiny_bundle / "tokenizer.json")
 
     def run(frames: NDArray[np.uint8], text: str) -> tuple[NDArray[np.float32], ...]:
-        geometry = fit_frame(frames.shape[1:3], PROBE_BOX)
+        geometry = letterbox(frames.shape[1:3], PROBE_BOX)
         batch = np.stack([resize_frame(frame, geometry) for frame in frames], axis=1)
         ids = torch.from_numpy(tokenizer(text))[None]
         with torch.inference_mode():

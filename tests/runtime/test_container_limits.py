@@ -11,7 +11,7 @@ import pytest
 
 from rvos_deploy.container_limits import memory_limit_bytes, quota_cores
 from rvos_deploy.environment import usable_cores, usable_memory_bytes
-from rvos_deploy.spill_store import GREATEST_DEFAULT
+from rvos_deploy.spill_store import MAXIMUM_DEFAULT
 
 V2 = "30 23 0:26 {top} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "3{n} 24 0:2{n} {top} /sys/fs/cgroup/{folder} rw shared:9 - cgroup cgroup rw,{names}"
@@ -135,9 +135,9 @@ def test_threads_and_budget_follow_the_limits(
         session = segmenter._session.graphs["mask_head"]._session  # type: ignore[attr-defined]
         assert session.get_session_options().intra_op_num_threads == 1
     monkeypatch.setattr(spill_store, "usable_memory_bytes", lambda: 64 * 2**30)
-    assert StreamSettings().mask_budget == GREATEST_DEFAULT
+    assert StreamSettings().mask_budget == MAXIMUM_DEFAULT
     monkeypatch.setattr(spill_store, "usable_memory_bytes", lambda: 0)
-    assert StreamSettings().mask_budget == GREATEST_DEFAULT
+    assert StreamSettings().mask_budget == MAXIMUM_DEFAULT
 
 
 def test_the_budget_used_is_in_the_result(  # type: ignore[no-untyped-def]

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import fit_frame, resize_frame
+from rvos_deploy.graph_io.frame_geometry import letterbox, resize_frame
 from rvos_deploy.graph_io.graph_spec import AxisSpec, GraphSpec, TensorSpec, fixed_box
 from rvos_deploy.runtime.backends.base import Graph, Session
 from rvos_deploy.runtime.backends.host_ops import HostOps
@@ -107,8 +107,8 @@ def test_what_is_fixed_is_read_from_the_contracts(static_bundle: Path, tiny_bund
         assert fixed_box(fixed.bundle.graphs) == BOX
         assert fixed_box(dynamic.bundle.graphs) is None
         video = fixed.bundle.graphs["video_decoder"]
-        assert [video.least(name) for name in "ELM"] == [2, 16, 8]
-        assert video.least("H") == 1
+        assert [video.minimum_size(name) for name in "ELM"] == [2, 16, 8]
+        assert video.minimum_size("H") == 1
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_what_is_fixed_is_read_from_the_contracts(static_bundle: Path, tiny_bund
 def test_a_fixed_box_is_neither_turned_nor_cut(
     display: tuple[int, int], content: tuple[int, int]
 ) -> None:
-    geometry = fit_frame(display, BOX, fixed=True)
+    geometry = letterbox(display, BOX, fixed=True)
     assert (geometry.display, geometry.content, geometry.padded) == (display, content, BOX)
     image = np.full((*display, 3), 255, np.uint8)
     frame = resize_frame(image, geometry)
@@ -214,7 +214,7 @@ def test_expressions_that_come_and_go(both, clip) -> None:  # type: ignore[no-un
 def test_a_portrait_video_is_letterboxed(fixed: Segmenter, segmenter: Segmenter, clip) -> None:  # type: ignore[no-untyped-def]
     """As the dynamic bundle sees frames that were letterboxed before."""
     portrait = np.ascontiguousarray(clip.transpose(0, 2, 1, 3))
-    geometry = fit_frame(portrait.shape[1:3], BOX, fixed=True)
+    geometry = letterbox(portrait.shape[1:3], BOX, fixed=True)
     assert geometry.content == (64, 37)
     boxed = np.concatenate([resize_frame(frame, geometry) for frame in portrait])
     settings = StreamSettings(mode="offline", fallback="top1", size=BOX)

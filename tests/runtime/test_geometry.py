@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import PADDING, display_mask, fit_frame, resize_frame
+from rvos_deploy.graph_io.frame_geometry import PADDING, letterbox, resize_frame, upsample_mask
 
 
 @pytest.mark.parametrize(
@@ -22,18 +22,18 @@ from rvos_deploy.graph_io.frame_geometry import PADDING, display_mask, fit_frame
     ],
 )
 def test_frames_are_fitted_and_padded(display, content, padded) -> None:  # type: ignore[no-untyped-def]
-    geometry = fit_frame(display, (256, 448))
+    geometry = letterbox(display, (256, 448))
     assert (geometry.content, geometry.padded) == (content, padded)
-    assert geometry == fit_frame(display, (448, 256)), "the box has no orientation of its own"
+    assert geometry == letterbox(display, (448, 256)), "the box has no orientation of its own"
 
 
 def test_an_impossible_frame_is_refused() -> None:
     with pytest.raises(InputError, match="0x5 pixels"):
-        fit_frame((5, 0), (256, 448))
+        letterbox((5, 0), (256, 448))
 
 
 def test_padding_lies_right_and_below_and_has_the_mean_colour() -> None:
-    geometry = fit_frame((90, 157), (96, 160))
+    geometry = letterbox((90, 157), (96, 160))
     frame = resize_frame(np.full((90, 157, 3), 255, dtype=np.uint8), geometry)
     height, width = geometry.content
     assert frame.shape == (1, 96, 160, 3)
@@ -45,30 +45,30 @@ def test_padding_lies_right_and_below_and_has_the_mean_colour() -> None:
 @pytest.mark.parametrize("display", [(90, 157), (480, 854), (33, 57), (41, 20)])
 def test_masks_come_back_where_they_were(display: tuple[int, int]) -> None:
     """A logit map that is a plane has its zero line where bilinear resizing says, to a pixel."""
-    geometry = fit_frame(display, (96, 160))
+    geometry = letterbox(display, (96, 160))
     rows, columns = (side // 4 for side in geometry.padded)
     x = np.tile(np.arange(columns) + 0.5, (rows, 1))
     boundary = 0.6 * geometry.content[1] / 4
-    mask = display_mask((x - boundary).astype(np.float32), geometry)
+    mask = upsample_mask((x - boundary).astype(np.float32), geometry)
     assert mask.shape == display
     centres = (np.arange(display[1]) + 0.5) / display[1]
     assert (mask == (centres > 0.6)[None]).mean() >= 1 - 1 / display[1]
 
 
 def test_the_padding_never_reaches_the_mask() -> None:
-    geometry = fit_frame((64, 64), (96, 160))
+    geometry = letterbox((64, 64), (96, 160))
     assert geometry.padded == geometry.content
-    geometry = fit_frame((70, 100), (96, 160))
+    geometry = letterbox((70, 100), (96, 160))
     logits = np.full((24, geometry.padded[1] // 4), -1.0, dtype=np.float32)
     logits[:, -1] = 5.0 if geometry.padded[1] - geometry.content[1] >= 8 else -1.0
-    assert not display_mask(logits, geometry)[:, : -100 * 8 // geometry.content[1]].any()
+    assert not upsample_mask(logits, geometry)[:, : -100 * 8 // geometry.content[1]].any()
 
 
 def test_bilinear_resizing_equals_a_plain_float64_one() -> None:
     random = np.random.default_rng(0)
-    geometry = fit_frame((101, 143), (96, 160))
+    geometry = letterbox((101, 143), (96, 160))
     logits = random.standard_normal((24, geometry.padded[1] // 4)).astype(np.float32)
-    mask = display_mask(logits, geometry)
+    mask = upsample_mask(logits, geometry)
     wide = logits.astype(np.float64)
 
     def positions(count: int, content: int, size: int):  # type: ignore[no-untyped-def]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from msgspec import UNSET
 
-from rvos_deploy.graph_io.frame_geometry import display_mask, fit_frame
+from rvos_deploy.graph_io.frame_geometry import letterbox, upsample_mask
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.probe import PROBE_BOX
 from rvos_deploy.networks.pan2024.config import preset
@@ -20,7 +20,7 @@ from rvos_deploy.parity.verification import (
     MaskCheck,
     ProbeMasks,
     check_masks,
-    judge_masks,
+    score_masks,
 )
 
 
@@ -36,8 +36,8 @@ def test_undecided_pixels_are_not_compared_and_are_counted() -> None:
     undecided = np.zeros_like(truth)
     found[0, 0, 10, 12:20] = False
     undecided[0, 0, 10, 12:20] = True
-    assert not judge_masks("all compared", truth, found).passed
-    check = judge_masks("but undecided", truth, found, undecided)
+    assert not score_masks("all compared", truth, found).passed
+    check = score_masks("but undecided", truth, found, undecided)
     assert check.passed
     assert check.j_and_f == 1.0
     assert check.undecided == 8 / truth.size
@@ -49,7 +49,7 @@ def test_a_decided_difference_fails_beside_undecided_pixels() -> None:
     found[0, 1, :20] = False
     undecided = np.zeros_like(truth)
     undecided[0, 0, 10, 12:20] = True
-    assert not judge_masks("wrong", truth, found, undecided).passed
+    assert not score_masks("wrong", truth, found, undecided).passed
 
 
 def test_masks_that_are_mostly_undecided_prove_nothing() -> None:
@@ -57,7 +57,7 @@ def test_masks_that_are_mostly_undecided_prove_nothing() -> None:
     undecided = np.zeros_like(truth)
     undecided[0, 0, :2] = True
     assert undecided.mean() > MAXIMUM_UNDECIDED
-    check = judge_masks("nothing proved", truth, truth, undecided)
+    check = score_masks("nothing proved", truth, truth, undecided)
     assert check.j_and_f == 1.0
     assert not check.passed
 
@@ -65,8 +65,8 @@ def test_masks_that_are_mostly_undecided_prove_nothing() -> None:
 def test_the_minimum_is_the_bundles_and_is_recorded() -> None:
     truth, found = squares(), squares()
     found[0, 0, 10:12] = False
-    assert not judge_masks("by default", truth, found).passed
-    check = judge_masks("as exported", truth, found, minimum=0.9)
+    assert not score_masks("by default", truth, found).passed
+    check = score_masks("as exported", truth, found, minimum=0.9)
     assert check.passed
     assert check.as_dict()["tolerance"] == 0.9
 
@@ -79,8 +79,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
     """Checks masks of which replayed slots, and own ones, are right or not; of a fp16 bundle."""
     logits = np.full((1, 6, 24, 40), -9.0, np.float32)
     logits[:, :, 4:12, 8:20] = 9.0
-    geometry = fit_frame((90, 157), PROBE_BOX)
-    masks = np.stack([[display_mask(m, geometry) for m in maps] for maps in logits])
+    geometry = letterbox((90, 157), PROBE_BOX)
+    masks = np.stack([[upsample_mask(m, geometry) for m in maps] for maps in logits])
     order = np.zeros((1, 6, 20), np.int64)
     graph = GraphSpec("frame_decoder", (), (), (), 1e-2)
 

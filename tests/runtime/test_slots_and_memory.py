@@ -238,7 +238,7 @@ def test_store_gives_back_what_it_took_in_any_order(budget: int) -> None:
         numbers = [store.put(array) for array in arrays]
         assert store.bytes_in_memory <= budget
         for position in random.permutation(len(arrays)):
-            assert (store.take(numbers[position]) == arrays[position]).all()
+            assert (store.pop(numbers[position]) == arrays[position]).all()
         assert store.bytes_in_memory == 0
         assert len(store) == 0
 
@@ -246,7 +246,7 @@ def test_store_gives_back_what_it_took_in_any_order(budget: int) -> None:
 def test_room_on_disk_is_used_again() -> None:
     with SpillStore(0) as store:
         for _ in range(100):
-            store.take(store.put(np.ones(1000, dtype=np.float32)))
+            store.pop(store.put(np.ones(1000, dtype=np.float32)))
         assert store.bytes_on_disk == 4000
 
 

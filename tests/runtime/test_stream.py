@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import display_mask, fit_frame
+from rvos_deploy.graph_io.frame_geometry import letterbox, upsample_mask
 from rvos_deploy.graph_io.probe import PROBE_BOX
 from rvos_deploy.runtime.frame_masks import FrameMasks
 from rvos_deploy.runtime.segmenter import Segmenter
@@ -41,8 +41,8 @@ def assert_masks(found: NDArray[np.bool_], expected: NDArray[np.bool_]) -> None:
 
 def expected_masks(reference, clip, text):  # type: ignore[no-untyped-def]
     logits, scores = reference(clip, text)
-    geometry = fit_frame(clip.shape[1:3], PROBE_BOX)
-    masks = np.stack([display_mask(one, geometry) for one in logits])
+    geometry = letterbox(clip.shape[1:3], PROBE_BOX)
+    masks = np.stack([upsample_mask(one, geometry) for one in logits])
     assert 0.001 < masks.mean() < 0.999, "an empty or full mask would prove nothing"
     return masks, scores
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import display_masks
+from rvos_deploy.graph_io.frame_geometry import upsample_masks
 from rvos_deploy.graph_io.probe import PROBE_BOX
 from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.runtime.decided_frame import DecidedFrame
@@ -75,7 +75,7 @@ def test_a_render_makes_the_masks(segmenter: Segmenter, clip: Clip) -> None:
         indices.append(frame.index)
         assert frame.scores.shape == (2, segmenter.bundle.config.num_queries)
         logits = frame.mask_logits(thresholds(frame.scores, 0.5, "top1"))
-        return display_masks(logits, frame.geometry)
+        return upsample_masks(logits, frame.geometry)
 
     with segmenter.stream(TEXTS, settings, render=render) as stream:
         found = masks_of(stream, clip[:3])

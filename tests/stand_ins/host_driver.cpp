@@ -26,8 +26,8 @@ void run_masks(MaskKernel kernel, int grid, int block, void** p) {
          at<int>(p, 12), at<int>(p, 13), at<unsigned char*>(p, 14));
 }
 
-void run_fit(int grid, int block, void** p) {
-  host_rvos_fit_frame(grid, block, at<const unsigned char*>(p, 0), at<int>(p, 1),
+void run_preprocess(int grid, int block, void** p) {
+  host_rvos_preprocess(grid, block, at<const unsigned char*>(p, 0), at<int>(p, 1),
                       at<const int*>(p, 2), at<const int*>(p, 3), at<const int*>(p, 4),
                       at<int>(p, 5), at<const int*>(p, 6), at<const int*>(p, 7),
                       at<const int*>(p, 8), at<int>(p, 9), at<int>(p, 10), at<int>(p, 11),
@@ -35,7 +35,7 @@ void run_fit(int grid, int block, void** p) {
 }
 
 template <typename Word>
-void run_stack(void (*kernel)(int, int, const unsigned long long*, long long, long long, Word*),
+void run_copy(void (*kernel)(int, int, const unsigned long long*, long long, long long, Word*),
                int grid, int block, void** p) {
   kernel(grid, block, at<const unsigned long long*>(p, 0), at<long long>(p, 1),
          at<long long>(p, 2), at<Word*>(p, 3));
@@ -62,8 +62,8 @@ int cuModuleLoadData(void** module, const void* image) {
 }
 
 int cuModuleGetFunction(void** function, void* module, const char* name) {
-  static const char* names[] = {"rvos_pack_masks", "rvos_show_masks",    "rvos_flag_rows",
-                                "rvos_fit_frame",  "rvos_stack_vectors", "rvos_stack_bytes"};
+  static const char* names[] = {"rvos_pack_masks", "rvos_upsample_masks",    "rvos_flag_rows",
+                                "rvos_preprocess",  "rvos_copy_vectors", "rvos_copy_bytes"};
   for (const char*& known : names) {
     if (std::strcmp(known, name) == 0) {
       *function = &known;
@@ -82,17 +82,17 @@ int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned gr
   const int grid = static_cast<int>(grid_x), block = static_cast<int>(block_x);
   if (std::strcmp(name, "rvos_pack_masks") == 0) {
     run_masks(host_rvos_pack_masks, grid, block, parameters);
-  } else if (std::strcmp(name, "rvos_show_masks") == 0) {
-    run_masks(host_rvos_show_masks, grid, block, parameters);
+  } else if (std::strcmp(name, "rvos_upsample_masks") == 0) {
+    run_masks(host_rvos_upsample_masks, grid, block, parameters);
   } else if (std::strcmp(name, "rvos_flag_rows") == 0) {
     host_rvos_flag_rows(grid, block, at<const float*>(parameters, 0), at<int>(parameters, 1),
                         at<int>(parameters, 2), at<unsigned char*>(parameters, 3));
-  } else if (std::strcmp(name, "rvos_fit_frame") == 0) {
-    run_fit(grid, block, parameters);
-  } else if (std::strcmp(name, "rvos_stack_vectors") == 0) {
-    run_stack<uint4>(host_rvos_stack_vectors, grid, block, parameters);
+  } else if (std::strcmp(name, "rvos_preprocess") == 0) {
+    run_preprocess(grid, block, parameters);
+  } else if (std::strcmp(name, "rvos_copy_vectors") == 0) {
+    run_copy<uint4>(host_rvos_copy_vectors, grid, block, parameters);
   } else {
-    run_stack<unsigned char>(host_rvos_stack_bytes, grid, block, parameters);
+    run_copy<unsigned char>(host_rvos_copy_bytes, grid, block, parameters);
   }
   return 0;
 }

@@ -554,7 +554,7 @@ class FakeBindings:
                 machine.pointer(value) if kind is ctypes.c_void_p else value
                 for value, kind in zip(values, types, strict=True)
             )
-            if name.startswith("rvos_stack"):
+            if name.startswith("rvos_copy"):
                 # The argument is a table of addresses, which are followed too.
                 words, total = real[1:3]
                 addresses = machine.bytes_at(values[0], total // words * 8).view(np.uint64)

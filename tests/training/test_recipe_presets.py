@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from PIL import Image
 
 from rvos_deploy.datasets import find_layout
-from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, WorldConfig, write_mevis
 from rvos_deploy.errors import InputError
 from rvos_deploy.networks.pan2024.config import PRESETS
 from rvos_deploy.training.preparation import (
@@ -28,7 +28,7 @@ WORLD = WorldConfig(height=64, width=96, frames=8, objects=(2, 2), expressions=(
 @pytest.fixture(scope="module")
 def mevis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "mine"
-    write_mevis(folder, seed=1, split="train", videos=1, config=WORLD)
+    write_mevis(folder, SplitSpec(seed=1, split="train", videos=1, config=WORLD))
     return folder
 
 

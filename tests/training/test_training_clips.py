@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from rvos_deploy.datasets import DataSplit, read_mevis
-from rvos_deploy.datasets.moving_sprites import WorldConfig, make_video, render, write_mevis
+from rvos_deploy.datasets.moving_sprites import (
+    SplitSpec,
+    WorldConfig,
+    make_video,
+    render,
+    write_mevis,
+)
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry, resize_frame
 from rvos_deploy.networks.pan2024.config import preset
@@ -36,7 +42,7 @@ RECIPE = Recipe(preset("tiny"), "sprites", (STAGE,), seed=5, sprites=WORLD)
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> DataSplit:
     folder = tmp_path_factory.mktemp("data") / "train"
-    write_mevis(folder, seed=3, split="train", videos=2, config=WORLD)
+    write_mevis(folder, SplitSpec(seed=3, split="train", videos=2, config=WORLD))
     return read_mevis(folder)
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rvos_deploy.datasets import DataSplit, read_mevis
-from rvos_deploy.datasets.moving_sprites import write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, write_mevis
 from rvos_deploy.errors import InputError
 from rvos_deploy.networks.pan2024.modules.network import build_network
 from rvos_deploy.training.checkpoints import find_checkpoint, load_weights, read_state
@@ -79,8 +79,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mevis = RECIPE.format(data="mevis", accumulate=0, videos=3, steps=2)
     (folder / "mevis.toml").write_text(mevis)
     world = read_recipe(folder / "sprites.toml").sprites
-    write_mevis(folder / "train", seed=1, split="train", videos=3, config=world)
-    write_mevis(folder / "valid", seed=2, split="valid", videos=4, config=world)
+    write_mevis(folder / "train", SplitSpec(seed=1, split="train", videos=3, config=world))
+    write_mevis(folder / "valid", SplitSpec(seed=2, split="valid", videos=4, config=world))
     script = Path(__file__).with_name("two_processes.py")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, "-m", *torchrun, str(script), str(folder)]

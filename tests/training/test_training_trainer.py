@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
 from rvos_deploy.cli.train import train as command
-from rvos_deploy.datasets.moving_sprites import write_mevis
+from rvos_deploy.datasets.moving_sprites import SplitSpec, write_mevis
 from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.modules import network as network_module
@@ -26,6 +26,7 @@ from rvos_deploy.networks.pan2024.modules.clip import build_clip
 from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescriptors
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, VideoOutput
 from rvos_deploy.networks.pan2024.modules.slot_alignment import gather_slots
+from rvos_deploy.progress import ignore_counts
 from rvos_deploy.training import trainer
 from rvos_deploy.training.clips import Clips, collate
 from rvos_deploy.training.frame_cache import (
@@ -116,7 +117,7 @@ def one_thread(clip: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def run(out: Path, recipe: Recipe | None = None, **options: Any) -> TrainingResult:
     recipe = recipe or parse_recipe(MINIATURE)
-    progress = options.pop("progress", None)
+    progress = options.pop("progress", ignore_counts)
     return train(recipe, out, TrainingOptions(accelerator="cpu", **options), progress)
 
 
@@ -510,7 +511,7 @@ def test_validation_keeps_the_best_checkpoint_and_writes_overlays(
 def test_a_data_set_in_a_folder_trains_and_validates(tmp_path: Path) -> None:
     recipe = parse_recipe(MINIATURE)
     for name in ("train", "valid"):
-        write_mevis(tmp_path / name, seed=1, split=name, videos=1, config=recipe.sprites)
+        write_mevis(tmp_path / name, SplitSpec(seed=1, split=name, videos=1, config=recipe.sprites))
     recipe = replace(
         recipe,
         data="mevis",

@@ -11,6 +11,7 @@ from PIL import Image
 
 from rvos_deploy.errors import VideoError
 from rvos_deploy.video import open_video
+from rvos_deploy.video.sources.base import SourceOptions
 from rvos_deploy.video.sources.folder import natural_key
 
 
@@ -24,7 +25,7 @@ def test_images_come_in_natural_order_at_the_given_rate(tmp_path: Path) -> None:
         save(tmp_path / name, grey)
     save(tmp_path / "._f1.png", size=(1, 1))
     (tmp_path / "readme.txt").write_text("not a frame")
-    with open_video(tmp_path, fps=50) as reader:
+    with open_video(tmp_path, options=SourceOptions(fps=50)) as reader:
         frames = list(reader)
         info = reader.info
     assert [round(float(f.image.mean()), -1) for f in frames] == [10, 20, 100, 200]

@@ -83,8 +83,8 @@ def test_pictures_too_large_are_one_line_in_folders_files_and_pipes(
 def test_an_aspect_ratio_cannot_make_a_frame_too_large() -> None:
     frame = VideoFrame.from_ndarray(np.zeros((2, 4000, 3), np.uint8), format="rgb24")
     with pytest.raises(VideoError, match="40000x2 is too large"):
-        Display(Fraction(10)).show(frame)
-    assert Display(Fraction(4)).show(frame).shape == (2, 16_000, 3)
+        Display(Fraction(10)).to_rgb(frame)
+    assert Display(Fraction(4)).to_rgb(frame).shape == (2, 16_000, 3)
     assert MAX_SIDE < 40_000
 
 

@@ -15,6 +15,7 @@ from video_clips import encode, moving_images
 
 from rvos_deploy.errors import VideoError
 from rvos_deploy.video import open_video
+from rvos_deploy.video.sources.base import SourceOptions
 from rvos_deploy.video.sources.demuxers import input_options
 
 FRAMES = 6
@@ -106,7 +107,7 @@ def test_a_named_demuxer_does_not_let_them_in(canary: Path, format: str) -> None
     path = canary.parent / "a.txt"
     path.write_text(concat(canary))
     with pytest.raises(VideoError):
-        open_video(path, format=format)
+        open_video(path, options=SourceOptions(format=format))
 
 
 def test_a_pattern_is_a_name(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_playlists_open_where_they_are_allowed(canary: Path, name: str) -> None:
     path = canary.parent / name
     text = PLAYLISTS[name](canary if name == "a.m3u8" else canary.name)
     path.write_text(text)
-    with open_video(path, allow_playlists=True) as reader:
+    with open_video(path, options=SourceOptions(allow_playlists=True)) as reader:
         assert len(list(reader)) == FRAMES
 
 
@@ -215,7 +216,7 @@ def test_a_playlist_of_a_server_reaches_no_local_file(
     address, folder = served
     (folder / "live.m3u8").write_text(make(f"{scheme}{canary}"))
     with pytest.raises(VideoError):
-        open_video(f"{address}/live.m3u8", allow_playlists=allowed)
+        open_video(f"{address}/live.m3u8", options=SourceOptions(allow_playlists=allowed))
 
 
 def test_the_lists_keep_every_ordinary_demuxer() -> None:

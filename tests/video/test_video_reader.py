@@ -16,7 +16,7 @@ from video_clips import HEIGHT, WIDTH, encode, moving_images
 
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.images import over_white
-from rvos_deploy.video import Frame, open_video, read_video
+from rvos_deploy.video import Frame, SourceOptions, open_video, read_video
 from rvos_deploy.video.sources.geometry import Orientation, orientation_of
 
 
@@ -51,12 +51,16 @@ def test_max_frames_stops_early_and_is_no_damage(plain_clip: Path) -> None:
         assert list(reader) == []
 
 
-@pytest.mark.parametrize(
-    "options", [{"max_frames": 0}, {"fps": 0}, {"fps": float("nan")}, {"on_damage": "cry"}]
-)
+@pytest.mark.parametrize("options", [{"max_frames": 0}, {"on_damage": "cry"}])
 def test_wrong_arguments_are_told(plain_clip: Path, options: dict[str, object]) -> None:
     with pytest.raises(InputError):
         open_video(plain_clip, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fps", [0, float("nan")])
+def test_a_wrong_frame_rate_is_told(fps: float) -> None:
+    with pytest.raises(InputError, match="fps must be above 0"):
+        SourceOptions(fps=fps)
 
 
 def test_variable_frame_rate_and_a_late_start_are_kept_exactly(tmp_path: Path) -> None:

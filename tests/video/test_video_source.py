@@ -145,7 +145,7 @@ def test_a_source_that_hangs_in_the_middle_is_damaged_there(
     with open_video(fifo, timeout=1) as reader:
         frames = len(list(reader))
         assert frames > 10
-        assert reader.damage == f"reading hangs: after {frames} frames none came for 1 s"
+        assert reader.damage == f"reading hangs: after {frames} frames no frame came for 1 s"
         assert list(reader) == []
     done.set()
 

@@ -111,13 +111,13 @@ __device__ inline Origin find_origin(float reference, int size) {
 }
 
 // The two pixels around a location on one axis, and their shares, which are 0 outside the map.
-struct Taps {
+struct AxisWeights {
   int first;
   bool near_inside, far_inside;
   float near_share, far_share;
 };
 
-__device__ inline Taps find_taps(Origin origin, float offset, int size) {
+__device__ inline AxisWeights find_taps(Origin origin, float offset, int size) {
   const float whole = floorf(offset);
   const float rest = origin.rest + (offset - whole);
   const float carry = floorf(rest);
@@ -141,7 +141,7 @@ struct Sample {
 // Pixels outside are neither read nor counted, so no NaN or infinity can leak from them.
 template <typename T>
 __device__ inline Sample load_sample(const T* __restrict__ map, int pixel_stride, int width,
-                                     Taps x, Taps y, float weight) {
+                                     AxisWeights x, AxisWeights y, float weight) {
   const int first = y.first * width + x.first;
   Sample sample;
 #pragma unroll

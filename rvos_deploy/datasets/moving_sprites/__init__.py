@@ -1,7 +1,7 @@
 """Generate Moving Sprites: videos with exact masks, and expressions that refer to their objects.
 
-Moving Sprites is a synthetic data set for motion expressions. The tiny network is trained on it,
-and the demo renders its video with it, so this package does not import torch::
+Moving Sprites is a synthetic data set of motion expressions. The tiny network is trained on it. The
+demo renders its video from it without PyTorch, so this package does not import torch::
 
     video = make_video(seed=1, split="train", index=0)
     frames, masks = render(video)  # uint8 [T, H, W, 3], bool [T, K, H, W]
@@ -33,7 +33,12 @@ from rvos_deploy.datasets.moving_sprites.world import (
     SpriteVideo,
     WorldConfig,
 )
-from rvos_deploy.datasets.moving_sprites.writers import Sample, sample_video, write_mevis
+from rvos_deploy.datasets.moving_sprites.writers import (
+    Sample,
+    SplitSpec,
+    sample_video,
+    write_mevis,
+)
 
 __all__ = [
     "COLOURS",
@@ -50,6 +55,7 @@ __all__ = [
     "Look",
     "Sample",
     "Split",
+    "SplitSpec",
     "SpriteObject",
     "SpriteVideo",
     "WorldConfig",

@@ -1,6 +1,6 @@
 """Draw and paint backgrounds.
 
-A background is larger than the frame and is painted once for each video. The frame is a window that
+A background is larger than the frame and is painted once per video. The frame is a window that
 moves over the background.
 """
 
@@ -28,7 +28,7 @@ def _enlarge(field: Array, height: int, width: int) -> Array:
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int, cells: int, octaves: int) -> Array:
-    """Return fractal value noise, about 0 .. 1; octave 0 has ``cells`` across the short side."""
+    """Return fractal value noise of about 0 .. 1; octave 0 has ``cells`` across the short side."""
     total = np.zeros((height, width))
     weight = 1.0
     for octave in range(octaves):
@@ -127,7 +127,7 @@ FAMILIES: dict[Split, tuple[str, ...]] = {
     "train": ("noise", "ramp", "stripes", "plasma", "cells"),
     "valid": ("noise", "glow", "checks", "marble"),
 }
-"""Families of each split. ``noise`` is in both, with different colours (``_draw_colours``)."""
+"""Families of each split. Both have ``noise``, in different colours (``_draw_colours``)."""
 
 
 def _draw_colours(rng: np.random.Generator, split: Split) -> Array:
@@ -146,21 +146,21 @@ def _draw_colours(rng: np.random.Generator, split: Split) -> Array:
 
 @lru_cache(maxsize=4)
 def list_photos(folder: str) -> tuple[str, ...]:
-    """Return the photographs in ``folder``, sorted. Raises InputError if there are none."""
+    """Return the photographs in ``folder``, sorted. Raises InputError: the folder has none."""
     root = Path(folder)
     found = sorted(p for p in root.rglob("*") if p.suffix.lower() in _PHOTO_SUFFIXES)
     if not found:
-        raise InputError(f"no photograph ({', '.join(sorted(_PHOTO_SUFFIXES))}) found in {folder}")
+        raise InputError(f"{folder} holds no photograph ({', '.join(sorted(_PHOTO_SUFFIXES))})")
     return tuple(str(p) for p in found)
 
 
 def draw_background(
     rng: np.random.Generator, split: Split, height: int, width: int, photos: str | None
 ) -> Background:
-    """Draw the recipe of a background of [height, width] pixels.
+    """Draw the description of a background of [height, width] pixels.
 
-    Where the folder ``photos`` holds at least five photographs, every fifth is kept for validation.
-    Raises InputError for a folder without photographs.
+    If the folder ``photos`` holds at least five photographs, every fifth is kept for validation.
+    Raises InputError: the folder has no photographs.
     """
     key = (below(rng, 2**31), below(rng, 2**31))
     family = pick(rng, FAMILIES[split])
@@ -186,7 +186,7 @@ def _photo(background: Background, rng: np.random.Generator) -> Picture:
 def paint_background(background: Background) -> Picture:
     """Paint a background: uint8 [height, width, 3], read-only.
 
-    Raises InputError for an unreadable photograph.
+    Raises InputError: the photograph cannot be read.
     """
     rng = stream(*background.key)
     if background.family == "photo":

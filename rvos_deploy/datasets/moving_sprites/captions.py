@@ -1,7 +1,7 @@
 """Draw pictures with captions for contrastive CLIP training, including captions of motion.
 
-A single picture shows motion as a montage: frames in reading order, or a trail that grows more
-opaque towards the last frame. Without such pictures the text encoder does not tell "left" from
+A picture shows motion as a montage: frames in reading order, or a trail that becomes more opaque
+towards the last frame. Without such pictures, the text encoder does not distinguish "left" from
 "right".
 """
 
@@ -63,8 +63,8 @@ Layout = Literal["stack", "row", "grid", "trail"]
 _DIRECTIONS = ("left", "right", "up", "down", "up_left", "up_right", "down_left", "down_right")
 _CURVES = ("clockwise", "counterclockwise", "zigzag")
 _RESIZES = ("grow", "shrink")
-# Two frames do not tell a stop from a reversal, and a trail does not tell the order of frames that
-# lie on the same line.
+# Two frames do not distinguish a stop from a reversal, and a trail does not show the order of
+# frames that lie on one line.
 _READABLE: dict[Layout, tuple[str, ...]] = {
     "stack": _DIRECTIONS + _RESIZES,
     "row": _DIRECTIONS + _RESIZES,
@@ -73,7 +73,7 @@ _READABLE: dict[Layout, tuple[str, ...]] = {
 }
 """The motions that a person can recognise in each layout."""
 
-_CANVASES = 96  # backgrounds of each size; each is painted once, and pictures show windows of it
+_CANVASES = 96  # backgrounds of each size; each is painted once, and pictures show parts of it
 _TRAIL_FRAMES = 7
 
 
@@ -108,7 +108,7 @@ def _paint_object(
 
 @dataclass(frozen=True, eq=False)
 class MotionMontage:
-    """The motion of one object, ready to be painted as one picture.
+    """Hold the motion of one object, which can be painted as one picture.
 
     background: uint8 [h, w, 3], the background of one frame. diameter: in pixels, at scale 1.
     """
@@ -167,9 +167,9 @@ def draw_montage(
             return MotionMontage(motion, look, trajectory, diameter, background, layout)
 
 
-# Motions that nobody takes for a zigzag or a reversal, which have no opposite.
+# Motions that nobody confuses with a zigzag or a reversal, which have no opposite.
 _CLEARLY_DIFFERENT = ("still", "clockwise", "counterclockwise", "grow", "shrink")
-# Played backwards, each of these motions shows the other motion with the same frames.
+# Each of these motions, played backwards, shows the other motion with the same frames.
 _REVERSED = {a: OPPOSITES[a] for a in (*_DIRECTIONS, *_RESIZES, *_CURVES[:2], "stop", "start")}
 for _side in ("left", "right", "top", "bottom"):
     _REVERSED[f"enter_{_side}"], _REVERSED[f"leave_{_side}"] = f"leave_{_side}", f"enter_{_side}"
@@ -177,7 +177,7 @@ for _side in ("left", "right", "top", "bottom"):
 
 @dataclass(frozen=True, eq=False)
 class CaptionExample:
-    """A picture uint8 [S, S, 3], its caption, and a similar caption that is false of it."""
+    """Hold a picture uint8 [S, S, 3], its caption, and a similar caption that is false."""
 
     image: Picture
     caption: str
@@ -194,7 +194,7 @@ def _draw_noun(rng: np.random.Generator, look: Look) -> Noun:
 
 
 def _draw_wrong_noun(rng: np.random.Generator, noun: Noun, look: Look, split: Split) -> Noun:
-    """Replace the colour or the name of a noun by a wrong one that ``split`` may name."""
+    """Replace the colour or the name of a noun by a wrong word that ``split`` may use."""
     if look.is_emoji:
         return replace(noun, name=pick(rng, [name for name in EMOJI if name != look.name]))
     while True:
@@ -301,7 +301,7 @@ def _motion_example(
 
 def _check(size: int, split: Split, emoji: bool) -> None:
     if size < 32:
-        raise InputError(f"pictures need at least 32 pixels a side, found {size}")
+        raise InputError(f"pictures need at least 32 pixels per side, found {size}")
     check_split(split)
     if emoji:
         require_font()
@@ -312,8 +312,8 @@ def caption_example(
 ) -> CaptionExample:
     """Draw a picture of ``size`` x ``size`` pixels, its caption, and a similar false caption.
 
-    40% of the pictures show one object, 20% several objects, and 40% a motion. Raises InputError
-    for a size below 32 pixels, an unknown split, or emoji without their font.
+    40% of the pictures show one object, 20% several objects, and 40% a motion. Raises InputError:
+    the size is below 32 pixels, the split is unknown, or emoji lack their font.
     """
     _check(size, split, emoji)
     draw = weighted(rng, (_object_example, _scene_example, _motion_example), (0.4, 0.2, 0.4))
@@ -325,7 +325,7 @@ def contrast_pair(
 ) -> tuple[CaptionExample, CaptionExample]:
     """Draw a motion forwards and backwards; the caption of each picture is false of the other.
 
-    Raises as ``caption_example``.
+    Raises the errors of ``caption_example``.
     """
     _check(size, split, emoji)
     montage = draw_montage(rng, size, split, emoji, tuple(_REVERSED))

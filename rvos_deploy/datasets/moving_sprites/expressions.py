@@ -1,4 +1,4 @@
-"""Draw referring expressions, and keep those whose targets the measurements leave beyond doubt."""
+"""Draw referring expressions, and keep those whose targets are certain by the measurements."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from rvos_deploy.datasets.moving_sprites.world import (
 _KIND_WEIGHTS: dict[Kind, float] = {
     "appearance": 0.14, "motion": 0.5, "relation": 0.14, "plural": 0.11, "no_target": 0.11,
 }  # fmt: skip
-"""How often each kind is tried; how many are found also depends on the scene."""
+"""How often each kind is tried. The number of expressions found also depends on the scene."""
 
 _EASY: tuple[Kind, ...] = ("plural", "no_target", "appearance")
 """Kinds that every scene allows. Each video takes only a few, so that motion stays frequent."""
@@ -52,7 +52,7 @@ _TRIES = 24  # draws for one expression before its kind is given up for the vide
 
 @dataclass(frozen=True)
 class Description:
-    """A noun and a predicate that the expression claims of it.
+    """Hold a noun, and a predicate that the expression claims of it.
 
     claim: a predicate of motion, a relation or a superlative. other: the index of the object that a
     relation, "toward" or "away" refers to.
@@ -64,28 +64,28 @@ class Description:
 
 
 class ReferentResolver:
-    """Resolves which objects of one video a description is true of."""
+    """Resolve which objects of one video a description is true of."""
 
     def __init__(self, video: SpriteVideo, measured: Sequence[Measurements]) -> None:
         self.video, self.measured = video, measured
         self._cache: dict[tuple[str, int, int | None], Ternary] = {}
 
     def fits(self, noun: Noun) -> list[Ternary]:
-        """Judge for every object whether ``noun`` describes it."""
+        """Decide for every object whether ``noun`` describes it."""
         return [noun.fits(item.look, item.size) for item in self.video.objects]
 
     def is_shared(self, noun: Noun, k: int) -> bool:
-        """Tell whether ``noun`` also describes another object than ``k``."""
+        """Tell whether ``noun`` also describes an object other than ``k``."""
         return any(fit for i, fit in enumerate(self.fits(noun)) if i != k)
 
     def holds(self, claim: str, k: int, other: int | None = None) -> Ternary:
-        """Judge whether the predicate ``claim`` is true of object ``k``."""
+        """Decide whether the predicate ``claim`` is true of object ``k``."""
         key = claim, k, other
         if key not in self._cache:
-            self._cache[key] = self._judge(claim, k, other)
+            self._cache[key] = self._evaluate(claim, k, other)
         return self._cache[key]
 
-    def _judge(self, claim: str, k: int, other: int | None) -> Ternary:
+    def _evaluate(self, claim: str, k: int, other: int | None) -> Ternary:
         if claim == "overtake":
             return overtakes(k, self.measured)
         item, config = self.measured[k], self.video.config
@@ -97,24 +97,24 @@ class ReferentResolver:
             return beside(claim, item, self.measured[other], config.width, config.height)
         return approaches(item, self.measured[other], config.path_unit, away=claim == "away")
 
-    def _judge_superlative(self, claim: str, fits: list[Ternary]) -> list[Ternary]:
+    def _evaluate_superlative(self, claim: str, fits: list[Ternary]) -> list[Ternary]:
         config = self.video.config
-        rivals = [k for k, fit in enumerate(fits) if fit]
+        candidates = [k for k, fit in enumerate(fits) if fit]
         results: list[Ternary] = [False] * len(fits)
-        for k in rivals:
-            others = [self.measured[i] for i in rivals if i != k]
+        for k in candidates:
+            others = [self.measured[i] for i in candidates if i != k]
             results[k] = is_extreme(claim, self.measured[k], others, config.width, config.height)
         return results
 
     def targets(self, description: Description) -> tuple[int, ...] | None:
-        """Return the objects that a description is true of, or None if any object is in doubt."""
+        """Return the objects that a description is true of, or None if one object is in doubt."""
         fits, claim = self.fits(description.noun), description.claim
         if claim is None:
             results = fits
         elif claim in SUPERLATIVES:
             if None in fits:
                 return None
-            results = self._judge_superlative(claim, fits)
+            results = self._evaluate_superlative(claim, fits)
         else:
             results = [
                 False if fit is False else all_of(fit, self.holds(claim, k, description.other))
@@ -124,7 +124,7 @@ class ReferentResolver:
 
 
 def _draw_noun(rng: np.random.Generator, resolver: ReferentResolver, k: int, bare: float) -> Noun:
-    """Draw a noun that is true of object ``k``; with probability ``bare`` it is just "the one"."""
+    """Draw a noun that is true of object ``k``; with probability ``bare`` it is only "the one"."""
     item = resolver.video.objects[k]
     if chance(rng, bare):
         return Noun()
@@ -219,7 +219,7 @@ def _draw_claim(
     if item.motion == "overtake" and chance(rng, 0.7):
         return ("overtake", None) if resolver.holds("overtake", k) else None
     true = [claim for claim in PREDICATES if resolver.holds(claim, k)]
-    # "the moving star" says little unless all other objects stand still, so it is drawn rarely.
+    # "the moving star" identifies an object only if all others stand still, so it is drawn rarely.
     weights = [0.3 if claim == "moving" else 1.0 for claim in true]
     return (weighted(rng, true, weights), None) if true else None
 
@@ -303,7 +303,7 @@ def _draw_expression(
 ) -> Expression | None:
     """Draw an expression of ``kind``, or return None after ``_TRIES`` draws.
 
-    used: counts the texts and the meanings that the video has already; updated here.
+    used: counts of the texts and meanings that the video already has, updated in place.
     """
     for _ in range(_TRIES):
         description = _DRAWS[kind](rng, resolver)

@@ -48,7 +48,7 @@ from rvos_deploy.datasets.moving_sprites.world import (
 from rvos_deploy.errors import InputError
 
 _SMALL, _LARGE, _GROWN = (28, 32), (46, 54), (50, 58)
-"""Diameters in pixels of a frame 128 high. _GROWN: the greatest size of a growing object."""
+"""Diameters in pixels in a frame 128 pixels high. _GROWN: greatest size of a growing object."""
 
 _WEIGHTS = {
     "still": 2.2, "left": 2.0, "right": 2.0, "up": 1.6, "down": 1.6, "fast": 1.2, "slow": 1.2,
@@ -58,19 +58,19 @@ _WEIGHTS = {
 _MOTION_WEIGHTS = tuple(_WEIGHTS.get(motion, 0.5) for motion in MOTIONS)
 _RESIZING = ("grow", "shrink")
 _STAYING = ("still", "still", "grow", "shrink", "bounce", "up", "down", "slow", "turn_back")
-"""Motions of look-alikes that expressions distinguish by their places."""
+"""Motions of look-alikes that expressions distinguish by place."""
 
 _RECIPES = {"twins": 0.58, "overtake": 0.1, "approach": 0.12, "places": 0.15, "mixed": 0.05}
 """Weights of the kinds of scene. All but "mixed" have look-alikes; "twins" move differently."""
 
 _ATTEMPTS = 60  # scenes drawn for one video
-_MIN_SHOWN = 0.8  # an object is visible in at least this part of its frames inside the frame
+_MIN_SHOWN = 0.8  # every object is visible in at least this fraction of its frames inside the frame
 _SEARCHED = 400  # videos tried by find_video
 
 
 @dataclass(frozen=True)
 class _Part:
-    """An object without its trajectory. group: 0 for look-alikes, another number for each other."""
+    """Hold an object without its trajectory. group: 0 for look-alikes, else a number of its own."""
 
     look: Look
     size: Size
@@ -79,7 +79,7 @@ class _Part:
 
 
 def _draw_motion(rng: np.random.Generator, taken: list[str]) -> str:
-    """Draw a motion that is not among ``taken``; often it is the opposite of one of them."""
+    """Draw a motion that is not among ``taken``, but often the opposite of one of them."""
     if taken and chance(rng, 0.4):
         opposite = OPPOSITES.get(pick(rng, taken), "")
         if opposite in MOTIONS and opposite not in taken:
@@ -104,7 +104,7 @@ def _draw_other_look(
 def _draw_lookalikes(
     rng: np.random.Generator, config: WorldConfig, split: Split, recipe: str, count: int
 ) -> list[_Part]:
-    """Draw the objects that share one look, and whose motion or place the recipe decides."""
+    """Draw the objects that share one look; the recipe decides their motions or places."""
     if recipe == "mixed":
         return []
     parts: list[_Part] = []
@@ -157,7 +157,7 @@ def _diameter(rng: np.random.Generator, part: _Part, unit: float) -> float:
 def _overlap(
     trajectory: Trajectory, radius: float, group: int, placed: list[tuple[Trajectory, float, int]]
 ) -> float:
-    """Return how much an object overlaps those in ``placed``; look-alikes count 2.5 times."""
+    """Return how much an object overlaps the objects in ``placed``; look-alikes count 2.5 times."""
     cost = 0.0
     for other, other_radius, other_group in placed:
         step = trajectory.centres - other.centres
@@ -170,7 +170,7 @@ def _overlap(
 def _draw_trajectories(
     rng: np.random.Generator, parts: list[_Part], radii: list[float], config: WorldConfig
 ) -> list[Trajectory] | None:
-    """Draw a trajectory for each part; None if there is no place for one of them."""
+    """Draw a trajectory for each part; None if one of them does not fit."""
     placed: list[tuple[Trajectory, float, int]] = []
     good_enough = uniform(rng, 0.02, 0.2)
     overtaking: list[Trajectory] = []
@@ -213,7 +213,7 @@ def _draw_drift(rng: np.random.Generator, clock: Array, reach: float) -> Array:
 def _draw_objects(
     rng: np.random.Generator, config: WorldConfig, split: Split, camera: Array
 ) -> tuple[SpriteObject, ...] | None:
-    """Draw the objects of a scene, with the drift ``camera``, float64 [T, 2]; None if none fit."""
+    """Draw the objects of a scene with the drift ``camera``, float64 [T, 2]; None: no fit."""
     recipe = weighted(rng, tuple(_RECIPES), tuple(_RECIPES.values()))
     if recipe == "approach" and config.objects[1] < 3:
         recipe = "twins"
@@ -269,9 +269,9 @@ def make_video(
 ) -> SpriteVideo:
     """Make video ``index`` of a split, with its expressions.
 
-    The same arguments give the same video on every machine. The video is not painted yet; see
-    ``render``. Raises InputError for a negative seed or index, an unknown split, emoji without
-    their font, or a config for which no video is found.
+    Equal arguments make equal videos on every machine. ``render`` paints the video. Raises
+    InputError: seed or index is negative, the split is unknown, emoji lack their font, or no video
+    is found for the config.
     """
     check_split(split)
     config = config or WorldConfig()
@@ -303,7 +303,7 @@ def find_video(
 ) -> SpriteVideo:
     """Return the first video of a split that has an expression of each of ``kinds``.
 
-    Raises InputError if none of the first 400 videos has.
+    Raises InputError: none of the first 400 videos has them.
     """
     for index in range(_SEARCHED):
         video = make_video(seed, split, index, config)

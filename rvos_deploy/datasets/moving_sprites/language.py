@@ -1,8 +1,8 @@
-"""Phrases for every predicate, and the grammar that puts nouns and predicates into words.
+"""Put nouns and predicates into words, by phrases for every predicate and a small grammar.
 
-All words are lower case, without punctuation. In a phrase the first word is a verb, and so is each
-word after an asterisk. Opposite predicates mostly have the same number of phrases in the same
-order, so that the same random draw words both alike.
+All words are lower case, without punctuation. The first word of a phrase is a verb, and so is each
+word after an asterisk. Most opposite predicates have the same number of phrases in the same order,
+so equal random draws pick parallel phrases.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from rvos_deploy.datasets.moving_sprites.rng import chance, pick
 from rvos_deploy.datasets.moving_sprites.world import Look, Size, Texture
 
-# Verbs whose forms are not "-ing" and "-s".
+# Verbs whose forms do not simply add "-ing" and "-s".
 _VERBS: dict[str, tuple[str, str]] = {
     "come": ("coming", "comes"), "move": ("moving", "moves"), "slide": ("sliding", "slides"),
     "bounce": ("bouncing", "bounces"), "rise": ("rising", "rises"), "go": ("going", "goes"),
@@ -141,7 +141,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     ),
     "away": _list("move away from | go further from | head away from | get further from"),
 }
-"""Phrases of each predicate of motion. A noun follows those of ``toward`` and ``away``."""
+"""Phrases of each predicate of motion. A noun follows the phrases of ``toward`` and ``away``."""
 
 RELATION_PHRASES: dict[str, tuple[str, ...]] = {
     "left_of": ("left of", "to the left of", "on the left side of"),
@@ -149,7 +149,7 @@ RELATION_PHRASES: dict[str, tuple[str, ...]] = {
     "above": ("above", "higher than", "over"),
     "below": ("below", "lower than", "under"),
 }
-"""Phrases of each relation; all relations have the same number."""
+"""Phrases of each relation; all relations have the same number of phrases."""
 
 SUPERLATIVE_PHRASES: dict[str, tuple[str, ...]] = {
     "leftmost": ("leftmost {}", "{} on the far left", "{} furthest to the left"),
@@ -171,7 +171,7 @@ _SIMILAR = (frozenset({"ring", "circle"}), frozenset({"square", "diamond"}))
 
 @dataclass(frozen=True)
 class Noun:
-    """The attributes that a description names; None for those that it does not name.
+    """Hold the attributes that a description names; the others are None.
 
     Without a name, the noun is "one", "object" or "thing".
     """
@@ -182,7 +182,7 @@ class Noun:
     texture: Texture | None = None
 
     def fits(self, look: Look, size: Size | None) -> bool | None:
-        """Judge whether the noun describes an object; None where a person might doubt it."""
+        """Decide whether the noun describes an object; None if a person might doubt it."""
         results = [
             self.name is None or self.name == look.name or _maybe_same(self.name, look.name),
             self.colour is None or (None if look.is_emoji else self.colour == look.colour),

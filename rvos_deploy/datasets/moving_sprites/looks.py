@@ -1,9 +1,9 @@
 """Draw and paint the looks of objects: shapes, colours, textures and emoji.
 
-Shapes are signed distance functions: negative inside, in units of half the sprite's width. One
-formula then gives antialiased edges and outlines at every size, without supersampling. Method:
+Shapes are signed distance functions: negative inside, in units of half the sprite's width. So one
+formula draws antialiased edges and outlines at every size, without supersampling. Method:
 https://iquilezles.org/articles/distfunctions2d/. Emoji come from a font of the system; nothing is
-ever downloaded.
+downloaded.
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "flower": _flower,
     "bolt": lambda x, y: _polygon(x, y, _BOLT),
 }
-"""Signed distance of each shape at x, y (y downwards), in units of half the sprite's width."""
+"""Signed distance to each shape at x, y (y downwards), in units of half the sprite's width."""
 
 STRETCH = {
     "star": 1.12, "cross": 1.06, "diamond": 1.14, "ring": 1.04, "arrow": 1.1, "crescent": 1.12,
     "drop": 1.12, "bolt": 1.2, "triangle": 1.06,
 }  # fmt: skip
-"""Enlargement of thin shapes, so that all objects of one size cover similar areas."""
+"""Enlargement of thin shapes, so that objects of one size cover similar areas."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (222, 28, 32), "orange": (255, 136, 0), "yellow": (250, 226, 30),
@@ -175,13 +175,13 @@ def draw_look(
 def _distance_field(shape: str, diameter: int, degrees: float) -> tuple[Array, Array, Array]:
     """Compute the signed distance to a shape that is rotated clockwise by ``degrees``.
 
-    Returns distance, u and v, each float64 [diameter, diameter]: the distance in pixels, and the
-    shape's own coordinates in -1 .. 1 (v downwards).
+    Returns distance, u and v, each float64 [diameter, diameter]: the distance in pixels, and
+    coordinates in the shape's own frame, -1 .. 1 (v downwards).
     """
     axis = (np.arange(diameter) + 0.5) * (2 / diameter) - 1
     x, y = np.meshgrid(axis, axis)
     turn = np.deg2rad(degrees)
-    # A rotated shape would leave its box, so it is drawn smaller.
+    # A rotated shape is drawn smaller, because it would leave its box.
     shrink = 1 + 0.16 * abs(float(np.sin(2 * turn)))
     u = (x * np.cos(turn) + y * np.sin(turn)) * shrink
     v = (y * np.cos(turn) - x * np.sin(turn)) * shrink
@@ -223,7 +223,7 @@ _FONT_SIZE = 109  # the only size of the font's bitmaps; FreeType refuses any ot
 
 @lru_cache(maxsize=1)
 def find_font() -> Path | None:
-    """Return the colour emoji font, or None. The folders are those that fontconfig searches."""
+    """Return the colour emoji font, or None. Searches the same folders as fontconfig."""
     home = Path.home()
     own = os.environ.get("XDG_DATA_HOME") or str(home / ".local/share")
     shared = os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
@@ -246,15 +246,15 @@ def require_font() -> Path:
     font = find_font()
     if font is None:
         raise InputError(
-            f"emoji need the font {_FONT_FILE} with its bitmaps, which was not found; install it "
-            "(Debian: apt-get install fonts-noto-color-emoji), or do without emoji (no --emoji; in "
+            f"emoji need the font {_FONT_FILE} with bitmaps, which was not found; install it "
+            "(Debian: apt-get install fonts-noto-color-emoji), or leave emoji out (no --emoji; in "
             "a recipe, emoji = false)"
         )
     return font
 
 
 def _can_draw(path: Path) -> bool:
-    # Newer packages may hold a vector (COLRv1) font of the same name, which Pillow cannot draw.
+    # Newer packages may hold a vector font (COLRv1) of the same name, which Pillow cannot draw.
     try:
         return bool(np.asarray(_glyph(path, EMOJI["dog"]))[..., 3].max() > 0)
     except OSError:
@@ -277,7 +277,7 @@ def _cropped_glyph(name: str) -> Image.Image:
 def paint_emoji(name: str, diameter: int) -> Picture:
     """Paint an emoji whose longer side fills the square: uint8 [diameter, diameter, 4].
 
-    The colours are RGB with straight alpha. Raises InputError as ``require_font``.
+    The colours are RGB with straight alpha. Raises the errors of ``require_font``.
     """
     glyph = _cropped_glyph(name)
     scale = diameter / max(glyph.size)

@@ -1,4 +1,4 @@
-"""Draw trajectories that carry out a named motion inside an arena.
+"""Draw trajectories that show a named motion inside an arena.
 
 A trajectory is only a proposal: ``predicates.py`` measures whether the motion is visible.
 """
@@ -14,12 +14,12 @@ from rvos_deploy.datasets.moving_sprites.rng import chance, uniform
 from rvos_deploy.datasets.moving_sprites.world import Array
 
 DRIFT = 0.03
-"""Greatest drift of the camera, as a part of the frame's width and height."""
+"""Greatest drift of the camera, as a fraction of the frame's width and height."""
 
 
 @dataclass(frozen=True)
 class Arena:
-    """The space that an object may move in: a frame of width x height pixels.
+    """Describe the space that an object may move in: a frame of width x height pixels.
 
     radius: radius of the object in pixels.
     """
@@ -46,16 +46,16 @@ class Arena:
         return self.radius + DRIFT * self.size(axis)
 
     def free_share(self, axis: int) -> float:
-        """Return the part of ``size(axis)`` that is open to a centre."""
+        """Return the fraction of ``size(axis)`` that a centre may lie in."""
         size = self.size(axis)
         return (size - 2 * self.margin(axis)) / size
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Position and size of an object over time.
+    """Hold position and size of an object over time.
 
-    centres: float64 [T, 2], x and y in pixels. scales: float64 [T], part of the full diameter.
+    centres: float64 [T, 2], x and y in pixels. scales: float64 [T], fraction of the full diameter.
     """
 
     centres: Array
@@ -64,9 +64,9 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class _Draft:
-    """A motion about the origin.
+    """Hold a motion about the origin.
 
-    fixed: the axes that hold frame coordinates already, because an entry or exit needs its border.
+    fixed: the axes that already hold frame coordinates, because an entry or exit needs its border.
     """
 
     x: Array
@@ -81,7 +81,7 @@ _Builder = Callable[[np.random.Generator, Arena], _Draft | None]
 def _draw_extent(
     rng: np.random.Generator, arena: Arena, axis: int, low: float, high: float
 ) -> float | None:
-    """Draw an extent of ``low`` .. ``high`` parts of the frame, in pixels; None if none fits."""
+    """Draw an extent of ``low`` .. ``high`` of the frame, in pixels; None if no extent fits."""
     top = min(high, arena.free_share(axis))
     return None if top < low else arena.size(axis) * uniform(rng, low, top)
 
@@ -170,7 +170,7 @@ def _triangle_wave(phase: Array) -> Array:
     return 2 / np.pi * np.arcsin(0.97 * np.sin(2 * np.pi * phase))
 
 
-# Zigzags, bounces and shakes have few periods: more would look like noise in 6 to 8 frames.
+# Zigzags, bounces and shakes have few periods, because more would look like noise in 6 to 8 frames.
 
 
 def _zigzag(rng: np.random.Generator, arena: Arena) -> _Draft | None:
@@ -204,7 +204,7 @@ def _shake(rng: np.random.Generator, arena: Arena) -> _Draft | None:
 
 
 def _unsteady(progress: Callable[[np.random.Generator, Array], Array]) -> _Builder:
-    """Move along a line in one of four directions, with a ``progress`` that is not steady."""
+    """Move along a line in one of four directions, at an unsteady ``progress``."""
 
     def build(rng: np.random.Generator, arena: Arena) -> _Draft | None:
         axis = 0 if chance(rng, 0.65) else 1
@@ -294,18 +294,18 @@ _BUILDERS: dict[str, _Builder] = {
 }
 
 MOTIONS: tuple[str, ...] = tuple(_BUILDERS)
-"""Every motion that one object can make on its own."""
+"""All motions that one object can make alone."""
 
 
 def _place(rng: np.random.Generator, arena: Arena, axis: int, values: Array) -> Array | None:
-    """Shift ``values`` to a random place that keeps the margin; None if there is no such place."""
+    """Shift ``values`` to a random place that keeps the margin; None if no place does."""
     margin = arena.margin(axis)
     low, high = margin - float(values.min()), arena.size(axis) - margin - float(values.max())
     return None if high < low else values + uniform(rng, low, high)
 
 
 def draw_trajectory(motion: str, rng: np.random.Generator, arena: Arena) -> Trajectory | None:
-    """Draw a trajectory that carries out ``motion`` in ``arena``, or None if it does not fit."""
+    """Draw a trajectory that shows ``motion`` in ``arena``, or return None if it does not fit."""
     draft = _BUILDERS[motion](rng, arena)
     if draft is None:
         return None
@@ -324,7 +324,7 @@ def draw_approach(
 ) -> Trajectory | None:
     """Draw a straight trajectory that ends ``gap`` pixels from ``goal`` (x, y).
 
-    Where ``away`` is True, the trajectory is played backwards and starts there.
+    If ``away``, the trajectory is reversed and starts there.
     """
     least = 0.42 * max(arena.width, arena.height) + gap
     for _ in range(12):
@@ -345,7 +345,7 @@ def draw_overtaking(
 ) -> tuple[Trajectory, Trajectory] | None:
     """Draw two trajectories in the same horizontal direction; the first overtakes the second.
 
-    ``lane_gap`` is the least distance between their lanes, in pixels.
+    ``lane_gap`` is the least distance between the two lanes, in pixels.
     """
     width, margin = arena.width, arena.margin(0)
     fast = min(uniform(rng, 0.7, 0.8), arena.free_share(0)) * width

@@ -1,7 +1,7 @@
-"""Measure every object of a video, and judge predicates of motion and place by the measurements.
+"""Measure every object of a video, and decide predicates of motion and place by the measurements.
 
-A predicate is True, False, or None where a person might doubt it. An expression is kept only if its
-predicate is True of its targets and False of all other objects, so None is the margin between them.
+A predicate is True, False, or None if a person might doubt it. An expression is kept only if its
+predicate is True of its targets and False of all other objects, so None is the margin between both.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Ternary = bool | None
 """A truth value of three-valued logic; None is undecided."""
 
 SEEN = 0.25
-"""An object is seen in a frame if at least this part of it is visible."""
+"""An object is seen in a frame if at least this fraction of it is visible."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """Measurements of one object over a video.
+    """Hold the measurements of one object over a video.
 
     Horizontal lengths are in frame widths, vertical lengths in frame heights; ``extent`` and
     ``rate`` are in path units (``WorldConfig.path_unit``).
@@ -33,9 +33,9 @@ class Measurements:
     object that lies in the frame. All other fields are measured over the frames in which the object
     is seen. net: displacement from the first to the last frame. runs: greatest displacement between
     any two moments to the left, right, up and down. spans: range of x and of y. extent: diagonal of
-    the range. share: part of the time in motion. rate: length of the path if the object moved all
-    the time. head, tail: part of the time spent at the first and at the last place. legs_x, legs_y:
-    signed lengths between reversals. winding: degrees turned about the middle of the path,
+    the range. share: fraction of the time in motion. rate: length of the path if the object moved
+    all the time. head, tail: fraction of the time at the first and at the last place. legs_x,
+    legs_y: signed lengths between reversals. winding: degrees turned about the middle of the path,
     clockwise positive. roundness: least over greatest distance from that middle. growth: last size
     over first size.
     """
@@ -59,7 +59,7 @@ class Measurements:
 
     @property
     def shown(self) -> float:
-        """Return the part of the frames with the object inside in which it is also seen."""
+        """Return the fraction of the frames with the object inside in which it is also seen."""
         present = self.inside >= 0.5
         return float(self.seen[present].mean()) if present.any() else 0.0
 
@@ -87,7 +87,7 @@ def _legs(values: Array, least: float) -> tuple[float, ...]:
 
 
 def _count_settled(points: Array, radius: float) -> int:
-    """Count the leading points that lie within ``radius`` of the first."""
+    """Count the leading points that lie within ``radius`` of the first point."""
     far = np.hypot(*(points - points[0]).T) > radius
     return int(far.argmax()) if far.any() else len(points)
 
@@ -179,7 +179,7 @@ def _grows(ratio: float) -> Ternary:
 
 
 def is_still(m: Measurements) -> Ternary:
-    """Judge whether an object stands still and keeps its size."""
+    """Decide whether an object stands still and keeps its size."""
     if m.extent >= 0.25:
         return False
     return True if m.extent <= 0.1 and 0.89 <= m.growth <= 1.12 else None
@@ -218,25 +218,25 @@ def goes_nowhere(m: Measurements) -> bool:
 def _straight(direction: str) -> Callable[[Measurements], Ternary]:
     axis = 0 if direction in ("left", "right") else 1
 
-    def judge(m: Measurements) -> Ternary:
+    def predicate(m: Measurements) -> Ternary:
         if m.runs[direction] <= 0.12 or goes_nowhere(m):
             return False
         straight = m.runs[HEADINGS[direction]] <= 0.05 and m.spans[1 - axis] <= 0.2
         straight = straight and m.reversals <= 0  # a narrow zigzag is not straight
         return True if m.runs[direction] >= 0.3 and straight and m.share >= 0.75 else None
 
-    return judge
+    return predicate
 
 
 def _diagonal(vertical: str, horizontal: str) -> Callable[[Measurements], Ternary]:
-    def judge(m: Measurements) -> Ternary:
+    def predicate(m: Measurements) -> Ternary:
         if min(m.runs[vertical], m.runs[horizontal]) <= 0.1 or goes_nowhere(m):
             return False
         back = max(m.runs[HEADINGS[vertical]], m.runs[HEADINGS[horizontal]])
         far = min(m.runs[vertical], m.runs[horizontal]) >= 0.27
         return True if far and back <= 0.05 and m.share >= 0.75 else None
 
-    return judge
+    return predicate
 
 
 def _zigzags(m: Measurements) -> Ternary:
@@ -257,7 +257,7 @@ def _turns_back(m: Measurements) -> Ternary:
 
 
 def _rests(m: Measurements, rest: float, other_rest: float, inside: float) -> Ternary:
-    """Judge whether the object rests at one end of the clip and moves steadily otherwise."""
+    """Decide whether the object rests at one end of the clip and moves steadily otherwise."""
     if rest <= 0.15 or m.extent <= 0.1:
         return False
     steady = other_rest <= 0.17 and m.reversals <= 0 and m.extent >= 0.28
@@ -288,7 +288,7 @@ def _crosses(m: Measurements, border: str, entering: bool) -> Ternary:
     inside, seen, centres = m.inside[::order], m.seen[::order], m.centres[::order]
     if inside[0] >= 0.9:
         return False
-    away = int(seen.argmax()) / len(seen)  # part of the clip spent outside
+    away = int(seen.argmax()) / len(seen)  # fraction of the clip spent outside
     if inside[0] > 0 or away < 0.08 or inside[-1] < 0.95:
         return None
     # The trajectory points away from the border that it crosses.
@@ -351,7 +351,7 @@ OPPOSITES.update({b: a for a, b in list(OPPOSITES.items())})
 
 
 def approaches(mover: Measurements, goal: Measurements, unit: float, away: bool) -> Ternary:
-    """Judge whether ``mover`` moves straight towards a still ``goal``, or away from it.
+    """Decide whether ``mover`` moves straight towards a still ``goal``, or away from it.
 
     ``unit`` is the path unit in pixels.
     """
@@ -373,7 +373,7 @@ def approaches(mover: Measurements, goal: Measurements, unit: float, away: bool)
 
 
 def overtakes(index: int, measured: Sequence[Measurements]) -> Ternary:
-    """Judge whether an object overtakes any other that moves in the same direction."""
+    """Decide whether an object overtakes another object that moves in the same direction."""
     mover = measured[index]
     if is_still(mover) or goes_nowhere(mover):
         return False
@@ -406,7 +406,7 @@ def _mostly_seen_together(one: Measurements, other: Measurements) -> npt.NDArray
 def beside(
     relation: str, item: Measurements, other: Measurements, width: int, height: int
 ) -> Ternary:
-    """Judge one of ``RELATIONS`` over all frames that show both objects."""
+    """Decide one of ``RELATIONS`` over all frames that show both objects."""
     both = _mostly_seen_together(item, other)
     if both is None:
         return None
@@ -421,18 +421,18 @@ def beside(
 
 
 def is_extreme(
-    superlative: str, item: Measurements, rivals: Sequence[Measurements], width: int, height: int
+    superlative: str, item: Measurements, others: Sequence[Measurements], width: int, height: int
 ) -> Ternary:
-    """Judge whether one of ``SUPERLATIVES`` is true of an object in every frame, among rivals."""
+    """Decide whether one of ``SUPERLATIVES`` is true of an object among others in every frame."""
     axis = 0 if superlative in ("leftmost", "rightmost") else 1
     sign = 1 if superlative in ("leftmost", "highest") else -1
     margin = (0.08 * width, 0.12 * height)[axis]
     results: list[Ternary] = []
-    for rival in rivals:
-        both = _mostly_seen_together(item, rival)
+    for other in others:
+        both = _mostly_seen_together(item, other)
         if both is None:
             return None
-        gap = sign * (rival.centres[both] - item.centres[both])[:, axis]
+        gap = sign * (other.centres[both] - item.centres[both])[:, axis]
         results.append(
             True if gap.min() >= margin else (False if gap.max() <= -margin / 3 else None)
         )

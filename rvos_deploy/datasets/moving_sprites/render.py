@@ -24,16 +24,16 @@ from rvos_deploy.errors import InputError
 Region = tuple[slice, slice]
 Masks = npt.NDArray[np.bool_]
 
-_SHADOW = 0.42  # opacity of the shadow that a sprite casts on what lies behind it
+_SHADOW = 0.42  # opacity of a sprite's shadow on the background
 
 
 @dataclass(frozen=True, eq=False)
 class Sprite:
-    """A painted look, composited over a frame as (colour + frame * rest) >> 8.
+    """Hold a painted look, which is composited over a frame as (colour + frame * rest) >> 8.
 
     colour: uint16 [h, w, 3], RGB times opacity (0 .. 256). rest: uint16 [h, w, 1], 256 minus
-    opacity. solid: bool [h, w], the pixels that are at least half opaque; they are the ground truth
-    where no other object is in front. area: the number of solid pixels.
+    opacity. solid: bool [h, w], the pixels that are at least half opaque, which are the ground
+    truth where no other object is in front. area: the number of solid pixels.
     """
 
     colour: npt.NDArray[np.uint16]
@@ -46,8 +46,8 @@ class Sprite:
 def paint_sprite(look: Look, diameter: int) -> Sprite:
     """Paint ``look`` in a box of ``diameter`` pixels, with a shadow around the box.
 
-    The shadow is no part of the object. Repeated calls return the same arrays. Raises InputError
-    for an emoji if no font is installed.
+    The shadow does not belong to the object. Repeated calls return the same arrays. Raises
+    InputError: the look is an emoji and no font is installed.
     """
     paint = paint_look(look, diameter)
     pad = max(1, round(diameter * 0.08))
@@ -126,12 +126,12 @@ def iterate(
 ) -> Iterator[tuple[Picture, Masks]]:
     """Yield (frame uint8 [H, W, 3], masks bool [K, H, W]) for each of ``indices``, or all frames.
 
-    A mask holds the visible pixels of its object, without those that another object covers. Raises
-    InputError for an index outside the video.
+    A mask holds the visible pixels of its object, without pixels that another object covers. Raises
+    InputError: an index lies outside the video.
     """
     for t in range(video.config.frames) if indices is None else indices:
         if not 0 <= t < video.config.frames:
-            raise InputError(f"frame {t} asked of a video of {video.config.frames} frames")
+            raise InputError(f"frame {t} lies outside the video of {video.config.frames} frames")
         yield _paint_frame(video, t)
 
 
@@ -149,8 +149,8 @@ def render(video: SpriteVideo, indices: Sequence[int] | None = None) -> tuple[Pi
 def visibility(video: SpriteVideo) -> tuple[Array, Array]:
     """Measure how much of each object is visible, without painting colours.
 
-    Returns inside and visible, float64 [K, T] in 0 .. 1: the part of the object's own area that
-    lies in the frame, and the part that is visible (in the frame and covered by no other object).
+    Returns inside and visible, float64 [K, T] in 0 .. 1: the part of the object's area that lies in
+    the frame, and the part that is visible (in the frame and not covered by another object).
     """
     height, width = video.config.height, video.config.width
     shape = len(video.objects), video.config.frames

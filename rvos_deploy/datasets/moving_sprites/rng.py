@@ -1,4 +1,4 @@
-"""Random draws that are the same with every NumPy release.
+"""Draw random values that are equal in every NumPy release.
 
 All draws use ``Generator.random`` alone. PCG64 fixes its bit stream, whereas NumPy may change the
 algorithms behind ``choice``, ``shuffle`` or ``normal``.
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 def stream(*key: int) -> np.random.Generator:
-    """Return the random stream of ``key``, which consists of non-negative integers.
+    """Return the random stream of ``key``, a sequence of non-negative integers.
 
-    Raises InputError for a negative number.
+    Raises InputError: a number is negative.
     """
     if any(part < 0 for part in key):
         raise InputError(f"seeds and indices must be 0 or more, found {key}")

@@ -1,4 +1,4 @@
-"""Records that describe a video before it is painted, and the settings of the world it comes from.
+"""Define the records that describe a video before it is painted, and the settings of its world.
 
 ``generate.py`` draws the records, ``predicates.py`` measures them, ``render.py`` paints them.
 """
@@ -27,35 +27,34 @@ TEXTURES: tuple[Texture, ...] = ("plain", "striped", "dotted")
 RELATIONS = ("left_of", "right_of", "above", "below")
 """Predicates that compare the places of two objects."""
 SUPERLATIVES = ("leftmost", "rightmost", "highest", "lowest")
-"""Predicates that compare the place of one object with the places of all its look-alikes."""
+"""Predicates that compare the place of an object with the places of all its look-alikes."""
 
 WORLD_VERSION = 1
-"""Part of every seed. Raise it when the same seed begins to give another video."""
+"""Part of every seed. Increment it when a change makes a seed's video differ."""
 
 
 def check_split(split: str) -> None:
     """Raise InputError unless ``split`` is one of ``SPLITS``."""
     if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+        raise InputError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
 
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """The world that Moving Sprites are rendered from. Ranges include both ends.
+    """Configure the world that Moving Sprites are rendered from. Ranges include both ends.
 
     Attributes:
         height: Height of a frame, 64 to 4096. [pixels]
         width: Width of a frame, 64 to 4096, at most 2.5 times the height or the reverse. [pixels]
         frames: Frames of a video, at least 8. [frames]
         objects: Least and greatest number of objects in a video, within 2 to 6. [objects]
-        expressions: Least and greatest number of expressions of a video, within 1 to 48.
+        expressions: Least and greatest number of expressions in a video, within 1 to 48.
             [expressions]
-        wordings: Expressions of a video that may say the same of the same objects in other words.
-            They do not change the frames. [expressions]
-        emoji: Whether emoji are drawn beside shapes. Rendering them needs the font
-            NotoColorEmoji.ttf.
-        photos: Folder of photographs, from which seven in ten backgrounds are taken. None: all are
-            drawn.
+        wordings: Greatest number of expressions in a video that make the same claim about the same
+            objects in different words. The frames do not depend on it. [expressions]
+        emoji: Whether emoji are drawn beside shapes. Emoji need the font NotoColorEmoji.ttf.
+        photos: Folder of photographs, from which seven in ten backgrounds are taken. None: all
+            backgrounds are drawn.
     """
 
     height: int = 128
@@ -75,7 +74,7 @@ class WorldConfig:
         if max(self.height, self.width) > 2.5 * min(self.height, self.width):
             raise InputError(f"aspect ratio must be at most 2.5, found {self.height}x{self.width}")
         if self.frames < 8:
-            raise InputError(f"a motion needs at least 8 frames to be seen, found {self.frames}")
+            raise InputError(f"a visible motion needs at least 8 frames, found {self.frames}")
         if not 2 <= self.objects[0] <= self.objects[1] <= 6:
             raise InputError(f"objects must be within 2 .. 6, found {self.objects}")
         if not 1 <= self.expressions[0] <= self.expressions[1] <= 48:
@@ -85,7 +84,7 @@ class WorldConfig:
 
     @property
     def unit(self) -> float:
-        """Return the scale of this frame relative to the default frame, which is 128 high."""
+        """Return the scale of the frame relative to the default frame, which is 128 pixels high."""
         return min(self.height, self.width) / 128
 
     @property
@@ -96,10 +95,10 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class Look:
-    """The look of an object, without its size.
+    """Describe the look of an object, without its size.
 
-    name: a shape, or the plain name of an emoji (then ``colour`` is None). tint: -1 .. 1, a slight
-    change of the colour. degrees: clockwise rotation of a shape.
+    name: a shape, or the plain name of an emoji, whose ``colour`` is None. tint: a slight change of
+    the colour, -1 .. 1. degrees: clockwise rotation of a shape.
     """
 
     name: str
@@ -114,14 +113,14 @@ class Look:
         return self.colour is None
 
     def resembles(self, other: Look) -> bool:
-        """Tell whether both looks have the same name, colour and texture, so the same words."""
+        """Tell whether both looks have the same name, colour and texture, and so the same words."""
         mine = self.name, self.colour, self.texture
         return mine == (other.name, other.colour, other.texture)
 
 
 @dataclass(frozen=True)
 class Background:
-    """The recipe of a background. Equal recipes paint equal pixels. Sizes are in pixels."""
+    """Describe a background. Equal descriptions paint equal pixels. Sizes are in pixels."""
 
     family: str
     key: tuple[int, ...]
@@ -133,12 +132,12 @@ class Background:
 
 @dataclass(frozen=True, eq=False)
 class SpriteObject:
-    """One object of a video.
+    """Describe one object of a video.
 
-    size: None for an object that grows or shrinks. motion: the motion that was drawn for it (one of
-    ``motion.MOTIONS``, "toward", "away", "overtake" or "overtaken"). centres: float64 [T, 2], x and
-    y of the middle of its box in the frame, with camera drift, in pixels. diameters: int64 [T],
-    side of its box in pixels.
+    size: None for an object that grows or shrinks. motion: the motion that was drawn for the object
+    (one of ``motion.MOTIONS``, "toward", "away", "overtake" or "overtaken"). centres: float64
+    [T, 2], x and y of the object's box centre in the frame, with camera drift, in pixels.
+    diameters: int64 [T], side of the box in pixels.
     """
 
     look: Look
@@ -150,10 +149,10 @@ class SpriteObject:
 
 @dataclass(frozen=True)
 class Expression:
-    """A referring expression and its target objects.
+    """Hold a referring expression and its target objects.
 
-    targets: ascending indices into ``SpriteVideo.objects``; empty for no target. claim: the name of
-    the predicate that the expression claims of its targets; None where it names looks alone.
+    targets: ascending indices into ``SpriteVideo.objects``; empty for no target. claim: name of the
+    predicate that the expression claims of its targets; None if it names only looks.
     """
 
     text: str
@@ -163,13 +162,13 @@ class Expression:
 
     @property
     def needs_time(self) -> bool:
-        """Return whether the expression claims a motion, which no single frame shows."""
+        """Tell whether the expression claims a motion, which no single frame shows."""
         return self.claim is not None and self.claim not in (*RELATIONS, *SUPERLATIVES)
 
 
 @dataclass(frozen=True, eq=False)
 class SpriteVideo:
-    """A video before it is painted: a pure function of (seed, split, index, config).
+    """Describe a video before it is painted: a pure function of (seed, split, index, config).
 
     objects: from back to front. offsets: int64 [T, 2], x and y of the frame's top left corner on
     the background. gains: float64 [T], brightness of each frame.

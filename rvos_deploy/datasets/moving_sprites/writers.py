@@ -1,16 +1,16 @@
 """Write Moving Sprites to disk: a split in the layout of MeViS, or one video as an H.264 file.
 
-The reader of MeViS (``datasets.mevis``) also reads a split, which is one folder::
+A split is one folder, which the reader of MeViS (``datasets.mevis``) also reads::
 
     JPEGImages/<video>/00000.jpg ...
-    meta_expressions.json      as in MeViS v1: all expressions but those of kind no_target
+    meta_expressions.json      as in MeViS v1: all expressions except kind no_target
     meta_expressions_v2.json   as in MeViS v2: all expressions; no_target has empty lists
     mask_dict.json             {"<anno_id>": [compressed RLE, or null where not visible, ...]}
-    sprites.json               seed, split and world of the folder, and a digest of all else that
-                               decides its pixels (the emoji font, photographs)
+    sprites.json               seed, split and world of the folder, and digests of the other inputs
+                               that decide its pixels (the emoji font, photographs)
 
 Beyond MeViS, each expression has ``kind`` and ``claim``, and each video has ``objects``: obj_id,
-anno_id and look of all its objects, including those that no expression refers to.
+anno_id and look of all its objects, including objects that no expression refers to.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -48,31 +48,45 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.files import cannot_write, replacing_folder, sha256_file, writing
 from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.processes import WorkerPool
-
-Progress = Callable[[int, int], None]
+from rvos_deploy.progress import CountProgress, ignore_counts
 
 _SETTINGS = "sprites.json"
 _NAMES = {FRAMES, MASKS, _SETTINGS, V1, V2}
 _JPEG_QUALITY = 95
 
 _SAMPLE_FPS = 8
-# Without cpu-independent, x264 chooses methods by the instruction sets of the processor.
+# Without cpu-independent, x264 chooses algorithms by the processor's instruction sets.
 _H264 = {"crf": "16", "x264-params": "cpu-independent=1"}
 
 
 @dataclass(frozen=True)
-class _Job:
-    """The settings that a worker process needs to write one video."""
+class SplitSpec:
+    """Specify the videos of a split.
 
-    root: str
+    Args:
+        seed: seed of the videos.
+        split: name of the split.
+        videos: number of videos, at least 1.
+        config: the world that they are rendered from.
+    """
+
     seed: int
     split: Split
-    config: WorldConfig
+    videos: int
+    config: WorldConfig = field(default_factory=WorldConfig)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Hold the arguments of a worker process that writes one video."""
+
+    root: str
+    spec: SplitSpec
 
 
 @dataclass(frozen=True)
 class _Written:
-    """One video on disk, with its part of the index files. runs: by object, then by frame."""
+    """Hold one written video's part of the index files. runs: by object, then by frame."""
 
     name: str
     entry: dict[str, Any]
@@ -94,7 +108,7 @@ def _describe(video: SpriteVideo) -> list[dict[str, Any]]:
 
 
 def _write_video(job: _Job, index: int) -> _Written:
-    video = make_video(job.seed, job.split, index, job.config)
+    video = make_video(job.spec.seed, job.spec.split, index, job.spec.config)
     folder = Path(job.root) / FRAMES / video.name
     folder.mkdir(parents=True)
     runs: list[list[Rle | None]] = [[] for _ in video.objects]
@@ -104,14 +118,15 @@ def _write_video(job: _Job, index: int) -> _Written:
             rows.append(encode(mask) if mask.any() else None)
     entry = {
         "vid_id": index,
-        "frames": [f"{t:05d}" for t in range(job.config.frames)],
+        "frames": [f"{t:05d}" for t in range(job.spec.config.frames)],
         "objects": _describe(video),
     }
     return _Written(video.name, entry, video.expressions, runs)
 
 
-def _write_all(job: _Job, count: int, jobs: int) -> Iterator[_Written]:
+def _write_all(job: _Job, jobs: int) -> Iterator[_Written]:
     """Write the videos, in this process or in ``jobs`` processes, and yield them in order."""
+    count = job.spec.videos
     if jobs <= 1:
         for index in range(count):
             yield _write_video(job, index)
@@ -131,7 +146,7 @@ def _expression(item: Expression, first_anno: int) -> dict[str, Any]:
 
 
 def _write_index(
-    root: Path, written: Iterator[_Written], count: int, progress: Progress | None
+    root: Path, written: Iterator[_Written], count: int, progress: CountProgress
 ) -> None:
     """Write mask_dict.json while the videos arrive, then the two lists of expressions."""
     videos: dict[str, dict[str, Any]] = {}
@@ -148,8 +163,7 @@ def _write_index(
             for rows in video.runs:
                 masks.write(f'{"," if anno else ""}\n"{anno}": {json.dumps(rows)}')
                 anno += 1
-            if progress is not None:
-                progress(done, count)
+            progress("render", done, count)
         masks.write("\n}\n")
     _write_json(root / V2, {"videos": videos})
     for entry in videos.values():
@@ -158,7 +172,7 @@ def _write_index(
 
 
 def _describe_sources(config: WorldConfig) -> dict[str, Any]:
-    """Describe the input files that decide pixels. Raises InputError if one of them is missing."""
+    """Describe the input files that decide pixels. Raises InputError: an input file is missing."""
     sources: dict[str, Any] = {}
     if config.emoji:
         font = require_font()
@@ -177,39 +191,41 @@ def _write_json(path: Path, value: object) -> None:
 
 def write_mevis(
     folder: str | os.PathLike[str],
+    spec: SplitSpec,
     *,
-    seed: int,
-    split: Split,
-    videos: int,
-    config: WorldConfig | None = None,
     jobs: int = 1,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: CountProgress = ignore_counts,
 ) -> Path:
-    """Write videos 0 .. ``videos`` - 1 of a split into ``folder``, completely or not at all.
+    """Write the first videos of a split into ``folder``, completely or not at all.
 
-    jobs: the number of processes. The result does not depend on it. A script that uses more than
-    one must guard its main code by ``if __name__ == "__main__"``. progress: called with
-    (done, videos) after each video. All files are written to a temporary folder next to ``folder``,
+    jobs: the number of processes, on which the result does not depend. A script that uses more than
+    one must guard its main code by ``if __name__ == "__main__"``. progress: called with the phase
+    "render" after each video. All files are written to a temporary folder next to ``folder``,
     which is renamed at the end. Returns ``folder``.
 
-    Raises InputError if ``folder`` exists and ``overwrite`` is False, if it holds anything but a
-    split of Moving Sprites or holds the photographs, if it cannot be written, and as
+    Raises InputError: ``folder`` exists and ``overwrite`` is False, holds other files than a split
+    of Moving Sprites, holds the photographs, or cannot be written; and the errors of
     ``make_video``.
     """
     target = Path(folder)
-    if videos < 1:
-        raise InputError(f"at least one video must be asked for, found {videos}")
+    if spec.videos < 1:
+        raise InputError(f"the number of videos must be at least 1, found {spec.videos}")
     _check_target(target, overwrite=overwrite)
-    config = config or WorldConfig()
+    config = spec.config
     sources = _describe_sources(config)
     if config.photos is not None:
         refuse_overlap([Path(config.photos)], [target])
     try:
         with replacing_folder(target, overwrite=overwrite) as work:
-            job = _Job(str(work), seed, split, config)
-            _write_index(work, _write_all(job, videos, jobs), videos, progress)
-            settings = {"seed": seed, "split": split, "videos": videos, "world": asdict(config)}
+            job = _Job(str(work), spec)
+            _write_index(work, _write_all(job, jobs), spec.videos, progress)
+            settings = {
+                "seed": spec.seed,
+                "split": spec.split,
+                "videos": spec.videos,
+                "world": asdict(config),
+            }
             _write_json(
                 work / _SETTINGS,
                 {"schema": 1, "world_version": WORLD_VERSION, **settings, "sources": sources},
@@ -225,11 +241,11 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise InputError(f"{target} exists already; choose another folder or allow overwriting")
     if not target.is_dir():
-        raise InputError(f"{target} is a file, a folder was needed")
+        raise InputError(f"{target} is a file, but a folder is needed")
     if any(target.iterdir()) and not (target / _SETTINGS).is_file():
         raise InputError(
-            f"{target} is no split of sprites (it has no {_SETTINGS}), so it is not replaced; "
-            "choose another folder"
+            f"{target} is not a split of Moving Sprites (it has no {_SETTINGS}), so it is not "
+            "replaced; choose another folder"
         )
     others = sorted({path.name for path in target.iterdir()} - _NAMES)
     if others:
@@ -241,7 +257,7 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A video file with its ground truth.
+    """Hold a video file with its ground truth.
 
     masks: bool [T, K, H, W], the visible masks of ``video.objects``.
     """
@@ -273,9 +289,9 @@ def sample_video(
 ) -> Sample:
     """Write a video of the valid split as an H.264 file and return it with its ground truth.
 
-    The same arguments give the same bytes with the same PyAV on every machine. size: height and
-    width in pixels, both even. kinds: kinds of expression that the video must have. Raises
-    InputError for an odd size, for a file that cannot be written (see ``files.writing``), and as
+    Equal arguments write equal bytes with the same PyAV on every machine. size: height and width in
+    pixels, both even. kinds: kinds of expression that the video must have. Raises InputError: the
+    size is odd, or the file cannot be written (see ``files.writing``); and the errors of
     ``find_video``.
     """
     height, width = size

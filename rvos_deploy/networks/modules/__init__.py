@@ -1,1 +1,1 @@
-"""Operators and numerics that several families' modules share."""
+"""Define operators and numerics that several families share."""

@@ -1,4 +1,4 @@
-"""Compute operators that half precision would spoil in float32. Wider types stay as they are."""
+"""Compute sensitive operators in float32 instead of half precision. Wider types do not change."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ class WideGroupNorm(nn.GroupNorm):
     """Compute group norm, whose sums run over whole maps."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [B,C,...]; shape and type stay."""
+        """Normalise [B,C,...]; shape and type do not change."""
         weight, bias = wide(self.weight), wide(self.bias)
         return F.group_norm(wide(x), self.num_groups, weight, bias, self.eps).to(x.dtype)

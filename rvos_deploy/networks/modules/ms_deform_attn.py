@@ -50,7 +50,7 @@ def _grid_sample_ms_deform_attn(
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """Sample with one ``grid_sample`` a level."""
+    """Sample with one ``grid_sample`` per level."""
     batch, _, heads, head_dim = value.shape
     queries, levels = sampling_offsets.shape[1], sampling_offsets.shape[3]
     shapes: list[list[int]] = level_shapes.tolist()

@@ -32,10 +32,8 @@ def ms_deform_attn_cpu(
     Raises:
         BackendError: the kernel was not built.
     """
-    output = kernel.ms_deform_attn(
-        *_arrays(value, level_shapes, reference_points, sampling_offsets, attention_logits),
-        threads=torch.get_num_threads(),
-    )
+    arrays = _arrays(value, level_shapes, reference_points, sampling_offsets, attention_logits)
+    output = kernel.ms_deform_attn(arrays, threads=torch.get_num_threads())
     return _tensor(output, value.dtype)
 
 
@@ -63,10 +61,9 @@ def _gradients(
     compute = torch.promote_types(value.dtype, torch.float32)
     given = (value, sampling_offsets, attention_logits)
     wide = [tensor.to(compute) for tensor in given]
+    arrays = _arrays(wide[0], level_shapes, reference_points, wide[1], wide[2])
     found = kernel.ms_deform_attn_backward(
-        *_arrays(wide[0], level_shapes, reference_points, wide[1], wide[2]),
-        _array(grad.to(compute)),
-        threads=torch.get_num_threads(),
+        arrays, _array(grad.to(compute)), threads=torch.get_num_threads()
     )
     gradients = [_tensor(one, tensor.dtype) for one, tensor in zip(found, given, strict=True)]
     return gradients[0], gradients[1], gradients[2]
@@ -104,12 +101,12 @@ def _arrays(
     reference_points: Tensor,
     sampling_offsets: Tensor,
     attention_logits: Tensor,
-) -> tuple[NDArray[Any], ...]:
+) -> kernel.Inputs:
     """Return the arguments as the kernel takes them, without a copy where types fit."""
     compute = torch.promote_types(value.dtype, torch.float32)
     same = sampling_offsets.dtype == attention_logits.dtype == value.dtype
     points = value.dtype if same else compute
-    return (
+    return kernel.Inputs(
         _array(value),
         level_shapes.to(torch.int32).numpy(),
         _array(reference_points.to(compute)),

@@ -62,7 +62,7 @@ def sine_position_1d(padding: Tensor, dim: int) -> Tensor:
 
     Args:
         padding: bool [E,L], True where there is no token.
-        dim: of a position.
+        dim: width of a position.
     """
     number = torch.cumsum((~padding).to(torch.int64), dim=1).float()
     angles = number / (number[:, -1:] + 1e-6) * (2 * math.pi)

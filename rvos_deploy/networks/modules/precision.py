@@ -1,4 +1,4 @@
-"""Cast a network to another type, but for the weights that its family keeps in float32."""
+"""Cast a network to another type, except weights that its family keeps in float32."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def cast_network(network: nn.Module, precision: Precision | str, kept: Iterable[
     Buffers that are not part of the weights, such as attention masks, may hold infinities.
 
     Args:
-        network: in float32.
-        precision: of the network.
+        network: a network in float32.
+        precision: the new precision.
         kept: weights and buffers that stay in float32.
 
     Raises:
@@ -53,8 +53,8 @@ def in_range(name: str, weight: Tensor, dtype: torch.dtype, instead: str) -> Ten
     """Return a floating-point weight in ``dtype``, and any other weight unchanged.
 
     Args:
-        name: of the weight, for the message.
-        weight: of any shape.
+        name: name of the weight, for the message.
+        weight: any shape.
         dtype: float16 or bfloat16.
         instead: the option that avoids the cast, for the message.
 

@@ -29,16 +29,16 @@ def read_published(file: Path, option: str, allowed: tuple[type[Any], ...] = ())
     """Return the weights in a file, whose content decides its format; no code in it runs.
 
     Args:
-        file: as somebody published it.
-        option: by which the user named it, for errors.
+        file: a published file.
+        option: the option by which the user named it, for errors.
         allowed: classes that a ``torch.save`` file may hold beside tensors and plain values.
 
     Raises:
         InputError: the file is missing, unreadable or damaged, or has a format that could run code;
-            the message then has a command that converts it.
+            then the message has a command that converts it.
     """
     if not file.is_file():
-        raise InputError(f"{file} does not exist; {option} takes a .safetensors or .pth file")
+        raise InputError(f"{file} does not exist; {option} needs a .safetensors or .pth file")
     try:
         with file.open("rb") as stream:
             head = stream.read(len(_LEGACY))

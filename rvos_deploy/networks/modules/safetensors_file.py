@@ -18,7 +18,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         InputError: the file is missing, not regular, damaged, or of another format.
     """
     if not file.is_file():
-        raise InputError(f"{file} does not exist, or is no regular file")
+        raise InputError(f"{file} does not exist, or is not a regular file")
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:

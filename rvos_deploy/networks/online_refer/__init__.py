@@ -1,1 +1,1 @@
-"""The network family of OnlineRefer (Wu et al., ICCV 2023, arXiv 2307.09356)."""
+"""Define the network family of OnlineRefer (Wu et al., ICCV 2023, arXiv 2307.09356)."""

@@ -12,13 +12,13 @@ from rvos_deploy.networks.steps import Replay
 class BestQueries:
     """Record or replay the best query of every expression and frame.
 
-    The first frame of an expression has a choice of five; every other one has one query.
+    The first frame of an expression has five queries to choose from, and later frames have one.
     """
 
     def __init__(
         self, expressions: int, queries: int, replayed: NDArray[np.int64] | None = None
     ) -> None:
-        """``replayed``: queries int64 [E,T,1] to follow; None: record the network's own."""
+        """Follow the queries ``replayed`` int64 [E,T,1]; None: record the network's own."""
         self._expressions, self._queries = expressions, queries
         self._replayed = replayed
         self._started = 0
@@ -26,7 +26,7 @@ class BestQueries:
         self._replay = Replay()
 
     def preference(self) -> NDArray[np.float32]:
-        """Return what is added to the class logits of the next frame: float32 [E,Q]."""
+        """Return the preference float32 [E,Q] for the class logits of the next frame."""
         preference = np.zeros((self._expressions, self._queries), np.float32)
         if self._replayed is not None:
             preference[np.arange(self._expressions), self._replayed[:, self._started, 0]] = (
@@ -39,7 +39,7 @@ class BestQueries:
         """Record a frame.
 
         Args:
-            best: int64 [E], the queries that were chosen.
+            best: int64 [E], the chosen queries.
             scores: float32 [E,Q], 0 for padding.
         """
         frame = len(self._best)
@@ -60,5 +60,5 @@ class BestQueries:
         return np.stack(self._best, axis=1)[..., None]
 
     def replay(self) -> Replay:
-        """Return by how much a replayed query's score was below the best, and where."""
+        """Return the largest gap of a replayed query's score to the best one, and its position."""
         return self._replay

@@ -1,4 +1,4 @@
-"""Define the configuration of OnlineRefer and its named presets. Imports no torch."""
+"""Define the configuration of OnlineRefer and its named presets, without torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import short_side_box, stretch_frame
+from rvos_deploy.graph_io.frame_geometry import short_side_box, stretch_to_stride
 from rvos_deploy.graph_io.input_size import STRIDE, check_size
 
 Backbone = Literal["resnet"]
-"""Kinds of image trunk. Each has keys of its own that begin with its name."""
+"""Kinds of image trunk. The keys of each kind begin with its name."""
 
 LARGEST = 1 << 16
 """Upper bound of a width, a count or a side. It keeps damaged records from allocating memory."""
@@ -55,13 +55,13 @@ class OnlineReferConfig:
         name: Name of the configuration, in messages and bundles.
         backbone: Kind of the image trunk.
         resnet_blocks: Bottleneck blocks of the four stages. [blocks]
-        resnet_width: Channels of the stem; the stages give 4, 8, 16 and 32 times as many.
+        resnet_width: Channels of the stem; the stages have 4, 8, 16 and 32 times as many.
             [channels]
         text_layers: Layers of RoBERTa. [layers]
         text_width: Width of RoBERTa; a multiple of ``text_heads``. [channels]
         text_heads: Attention heads of RoBERTa. [heads]
         text_ffn: Hidden width of RoBERTa's feed-forward networks. [channels]
-        text_vocabulary: Token ids that RoBERTa knows. [ids]
+        text_vocabulary: Number of token ids of RoBERTa. [ids]
         max_tokens: Longest sentence, with its start and end. [tokens]
         dim: Width of queries, image tokens and text tokens; a multiple of 4, ``num_heads`` and
             both numbers of groups. [channels]
@@ -70,14 +70,13 @@ class OnlineReferConfig:
         encoder_layers: Layers of the deformable encoder. [layers]
         decoder_layers: Layers of the deformable decoder. [layers]
         ffn: Hidden width of the feed-forward networks outside RoBERTa. [channels]
-        num_points: Sampling points of deformable attention, for each head and feature level.
-            [points]
+        num_points: Sampling points of deformable attention, per head and feature level. [points]
         norm_groups: Groups of the group norms before the encoder. [groups]
         pixel_norm_groups: Groups of the pixel decoder's group norms. [groups]
         mask_channels: Channels between the dynamic convolutions. [channels]
-        short_side: Short side that frames are scaled to by default. [pixels]
-        input_size: (height, width) of a 16:9 frame at that short side, in multiples of 32: the
-            size that checks and engines start from. [pixels]
+        short_side: Default short side of scaled frames. [pixels]
+        input_size: (height, width) of a 16:9 frame at that short side, in multiples of 32. Checks
+            and engines start from this size. [pixels]
         threshold: Score above which the tracked object counts as present. [0..1]
     """
 
@@ -142,7 +141,9 @@ class OnlineReferConfig:
         """
         if short_side < STRIDE:
             raise InputError(f"the short side must be at least {STRIDE}, found {short_side}")
-        size = stretch_frame((9 * short_side, 16 * short_side), short_side_box(short_side)).padded
+        size = stretch_to_stride(
+            (9 * short_side, 16 * short_side), short_side_box(short_side)
+        ).padded
         return replace(self, short_side=short_side, input_size=size)
 
     def as_dict(self) -> dict[str, Any]:

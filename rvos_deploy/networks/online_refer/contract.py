@@ -73,12 +73,12 @@ def check_contracts(graphs: Mapping[str, GraphSpec], config: OnlineReferConfig) 
 
 
 PREFERRED = 1e3
-"""Added to the class logit of a query that must be chosen. Hidden queries have -1e4, so padding is
-never chosen."""
+"""Number added to the class logit of a query that must be chosen. Hidden queries have -1e4, so
+padding is never chosen."""
 
 
 def probe_makers(config: OnlineReferConfig) -> Makers:
-    """Return makers of the probe inputs that have a meaning of their own."""
+    """Return makers of the probe inputs whose values have a special meaning."""
 
     def token_ids(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
         return random.randint(3, config.text_vocabulary, shape)
@@ -92,7 +92,7 @@ def probe_makers(config: OnlineReferConfig) -> Makers:
 
 
 def _boxes(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
-    """Return boxes inside the frame: centres in its middle, sides of a tenth to half of it."""
+    """Return boxes inside the frame: centres near its middle, sides of 0.1 to 0.5 frames."""
     return np.concatenate(
         [random.uniform(0.3, 0.7, (*shape[:-1], 2)), random.uniform(0.1, 0.5, (*shape[:-1], 2))],
         axis=-1,
@@ -100,8 +100,9 @@ def _boxes(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
 
 
 def _joined(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:
-    """Return True for every other expression, at random from the first or the second on."""
-    return (np.arange(shape[0]) + random.randint(2)) % 2 == 0
+    """Return True for every other expression, starting at random with the first or the second."""
+    joined: Probe = (np.arange(shape[0]) + random.randint(2)) % 2 == 0
+    return joined
 
 
 def _preference(shape: tuple[int, ...], random: np.random.RandomState) -> Probe:

@@ -82,8 +82,8 @@ def graphs(network: OnlineRefer, fixed: Mapping[str, int] | None = None) -> tupl
     """Return the network's three graphs with their contracts, in the order in which they run.
 
     Args:
-        network: in the type that the graphs compute in.
-        fixed: sizes of axes that are fixed, by the axis's name (``StaticShapes.axes``).
+        network: a network in the type in which the graphs compute.
+        fixed: sizes of fixed axes, by the axis's name (``StaticShapes.axes``).
     """
     modules = {
         "backbone": Backbone(network),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.graph_io.frame_geometry import FrameGeometry, short_side_box, stretch_frame
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, short_side_box, stretch_to_stride
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.probe import Makers
 from rvos_deploy.graph_io.tokenizer import Tokenizer
@@ -28,10 +28,10 @@ from rvos_deploy.networks.steps import GraphCalls
 from rvos_deploy.stream_settings import StreamSettings
 
 TIE = 4
-"""Ratio of the excess score that rounding explains to the tolerance of the graph with the scores:
-two scores may each err by the tolerance, and the tracks before them too."""
+"""Ratio of the excess score that rounding explains to the tolerance of the graph with the scores.
+Two scores may each err by the tolerance, and so may the tracks before them."""
 MAXIMUM_SCORE_EXCESS = 0.05
-"""Upper bound of that excess. Beyond it, another query is better for certain."""
+"""Upper bound of that excess. Beyond it, another query is certainly better."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,13 @@ class OnlineRefer(Network):
     ) -> FrameGeometry:
         """Scale the short side, or fit the box, and stretch both sides to multiples of 32.
 
-        Convolutions and group norms would see padding, so there is none.
+        Frames are stretched instead of padded, because convolutions and group norms would see the
+        padding.
         """
         if fixed is not None:
             return FrameGeometry(display, fixed, fixed)
         short_side = settings.short_side or self._config.short_side
-        return stretch_frame(display, settings.size or short_side_box(short_side))
+        return stretch_to_stride(display, settings.size or short_side_box(short_side))
 
     def with_size(self, settings: StreamSettings, fixed: tuple[int, int] | None) -> StreamSettings:
         """Return the settings with the short side as the default; see the base class."""
@@ -90,14 +91,14 @@ class OnlineRefer(Network):
         return super().with_size(settings, fixed)
 
     def describe_size(self, fixed: tuple[int, int] | None) -> str:
-        """Return the short side, and what it makes of a 16:9 frame; or the only size."""
+        """Return the short side and the resulting size of a 16:9 frame, or the fixed size."""
         if fixed is not None:
             return f"frames stretched to {fixed[0]}x{fixed[1]}"
         height, width = self._config.input_size
         return f"short side {self._config.short_side} ({height}x{width} of a 16:9 frame)"
 
     def notes(self, settings: StreamSettings) -> tuple[str, ...]:
-        """Say which settings have no effect: the network decides every frame at once."""
+        """Name settings without an effect: the network decides every frame at once."""
         changed = {
             "--mode offline": settings.mode == "offline",
             "--lookahead": settings.lookahead > 0,
@@ -135,10 +136,10 @@ class OnlineRefer(Network):
         return f"numbers of queries, 0 to {last} in the first frame and 0 from then on,"
 
     def choice_excess(self, graphs: Mapping[str, GraphSpec]) -> float:
-        """Return by how much a file's best score may exceed that of PyTorch's best query."""
+        """Return the allowed excess of a file's best score over that of PyTorch's best query."""
         return min(TIE * graphs["frame_decoder"].tolerance, MAXIMUM_SCORE_EXCESS)
 
     @property
     def maximum_choice_excess(self) -> float:
-        """Return the excess above which another query is better for certain."""
+        """Return the excess above which another query is certainly better."""
         return MAXIMUM_SCORE_EXCESS

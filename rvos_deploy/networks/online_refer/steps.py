@@ -30,7 +30,7 @@ _NEXT = {
     "track_position": "next_position",
     "track_box": "next_box",
 }
-"""Output of the frame decoder that becomes an input in the next frame, by the input's name."""
+"""Inputs of the frame decoder, with the outputs from which the next frame gets them."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ def encode_text(calls: GraphCalls, tokenizer: Tokenizer, text: str) -> EncodedTo
 
     Raises:
         InputError: the text is missing or empty.
-        BackendError: the back end failed, or the text encoder gave NaN or infinity.
+        BackendError: the back end failed, or the text encoder returned NaN or infinity.
     """
     ids, occasion = tokenizer(text), f"expression '{text[:40]}'"
-    missing = max(0, calls.spec("text_encoder").least("L") - len(ids))
+    missing = max(0, calls.spec("text_encoder").minimum_size("L") - len(ids))
     padded = np.pad(ids, (0, missing), constant_values=PADDING_ID)[None]
     padding = (np.arange(padded.shape[1]) >= len(ids))[None]
     outputs = calls.run("text_encoder", {"token_ids": padded, "text_padding": padding}, occasion)
@@ -59,10 +59,10 @@ def encode_text(calls: GraphCalls, tokenizer: Tokenizer, text: str) -> EncodedTo
 
 @dataclass(frozen=True)
 class _Tracks:
-    """Hold the tracks after a frame, where the back end keeps its tensors.
+    """Hold the tracks after a frame, in the back end's tensors.
 
     Args:
-        numbers: of the expressions, in the order of the rows.
+        numbers: numbers of the expressions, in the order of the rows.
         tensors: content, position and box, by the name of the next frame's input.
     """
 
@@ -76,8 +76,8 @@ _NO_TRACKS = _Tracks((), {})
 class OnlineReferSteps(Steps):
     """Run the steps of one stream.
 
-    The tracks stay on the device from frame to frame: the host reads scores alone, so the next
-    frame is queued before the scores of this one are there.
+    The tracks stay on the device from frame to frame. The host reads only scores, so the next frame
+    is queued before the scores of this one arrive.
     """
 
     def __init__(
@@ -117,14 +117,14 @@ class OnlineReferSteps(Steps):
 
     def _stacked_text(self) -> dict[str, Tensor]:
         if self._text is None:
-            least = self.calls.spec("frame_decoder").least("L")
+            least = self.calls.spec("frame_decoder").minimum_size("L")
             sentences = [sentence.tokens for sentence in self._sentences.values()]
             tokens, padding = stack_tokens(sentences, least)
             self._text = {"text_tokens": tokens, "text_padding": padding}
         return self._text
 
     def _track_inputs(self) -> dict[str, Tensor]:
-        """Return the tracks of the present expressions; a new one has zeros, and has joined."""
+        """Return the tracks of the present expressions; a new one is zero, and has ``joined``."""
         before = {number: row for row, number in enumerate(self._tracks.numbers)}
         rows = np.array([before.get(number, -1) for number in self._sentences])
         spec = self.calls.spec("frame_decoder")
@@ -155,7 +155,7 @@ class OnlineReferSteps(Steps):
         return mask_logits, scores
 
     def decide(self, occasion: str) -> Decision | None:
-        """Return the decision, which is in every frame already."""
+        """Return the decision, which every frame contains."""
         return _Decision(self)
 
     def thresholds(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -183,7 +183,7 @@ class _StartedFrame:
 
 @dataclass(frozen=True)
 class _Decision:
-    """Every frame was decided when it was seen."""
+    """Make masks of frames that were decided when they were seen."""
 
     steps: OnlineReferSteps
 
@@ -216,10 +216,10 @@ class _MaskMaker:
         ops, logits, rows = self.steps.calls.ops, self.logits, self.rows
         hidden = self.scores[:, 0] <= thresholds
         if hidden.any():
-            # A logit of 0 is no foreground.
-            nothing = ops.zeros((1, *logits.shape[1:]), np.float32)
+            # A logit of 0 is not foreground.
+            empty = ops.zeros((1, *logits.shape[1:]), np.float32)
             rows = np.where(hidden, logits.shape[0], rows)
-            logits = ops.concatenate([logits, nothing])
+            logits = ops.concatenate([logits, empty])
         return (
             logits if np.array_equal(rows, np.arange(logits.shape[0])) else ops.gather(logits, rows)
         )

@@ -1,4 +1,4 @@
-"""RoBERTa's tokenizer without PyTorch: the same ids as Hugging Face's ``RobertaTokenizer``."""
+"""Tokenize for RoBERTa without PyTorch, with the ids of Hugging Face's ``RobertaTokenizer``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rvos_deploy.errors import BundleError
 from rvos_deploy.graph_io.tokenizer import BytePairs, TokenizerFile, check_text, enclose
 
 CONTEXT_LENGTH = 512
-"""The most tokens that RoBERTa-base takes, start and end of the sentence included."""
+"""Maximum number of tokens for RoBERTa-base, with start and end of the sentence."""
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
-"""The special tokens that every RoBERTa vocabulary has, in the order of their ids 0 to 3."""
+"""Special tokens of every RoBERTa vocabulary, in the order of their ids 0 to 3."""
 START, PADDING, END, _ = range(len(SPECIAL_TOKENS))
 MASK = "<mask>"
 
 
 class _MergedPairs(BytePairs):
-    """A vocabulary entry is the result of merges. Looked up as a whole, it would have other ids."""
+    """Require that words are merged from bytes; looking up whole words would give other ids."""
 
     ignore_merges: bool = False
 
@@ -32,7 +32,7 @@ class _MergedPairs(BytePairs):
 
 
 class _ByteLevel(msgspec.Struct):
-    """RoBERTa's rule for words. No word holds both letters and symbols, as special tokens do."""
+    """Require RoBERTa's rule for words. Unlike special tokens, no word has letters and symbols."""
 
     type: Literal["ByteLevel"]
     add_prefix_space: bool
@@ -40,11 +40,11 @@ class _ByteLevel(msgspec.Struct):
 
     def __post_init__(self) -> None:
         if self.add_prefix_space or not self.use_regex:
-            raise ValueError("it splits text in another way than RoBERTa's")
+            raise ValueError("it splits text differently from RoBERTa's tokenizer")
 
 
 class _Form(msgspec.Struct):
-    """What the exporter writes. Without added tokens, special tokens in a sentence are text."""
+    """Define the exported form. Without added tokens, special tokens in a sentence are text."""
 
     model: _MergedPairs
     pre_tokenizer: _ByteLevel
@@ -53,10 +53,10 @@ class _Form(msgspec.Struct):
 
 
 class RobertaTokenizer:
-    """Byte-level byte-pair tokenizer of RoBERTa, read from a bundle's ``tokenizer.json``.
+    """Tokenize by RoBERTa's byte-level byte pairs, from a bundle's ``tokenizer.json``.
 
-    The ids are Hugging Face's, with one exception that is meant: a special token that a sentence
-    contains is plain text. (Hugging Face takes ``</s>`` for the end of the sentence.)
+    The ids are Hugging Face's, with one deliberate exception: a special token in a sentence is
+    plain text. (Hugging Face reads ``</s>`` as the end of the sentence.)
     """
 
     def __init__(
@@ -66,34 +66,35 @@ class RobertaTokenizer:
 
         Args:
             file: ``tokenizer.json``.
-            content: of the file, where it was read and hashed before; ``file`` is named then.
-            length: the most tokens that the text encoder takes.
+            content: content of the file, if it was read and hashed before; then errors name
+                ``file``.
+            length: maximum number of tokens for the text encoder.
 
         Raises:
-            BundleError: not the tokenizer of a bundle.
+            BundleError: the file is not the tokenizer of a bundle.
         """
         self._file, self._length = TokenizerFile(file, content, _Form), length
         for index, token in enumerate(SPECIAL_TOKENS):
             if self._file.special(token) != index:
                 raise BundleError(
-                    f"{file} gives {token} the id {self._file.special(token)}, RoBERTa's is "
+                    f"{file} has the id {self._file.special(token)} for {token}, RoBERTa's is "
                     f"{index}; export again"
                 )
 
     def __call__(self, text: str) -> NDArray[np.int64]:
         """Return ``<s>``, the sentence's ids and ``</s>``, without padding: int64 [L].
 
-        L is at most 512, or what the text encoder is fixed to.
+        L is at most 512, or the fixed length of the text encoder.
 
-        Warns when the sentence is cut. Raises InputError when it is empty or not a string.
+        Warns if the sentence is cut. Raises InputError: the sentence is empty or not a string.
         """
         check_text(text)
         return enclose(text, self._file.encode(clean_text(text)), (START, END), self._length)
 
 
 def clean_text(text: str) -> str:
-    """Lower-case and collapse white space, as the published data sets do.
+    """Convert to lower case and collapse white space, as the published data sets do.
 
-    A lone surrogate, which no byte sequence encodes, becomes U+FFFD.
+    A lone surrogate, which has no encoding, becomes U+FFFD.
     """
     return " ".join(fix_surrogates(text).lower().split())

@@ -1,4 +1,4 @@
-"""Write RoBERTa's tokenizer for the ``tokenizers`` library, from the files that a user has."""
+"""Write RoBERTa's tokenizer for the ``tokenizers`` library, from a user's files."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _Decoded = TypeVar("_Decoded")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A byte-level byte-pair vocabulary.
+    """Hold a byte-level byte-pair vocabulary.
 
     Args:
-        ids: of every token, special ones included.
-        merges: pairs of tokens, the first merged first.
+        ids: ids of all tokens, with special ones.
+        merges: pairs of tokens in the order in which they are merged.
     """
 
     ids: dict[str, int]
@@ -42,7 +42,7 @@ class Vocabulary:
 
 
 class _Model(msgspec.Struct):
-    """A byte-pair model. Files of 2020, RoBERTa-base's among them, name no type."""
+    """Define a byte-pair model. Files of 2020, such as RoBERTa-base's, name no type."""
 
     vocab: _Tokens
     merges: list[str | tuple[str, str]]
@@ -64,7 +64,7 @@ class _AnyModel(msgspec.Struct):
 
 
 class _AnyTokenizerJson(msgspec.Struct):
-    """What tells a ``tokenizer.json`` from a ``vocab.json``: a vocabulary's values are numbers."""
+    """Match any ``tokenizer.json``, but no ``vocab.json``, whose values are numbers."""
 
     model: _AnyModel
 
@@ -73,9 +73,9 @@ def read_vocabulary(source: Path, vocab_size: int) -> Vocabulary:
     """Read RoBERTa's vocabulary.
 
     Args:
-        source: ``tokenizer.json``; or ``vocab.json`` or ``merges.txt``, the other beside it; or a
-            folder that holds them.
-        vocab_size: the rows of the text encoder's token embedding.
+        source: ``tokenizer.json``; or ``vocab.json`` or ``merges.txt``, with the other beside it;
+            or a folder that holds them.
+        vocab_size: number of rows of the text encoder's token embedding.
 
     Raises:
         InputError: the files are missing, damaged, or not RoBERTa's vocabulary.
@@ -104,7 +104,7 @@ def read_vocabulary(source: Path, vocab_size: int) -> Vocabulary:
 def small_vocabulary(vocab_size: int) -> Vocabulary:
     """Return a vocabulary without merges, for random weights: every byte is a token.
 
-    The ids are in RoBERTa's order: special tokens, the bytes' tokens, last ``<mask>``.
+    The ids are in RoBERTa's order: special tokens, tokens of bytes, ``<mask>``.
 
     Raises InputError: ``vocab_size`` is less than its 261 tokens.
     """
@@ -118,7 +118,7 @@ def small_vocabulary(vocab_size: int) -> Vocabulary:
 
 
 def write_tokenizer(file: Path, vocabulary: Vocabulary) -> None:
-    """Write a bundle's ``tokenizer.json``. The same vocabulary gives the same bytes."""
+    """Write a bundle's ``tokenizer.json``. Equal vocabularies give equal bytes."""
     content = json.loads(_build(vocabulary).to_str())
     # A merge as one string makes the file shorter, and older versions of the library read it.
     content["model"]["merges"] = [" ".join(pair) for pair in vocabulary.merges]
@@ -134,7 +134,7 @@ def _build(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
 
 
 class _RefusedError(Exception):
-    """What is wrong with the file, as the predicate of a sentence about it."""
+    """Report a fault of the file, as the predicate of a sentence about it."""
 
 
 @contextmanager
@@ -147,11 +147,11 @@ def _refusing(file: Path) -> Iterator[None]:
     except _RefusedError as error:
         raise InputError(f"{file} {error}; {_NEEDED}") from error
     except Exception as error:
-        raise InputError(f"{file} is no vocabulary ({one_line(error)}); {_NEEDED}") from error
+        raise InputError(f"{file} is not a vocabulary ({one_line(error)}); {_NEEDED}") from error
 
 
 def _file_of(source: Path) -> Path:
-    """Return ``tokenizer.json`` or ``vocab.json`` of a folder, or the file that was named."""
+    """Return ``tokenizer.json`` or ``vocab.json`` of a folder, or else the file ``source``."""
     if not source.is_dir():
         return source
     if (source / TOKENIZER).exists():
@@ -175,7 +175,7 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 
 
 def _kind(content: bytes) -> str | None:
-    """Return the model's type of a ``tokenizer.json``, "" where it names none, else None."""
+    """Return the model's type of a ``tokenizer.json`` ("" if it names none); None: another file."""
     try:
         return msgspec.json.decode(content, type=_AnyTokenizerJson).model.type
     except msgspec.ValidationError:
@@ -187,7 +187,7 @@ def _from_tokenizer(content: bytes) -> Vocabulary:
     ids = dict(decoded.model.vocab)
     for token in decoded.added_tokens:
         if ids.setdefault(token.content, token.id) != token.id:
-            raise _RefusedError(f"gives {one_line(token.content, 40)} two ids")
+            raise _RefusedError(f"has two ids for {one_line(token.content, 40)}")
     return Vocabulary(ids, [_pair(merge) for merge in decoded.model.merges])
 
 
@@ -204,7 +204,7 @@ def _pair(merge: str | tuple[str, str]) -> tuple[str, str]:
     parts = merge.split(" ") if isinstance(merge, str) else list(merge)
     if len(parts) != 2 or not all(parts) or any(" " in part for part in parts):
         raise _RefusedError(
-            f"has the merge {one_line(repr(merge), 40)}, which is no pair of tokens"
+            f"has the merge {one_line(repr(merge), 40)}, which is not a pair of tokens"
         )
     return parts[0], parts[1]
 
@@ -219,18 +219,18 @@ def _check(vocabulary: Vocabulary, vocab_size: int) -> None:
     ids = vocabulary.ids
     missing = [token for token in (*SPECIAL_TOKENS, MASK) if token not in ids]
     if missing:
-        raise _RefusedError(f"is no vocabulary of RoBERTa: it lacks {', '.join(missing)}")
+        raise _RefusedError(f"is not a vocabulary of RoBERTa: it lacks {', '.join(missing)}")
     for index, token in enumerate(SPECIAL_TOKENS):
         if ids[token] != index:
             raise _RefusedError(
-                f"is no vocabulary of RoBERTa: {token} has the id {ids[token]}, not {index}"
+                f"is not a vocabulary of RoBERTa: {token} has the id {ids[token]}, not {index}"
             )
     absent = sum(token not in ids for token in _byte_tokens())
     if absent:
-        raise _RefusedError(f"is no byte-level vocabulary: it lacks {absent} of the 256 bytes")
+        raise _RefusedError(f"is not a byte-level vocabulary: it lacks {absent} of the 256 bytes")
     if max(ids.values()) >= vocab_size:
         raise _RefusedError(
-            f"has ids up to {max(ids.values())}, the text encoder knows {vocab_size} tokens"
+            f"has ids up to {max(ids.values())}, the text encoder has {vocab_size} tokens"
         )
     if sorted(ids.values()) != list(range(len(ids))):
         raise _RefusedError("uses an id twice, or leaves one out")

@@ -1,1 +1,1 @@
-"""The network family of Pan, Fang and Lu (CVPR 2024 PVUW)."""
+"""Define the network family of Pan, Fang and Lu (CVPR 2024 PVUW)."""

@@ -1,4 +1,4 @@
-"""Define the configuration of the network and its named presets. Imports no torch."""
+"""Define the configuration of the network and its named presets, without torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LARGEST = 1 << 15
 RENAMED_KEYS: Mapping[str, str] = {"course": "trajectory_encoding", "rivals": "competition"}
 """Keys that older records use, and their present names."""
 RENAMED_ALIGNMENTS: Mapping[str, str] = {"sight": "mask_cues"}
-"""Likewise for the values of ``alignment``."""
+"""Values of ``alignment`` that older records use, and their present names."""
 
 _COUNTS = (
     "dim",
@@ -53,8 +53,8 @@ _CHOICES = {
 class ModelConfig:
     """Configure the network's shape and arithmetic.
 
-    The widths of the CLIP part follow from ``clip``. Keys marked "Ours" switch what none of the
-    paper's ancestors has. The preset ``large-paper`` has all of them off.
+    The widths of the CLIP part follow from ``clip``. Keys marked "Ours" switch parts that none of
+    the paper's ancestors has. The preset ``large-paper`` switches all of them off.
 
     Attributes:
         name: Name of the configuration, in messages and bundles.
@@ -68,8 +68,7 @@ class ModelConfig:
         num_heads: Attention heads of both decoders and of deformable attention. [heads]
         encoder_layers: Layers of the cross-modal encoder. [layers]
         encoder_ffn: Hidden width of the encoder's feed-forward networks. [channels]
-        num_points: Sampling points of deformable attention, for each head and feature level.
-            [points]
+        num_points: Sampling points of deformable attention, per head and feature level. [points]
         fusion_heads: Attention heads of text fusion and of the text's self-attention in the
             encoder. [heads]
         fusion_dim: Width inside text fusion; a multiple of ``fusion_heads``. [channels]
@@ -106,8 +105,8 @@ class ModelConfig:
         slot_position: Learned position of a video query and of its slot's frame tokens: one for
             both, initially zero ("shared", ours), or one each, initially random ("separate", VITA
             and LMPM).
-        input_size: Height and width of the box that frames are fitted into in validation and in a
-            bundle, multiples of 32. [pixels]
+        input_size: Height and width of the box for frames in validation and in a bundle, multiples
+            of 32. [pixels]
         threshold: Score above which a query belongs to the answer. [0..1]
     """
 

@@ -41,7 +41,7 @@ class ExpressionState:
         Args:
             values: slot values float32 [N,C].
             logits: slot logits float32 [N].
-            cues: of the frame's queries.
+            cues: cues of the frame's queries.
         """
         self._slots = len(values)
         order = np.arange(self._slots)

@@ -105,8 +105,8 @@ class VideoDecoder(nn.Module):
         """Return scores and mask embeddings of E expressions.
 
         Args:
-            memory: [E,M,N,C], see ``FrameMemory``; likewise ages and empty [E,M].
-            video_queries: [E,N,C], initial ones.
+            memory: [E,M,N,C], see ``FrameMemory``, as for ages and empty [E,M].
+            video_queries: initial video queries [E,N,C].
             text: outputs of the text encoder for E expressions.
         """
         stored = FrameMemory(memory, memory_ages, memory_empty)
@@ -147,8 +147,8 @@ def graphs(network: RvosNetwork, fixed: Mapping[str, int] | None = None) -> tupl
     """Return the network's five graphs with their contracts, in the order in which they run.
 
     Args:
-        network: in the type that the graphs compute in.
-        fixed: sizes of axes that are fixed, by the axis's name (``StaticShapes.axes``).
+        network: a network in the type in which the graphs compute.
+        fixed: sizes of fixed axes, by the axis's name (``StaticShapes.axes``).
     """
     dtype = next(network.mask_head.parameters()).dtype
     modules = {name: make(network) for name, make in _MODULES.items()}

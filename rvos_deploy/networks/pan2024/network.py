@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import FrameGeometry, fit_frame, short_side_box
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, letterbox, short_side_box
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.network import Network
@@ -66,10 +66,10 @@ class Pan2024(Network):
         """Fit a frame into the box, and pad the sides to multiples of 32 pixels."""
         if fixed is not None:
             # A graph with a fixed size always receives the whole box.
-            return fit_frame(display, fixed, fixed=True)
+            return letterbox(display, fixed, fixed=True)
         if settings.short_side is not None:
-            return fit_frame(display, short_side_box(settings.short_side))
-        return fit_frame(display, settings.size or self._config.input_size)
+            return letterbox(display, short_side_box(settings.short_side))
+        return letterbox(display, settings.size or self._config.input_size)
 
     def tokenizer(self, file: Path, content: bytes, graphs: Mapping[str, GraphSpec]) -> Tokenizer:
         """Return CLIP's tokenizer."""
@@ -128,6 +128,6 @@ def default_slot_excess(tolerance: float) -> float:
     """Return the default of ``--maximum-slot-excess``.
 
     Args:
-        tolerance: of the graph whose outputs are the cues.
+        tolerance: tolerance of the graph whose outputs are the cues.
     """
     return min(SLOT_TIE * tolerance, MAXIMUM_SLOT_EXCESS)

@@ -28,8 +28,8 @@ def token_bytes(
 ) -> int:
     """Return the bytes of the frame queries of ``frames`` remembered frames.
 
-    Offline without ``memory``, every frame of the clip is remembered, whatever ``mask_budget`` is.
-    A frame and expression take 10 KiB in float32 for the network ``tiny`` (20 queries of 128
+    Offline without ``memory``, every frame of the clip is remembered, for any ``mask_budget``. A
+    frame and expression need 10 KiB in float32 for the network ``tiny`` (20 queries of 128
     numbers), 20 KiB for ``large`` (20 of 256), and half of that in float16 (``itemsize`` 2). The
     capacity doubles, so up to twice as many bytes are allocated, and three times during growth.
     """
@@ -94,7 +94,7 @@ class QueryMemory:
     def __init__(
         self, ops: TensorOps, axis: AxisSpec, window: int | None, anchors: int = 0
     ) -> None:
-        """``axis``: the video decoder's axis of frames, M. Its bounds limit the capacity.
+        """Limit the capacity by the bounds of ``axis``, the video decoder's axis of frames, M.
 
         So a graph with a fixed size receives that size.
         """
@@ -162,7 +162,7 @@ class QueryMemory:
         self._tensor = self._ops.resized(self._tensor, rows, capacity)
         self._rows = numbers
 
-    def _capacity(self, positions: NDArray[np.integer]) -> int:
+    def _capacity(self, positions: NDArray[np.int64]) -> int:
         """Return the number of places that the tensor needs."""
         needed, limit = int(positions.max()) + 1, self._axis.maximum
         if needed > limit:

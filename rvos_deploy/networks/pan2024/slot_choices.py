@@ -18,7 +18,7 @@ class SlotChoices:
     def __init__(
         self, alignment: Alignment, expressions: int, replayed: NDArray[np.int64] | None
     ) -> None:
-        """``replayed``: orders int64 [E,T,N] to follow; None: record the trackers' own orders."""
+        """Follow the orders ``replayed`` int64 [E,T,N]; None: record the trackers' own orders."""
         self._replayed = replayed
         self._recorded: list[RecordedTracker] = []
         self._replays: list[ReplayedOrders] = []
@@ -66,14 +66,13 @@ class RecordedTracker:
 class ReplayedOrders:
     """Repeat the assignments of another library on the same clip, and measure their cost here.
 
-    Rounding decides which of two queries on one object gets the slot, and the masks of that slot
-    differ as the two queries do. So the arithmetic is compared along one choice, and ``excess``
-    measures the choice.
+    Rounding decides which of two queries on one object gets the slot, and the two queries' masks
+    differ. So the arithmetic is compared along one choice, and ``excess`` measures the choice.
 
     Args:
         orders: int64 [T,N], the other library's queries in each slot, frame by frame.
         excess: largest excess of their cost over the optimal cost here, in the tracker's units.
-        tie: the frame of that excess, and the slots whose queries differ; None before one does.
+        tie: the frame of that excess, and the slots whose queries differ; None without an excess.
     """
 
     orders: NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""Align slots, and average over time: the network's arithmetic between graphs, on the host."""
+"""Align slots and average over time on the host, between graphs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MAX_UNSEEN_FRAMES = 20
 SCORE_WEIGHT = 0.4
 """Weight of 1 - score. It prefers the query that was trained to represent an object."""
 SWITCH_COST = 0.03
-"""Cost of a query that the slot did not have in the last frame; decides between equals."""
+"""Cost of a query that the slot did not have in the last frame; it breaks ties."""
 MIN_VISIBLE_SIZE = 0.035
 """Root of the area below which a mask has no centre: a quarter of 16 x 16 pixels at 128 x 224."""
 MIN_OBJECT_SCORE = 0.3
@@ -53,7 +53,7 @@ SAME_OBJECT_DISTANCE = 1.5
 this times the greater of their sizes. Centres are in halves of an image: 2 would be a whole size.
 """
 CONTENT_MOMENTUM = 0.8
-"""Share of the remembered content and size that stays when an object is seen again."""
+"""Share of the remembered content and size that is kept when an object is seen again."""
 MIN_CONTENT_NORM = 0.01
 """Deviation from the mean content below which a direction may be rounding noise. Contents have
 length 1."""
@@ -84,7 +84,7 @@ class _Observation(NamedTuple):
 
 
 Assign = Callable[[NDArray[np.float64]], NDArray[np.int64]]
-"""Returns the query in each slot, int64 [N], from costs [N,N] (slots, queries)."""
+"""Return the query in each slot, int64 [N], from costs [N,N] (slots, queries)."""
 
 
 def optimal_assignment(cost: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -1,9 +1,9 @@
 """Run a stream with this network: backbone, frame decoder, slots, video decoder, mask head.
 
     frame -> backbone -> frame decoder -> slots of each expression (on the host) -> memory
-    memory -> video decoder -> scores and mask embeddings -> mask head, for every frame that waits
+    memory -> video decoder -> scores and mask embeddings -> mask head, for every pending frame
 
-Imports no torch.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rvos_deploy.stream_settings import StreamSettings
 
 _FEATURES = ("res2", "res3", "res4", "res5")
 _CUES = ("slot_values", "slot_logits", "slot_position", "slot_content", "slot_score")
-"""Outputs that align slots on the host, a few KiB for each expression."""
+"""Outputs that align slots on the host, a few KiB per expression."""
 
 
 def encode_text(calls: GraphCalls, tokenizer: Tokenizer, text: str) -> EncodedSentence:
@@ -43,10 +43,10 @@ def encode_text(calls: GraphCalls, tokenizer: Tokenizer, text: str) -> EncodedSe
 
     Raises:
         InputError: the text is missing or empty.
-        BackendError: the back end failed, or the text encoder gave NaN or infinity.
+        BackendError: the back end failed, or the text encoder returned NaN or infinity.
     """
     ids, occasion = tokenizer(text), f"expression '{text[:40]}'"
-    padding = max(0, calls.spec("text_encoder").least("L") - len(ids))
+    padding = max(0, calls.spec("text_encoder").minimum_size("L") - len(ids))
     padded = np.pad(ids, (0, padding))[None]
     outputs = calls.run("text_encoder", {"token_ids": padded}, occasion)
     wanted = {name: outputs[name] for name in ("text_tokens", "sentence")}
@@ -93,7 +93,7 @@ class Pan2024Steps(Steps):
     ) -> tuple[Tensor, ...]:
         """Update every expression with a frame.
 
-        The orders are computed on the host. Queries and embeddings are gathered where they are.
+        The host computes the orders. The back end gathers queries and embeddings in its own memory.
 
         Returns:
             Mask features [E,C,h,w] and the aligned mask embeddings [E,N,C] of the frame.
@@ -134,7 +134,9 @@ class Pan2024Steps(Steps):
         )
 
     def _text(self, graph: str, states: Iterable[ExpressionState]) -> dict[str, Tensor]:
-        return stack_text([state.text for state in states], self.calls.spec(graph).least("L"))
+        return stack_text(
+            [state.text for state in states], self.calls.spec(graph).minimum_size("L")
+        )
 
     def thresholds(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the thresholds float32 [E] for scores [E,N]."""

@@ -15,8 +15,8 @@ from rvos_deploy.networks.pan2024.tokenizer import END_OF_TEXT, START_OF_TEXT
 
 _MERGES = probe.END_OF_TEXT - 1 - 2 * 256
 # CLIP's pattern for words in cleaned text, which is lower-case. Special tokens are not words: see
-# tokenizer.py. CLIP's pattern ignores case. So the long s matches an s after an apostrophe.
-# U+0345 belongs to no word, because case folding makes it a letter in one direction.
+# tokenizer.py. CLIP's pattern ignores case, so the long s matches an s after an apostrophe. U+0345
+# belongs to no word, because case folding makes it a letter in one direction.
 _WORDS = r"'[s\x{017F}]|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{0345}]+"
 
 

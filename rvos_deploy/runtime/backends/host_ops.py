@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import FrameGeometry, display_masks, resize_frame
-from rvos_deploy.graph_io.tensors import FinishedCopy, HostCopy, Tensor, TensorOps
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, resize_frame, upsample_masks
+from rvos_deploy.graph_io.tensors import (
+    DType,
+    FinishedCopy,
+    HostArray,
+    HostCopy,
+    Indices,
+    Tensor,
+    TensorOps,
+)
 
 
 class HostOps(TensorOps):
@@ -30,26 +37,26 @@ class HostOps(TensorOps):
         """Resize and pad a frame."""
         return resize_frame(np.asarray(frame), geometry)
 
-    def gather(self, value: Tensor, index: NDArray[np.integer]) -> Tensor:
+    def gather(self, value: Tensor, index: Indices) -> Tensor:
         """Return rows in another order, or the tensor itself where the order does not change."""
         if index.ndim == 1 and np.array_equal(index, np.arange(value.shape[0])):
             return value
-        rows: NDArray[np.generic] = np.asarray(value)
-        gathered: NDArray[np.generic] = (
+        rows: HostArray = np.asarray(value)
+        gathered: HostArray = (
             rows[index] if index.ndim == 1 else rows[np.arange(len(index))[:, None], index]
         )
         return gathered
 
-    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
+    def zeros(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
         """Return a new array of zeros."""
         return np.zeros(shape, dtype)
 
-    def write(self, target: Tensor, positions: NDArray[np.integer], values: Tensor) -> None:
+    def write(self, target: Tensor, positions: Indices, values: Tensor) -> None:
         """Set one position of every row."""
         assert isinstance(target, np.ndarray)
         target[np.arange(len(positions)), positions] = np.asarray(values)
 
-    def resized(self, value: Tensor, rows: NDArray[np.integer], columns: int) -> Tensor:
+    def resized(self, value: Tensor, rows: Indices, columns: int) -> Tensor:
         """Return a new array that begins like rows of another."""
         old = np.asarray(value)
         new = np.zeros((len(rows), columns, *old.shape[2:]), old.dtype)
@@ -67,7 +74,7 @@ class HostOps(TensorOps):
 
     def upsample_masks(self, logits: Tensor, geometry: FrameGeometry) -> HostCopy:
         """Return masks at the displayed size."""
-        return FinishedCopy([display_masks(np.asarray(logits), geometry)])
+        return FinishedCopy([upsample_masks(np.asarray(logits), geometry)])
 
     def finite_maps(self, logits: Tensor) -> HostCopy:
         """Return which maps are finite."""

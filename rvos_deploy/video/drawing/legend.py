@@ -1,4 +1,4 @@
-"""The panel that says which colour belongs to which expression."""
+"""Draw the legend: which colour belongs to which expression."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _BACKDROP = (16, 16, 16, 168)
 _TEXT = (255, 255, 255, 255)
 _DIMMED = (190, 190, 190, 150)
 _WIDEST_SCORE = "0.00"
-_LONGEST_LABEL = 300  # characters looked at; no legend is wider
+_LONGEST_LABEL = 300  # characters; no legend is wider
 
 
 class _Layout(NamedTuple):
-    """Sizes in pixels."""
+    """Hold sizes in pixels."""
 
     font: int
     row: int
@@ -33,42 +33,43 @@ class _Layout(NamedTuple):
 
 
 class _Panel(NamedTuple):
-    """A drawing ready to be laid over pixels: ``colour`` is already multiplied by its alpha."""
+    """Hold a drawing that is ready to be blended: ``colour`` is multiplied by its alpha."""
 
     colour: NDArray[np.uint16]  # [h, w, 3]
-    clear: NDArray[np.uint16]  # [h, w, 1], what is left of 256 by the alpha
+    clear: NDArray[np.uint16]  # [h, w, 1], 256 minus the alpha
 
 
 def draw_legend(
     image: Image, labels: Sequence[str], present: Sequence[bool], scores: Sequence[float] | None
 ) -> None:
-    """Draw the legend into ``image``: uint8 [H, W, 3], changed in place, or left when too small.
+    """Draw the legend into ``image``, uint8 [H, W, 3], in place; skip images that are too small.
 
-    Expressions that are not ``present`` are dimmed. All but the scores is drawn once and kept.
+    Expressions that are not ``present`` are dimmed. Everything but the scores is drawn once and
+    cached.
     """
     layout = _layout(image.shape[0], image.shape[1], len(labels))
     if layout is None or not labels:
         return
     shown = layout.rows if len(labels) <= layout.rows else layout.rows - 1
     panel = _panel(tuple(labels), tuple(present[:shown]), scores is not None, layout)
-    _lay(image, panel, layout.pad, layout.pad)
+    _blend(image, panel, layout.pad, layout.pad)
     for row in range(shown if scores is not None else 0):
         tile = _score(f"{scores[row]:.2f}", present[row], layout)  # type: ignore[index]
         right = layout.pad + panel.clear.shape[1] - layout.pad
         top = layout.pad + layout.pad // 2 + row * layout.row
-        _lay(image, tile, top, right - tile.clear.shape[1])
+        _blend(image, tile, top, right - tile.clear.shape[1])
 
 
 def _layout(height: int, width: int, labels: int) -> _Layout | None:
     font = min(48, max(12, round(min(height, width) / 30)))
     row, pad = round(font * 1.5), max(3, font // 2)
-    # Two fifths of the picture at most: a legend must not hide what it explains.
+    # At most two fifths of the picture: a legend must not hide the objects that it explains.
     rows = min(labels, (2 * height // 5 - 2 * pad) // row)
-    # A long expression may be cut, but not on a narrow picture, where nothing would be left of it.
-    room = min(width - 2 * pad, max(round(0.7 * width), 30 * font))
-    if rows < 1 or room < 8 * font:
+    # A long expression may be cut, but on a narrow picture nothing would remain of it.
+    available = min(width - 2 * pad, max(round(0.7 * width), 30 * font))
+    if rows < 1 or available < 8 * font:
         return None
-    return _Layout(font, row, pad, chip=round(font * 0.85), width=room, rows=rows)
+    return _Layout(font, row, pad, chip=round(font * 0.85), width=available, rows=rows)
 
 
 @lru_cache(maxsize=64)
@@ -122,11 +123,11 @@ def _score(text: str, present: bool, layout: _Layout) -> _Panel:
 
 def _ready(canvas: Pillow.Image) -> _Panel:
     pixels = np.asarray(canvas).astype(np.uint16)
-    alpha = pixels[..., 3:] + (pixels[..., 3:] >> 7)  # 0..255 to 0..256: a shift is no division
+    alpha = pixels[..., 3:] + (pixels[..., 3:] >> 7)  # 0..255 to 0..256: avoids a division
     return _Panel(pixels[..., :3] * alpha, 256 - alpha)
 
 
-def _lay(image: Image, panel: _Panel, top: int, left: int) -> None:
+def _blend(image: Image, panel: _Panel, top: int, left: int) -> None:
     height, width = panel.clear.shape[:2]
     under = image[top : top + height, left : left + width]
     blended = under * panel.clear
@@ -142,18 +143,18 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def shorten(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    """Give ``text`` on one line, cut with an ellipsis where it is wider than ``room`` pixels.
+def shorten(text: str, font: ImageFont.FreeTypeFont, available: float) -> str:
+    """Return ``text`` on one line, cut by an ellipsis if it is wider than ``available`` pixels.
 
-    Characters that the font lacks come out as boxes; those that cannot be drawn at all are dropped.
+    Characters that the font lacks become boxes; characters that cannot be drawn are dropped.
     """
-    text = text.encode("utf-8", "ignore").decode()  # lone surrogates are no characters
+    text = text.encode("utf-8", "ignore").decode()  # lone surrogates are not characters
     text = "".join(c for c in " ".join(text.split()) if c.isprintable())
-    if len(text) <= _LONGEST_LABEL and font.getlength(text) <= room:
+    if len(text) <= _LONGEST_LABEL and font.getlength(text) <= available:
         return text
     low, high = 0, min(len(text), _LONGEST_LABEL)
     while low < high:
         middle = (low + high + 1) // 2
-        fits = font.getlength(text[:middle].rstrip() + "…") <= room
+        fits = font.getlength(text[:middle].rstrip() + "…") <= available
         low, high = (middle, high) if fits else (low, middle - 1)
     return text[:low].rstrip() + "…"

@@ -1,4 +1,4 @@
-"""A picture of what was found in a clip: one row an expression, moments side by side."""
+"""Draw the masks of a clip in one picture: one row per expression, moments side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rvos_deploy.video.drawing.overlay import draw_overlay
 from rvos_deploy.video.frames import Image
 
 MOMENTS = 5
-_BAR = 32  # pixels; a label inside a small frame would hide what it names
+_BAR = 32  # pixels; a label inside a small frame would hide its object
 _TRUTH = (255, 255, 255)
 _DARK = 32
 
@@ -26,16 +26,17 @@ def draw_montage(
     truth: NDArray[np.bool_],
     labels: Sequence[str],
 ) -> Image:
-    """Tint what was found, and outline the truth in white.
+    """Tint the masks, and outline the ground truth in white.
 
     Args:
         images: T frames, uint8 [H,W,3] RGB.
-        masks: bool [T,E,H,W], found.
-        truth: bool [T,E,H,W].
+        masks: bool [T,E,H,W].
+        truth: ground truth, bool [T,E,H,W].
         labels: E texts.
 
     Returns:
-        uint8 [E*(H+bar),moments*W,3], of up to five moments from the first frame to the last.
+        A picture uint8 [E*(H+bar),moments*W,3] of up to five moments from the first frame to the
+        last.
     """
     shown = np.unique(np.linspace(0, len(images) - 1, MOMENTS).round().astype(int))
     picture = np.concatenate([images[t] for t in shown], axis=1)
@@ -58,9 +59,9 @@ def write_montage(
     truth: NDArray[np.bool_],
     labels: Sequence[str],
 ) -> None:
-    """Write what :func:`draw_montage` draws as a PNG, complete or not at all.
+    """Write the picture of :func:`draw_montage` as a PNG, complete or not at all.
 
-    Raises InputError when it cannot be written.
+    Raises InputError: the file cannot be written.
     """
     picture = fromarray(draw_montage(images, masks, truth, labels))
     try:
@@ -71,7 +72,7 @@ def write_montage(
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels of a mask that touch what is not in it."""
+    """Return the pixels of a mask that touch pixels outside it."""
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     edge: NDArray[np.bool_] = mask & ~inside

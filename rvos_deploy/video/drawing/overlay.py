@@ -1,8 +1,9 @@
-"""Drawing masks over a frame, for people to look at."""
+"""Draw masks over a frame for people."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,23 +14,24 @@ from rvos_deploy.video.drawing.palette import Colour, colour_of
 from rvos_deploy.video.frames import Image, check_image
 
 Mask = NDArray[np.bool_]
+_Box: TypeAlias = "tuple[slice[int, int, int], slice[int, int, int]]"
 
-_TINT = 112  # of 256: what is under the mask stays readable
-_SHADE = 96  # of 256: how much light is left around a contour
+_TINT = 112  # of 256: the image under the mask stays visible
+_SHADE = 96  # of 256: brightness around a contour
 
 
 def draw_overlay(
     image: Image,
     masks: NDArray[np.bool_],
     labels: Sequence[str],
-    scores: Sequence[float] | NDArray[np.floating] | None = None,
+    scores: Sequence[float] | NDArray[np.float32] | None = None,
 ) -> Image:
-    """Give a copy of ``image`` with the masks tinted and outlined, and a legend.
+    """Return a copy of ``image`` with tinted and outlined masks, and a legend.
 
     ``image`` is uint8 [H, W, 3], RGB; ``masks`` is bool [E, H, W]; ``labels`` has E texts and
-    ``scores`` E numbers, shown with two decimals. Expression e always has the same colour
-    (palette.colour_of); one with an empty mask is dimmed in the legend. Raises InputError where
-    shapes do not agree.
+    ``scores`` E numbers, which are printed with two decimals. Expression e always has the same
+    colour (``palette.colour_of``). The legend dims expressions whose mask is empty. Raises
+    InputError: shapes do not agree.
     """
     check_image(image)
     _check_masks(masks, image, labels, scores)
@@ -39,7 +41,7 @@ def draw_overlay(
         if box is not None:
             _tint(drawn[box], mask[box], colour_of(index))
     thickness = max(1, round(min(image.shape[:2]) / 240))
-    # After every tint: a contour stays crisp where masks overlap.
+    # Contours are drawn after all tints, so they stay crisp where masks overlap.
     for index, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
         if box is not None:
             around = _grow(box, mask.shape)
@@ -57,7 +59,7 @@ def _check_masks(
     masks: NDArray[np.bool_],
     image: Image,
     labels: Sequence[str],
-    scores: Sequence[float] | NDArray[np.floating] | None,
+    scores: Sequence[float] | NDArray[np.float32] | None,
 ) -> None:
     expected = (len(labels), *image.shape[:2])
     if masks.dtype != np.bool_ or masks.shape != expected:
@@ -69,7 +71,7 @@ def _check_masks(
         raise InputError(f"{len(scores)} scores for {len(labels)} labels; give one a label")
 
 
-def _bounding_box(mask: Mask) -> tuple[slice, slice] | None:
+def _bounding_box(mask: Mask) -> _Box | None:
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return None
@@ -78,7 +80,7 @@ def _bounding_box(mask: Mask) -> tuple[slice, slice] | None:
     return slice(top, bottom), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
-def _grow(box: tuple[slice, slice], shape: tuple[int, ...]) -> tuple[slice, slice]:
+def _grow(box: _Box, shape: tuple[int, ...]) -> _Box:
     rows, columns = (
         slice(max(0, side.start - 1), min(size, side.stop + 1))
         for side, size in zip(box, shape, strict=True)
@@ -88,14 +90,14 @@ def _grow(box: tuple[slice, slice], shape: tuple[int, ...]) -> tuple[slice, slic
 
 def _tint(image: Image, mask: Mask, colour: Colour) -> None:
     for channel, light in enumerate(colour):
-        # A table of 256 entries is twice as fast as blending the pixels themselves.
+        # A table of 256 entries is twice as fast as blending pixels.
         table = ((np.arange(256) * (256 - _TINT) + light * _TINT) >> 8).astype(np.uint8)
         values = image[..., channel]
         np.copyto(values, table[values], where=mask)
 
 
 def _outline(image: Image, mask: Mask, colour: Colour, thickness: int) -> None:
-    # One dark pixel around it, so that a light colour shows on a light frame.
+    # One dark pixel around the line keeps a light colour visible on a light frame.
     around = ~mask
     dark, line = around & ~_eroded(around, 1), mask & ~_eroded(mask, thickness)
     for channel, light in enumerate(colour):
@@ -105,7 +107,7 @@ def _outline(image: Image, mask: Mask, colour: Colour, thickness: int) -> None:
 
 
 def _eroded(mask: Mask, by: int) -> Mask:
-    """Take ``by`` pixels off the mask's edge; the border of the picture is no edge."""
+    """Erode the mask by ``by`` pixels; the border of the picture is not an edge."""
     padded = np.pad(mask, by, mode="edge")
     vertical = padded[: -2 * by, by:-by] & padded[2 * by :, by:-by]
     horizontal = padded[by:-by, : -2 * by] & padded[by:-by, 2 * by :]

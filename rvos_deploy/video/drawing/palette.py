@@ -1,4 +1,4 @@
-"""One colour an expression, told apart by people who do not see all colours."""
+"""Choose colours of expressions that colour-blind people can distinguish."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import colorsys
 
 Colour = tuple[int, int, int]
 
-# Okabe and Ito (2008), "Color Universal Design": black left out, the most unlike first.
+# Okabe and Ito (2008), "Color Universal Design", without black, the most different colours first.
 _OKABE_ITO: tuple[Colour, ...] = (
     (213, 94, 0),
     (86, 180, 233),
@@ -20,11 +20,11 @@ _GOLDEN = 0.61803398875
 
 
 def colour_of(index: int) -> Colour:
-    """Give the RGB colour of expression ``index``; after the safe seven, hues spread evenly."""
+    """Return the RGB colour of expression ``index``: seven safe colours, then spread hues."""
     if index < len(_OKABE_ITO):
         return _OKABE_ITO[index]
     extra = index - len(_OKABE_ITO)
-    # Steps of the golden ratio never come near an earlier hue; lightness alternates for the eye
-    # that cannot use hue.
+    # Steps of the golden ratio stay away from earlier hues; lightness alternates for people who
+    # cannot use hue.
     red, green, blue = colorsys.hsv_to_rgb(extra * _GOLDEN % 1, 0.75, (0.95, 0.65)[extra % 2])
     return round(255 * red), round(255 * green), round(255 * blue)

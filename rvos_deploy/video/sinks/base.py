@@ -1,4 +1,4 @@
-"""What a sink is: the contract of every output of a run.
+"""Define the contract of a sink: one output of a run.
 
 To add a kind of output, write one module with a ``Sink`` and put it into ``registry.py``.
 """
@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,74 +18,74 @@ from rvos_deploy.video.frames import Frame, VideoInfo
 
 
 class FrameResult(Protocol):
-    """What is written of one frame; ``runtime.frame_masks.FrameMasks`` is one."""
+    """Define the result of one frame, for example ``runtime.frame_masks.FrameMasks``."""
 
     @property
     def frame(self) -> Frame:
-        """The frame, with its image where a sink needs images."""
+        """Return the frame, with its image where a sink needs images."""
 
     @property
     def masks(self) -> NDArray[np.bool_]:
-        """Masks bool [E,H,W]; asking may wait for a device."""
+        """Return masks bool [E,H,W]; this may wait for a device."""
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """Scores float32 [E], 0 to 1."""
+        """Return scores float32 [E], 0 to 1."""
 
     @property
     def expressions(self) -> tuple[int, ...]:
-        """Numbers [E] of the expressions: their places in the list that ``open`` was given."""
+        """Return the indices [E] of the expressions in the list that ``open`` received."""
 
 
 class Sink(ABC):
-    """One output of a run. Only ``write`` must be written; the rest does nothing by default.
+    """Write one output of a run. A subclass must define ``write``; other methods do nothing.
 
-    A run calls ``open``; then for each frame ``write`` of every sink and, when all of them have
-    succeeded, ``commit`` of every sink; at last ``finish``, and ``abort``. When a ``write`` or
-    ``commit`` fails, every sink withdraws the frame (``rollback``), and the run ends. So a frame is
-    in all outputs or in none, as long as only ``commit`` shows what ``write`` has made.
+    A run calls ``open``. For each frame it calls ``write`` of every sink and, after all have
+    succeeded, ``commit`` of every sink. At the end it calls ``finish``, then ``abort``. If a
+    ``write`` or ``commit`` fails, every sink withdraws the frame (``rollback``), and the run ends.
+    So a frame is in all outputs or in none, provided that only ``commit`` publishes it.
 
-    ``write``, ``commit`` and ``rollback`` run in a thread of their own, one at a time. What cannot
-    be written raises a ``RvosError``; ``rollback`` and ``abort`` raise nothing.
+    ``write``, ``commit`` and ``rollback`` run in a thread of their own, one at a time. A failed
+    write raises a ``RvosError``; ``rollback`` and ``abort`` raise nothing.
     """
 
     needs_images: bool = True
     """Whether ``write`` reads ``result.frame.image``; if no sink does, no image is kept."""
 
     def open(self, info: VideoInfo, expressions: Sequence[str]) -> None:  # noqa: B027
-        """Begin.
+        """Begin the output.
 
         Args:
-            info: of the video; its frame count is an estimate.
-            expressions: what is segmented.
+            info: information on the video; its frame count is an estimate.
+            expressions: texts that are segmented.
         """
 
     @abstractmethod
     def write(self, result: FrameResult) -> None:
-        """Take one frame. Frames come in order."""
+        """Write one frame. Frames arrive in order."""
 
     def commit(self) -> None:  # noqa: B027
-        """Show the frame that was written last; every sink has it."""
+        """Publish the frame that was written last; every sink has written it."""
 
     def rollback(self) -> None:  # noqa: B027
-        """Withdraw what ``write`` and ``commit`` have left of the frame; harmless twice."""
+        """Withdraw the frame of the last ``write`` and ``commit``; safe to call twice."""
 
     def finish(self) -> None:  # noqa: B027
         """Complete the output with the frames so far; also after a stop or an error."""
 
     def abort(self) -> None:  # noqa: B027
-        """Remove what is unfinished; harmless after ``finish``, and called after it too."""
+        """Remove unfinished files; a run calls it after ``finish`` too, where it does nothing."""
 
 
 @dataclass(frozen=True)
 class SinkRequest:
-    """What a sink is made of.
+    """Describe the run for which a sink is made.
 
     Args:
         out: folder of the run.
-        summary: gives what is known of the run beside its frames (settings, versions, timings); to
-            be asked in ``finish``. A dict for JSON.
+        summary: returns settings, versions and timings of the run as a dict for JSON; call it in
+            ``finish``.
     """
 
     out: Path
-    summary: Callable[[], dict[str, Any]]
+    summary: Callable[[], dict[str, object]]

@@ -1,4 +1,4 @@
-"""Masks as PNG files: ``masks/<expression index>/<frame index, 5 digits>.png``."""
+"""Write masks as PNG files: ``masks/<expression index>/<frame index, 5 digits>.png``."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from rvos_deploy.video.sinks.base import FrameResult, Sink
 MASKS = "masks"
 """Folder of a run's masks."""
 
-# Level 1 is three times as fast as Pillow's 6, and a mask is hardly larger for it.
+# Level 1 is three times as fast as Pillow's default, 6, and masks are hardly larger.
 _PNG_LEVEL = 1
 
 
 class MaskSink(Sink):
-    """Writes the masks of each frame; all of them appear under their names, or none."""
+    """Write the masks of each frame; either all of them get their final names, or none."""
 
     needs_images = False
 
@@ -43,7 +43,7 @@ class MaskSink(Sink):
         self._undo = ExitStack()
 
     def open(self, info: VideoInfo, expressions: Sequence[str]) -> None:
-        """Make the folders; those that stay empty go again."""
+        """Make the folders; folders that stay empty are removed at the end."""
         try:
             for number in range(len(expressions)):
                 self._undo.enter_context(made_folder(self._folder / str(number)))
@@ -57,7 +57,7 @@ class MaskSink(Sink):
             self._prepared.append(self._writer.prepare(expression, result.frame.index, mask))
 
     def commit(self) -> None:
-        """Give the masks their names."""
+        """Rename the masks to their final names."""
         for mask in self._prepared:
             mask.put_in_place()
             self._placed.append(mask.path)
@@ -83,35 +83,35 @@ class MaskSink(Sink):
 
 
 class PreparedMask(NamedTuple):
-    """A mask that is written, but not under its name yet."""
+    """Hold a mask that is written under a temporary name."""
 
     temporary: Path
     path: Path
 
     def put_in_place(self) -> None:
-        """Give the file its name. VideoError when that fails."""
+        """Rename the file to its final name. Raises VideoError: the rename failed."""
         try:
             put_in_place(self.temporary, self.path)
         except OSError as error:
             raise VideoError(cannot_write(self.path, error)) from error
 
     def discard(self) -> None:
-        """Remove the file, unless it has its name. Raises nothing."""
+        """Remove the file, unless it has its final name. Raises nothing."""
         discard(self.temporary)
 
 
 class MaskWriter:
-    """Writes masks as ``DIRECTORY/<expression index>/<frame index, 5 digits>.png``.
+    """Write masks as ``DIRECTORY/<expression index>/<frame index, 5 digits>.png``.
 
-    They are 8-bit grey, 0 or 255: the layout of a MeViS submission. A PNG is under its name only
-    when it is complete. May be shared by threads, as long as no two write the same mask.
+    They are 8-bit grey, 0 or 255: the layout of a MeViS submission. A PNG gets its final name only
+    when it is complete. Threads may share a writer, if no two threads write the same mask.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._directory = Path(directory)
 
     def write(self, expression_index: int, frame_index: int, mask: NDArray[np.bool_]) -> Path:
-        """Write one mask, bool [H, W], and give its path. Raises as :meth:`prepare`."""
+        """Write one mask, bool [H, W], and return its path. Raises as :meth:`prepare`."""
         prepared = self.prepare(expression_index, frame_index, mask)
         try:
             prepared.put_in_place()
@@ -124,7 +124,9 @@ class MaskWriter:
     ) -> PreparedMask:
         """Write one mask, bool [H, W], under a temporary name.
 
-        Raises InputError for another shape or dtype, VideoError when the file cannot be written.
+        Raises:
+            InputError: the mask has another shape or dtype, or an index is negative.
+            VideoError: the file cannot be written.
         """
         if mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
             raise InputError(f"a mask must be bool [H, W], found {mask.dtype} {list(mask.shape)}")

@@ -1,4 +1,4 @@
-"""RGB frames into an H.264 MP4, with the times of the video that they come from."""
+"""Encode RGB frames as an H.264 MP4, with the timing of the source video."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from rvos_deploy.video.ffmpeg import (
 )
 from rvos_deploy.video.frames import Image, VideoInfo, check_image
 
-# MP4 counts in 32 bits: with a finer clock than this, a pause of some minutes would not fit.
+# MP4 stores times in 32 bits: with a finer clock, a pause of some minutes would not fit.
 _FINEST_TIME_BASE = Fraction(1, 1_000_000)
 
-# No B-frames: decoding order is display order, so every duration in the file is the source's own.
+# Without B-frames, decoding order is display order, so the file keeps every duration of the source.
 _X264 = {"preset": "veryfast", "crf": "20", "bf": "0"}
 _BT709 = 1  # the same code for matrix, primaries and transfer
 
@@ -47,16 +47,15 @@ class _Encoder(NamedTuple):
     temporary: Path
 
 
-class OverlayWriter:
-    """Writes RGB frames as an H.264 MP4 with the timing of the video that they come from.
+class Mp4Writer:
+    """Write RGB frames as an H.264 MP4 with the timing of the source video.
 
-    Times are kept in the source's time base, to within half of it (of a microsecond where the
-    source counts finer): variable frame rates, a late first frame and the last frame's duration
-    included. Odd sizes are padded to even ones by repeating the last row or column: H.264 knows no
-    odd ones.
+    Times are exact to half a tick of the source's time base, or to half a microsecond where the
+    time base is finer. That includes variable frame rates, a late first frame and the last frame's
+    duration. H.264 has no odd sizes, so odd sizes are padded by repeating the last row or column.
 
-    The file is under its name only when it is complete. Leaving the with-block on an exception also
-    completes it, with the frames so far. Without a frame there is no file.
+    The file gets its final name only when it is complete. Leaving the with-block on an exception
+    also completes it, with the frames so far. Without frames there is no file.
     """
 
     def __init__(self, path: str | os.PathLike[str], info: VideoInfo) -> None:
@@ -76,12 +75,15 @@ class OverlayWriter:
         """Encode one frame.
 
         ``image`` is uint8 [H, W, 3], RGB, of the video's displayed size; ``pts`` and ``duration``
-        are seconds, as in Frame, and pts must rise. Raises InputError for anything else, VideoError
-        when the file cannot be written.
+        are seconds, as in Frame, and pts must rise.
+
+        Raises:
+            InputError: an argument breaks these rules, or the writer is closed.
+            VideoError: the file cannot be written.
         """
         check_image(image, (self._info.height, self._info.width))
         if self._closed:
-            raise InputError(f"{self._path} is closed; open another OverlayWriter")
+            raise InputError(f"{self._path} is closed; open another Mp4Writer")
         if not math.isfinite(pts):
             raise InputError(f"a frame's pts must be a finite number of seconds, found {pts}")
         try:
@@ -93,11 +95,11 @@ class OverlayWriter:
         except InputError:
             raise
         except (*READ_ERRORS, ValueError) as error:
-            self.abort()  # what FFmpeg has written so far cannot be completed
+            self.abort()  # FFmpeg cannot complete the file after an error
             raise VideoError(cannot_write(self._path, error)) from error
 
     def close(self) -> None:
-        """Complete the file and put it under its name. Safe to call twice."""
+        """Complete the file and rename it to its final name. Safe to call twice."""
         encoder, self._encoder, self._closed = self._encoder, None, True
         if encoder is None:
             return
@@ -117,14 +119,14 @@ class OverlayWriter:
             discard(encoder.temporary)
 
     def abort(self) -> None:
-        """Remove the unfinished file; harmless after :meth:`close`. Raises nothing."""
+        """Remove the unfinished file; do nothing after :meth:`close`. Raises nothing."""
         encoder, self._encoder, self._closed = self._encoder, None, True
         if encoder is not None:
             with suppress(*READ_ERRORS, ValueError):
                 encoder.container.close()
             discard(encoder.temporary)
 
-    def __enter__(self) -> OverlayWriter:
+    def __enter__(self) -> Mp4Writer:
         return self
 
     def __exit__(
@@ -136,12 +138,12 @@ class OverlayWriter:
         if error is None:
             self.close()
         else:
-            with suppress(VideoError):  # the exception under way says more
+            with suppress(VideoError):  # the first exception is more useful
                 self.close()
 
     def _open(self, first_pts: float) -> _Encoder:
-        # Players start a transport stream or a camera at its first frame, so the overlay starts at
-        # 0 there; the late first frame of an MP4 is shown late, and so it is in the overlay.
+        # Players start a transport stream or a camera at its first frame, so its overlay starts at
+        # 0. The late first frame of an MP4 is shown late, in the overlay too.
         self._origin = Fraction(min(first_pts, self._info.clock_start))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as undo:
@@ -155,15 +157,15 @@ class OverlayWriter:
             )
             undo.callback(container.close)
             stream = self._add_stream(container)
-            # Here rather than with the first packet: where the header could not be written, FFmpeg
-            # must not be asked to write another packet, or it ends the process.
+            # The header is written here and not with the first packet: after a failed header,
+            # FFmpeg ends the process when it writes another packet.
             container.start_encoding()
             self._encoder = _Encoder(container, stream, temporary)
             undo.pop_all()
         return self._encoder
 
     def _movie_timescale(self) -> int:
-        # A late start is stored in this unit: the default, 1 ms, would move it. It takes 31 bits.
+        # A late start is stored in this unit, in 31 bits; the default, 1 ms, would shift it.
         return min(self._time_base.denominator, 2**31 - 1)
 
     def _add_stream(self, container: OutputContainer) -> VideoStream:
@@ -175,7 +177,7 @@ class OverlayWriter:
         context.pix_fmt = "yuv420p"
         context.time_base = self._time_base
         context.thread_count = usable_threads()
-        # Unmarked colours are guessed by players, and differently by each.
+        # Players guess unmarked colours, each in its own way.
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = ColorRange.MPEG
         return stream
@@ -196,7 +198,7 @@ class OverlayWriter:
     def _tick(self, pts: float, duration: float | None) -> int:
         tick = round((Fraction(pts) - self._origin) / self._time_base)
         if self._last is not None and tick <= self._last:
-            raise InputError(f"pts must rise: {pts} s does not come after the frame before it")
+            raise InputError(f"pts must rise: {pts} s is not later than the previous frame")
         self._ticks_to_duration[tick] = self._duration(tick, duration)
         self._last, self._last_duration = tick, self._ticks_to_duration[tick]
         return tick
@@ -211,6 +213,6 @@ class OverlayWriter:
 
     def _mux(self, encoder: _Encoder, packets: list[Packet[VideoStream]]) -> None:
         for packet in packets:
-            # The encoder forgets durations; the muxer needs the last one, the gaps give the others.
+            # The encoder drops durations. The muxer needs the last one; gaps determine the others.
             packet.duration = self._ticks_to_duration.pop(packet.pts or 0, 0)
             encoder.container.mux(packet)

@@ -1,4 +1,4 @@
-"""The kinds of sinks. A new kind is one module and one line here."""
+"""List the kinds of sinks. A new kind is one module and one line here."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ SINKS: dict[str, Callable[[SinkRequest], Sink]] = {
     "overlay": lambda request: OverlaySink(request.out / OVERLAY),
     "json": lambda request: ResultFileSink(request.out / RESULT, request.summary),
 }
-"""By name."""
+"""Sinks by name."""
 
 DEFAULT_SINKS: tuple[str, ...] = ("masks", "overlay", "json")
-"""What a run writes when nobody chooses."""
+"""Sinks of a run by default."""
 
 
 def make_sinks(chosen: Sequence[str | Sink], request: SinkRequest) -> list[Sink]:
     """Make the sinks of a run.
 
     Args:
-        chosen: names of the registry, and sinks that are made already.
-        request: for those that are named.
+        chosen: names of the registry, and finished sinks.
+        request: the run, for sinks given by name.
 
     Returns:
-        The sinks in the order given, but "json" last: a frame is reported when every other sink
-        has it.
+        The sinks in the given order, but "json" last: the result reports a frame after every other
+        sink has written it.
 
     Raises:
-        InputError: an unknown name, or one given twice.
+        InputError: a name is unknown, or is given twice.
     """
     names = [name for name in chosen if isinstance(name, str)]
     for name in names:

@@ -1,4 +1,4 @@
-"""``result.json``: written frame by frame, so that a long video takes no memory."""
+"""Write ``result.json`` frame by frame, so that a long video needs no memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +23,15 @@ _BEGINNING = b'{"schema": "rvos-deploy/run/'
 
 
 class ResultFileSink(Sink):
-    """Collects frames; :meth:`finish` completes the file and puts it in place under its name.
+    """Write frames to a temporary file; :meth:`finish` completes it and renames it into place.
 
-    Methods raise InputError when the file cannot be written.
+    Methods raise InputError if the file cannot be written.
     """
 
     needs_images = False
 
-    def __init__(self, path: Path, summary: Callable[[], dict[str, Any]]) -> None:
-        """``summary``: gives the keys beside the frames, when the file is completed."""
+    def __init__(self, path: Path, summary: Callable[[], dict[str, object]]) -> None:
+        """Prepare the sink; ``summary`` returns the other keys, when the file is completed."""
         self._path = path
         self._summary = summary
         self._line = ""
@@ -79,10 +79,10 @@ class ResultFileSink(Sink):
             put_in_place(self._temporary, self._path)
 
     def abort(self) -> None:
-        """Remove the unfinished file; harmless after :meth:`finish`. Raises nothing."""
+        """Remove the unfinished file; do nothing after :meth:`finish`. Raises nothing."""
         if self._file is None or self._temporary is None:
             return
-        with suppress(OSError):  # closing writes what waits: on a full disk, that fails once more
+        with suppress(OSError):  # closing flushes the buffer, which fails again on a full disk
             self._file.close()
         discard(self._temporary)
 
@@ -90,19 +90,22 @@ class ResultFileSink(Sink):
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:  # ValueError: closed, when a write failed before
+        except (OSError, ValueError) as error:  # ValueError: closed after an earlier failed write
             raise InputError(cannot_write(self._path, error)) from error
 
 
 def is_result_file(path: Path) -> bool:
-    """Whether a run wrote this file; also an empty one is nothing to be kept."""
+    """Tell whether a run wrote this file; an empty file counts, since it holds nothing to keep."""
     with path.open("rb") as file:
         start = file.read(len(_BEGINNING))
     return start in (b"", _BEGINNING)
 
 
-def describe_mask(mask: NDArray[np.bool_], score: float) -> dict[str, Any]:
-    """Score, area in pixels, and box [left, top, width, height] (null when the mask is empty)."""
+def describe_mask(mask: NDArray[np.bool_], score: float) -> dict[str, object]:
+    """Return the score, the area in pixels, and the box [left, top, width, height] of a mask.
+
+    The box of an empty mask is None.
+    """
     area = int(np.count_nonzero(mask))
     if not area:
         return {"score": round(score, 6), "area": 0, "box": None}

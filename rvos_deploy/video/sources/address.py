@@ -1,4 +1,4 @@
-"""Tell what the name of a source stands for: a path, a pipe, a device or a network address."""
+"""Classify the name of a source: a path, a pipe, a device or a network address."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ STANDARD_INPUT = "-"
 
 Kind = Literal["file", "folder", "pipe", "device", "url"]
 
-# Names that FFmpeg takes for a protocol when a colon follows, with or without "//": those of
-# libavformat/protocols.c, and those that its demuxers (rtsp, sap) look for themselves. Any other
-# name before a colon is part of a file's name.
+# Names that FFmpeg reads as a protocol when a colon follows, with or without "//": the names in
+# libavformat/protocols.c, and names that its demuxers (rtsp, sap) look for. Any other name before a
+# colon is part of a file's name.
 _NAMES = (
     "amqp android_content async bluray cache concat concatf crypto data dtls ffrtmpcrypt "
     "ffrtmphttp ftp ftps gopher gophers hls http httpproxy https icecast ipfs ipns ipfs_gateway "
@@ -26,7 +26,7 @@ _NAMES = (
 )
 _PROTOCOLS = frozenset(_NAMES.split())
 _PIPES = frozenset(("pipe", "fd"))
-# How FFmpeg itself finds the protocol (url_find_protocol); "crypto+http" is of the first of both.
+# FFmpeg finds the protocol in the same way (url_find_protocol): "crypto+http" means "crypto".
 _SCHEME = re.compile(r"([A-Za-z0-9.\-]+)(?:\+[A-Za-z0-9+.\-]*)?:|(subfile),.*:", re.DOTALL)
 
 
@@ -38,22 +38,22 @@ def name_of(source: str) -> str:
         return shown
     try:
         return Path(source).resolve().name or source
-    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, a loop of links
+    except (OSError, ValueError, RuntimeError):  # too long, contains a NUL, or a loop of links
         return source
 
 
 def hint(source: str) -> str:
-    """Say what to do about a source of which no frame can be decoded."""
+    """Return advice for a source from which no frame can be decoded."""
     if source == STANDARD_INPUT:
         return "pipe MPEG-TS, Matroska or fragmented MP4, or give a file name"
     return "record or convert it again"
 
 
 def kind_of(source: str, format: str | None = None) -> Kind:
-    """Return what ``source`` is. A name that exists is a path, whatever it looks like.
+    """Return the kind of ``source``. A name that exists is always a path.
 
-    A name that does not exist is a "file" too, unless FFmpeg would take what stands before its
-    colon for a protocol (``http:host/a.mp4``). With a ``format`` (of a demuxer) it is a "device".
+    A name that does not exist is a "file" too, unless FFmpeg would read the text before its colon
+    as a protocol (``http:host/a.mp4``). With a ``format`` (of a demuxer) it is a "device".
     """
     if source == STANDARD_INPUT:
         return "pipe"
@@ -74,29 +74,29 @@ def is_kind(kind: Kind) -> Callable[[str, str | None], bool]:
 
 
 def has_path(source: str) -> bool:
-    """Tell whether something of this name exists.
+    """Tell whether a path of this name exists.
 
-    A name that no file can have (pathlib raises over a long URL, for one) is that of none.
+    Return False for a name that no file can have, where pathlib raises (a long URL, for example).
     """
     return os.path.exists(source)  # noqa: PTH110
 
 
 def is_url(source: str) -> bool:
-    """Tell whether FFmpeg would read ``source`` over a protocol, in whatever way it is spelled."""
+    """Tell whether FFmpeg would read ``source`` over a protocol, whatever its spelling."""
     return kind_of(source) == "url"
 
 
 def ffmpeg_path(source: str) -> str:
-    """Return a path, or a name of FFmpeg's pipe protocols, as FFmpeg reads it unmistakably."""
+    """Return a path, or a name of FFmpeg's pipe protocols, in a form that FFmpeg cannot misread."""
     if has_path(source):
         return f"file:{Path(source).resolve()}"
     protocol = _protocol(source)
-    # Without "file:", FFmpeg takes what stands before a colon in a file's name for a protocol.
+    # Without "file:", FFmpeg reads the text before a colon in a file's name as a protocol.
     return f"file:{source}" if protocol and protocol not in {"file", *_PIPES} else source
 
 
 def ffmpeg_url(source: str) -> str:
-    """Return an address as FFmpeg knows it: schemes have no case (RFC 3986), FFmpeg's are lower."""
+    """Return an address with a lower-case scheme: FFmpeg needs one, RFC 3986 allows any case."""
     protocol = _protocol(source)
     return protocol + source[len(protocol) :]
 
@@ -111,6 +111,6 @@ def _kind_by_name(source: str) -> Kind:
 
 
 def _protocol(source: str) -> str:
-    """Return what FFmpeg takes for the protocol of ``source``, in lower case; "" without one."""
+    """Return the protocol that FFmpeg reads in ``source``, in lower case; "" without one."""
     found = _SCHEME.match(source)
     return (found[1] or found[2]).lower() if found else ""

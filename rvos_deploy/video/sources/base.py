@@ -1,4 +1,4 @@
-"""What a source is: the contract, and what every module of this folder is made of.
+"""Define the contract of a source, and the types that all sources share.
 
 To add a kind of source, write one module with a ``SourceType`` and put it into ``registry.py``.
 """
@@ -10,32 +10,32 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NamedTuple, Protocol
 
-from rvos_deploy.errors import VideoError
+from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.video.frames import Frame, VideoInfo
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
 
 NETWORK_TIMEOUT = 30.0
-"""Seconds to wait for a server: a camera that is switched off would hang the run for ever."""
+"""Seconds to wait for a server: a camera that is switched off would otherwise hang the run."""
 FRAME_TIMEOUT = 120.0
-"""Seconds without a frame after which a file counts as hung, whatever FFmpeg does."""
+"""Seconds without a frame after which a file counts as hung, even if FFmpeg still works."""
 IMAGE_FPS = 25
-"""Frames a second of a folder of images; FFmpeg assumes the same where no rate is stated."""
+"""Frames per second of a folder of images; FFmpeg assumes the same where no rate is stated."""
 
 
 class Source(Protocol):
-    """An open video: an iterator over frames, to be used once."""
+    """Define an open video: an iterator over frames that can be used once."""
 
     @property
     def info(self) -> VideoInfo:
-        """What is known before the frames are read."""
+        """Return the header's information, which is known before the frames are read."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """One line for each thing that a viewer would see otherwise."""
+        """Return one line per difference between the frames and a viewer's picture."""
 
     @property
     def damage(self) -> str | None:
-        """What was wrong so far, in one line, or None. Read it after the last frame."""
+        """Return the errors so far in one line, or None. Read it after the last frame."""
 
     def __iter__(self) -> Iterator[Frame]:
         """Return the iterator itself."""
@@ -47,21 +47,43 @@ class Source(Protocol):
         """
 
     def close(self) -> None:
-        """Release what is open; safe to call twice, and from any thread."""
+        """Release open files and connections; safe to call twice, and from any thread."""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Hold the options of single kinds of sources; the others ignore them.
+
+    Args:
+        fps: frames per second of a folder of images; other sources have their own clock.
+        format: FFmpeg's demuxer, where a device needs one (``"v4l2"`` is found without it).
+        allow_playlists: let a file or pipe name further files and addresses.
+
+    Raises:
+        InputError: ``fps`` is not above 0.
+    """
+
+    fps: float | Fraction = IMAGE_FPS
+    format: str | None = None
+    allow_playlists: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps < float("inf"):
+            raise InputError(f"fps must be above 0, found {self.fps}; {IMAGE_FPS} is the default")
 
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What is to be opened, and how.
+    """Describe a source to open.
 
     Args:
         name: as the user gave it: a path, an address, ``-``.
-        max_frames: stop after so many.
-        fps: frames a second of a folder of images; other sources have their own clock.
+        max_frames: stop after this many frames.
+        fps: frames per second of a folder of images; other sources have their own clock.
         format: FFmpeg's demuxer, where the user names one.
-        skip_damage: leave out what cannot be decoded, instead of ending there.
+        skip_damage: skip data that cannot be decoded, instead of ending there.
         allow_playlists: let a file or pipe name further files and addresses.
-        network_timeout: seconds that a server may be silent; None: for ever.
+        network_timeout: seconds that a server may be silent; None: no limit.
     """
 
     name: str
@@ -75,29 +97,29 @@ class SourceRequest:
 
 @dataclass(frozen=True)
 class Opened:
-    """The first item that a source's ``read`` yields; frames follow."""
+    """Hold the first item that a source's ``read`` yields; frames follow."""
 
     info: VideoInfo
     notes: tuple[str, ...] = ()
 
 
 class Timeouts(NamedTuple):
-    """Seconds to wait; None: for ever."""
+    """Hold limits in seconds; None: no limit."""
 
     network: float | None  # for a server that is silent
-    frame: float | None  # for a frame, whatever FFmpeg does meanwhile
+    frame: float | None  # for a frame, even if FFmpeg still works
 
 
 @dataclass(frozen=True)
 class SourceType:
-    """A kind of source: one line of the registry.
+    """Describe a kind of source: one line of the registry.
 
     Args:
-        matches: whether a name, with the demuxer that the user may have named, is of this kind.
+        matches: tells whether a name, with the demuxer that the user may have named, has this kind.
         read: opens the source and yields one ``Opened``, then frames. It runs in the reader's
-            thread, so it may block there. Damage goes into ``DecodeErrors`` and ends the frames; a
-            source of which no frame can be read raises VideoError.
-        live: whether it may go on for ever. ``run`` then works online and skips damage.
+            thread, so it may block. Damage goes into ``DecodeErrors`` and ends the frames; a source
+            without a readable frame raises VideoError.
+        live: whether the source may have no end. ``run`` then works online and skips damage.
         network: whether a server may be silent.
     """
 
@@ -110,8 +132,8 @@ class SourceType:
         """Return how long to wait for a source of this kind."""
         if self.network:
             network = NETWORK_TIMEOUT if asked == "auto" else asked
-            # More, since FFmpeg's own time-out ends tidily. It does not see a name server that is
-            # silent, nor a server that sends a byte now and then.
+            # The frame's limit is longer, because FFmpeg's own timeout ends cleanly. But FFmpeg
+            # notices neither a silent name server nor a server that sends a byte now and then.
             return Timeouts(network, None if network is None else 4 * network)
         if asked == "auto":
             return Timeouts(None, None if self.live else FRAME_TIMEOUT)
@@ -122,7 +144,7 @@ def first_frame(frames: Iterator[Frame], errors: DecodeErrors, shown: str, hint:
     """Return the first frame.
 
     Raises:
-        VideoError: there is none; says why, and what to do (``hint``).
+        VideoError: there is none; the message says why, and what to do (``hint``).
     """
     first = next(frames, None)
     if first is None:

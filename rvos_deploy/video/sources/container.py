@@ -1,4 +1,4 @@
-"""What every source that FFmpeg reads shares: open a container, choose its video, read it."""
+"""Open a container with FFmpeg, choose its video stream, and read its frames."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from rvos_deploy.video.sources.notes import notes_on
 
 # av.format.Flags.ts_discont: formats whose clock may start anywhere and jump.
 _TS_DISCONT = 512
-# FFmpeg "plays" any .txt as terminal output, drawn in a video of its own making.
+# FFmpeg reads any .txt as terminal output, and draws a video of it.
 _NOT_VIDEO = {"tty"}
 
 
 class Readable(Protocol):
-    """What FFmpeg reads through Python."""
+    """Define an object that FFmpeg reads through Python."""
 
     def read(self, size: int) -> bytes:
-        """Return at most ``size`` bytes as soon as there are some; b"" at the end."""
+        """Return at most ``size`` bytes as soon as some arrive; b"" at the end."""
 
 
 @dataclass(frozen=True)
 class FFmpegInput:
-    """A source as FFmpeg opens it.
+    """Describe a source as FFmpeg opens it.
 
     Args:
         file: its name for FFmpeg, or an object to read from.
-        origin: where its bytes come from; bounds what else FFmpeg may open.
+        origin: where its bytes come from; decides which other files FFmpeg may open.
         format: the demuxer; None: FFmpeg finds it.
     """
 
@@ -57,10 +57,10 @@ class FFmpegInput:
 def read_container(
     describe: Callable[[SourceRequest], FFmpegInput], request: SourceRequest, errors: DecodeErrors
 ) -> Generator[Opened | Frame, None, None]:
-    """Open a source with FFmpeg and read it: with ``describe``, what ``SourceType.read`` asks for.
+    """Open a source with FFmpeg and read it; ``describe`` makes this a ``SourceType.read``.
 
     Raises:
-        VideoError: it cannot be opened, or not one frame can be decoded.
+        VideoError: the source cannot be opened, or no frame can be decoded.
     """
     name, most = name_of(request.name), request.max_frames
     container, stream = _open_container(request, describe(request))
@@ -77,7 +77,7 @@ def read_container(
 def _open_container(
     request: SourceRequest, source: FFmpegInput
 ) -> tuple[InputContainer, VideoStream]:
-    """Open a source and choose its video stream. Raises VideoError with what to do instead."""
+    """Open a source and choose its video stream. Raises VideoError with advice."""
     name = request.name
     shown = name_of(name) if name == STANDARD_INPUT else redact(name)
     try:
@@ -86,7 +86,7 @@ def _open_container(
             "r",
             format=source.format,
             options=input_options(source.origin, allow_playlists=request.allow_playlists),
-            metadata_errors="replace",  # a title in Latin-1 is no reason to refuse a video
+            metadata_errors="replace",  # a title in Latin-1 must not make a video unreadable
             timeout=request.network_timeout,
         )
     except (*READ_ERRORS, ValueError) as error:
@@ -109,7 +109,7 @@ def _stream_info(
     rate = stream.average_rate or stream.guessed_rate
     seconds = (promised_end(container, stream) or first.pts) - first.pts
     count = max(stream.frames, 0) or round(max(seconds, 0) * float(rate or 0)) or None
-    # FFmpeg marks transport streams; what has no end (a camera, RTSP) has no beginning either.
+    # FFmpeg marks transport streams; a source without an end (a camera, RTSP) has no start either.
     foreign_clock = not container.duration or bool(container.format.flags & _TS_DISCONT)
     return VideoInfo(
         width=first.width,
@@ -142,7 +142,7 @@ def _why_not_opened(source: str, shown: str, error: Exception) -> str:
         )
     return (
         f"{shown} is not a video that FFmpeg can read ({reason(error)}); needed: a video file, a "
-        "GIF, a folder of images, a URL or a device; a video that was cut short: copy it again"
+        "GIF, a folder of images, a URL or a device; copy the video again if it was cut short"
     )
 
 
@@ -150,7 +150,7 @@ def _video_stream(container: InputContainer, shown: str) -> VideoStream:
     streams = container.streams
     if container.format.name in _NOT_VIDEO:
         raise VideoError(f"{shown} is a text file; a video is needed: give a video file instead")
-    # A song's cover art is a video stream to FFmpeg.
+    # FFmpeg presents a song's cover art as a video stream.
     videos = [s for s in streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
         kinds = ", ".join(sorted({s.type for s in streams})) or "nothing"

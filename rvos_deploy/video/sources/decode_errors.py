@@ -1,12 +1,12 @@
-"""What went wrong while a video was read, told in one line."""
+"""Collect the errors of reading a video, and report them in one line."""
 
 from __future__ import annotations
 
 
 class DecodeErrors:
-    """A log of constant size: the first remark, how many followed, and why reading stopped early.
+    """Log the first remark, the number of later ones, and why reading stopped, in constant memory.
 
-    A damaged video is not an error as long as frames come out of it, so this is carried beside the
+    A damaged video that still yields frames is not an exception, so this log accompanies the
     frames.
     """
 
@@ -16,17 +16,17 @@ class DecodeErrors:
         self._remarks = 0
 
     def remark(self, text: str) -> None:
-        """Note something that reading got over."""
+        """Note a problem that did not stop the reading."""
         self._first = self._first or text
         self._remarks += 1
 
     def stop(self, text: str) -> None:
-        """Note why no more frames come."""
+        """Note why no more frames follow."""
         self._stop = self._stop or text
 
     @property
     def line(self) -> str | None:
-        """One line for people, or None when nothing was wrong."""
+        """Return one line for people, or None without errors."""
         parts = [text for text in (self._stop, self._first) if text]
         more = self._remarks - 1
         if parts and more > 0:

@@ -1,4 +1,4 @@
-"""Frames out of an open PyAV container."""
+"""Decode the frames of an open PyAV container."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 def open_decoder(stream: VideoStream) -> VideoCodecContext:
-    """Give the decoder of ``stream``: it keeps transparency, and refuses pictures too large.
+    """Return the decoder of ``stream``, which keeps transparency and refuses oversized pictures.
 
-    It runs in one thread. With several, FFmpeg loses whole frames before damaged data, conceals
-    errors otherwise, and so gives other frames on another machine; decoding already overlaps with
-    inference (``pipeline.prefetch``).
+    The decoder runs in one thread. With several, FFmpeg loses whole frames before damaged data and
+    conceals errors differently, so frames would depend on the machine. Decoding already overlaps
+    with inference (``pipeline.prefetch``).
     """
     decoder = stream.codec_context
     if has_alpha_beside(stream) and (name := alpha_decoder(decoder.name)):
@@ -38,21 +38,21 @@ def open_decoder(stream: VideoStream) -> VideoCodecContext:
         if header.extradata:
             decoder.extradata = header.extradata
     decoder.thread_count = 1
-    # FFmpeg checks this before it allocates a picture; its size may stand in the data alone.
+    # FFmpeg checks this before it allocates a picture, whose size may be known only from the data.
     decoder.options = {"max_pixels": str(MAX_PIXELS)}
     return decoder
 
 
 def has_alpha_beside(stream: VideoStream) -> bool:
-    """Whether the stream's transparency is a second picture in each block (WebM)."""
-    # A header element becomes alpha_mode, a tag ALPHA_MODE; FFmpeg itself ignores case there.
+    """Tell whether the stream's transparency is a second picture in each block (WebM)."""
+    # A header element becomes alpha_mode, and a tag becomes ALPHA_MODE; FFmpeg ignores case here.
     return any(
         key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items()
     )
 
 
 def alpha_decoder(codec: str) -> str | None:
-    """Name of a decoder that reads such transparency, or None where this FFmpeg has none."""
+    """Return the name of a decoder that reads this transparency; None if this FFmpeg has none."""
     name = _ALPHA_DECODERS.get(codec)
     return name if name in av.codecs_available else None
 
@@ -60,11 +60,11 @@ def alpha_decoder(codec: str) -> str | None:
 def decode(
     container: InputContainer, stream: VideoStream, errors: DecodeErrors, *, skip: bool
 ) -> Generator[Frame, None, None]:
-    """Yield the frames of ``stream``, converted for display; what is wrong goes to ``errors``.
+    """Yield the frames of ``stream``, converted for display; log problems in ``errors``.
 
-    Packets that cannot be decoded before the first frame are passed over (a recording may begin
-    between two key frames). After it the first one ends the video, unless ``skip``; whole frames
-    that the decoder still holds come out first. Raises nothing for bad data.
+    Undecodable packets before the first frame are skipped, because a recording may begin between
+    two key frames. A later one ends the video, unless ``skip``; whole frames that the decoder still
+    holds are yielded first. Raises nothing for bad data.
     """
     clock, display = Clock(stream), Display(stream.sample_aspect_ratio)
     if problem := oversize(stream.width, stream.height):
@@ -74,7 +74,7 @@ def decode(
     for index, decoded in enumerate(_decoded(container, stream, errors, skip=skip)):
         pts, duration = clock.read(decoded)
         try:
-            image = display.show(decoded)
+            image = display.to_rgb(decoded)
         except (*READ_ERRORS, VideoError) as error:
             errors.stop(f"frame {index} could not be converted to RGB: {reason(error)}")
             return
@@ -82,7 +82,7 @@ def decode(
             errors.remark(f"frame {index} at {pts:.3f} s is damaged")
         yield Frame(index, pts, image, duration)
         end = pts + (duration or 0)
-    if end is not None and not clock.invented:
+    if end is not None and not clock.estimated:
         _check_end(container, stream, end, errors)
 
 
@@ -104,7 +104,7 @@ def _decoded(
             if packet is not None and (skip or not count):
                 errors.remark(f"data after {count} frames could not be decoded: {reason(error)}")
                 continue
-            for frame in _held(decoder, before=packet.pts if packet else None):
+            for frame in _flush(decoder, before=packet.pts if packet else None):
                 count += 1
                 yield frame
             errors.stop(f"{doing} stopped after {count} frames: {reason(error)}")
@@ -113,24 +113,24 @@ def _decoded(
         yield from frames
 
 
-def _held(decoder: VideoCodecContext, before: int | None) -> list[VideoFrame]:
-    """Give the whole frames that wait in the decoder, of those displayed ``before`` a failure."""
+def _flush(decoder: VideoCodecContext, before: int | None) -> list[VideoFrame]:
+    """Return the whole frames in the decoder that are displayed ``before`` a failure."""
     try:
         frames = decoder.decode(None)
     except READ_ERRORS:
         return []
-    # Then the damage began before it was noticed, and whole ones cannot be told from others.
+    # Then the damage began before the decoder noticed it, so whole frames cannot be recognised.
     if any(frame.is_corrupt for frame in frames):
         return []
     return [f for f in frames if before is None or f.pts is None or f.pts < before]
 
 
 class Clock:
-    """Presentation times in seconds that always advance.
+    """Compute presentation times in seconds that strictly increase.
 
-    A pts is passed on exactly as the container has it. Where it is missing, or not later than the
-    one before (streams joined end to end start over), the frame is put one frame duration after the
-    last.
+    The container's pts is kept exactly. Where a pts is missing, or is not later than the previous
+    one (as in streams joined end to end), the frame follows the previous frame by one frame
+    duration.
     """
 
     def __init__(self, stream: VideoStream) -> None:
@@ -138,15 +138,15 @@ class Clock:
         rate = stream.average_rate or stream.guessed_rate or FALLBACK_FPS
         self._step = max(1, round(1 / (Fraction(rate) * self.time_base)))
         self._last: int | None = None
-        self.invented = False
+        self.estimated = False
 
     def read(self, frame: VideoFrame) -> tuple[float, float | None]:
-        """Give the (pts, duration) of a frame in seconds; the duration is None where unknown."""
+        """Return the (pts, duration) of a frame in seconds; an unknown duration is None."""
         ticks, duration = frame.pts, max(frame.duration or 0, 0)
         if self._last is None:
-            ticks, self.invented = (ticks or 0), ticks is None
+            ticks, self.estimated = (ticks or 0), ticks is None
         elif ticks is None or ticks <= self._last:
-            ticks, self.invented = self._last + (duration or self._step), True
+            ticks, self.estimated = self._last + (duration or self._step), True
         self._last = ticks
         return float(ticks * self.time_base), float(duration * self.time_base) or None
 
@@ -154,15 +154,15 @@ class Clock:
 def _check_end(
     container: InputContainer, stream: VideoStream, end: float, errors: DecodeErrors
 ) -> None:
-    # A Matroska file that was cut decodes without one complaint; only its header tells. Headers are
-    # imprecise, so what is missing must be worth half a second and a twentieth of the video.
+    # A truncated Matroska file decodes without any error; only its header shows the loss. Headers
+    # are imprecise, so a loss counts from half a second and from a twentieth of the video.
     promised = promised_end(container, stream)
     if promised is not None and promised - end > max(0.5, 0.05 * promised):
         errors.stop(f"the video ends at {end:.2f} s, its header promises {promised:.2f} s")
 
 
 def promised_end(container: InputContainer, stream: VideoStream) -> float | None:
-    """Give the time (seconds) at which the header says the pictures end, or None."""
+    """Return the time in seconds at which the pictures end according to the header, or None."""
     end = _header_end(container, stream)
     return end if end is not None and math.isfinite(end) else None
 
@@ -170,13 +170,13 @@ def promised_end(container: InputContainer, stream: VideoStream) -> float | None
 def _header_end(container: InputContainer, stream: VideoStream) -> float | None:
     if stream.duration and stream.time_base:
         return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
-    tag = stream.metadata.get("DURATION", "")  # what Matroska has for one track
+    tag = stream.metadata.get("DURATION", "")  # Matroska's duration of one track
     try:
         hours, minutes, seconds = (float(part) for part in tag.split(":"))
         return 3600 * hours + 60 * minutes + seconds
     except ValueError:
         pass
-    # The container's own duration may be that of a longer sound track.
+    # The container's own duration may belong to a longer sound track.
     if container.duration and len(container.streams) == 1:
         return (container.duration + (container.start_time or 0)) / 1_000_000
     return None

@@ -1,4 +1,4 @@
-"""Which of FFmpeg's demuxers and protocols a source may use: a file must not open other files."""
+"""Restrict FFmpeg's demuxers and protocols, so that a file cannot open other files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import av
 from av.format import ContainerFormat
 
 Origin = Literal["local", "pipe", "url"]
-"""Where the bytes of a source come from: a file or device, a pipe, a network address."""
+"""Origin of a source's bytes: a file or device, a pipe, or a network address."""
 
-# Demuxers that open addresses which stand in their input, or files beside it (libavformat 62: those
+# Demuxers that open addresses named in their input, or files beside it (in libavformat 62: demuxers
 # that call io_open, avformat_open_input, ffurl_open or a script interpreter).
 _REFERRING = frozenset({
     "avisynth", "concat", "dash", "dvdvideo", "hls", "imf", "lavfi", "mlv", "rtp", "rtsp", "sap",
     "sdp", "vapoursynth", "vobsub", "webm_dash_manifest",
 })  # fmt: skip
 
-# Of those, what a live stream is made of. The protocols below keep them off local files.
+# The demuxers of live streams among them. The protocols below keep them away from local files.
 _STREAMING = frozenset({"dash", "hls", "rtp", "rtsp", "sap", "sdp"})
 
 _LOCAL: tuple[str, ...] = ("file", "pipe", "fd")
@@ -30,19 +30,19 @@ _NETWORK: tuple[str, ...] = (
 
 
 def input_options(origin: Origin, *, allow_playlists: bool) -> dict[str, str]:
-    """Options of avformat_open_input that bound what it may open besides the source itself.
+    """Return options of avformat_open_input that limit which other inputs it may open.
 
-    A file or pipe opens nothing else, unless ``allow_playlists``. A URL may be a playlist of
-    network addresses, and never reaches a local file.
+    A file or pipe opens no other input, unless ``allow_playlists``. A URL may be a playlist of
+    network addresses, and never opens a local file.
     """
     if origin == "url":
         protocols = _NETWORK
     elif allow_playlists:
         protocols = _LOCAL + _NETWORK
     else:
-        # No protocol is called none; with an empty list FFmpeg would allow all of them.
+        # No protocol has the name "none"; an empty list would allow all protocols.
         protocols = _LOCAL if origin == "local" else ("none",)
-    # A file is never a pattern (frame%d.png) that stands for others.
+    # A file name is never a pattern (frame%d.png) of other names.
     options = {"protocol_whitelist": ",".join(protocols), "pattern_type": "none"}
     if not allow_playlists:
         refused = _REFERRING - _STREAMING if origin == "url" else _REFERRING
@@ -54,7 +54,7 @@ def input_options(origin: Origin, *, allow_playlists: bool) -> dict[str, str]:
 
 @cache
 def _demuxers() -> tuple[str, ...]:
-    """Names of all demuxers of this FFmpeg."""
+    """Return the names of all demuxers of this FFmpeg."""
     return tuple(name for name in sorted(av.formats_available) if _is_demuxer(name))
 
 

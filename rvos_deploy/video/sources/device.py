@@ -1,4 +1,4 @@
-"""A device that FFmpeg opens: a camera, a screen."""
+"""Read a device that FFmpeg opens: a camera or a screen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rvos_deploy.video.sources.container import FFmpegInput, read_container
 def _input(request: SourceRequest) -> FFmpegInput:
     name = request.name
     format = request.format or ("v4l2" if name.startswith("/dev/video") else None)
-    # An address whose demuxer the user names is a device here too.
+    # An address for which the user names a demuxer counts as a device too.
     return FFmpegInput(name, "url" if is_url(name) else "local", format)
 
 

@@ -1,4 +1,4 @@
-"""A file: a video, a GIF, or a single picture."""
+"""Read a file: a video, a GIF, or a single picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rvos_deploy.video.sources.folder import SUFFIXES, read_images
 
 def _read(request: SourceRequest, errors: DecodeErrors) -> Generator[Opened | Frame, None, None]:
     path = Path(request.name)
-    # By suffix first: JPEGs end to end are a video that begins as a picture does.
+    # The suffix decides first, because a video of joined JPEGs begins like a picture.
     if path.suffix.lower() in SUFFIXES and is_still(path):
         yield from read_images(request, [path], errors)
         return

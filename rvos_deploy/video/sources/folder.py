@@ -1,4 +1,4 @@
-"""A folder of images as a video."""
+"""Read a folder of images as a video."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """List a folder's images in natural order (2.png before 10.png). Raises VideoError if none."""
+    """List a folder's images in natural order (2.png before 10.png); VideoError without images."""
     try:
         files = [path for path in folder.iterdir() if _is_named_as_image(path)]
     except OSError as error:
@@ -30,14 +30,13 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _is_named_as_image(path: Path) -> bool:
-    # Names with a leading dot are other programs' leavings (macOS writes ._0001.jpg beside
-    # 0001.jpg). What is no file (a FIFO, a broken link) is told when its turn comes: a frame is
-    # missing there.
+    # Other programs leave names with a leading dot (macOS writes ._0001.jpg beside 0001.jpg). A
+    # FIFO or a broken link is kept: reading it reports that its frame is missing.
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def natural_key(name: str) -> tuple[list[tuple[bool, int, str]], str]:
-    """Sort key that compares runs of digits as numbers; the name itself decides between equals."""
+    """Return a sort key that compares runs of digits as numbers; the name itself breaks ties."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name.lower())
     digits = "0123456789"
     key = [(False, int(p), "") if p[0] in digits else (True, 0, p) for p in parts]
@@ -45,13 +44,13 @@ def natural_key(name: str) -> tuple[list[tuple[bool, int, str]], str]:
 
 
 def check_sizes(files: Sequence[Path]) -> None:
-    """Raise VideoError naming the first image whose size differs; only headers are read."""
+    """Check that all images have one size, from their headers. Raises VideoError if they differ."""
     first: tuple[Path, tuple[int, int]] | None = None
     for path in files:
         try:
             size = displayed_size(path)
         except InputError:
-            continue  # reported when its turn comes
+            continue  # reported when the image is read
         first = first or (path, size)
         if size != first[1]:
             raise VideoError(
@@ -63,7 +62,7 @@ def check_sizes(files: Sequence[Path]) -> None:
 def decode_images(
     files: Sequence[Path], fps: Fraction, errors: DecodeErrors, *, skip: bool
 ) -> Iterator[Frame]:
-    """Yield one frame a file, file i at i / ``fps`` seconds; what is wrong goes to ``errors``."""
+    """Yield one frame per file, file i at i / ``fps`` seconds; log problems in ``errors``."""
     index = 0
     for position, path in enumerate(files):
         try:
@@ -81,12 +80,12 @@ def decode_images(
 def read_images(
     request: SourceRequest, files: list[Path], errors: DecodeErrors
 ) -> Generator[Opened | Frame, None, None]:
-    """Read pictures as the frames of a video: what ``SourceType.read`` asks for.
+    """Read pictures as the frames of a video, as ``SourceType.read`` requires.
 
     Raises:
-        VideoError: sizes differ, or not one picture can be decoded.
+        VideoError: sizes differ, or no picture can be decoded.
     """
-    # 29.97 as a float is a fraction with a denominator of 15 digits; no clock ticks like that.
+    # As a fraction, the float 29.97 has a denominator of 15 digits, which no clock has.
     path, fps = Path(request.name), request.fps.limit_denominator(1001)
     files = files[: request.max_frames]
     check_sizes(files)

@@ -1,10 +1,10 @@
-"""From a decoded picture to what a viewer sees: aspect, colour, transparency, rotation."""
+"""Convert decoded pictures for display: aspect ratio, colour, transparency, rotation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from av.sidedata.sidedata import SideData, Type
@@ -16,19 +16,19 @@ from rvos_deploy.images import over_white, oversize
 from rvos_deploy.video.ffmpeg import SWSCALE_THREADS
 from rvos_deploy.video.frames import Image
 
-# A ratio beyond this is a damaged header; obeying it would ask for gigabytes a frame.
+# A larger ratio means a damaged header, and would need gigabytes per frame.
 _LARGEST_ASPECT = 16
 
 
 class Orientation(NamedTuple):
-    """How a coded picture is turned for display: rows and columns swapped first, then mirrored."""
+    """Describe how a picture is turned for display: transpose first, then mirror."""
 
     transpose: bool = False
     flip_x: bool = False
     flip_y: bool = False
 
     def apply(self, image: Image) -> Image:
-        """Turn ``image`` [H, W, 3]; the result is contiguous, the same array if nothing changes."""
+        """Turn ``image`` [H, W, 3] into a contiguous array; return ``image`` if nothing changes."""
         if self.transpose:
             image = image.transpose(1, 0, 2)
         if self.flip_x:
@@ -39,10 +39,10 @@ class Orientation(NamedTuple):
 
 
 def orientation_of(matrix: Sequence[int]) -> Orientation:
-    """Read a display matrix: nine integers, as FFmpeg's libavutil/display.h lays them out.
+    """Read a display matrix: nine integers, in the order of FFmpeg's libavutil/display.h.
 
     A coded point (x, y) is displayed at (a x + c y, b x + d y) with a, b, c, d = matrix[0, 1, 3,
-    4]. An angle between two right angles goes to the nearer one.
+    4]. Angles are rounded to multiples of 90 degrees.
     """
     a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
     if abs(b) + abs(c) > abs(a) + abs(d):
@@ -51,19 +51,19 @@ def orientation_of(matrix: Sequence[int]) -> Orientation:
 
 
 def _unnamed_type(cls: type[Type], value: int) -> Type:
-    member: Any = object.__new__(cls)
-    member._name_, member._value_ = f"UNNAMED_{value}", value
-    return cast(Type, member)
+    member = object.__new__(cls)
+    vars(member).update(_name_=f"UNNAMED_{value}", _value_=value)
+    return member
 
 
-# PyAV names the kinds of side data by an enum that is older than its FFmpeg (EXIF is missing, for
-# one), and refuses all side data of a frame that has another kind: even its display matrix. An enum
-# asks this method about values it does not know.
+# PyAV's enum of side data is older than its FFmpeg (EXIF is missing, for example). A frame with one
+# unknown kind then loses all its side data, even its display matrix. Python's Enum calls this
+# method for unknown values.
 Type._missing_ = classmethod(_unnamed_type)  # type: ignore[assignment]
 
 
 def frame_orientation(frame: VideoFrame) -> Orientation:
-    """Orientation that a decoded frame carries as side data; none means upright.
+    """Return the orientation in a decoded frame's side data; without side data, upright.
 
     FFmpeg makes the display matrix from the container's rotation and from EXIF.
     """
@@ -74,10 +74,10 @@ def frame_orientation(frame: VideoFrame) -> Orientation:
 
 
 class Display:
-    """Turns decoded frames into RGB images of one size: the displayed size of the first frame.
+    """Convert decoded frames into RGB images of one size: the displayed size of the first frame.
 
-    A stream that changes its resolution on the way (adaptive streaming does) is scaled to the first
-    size, in the same swscale call that converts the colours: masks of a video have one size.
+    All masks of a video have one size. So a stream that changes its resolution (adaptive streaming
+    does) is scaled to the first size, in the swscale call that converts colours.
     """
 
     def __init__(self, sample_aspect_ratio: Fraction | None) -> None:
@@ -85,14 +85,15 @@ class Display:
         believable = Fraction(1, _LARGEST_ASPECT) <= aspect <= _LARGEST_ASPECT
         self._aspect = aspect if believable else Fraction(1)
         self._size: tuple[int, int] | None = None  # (width, height), displayed
-        # One for all frames: a reformatter of its own in every frame sets swscale up anew each
-        # time.
+        # All frames share one reformatter, because each new one sets swscale up again.
         self._reformatter = VideoReformatter()
 
-    def show(self, frame: VideoFrame) -> Image:
-        """Give uint8 [H, W, 3], RGB.
+    def to_rgb(self, frame: VideoFrame) -> Image:
+        """Return uint8 [H, W, 3], RGB.
 
-        Raises av.FFmpegError for a format swscale cannot read, VideoError for a picture too large.
+        Raises:
+            av.FFmpegError: swscale cannot read the pixel format.
+            VideoError: the picture is too large.
         """
         orientation = frame_orientation(frame)
         width, height = self._unturned_size(frame, orientation)

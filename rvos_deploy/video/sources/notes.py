@@ -1,4 +1,4 @@
-"""What a viewer of a stream would see otherwise than its frames show it, in one line each."""
+"""Describe differences between a stream's frames and a viewer's picture, one line each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rvos_deploy.video.sources.decoding import alpha_decoder, has_alpha_beside
 # FFmpeg's AVCOL_TRC_SMPTE2084 and AVCOL_TRC_ARIB_STD_B67.
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 
-# White at 203 nits, as ITU-R BT.2408 has it; mobius leaves all but highlights as they are.
+# ITU-R BT.2408 puts white at 203 nits; mobius changes only highlights.
 _TO_SDR = (
     "ffmpeg -i VIDEO -vf zscale=t=linear:npl=203,format=gbrpf32le,zscale=p=bt709,"
     "tonemap=mobius:desat=0,zscale=t=bt709:m=bt709:r=tv,format=yuv420p SDR.mp4"
@@ -17,7 +17,7 @@ _TO_SDR = (
 
 
 def notes_on(stream: VideoStream) -> tuple[str, ...]:
-    """Notes on a stream whose first frame was decoded; none for an ordinary one."""
+    """Return notes on a stream whose first frame was decoded; an ordinary stream has none."""
     notes = []
     if transfer := _HDR_TRANSFERS.get(stream.codec_context.color_trc):
         notes.append(

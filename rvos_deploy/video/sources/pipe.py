@@ -1,10 +1,11 @@
-"""A pipe: standard input, a FIFO, or an open file by its number."""
+"""Read a pipe: standard input, a FIFO, or an open file descriptor."""
 
 from __future__ import annotations
 
 import sys
 from functools import partial
-from typing import Any, cast
+from io import BufferedReader
+from typing import cast
 
 from rvos_deploy.errors import VideoError
 from rvos_deploy.video.sources.address import STANDARD_INPUT, ffmpeg_path, is_kind
@@ -13,17 +14,17 @@ from rvos_deploy.video.sources.container import FFmpegInput, read_container
 
 
 class _StandardInput:
-    """Standard input, read as it arrives: a plain read() would wait to fill a buffer.
+    """Read standard input as it arrives, because a plain read() waits until its buffer is full.
 
-    Unbuffered where it can be: the thread that waits here may be left behind, and a buffer's lock
-    that such a thread holds makes the interpreter abort at its end.
+    Reading is unbuffered where possible: the waiting thread may be abandoned, and the interpreter
+    aborts at exit if an abandoned thread holds a buffer's lock.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: BufferedReader) -> None:
         self._read = stream.raw.read if hasattr(stream, "raw") else stream.read1
 
     def read(self, size: int) -> bytes:
-        return cast(bytes, self._read(size) or b"")
+        return self._read(size) or b""
 
 
 def _input(request: SourceRequest) -> FFmpegInput:
@@ -31,7 +32,9 @@ def _input(request: SourceRequest) -> FFmpegInput:
         return FFmpegInput(ffmpeg_path(request.name), "local", request.format)
     if sys.stdin is None or sys.stdin.isatty():
         raise VideoError("nothing is piped into standard input; use `... < VIDEO`, or a file name")
-    return FFmpegInput(_StandardInput(sys.stdin.buffer), "pipe", request.format)
+    return FFmpegInput(
+        _StandardInput(cast(BufferedReader, sys.stdin.buffer)), "pipe", request.format
+    )
 
 
 PIPE = SourceType(is_kind("pipe"), partial(read_container, _input), live=True)

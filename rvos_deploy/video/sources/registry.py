@@ -1,4 +1,4 @@
-"""The kinds of sources. A new kind is one module and one line here."""
+"""List the kinds of sources. A new kind is one module and one line here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOURCES: dict[str, SourceType] = {
     "url": URL,
     "device": DEVICE,
 }
-"""By name. The newest line is asked first; what stands here covers every name, none twice."""
+"""Source types by name, asked from last to first. The five above match every name exactly once."""
 
 
 def source_type(name: str, format: str | None = None) -> SourceType:
@@ -31,14 +31,16 @@ def source_type(name: str, format: str | None = None) -> SourceType:
         format: FFmpeg's demuxer, where the user names one.
 
     Raises:
-        VideoError: it is of no kind.
+        VideoError: no kind matches.
     """
     for kind in reversed(SOURCES.values()):
         if kind.matches(name, format):
             return kind
-    raise VideoError(f"{name_of(name)} is no source of a kind known here: {', '.join(SOURCES)}")
+    raise VideoError(
+        f"{name_of(name)} is not a known kind of source; give one of these: {', '.join(SOURCES)}"
+    )
 
 
 def has_end(source: str | os.PathLike[str]) -> bool:
-    """Tell whether a source ends by itself; a pipe, URL or device may go on for ever."""
+    """Tell whether a source ends by itself; a pipe, URL or device may have no end."""
     return not source_type(os.fspath(source)).live

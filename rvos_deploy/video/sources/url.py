@@ -1,4 +1,4 @@
-"""A network address that FFmpeg opens."""
+"""Read a network address that FFmpeg opens."""
 
 from __future__ import annotations
 

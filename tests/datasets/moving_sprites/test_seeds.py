@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from rvos_deploy.datasets.moving_sprites import (
+    SplitSpec,
     WorldConfig,
     caption_example,
     contrast_pair,
@@ -103,7 +104,7 @@ def test_emoji_without_their_font_are_refused_before_anything_is_written(
         lambda: make_video(1, "train", 0, SMALL),
         lambda: find_video(1, "train", (), SMALL),
         lambda: sample_video(tmp_path / "x.mp4", seed=1, emoji=True),
-        lambda: write_mevis(folder, seed=1, split="valid", videos=1, config=SMALL),
+        lambda: write_mevis(folder, SplitSpec(seed=1, split="valid", videos=1, config=SMALL)),
         lambda: caption_example(stream(1), 32, emoji=True),
         lambda: contrast_pair(stream(1), 32, emoji=True),
     ]
@@ -132,7 +133,9 @@ def test_the_data_set_says_what_decided_its_pixels(
     font = Path(emoji_font["XDG_DATA_DIRS"]) / "fonts" / "NotoColorEmoji.ttf"
 
     def sources(name: str, config: WorldConfig) -> dict[str, Any]:
-        out = write_mevis(tmp_path / name, seed=1, split="valid", videos=1, config=config)
+        out = write_mevis(
+            tmp_path / name, SplitSpec(seed=1, split="valid", videos=1, config=config)
+        )
         told = json.loads((out / "sprites.json").read_text())
         assert told["world"]["emoji"] is config.emoji
         return told["sources"]

@@ -235,7 +235,7 @@ def test_photographs_serve_as_backgrounds(tmp_path) -> None:  # type: ignore[no-
     assert used["valid"]
     assert not used["train"] & used["valid"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no photograph"):
+    with pytest.raises(InputError, match="holds no photograph"):
         make_video(3, "train", 0, WorldConfig(emoji=False, photos=str(tmp_path / "empty")))
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from rvos_deploy.datasets.moving_sprites import (
+    SplitSpec,
     WorldConfig,
     make_video,
     render,
@@ -30,11 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     calls: list[tuple[int, int]] = []
     path = write_mevis(
         target,
-        seed=9,
-        split="valid",
-        videos=COUNT,
-        config=CONFIG,
-        progress=lambda done, total: calls.append((done, total)),
+        SplitSpec(seed=9, split="valid", videos=COUNT, config=CONFIG),
+        progress=lambda phase, done, total: calls.append((done, total)),
     )
     assert path == target
     assert calls == [(i + 1, COUNT) for i in range(COUNT)]
@@ -91,7 +89,7 @@ def test_jpegs_show_the_frames(folder: Path) -> None:
 
 def test_processes_do_not_change_the_result(folder: Path, tmp_path: Path) -> None:
     other = write_mevis(
-        tmp_path / "two", seed=9, split="valid", videos=COUNT, config=CONFIG, jobs=2
+        tmp_path / "two", SplitSpec(seed=9, split="valid", videos=COUNT, config=CONFIG), jobs=2
     )
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         assert (other / path.relative_to(folder)).read_bytes() == path.read_bytes()
@@ -102,13 +100,17 @@ def test_an_existing_folder_is_kept_unless_told(tmp_path: Path) -> None:
     target.mkdir()
     (target / "precious.txt").write_text("mine")
     with pytest.raises(InputError, match="exists already"):
-        write_mevis(target, seed=1, split="valid", videos=1, config=CONFIG)
-    with pytest.raises(InputError, match="is no split of sprites"):
-        write_mevis(target, seed=1, split="valid", videos=1, config=CONFIG, overwrite=True)
+        write_mevis(target, SplitSpec(seed=1, split="valid", videos=1, config=CONFIG))
+    with pytest.raises(InputError, match="is not a split of Moving Sprites"):
+        write_mevis(
+            target, SplitSpec(seed=1, split="valid", videos=1, config=CONFIG), overwrite=True
+        )
     assert (target / "precious.txt").read_text() == "mine"
     (target / "precious.txt").unlink()
     for seed in (1, 2):
-        write_mevis(target, seed=seed, split="valid", videos=1, config=CONFIG, overwrite=True)
+        write_mevis(
+            target, SplitSpec(seed=seed, split="valid", videos=1, config=CONFIG), overwrite=True
+        )
         assert f'"seed": {seed}' in (target / "sprites.json").read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["valid"]
 
@@ -117,20 +119,23 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path) -> None:
     old = tmp_path / "valid"
     old.mkdir()
 
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(phase: str, done: int, total: int | None) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_mevis(
-            old, seed=1, split="valid", videos=3, config=CONFIG, overwrite=True, progress=interrupt
+            old,
+            SplitSpec(seed=1, split="valid", videos=3, config=CONFIG),
+            overwrite=True,
+            progress=interrupt,
         )
     assert [p.name for p in tmp_path.iterdir()] == ["valid"]
     assert not any(old.iterdir())
 
 
 def test_no_videos_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="at least one"):
-        write_mevis(tmp_path / "x", seed=1, split="valid", videos=0)
+    with pytest.raises(InputError, match="at least 1, found 0"):
+        write_mevis(tmp_path / "x", SplitSpec(seed=1, split="valid", videos=0))
 
 
 def test_sample_video_decodes_to_its_frames(tmp_path: Path) -> None:

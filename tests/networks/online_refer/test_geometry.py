@@ -93,7 +93,9 @@ def test_a_frame_that_becomes_too_long_is_refused(
     network: Network, display: tuple[int, int]
 ) -> None:
     long = network.geometry(display, StreamSettings(short_side=64), None)
-    with pytest.raises(InputError, match=r"becomes .*9600.*, and this bundle takes sides up to 40"):
+    with pytest.raises(
+        InputError, match=r"becomes .*9600.*, and this bundle accepts sides up to 40"
+    ):
         check_geometry(GRAPHS, long)
     check_geometry(GRAPHS, network.geometry(display, StreamSettings(size=(64, 96)), None))
 
@@ -101,7 +103,7 @@ def test_a_frame_that_becomes_too_long_is_refused(
 @pytest.mark.parametrize(
     ("graphs", "side", "message"),
     [
-        (GRAPHS, 4097, "short side 4097 is too large: this bundle takes sides up to 4096"),
+        (GRAPHS, 4097, "short side 4097 is too large: this bundle accepts sides up to 4096"),
         (FIXED, 64, "this bundle is fixed to frames of 64x96; leave --short-side out"),
     ],
 )

@@ -187,7 +187,7 @@ def test_what_is_no_checkpoint_is_refused(
 ) -> None:
     (tmp_path / "w.pth").write_bytes(content)
     assert "w.pth" in refusal(network, tmp_path / "w.pth")
-    assert "--checkpoint takes" in refusal(network, tmp_path / "absent.pth")
+    assert "--checkpoint needs" in refusal(network, tmp_path / "absent.pth")
 
 
 def refusal(network: OnlineRefer, file: Path) -> str:

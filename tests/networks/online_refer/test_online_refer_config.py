@@ -37,7 +37,7 @@ def test_an_unknown_preset_lists_the_known_ones() -> None:
         ({"dim": 6, "num_heads": 1, "norm_groups": 1, "pixel_norm_groups": 1}, "multiple of 4"),
         ({"resnet_blocks": [1, 1, 0, 1]}, "resnet_blocks must be a whole number"),
         ({"resnet_blocks": [1, 1, 1]}, "length 4"),
-        ({"input_size": [0, 160]}, "input_size must be a whole number"),
+        ({"input_size": [0, 160]}, "size 0x160 is not a multiple of 32"),
         ({"threshold": 2.0}, "threshold must lie in 0..1"),
         ({"backbone": "swin"}, "swin"),
         ({"colour": 1}, "unknown model configuration keys: colour"),

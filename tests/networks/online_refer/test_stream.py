@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from reference import Constants, Reference
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import display_mask, resize_frame
+from rvos_deploy.graph_io.frame_geometry import resize_frame, upsample_mask
 from rvos_deploy.graph_io.probe import probe_clip
 from rvos_deploy.networks.online_refer.config import OnlineReferConfig
 from rvos_deploy.networks.online_refer.modules.checkpoint import random_network
@@ -208,7 +208,7 @@ def test_frames_of_any_size_equal_the_plain_reference(
         results = [result for frame in frames for result in stream.push(frame)]
     geometry = segmenter.geometry(size, settings)
     for t, result in enumerate(results):
-        mask = display_mask(wanted[t].logits.astype(np.float32), geometry)
+        mask = upsample_mask(wanted[t].logits.astype(np.float32), geometry)
         assert result.masks.shape == (1, *size)
         assert (result.masks[0] != mask).mean() <= 1e-3
 

@@ -322,8 +322,8 @@ def two_ids(tree: dict[str, Any]) -> None:
         (drop_byte, "lacks 256 of the 256 bytes"),
         (repeat_id, "uses an id twice"),
         (unknown_merge, "zebra"),
-        (odd_merge, "no pair of tokens"),
-        (two_ids, "gives <s> two ids"),
+        (odd_merge, "not a pair of tokens"),
+        (two_ids, "has two ids for <s>"),
     ],
 )
 def test_another_vocabulary_is_refused(
@@ -345,7 +345,7 @@ def refused(source: Path, words: str, vocab_size: int = 600) -> None:
 
 def test_ids_beyond_the_embedding_are_refused(pair: Path) -> None:
     tokens = len(read_vocabulary(pair, 600).ids)
-    refused(pair, f"ids up to {tokens - 1}, the text encoder knows {tokens - 1} tokens", tokens - 1)
+    refused(pair, f"ids up to {tokens - 1}, the text encoder has {tokens - 1} tokens", tokens - 1)
     assert len(read_vocabulary(pair, tokens).ids) == tokens
 
 
@@ -355,7 +355,7 @@ def test_missing_files_are_refused(pair: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     refused(tmp_path, "but config.json, vocab.txt")
     refused(tmp_path / "vocab.txt", "vocab.json cannot be read: No such file")
-    refused(tmp_path / "config.json", "config.json is no vocabulary")
+    refused(tmp_path / "config.json", "config.json is not a vocabulary")
     refused(tmp_path / "absent", "absent cannot be read: No such file")
     refused(tmp_path / ("long" * 100), "cannot be read: File name too long")
     (tmp_path / VOCABULARY).write_bytes((pair / VOCABULARY).read_bytes())
@@ -368,16 +368,16 @@ def test_missing_files_are_refused(pair: Path, tmp_path: Path) -> None:
 )
 def test_damaged_files_are_refused(pair: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / TOKENIZER).write_bytes(content)
-    refused(tmp_path, f"{TOKENIZER} is no vocabulary")
+    refused(tmp_path, f"{TOKENIZER} is not a vocabulary")
     (tmp_path / TOKENIZER).unlink()
     (tmp_path / MERGES).write_bytes((pair / MERGES).read_bytes())
     (tmp_path / VOCABULARY).write_bytes(content)
-    refused(tmp_path, f"{VOCABULARY} is no vocabulary")
+    refused(tmp_path, f"{VOCABULARY} is not a vocabulary")
 
 
 def test_damaged_merges_are_refused(pair: Path, tmp_path: Path) -> None:
     (tmp_path / VOCABULARY).write_bytes((pair / VOCABULARY).read_bytes())
-    for content, words in [(b"a b c\n", "no pair"), (b"\xff", "is no vocabulary")]:
+    for content, words in [(b"a b c\n", "not a pair"), (b"\xff", "is not a vocabulary")]:
         (tmp_path / MERGES).write_bytes(content)
         refused(tmp_path, words)
 

@@ -1,1 +1,1 @@
-"""The PyTorch network, one file a module. Names and shapes of weights are the published ones."""
+"""Define the PyTorch network, one file per module, with the published weights' names and shapes."""

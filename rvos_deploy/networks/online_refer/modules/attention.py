@@ -29,7 +29,7 @@ class Text(NamedTuple):
 class MultiheadAttention(nn.Module):
     """Compute attention with the weights of ``torch.nn.MultiheadAttention``.
 
-    PyTorch's own module has no softmax in float32, and takes no batch of 1 beside a batch of E.
+    PyTorch's own module has no softmax in float32, and cannot broadcast a batch of 1 to one of E.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -63,12 +63,12 @@ class MultiheadAttention(nn.Module):
         return self.out_proj((softmax(logits) @ v).transpose(1, 2).flatten(2))
 
     def read_text(self, query: Tensor, text: Text) -> Tensor:
-        """Return what queries [B,Q,C] read from the text: [E,Q,C]."""
+        """Return the attended values of the text [E,Q,C] for queries [B,Q,C]."""
         return self(query, text.tokens + text.position, text.tokens, text.bias)
 
 
 class FeedForward(nn.Module):
-    """Add ``linear1`` and ``linear2`` to a layer, with a residual ReLU perceptron of them."""
+    """Add a residual ReLU perceptron of ``linear1`` and ``linear2`` to a layer."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -95,12 +95,12 @@ class Mlp(nn.Module):
 
 
 class VisionLanguageFusion(nn.Module):
-    """Multiply image tokens by what they read from the text. One module serves all levels."""
+    """Multiply image tokens by their attended values of the text. One module serves all levels."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.multihead_attn = MultiheadAttention(dim, num_heads)
 
     def forward(self, image: Tensor, text: Text) -> Tensor:
-        """Return fused image tokens [E,S,C] of those of one frame [1,S,C]."""
+        """Return fused image tokens [E,S,C] of one frame's tokens [1,S,C]."""
         return image * self.multihead_attn.read_text(image, text)

@@ -1,7 +1,7 @@
-"""Read a published checkpoint into the network, or give the network random weights.
+"""Read a published checkpoint into the network, or initialise the network with random weights.
 
-The authors' file is a pickle of weights, optimizer state and ``argparse.Namespace``. Nothing else
-in a pickle is allowed, so no code in it runs.
+The authors' file is a pickle of weights, optimizer state and ``argparse.Namespace``. The reader
+allows nothing else in a pickle, so no code in it runs.
 """
 
 from __future__ import annotations
@@ -28,13 +28,25 @@ _SHOWN = 3
 """Names that an error lists of each kind."""
 
 _SIDES = ((0, 1), (0, -1), (1, 1), (1, -1))
-"""Axis and sign of the four distances whose sum makes a diamond."""
+"""Axis and sign of the four distances whose sum has the shape of a diamond."""
+_RADIUS, _EDGE = 50.0, 20.0
+"""Distances from a query's centre, along one axis, to the edge of its mask, and from the edge to
+the end of the slope of its logits. Slopes over the whole frame would leave more pixels near 0 than
+bfloat16 can decide. [pixels]"""
+_LOGIT = 3.0
+"""Magnitude of logits away from the edge."""
+_SCALE = 1 / 20
+"""Scale of coordinates, with which the controller's random part moves edges by a few pixels.
+[1/pixels]"""
+_REFINEMENT = 0.08
+"""Scale of random weights that refine boxes: a layer moves a box by about a percent of the frame.
+Nothing pulls boxes back to an object, so rounding errors of half precision add up over frames."""
 _DEFORMATION = 0.15
-"""Share of random weights in what a query's controller gives."""
+"""Share of random weights in the output of a query's controller."""
 
 
 def is_ignored(name: str) -> bool:
-    """Return whether a published file may hold this name, which is no weight of the network."""
+    """Tell whether a published file may contain this name, which is not a weight of the network."""
     return (
         name == "text_encoder.embeddings.position_ids"
         or name.startswith("criterion.")
@@ -46,8 +58,8 @@ def load_checkpoint(network: OnlineRefer, file: Path) -> None:
     """Load a published checkpoint, all of it or nothing: ``torch.save`` or safetensors.
 
     Raises:
-        InputError: the file is missing, damaged, or holds more than weights and a Namespace, or it
-            is not of this configuration; the message names the weights that differ.
+        InputError: the file is missing or damaged, holds more than weights and a Namespace, or has
+            another configuration; then the message names the weights that differ.
     """
     stored = read_published(file, "--checkpoint", allowed=(argparse.Namespace,))
     state = {name: value for name, value in stored.items() if not is_ignored(name)}
@@ -60,7 +72,7 @@ def load_checkpoint(network: OnlineRefer, file: Path) -> None:
 
 
 def _problems(state: Mapping[str, object], own: Mapping[str, Tensor]) -> Iterator[str]:
-    """Describe what differs between a file's weights and the network's, a kind at a time."""
+    """Describe the differences between a file's weights and the network's, one kind at a time."""
     yield from _listed("lacks", own.keys() - state.keys())
     yield from _listed("has unknown", state.keys() - own.keys())
     types, sizes, values = [], [], []
@@ -107,8 +119,8 @@ def _listed(problem: str, names: set[str] | list[str]) -> Iterator[str]:
 def random_network(config: OnlineReferConfig, seed: int) -> OnlineRefer:
     """Build the network in eval mode with random weights, whose masks have edges.
 
-    The weights depend on the seed and on their names only. Matrices keep the size of what they
-    read, as at the start of a training.
+    The weights depend only on the seed and on their names. Matrices preserve the magnitude of their
+    inputs, as at the start of a training.
     """
     network = OnlineRefer(config).eval()
     for name, weight in network.state_dict().items():
@@ -121,21 +133,25 @@ def random_network(config: OnlineReferConfig, seed: int) -> OnlineRefer:
 def _shape_masks(network: OnlineRefer) -> None:
     """Make every query's mask a diamond around its centre, which the features deform.
 
-    Purely random dynamic convolutions give masks that are empty or full.
+    Purely random dynamic convolutions would make masks that are empty or full.
     """
     config, last = network.config, network.controller.layers[-1]
     assert isinstance(last, nn.Linear)
-    slope = 8 / max(config.input_size)
-    w1, w2, w3, _, _, b3 = split_parameters(last.bias[None], config.dim, config.mask_channels)
+    w1, w2, w3, _, b2, b3 = split_parameters(last.bias[None], config.dim, config.mask_channels)
     of_coordinates = w1[0, :, config.dim :]
     last.weight *= _DEFORMATION
     last.bias.zero_()
-    split_parameters(last.weight.T, config.dim, config.mask_channels)[0][..., config.dim :] *= slope
+    random_w1 = split_parameters(last.weight.T, config.dim, config.mask_channels)[0]
+    random_w1[..., config.dim :] *= _SCALE
     for channel, (axis, sign) in enumerate(_SIDES):
-        of_coordinates[channel, axis] = sign * slope
-    w2[0] += torch.eye(config.mask_channels)
-    w3[0, :, : len(_SIDES)] = -1
-    b3 += 2.5  # the diamond reaches 2.5 / 8 of the frame's long side
+        of_coordinates[channel, axis] = sign * _SCALE
+    # With d the sum of the sides: relu(outer - d) - relu(inner - d), from 2 * edge to 0, steepened.
+    steep = _LOGIT / (_EDGE * _SCALE)
+    for channel, reach in enumerate((_RADIUS + _EDGE, _RADIUS - _EDGE)):
+        w2[0, channel, : len(_SIDES)] = -steep
+        b2[0, channel] = steep * _SCALE * reach
+        w3[0, :, channel] = 1 - 2 * channel
+    b3 -= _LOGIT
 
 
 def _random_weight(name: str, shape: torch.Size, seed: int) -> Tensor:
@@ -146,8 +162,10 @@ def _random_weight(name: str, shape: torch.Size, seed: int) -> Tensor:
         return 1 + 0.1 * x.abs()
     if last in ("bias", "in_proj_bias", "running_mean"):
         return 0.05 * x
+    if name == "query_embed.weight":
+        return x  # queries start at places of their own
     if x.ndim == 1:
         return 1 + 0.1 * x
     if name.startswith(ORIGINAL) and ".layers.2." in name:
-        return 0.02 * x  # boxes move by a few percent a layer
+        x = _REFINEMENT * x
     return x / math.sqrt(math.prod(shape[1:]))

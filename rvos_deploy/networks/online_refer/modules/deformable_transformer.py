@@ -18,7 +18,7 @@ LEVELS = 4
 
 
 class Grid(NamedTuple):
-    """Hold where the pixels of strides 4 to 64 are: P pixels, row by row, concatenated.
+    """Hold the locations of P pixels of strides 4 to 64, row by row, concatenated.
 
     shapes: (height, width) of the five maps.
     centres: float32 [P,2], (x, y) in 0..1.
@@ -35,7 +35,7 @@ class Grid(NamedTuple):
 
 
 def grid_of(shapes: list[tuple[int, int]], dim: int, like: Tensor) -> Grid:
-    """Return the grid of maps with these (height, width); its type and device are those of like."""
+    """Return the grid of maps with these (height, width), in the type and on the device of like."""
     centres = torch.cat([pixel_centres(height, width, like.device) for height, width in shapes])
     return Grid(shapes, centres, sine_of_points(centres, dim, 1.0).to(like.dtype))
 
@@ -45,7 +45,7 @@ class Pyramid(NamedTuple):
 
     tokens: [E,S,C], the levels row by row, concatenated.
     level_shapes: int32 [levels,2], (height, width).
-    grid: of these levels, and of stride 4 before them.
+    grid: grid of stride 4, then of these levels.
     """
 
     tokens: Tensor
@@ -91,7 +91,7 @@ class DeformableAttention(nn.Module):
         reference_points: Tensor,
         locations: Locations | None = None,
     ) -> Tensor:
-        """Return what queries read from the pyramid: [E,Q,C].
+        """Return the attended values of the pyramid [E,Q,C].
 
         Args:
             query: [E,Q,C], with position.
@@ -155,21 +155,21 @@ class DecoderLayer(FeedForward):
         """Return updated queries [E,Q,C]; ``hidden`` [E,1,1,Q] is the bias that hides padding."""
         positioned = x + position
         x = self.norm2(x + self.self_attn(positioned, positioned, x, hidden))
-        # The operator's reference points are shared by expressions and levels, and locations are
-        # not. So they start at 0.
+        # Expressions and levels share the operator's reference points, but not their locations. So
+        # the reference points are 0.
         zero = torch.zeros_like(locations.origin[0, :, 0])
         read = self.cross_attn(x + position, pyramid.tokens, pyramid.level_shapes, zero, locations)
         return self.norm3(self.feed_forward(self.norm1(x + read)))
 
 
 class Queries(NamedTuple):
-    """Hold what the decoder starts from, for E expressions of Q queries.
+    """Hold the decoder's initial queries, for E expressions of Q queries.
 
     content: [E,Q,C].
     position: [E,Q,C].
     boxes: float32 [E,Q,4], (cx, cy, w, h) in 0..1.
-    points: bool [E,1]. True: the boxes are only centres in the first layer, of size 0.5; offsets
-        are in pixels there.
+    points: bool [E,1]. True: in the first layer the boxes, of size 0.5, serve only as centres, and
+        offsets are in pixels.
     hidden: float32 [E,1,1,Q], the attention bias that hides padding.
     """
 
@@ -183,7 +183,7 @@ class Queries(NamedTuple):
 class Decoder(nn.Module):
     """Stack the decoder's layers; each refines the boxes.
 
-    ``bbox_embed`` is the network's own, under a second name.
+    ``bbox_embed`` is the network's own module under a second name.
     """
 
     def __init__(self, config: OnlineReferConfig, bbox_embed: nn.ModuleList) -> None:
@@ -232,5 +232,5 @@ class DeformableTransformer(nn.Module):
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Return the logit of probabilities, which are kept ``eps`` away from 0 and 1."""
+    """Return the logit of probabilities, which are clamped ``eps`` away from 0 and 1."""
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))

@@ -1,4 +1,4 @@
-"""Compute masks by convolutions whose weights a query gives (CondInst, Tian et al. 2020)."""
+"""Compute masks by convolutions with a query's own weights (CondInst, Tian et al. 2020)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STRIDE = 4
 
 
 def parameter_count(dim: int, channels: int) -> int:
-    """Return how many numbers a query gives: weights and biases of three 1x1 convolutions."""
+    """Return the number of a query's parameters: weights and biases of three 1x1 convolutions."""
     return sum(_sizes(dim, channels))
 
 
@@ -31,16 +31,17 @@ def split_parameters(parameters: Tensor, dim: int, channels: int) -> tuple[Tenso
 def dynamic_masks(
     mask_features: Tensor, parameters: Tensor, centres: Tensor, channels: int
 ) -> Tensor:
-    """Return the mask logits float32 [E,H/4,W/4] of one query an expression.
+    """Return the mask logits float32 [E,H/4,W/4] of one query per expression.
 
-    All but the product with the mask features is float32: coordinates reach hundreds of pixels.
+    Everything except the product with the mask features is float32, because coordinates reach
+    hundreds of pixels.
 
     Args:
         mask_features: [E,C,H/4,W/4].
         parameters: float32 [E,P], of three convolutions; the first reads the mask features and then
             two coordinates, the query's centre minus the pixel's centre, in pixels of the frame.
         centres: float32 [E,2], (x, y) in 0..1.
-        channels: between the convolutions.
+        channels: number of channels between the convolutions.
     """
     dim, height, width = mask_features.shape[1:]
     w1, w2, w3, b1, b2, b3 = split_parameters(parameters, dim, channels)

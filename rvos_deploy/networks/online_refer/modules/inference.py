@@ -1,4 +1,4 @@
-"""Segment a whole clip with PyTorch, for the reference that an export is checked against."""
+"""Segment a whole clip with PyTorch, as the reference of an export."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def segment_clip(
     """Follow E sentences through T frames; all join in the first.
 
     Args:
-        network: in eval mode.
+        network: a network in eval mode.
         frames: uint8 [1,H,W,3] each, H and W multiples of 32.
         sentences: token ids int64 [L] each, of any lengths.
     """

@@ -38,10 +38,11 @@ class Track(NamedTuple):
     """Hold the state of E expressions before a frame.
 
     content: [E,C], content of the tracked query.
-    position: [E,C], its position.
-    box: float32 [E,4], its last box, (cx, cy, w, h) in 0..1.
-    joined: bool [E]. True: this is the expression's first frame, and the three above are unused.
-    preference: float32 [E,Q], added to the class logits where the best query is chosen: 0 in use.
+    position: [E,C], position of that query.
+    box: float32 [E,4], last box of that query, (cx, cy, w, h) in 0..1.
+    joined: bool [E]. True: this is the expression's first frame, and the fields above are unused.
+    preference: float32 [E,Q], added to the class logits that choose the best query; 0 outside
+        parity checks.
     """
 
     content: Tensor
@@ -57,7 +58,7 @@ class FrameOutput(NamedTuple):
     scores: float32 [E,Q], class probability of each query; 0 for padding.
     best: int64 [E], the query with the greatest probability.
     boxes: float32 [E,Q,4], (cx, cy, w, h) in 0..1.
-    content: [E,C], the next frame's track; likewise position [E,C] and box float32 [E,4].
+    content: [E,C], for the next frame's track, as are position [E,C] and box float32 [E,4].
     mask_logits: float32 [E,H/4,W/4], of the best query.
     """
 
@@ -114,7 +115,7 @@ class OnlineRefer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the type of tokens and tracks; heads and places stay in float32."""
+        """Return the type of tokens and tracks; heads and locations stay in float32."""
         return self.resizer.fc.weight.dtype
 
     def image_features(self, frame: Tensor) -> ImageFeatures:
@@ -158,7 +159,7 @@ class OnlineRefer(nn.Module):
         padding = self.padding(track)
         position = self.query_embed.weight
         centres = torch.sigmoid(self.transformer.reference_points(position))
-        # A box of size 0.5 has the logit 0, so refinement starts as that of a centre alone.
+        # A box of size 0.5 has the logit 0, so its refinement starts like that of a bare centre.
         start = torch.cat((centres, torch.full_like(centres, 0.5)), dim=-1)
         content = track.content[:, None]
         box = torch.sigmoid(inverse_sigmoid(track.box))[:, None]
@@ -171,7 +172,7 @@ class OnlineRefer(nn.Module):
         )
 
     def padding(self, track: Track) -> Tensor:
-        """Return which queries are padding: bool [E,Q]."""
+        """Return the mask of padding queries: bool [E,Q]."""
         return ~track.joined[:, None] & ~self._first()
 
     def _first(self) -> Tensor:
@@ -185,12 +186,12 @@ class OnlineRefer(nn.Module):
         return DecodedQueries(outputs, logits, boxes)
 
     def masks(self, mask_features: Tensor, output: Tensor, box: Tensor) -> Tensor:
-        """Return the mask logits float32 [E,H/4,W/4] of one query an expression.
+        """Return the mask logits float32 [E,H/4,W/4] of one query per expression.
 
         Args:
             mask_features: [E,C,H/4,W/4].
-            output: [E,C], of the decoder.
-            box: float32 [E,4], of the decoder.
+            output: the decoder's output [E,C].
+            box: the decoder's box float32 [E,4].
         """
         parameters = self.controller(wide(output))
         return dynamic_masks(mask_features, parameters, box[:, :2], self.config.mask_channels)
@@ -201,10 +202,10 @@ class OnlineRefer(nn.Module):
         """Decode one frame for E expressions; each has a first frame or a track.
 
         Args:
-            features: of the frame.
+            features: features of the frame.
             text_tokens: [E,L,C].
             text_padding: bool [E,L], True where there is no token.
-            track: of the expressions.
+            track: state of the expressions.
         """
         text = self.text(text_tokens, text_padding)
         pyramid = self.encode(features, text)
@@ -226,7 +227,7 @@ class OnlineRefer(nn.Module):
 
 
 def _pick(x: Tensor, best: Tensor) -> Tensor:
-    """Return the query ``best`` [E] of each expression: [E,C] of [E,Q,C]."""
+    """Return the values [E,C] of the query ``best`` [E] from values [E,Q,C]."""
     index = best[:, None, None].expand(-1, 1, x.shape[2])
     return x.gather(1, index).squeeze(1)
 

@@ -1,4 +1,4 @@
-"""Define the pixel decoder: mask features at stride 4 that have read the text at every stride."""
+"""Define the pixel decoder, which fuses mask features at stride 4 with the text at every stride."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STAGES = (4, 3, 2, 1)
 
 
 class ConvNorm(nn.Conv2d):
-    """Apply a convolution without bias and a group norm, which is called ``norm``."""
+    """Apply a convolution without bias, then the group norm ``norm``."""
 
     def __init__(self, inner: int, outer: int, kernel: int, groups: int) -> None:
         super().__init__(inner, outer, kernel, padding=kernel // 2, bias=False)
@@ -48,7 +48,7 @@ class VisionLanguageLayer(FeedForward):
         Args:
             image: [E,C,H,W], or [1,C,H,W] for all.
             position: sine positions [H*W,C].
-            text: of the E expressions.
+            text: the E expressions.
         """
         height, width = image.shape[2:]
         x = _tokens(image + self._coarse_attention(image, position))
@@ -60,8 +60,8 @@ class VisionLanguageLayer(FeedForward):
     def _coarse_attention(self, image: Tensor, position: Tensor) -> Tensor:
         """Return self-attention among every ``reduction``-th pixel, up-sampled: [B,C,H,W].
 
-        Frames are multiples of 32, so every map is ``reduction`` times the map of stride 32, and
-        nearest-neighbour down-sampling reads the first pixel of each cell.
+        Sides of frames are multiples of 32, so every map is ``reduction`` times as large as the map
+        at stride 32, and nearest-neighbour down-sampling reads the first pixel of each cell.
         """
         step = self.reduction
         coarse = image[:, :, ::step, ::step]
@@ -93,9 +93,9 @@ class PixelDecoder(nn.Module):
         """Return mask features [E,C,H/4,W/4].
 
         Args:
-            maps: at strides 32, 16 and 8 of the encoder [E,C,h,w], and res2 [1,channels,h,w].
+            maps: the encoder's maps [E,C,h,w] at strides 32, 16 and 8, and res2 [1,channels,h,w].
             positions: sine positions [h*w,C] of these maps.
-            text: of the E expressions.
+            text: the E expressions.
         """
         coarser: Tensor | None = None
         for stage, image, position in zip(STAGES, maps, positions, strict=True):

@@ -4,18 +4,18 @@ The rules are those of every family (``networks/modules/float32_islands.py``): g
 outside RoBERTa, and the inside of deformable attention compute in float32; layer norms accumulate
 in float32; bfloat16 graphs have float32 inputs and outputs. This family adds:
 
-- pixels before the trunk, and scale and shift of frozen batch norms (``resnet.py``): statistics
-  span more than half precision resolves, and the two results are rounded once;
-- everything that is a place: boxes, their refinement (``bbox_embed``), reference points, and the
-  decoder's sampling locations. They differ by expression and query, so they are inputs of the
-  operator as pixel locations, and bfloat16 would round 300.4 to 300;
+- pixels before the trunk, and scale and shift of frozen batch norms (``resnet.py``): half precision
+  does not resolve the range of the statistics, and the two results are rounded once;
+- all locations: boxes, their refinement (``bbox_embed``), reference points, and the decoder's
+  sampling locations. They differ by expression and query, so the operator reads them as pixel
+  locations, and bfloat16 would round 300.4 to 300;
 - positions, computed in float32 and rounded once;
 - class logits and scores, which choose the query that is tracked from then on;
-- the controller and the dynamic convolutions, but for their product with the mask features: they
+- the controller and the dynamic convolutions, except their product with the mask features: they
   multiply coordinates of hundreds of pixels. Mask logits are float32.
 
-The track's content and position have the network's type. The float32 weights are those of heads for
-a few queries an expression, less than 1 % of the network.
+The track's content and position have the network's type. The float32 weights belong to heads for a
+few queries per expression, less than 1 % of the network.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rvos_deploy.networks.online_refer.modules.resnet import FrozenBatchNorm, No
 
 
 def set_precision(network: OnlineRefer, precision: Precision | str) -> OnlineRefer:
-    """Cast the network in place; the module's text lists what stays in float32.
+    """Cast the network in place; the module's docstring lists the parts that stay in float32.
 
     Raises:
         InputError: the precision is unknown, or a weight exceeds the type's range.

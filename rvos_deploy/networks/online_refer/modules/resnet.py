@@ -1,7 +1,7 @@
 """Define the image trunk: ResNet with bottleneck blocks and frozen batch norms.
 
-Names of weights are torchvision's. torchvision's class cannot be thinner than 64 channels, which
-the small preset needs, and its frozen norm computes in the network's type.
+Names of weights are torchvision's. But torchvision's class needs at least 64 channels, more than
+the small preset has, and its frozen norm computes in the network's type.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-"""Pixel statistics of ImageNet, of values in 0..1."""
+"""Pixel statistics of ImageNet, for values in 0..1."""
 
 
 class ImageFeatures(NamedTuple):
@@ -28,7 +28,7 @@ class ImageFeatures(NamedTuple):
 
 
 class FrozenBatchNorm(nn.Module):
-    """Apply batch norm with fixed statistics, as one scale and one shift a channel.
+    """Apply batch norm with fixed statistics, as one scale and one shift per channel.
 
     Statistics and weights stay in float32 (``precision.py``); only the two results are rounded.
     """
@@ -47,7 +47,7 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [B,C,H,W]; shape and type stay."""
+        """Normalise [B,C,H,W]; shape and type do not change."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
@@ -107,7 +107,7 @@ class ResNet(nn.Module):
 
 
 class NormalisedTrunk(nn.Module):
-    """Normalise a frame's pixels in float32, then run the trunk, which is called ``body``."""
+    """Normalise a frame's pixels in float32, then run the trunk ``body``."""
 
     mean: Tensor
     std: Tensor

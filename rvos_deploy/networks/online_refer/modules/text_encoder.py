@@ -25,7 +25,7 @@ def build_roberta(config: OnlineReferConfig) -> RobertaModel:
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
         "pad_token_id": PADDING_ID,
-        "attn_implementation": "eager",  # RobertaConfig's annotations lack it
+        "attn_implementation": "eager",  # RobertaConfig has no annotation for this key
     }
     return RobertaModel(RobertaConfig(**settings))
 

@@ -1,1 +1,1 @@
-"""The PyTorch reference network, one file a module."""
+"""Define the PyTorch reference network, one file per module."""

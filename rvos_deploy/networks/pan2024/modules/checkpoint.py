@@ -1,7 +1,7 @@
-"""Read and write checkpoints: weights, and a record of the network they belong to.
+"""Read and write checkpoints: weights, and a record of their network.
 
 Checkpoints are safetensors files, and nothing is unpickled. The file's metadata holds a
-``Provenance``, so weights cannot be loaded into a network other than the trained one.
+``Provenance``, so weights cannot be loaded into another network than the trained one.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _Line = Annotated[str, msgspec.Meta(max_length=1024)]
 
 @dataclass(frozen=True)
 class Provenance:
-    """Record the network that a checkpoint belongs to.
+    """Record the network of a checkpoint.
 
     Attributes:
         model: the configuration, from ``ModelConfig.as_dict``.
-        clip: fingerprint of the frozen CLIP part that the weights were trained with.
+        clip: fingerprint of the frozen CLIP part of the training.
         clip_source: file or open_clip tag of that part.
-        step: optimizer steps done.
+        step: number of optimizer steps.
     """
 
     model: dict[str, Any]
@@ -62,7 +62,7 @@ def write_checkpoint(file: Path, state: Mapping[str, Tensor], provenance: Proven
 
 
 def read_provenance(file: Path) -> Provenance | None:
-    """Return the provenance of a checkpoint; None for checkpoints of versions that wrote none.
+    """Return the provenance of a checkpoint; None if an older version wrote the checkpoint.
 
     Raises:
         InputError: the file cannot be read, or its metadata are damaged.
@@ -111,13 +111,13 @@ def clip_fingerprint(clip: nn.Module) -> str:
 
 
 def check_clip(file: Path, provenance: Provenance, clip: nn.Module, source: str | None) -> None:
-    """Refuse a CLIP part that the weights were not trained with.
+    """Refuse another CLIP part than that of the training.
 
     Args:
         file: the checkpoint.
-        provenance: of the checkpoint.
-        clip: the CLIP part at hand.
-        source: its file or tag, for the message.
+        provenance: provenance of the checkpoint.
+        clip: the loaded CLIP part.
+        source: file or tag of ``clip``, for the message.
 
     Raises:
         InputError: the fingerprints differ; the message names the needed CLIP part.
@@ -160,7 +160,7 @@ def load_state(
         module: receives the weights.
         state: the weights, by name.
         needed: names that ``state`` must have.
-        source: of the weights, for errors.
+        source: source of the weights, for errors.
         config: name of the module's configuration, for errors.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Run the frozen convolutional CLIP: image features at four strides, features of every token."""
+"""Run the frozen convolutional CLIP: image features at four strides, and features of all tokens."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def build_clip(config: ModelConfig, weights: str | None = None) -> FrozenClip:
         )
     # open_clip would block on a FIFO.
     if weights is not None and Path(weights).exists() and not Path(weights).is_file():
-        raise InputError(f"CLIP weights '{weights}' are no regular file; pass a file or a tag")
+        raise InputError(f"CLIP weights '{weights}' are not a regular file; pass a file or a tag")
     file = None if weights is None else find_clip_weights(config.clip, weights)
     try:
         with _quiet(random=weights is None):

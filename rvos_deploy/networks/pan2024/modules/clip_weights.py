@@ -22,7 +22,7 @@ _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
 def find_clip_weights(architecture: str, weights: str) -> str:
-    """Return what open_clip loads: the path of a file, fetched from the hub if needed.
+    """Return the path of a weights file for open_clip, fetched from the hub if needed.
 
     Args:
         architecture: an open_clip model name.
@@ -59,7 +59,7 @@ def _from_hub(architecture: str, tag: str, repository: str, files: tuple[str, ..
         address = huggingface_hub.hf_hub_url(repository, file, endpoint=endpoint)
         try:
             _within(
-                HUB_SECONDS + 1,  # the client's time-out excludes the name server's
+                HUB_SECONDS + 1,  # the client's timeout excludes that of the name server
                 lambda address=address: huggingface_hub.get_hf_file_metadata(  # type: ignore[misc]
                     address, timeout=HUB_SECONDS
                 ),

@@ -25,7 +25,7 @@ class EncodedFrame(NamedTuple):
     levels: three tensors [B,S,C], at strides 8, 16 and 32.
     shapes: (height, width) of the levels.
     text: [B,L,C], the fused text tokens.
-    image: the features that were encoded.
+    image: the input features.
     """
 
     mask_features: Tensor
@@ -131,7 +131,7 @@ class CrossModalEncoder(nn.Module):
         """Encode B texts with their frames.
 
         Args:
-            features: of B frames, or of one frame that all B texts share.
+            features: features of B frames, or of one frame that all B texts share.
             text: resized text tokens [B,L,C].
             padding: bool [B,L], True where there is no token.
         """

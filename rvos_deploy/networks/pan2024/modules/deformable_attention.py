@@ -26,7 +26,7 @@ class DeformableAttentionLayer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Initialise as Deformable DETR: one direction a head, the points at growing distances."""
+        """Initialise as Deformable DETR: one direction per head, points at growing distances."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack((angles.cos(), angles.sin()), -1)

@@ -42,8 +42,8 @@ class DecodedFrame(NamedTuple):
     """Hold the output of the frame query decoder.
 
     queries: [B,N,C], the frame tokens.
-    predictions: of every layer, the initial one first, for the losses.
-    descriptors: what the tokens are made from.
+    predictions: predictions of every layer, the initial one first, for the losses.
+    descriptors: the source of the tokens.
     """
 
     queries: Tensor
@@ -71,8 +71,8 @@ class FrameQueryDecoder(nn.Module):
         self.mask_embedding = Mlp(dim, dim, dim, dim)
         self.mask_position = Mlp(POSITION_NUMBERS + 1, dim, dim) if config.mask_position else None
         self.mask_content = MaskContent(image_channels[1:], dim) if config.mask_content else None
-        # Most of a query is its own embedding, whichever object it covers. So a token starts with
-        # a small share of the query where its descriptors tell what and where the object is.
+        # Most of a query is its own embedding, for any object. So a token starts with a small share
+        # of the query if descriptors provide the object's content and position.
         described = config.mask_position or config.mask_content
         self.query_share = nn.Parameter(torch.full((dim,), 0.1)) if described else None
 
@@ -80,7 +80,7 @@ class FrameQueryDecoder(nn.Module):
         """Decode B frames, each with its own sentence.
 
         Args:
-            frame: of B pairs of frame and sentence.
+            frame: encoding of B pairs of frame and sentence.
             sentence: [B,C].
             padding: bool [B,L], True where the text has no token.
         """
@@ -141,16 +141,15 @@ class FrameQueryDecoder(nn.Module):
 def resize_mask_features(mask_features: Tensor, shape: tuple[int, int]) -> Tensor:
     """Resize mask features [B,C,H/4,W/4] to the size of a level: [B,C,S].
 
-    Dot product and bilinear resizing are both linear. So resizing the features once a level equals
-    resizing every query's mask in every layer.
+    Dot product and bilinear resizing are both linear. So resizing the features once per level
+    equals resizing every query's mask in every layer.
     """
     resized = F.interpolate(mask_features, size=shape, mode="bilinear", align_corners=False)
     return resized.flatten(2)
 
 
 POSITION_NUMBERS = 5
-
-"""Numbers that :func:`mask_position` gives for each mask."""
+"""Number of values per mask in :func:`mask_position`."""
 
 HIDING_SLOPE = 20.0
 HIDING_FLOOR = 30.0
@@ -184,9 +183,9 @@ class MaskContent(nn.Module):
     """Project the frozen CLIP's features, pooled under each mask, to the width of the queries.
 
     After FC-CLIP (Yu et al. 2023), which classifies masks by CLIP's features under them. A query
-    trained to find masks keeps only what separates its object from the background. A probe read
-    the colour of 15 in 100 sprites from the queries, and of 96 from CLIP's features at stride 8
-    under the true masks.
+    that was trained to find masks keeps only features that separate its object from the background.
+    A probe read the colour of 15 in 100 sprites from the queries, and of 96 from CLIP's features at
+    stride 8 under the true masks.
     """
 
     def __init__(self, channels: list[int], dim: int) -> None:

@@ -54,10 +54,10 @@ def tokenize(tokenizer: Callable[[str], NDArray[np.int64]], texts: Sequence[str]
 
 @torch.inference_mode()
 def decode_clip(network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tensor) -> DecodedClip:
-    """Decode one clip offline for E sentences; the backbone runs once a frame.
+    """Decode one clip offline for E sentences; the backbone runs once per frame.
 
     Args:
-        network: in eval mode.
+        network: a network in eval mode.
         frames: T tensors uint8 [1,H,W,3], on the network's device.
         token_ids: int64 [E,L], on the network's device.
     """
@@ -84,10 +84,10 @@ def segment_clip(
     """Segment one clip offline for E sentences.
 
     Args:
-        network: in eval mode; its configuration has the threshold.
+        network: a network in eval mode, whose configuration has the threshold.
         frames: T tensors uint8 [1,H,W,3], on the network's device.
         token_ids: int64 [E,L], on the network's device.
-        fallback: what to do when no query passes (``StreamSettings.fallback``).
+        fallback: the result when no query passes (``StreamSettings.fallback``).
     """
     decoded, of_frames, last, order = decode_clip(network, frames, token_ids)
     scores = referred_scores(last.logits)

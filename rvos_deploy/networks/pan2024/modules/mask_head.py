@@ -12,8 +12,8 @@ EMPTY_LOGIT = -100.0
 class MaskHead(nn.Module):
     """Compute mask logits: a 1x1 convolution of the mask features, then dot products (LMPM).
 
-    The convolution is folded into the embeddings, e . (W m + b) = (W' e) . m + e . b. That costs
-    N*C*C instead of C*C*H*W multiply-adds and gives the same logits.
+    The convolution is folded into the embeddings, e . (W m + b) = (W' e) . m + e . b. That needs
+    N*C*C instead of C*C*H*W multiply-adds for the same logits.
     """
 
     def __init__(self, dim: int) -> None:

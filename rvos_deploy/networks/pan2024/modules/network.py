@@ -36,9 +36,9 @@ class FrameOutput(NamedTuple):
 
     mask_features: [B,C,H/4,W/4].
     queries: [B,N,C], the frame tokens.
-    predictions: of every layer, for the losses.
+    predictions: predictions of every layer, for the losses.
     mask_embeddings: [B,N,C], added to those of the video queries in this frame.
-    descriptors: what the queries are made from.
+    descriptors: the source of the frame tokens.
     """
 
     mask_features: Tensor
@@ -53,7 +53,7 @@ class VideoOutput(NamedTuple):
 
     aligned_queries: frame queries [B,T,N,C], ordered by slot.
     order: int64 [B,T,N], the query in each slot.
-    predictions: of every layer.
+    predictions: predictions of every layer.
     frame_mask_embeddings: [B,T,N,C], ordered by slot.
     """
 
@@ -123,12 +123,12 @@ class RvosNetwork(nn.Module):
         Args:
             frame_queries: [B,T,N,C].
             order: int64 [B,T,N], from :meth:`slot_order`.
-            text: of B*S sentences, those of a clip together.
-            ages: [B,T], by how many frames each is older than the newest; None: consecutive frames.
+            text: text of B*S sentences, grouped by clip.
+            ages: [B,T], age of each frame in frames (0: the newest); None: consecutive frames.
             mask_embeddings: [B,T,N,C] of the frame queries, to be ordered with them.
 
         Returns:
-            Predictions for B*S sentences; everything else for B clips.
+            Predictions for B*S sentences; other fields for B clips.
         """
         batch, length = frame_queries.shape[:2]
         sentences = text.sentence.shape[0] // batch
@@ -178,12 +178,12 @@ class RvosNetwork(nn.Module):
     ) -> NetworkOutput:
         """Run B whole clips, each with S sentences.
 
-        Inference has one sentence a clip. In training the frame part reads the first sentence of
+        Inference has one sentence per clip. In training, the frame part reads the first sentence of
         each clip and the video part reads all, because sentences are cheap and frames are not.
 
         Args:
             frames: uint8 [B,T,H,W,3] RGB; H and W multiples of 32.
-            token_ids: int64 [B*S,L], those of a clip together.
+            token_ids: int64 [B*S,L], grouped by clip.
             ages: [B,T], see :meth:`decode_video`.
         """
         batch, length = frames.shape[:2]

@@ -1,6 +1,6 @@
 """Cast the network to another type, and decide which parts stay in float32.
 
-TensorRT 11 inserts no casts, so every graph computes in the types that PyTorch computes in.
+TensorRT 11 inserts no casts, so every graph computes in the same types as PyTorch.
 bfloat16 graphs have float32 inputs and outputs (``export_graph.py: Float32Edges``); float16
 graphs have float16 ones. These float32 islands are each a few operators wide, and everything else
 is in the chosen type:
@@ -14,8 +14,8 @@ is in the chosen type:
 - mask logits and scores;
 - slot alignment and the online softmax over time, on the host (``networks/pan2024/slots.py``).
 
-Masked attention stays sensitive for a query that sees few pixels. Its error comes from the rounding
-of everything before it, so no island of a few operators removes it. Checks count such queries
+Masked attention remains sensitive for a query that sees few pixels. That error comes from all
+rounding before it, so no island of a few operators removes it. Checks count such queries
 (``parity/verification.py: MAXIMUM_UNDECIDED_QUERIES``).
 """
 
@@ -27,7 +27,7 @@ from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 
 
 def set_precision(network: RvosNetwork, precision: Precision | str) -> RvosNetwork:
-    """Cast the network in place; the module's text lists what stays in float32.
+    """Cast the network in place; the module's docstring lists the parts that stay in float32.
 
     Raises:
         InputError: the precision is unknown, or a weight exceeds the type's range.

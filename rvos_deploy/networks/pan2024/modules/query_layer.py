@@ -56,9 +56,9 @@ class QueryLayer(nn.Module):
         Args:
             queries: [B,N,C].
             query_position: [N,C].
-            memory: of B/shared clips.
-            text: of B sentences.
-            shared: how many consecutive sets of queries attend to each memory. The sets are
+            memory: memory of B/shared clips.
+            text: text of B sentences.
+            shared: number of consecutive sets of queries that attend to each memory. The sets are
                 concatenated for the attention, so keys and values are computed once.
         """
         position, bias = query_position, memory.bias

@@ -1,4 +1,4 @@
-"""Align slots: order the queries of every frame like the objects of the first frame."""
+"""Align slots: order the queries of every frame by the objects of the first frame."""
 
 from __future__ import annotations
 

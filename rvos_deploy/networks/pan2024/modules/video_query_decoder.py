@@ -1,4 +1,4 @@
-"""Decode video queries from all frames, and score which of them the sentence refers to."""
+"""Decode video queries from all frames, and score how well the sentence refers to each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FrameMemory(NamedTuple):
     """Hold aligned frame queries of M frames, in any order.
 
     queries: [B,M,N,C].
-    ages: float32 [B,M], by how many frames each is older than the newest.
+    ages: float32 [B,M], age of each frame in frames (0: the newest).
     empty: bool [B,M], True where no frame is stored.
     """
 
@@ -122,7 +122,7 @@ class ReferredHead(nn.Module):
         self.rivals = Competition(dim) if competition else None
 
     def text_query(self, text: TextFeatures) -> Tensor:
-        """Return one vector [B,C] of what each sentence asks for."""
+        """Return one vector [B,C] that describes the object of each sentence."""
         token_mask = (~text.padding).to(text.tokens.dtype)[..., None]
         # The perceptron acts on each token before the mean, because the mean blurs single words.
         words = (self.words(text.tokens) * token_mask).sum(dim=1) / token_mask.sum(dim=1)
@@ -196,11 +196,12 @@ class VideoQueryDecoder(nn.Module):
     def forward(
         self, memory: FrameMemory, video_queries: Tensor, text: TextFeatures
     ) -> list[VideoPrediction]:
-        """Return one prediction a layer, the last layer last.
+        """Return one prediction per layer, the last layer last.
 
         Args:
-            memory: of B clips.
-            video_queries: [B*S,N,C] initial ones, of S sentences a clip; in graphs S is 1.
+            memory: memory of B clips.
+            video_queries: initial video queries [B*S,N,C], for S sentences per clip; in graphs S
+                is 1.
             text: resized text of the B*S sentences.
         """
         frames, clips = memory.queries.shape[1], memory.queries.shape[0]

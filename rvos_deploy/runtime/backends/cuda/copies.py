@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
+from rvos_deploy.graph_io.tensors import DType, Indices
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.kernels import pointer
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, run_kernel
@@ -22,7 +22,7 @@ _VECTOR = 16
 """Bytes that one thread copies where sizes and addresses are multiples of it."""
 
 
-def gather(value: DeviceTensor, index: NDArray[np.integer]) -> DeviceTensor:
+def gather(value: DeviceTensor, index: Indices) -> DeviceTensor:
     """Queue a gather of rows.
 
     Args:
@@ -41,7 +41,7 @@ def gather(value: DeviceTensor, index: NDArray[np.integer]) -> DeviceTensor:
     return _copy(value.device, addresses, nbytes, (*index.shape, *rest), value.dtype)
 
 
-def zeros(device: CudaDevice, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceTensor:
+def zeros(device: CudaDevice, shape: tuple[int, ...], dtype: DType) -> DeviceTensor:
     """Queue a new tensor of zeros [R,M,...].
 
     Raises:
@@ -51,7 +51,7 @@ def zeros(device: CudaDevice, shape: tuple[int, ...], dtype: DTypeLike) -> Devic
     return _copy(device, np.zeros(math.prod(shape[:2]), np.uint64), nbytes, shape, dtype)
 
 
-def resized(value: DeviceTensor, rows: NDArray[np.integer], columns: int) -> DeviceTensor:
+def resized(value: DeviceTensor, rows: Indices, columns: int) -> DeviceTensor:
     """Queue a new tensor [len(rows), columns, ...] that begins like rows of another.
 
     Args:
@@ -83,7 +83,7 @@ def concatenate(values: Sequence[DeviceTensor]) -> DeviceTensor:
     return _copy(first.device, np.array(addresses), nbytes, (len(addresses), *rest), first.dtype)
 
 
-def write(target: DeviceTensor, positions: NDArray[np.integer], values: DeviceTensor) -> None:
+def write(target: DeviceTensor, positions: Indices, values: DeviceTensor) -> None:
     """Queue ``target[e, positions[e]] = values[e]`` for every e, one copy on the GPU each.
 
     Args:
@@ -105,10 +105,10 @@ def write(target: DeviceTensor, positions: NDArray[np.integer], values: DeviceTe
 
 def _copy(
     device: CudaDevice,
-    addresses: NDArray[np.integer],
+    addresses: Indices,
     nbytes: int,
     shape: tuple[int, ...],
-    dtype: DTypeLike,
+    dtype: DType,
 ) -> DeviceTensor:
     """Queue a tensor of blocks of ``nbytes`` bytes, one from each address; address 0 gives zeros.
 
@@ -117,7 +117,7 @@ def _copy(
     """
     table = addresses.astype(np.uint64)
     aligned = nbytes % _VECTOR == 0 and not (table % _VECTOR).any()
-    kernel, word = ("rvos_stack_vectors", _VECTOR) if aligned else ("rvos_stack_bytes", 1)
+    kernel, word = ("rvos_copy_vectors", _VECTOR) if aligned else ("rvos_copy_bytes", 1)
     words = nbytes // word
     total = words * len(table)
     with device.lock, device.current():

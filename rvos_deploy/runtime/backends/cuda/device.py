@@ -19,7 +19,6 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +32,12 @@ from rvos_deploy.runtime.backends.cuda.memory import (
     PinnedPool,
     rounded_size,
 )
-from rvos_deploy.runtime.backends.cuda.staging import DeviceEvent, Staging
+from rvos_deploy.runtime.backends.cuda.staging import (
+    DeviceEvent,
+    PycudaEvent,
+    PycudaStream,
+    Staging,
+)
 
 _NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: other users' work on the default stream does not delay ours."""
@@ -56,8 +60,8 @@ class CudaDevice:
         self._memory = DevicePool(self.driver, self._synchronize)
         self._pinned = PinnedPool(self.driver)
         self._idle_staging: dict[int, list[Staging]] = {}
-        self._events: list[list[Any]] = []
-        self._idle_events: deque[list[Any]] = deque()
+        self._events: list[list[PycudaEvent]] = []
+        self._idle_events: deque[list[PycudaEvent]] = deque()
         self._kept_alive: deque[tuple[DeviceEvent, object]] = deque()
         self._kernels: Kernels | None = None
         self._no_kernels: str | None = None
@@ -72,7 +76,7 @@ class CudaDevice:
                 f"there is no NVIDIA GPU {ordinal} that CUDA can use ({error}); check the driver "
                 "with nvidia-smi, or run with --backend onnxruntime"
             ) from None
-        self._streams: list[Any] = []
+        self._streams: list[PycudaStream] = []
         try:
             with self.current():
                 self._streams += [self.driver.Stream(_NON_BLOCKING) for _ in range(3)]
@@ -81,21 +85,21 @@ class CudaDevice:
             raise
 
     @property
-    def compute(self) -> Any:
+    def compute(self) -> PycudaStream:
         """The stream of all computation: graphs run one after the other."""
         return self._stream(0)
 
     @property
-    def upload(self) -> Any:
+    def upload(self) -> PycudaStream:
         """The stream of copies to the GPU."""
         return self._stream(1)
 
     @property
-    def download(self) -> Any:
+    def download(self) -> PycudaStream:
         """The stream of copies to the host."""
         return self._stream(2)
 
-    def _stream(self, index: int) -> Any:
+    def _stream(self, index: int) -> PycudaStream:
         if self._closed:
             raise BackendError(_RELEASED)
         return self._streams[index]
@@ -169,7 +173,7 @@ class CudaDevice:
         with self.lock:
             self._pinned.release(pinned)
 
-    def event(self, stream: Any = None) -> DeviceEvent:
+    def event(self, stream: PycudaStream | None = None) -> DeviceEvent:
         """Return an event, recorded on the stream where one is given."""
         with self.lock, self.current():
             try:

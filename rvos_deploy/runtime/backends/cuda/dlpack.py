@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.tensors import Scalar
 
 CPU, CUDA = 1, 2  # DLPack's device types
 _DLPACK_KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}
@@ -87,7 +87,9 @@ class Capsule:
 class _Export:
     """The structure that a capsule of this module points to, and the owner of the memory."""
 
-    def __init__(self, tensor: _DLTensor, shape: Any, owner: object) -> None:
+    def __init__(
+        self, tensor: _DLTensor, shape: ctypes.Array[ctypes.c_int64], owner: object
+    ) -> None:
         self.managed = _DLManagedTensor(tensor, None, ctypes.cast(_deleter, ctypes.c_void_p))
         self._shape, self._owner = shape, owner
 
@@ -99,7 +101,7 @@ _exported: dict[int, _Export] = {}
 def make_capsule(
     address: int,
     shape: Sequence[int],
-    dtype: np.dtype[Any],
+    dtype: np.dtype[Scalar],
     owner: object,
     kind: int,
     ordinal: int = 0,
@@ -158,7 +160,7 @@ _new_capsule = ctypes.PYFUNCTYPE(
 )(("PyCapsule_New", ctypes.pythonapi))
 
 
-def _dtype(given: _DLDataType) -> np.dtype[Any]:
+def _dtype(given: _DLDataType) -> np.dtype[Scalar]:
     kind = _DLPACK_KINDS.get(int(given.code))
     if kind is None or given.lanes != 1 or given.bits % 8:
         raise InputError(

@@ -8,23 +8,39 @@ NOT RUN with a GPU: tested on a recording stand-in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import TypedDict
 
 import numpy as np
 
 from rvos_deploy.errors import InputError
+from rvos_deploy.graph_io.tensors import Scalar
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.dlpack import CUDA, Capsule
 from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_DEFAULT_STREAM, call, wait_for
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, Memory
 
 
+class _OptionalKeys(TypedDict, total=False):
+    strides: tuple[int, ...] | None
+    stream: int | None
+
+
+class _CudaInterface(_OptionalKeys):
+    """The value of ``__cuda_array_interface__``."""
+
+    shape: tuple[int, ...]
+    typestr: str
+    data: tuple[int, bool]
+    version: int
+
+
 class _Interface:
     """Memory described by the CUDA array interface; keeps its owner alive."""
 
-    def __init__(self, owner: object, interface: Mapping[str, Any]) -> None:
+    def __init__(self, owner: object, interface: _CudaInterface) -> None:
         self._owner = owner
         self.address = int(interface["data"][0] or 0)
 
@@ -38,7 +54,7 @@ def is_device_array(value: object) -> bool:
     return hasattr(value, "__cuda_array_interface__")
 
 
-def from_dlpack(device: CudaDevice, value: Any) -> DeviceTensor:
+def from_dlpack(device: CudaDevice, value: object) -> DeviceTensor:
     """Return another library's array as a tensor of this device, without a copy.
 
     Work queued on ``device.compute`` from now on waits until the owner has computed the array. The
@@ -79,12 +95,12 @@ class ForeignArray:
     """
 
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Scalar]
     memory: Memory
     awaited: int | None
 
 
-def find_array(driver: Any, value: Any, stream: int, ordinal: int) -> ForeignArray:
+def find_array(driver: ModuleType, value: object, stream: int, ordinal: int) -> ForeignArray:
     """Locate another library's array, by DLPack, else by the CUDA array interface.
 
     Args:
@@ -103,7 +119,8 @@ def find_array(driver: Any, value: Any, stream: int, ordinal: int) -> ForeignArr
             raise _elsewhere(ordinal)
         _require_contiguous(capsule.shape, capsule.strides, capsule.dtype.itemsize)
         return ForeignArray(capsule.shape, capsule.dtype, capsule, None)
-    interface = value.__cuda_array_interface__
+    assert hasattr(value, "__cuda_array_interface__")
+    interface: _CudaInterface = value.__cuda_array_interface__
     shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
     memory = _Interface(value, interface)
     _require_contiguous(shape, interface.get("strides"), dtype.itemsize)

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from rvos_deploy.graph_io.frame_geometry import PADDING, FrameGeometry, frame_taps
+from rvos_deploy.graph_io.frame_geometry import PADDING, FrameGeometry, resize_weights
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.kernels import number, pointer
 from rvos_deploy.runtime.backends.cuda.resample_weights import ResampleWeights
@@ -26,7 +26,7 @@ class FrameResizer:
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
-        self._weights = ResampleWeights(device, frame_taps)
+        self._weights = ResampleWeights(device, resize_weights)
 
     def resize(self, frame: DeviceTensor, geometry: FrameGeometry) -> DeviceTensor:
         """Queue the resizing and padding of a frame.
@@ -50,7 +50,7 @@ class FrameResizer:
                 *map(number, (*geometry.content, *geometry.padded, _COLOUR)),
             ]
             pixels, shape = math.prod(geometry.padded), (1, *geometry.padded, 3)
-            resized = run_kernel(device, "rvos_fit_frame", pixels, arguments, shape, np.uint8)
+            resized = run_kernel(device, "rvos_preprocess", pixels, arguments, shape, np.uint8)
             if frame.foreign:
                 device.keep_alive(frame)
             return resized

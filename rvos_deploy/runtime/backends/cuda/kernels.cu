@@ -8,7 +8,7 @@ namespace rvos {
 // Weighted sums along one axis (rvos_deploy/graph_io/resampling.py): position p is the sum of
 // `count[p]` numbers from `first[p]` on.
 template <typename Weight>
-struct Taps {
+struct AxisWeights {
   const int* first;
   const int* count;
   const Weight* weights;  // [size, most]
@@ -20,7 +20,7 @@ struct Taps {
 };
 
 // Resizes one row at one column as Pillow does: the sum is float64, the result float32.
-__device__ inline float across(const float* row, const Taps<double>& columns, int x) {
+__device__ inline float across(const float* row, const AxisWeights<double>& columns, int x) {
   const int first = columns.first[x], count = columns.count[x];
   const double* weights = columns.weights_of(x);
   double sum = 0.0;
@@ -29,8 +29,8 @@ __device__ inline float across(const float* row, const Taps<double>& columns, in
 }
 
 // Tells whether a pixel of the displayed mask is foreground. NaN is background.
-__device__ inline bool is_foreground(const float* logits, int stride, const Taps<double>& rows,
-                                     const Taps<double>& columns, int y, int x) {
+__device__ inline bool is_foreground(const float* logits, int stride, const AxisWeights<double>& rows,
+                                     const AxisWeights<double>& columns, int y, int x) {
   const int first = rows.first[y], count = rows.count[y];
   const double* weights = rows.weights_of(y);
   double sum = 0.0;
@@ -50,8 +50,8 @@ __device__ inline int rounded(int sum) { return min(sum >> kFixedBits, 255); }
 
 // Computes the three channels of one pixel of the resized frame. Every row is rounded to bytes
 // before the rows are summed, as Pillow does.
-__device__ inline void resized_pixel(const unsigned char* frame, int width, const Taps<int>& rows,
-                                     const Taps<int>& columns, int y, int x,
+__device__ inline void resized_pixel(const unsigned char* frame, int width, const AxisWeights<int>& rows,
+                                     const AxisWeights<int>& columns, int y, int x,
                                      unsigned char* output) {
   const int top = rows.first[y], height = rows.count[y];
   const int left = columns.first[x], count = columns.count[x];
@@ -77,7 +77,7 @@ __device__ inline void resized_pixel(const unsigned char* frame, int width, cons
 
 // Concatenates blocks of equal size from a list of addresses; address 0 gives zeros.
 template <typename Word>
-__device__ inline void stack_blocks(const unsigned long long* addresses, long long words,
+__device__ inline void copy_blocks(const unsigned long long* addresses, long long words,
                                     long long total, Word* output) {
   const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= total) return;
@@ -103,8 +103,8 @@ extern "C" __global__ void rvos_pack_masks(RVOS_MASK_PARAMETERS) {
   const int left = static_cast<int>(index % row_bytes) * 8;
   const int y = static_cast<int>(index / row_bytes % height);
   const float* map = logits + index / row_bytes / height * map_height * map_width;
-  const rvos::Taps<double> rows = {row_first, row_count, row_weights, row_most};
-  const rvos::Taps<double> columns = {column_first, column_count, column_weights, column_most};
+  const rvos::AxisWeights<double> rows = {row_first, row_count, row_weights, row_most};
+  const rvos::AxisWeights<double> columns = {column_first, column_count, column_weights, column_most};
   unsigned bits = 0;
   for (int i = 0; i < 8; ++i) {
     const bool inside = left + i < width;
@@ -115,13 +115,13 @@ extern "C" __global__ void rvos_pack_masks(RVOS_MASK_PARAMETERS) {
 }
 
 // Upsamples masks to one byte a pixel, 0 or 1: [masks,height,width]. One thread writes one pixel.
-extern "C" __global__ void rvos_show_masks(RVOS_MASK_PARAMETERS) {
+extern "C" __global__ void rvos_upsample_masks(RVOS_MASK_PARAMETERS) {
   const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= static_cast<long long>(masks) * height * width) return;
   const int x = static_cast<int>(index % width), y = static_cast<int>(index / width % height);
   const float* map = logits + index / width / height * map_height * map_width;
-  const rvos::Taps<double> rows = {row_first, row_count, row_weights, row_most};
-  const rvos::Taps<double> columns = {column_first, column_count, column_weights, column_most};
+  const rvos::AxisWeights<double> rows = {row_first, row_count, row_weights, row_most};
+  const rvos::AxisWeights<double> columns = {column_first, column_count, column_weights, column_most};
   output[index] = rvos::is_foreground(map, map_width, rows, columns, y, x) ? 1 : 0;
 }
 
@@ -138,7 +138,7 @@ extern "C" __global__ void rvos_flag_rows(const float* logits, int rows, int wid
   output[index] = sound ? 0 : 1;
 }
 
-#define RVOS_FIT_PARAMETERS                                                                      \
+#define RVOS_PREPROCESS_PARAMETERS                                                                      \
   const unsigned char *frame, int frame_width, const int *row_first, const int *row_count,       \
       const int *row_weights, int row_most, const int *column_first, const int *column_count,    \
       const int *column_weights, int column_most, int content_height, int content_width,         \
@@ -146,14 +146,14 @@ extern "C" __global__ void rvos_flag_rows(const float* logits, int rows, int wid
 
 // Resizes a frame uint8 [H,frame_width,3] to its content's size, and pads it right and bottom to
 // [height,width,3] by one colour, 0xRRGGBB. One thread writes one pixel.
-extern "C" __global__ void rvos_fit_frame(RVOS_FIT_PARAMETERS) {
+extern "C" __global__ void rvos_preprocess(RVOS_PREPROCESS_PARAMETERS) {
   const long long index = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= static_cast<long long>(height) * width) return;
   const int x = static_cast<int>(index % width), y = static_cast<int>(index / width);
   unsigned char* pixel = output + index * 3;
   if (y < content_height && x < content_width) {
-    const rvos::Taps<int> rows = {row_first, row_count, row_weights, row_most};
-    const rvos::Taps<int> columns = {column_first, column_count, column_weights, column_most};
+    const rvos::AxisWeights<int> rows = {row_first, row_count, row_weights, row_most};
+    const rvos::AxisWeights<int> columns = {column_first, column_count, column_weights, column_most};
     rvos::resized_pixel(frame, frame_width, rows, columns, y, x, pixel);
     return;
   }
@@ -162,16 +162,16 @@ extern "C" __global__ void rvos_fit_frame(RVOS_FIT_PARAMETERS) {
   }
 }
 
-#define RVOS_STACK_PARAMETERS(Word) \
+#define RVOS_COPY_PARAMETERS(Word) \
   const unsigned long long *addresses, long long words, long long total, Word *output
 
 // Concatenates blocks of `words` words from `addresses`, `total` words in all. One thread copies
 // one word.
-extern "C" __global__ void rvos_stack_vectors(RVOS_STACK_PARAMETERS(uint4)) {
-  rvos::stack_blocks<uint4>(addresses, words, total, output);
+extern "C" __global__ void rvos_copy_vectors(RVOS_COPY_PARAMETERS(uint4)) {
+  rvos::copy_blocks<uint4>(addresses, words, total, output);
 }
 
 // The same for sizes or addresses that are not multiples of 16 bytes.
-extern "C" __global__ void rvos_stack_bytes(RVOS_STACK_PARAMETERS(unsigned char)) {
-  rvos::stack_blocks<unsigned char>(addresses, words, total, output);
+extern "C" __global__ void rvos_copy_bytes(RVOS_COPY_PARAMETERS(unsigned char)) {
+  rvos::copy_blocks<unsigned char>(addresses, words, total, output);
 }

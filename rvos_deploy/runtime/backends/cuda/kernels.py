@@ -15,7 +15,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from rvos_deploy.runtime.backends.cuda import nvrtc
 from rvos_deploy.runtime.backends.cuda.libraries import call
@@ -24,11 +24,11 @@ SOURCE = Path(__file__).with_name("kernels.cu")
 OPTIONS = ("--std=c++17", "--fmad=false")
 KERNELS = (
     "rvos_pack_masks",
-    "rvos_show_masks",
+    "rvos_upsample_masks",
     "rvos_flag_rows",
-    "rvos_fit_frame",
-    "rvos_stack_vectors",
-    "rvos_stack_bytes",
+    "rvos_preprocess",
+    "rvos_copy_vectors",
+    "rvos_copy_bytes",
 )
 _THREADS = 256
 """Threads of a block. No kernel shares memory among its threads."""
@@ -59,7 +59,7 @@ def kernel_ptx(arch: int) -> str:
 class Kernels:
     """The kernels, loaded into the context that is current. Free them in the same context."""
 
-    def __init__(self, driver: Any, compute_capability: str) -> None:
+    def __init__(self, driver: ModuleType, compute_capability: str) -> None:
         """Compile and load the kernels.
 
         Args:

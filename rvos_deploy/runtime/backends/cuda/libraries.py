@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Protocol
 
 from rvos_deploy.errors import BackendError
 
@@ -24,21 +25,28 @@ _NAMES = {
 class CudaLibraries:
     """The two CUDA modules: ``pycuda.driver``, and ``cuda.bindings.driver`` for what pycuda lacks.
 
-    pycuda has no CUDA graphs, and no events of other libraries' streams.
+    pycuda has no CUDA graphs, and no events of other libraries' streams. Neither has types.
     """
 
-    pycuda: Any
-    driver: Any
+    pycuda: ModuleType
+    driver: ModuleType
 
 
-def import_tensorrt() -> tuple[Any, CudaLibraries]:
+class Handle(Protocol):
+    """A handle of ``cuda.bindings.driver``, or a number."""
+
+    def __int__(self) -> int:
+        """Return the number."""
+
+
+def import_tensorrt() -> tuple[ModuleType, CudaLibraries]:
     """Import TensorRT and the two CUDA modules.
 
     Raises:
         BackendError: a module is missing or too old; names it, and the command that installs it.
     """
     found = _import_all("tensorrt", *_CUDA)
-    trt: Any = found["tensorrt"]
+    trt = found["tensorrt"]
     if int(trt.__version__.split(".")[0]) < OLDEST_TENSORRT:
         raise BackendError(
             f"tensorrt {trt.__version__} is installed, {OLDEST_TENSORRT} or newer is needed; "
@@ -53,9 +61,10 @@ def import_cuda() -> CudaLibraries:
     return CudaLibraries(*(found[module] for module in _CUDA))
 
 
-def _import_all(*modules: str) -> dict[str, Any]:
-    found = {module: _import(module) for module in modules}
-    missing = [_NAMES[module] for module, library in found.items() if library is None]
+def _import_all(*modules: str) -> dict[str, ModuleType]:
+    tried = {module: _import(module) for module in modules}
+    found = {module: library for module, library in tried.items() if library is not None}
+    missing = [_NAMES[module] for module in modules if module not in found]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         raise BackendError(
@@ -65,7 +74,7 @@ def _import_all(*modules: str) -> dict[str, Any]:
     return found
 
 
-def _import(module: str) -> Any | None:
+def _import(module: str) -> ModuleType | None:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
@@ -78,8 +87,8 @@ def _import(module: str) -> Any | None:
         ) from None
 
 
-def call(driver: Any, name: str, *arguments: Any) -> Any:
-    """Call a function of ``cuda.bindings.driver`` and return its result, or None where it has none.
+def call(driver: ModuleType, name: str, *arguments: object) -> Handle:
+    """Call a function of ``cuda.bindings.driver`` and return its result, or 0 where it has none.
 
     Raises:
         BackendError: the function failed; gives the driver's name of the error.
@@ -87,10 +96,11 @@ def call(driver: Any, name: str, *arguments: Any) -> Any:
     error, *results = getattr(driver, name)(*arguments)
     if int(error) != 0:
         raise BackendError(f"CUDA: {name} failed with {error.name}; check the GPU with nvidia-smi")
-    return results[0] if results else None
+    result: Handle = results[0] if results else 0
+    return result
 
 
-def wait_for(driver: Any, waiting: int, awaited: int) -> None:
+def wait_for(driver: ModuleType, waiting: int, awaited: int) -> None:
     """Make work queued on one stream from now on wait for the work queued on another one until now.
 
     Args:

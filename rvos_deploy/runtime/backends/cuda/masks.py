@@ -1,6 +1,6 @@
 """Upsample masks on the GPU: one bilinear step, a threshold, and packing to bits.
 
-The masks equal ``frame_geometry.display_masks`` bit by bit: the weights are the same, computed by
+The masks equal ``frame_geometry.upsample_masks`` bit by bit: the weights are the same, computed by
 the host once a geometry, and the kernel rounds where the host does. One bit a pixel is downloaded.
 
 NOT RUN: it needs a GPU (see kernels.py).
@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
-from rvos_deploy.graph_io.frame_geometry import FrameGeometry, display_taps
-from rvos_deploy.graph_io.tensors import HostArray
+from rvos_deploy.graph_io.frame_geometry import FrameGeometry, upsample_weights
+from rvos_deploy.graph_io.tensors import HostArray, Scalar
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.kernels import number, pointer
 from rvos_deploy.runtime.backends.cuda.resample_weights import ResampleWeights
@@ -25,7 +25,7 @@ class MaskUpsampler:
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
-        self._weights = ResampleWeights(device, display_taps)
+        self._weights = ResampleWeights(device, upsample_weights)
 
     def upsample(self, logits: DeviceTensor, geometry: FrameGeometry) -> DeviceTensor:
         """Queue the masks of a frame.
@@ -41,7 +41,7 @@ class MaskUpsampler:
             BackendError: the kernels are not available (says why), or the GPU is out of memory.
         """
         shape = (logits.shape[0], *geometry.display)
-        return self._launch("rvos_show_masks", logits, geometry, shape, np.dtype(np.bool_))
+        return self._launch("rvos_upsample_masks", logits, geometry, shape, np.dtype(np.bool_))
 
     def upsample_to_host(self, logits: DeviceTensor, geometry: FrameGeometry) -> PackedMasksCopy:
         """Queue the masks of :meth:`upsample`, packed, and their copy to the host.
@@ -80,7 +80,7 @@ class MaskUpsampler:
         logits: DeviceTensor,
         geometry: FrameGeometry,
         shape: tuple[int, ...],
-        dtype: np.dtype[np.generic],
+        dtype: np.dtype[Scalar],
     ) -> DeviceTensor:
         """Queue a kernel that writes every byte of an output of this shape."""
         device = self._device
@@ -118,4 +118,4 @@ class PackedMasksCopy:
     def arrays(self) -> list[HostArray]:
         """Wait, and return one array, bool [E,H,W]. Call this once."""
         (packed,) = self._copy.arrays()
-        return [np.unpackbits(packed, axis=-1, count=self._width).view(np.bool_)]
+        return [np.unpackbits(packed.view(np.uint8), axis=-1, count=self._width).view(np.bool_)]

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,29 @@ _MINIMUM_SIZE = 512
 _LARGE = 2**21
 
 
+class Allocation(Protocol):
+    """Memory that pycuda allocated on the GPU."""
+
+    def __int__(self) -> int:
+        """Return the device address."""
+
+    def free(self) -> None:
+        """Free the memory."""
+
+
 @dataclass(eq=False)
 class Block:
     """An allocation of the driver; ``memory`` is None after it was freed. ``size`` is in bytes."""
 
-    memory: Any
+    memory: Allocation | None
     address: int
     size: int
+
+    def free(self) -> None:
+        """Return the memory to the driver."""
+        memory, self.memory = self.memory, None
+        if memory is not None:
+            memory.free()
 
 
 class DeviceBuffer:
@@ -58,7 +75,7 @@ class DevicePool:
         synchronize: waits for all queued work; called before idle memory is freed.
     """
 
-    def __init__(self, driver: Any, synchronize: Callable[[], None]) -> None:
+    def __init__(self, driver: ModuleType, synchronize: Callable[[], None]) -> None:
         self.driver, self._synchronize = driver, synchronize
         self._blocks: list[Block] = []
         self._idle: dict[int, list[Block]] = {}
@@ -84,8 +101,7 @@ class DevicePool:
         """Free all memory, also where freeing one block fails."""
         with ExitStack() as stack:
             for block in self._blocks:
-                stack.callback(block.memory.free)
-                block.memory = None
+                stack.callback(block.free)
             self._blocks.clear()
             self._idle.clear()
             self._returned.clear()
@@ -119,15 +135,14 @@ class DevicePool:
         self._collect()
         for block in (block for blocks in self._idle.values() for block in blocks):
             self._blocks.remove(block)
-            block.memory.free()
-            block.memory = None
+            block.free()
         self._idle.clear()
 
 
 class PinnedPool:
     """Page-locked host memory, allocated by the driver and recycled by size."""
 
-    def __init__(self, driver: Any) -> None:
+    def __init__(self, driver: ModuleType) -> None:
         """``driver``: ``pycuda.driver``."""
         self.driver = driver
         self._arrays: list[NDArray[np.uint8]] = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import Protocol
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.cuda.libraries import INSTALL
@@ -31,7 +32,8 @@ def compile_ptx(source: bytes, name: str, arch: int, options: Sequence[str] = ()
             f"{', '.join(map(str, known))}: pip install --upgrade nvidia-cuda-nvrtc"
         )
     given = [option.encode() for option in (f"--gpu-architecture=compute_{arch}", *options)]
-    program = _check(nvrtc, *nvrtc.nvrtcCreateProgram(source, name.encode(), 0, [], []))
+    result, program = nvrtc.nvrtcCreateProgram(source, name.encode(), 0, [], [])
+    _require_success(nvrtc, result)
     try:
         (result,) = nvrtc.nvrtcCompileProgram(program, len(given), given)
         if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
@@ -40,8 +42,10 @@ def compile_ptx(source: bytes, name: str, arch: int, options: Sequence[str] = ()
                 f"{' '.join(options)}); NVRTC and the CUDA headers must be of one release: "
                 f"{INSTALL}"
             )
-        ptx = bytearray(_check(nvrtc, *nvrtc.nvrtcGetPTXSize(program)))
-        _check(nvrtc, *nvrtc.nvrtcGetPTX(program, ptx))
+        result, size = nvrtc.nvrtcGetPTXSize(program)
+        _require_success(nvrtc, result)
+        ptx = bytearray(size)
+        _require_success(nvrtc, *nvrtc.nvrtcGetPTX(program, ptx))
     finally:
         nvrtc.nvrtcDestroyProgram(program)
     return ptx.rstrip(b"\0").decode()
@@ -54,7 +58,9 @@ def supported_archs() -> list[int]:
         BackendError: NVRTC is missing.
     """
     nvrtc = load_nvrtc()
-    return sorted(_check(nvrtc, *nvrtc.nvrtcGetSupportedArchs()))
+    result, architectures = nvrtc.nvrtcGetSupportedArchs()
+    _require_success(nvrtc, result)
+    return sorted(architectures)
 
 
 def newest_arch(compute_capability: int) -> int:
@@ -78,7 +84,7 @@ def nvrtc_version() -> tuple[int, int]:
     """Return the major and minor version. Raises BackendError: NVRTC is missing."""
     nvrtc = load_nvrtc()
     result, major, minor = nvrtc.nvrtcVersion()
-    _check(nvrtc, result)
+    _require_success(nvrtc, result)
     return int(major), int(minor)
 
 
@@ -88,7 +94,7 @@ def version_text() -> str:
 
 
 @functools.cache
-def load_nvrtc() -> Any:
+def load_nvrtc() -> ModuleType:
     """Import ``cuda.bindings.nvrtc`` with its library. Raises BackendError: NVRTC is missing."""
     try:
         from cuda.bindings import nvrtc
@@ -98,17 +104,27 @@ def load_nvrtc() -> Any:
         raise BackendError(
             f"NVRTC cannot be loaded ({str(error).splitlines()[0]}); {INSTALL}"
         ) from error
-    return nvrtc
+    module: ModuleType = nvrtc
+    return module
 
 
-def _check(nvrtc: Any, result: Any, *values: Any) -> Any:
+class _Result(Protocol):
+    """A value of the enum ``nvrtcResult``."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+
+def _require_success(nvrtc: ModuleType, result: _Result) -> None:
     if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise BackendError(f"NVRTC failed with {result.name}; {INSTALL}")
-    return values[0] if values else None
 
 
-def _log(nvrtc: Any, program: Any) -> str:
-    log = bytearray(_check(nvrtc, *nvrtc.nvrtcGetProgramLogSize(program)))
-    _check(nvrtc, *nvrtc.nvrtcGetProgramLog(program, log))
+def _log(nvrtc: ModuleType, program: object) -> str:
+    result, size = nvrtc.nvrtcGetProgramLogSize(program)
+    _require_success(nvrtc, result)
+    log = bytearray(size)
+    _require_success(nvrtc, *nvrtc.nvrtcGetProgramLog(program, log))
     lines = log.rstrip(b"\0").decode(errors="replace").strip().splitlines()
     return next((line for line in lines if "error" in line), "no log")

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry
-from rvos_deploy.graph_io.tensors import HostCopy, Tensor, TensorOps
+from rvos_deploy.graph_io.tensors import DType, HostCopy, Indices, Tensor, TensorOps
 from rvos_deploy.runtime.backends.cuda import copies
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.foreign_arrays import from_dlpack, is_device_array
@@ -50,20 +49,20 @@ class CudaOps(TensorOps):
                 return self._frames.resize(frame, geometry)
         return self._host.preprocess(frame, geometry)
 
-    def gather(self, value: Tensor, index: NDArray[np.integer]) -> Tensor:
+    def gather(self, value: Tensor, index: Indices) -> Tensor:
         """Return rows of a tensor in another order."""
         if not self._on_device(value) or _is_identity(value, index):
             return self._host.gather(value, index)
         assert isinstance(value, DeviceTensor)
         return copies.gather(value, index)
 
-    def zeros(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
+    def zeros(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
         """Return a new tensor of zeros."""
         if self._masks is None:
             return self._host.zeros(shape, dtype)
         return copies.zeros(self._device, shape, dtype)
 
-    def write(self, target: Tensor, positions: NDArray[np.integer], values: Tensor) -> None:
+    def write(self, target: Tensor, positions: Indices, values: Tensor) -> None:
         """Set one position of every row, by one copy on the GPU for each row."""
         if not isinstance(target, DeviceTensor):
             self._host.write(target, positions, values)
@@ -71,7 +70,7 @@ class CudaOps(TensorOps):
         on_device = values if isinstance(values, DeviceTensor) else self._upload(values)
         copies.write(target, positions, on_device)
 
-    def resized(self, value: Tensor, rows: NDArray[np.integer], columns: int) -> Tensor:
+    def resized(self, value: Tensor, rows: Indices, columns: int) -> Tensor:
         """Return a new tensor that begins like rows of another."""
         if not self._on_device(value):
             return self._host.resized(value, rows, columns)
@@ -124,5 +123,5 @@ class CudaOps(TensorOps):
         return to_device(self._device, np.asarray(value))
 
 
-def _is_identity(value: Tensor, index: NDArray[np.integer]) -> bool:
+def _is_identity(value: Tensor, index: Indices) -> bool:
     return index.ndim == 1 and np.array_equal(index, np.arange(value.shape[0]))

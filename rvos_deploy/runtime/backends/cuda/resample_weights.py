@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, ParamSpec
 
-from rvos_deploy.graph_io.resampling import Taps
+from rvos_deploy.graph_io.resampling import AxisWeights
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.kernels import Argument, number, pointer
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, to_device
@@ -31,9 +31,11 @@ class ResampleWeights(Generic[Sizes]):
         make: computes the weights of the rows and of the columns; its arguments must be hashable.
     """
 
-    def __init__(self, device: CudaDevice, make: Callable[Sizes, tuple[Taps, Taps]]) -> None:
+    def __init__(
+        self, device: CudaDevice, make: Callable[Sizes, tuple[AxisWeights, AxisWeights]]
+    ) -> None:
         self._device, self._make = device, make
-        self._kept: OrderedDict[object, tuple[_AxisWeights, _AxisWeights]] = OrderedDict()
+        self._kept: OrderedDict[object, tuple[_OnDevice, _OnDevice]] = OrderedDict()
 
     def arguments(self, *sizes: Sizes.args, **named: Sizes.kwargs) -> list[Argument]:
         """Return the weights as kernel arguments, rows first. Hold the device's lock.
@@ -45,7 +47,10 @@ class ResampleWeights(Generic[Sizes]):
         if key not in self._kept:
             rows, columns = self._make(*sizes, **named)
             device = self._device
-            self._kept[key] = _AxisWeights.of(device, rows), _AxisWeights.of(device, columns)
+            self._kept[key] = (
+                _OnDevice.of(device, rows),
+                _OnDevice.of(device, columns),
+            )
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
@@ -53,7 +58,7 @@ class ResampleWeights(Generic[Sizes]):
 
 
 @dataclass(frozen=True)
-class _AxisWeights:
+class _OnDevice:
     """Weights along one axis, on the GPU."""
 
     first: DeviceTensor
@@ -61,8 +66,8 @@ class _AxisWeights:
     weights: DeviceTensor
 
     @staticmethod
-    def of(device: CudaDevice, taps: Taps) -> _AxisWeights:
-        return _AxisWeights(*(to_device(device, x) for x in (taps.first, taps.count, taps.weights)))
+    def of(device: CudaDevice, host: AxisWeights) -> _OnDevice:
+        return _OnDevice(*(to_device(device, x) for x in (host.first, host.count, host.weights)))
 
     def arguments(self) -> list[Argument]:
         """Return the kernel arguments."""

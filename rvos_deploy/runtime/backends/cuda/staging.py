@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rvos_deploy.graph_io.tensors import HostArray
 from rvos_deploy.runtime.backends.cuda.memory import DeviceBuffer
 
 if TYPE_CHECKING:
     from rvos_deploy.runtime.backends.cuda.device import CudaDevice
+
+
+class PycudaEvent(Protocol):
+    """An event of pycuda's, which has no types."""
+
+    def record(self, stream: PycudaStream) -> object:
+        """Move the event to the end of the work that is queued on the stream now."""
+
+    def synchronize(self) -> object:
+        """Block this thread until the event has passed."""
+
+    def query(self) -> bool:
+        """Tell whether the event has passed."""
+
+
+class PycudaStream(Protocol):
+    """A stream of pycuda's, which has no types."""
+
+    @property
+    def handle(self) -> int:
+        """CUDA's handle of the stream."""
+
+    def synchronize(self) -> object:
+        """Block this thread until the stream's work has finished."""
+
+    def wait_for_event(self, event: PycudaEvent) -> object:
+        """Make work that is queued from now on wait for the event."""
 
 
 class DeviceEvent:
@@ -21,15 +49,15 @@ class DeviceEvent:
     current.
     """
 
-    def __init__(self, raw: list[Any], idle: deque[list[Any]]) -> None:
+    def __init__(self, raw: list[PycudaEvent], idle: deque[list[PycudaEvent]]) -> None:
         """``raw``: a list of one pycuda event, which is empty after the device was closed."""
         self._raw, self._idle = raw, idle
 
-    def record(self, stream: Any) -> None:
+    def record(self, stream: PycudaStream) -> None:
         """Move the event to the end of the work that is queued on the stream now."""
         self._raw[0].record(stream)
 
-    def wait(self, stream: Any) -> None:
+    def wait(self, stream: PycudaStream) -> None:
         """Make all work that is queued on the stream from now on wait for the event."""
         stream.wait_for_event(self._raw[0])
 
@@ -68,7 +96,7 @@ class Staging:
         """The capacity in bytes."""
         return len(self._pinned)
 
-    def upload(self, array: NDArray[Any]) -> None:
+    def upload(self, array: HostArray) -> None:
         """Queue the upload; work queued on ``device.compute`` from now on sees the array."""
         device = self._device
         if self._copied is not None:

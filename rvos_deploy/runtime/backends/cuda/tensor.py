@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
+from rvos_deploy.graph_io.tensors import DType, HostArray
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.dlpack import CUDA, make_capsule
 from rvos_deploy.runtime.backends.cuda.kernels import Argument, pointer
@@ -50,7 +50,7 @@ class DeviceTensor:
         self,
         device: CudaDevice,
         shape: Sequence[int],
-        dtype: DTypeLike,
+        dtype: DType,
         memory: Memory,
         ready: DeviceEvent,
         *,
@@ -82,7 +82,7 @@ class DeviceTensor:
         self._ready = self.device.event(self.device.compute)
 
     @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
+    def __cuda_array_interface__(self) -> dict[str, object]:
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -125,7 +125,7 @@ class DeviceTensor:
                 self.address, self.shape, self.dtype, self._memory, CUDA, device.ordinal
             )
 
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DType | None = None, copy: bool | None = None) -> HostArray:
         if copy is False:
             raise ValueError("a tensor on the GPU cannot become a NumPy array without a copy")
         (array,) = DeviceCopy([self]).arrays()
@@ -157,7 +157,7 @@ class DeviceCopy:
                 device.driver.memcpy_dtoh_async(part, tensor.address, device.download)
             self._done = device.event(device.download)
 
-    def arrays(self) -> list[NDArray[Any]]:
+    def arrays(self) -> list[HostArray]:
         """Wait, and return the arrays in order, each in memory of its own. Call this once."""
         with self._device.current():
             self._done.synchronize()
@@ -177,7 +177,7 @@ def run_kernel(
     threads: int,
     arguments: Sequence[Argument],
     shape: Sequence[int],
-    dtype: DTypeLike,
+    dtype: DType,
 ) -> DeviceTensor:
     """Queue a kernel whose last argument is its output, and return the output.
 
@@ -201,7 +201,7 @@ def run_kernel(
         return DeviceTensor(device, shape, dtype, output, device.event(device.compute))
 
 
-def to_device(device: CudaDevice, array: NDArray[Any]) -> DeviceTensor:
+def to_device(device: CudaDevice, array: HostArray) -> DeviceTensor:
     """Copy a host array to the GPU and wait for the copy; meant for arrays that stay there.
 
     Raises:

@@ -6,11 +6,11 @@ import queue
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -20,10 +20,17 @@ from rvos_deploy.cpu_ops import ms_deform_attn as kernel
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import BackendError, one_line
 from rvos_deploy.graph_io.graph_spec import GraphSpec
-from rvos_deploy.graph_io.tensors import Tensor
+from rvos_deploy.graph_io.tensors import HostArray, Tensor
 from rvos_deploy.runtime.backends.base import Backend, Graph, Session
 from rvos_deploy.runtime.backends.host_ops import HostOps
 from rvos_deploy.runtime.backends.openvino.operator import add_operator
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from openvino import CompiledModel, InferRequest, Model
+
+Result = TypeVar("Result")
 
 REPEATS = 3
 """Runs at the same sizes after which a graph is compiled for these sizes.
@@ -108,7 +115,7 @@ class OpenVinoGraph(Graph):
         }
         if kernel.available():
             add_operator(self._core, threads)
-        self._model: Any = self._guarded("load", lambda: self._core.read_model(self._content()))
+        self._model: Model = self._guarded("load", lambda: self._core.read_model(self._content()))
         self._compiled: OrderedDict[tuple[int, ...] | None, _Requests] = OrderedDict()
         self._last: tuple[int, ...] | None = None
         self._repeats = 0
@@ -145,7 +152,7 @@ class OpenVinoGraph(Graph):
             requests = self._requests(tuple(axes.values()), arrays)
         return self._guarded("run", lambda: requests.run(arrays, self.spec))
 
-    def _requests(self, sizes: tuple[int, ...], arrays: Mapping[str, Any]) -> _Requests:
+    def _requests(self, sizes: tuple[int, ...], arrays: Mapping[str, HostArray]) -> _Requests:
         """Return the compiled model for these sizes; compile it when they have repeated."""
         self._repeats = self._repeats + 1 if sizes == self._last else 1
         self._last = sizes
@@ -156,7 +163,7 @@ class OpenVinoGraph(Graph):
             return self._any_size()
         return self._fixed_sizes(sizes, arrays)
 
-    def _fixed_sizes(self, sizes: tuple[int, ...], arrays: Mapping[str, Any]) -> _Requests:
+    def _fixed_sizes(self, sizes: tuple[int, ...], arrays: Mapping[str, HostArray]) -> _Requests:
         """Compile for these sizes, and keep what computes the same as the graph for any size.
 
         OpenVINO 2026.4 computes wrong mask logits in OnlineRefer's decoder once every size is
@@ -176,7 +183,9 @@ class OpenVinoGraph(Graph):
         )
         return self._keep(sizes, self._any_size().compiled)
 
-    def _compile_fixed(self, arrays: Mapping[str, Any], open_axis: str | None) -> Any:
+    def _compile_fixed(
+        self, arrays: Mapping[str, HostArray], open_axis: str | None
+    ) -> CompiledModel:
         openvino = _import()
         model = self._model.clone()
         model.reshape(
@@ -212,13 +221,13 @@ class OpenVinoGraph(Graph):
             ),
         )
 
-    def _keep(self, sizes: tuple[int, ...] | None, compiled: Any) -> _Requests:
+    def _keep(self, sizes: tuple[int, ...] | None, compiled: CompiledModel) -> _Requests:
         self._compiled[sizes] = _Requests(compiled)
         while len(self._compiled) > COMPILED:
             self._compiled.popitem(last=False)
         return self._compiled[sizes]
 
-    def _guarded(self, doing: str, call: Any) -> Any:
+    def _guarded(self, doing: str, call: Callable[[], Result]) -> Result:
         try:
             return call()
         except (BackendError, MemoryError):
@@ -240,11 +249,11 @@ class OpenVinoGraph(Graph):
 class _Requests:
     """Inference requests of one compiled model: threads that share it take one each."""
 
-    def __init__(self, compiled: Any) -> None:
+    def __init__(self, compiled: CompiledModel) -> None:
         self.compiled = compiled
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[InferRequest] = queue.SimpleQueue()
 
-    def run(self, arrays: Mapping[str, Any], spec: GraphSpec) -> dict[str, Tensor]:
+    def run(self, arrays: Mapping[str, HostArray], spec: GraphSpec) -> dict[str, Tensor]:
         try:
             request = self._idle.get_nowait()
         except queue.Empty:
@@ -255,11 +264,12 @@ class _Requests:
         return outputs
 
 
-def _import() -> Any:
+def _import() -> ModuleType:
     try:
         import openvino
     except (ImportError, OSError):
         raise BackendError(
             "openvino is not installed; pip install 'rvos-deploy[openvino]'"
         ) from None
-    return openvino
+    module: ModuleType = openvino
+    return module

@@ -6,15 +6,18 @@ would read the function of that name.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rvos_deploy.cpu_ops import ms_deform_attn as kernel
 
+if TYPE_CHECKING:
+    from openvino import Core, Output, Tensor
+    from openvino.frontend import NodeContext
 
-def add_operator(core: Any, threads: int) -> None:
+
+def add_operator(core: Core, threads: int) -> None:
     """Make an ``openvino.Core`` read the node as an operator that calls the kernel.
 
     Args:
@@ -27,7 +30,7 @@ def add_operator(core: Any, threads: int) -> None:
     class MSDeformAttn(openvino.Op):  # type: ignore[misc]
         """The operator; OpenVINO calls its methods."""
 
-        def __init__(self, inputs: Any = None) -> None:
+        def __init__(self, inputs: list[Output] | None = None) -> None:
             super().__init__(self, inputs)
 
         def validate_and_infer_types(self) -> None:
@@ -38,33 +41,29 @@ def add_operator(core: Any, threads: int) -> None:
             shape = openvino.PartialShape([offsets[0], offsets[1], openvino.Dimension(width)])
             self.set_output_type(0, self.get_input_element_type(0), shape)
 
-        def clone_with_new_inputs(self, new_inputs: Any) -> MSDeformAttn:
+        def clone_with_new_inputs(self, new_inputs: list[Output]) -> MSDeformAttn:
             return MSDeformAttn(new_inputs)
 
         def has_evaluate(self) -> bool:
             return True
 
-        def evaluate(self, outputs: Any, inputs: Any) -> bool:
+        def evaluate(self, outputs: list[Tensor], inputs: list[Tensor]) -> bool:
             value, shapes, places, offsets, logits = (tensor.data for tensor in inputs)
             kind = value.dtype if offsets.dtype == logits.dtype == value.dtype else np.float32
-            kernel.ms_deform_attn(
+            given = kernel.Inputs(
                 value,
-                _as(shapes, np.int32),
-                _as(places, np.float32),
-                _as(offsets, kind),
-                _as(logits, kind),
-                out=outputs[0].data,
-                threads=threads,
+                # OpenVINO may hold integers and half precision in wider types.
+                shapes.astype(np.int32, copy=False),
+                places.astype(np.float32, copy=False),
+                offsets.astype(kind, copy=False),
+                logits.astype(kind, copy=False),
             )
+            kernel.ms_deform_attn(given, outputs[0].data, threads)
             return True
 
-    def convert(node: Any) -> Any:
-        return MSDeformAttn([node.get_input(index) for index in range(5)]).outputs()
+    def convert(node: NodeContext) -> list[Output]:
+        outputs: list[Output] = MSDeformAttn([node.get_input(i) for i in range(5)]).outputs()
+        return outputs
 
     core.add_extension(MSDeformAttn)
     core.add_extension(ConversionExtension("MSDeformAttn", "rvos", convert))
-
-
-def _as(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    """Return the array in a type: OpenVINO may hold integers and half precision in wider types."""
-    return array.astype(dtype, copy=False)
