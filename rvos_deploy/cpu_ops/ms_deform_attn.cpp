@@ -370,3 +370,19 @@ RVOS_EXPORT int32_t rvos_ms_deform_attn_backward(
   }
   return kUnknownType;
 }
+
+// For benchmarks: sums float32 rows of value at pixels [B,Q,heads,4*levels*points], whose time is a
+// floor for rvos_ms_deform_attn. Channels are a multiple of 16. Returns as rvos_ms_deform_attn.
+RVOS_EXPORT int32_t rvos_sum_rows(const Sizes* sizes, const float* value, const int32_t* pixels,
+                                  float* output, int32_t threads, int32_t instructions) {
+  if (!supported(instructions)) return kUnknownInstructions;
+  return run(sizes->batch * sizes->queries, useful_threads(*sizes, threads),
+             [&](int64_t first, int64_t end) {
+               auto* kernel = &baseline::sum_rows;
+#if RVOS_X86
+               if (instructions == kAvx2) kernel = &avx2::sum_rows;
+               if (instructions == kAvx512) kernel = &avx512::sum_rows;
+#endif
+               kernel(*sizes, value, pixels, output, first, end);
+             });
+}

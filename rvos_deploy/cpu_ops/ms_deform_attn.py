@@ -178,6 +178,49 @@ def ms_deform_attn_backward(
     return found[0], found[1], found[2]
 
 
+def sum_rows(inputs: Inputs, pixels: NDArray[np.int32], threads: int | None = None) -> NDArray[Any]:
+    """Sum the rows of ``value`` at given pixels: a floor for ``ms_deform_attn`` in benchmarks.
+
+    Args:
+        inputs: float32, with a multiple of 16 channels; only ``value`` is read.
+        pixels: int32 [B,Q,heads,4*levels*points], indices below S.
+        threads: as in ``ms_deform_attn``.
+
+    Returns:
+        float32 [B,Q,heads*D].
+
+    Raises:
+        BackendError: there is no library.
+        InputError: shapes, types or indices do not fit.
+    """
+    library = _require()
+    sizes = _check(inputs)
+    wanted = (*inputs.attention_logits.shape[:3], 4 * inputs.attention_logits.shape[3])
+    if pixels.shape != wanted or pixels.dtype != np.int32 or sizes.channels % 16:
+        raise InputError(
+            f"pixels are {pixels.dtype} {list(pixels.shape)} with {sizes.channels} channels; they "
+            f"must be int32 {list(wanted)}, with a multiple of 16 channels"
+        )
+    if inputs.value.dtype != np.float32 or pixels.min() < 0 or pixels.max() >= sizes.pixels:
+        raise InputError(
+            f"value is {inputs.value.dtype} and pixels reach {pixels.max()}; it must be float32, "
+            f"with pixels from 0 to {sizes.pixels - 1}"
+        )
+    output = np.empty(sizes.output, np.float32)
+    value, indices = np.ascontiguousarray(inputs.value), np.ascontiguousarray(pixels)
+    _raise_for(
+        library.rvos_sum_rows(
+            ctypes.byref(sizes),
+            _address(value),
+            _address(indices),
+            _address(output),
+            threads or usable_cores(),
+            library.rvos_instructions(),
+        )
+    )
+    return output
+
+
 def _require() -> ctypes.CDLL:
     library = _library()
     if library is None:

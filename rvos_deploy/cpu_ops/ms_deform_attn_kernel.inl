@@ -349,3 +349,27 @@ void backward(const Sizes& sizes, const Samples<Real>& samples, const Real* valu
     }
   }
 }
+
+// Sums rows at given pixels without weights: the least that deformable attention must read.
+inline void sum_rows(const Sizes& sizes, const float* value, const int32_t* pixels, float* output,
+                     int64_t first, int64_t end) {
+  const int64_t count = 4 * sizes.levels * sizes.points;
+  const int64_t pixel_stride = sizes.heads * sizes.channels;
+  for (int64_t item = first; item < end; ++item) {
+    const float* image = value + item / sizes.queries * sizes.pixels * pixel_stride;
+    for (int64_t head = 0; head < sizes.heads; ++head) {
+      const int64_t row = item * sizes.heads + head;
+      for (int64_t c = 0; c < sizes.channels; c += 16) {
+        const float* map = image + head * sizes.channels + c;
+        Block<float, 16> chains[4] = {};
+        for (int64_t k = 0; k < count; k += 4) {
+          for (int chain = 0; chain < 4; ++chain) {
+            chains[chain].add(1.0f, map + pixels[row * count + k + chain] * pixel_stride);
+          }
+        }
+        for (int chain = 1; chain < 4; ++chain) chains[0].add(chains[chain]);
+        for (int i = 0; i < 16; ++i) output[row * sizes.channels + c + i] = chains[0].get(i);
+      }
+    }
+  }
+}
