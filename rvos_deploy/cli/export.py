@@ -111,8 +111,8 @@ def export(
             metavar="HxW,E,L[,M]",
             help="Fix the graphs' sizes, for runtimes that need constants: height and width, "
             "expressions and tokens, for example 256x448,4,16. M also fixes the number of "
-            "remembered frames, which is dynamic otherwise. Videos are letterboxed, and other "
-            "inputs are padded.",
+            "remembered frames, which is dynamic otherwise. Frames are fitted to the size, "
+            "and other inputs are padded.",
         ),
     ] = None,
     threshold: Annotated[
