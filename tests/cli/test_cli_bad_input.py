@@ -69,7 +69,7 @@ def test_a_video_of_no_frames(refused: Callable[..., str], tmp_path: Path) -> No
         container.start_encoding()
     error = refused(source=source)
     assert str(source) in error
-    assert "copy it again" in error
+    assert "copy the video again" in error
 
 
 def test_a_video_whose_every_frame_is_damaged(refused: Callable[..., str], video: Path) -> None:

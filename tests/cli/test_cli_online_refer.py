@@ -12,6 +12,7 @@ import pytest
 from rvos_deploy.bundle.engine_sidecar import plan_file
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
+from rvos_deploy.datasets.moving_sprites.writers import SplitSpec
 from rvos_deploy.engines.gpu import find_gpu
 from rvos_deploy.runtime.segmenter import load
 from rvos_deploy.stream_settings import StreamSettings
@@ -137,7 +138,7 @@ def test_sizes(
 
 def test_evaluate(rvos: Callable, online_refer_bundle: Path, tmp_path: Path) -> None:
     config = WorldConfig(height=64, width=96, frames=8, emoji=False)
-    write_mevis(tmp_path / "valid", seed=2, split="valid", videos=1, config=config)
+    write_mevis(tmp_path / "valid", SplitSpec(2, "valid", 1, config))
     report = tmp_path / "report.json"
     data = ("--data", tmp_path / "valid", "--protocol", "mevis", "--json", report)
     result = rvos("evaluate", online_refer_bundle, *data, *SMALL, "--jobs", 1)
@@ -170,9 +171,9 @@ def test_benchmark_against_pytorch(
 
 RANDOM = "--random-weights"
 REFUSED = {
-    "--size": (("--size", "64x96", RANDOM), "give --short-side in place of --size"),
-    "--which": (("--which", "best", RANDOM), "'onlinerefer-tiny' has no use for --which; leave it"),
-    "--clip-weights": (("--clip-weights", "w", RANDOM), "has no use for --clip-weights; leave it"),
+    "--size": (("--size", "64x96", RANDOM), "give --short-side instead of --size"),
+    "--which": (("--which", "best", RANDOM), "'onlinerefer-tiny' does not use --which; leave -"),
+    "--clip-weights": (("--clip-weights", "w", RANDOM), "does not use --clip-weights; leave -"),
     "a memory": (("--static-shapes", "64x96,2,16,8", RANDOM), "this network has no axis M, only"),
     "two sources": (("--checkpoint", "w.pth", RANDOM), "exclude each other; leave one out"),
     "no source": (
@@ -200,7 +201,7 @@ def test_the_other_family_is_exported_for_a_box(rvos: Callable, tmp_path: Path) 
     exported = rvos("export", "tiny", RANDOM, "--out", tmp_path / "b", *SMALL)
     assert exported.code == 2
     assert exported.error == (
-        "'tiny' fits frames into a box; give --size HxW in place of --short-side"
+        "'tiny' resizes frames into a box; give --size HxW instead of --short-side"
     )
 
 

@@ -104,11 +104,11 @@ def test_masks_are_compared_over_a_clip(bundle: Bundle) -> None:
 
 
 def test_the_clip_is_turned_for_portrait_and_must_fit(bundle: Bundle) -> None:
-    clip, box = fitting_clip(read_profiles(["H=32:224:224,W=32:128:128"], bundle))
+    clip, box = fitting_clip(bundle.network, read_profiles(["H=32:224:224,W=32:128:128"], bundle))
     assert box == (224, 128)
     assert clip.shape[1:3] == (157, 90)
     with pytest.raises(InputError, match="no profile supports the probe clip"):
-        fitting_clip(read_profiles(["H=512,W=544"], bundle))
+        fitting_clip(bundle.network, read_profiles(["H=512,W=544"], bundle))
 
 
 def test_a_fixed_bundle_is_compared_at_its_size(static_bundle: Path) -> None:

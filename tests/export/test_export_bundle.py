@@ -175,7 +175,7 @@ def test_an_existing_folder_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="--overwrite"):
         export_bundle(preset("tiny"), tmp_path, Weights(random=True))
-    with pytest.raises(InputError, match="no bundle"):
+    with pytest.raises(InputError, match="is not a bundle"):
         export_bundle(preset("tiny"), tmp_path, Weights(random=True), overwrite=True)
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
