@@ -64,7 +64,7 @@ def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
         "PYTHONMALLOC": "malloc",
     }
     return subprocess.run(
-        [sys.executable, "-c", _CODE, str(Path(__file__).parent), *arguments],
+        [sys.executable, "-c", _CODE, str(Path(__file__).parents[1]), *arguments],
         env=environment,
         capture_output=True,
         text=True,
