@@ -211,6 +211,26 @@ def external_slices(model: Any, content: OnnxContent) -> dict[str, memoryview]:
     return slices
 
 
+def whole_model(onnx: Any, content: OnnxContent) -> Any:
+    """Return an ``onnx.ModelProto`` that holds its external data.
+
+    Args:
+        onnx: the package, which need not be installed where bundles run.
+        content: content of the file.
+
+    Raises:
+        BundleError: an initializer exceeds its file.
+    """
+    model = onnx.load_model_from_string(content.model)
+    slices = external_slices(model, content)
+    for tensor in model.graph.initializer:
+        if tensor.name in slices:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = bytes(slices[tensor.name])
+    return model
+
+
 def address_of(data: memoryview) -> int:
     """Return the address of bytes, for a library that reads pointers. Keep ``data`` alive."""
     return int(np.frombuffer(data, np.uint8).ctypes.data) if data.nbytes else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import rvos_deploy as rvos
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.cpu_ops import ms_deform_attn as kernel
-from rvos_deploy.errors import BackendError
+from rvos_deploy.errors import BackendError, BundleError
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip, probe_inputs
 from rvos_deploy.parity.verification import verify
 from rvos_deploy.runtime.backends.base import Graph, Session
@@ -191,6 +192,16 @@ def test_run_records_the_back_end(
     assert result.code == 0, result.stderr
     record = json.loads((tmp_path / "out" / "result.json").read_text())
     assert "openvino" in json.dumps(record)
+
+
+def test_a_file_that_was_changed_is_the_bundles_error(tiny_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    bundle = open_bundle(tmp_path / "bundle")
+    with (tmp_path / "bundle" / "mask_head.onnx").open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff")
+    with pytest.raises(BundleError, match=r"mask_head\.onnx"):
+        make_backend("openvino").open(bundle, ["mask_head"])
 
 
 def test_what_cannot_be_opened_is_one_line(tiny_bundle: Path, tmp_path: Path) -> None:

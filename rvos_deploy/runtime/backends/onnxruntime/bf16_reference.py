@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rvos_deploy.bundle.onnx_file import OnnxContent, OnnxFile, external_slices
+from rvos_deploy.bundle.onnx_file import OnnxContent, OnnxFile, whole_model
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import BackendError, RvosError, one_line
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
@@ -109,7 +109,7 @@ def widened(file: OnnxFile, *, rounding: bool = True) -> Any:
     onnx, path = _onnx(), file.path
     narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
     halves = (narrow,) if rounding else (narrow, onnx.TensorProto.FLOAT16)
-    model = onnx.inliner.inline_local_functions(_load(onnx, file))
+    model = onnx.inliner.inline_local_functions(whole_model(onnx, file.read()))
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     graph = model.graph
     edges = [*graph.input, *graph.output]
@@ -148,19 +148,6 @@ def _round_outputs(onnx: Any, node: Any, types: Mapping[str, int]) -> list[Any]:
             casts.append(onnx.helper.make_node("Cast", [exact], [rounded], to=narrow))
             casts.append(onnx.helper.make_node("Cast", [rounded], [name], to=wide))
     return casts
-
-
-def _load(onnx: Any, file: OnnxFile) -> Any:
-    """Load a model with its external data."""
-    content = file.read()
-    model = onnx.load_model_from_string(content.model)
-    slices = external_slices(model, content)
-    for tensor in model.graph.initializer:
-        if tensor.name in slices:
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-            tensor.raw_data = bytes(slices[tensor.name])
-    return model
 
 
 def _widen_attributes(onnx: Any, node: Any, path: Path, halves: tuple[int, ...]) -> None:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from rvos_deploy.bundle.folder import Bundle
-from rvos_deploy.bundle.onnx_file import OnnxFile, external_slices
+from rvos_deploy.bundle.onnx_file import OnnxFile, whole_model
 from rvos_deploy.cpu_ops import ms_deform_attn as kernel
 from rvos_deploy.environment import usable_cores
-from rvos_deploy.errors import BackendError, one_line
+from rvos_deploy.errors import BackendError, RvosError, one_line
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.tensors import HostArray, Tensor
 from rvos_deploy.runtime.backends.base import Backend, Graph, Session
@@ -79,11 +79,10 @@ class OpenVinoBackend(Backend):
 
     def describe(self) -> dict[str, str]:
         """Return the library, its version, the device, and how deformable attention runs."""
-        version = _import().__version__.split("-")[0]
         attention = kernel.instructions() if kernel.available() else "function body"
         return {
             "name": self.name,
-            "version": version,
+            "version": _version(),
             "device": "cpu",
             "deformable_attention": attention,
         }
@@ -105,7 +104,7 @@ class OpenVinoGraph(Graph):
                 "with --precision fp32, or check it slowly with --backend bf16-reference"
             )
         openvino = _import()
-        self._file, self._lock = file, threading.Lock()
+        self._lock = threading.Lock()
         self._core = openvino.Core()
         self._settings = {
             # Without the hint OpenVINO multiplies in bfloat16 where the CPU can.
@@ -115,35 +114,11 @@ class OpenVinoGraph(Graph):
         }
         if kernel.available():
             add_operator(self._core, threads)
-        self._model: Model = self._guarded("load", lambda: self._core.read_model(self._content()))
+        self._model: Model = self._guarded("load", lambda: self._core.read_model(_content(file)))
         self._compiled: OrderedDict[tuple[int, ...] | None, _Requests] = OrderedDict()
         self._last: tuple[int, ...] | None = None
         self._repeats = 0
         self._any_size()
-
-    def _content(self) -> bytes:
-        """Return the serialised model with its weights, without the function if it has a kernel."""
-        content = self._file.read()
-        if not content.external and kernel.available():
-            return content.model
-        try:
-            import onnx.inliner
-        except ImportError:
-            raise BackendError(
-                f"openvino needs the package onnx to read {self._file.path.name}; "
-                "pip install 'rvos-deploy[openvino]'"
-            ) from None
-        model = onnx.load_model_from_string(content.model)
-        for tensor in model.graph.initializer:
-            data = external_slices(model, content).get(tensor.name) if content.external else None
-            if data is not None:
-                tensor.raw_data = bytes(data)
-                del tensor.external_data[:]
-                tensor.data_location = onnx.TensorProto.DEFAULT
-        if not kernel.available():
-            model = onnx.inliner.inline_local_functions(model)
-        serialised: bytes = model.SerializeToString()
-        return serialised
 
     def _run(self, inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
         arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
@@ -230,14 +205,13 @@ class OpenVinoGraph(Graph):
     def _guarded(self, doing: str, call: Callable[[], Result]) -> Result:
         try:
             return call()
-        except (BackendError, MemoryError):
+        except (RvosError, MemoryError):
             raise
         except Exception as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = lines[-1] if lines else type(error).__name__
             raise BackendError(
-                f"openvino {_import().__version__.split('-')[0]} cannot {doing} "
-                f"{self.spec.name}: {one_line(reason, 500)}"
+                f"openvino {_version()} cannot {doing} {self.spec.name}: {one_line(reason, 500)}"
             ) from error
 
     def _close(self) -> None:
@@ -262,6 +236,29 @@ class _Requests:
         outputs = {tensor.name: found[tensor.name] for tensor in spec.outputs}
         self._idle.put(request)
         return outputs
+
+
+def _content(file: OnnxFile) -> bytes:
+    """Return the serialised model with its weights, without the function if it has a kernel."""
+    content = file.read()
+    if not content.external and kernel.available():
+        return content.model
+    try:
+        import onnx.inliner
+    except ImportError:
+        raise BackendError(
+            f"openvino needs the package onnx to read {file.path.name}; "
+            "pip install 'rvos-deploy[openvino]'"
+        ) from None
+    model = whole_model(onnx, content)
+    if not kernel.available():
+        model = onnx.inliner.inline_local_functions(model)
+    serialised: bytes = model.SerializeToString()
+    return serialised
+
+
+def _version() -> str:
+    return str(_import().__version__).split("-")[0]
 
 
 def _import() -> ModuleType:
