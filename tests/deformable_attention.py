@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -138,6 +138,21 @@ def make_case(
         stored(np.clip(offsets, -65000, 65000), kinds[1]),
         stored(np.clip(logits, -65000, 65000), kinds[2]),
     )
+
+
+def surrounded(case: Case, number: float) -> Case:
+    """The first batch entry, whose values lie in memory between values of ``number``."""
+    pixels = case.value.shape[1]
+    around = np.full((3 * pixels, *case.value.shape[2:]), number, case.value.dtype)
+    around[pixels : 2 * pixels] = case.value[0]
+    alone = replace(
+        case,
+        value=around[None, pixels : 2 * pixels],
+        sampling_offsets=case.sampling_offsets[:1],
+        attention_logits=case.attention_logits[:1],
+    )
+    assert np.shares_memory(alone.value, around)
+    return alone
 
 
 SCENARIOS = (
