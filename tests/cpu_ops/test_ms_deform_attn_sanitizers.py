@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from sanitizers import sanitizer_environment
 
 ROOT = Path(__file__).parents[2]
 FLAGS = "-O1 -g -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all"
@@ -52,20 +51,7 @@ print(cases // (best + 1))
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """The library, built with sanitizers, and the environment that loads it."""
-    gcc = shutil.which("gcc")
-    if gcc is None or shutil.which("g++") is None:
-        pytest.skip("gcc is missing")
-    # The sanitizers' runtimes must be there before Python's own allocations.
-    names = ("libasan.so", "libubsan.so", "libstdc++.so")
-    found = [
-        subprocess.run(
-            [gcc, f"-print-file-name={name}"], capture_output=True, text=True, check=True
-        )
-        for name in names
-    ]
-    libraries = [Path(done.stdout.strip()) for done in found]
-    if not all(library.is_absolute() for library in libraries):
-        pytest.skip("gcc has no sanitizers")
+    environment = sanitizer_environment()
     folder = tmp_path_factory.mktemp("sanitized")
     source = ROOT / "rvos_deploy" / "cpu_ops" / "ms_deform_attn.cpp"
     library = folder / "kernel.so"
@@ -75,12 +61,7 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
         check=True,
         timeout=250,
     )
-    return library, {
-        **os.environ,
-        "LD_PRELOAD": " ".join(map(str, libraries)),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
-        "PYTHONMALLOC": "malloc",
-    }
+    return library, environment
 
 
 def run_sanitized(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from sanitizers import sanitizer_environment
 
 _CODE = """
 import sys
@@ -43,26 +41,7 @@ print(cases)
 
 
 def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
-    gcc = shutil.which("gcc")
-    if gcc is None or shutil.which("g++") is None:
-        pytest.skip("gcc is missing")
-    # The sanitizers' runtimes must be there before Python's own allocations.
-    names = ("libasan.so", "libubsan.so", "libstdc++.so")
-    found = [
-        subprocess.run(
-            [gcc, f"-print-file-name={name}"], capture_output=True, text=True, check=True
-        )
-        for name in names
-    ]
-    libraries = [Path(done.stdout.strip()) for done in found]
-    if not all(library.is_absolute() for library in libraries):
-        pytest.skip("gcc has no sanitizers")
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": " ".join(map(str, libraries)),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
-        "PYTHONMALLOC": "malloc",
-    }
+    environment = sanitizer_environment()
     return subprocess.run(
         [sys.executable, "-c", _CODE, str(Path(__file__).parents[1]), *arguments],
         env=environment,
