@@ -8,10 +8,11 @@ it too.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from rvos_deploy.bundle.folder import Bundle
+from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.closeable import Closeable
 from rvos_deploy.errors import BackendError
 from rvos_deploy.graph_io.graph_spec import GraphSpec
@@ -105,3 +106,33 @@ class Backend(ABC):
     @abstractmethod
     def describe(self) -> dict[str, str]:
         """Return the library, its version and the device, for records of results."""
+
+
+class OnnxBackend(Backend):
+    """A library that runs the ONNX files of a bundle, each on its own."""
+
+    def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
+        """Open graphs of a bundle (see ``Backend.open``)."""
+        names = bundle.graphs if graphs is None else graphs
+        return self.open_files((bundle.graphs[name], bundle.graph_file(name)) for name in names)
+
+    def open_files(self, files: Iterable[tuple[GraphSpec, OnnxFile]]) -> Session:
+        """Open ONNX files with their contracts; an export has no bundle yet.
+
+        Raises:
+            BackendError, BundleError: as ``open``.
+        """
+        with ExitStack() as stack:
+            opened: dict[str, Graph] = {}
+            for spec, file in files:
+                opened[spec.name] = stack.enter_context(self._graph(spec, file))
+            stack.pop_all()
+        return Session(opened, self._ops())
+
+    @abstractmethod
+    def _graph(self, spec: GraphSpec, file: OnnxFile) -> Graph:
+        """Open one file. Raises BackendError, BundleError: as ``open``."""
+
+    @abstractmethod
+    def _ops(self) -> TensorOps:
+        """Return the operations on the graphs' tensors."""

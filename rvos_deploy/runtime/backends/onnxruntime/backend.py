@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.bundle.onnx_file import OnnxContent, OnnxFile
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import BackendError, one_line
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.tensors import Tensor
-from rvos_deploy.runtime.backends.base import Backend, Graph, Session
+from rvos_deploy.runtime.backends.base import Graph, OnnxBackend
 from rvos_deploy.runtime.backends.host_ops import HostOps
 from rvos_deploy.runtime.backends.onnxruntime.binding import run_bound
 from rvos_deploy.runtime.backends.onnxruntime.device_arrays import CudaArrayOps
@@ -25,7 +23,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True)
-class OnnxRuntimeBackend(Backend):
+class OnnxRuntimeBackend(OnnxBackend):
     """ONNX Runtime with one execution provider.
 
     The CUDA provider is NOT RUN: the development machine has no GPU.
@@ -52,26 +50,11 @@ class OnnxRuntimeBackend(Backend):
                 "(the two packages shadow each other)"
             )
 
-    def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
-        """Open graphs of a bundle (see ``Backend.open``)."""
-        names = bundle.graphs if graphs is None else graphs
-        return self.open_files((bundle.graphs[name], bundle.graph_file(name)) for name in names)
-
-    def open_files(self, files: Iterable[tuple[GraphSpec, OnnxFile]]) -> Session:
-        """Open ONNX files with their contracts; an export has no bundle yet.
-
-        Raises:
-            BackendError, BundleError: as ``open``.
-        """
-        with ExitStack() as stack:
-            opened: dict[str, Graph] = {}
-            for spec, file in files:
-                opened[spec.name] = stack.enter_context(self._graph(spec, file))
-            stack.pop_all()
-        return Session(opened, CudaArrayOps() if self.device == "cuda" else HostOps())
-
     def _graph(self, spec: GraphSpec, file: OnnxFile) -> Graph:
         return OnnxRuntimeGraph(spec, file, PROVIDERS[self.device], self.threads or usable_cores())
+
+    def _ops(self) -> HostOps:
+        return CudaArrayOps() if self.device == "cuda" else HostOps()
 
     def describe(self) -> dict[str, str]:
         """Return the library, its version and the device."""

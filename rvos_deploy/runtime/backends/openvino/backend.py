@@ -6,22 +6,20 @@ import queue
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.bundle.onnx_file import OnnxFile, whole_model
 from rvos_deploy.cpu_ops import ms_deform_attn as kernel
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import BackendError, RvosError, one_line
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.tensors import HostArray, Tensor
-from rvos_deploy.runtime.backends.base import Backend, Graph, Session
+from rvos_deploy.runtime.backends.base import Graph, OnnxBackend
 from rvos_deploy.runtime.backends.host_ops import HostOps
 from rvos_deploy.runtime.backends.openvino.operator import add_operator
 
@@ -45,7 +43,7 @@ EXPRESSIONS = "E"
 
 
 @dataclass(frozen=True)
-class OpenVinoBackend(Backend):
+class OpenVinoBackend(OnnxBackend):
     """OpenVINO on the CPU.
 
     Args:
@@ -58,24 +56,11 @@ class OpenVinoBackend(Backend):
     def __post_init__(self) -> None:
         _import()
 
-    def open(self, bundle: Bundle, graphs: Sequence[str] | None = None) -> Session:
-        """Open graphs of a bundle (see ``Backend.open``)."""
-        names = bundle.graphs if graphs is None else graphs
-        return self.open_files((bundle.graphs[name], bundle.graph_file(name)) for name in names)
+    def _graph(self, spec: GraphSpec, file: OnnxFile) -> Graph:
+        return OpenVinoGraph(spec, file, self.threads or usable_cores())
 
-    def open_files(self, files: Iterable[tuple[GraphSpec, OnnxFile]]) -> Session:
-        """Open ONNX files with their contracts; an export has no bundle yet.
-
-        Raises:
-            BackendError, BundleError: as ``open``.
-        """
-        threads = self.threads or usable_cores()
-        with ExitStack() as stack:
-            opened: dict[str, Graph] = {}
-            for spec, file in files:
-                opened[spec.name] = stack.enter_context(OpenVinoGraph(spec, file, threads))
-            stack.pop_all()
-        return Session(opened, HostOps())
+    def _ops(self) -> HostOps:
+        return HostOps()
 
     def describe(self) -> dict[str, str]:
         """Return the library, its version, the device, and how deformable attention runs."""
