@@ -176,6 +176,21 @@ def test_without_fusion_text_and_image_are_independent(
     assert torch.equal(base.text, text.tokens)
 
 
+def test_without_fusion_one_frame_is_encoded_once_for_all_texts(
+    make_network: Callable[..., RvosNetwork], features: ImageFeatures, text: TextFeatures
+) -> None:
+    network = make_network(text_fusion=False).eval()
+    one = ImageFeatures(*(f[:1] for f in features))
+    assert [level.shape[0] for level in encode(network, one, text).levels] == [1, 1, 1]
+    with torch.no_grad():
+        shared = network.decode_frames(one, text)
+        repeated = network.decode_frames(
+            ImageFeatures(*(f.expand(2, -1, -1, -1) for f in one)), text
+        )
+    for ours, theirs in zip(shared, repeated, strict=True):
+        torch.testing.assert_close(ours, theirs, **ROUNDING)
+
+
 def test_positions_break_the_symmetry_of_a_flat_image(
     tiny_network: RvosNetwork, text: TextFeatures
 ) -> None:

@@ -16,7 +16,7 @@ from rvos_deploy.networks.online_refer.modules.network import OnlineRefer, Track
 
 Golden = Mapping[str, np.ndarray]
 FRAMES = 4
-RECORDED = ("encode", "mask_features", "decode")
+RECORDED = ("encode", "stride_4", "decode")
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-4}
 """Of the largest magnitude. float32: tens of layers. float64: the stored values are float32, and so
 are the sine positions of both sides."""
@@ -81,16 +81,16 @@ def answers(network: OnlineRefer, frames: Tensor, *golden: Golden) -> Iterator[d
     parts = recorded(network, *RECORDED)
     for frame in frames:
         found = network.decode_frame(network.image_features(frame[None]), tokens, padding, track)
-        pyramid, mask_features, decoded = (parts[name] for name in RECORDED)
+        pyramid, stride_4, decoded = (parts[name] for name in RECORDED)
         pairs = zip(decoded.outputs.unbind(1), decoded.boxes.unbind(1), strict=True)
-        masks = torch.stack([network.masks(mask_features, *pair) for pair in pairs], 1)
+        masks = torch.stack([network.masks(stride_4, *pair) for pair in pairs], 1)
         rows = torch.arange(len(ids))
         assert torch.equal(found.mask_logits, masks[rows, found.best])
         assert torch.equal(found.box, decoded.boxes[rows, found.best])
         yield {
             "text_tokens": tokens,
             "memory": pyramid.tokens,
-            "mask_features": mask_features,
+            "mask_features": network.pixel_decoder.mask_features(stride_4),
             "logits": decoded.logits,
             "boxes": found.boxes,
             "masks": masks,

@@ -146,8 +146,8 @@ class OnlineRefer(nn.Module):
         shapes = [(x.shape[2], x.shape[3]) for x in (features.res2, *maps)]
         return self.transformer.encode(fused, grid_of(shapes, self.config.dim, fused[0]))
 
-    def mask_features(self, features: ImageFeatures, pyramid: Pyramid, text: Text) -> Tensor:
-        """Return mask features [E,C,H/4,W/4]."""
+    def stride_4(self, features: ImageFeatures, pyramid: Pyramid, text: Text) -> Tensor:
+        """Return the pixel decoder's map [E,C,H/4,W/4]."""
         stride_8, stride_16, stride_32, _ = pyramid.maps()
         maps = [stride_32, stride_16, stride_8, features.res2]
         positions = pyramid.grid.positions()[3::-1]
@@ -185,16 +185,18 @@ class OnlineRefer(nn.Module):
         logits = self.class_embed[-1](wide(outputs)).squeeze(-1)
         return DecodedQueries(outputs, logits, boxes)
 
-    def masks(self, mask_features: Tensor, output: Tensor, box: Tensor) -> Tensor:
+    def masks(self, stride_4: Tensor, output: Tensor, box: Tensor) -> Tensor:
         """Return the mask logits float32 [E,H/4,W/4] of one query per expression.
 
         Args:
-            mask_features: [E,C,H/4,W/4].
+            stride_4: the pixel decoder's map [E,C,H/4,W/4].
             output: the decoder's output [E,C].
             box: the decoder's box float32 [E,4].
         """
         parameters = self.controller(wide(output))
-        return dynamic_masks(mask_features, parameters, box[:, :2], self.config.mask_channels)
+        projection = self.pixel_decoder.mask_features
+        channels = self.config.mask_channels
+        return dynamic_masks(stride_4, projection, parameters, box[:, :2], channels)
 
     def decode_frame(
         self, features: ImageFeatures, text_tokens: Tensor, text_padding: Tensor, track: Track
@@ -213,7 +215,7 @@ class OnlineRefer(nn.Module):
         decoded = self.decode(queries, pyramid)
         best = (decoded.logits + track.preference + additive_mask(padding)).argmax(dim=1)
         output, box = _pick(decoded.outputs, best), _pick(decoded.boxes, best)
-        mask_logits = self.masks(self.mask_features(features, pyramid, text), output, box)
+        mask_logits = self.masks(self.stride_4(features, pyramid, text), output, box)
         scores = torch.sigmoid(decoded.logits)
         return FrameOutput(
             torch.where(padding, torch.zeros_like(scores), scores),

@@ -1,4 +1,4 @@
-"""Define the pixel decoder, which fuses mask features at stride 4 with the text at every stride."""
+"""Define the pixel decoder, which builds a map at stride 4 and reads the text at every stride."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ class VisionLanguageLayer(FeedForward):
 
 
 class PixelDecoder(nn.Module):
-    """Build mask features from stride 32 down to stride 4."""
+    """Build the map at stride 4 from stride 32 down.
+
+    ``mask_features``, which makes mask features of this map, is applied by ``dynamic_masks``.
+    """
 
     def __init__(self, config: OnlineReferConfig) -> None:
         super().__init__()
@@ -90,7 +93,7 @@ class PixelDecoder(nn.Module):
         self.mask_features = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, maps: list[Tensor], positions: list[Tensor], text: Text) -> Tensor:
-        """Return mask features [E,C,H/4,W/4].
+        """Return the map [E,C,H/4,W/4].
 
         Args:
             maps: the encoder's maps [E,C,h,w] at strides 32, 16 and 8, and res2 [1,channels,h,w].
@@ -104,7 +107,8 @@ class PixelDecoder(nn.Module):
             if coarser is not None:
                 x = x + F.interpolate(coarser, scale_factor=2.0, mode="nearest")
             coarser = torch.relu(self.get_submodule(f"layer_{stage}")(x))
-        return self.mask_features(coarser)
+        assert coarser is not None
+        return coarser
 
 
 def _tokens(image: Tensor) -> Tensor:

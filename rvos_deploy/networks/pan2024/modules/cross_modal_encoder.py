@@ -22,7 +22,8 @@ class EncodedFrame(NamedTuple):
     """Hold the output of the encoder.
 
     mask_features: [B,C,H/4,W/4].
-    levels: three tensors [B,S,C], at strides 8, 16 and 32.
+    levels: three tensors [B,S,C], at strides 8, 16 and 32; [1,S,C] where one frame was encoded
+        without the texts (``text_fusion`` off).
     shapes: (height, width) of the levels.
     text: [B,L,C], the fused text tokens.
     image: the input features.
@@ -57,16 +58,39 @@ class BidirectionalAttention(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, image: Tensor, text: Tensor, text_bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return updated image [B,S,C] and text [B,L,C]; ``text_bias`` [B,1,1,L] hides padding."""
+        """Update both streams.
+
+        The image's three projections are multiplied with the text first: (v Wq) K' is v (Wq K').
+        A sentence has fewer tokens than a head has channels, so this takes a fraction of the
+        products, and nothing of the image is projected once per sentence.
+
+        Args:
+            image: [B,S,C], or [1,S,C], shared by all texts.
+            text: [B,L,C].
+            text_bias: [B,1,1,L] hides padding.
+
+        Returns:
+            Updated image [B,S,C] and text [B,L,C].
+        """
         v, x = self.image_norm(image), self.text_norm(text)
-        query, key = self._split(self.image_query(v)), self._split(self.text_key(x))
-        similarity = (query * self.scale) @ key.transpose(-2, -1)
-        to_image = softmax(similarity + text_bias.to(similarity.dtype))
-        to_text = softmax(similarity.transpose(-2, -1))
-        image_read = (to_image @ self._split(self.text_value(x))).transpose(1, 2).flatten(2)
-        text_read = (to_text @ self._split(self.image_value(v))).transpose(1, 2).flatten(2)
+        key, value = self._split(self.text_key(x)) * self.scale, self._split(self.text_value(x))
+        query = self.image_query
+        # [B,heads,L,C]: each key as a direction in the image's channels.
+        directions = key @ query.weight.unflatten(0, (self.num_heads, -1))
+        offset = key @ query.bias.unflatten(0, (self.num_heads, -1, 1))
+        similarity = (v @ directions.flatten(1, 2).transpose(1, 2)).transpose(1, 2)
+        similarity = similarity.unflatten(1, (self.num_heads, -1)) + offset
+        to_text = softmax(similarity)
+        to_image = softmax(similarity.transpose(-2, -1) + text_bias.to(similarity.dtype))
+        # [B,heads,L,C]: what each token writes into the image.
+        written = value @ self.image_output.weight.T.unflatten(0, (self.num_heads, -1))
+        image_read = to_image.transpose(1, 2).flatten(2) @ written.flatten(1, 2)
+        pixels = (to_text.flatten(1, 2) @ v).unflatten(1, (self.num_heads, -1))
+        # The weights of a token's pixels sum to 1, so the bias is added once.
+        weight = self.image_value.weight.unflatten(0, (self.num_heads, -1)).transpose(1, 2)
+        text_read = (pixels @ weight).transpose(1, 2).flatten(2) + self.image_value.bias
         return (
-            image + self.image_scale * self.image_output(image_read),
+            image + self.image_scale * (image_read + self.image_output.bias),
             text + self.text_scale * self.text_output(text_read),
         )
 
@@ -118,6 +142,7 @@ class CrossModalEncoder(nn.Module):
         super().__init__()
         dim, groups = config.dim, config.norm_groups
         self.dim, self.position_cycles = dim, config.position_cycles
+        self.text_fusion = config.text_fusion
         self.projections = nn.ModuleList(
             _conv_norm(channels, dim, groups, kernel=1) for channels in image_channels[1:]
         )
@@ -140,19 +165,24 @@ class CrossModalEncoder(nn.Module):
             for projection, feature in zip(self.projections, features[1:], strict=True)
         ]
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
-        tokens, position, centres = self._tokens(maps, shapes, text.shape[0])
+        tokens, position, centres = self._tokens(maps, shapes)
         level_shapes = shapes_tensor(shapes, text.device)
         text_bias = additive_mask(padding)[:, None, None]
         for layer in self.layers:
             tokens, text = layer(tokens, text, text_bias, position, centres, level_shapes)
         levels = list(tokens.split([height * width for height, width in shapes], dim=1))
         mask_features = self._to_stride_4(features.res2, levels[0], shapes[0])
+        if not self.text_fusion:  # nothing above depends on the text, so one frame was encoded once
+            mask_features = mask_features.expand(text.shape[0], -1, -1, -1)
         return EncodedFrame(mask_features, levels, shapes, text, features)
 
     def _tokens(
-        self, maps: list[Tensor], shapes: list[tuple[int, int]], batch: int
+        self, maps: list[Tensor], shapes: list[tuple[int, int]]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the pyramid's tokens [B,S,C], their positions [S,C] and pixel centres [S,2]."""
+        """Return the pyramid's tokens, their positions [S,C] and pixel centres [S,2].
+
+        The tokens are [B,S,C] for B frames. One frame stays [1,S,C] until a layer reads B texts.
+        """
         device = maps[0].device
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
         position = torch.cat(
@@ -163,7 +193,7 @@ class CrossModalEncoder(nn.Module):
             ]
         )
         centres = torch.cat([pixel_centres(h, w, device) for h, w in shapes])
-        return tokens.expand(batch, -1, -1), position.to(tokens.dtype), centres
+        return tokens, position.to(tokens.dtype), centres
 
     def _to_stride_4(self, res2: Tensor, level: Tensor, shape: tuple[int, int]) -> Tensor:
         """Return mask features [B,C,H/4,W/4] from res2 and the level [B,S,C] at stride 8."""
