@@ -63,10 +63,15 @@ class WorkerPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None:
+        if kind is None:
+            self._pool.shutdown(cancel_futures=True)
+        else:
+            # First the queue, then the workers: Python 3.11's pool fails in its own thread, with a
+            # traceback, where a worker dies while cancelled work is still queued.
+            self._pool.shutdown(wait=False, cancel_futures=True)
             for child in set(active_children()) - self._others:
                 child.kill()
-        self._pool.shutdown(cancel_futures=True)
+                child.join()
         if isinstance(error, BrokenProcessPool):
             raise RvosError(
                 f"one of {self._jobs} worker processes ended, perhaps for lack of memory; use "
