@@ -6,8 +6,9 @@ of them imports torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rvos_deploy.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from rvos_deploy.errors import RvosError
@@ -29,20 +30,17 @@ __all__ = [
     "read_video",
 ]
 
-_HOMES = {
-    "Frame": "rvos_deploy.video",
-    "FrameMasks": "rvos_deploy.runtime.frame_masks",
-    "RvosError": "rvos_deploy.errors",
-    "Segmenter": "rvos_deploy.runtime.segmenter",
-    "Stream": "rvos_deploy.runtime.stream",
-    "StreamSettings": "rvos_deploy.stream_settings",
-    "load": "rvos_deploy.runtime.segmenter",
-    "open_video": "rvos_deploy.video",
-    "read_video": "rvos_deploy.video",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'rvos_deploy' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Frame": "rvos_deploy.video.frames",
+        "FrameMasks": "rvos_deploy.runtime.frame_masks",
+        "RvosError": "rvos_deploy.errors",
+        "Segmenter": "rvos_deploy.runtime.segmenter",
+        "Stream": "rvos_deploy.runtime.stream",
+        "StreamSettings": "rvos_deploy.stream_settings",
+        "load": "rvos_deploy.runtime.segmenter",
+        "open_video": "rvos_deploy.video.reader",
+        "read_video": "rvos_deploy.video.reader",
+    },
+)

@@ -6,7 +6,6 @@ import math
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from rvos_deploy.container_limits import ROOT, memory_limit_bytes, quota_cores
 
 def versions(*packages: str) -> dict[str, str]:
     """Return the versions of Python, this package, NumPy, and those ``packages`` that exist."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {"python": platform.python_version()}
     for package in ("rvos-deploy", "numpy", *packages):
         try:

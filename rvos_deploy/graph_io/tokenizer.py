@@ -10,7 +10,6 @@ from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import BundleError, InputError, one_line
@@ -71,6 +70,8 @@ class TokenizerFile:
         Raises:
             BundleError: the file is not the tokenizer of a bundle.
         """
+        import tokenizers
+
         self._file = file
         with _refusing(file):
             content = read_regular_file(file, MAXIMUM_BYTES) if content is None else content

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -16,9 +17,9 @@ from rvos_deploy.closeable import Closeable
 from rvos_deploy.errors import BundleError, InputError
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.graph_spec import fixed_box
-from rvos_deploy.graph_io.tokenizer import check_text
+from rvos_deploy.graph_io.tokenizer import Tokenizer, check_text
 from rvos_deploy.networks.steps import EncodedText
-from rvos_deploy.runtime.backends.base import Backend
+from rvos_deploy.runtime.backends.base import Backend, Session
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.decided_frame import Render
 from rvos_deploy.runtime.graph_calls import SessionCalls, StageCallback
@@ -36,12 +37,10 @@ class Segmenter(Closeable):
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
         self.backend = backend
-        content = bundle.read(TOKENIZER)
-        self._tokenizer = bundle.network.tokenizer(bundle.path / TOKENIZER, content, bundle.graphs)
         self._texts: OrderedDict[str, EncodedText] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
-        self._session = backend.open(bundle)
+        self._session, self._tokenizer = _open(bundle, backend)
         self._calls = SessionCalls(self._session)
 
     def stream(
@@ -195,6 +194,21 @@ class Segmenter(Closeable):
             raise InputError(
                 "this segmenter is closed; load the bundle again with rvos_deploy.load(...)"
             )
+
+
+def _open(bundle: Bundle, backend: Backend) -> tuple[Session, Tokenizer]:
+    """Open a bundle's graphs, and read its tokenizer meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as executor, ExitStack() as undo:
+        tokenizer = executor.submit(_read_tokenizer, bundle)
+        session = undo.enter_context(backend.open(bundle))
+        read = tokenizer.result()
+        undo.pop_all()
+        return session, read
+
+
+def _read_tokenizer(bundle: Bundle) -> Tokenizer:
+    content = bundle.read(TOKENIZER)
+    return bundle.network.tokenizer(bundle.path / TOKENIZER, content, bundle.graphs)
 
 
 def load(

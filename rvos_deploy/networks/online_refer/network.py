@@ -23,7 +23,6 @@ from rvos_deploy.networks.online_refer.contract import (
     probe_makers,
 )
 from rvos_deploy.networks.online_refer.steps import EncodedTokens, OnlineReferSteps
-from rvos_deploy.networks.online_refer.tokenizer import RobertaTokenizer
 from rvos_deploy.networks.steps import GraphCalls
 from rvos_deploy.stream_settings import StreamSettings
 
@@ -115,6 +114,9 @@ class OnlineRefer(Network):
 
     def tokenizer(self, file: Path, content: bytes, graphs: Mapping[str, GraphSpec]) -> Tokenizer:
         """Return RoBERTa's tokenizer."""
+        # Imported here, while another thread opens the graphs.
+        from rvos_deploy.networks.online_refer.tokenizer import RobertaTokenizer
+
         tokens = graphs["text_encoder"].axis("L")
         longest = self._config.max_tokens if tokens is None else tokens.maximum
         return RobertaTokenizer(file, content, longest)

@@ -19,7 +19,6 @@ from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.networks.pan2024.contract import GRAPHS, check_contracts, probe_cases
 from rvos_deploy.networks.pan2024.expression import EncodedSentence
 from rvos_deploy.networks.pan2024.slots import MAX_MATCH_COST
-from rvos_deploy.networks.pan2024.tokenizer import CONTEXT_LENGTH, ClipTokenizer
 from rvos_deploy.networks.steps import GraphCalls
 from rvos_deploy.stream_settings import StreamSettings
 
@@ -73,6 +72,9 @@ class Pan2024(Network):
 
     def tokenizer(self, file: Path, content: bytes, graphs: Mapping[str, GraphSpec]) -> Tokenizer:
         """Return CLIP's tokenizer."""
+        # Imported here, while another thread opens the graphs.
+        from rvos_deploy.networks.pan2024.tokenizer import CONTEXT_LENGTH, ClipTokenizer
+
         tokens = graphs["text_encoder"].axis("L")
         return ClipTokenizer(file, content, CONTEXT_LENGTH if tokens is None else tokens.maximum)
 

@@ -8,11 +8,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
+from rvos_deploy.networks.pan2024.assignment import load_solver
 from rvos_deploy.networks.pan2024.config import Alignment
 
 Array = NDArray[np.float32]
+
+linear_sum_assignment = load_solver()
 
 
 class SlotCues(NamedTuple):

@@ -8,12 +8,14 @@ it too.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.closeable import Closeable
+from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import BackendError
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.tensors import Tensor, TensorOps
@@ -122,17 +124,36 @@ class OnnxBackend(Backend):
         Raises:
             BackendError, BundleError: as ``open``.
         """
-        with ExitStack() as stack:
-            opened: dict[str, Graph] = {}
-            for spec, file in files:
-                opened[spec.name] = stack.enter_context(self._graph(spec, file))
-            stack.pop_all()
-        return Session(opened, self._ops())
+        graphs = {graph.spec.name: graph for graph in _open_together(self._graph, list(files))}
+        return Session(graphs, self._ops())
 
     @abstractmethod
     def _graph(self, spec: GraphSpec, file: OnnxFile) -> Graph:
-        """Open one file. Raises BackendError, BundleError: as ``open``."""
+        """Open one file, in any thread. Raises BackendError, BundleError: as ``open``."""
 
     @abstractmethod
     def _ops(self) -> TensorOps:
         """Return the operations on the graphs' tensors."""
+
+
+def _open_together(
+    open_graph: Callable[[GraphSpec, OnnxFile], Graph], files: Sequence[tuple[GraphSpec, OnnxFile]]
+) -> list[Graph]:
+    """Open files in one thread per core; after an error none stays open.
+
+    Hashing a file and preparing its graph occupy one core each, and not the interpreter.
+    """
+    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="open-graph") as executor:
+        opening = [executor.submit(open_graph, spec, file) for spec, file in files]
+        try:
+            return [graph.result() for graph in opening]
+        except BaseException:
+            for graph in opening:
+                graph.cancel()
+                graph.add_done_callback(_close_opened)
+            raise
+
+
+def _close_opened(opening: Future[Graph]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
