@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -26,8 +27,9 @@ from rvos_deploy.video.sinks.base import FrameResult, Sink
 MASKS = "masks"
 """Folder of a run's masks."""
 
-# Level 1 is three times as fast as Pillow's default, 6, and masks are hardly larger.
-_PNG_LEVEL = 1
+# A mask is made of runs of equal bytes. To search for runs alone is as fast as level 1, three times
+# as fast as Pillow's default, and makes a smaller file than either.
+_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 
 
 class MaskSink(Sink):
@@ -138,7 +140,7 @@ class MaskWriter:
             with made_folder(path.parent), ExitStack() as undo:
                 temporary = create_temporary(path)
                 undo.callback(discard, temporary)
-                image.save(temporary, format="PNG", compress_level=_PNG_LEVEL)
+                image.save(temporary, format="PNG", **_PNG)
                 undo.pop_all()
         except OSError as error:
             raise VideoError(cannot_write(path, error)) from error
