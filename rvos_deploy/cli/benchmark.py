@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -97,6 +98,8 @@ def _print(result: dict[str, Any]) -> None:
     from rvos_deploy.console.output import mebibytes, result_console
 
     typer.echo(_title(result))
+    if (backend := result["versions"]["backend"])["device"] == "cpu":
+        typer.echo(attention_line(backend))
     result_console().print(_stage_table(result))
     overlapped = result["overlapped"]["frames_per_second"]
     typer.echo(
@@ -132,6 +135,21 @@ def _title(result: dict[str, Any]) -> str:
         f"{backend['name']} on {backend['device']}, {counted(result['threads'], 'thread')}; "
         "milliseconds"
     )
+
+
+def attention_line(backend: Mapping[str, str]) -> str:
+    """Say how deformable attention runs on this CPU, and how it would be faster.
+
+    ``backend``: from ``Backend.describe``.
+    """
+    from rvos_deploy.cpu_ops import ms_deform_attn as kernel
+
+    ran = backend.get("deformable_attention", "function body")
+    if ran != "function body":
+        return f"deformable attention: CPU kernel, {ran}"
+    if kernel.available():
+        return "deformable attention: function body; --backend openvino has a faster kernel"
+    return f"deformable attention: function body; {kernel.NOT_BUILT}"
 
 
 def _stage_table(result: dict[str, Any]) -> Table:

@@ -25,13 +25,15 @@ def inspect(
 ) -> None:
     """Check a bundle's hashes; show its graphs, types, weights, versions, parity and engines.
 
-    Engines are hashed but not loaded, so neither TensorRT nor a GPU is needed.
+    Engines are hashed but not loaded, so neither TensorRT nor a GPU is needed. "this machine" says
+    whether the CPU kernel of deformable attention was built.
     """
     from rvos_deploy.bundle.engine_sidecar import list_engines
     from rvos_deploy.bundle.folder import bundle_files, find_bundle, open_bundle
     from rvos_deploy.bundle.manifest import plain
     from rvos_deploy.cli.parity_table import notes, parity_table
     from rvos_deploy.console.output import result_console
+    from rvos_deploy.cpu_ops import ms_deform_attn as kernel
     from rvos_deploy.environment import versions
 
     check_outputs([json], bundle_files(find_bundle(bundle)))
@@ -57,6 +59,7 @@ def inspect(
             {"error": str(engine)} if isinstance(engine, Exception) else engine.as_dict()
             for engine in engines
         ],
+        "cpu_kernel": kernel.instructions() if kernel.available() else None,
     }
     write_record(json, "inspect", content, versions())
 
@@ -75,6 +78,7 @@ def _fact_table(bundle: Bundle) -> Table:
 
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     from rvos_deploy.cli.weight_facts import weight_facts
+    from rvos_deploy.cpu_ops import ms_deform_attn as kernel
 
     manifest = bundle.manifest
     checks = manifest.parity.checks
@@ -94,6 +98,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ),
         ("accepted", _accepted(bundle)),
         *([("not proved", unproved)] if (unproved := manifest.parity.not_proved) else []),
+        ("this machine", f"CPU kernel of deformable attention: {kernel.describe()}"),
     ]
 
 

@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from rvos_deploy.cli.benchmark import attention_line
+from rvos_deploy.cpu_ops import ms_deform_attn as kernel
+
 STAGES = {
     "decode",
     "resize",
@@ -56,7 +61,8 @@ def test_stages_and_comparison(
     for side in ("ours", "theirs"):
         check_times(comparison[side], count=2)
 
-    title, header, *rows = result.stdout.splitlines()
+    title, attention, header, *rows = result.stdout.splitlines()
+    assert attention.startswith("deformable attention: function body; ")
     assert title.startswith("tiny in 64x96, 2 expressions, onnxruntime on cpu, 1 thread;")
     assert header.split() == ["stage", "p50", "p90", "p99", "count"]
     assert {row.split()[0] for row in rows[: len(STAGES)]} == STAGES
@@ -86,3 +92,14 @@ def test_a_video_too_short_to_measure(
 
 def test_two_frames_of_the_rendered_video(rvos: Callable, tiny_bundle: Path) -> None:
     assert rvos("benchmark", "--bundle", tiny_bundle, *SMALL).code == 0
+
+
+def test_it_says_how_deformable_attention_ran_and_how_it_would_be_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert attention_line({"deformable_attention": "AVX2"}).endswith(": CPU kernel, AVX2")
+    monkeypatch.setattr(kernel, "available", lambda: True)
+    assert "function body; --backend openvino has" in attention_line({"name": "onnxruntime"})
+    monkeypatch.setattr(kernel, "available", lambda: False)
+    for backend in ({"deformable_attention": "function body"}, {"name": "onnxruntime"}):
+        assert attention_line(backend).endswith(f"function body; {kernel.NOT_BUILT}")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from rvos_deploy.bundle.folder import MANIFEST, PARITY, write_manifest
 from rvos_deploy.cli.parity_table import parity_table
+from rvos_deploy.cpu_ops import ms_deform_attn as kernel
 from rvos_deploy.networks.pan2024.contract import GRAPHS
 
 
@@ -105,6 +106,19 @@ def test_inspect_shows_what_is_in_the_bundle(rvos: Callable, tiny_bundle: Path) 
     assert "H/32" in shown
     assert checks[0]["name"] not in shown
     assert max(map(len, shown.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_inspect_says_whether_the_cpu_kernel_was_built(
+    built: bool, rvos: Callable, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "available", lambda: built)
+    monkeypatch.setattr(kernel, "instructions", lambda: "AVX2")
+    shown = " ".join(rvos("inspect", tiny_bundle, "--json", tmp_path / "i.json").stdout.split())
+    found = "built, uses AVX2;" if built else "not built, so the function body runs, more slowly;"
+    assert f"this machine CPU kernel of deformable attention: {found}" in shown
+    assert ("then reinstall rvos-deploy" in shown) != built
+    assert read(tmp_path / "i.json")["cpu_kernel"] == ("AVX2" if built else None)
 
 
 def test_inspect_parity_shows_every_check(rvos: Callable, tiny_bundle: Path) -> None:
