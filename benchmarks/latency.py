@@ -104,7 +104,7 @@ def benchmark_latency(
     result: dict[str, Any] = {
         "schema": "rvos-deploy/benchmark/latency/1",
         "command": "benchmark",
-        "versions": {**versions("av"), "backend": segmenter.backend.describe()},
+        "versions": {**versions("av"), "backend": segmenter.describe_backend()},
         "machine": machine(),
         "bundle": str(segmenter.bundle.path),
         "model": segmenter.bundle.config.name,

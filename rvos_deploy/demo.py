@@ -196,6 +196,6 @@ def _metrics(
         **accuracies_and_means(scores),
         "by_expression": [{**asdict(row), "j_and_f": row.j_and_f} for row in scores],
         "seconds": seconds,
-        "versions": versions("av", "pillow") | {"backend": segmenter.backend.describe()},
+        "versions": versions("av", "pillow") | {"backend": segmenter.describe_backend()},
         "machine": machine(),
     }

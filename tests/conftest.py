@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rvos_deploy.cache_folder import VARIABLE
 from rvos_deploy.networks.pan2024.config import preset
 
 # pytest's importlib mode leaves these folders off the path; these modules lie in them.
@@ -24,6 +26,14 @@ SHARED = Path(__file__).parents[2] / "shared"
 for _stop in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
     if signal.getsignal(_stop) is signal.SIG_IGN:
         signal.signal(_stop, lambda number, frame: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give tests, and the processes that they start, an empty cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

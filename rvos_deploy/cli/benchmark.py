@@ -82,7 +82,9 @@ def benchmark(
     settings = StreamSettings(size=parse_size(size), short_side=short_side)
     cores = threads or usable_cores()
     with (
-        load(bundle, backend=backend, device=device, threads=cores) as segmenter,
+        load(
+            bundle, backend=backend, device=device, threads=threads, settings=settings
+        ) as segmenter,
         step_progress() as progress,
     ):
         reference = _pytorch(segmenter.bundle, checkpoint, cores) if compare else None
@@ -95,10 +97,12 @@ def benchmark(
 
 
 def _print(result: dict[str, Any]) -> None:
-    from rvos_deploy.console.output import mebibytes, result_console
+    from rvos_deploy.console.output import choice_lines, mebibytes, result_console
 
-    typer.echo(_title(result))
-    if (backend := result["versions"]["backend"])["device"] == "cpu":
+    backend = result["versions"]["backend"]
+    for line in (_title(result), *choice_lines(backend)):
+        typer.echo(line)
+    if backend["device"] == "cpu":
         typer.echo(attention_line(backend))
     result_console().print(_stage_table(result))
     overlapped = result["overlapped"]["frames_per_second"]

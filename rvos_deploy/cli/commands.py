@@ -9,6 +9,7 @@ import typer
 from rvos_deploy.cli import benchmark as benchmark_command
 from rvos_deploy.cli import (
     build_engine,
+    choose_backend,
     demo,
     evaluate,
     export,
@@ -57,6 +58,7 @@ app.command("inspect")(inspect.inspect)
 app.command("evaluate")(evaluate.evaluate)
 app.command("set-threshold")(set_threshold.set_threshold)
 app.command("benchmark")(benchmark_command.benchmark)
+app.command("choose-backend")(choose_backend.choose_backend)
 app.command("make-data")(make_data.make_data)
 app.command("pretrain-clip")(pretrain_clip.pretrain_clip)
 app.command("train")(train.train)

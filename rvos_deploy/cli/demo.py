@@ -28,7 +28,12 @@ def demo(
     threads: ThreadsOption = None,
 ) -> None:
     """Segment a rendered video, and score the masks against ground truth."""
-    from rvos_deploy.console.output import frame_progress, number_table, result_console
+    from rvos_deploy.console.output import (
+        choice_lines,
+        frame_progress,
+        number_table,
+        result_console,
+    )
     from rvos_deploy.demo import SEED, run_demo
     from rvos_deploy.redaction import redact_command
     from rvos_deploy.runtime.segmenter import load
@@ -52,3 +57,5 @@ def demo(
         f"\n{report.scores[0].frames} frames at {report.frames_per_second:.1f} fps; in {out}: "
         "picture.png, overlay.mp4, masks/, result.json, metrics.json, video.mp4"
     )
+    for line in choice_lines(segmenter.describe_backend()):
+        typer.echo(line)

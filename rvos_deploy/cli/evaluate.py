@@ -180,7 +180,7 @@ def _run_bundle(request: EvaluationRequest, submission: Path | None) -> _Evaluat
             submission=submission,
         )
         used = {**bundle_settings(segmenter, settings), "overlaps": overlaps}
-        return evaluation, used, segmenter.backend.describe()
+        return evaluation, used, segmenter.describe_backend()
 
 
 def _score_masks(request: EvaluationRequest, submission: Path | None) -> _Evaluated:

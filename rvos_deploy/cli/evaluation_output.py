@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rvos_deploy.console.output import counted, number_table, overlaps_line, result_console
+from rvos_deploy.console.output import (
+    choice_lines,
+    counted,
+    number_table,
+    overlaps_line,
+    result_console,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +45,8 @@ def print_scores(result: Mapping[str, Any], submission: Path | None) -> None:
     )
     if result["by_annotator"]:
         typer.echo(overlaps_line(result["settings"]))
+    for line in choice_lines(result["versions"].get("backend")):
+        typer.echo(line)
     if submission is not None:
         typer.echo(f"wrote {submission}")
 

@@ -54,5 +54,9 @@ class EvaluationRequest:
         from rvos_deploy.runtime.segmenter import load
 
         return load(
-            self.predictions, backend=self.backend, device=self.device, threads=self.threads
+            self.predictions,
+            backend=self.backend,
+            device=self.device,
+            threads=self.threads,
+            settings=self.settings("online"),
         )

@@ -89,7 +89,7 @@ def run(
     from rvos_deploy import stopping
     from rvos_deploy.bundle.folder import find_bundle
     from rvos_deploy.cli.expressions import check_expressions
-    from rvos_deploy.console.output import counted, frame_progress
+    from rvos_deploy.console.output import choice_lines, counted, frame_progress
     from rvos_deploy.redaction import redact, redact_command
     from rvos_deploy.runtime.run import RunOptions
     from rvos_deploy.runtime.run import run as run_video
@@ -106,9 +106,9 @@ def run(
     chosen = StreamOptions(
         mode, lookahead, memory, anchors, threshold, fallback, size, short_side, mask_budget
     )
-    chosen.settings("online")  # refuses wrong settings before the bundle is loaded
+    early = chosen.settings("online")  # refuses wrong settings before the bundle is loaded
     with (
-        load(bundle, backend=backend, device=device, threads=threads) as segmenter,
+        load(bundle, backend=backend, device=device, threads=threads, settings=early) as segmenter,
         frame_progress() as progress,
     ):
         network = segmenter.bundle.network
@@ -128,6 +128,8 @@ def run(
         f"{settings.mode}: "
         f"{report.seconds:.1f} s, {report.frames_per_second:.1f} fps -> {out}"
     )
+    for line in choice_lines(segmenter.describe_backend()):
+        typer.echo(line)
     if report.stopped:
         stopping.print_last_line(
             f"warning: {report.stopped}; {report.frames} frames are complete in {out}"

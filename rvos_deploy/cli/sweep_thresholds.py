@@ -71,7 +71,7 @@ def sweep(
 
 
 def _print(result: Mapping[str, Any], request: EvaluationRequest) -> None:
-    from rvos_deploy.console.output import counted, overlaps_line, result_console
+    from rvos_deploy.console.output import choice_lines, counted, overlaps_line, result_console
 
     modes = result["modes"]
     result_console().print(_table(modes))
@@ -87,6 +87,8 @@ def _print(result: Mapping[str, Any], request: EvaluationRequest) -> None:
     typer.echo(f"fallback {_FALLBACKS[online['fallback']]}")
     if request.rules.groups is not None:
         typer.echo(overlaps_line(online))
+    for line in choice_lines(result["versions"]["backend"]):
+        typer.echo(line)
     for mode, found in modes.items():
         best, own = (_j_and_f(found, found[name]) for name in ("best", "own"))
         same = found["best"] == found["own"]

@@ -29,10 +29,12 @@ def verify(
     """
     from rvos_deploy.bundle.folder import bundle_files, find_bundle, open_bundle
     from rvos_deploy.cli.parity_table import notes, parity_table
-    from rvos_deploy.console.output import result_console, step_progress
+    from rvos_deploy.console.output import choice_lines, result_console, step_progress
     from rvos_deploy.environment import versions
     from rvos_deploy.parity import verification
+    from rvos_deploy.runtime.backends.choice import choose
     from rvos_deploy.runtime.backends.registry import make_backend
+    from rvos_deploy.stream_settings import StreamSettings
 
     check_outputs([json], bundle_files(find_bundle(bundle)))
     opened = open_bundle(bundle)
@@ -43,7 +45,8 @@ def verify(
             "exported; export it again",
             stacklevel=2,
         )
-    engine = make_backend(backend, device, threads)
+    choice = choose(backend, opened, StreamSettings(), device=device, threads=threads)
+    engine = make_backend(choice.name, device, threads)
     left_out: list[str] = []
     with step_progress() as progress:
         results = verification.verify(opened, engine, progress, left_out.append)
@@ -56,7 +59,9 @@ def verify(
     if left_out:
         typer.echo(f"left out, outside the engines' profiles: {'; '.join(left_out)}")
     failed = sum(not result.passed for result in results)
-    described = engine.describe()
+    described = choice.described(engine)
+    for line in choice_lines(described):
+        typer.echo(line)
     name = f"{described['name']} {described['version']} on {described['device']}"
     typer.echo(
         f"{bundle}: {len(results)} checks passed with {name}"

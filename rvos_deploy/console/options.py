@@ -32,7 +32,8 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help=f"Inference library: {', '.join(BACKEND_NAMES)}.",
+        help=f"Inference library: {', '.join(BACKEND_NAMES)}. auto: what choose-backend recorded, "
+        "or else onnxruntime.",
     ),
 ]
 DeviceOption = Annotated[

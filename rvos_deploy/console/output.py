@@ -132,6 +132,16 @@ def overlaps_line(settings: Mapping[str, Any]) -> str:
     return f"overlaps of an annotator's objects: {done}"
 
 
+def choice_lines(described: Mapping[str, str] | None) -> list[str]:
+    """Say which back end ``auto`` chose, and why; nothing where the user named the back end.
+
+    ``described``: from ``Segmenter.describe_backend``; None: the back end is unknown.
+    """
+    if described is None or "auto" not in described:
+        return []
+    return [f"--backend auto: {described['name']}; {described['auto']}"]
+
+
 def mebibytes(count: float) -> str:
     """Format a number of bytes: ``13.2 MiB``, ``1.50 GiB``."""
     if count >= 2**30:

@@ -51,7 +51,7 @@ def sweep_report(sweep: Sweep, segmenter: Segmenter) -> Row:
         "videos": len(videos),
         "frames": sum(len(video.frames) for video in videos),
         "seconds": sweep.seconds,
-        "versions": {**versions("pillow", "scipy"), "backend": segmenter.backend.describe()},
+        "versions": {**versions("pillow", "scipy"), "backend": segmenter.describe_backend()},
         "machine": machine(),
     }
 

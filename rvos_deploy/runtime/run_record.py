@@ -50,7 +50,7 @@ class RunRecord:
             "notes": list(self._reader.notes),
             "stopped": self._writer.stopped,
             "command": self._command,
-            "versions": versions("av", "pillow") | {"backend": self._segmenter.backend.describe()},
+            "versions": versions("av", "pillow") | {"backend": self._segmenter.describe_backend()},
             "machine": machine(),
             "timings": {
                 "seconds": seconds,

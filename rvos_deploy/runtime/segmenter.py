@@ -20,6 +20,7 @@ from rvos_deploy.graph_io.graph_spec import fixed_box
 from rvos_deploy.graph_io.tokenizer import Tokenizer, check_text
 from rvos_deploy.networks.steps import EncodedText
 from rvos_deploy.runtime.backends.base import Backend, Session
+from rvos_deploy.runtime.backends.choice import Choice, choose
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.decided_frame import Render
 from rvos_deploy.runtime.graph_calls import SessionCalls, StageCallback
@@ -34,9 +35,11 @@ _CACHED_TEXTS = 1024
 class Segmenter(Closeable):
     """Hold the graphs of one bundle on one back end. Threads may share it, but not its streams."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, choice: Choice | None = None) -> None:
+        """Open the graphs. ``choice``: how the back end was chosen; None: by the caller."""
         self.bundle = bundle
         self.backend = backend
+        self._choice = choice or Choice(backend.name)
         self._texts: OrderedDict[str, EncodedText] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
@@ -125,14 +128,7 @@ class Segmenter(Closeable):
         *,
         keep_images: bool = False,
     ) -> Stream:
-        if settings is not None and not isinstance(settings, StreamSettings):
-            raise InputError(
-                f"settings must be StreamSettings, found {type(settings).__name__}; write "
-                "rvos_deploy.StreamSettings(mode='online')"
-                + (", or StreamSettings(**settings)" if isinstance(settings, dict) else "")
-            )
-        settings = settings or StreamSettings()
-        settings = self.with_size(settings)
+        settings = self.with_size(_checked(settings))
         if isinstance(expressions, Sequence) and not isinstance(expressions, str):
             check_limits(self.bundle.graphs, settings, len(expressions))
         if settings.threshold is None:
@@ -163,6 +159,10 @@ class Segmenter(Closeable):
         geometry = self.bundle.network.geometry(display, settings, fixed_box(graphs))
         check_geometry(graphs, geometry)
         return geometry
+
+    def describe_backend(self) -> dict[str, str]:
+        """Return the back end for records of results; ``auto`` says why it was chosen."""
+        return self._choice.described(self.backend)
 
     def encode_text(self, text: str) -> EncodedText:
         """Encode an expression; the last 1,024 encoded expressions are cached.
@@ -211,18 +211,38 @@ def _read_tokenizer(bundle: Bundle) -> Tokenizer:
     return bundle.network.tokenizer(bundle.path / TOKENIZER, content, bundle.graphs)
 
 
+def _checked(settings: StreamSettings | None) -> StreamSettings:
+    """Return the settings, or the defaults for None. Raises InputError: they are something else."""
+    if settings is not None and not isinstance(settings, StreamSettings):
+        raise InputError(
+            f"settings must be StreamSettings, found {type(settings).__name__}; write "
+            "rvos_deploy.StreamSettings(mode='online')"
+            + (", or StreamSettings(**settings)" if isinstance(settings, dict) else "")
+        )
+    return settings or StreamSettings()
+
+
 def load(
-    bundle: str | Path, *, backend: str = "auto", device: str = "auto", threads: int | None = None
+    bundle: str | Path,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    settings: StreamSettings | None = None,
 ) -> Segmenter:
     """Check a bundle's hashes and load its graphs.
 
     Args:
         bundle: a folder (string or path), or the name of a packaged bundle.
-        backend: ``auto`` or the name of a back end.
+        backend: the name of a back end. ``auto``: what ``rvos-deploy choose-backend`` recorded for
+            this machine, bundle and size; without a record, the first that is installed of
+            onnxruntime and openvino.
         device: ``cpu`` or ``cuda``; no other device is used. ``auto``: the CPU for onnxruntime, the
             GPU for tensorrt.
         threads: number of CPU threads of a graph, at least 1. None: all cores that affinity and the
             container's quota allow this process.
+        settings: of the streams to come; only their size counts, and only for ``auto``. None: the
+            bundle's size.
 
     Raises:
         InputError: an argument has another type.
@@ -238,13 +258,15 @@ def load(
         if not isinstance(value, str):
             raise InputError(f"{name} must be a name, found {described(value)}; write 'auto'")
     threads = None if threads is None else whole_number("threads", threads, 1)
+    settings = _checked(settings)
     try:
         opened = open_bundle(bundle, check_files=False)
     except OSError as error:
         raise BundleError(
             f"the bundle cannot be read ({error.strerror}); check the path and its permissions"
         ) from error
-    segmenter = Segmenter(opened, make_backend(backend, device, threads))
+    choice = choose(backend, opened, settings, device=device, threads=threads)
+    segmenter = Segmenter(opened, make_backend(choice.name, device, threads), choice)
     try:
         # The back end has hashed the files that it read; this hashes the others, so none twice.
         opened.check_files()

@@ -15,6 +15,7 @@ COMMANDS = (
     "inspect",
     "evaluate",
     "benchmark",
+    "choose-backend",
     "build-engine",
     "make-data",
     "pretrain-clip",

@@ -54,7 +54,7 @@ def test_onnxruntime_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendError, match=r"pip install 'rvos-deploy\[cpu\]'"):
-        make_backend()
+        make_backend("onnxruntime")
 
 
 def test_a_graph_runs_until_it_is_closed_and_only_what_fits(tiny_bundle: Path) -> None:

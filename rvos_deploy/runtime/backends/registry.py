@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, get_args
 
 from rvos_deploy.errors import BackendError
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "bf16-reference"]
 Device = Literal["auto", "cpu", "cuda"]
 BACKEND_NAMES: tuple[str, ...] = get_args(BackendName)
+
+CPU_BACKENDS = ("onnxruntime", "openvino")
+"""What ``auto`` chooses from on the CPU; without a trial, the first that is installed."""
 
 
 def _onnxruntime(device: str, threads: int | None) -> Backend:
@@ -72,11 +76,26 @@ BACKENDS: dict[str, KnownBackend] = {
 """Add your own back end before a bundle is loaded: ``BACKENDS["mine"] = KnownBackend(...)``."""
 
 
+def installed_cpu_backends() -> tuple[str, ...]:
+    """Return those of ``CPU_BACKENDS`` whose library is installed; none is imported."""
+    return tuple(name for name in CPU_BACKENDS if find_spec(name) is not None)
+
+
+def default_backend(device: str = "auto") -> str:
+    """Return what ``auto`` means without a trial: the first installed library.
+
+    It is onnxruntime for ``cuda``, and where nothing is installed: its error says how to install.
+    """
+    installed = () if device == "cuda" else installed_cpu_backends()
+    return next(iter(installed), "onnxruntime")
+
+
 def make_backend(name: str = "auto", device: str = "auto", threads: int | None = None) -> Backend:
-    """Make a back end by name; ``auto`` is onnxruntime.
+    """Make a back end by name.
 
     Args:
-        name: one of ``BACKEND_NAMES``.
+        name: one of ``BACKEND_NAMES``. ``auto`` is the default back end here; ``choice.choose``
+            knows a bundle's trial.
         device: ``cpu``, ``cuda``, or ``auto``: the GPU for tensorrt, the CPU for the others.
         threads: for the arithmetic of one graph on the CPU; None uses every core of the process.
 
@@ -84,7 +103,7 @@ def make_backend(name: str = "auto", device: str = "auto", threads: int | None =
         BackendError: the name is unknown, the library is not installed, or the device is not
             available.
     """
-    chosen = "onnxruntime" if name == "auto" else name
+    chosen = default_backend(device) if name == "auto" else name
     if chosen not in BACKENDS:
         raise BackendError(f"unknown back end '{name}'; known: {', '.join(('auto', *BACKENDS))}")
     known = BACKENDS[chosen]
