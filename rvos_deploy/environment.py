@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import platform
@@ -78,6 +79,16 @@ def resident_memory_bytes() -> int:
     if not statm.is_file():
         return 0
     return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def processor_fingerprint() -> str:
+    """Return a hash of the processor's name and instruction sets, as far as they are known."""
+    lines = [platform.machine(), _processor()]
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        text = cpuinfo.read_text(encoding="utf-8").splitlines()
+        lines += [line for line in text if line.startswith(("flags", "Features"))][:1]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _memory_bytes() -> int:

@@ -340,13 +340,14 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_regular_file(path: Path, maximum: int) -> bytes:
+def read_regular_file(path: Path, maximum: int, *, private: bool = False) -> bytes:
     """Read a regular file of at most ``maximum`` bytes once, and return its content.
 
-    A FIFO, a device or a folder is refused without waiting for it.
+    A FIFO, a device or a folder is refused without waiting for it. ``private``: a file that
+    another user owns or may write is refused too.
 
     Raises:
-        OSError: the file cannot be read, is not a regular file, or is larger.
+        OSError: the file cannot be read, is refused, or is larger.
     """
     # O_NONBLOCK: opening a FIFO without a writer would block; regular files ignore the flag.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -355,12 +356,21 @@ def read_regular_file(path: Path, maximum: int) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if private and not _is_private(status):
+            raise PermissionError(errno.EPERM, "another user may have written it", str(path))
         if status.st_size > maximum:
             raise OSError(errno.EFBIG, f"{status.st_size} bytes, at most {maximum}", str(path))
         content = file.read(status.st_size)
         if file.read(1):
             raise OSError(errno.EBUSY, "it grew while it was read", str(path))
     return content
+
+
+def _is_private(status: os.stat_result) -> bool:
+    """Tell whether only this user (and root) may have written a file; False where unknown."""
+    if sys.platform == "win32":
+        return False
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def _temporary_name(path: Path) -> Path:

@@ -31,9 +31,10 @@ def choose_backend(
 ) -> None:
     """Measure the installed back ends on this CPU, and record the one that auto is to use.
 
-    A back end must pass every check of 'verify', and its masks must equal those of the first one.
-    The record holds for this machine, bundle, size, number of threads and versions. It lies in the
-    cache folder (RVOS_DEPLOY_CACHE); without it, auto is onnxruntime.
+    A back end must pass every check of 'verify', and its masks must equal
+    those of the first one. The record is for this machine, bundle, size,
+    number of threads and versions, and lies in the cache folder
+    (RVOS_DEPLOY_CACHE). Nothing else changes what auto is.
     """
     from rvos_deploy.benchmarks.backend_trial import hold_trial
     from rvos_deploy.bundle.folder import bundle_files, find_bundle, open_bundle

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rvos_deploy.bundle.onnx_file import OnnxContent, OnnxFile
-from rvos_deploy.environment import usable_cores
+from rvos_deploy.environment import processor_fingerprint, usable_cores
 from rvos_deploy.errors import BackendError, one_line
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.tensors import Tensor
@@ -18,6 +20,7 @@ from rvos_deploy.runtime.backends.base import Graph, OnnxBackend
 from rvos_deploy.runtime.backends.host_ops import HostOps
 from rvos_deploy.runtime.backends.onnxruntime.binding import run_bound
 from rvos_deploy.runtime.backends.onnxruntime.device_arrays import CudaArrayOps
+from rvos_deploy.runtime.backends.onnxruntime.optimised_models import OptimisedModel
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -75,23 +78,8 @@ class OnnxRuntimeGraph(Graph):
         self._outputs = [tensor.name for tensor in spec.outputs]
         self._check_precision()
         ort = _import()
-        options = self._session_options(ort)
         content = self._content()
-        _add_external(ort, options, content)
-        try:
-            session = ort.InferenceSession(
-                content.model,
-                options,
-                providers=[(self._provider, self._provider_options())],
-                disabled_optimizers=self._harmful_optimizers(),
-                # The fallback would try other providers, and print that to stdout.
-                enable_fallback=0,
-            )
-        except Exception as error:
-            raise BackendError(
-                f"onnxruntime {ort.__version__} cannot load {self._file.path.name}: "
-                f"{_first_line(error)}"
-            ) from error
+        session = self._reopen(ort, content) or self._open(ort, content)
         # ONNX Runtime only logs a failed provider, and goes on without it.
         if session.get_providers()[0] != self._provider:
             raise BackendError(
@@ -102,6 +90,64 @@ class OnnxRuntimeGraph(Graph):
         # The session keeps the model's bytes to open it with other providers, which we never do.
         session._model_bytes = None
         self._session: Any = session
+
+    def _reopen(self, ort: Any, content: OnnxContent) -> Any:
+        """Open the model that an earlier process optimised, or keep it for the next process.
+
+        Returns:
+            An ``onnxruntime.InferenceSession``; None: the model must be opened as it is.
+        """
+        if not self._keeps_optimised(content):
+            return None
+        kept = OptimisedModel(
+            hashlib.sha256(content.model).hexdigest(),
+            ort.__version__,
+            processor_fingerprint(),
+            *self._harmful_optimizers(),
+        )
+        if (model := kept.read()) is not None:
+            options = self._session_options(ort)
+            # Its nodes are optimised, and its functions are inlined.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            with suppress(Exception):  # of ONNX Runtime, which has many kinds
+                return self._session_of(ort, model, options)
+            kept.remove()
+        with suppress(Exception), kept.keeping() as file:  # _open tries again, and reports
+            if file is not None:
+                options = self._session_options(ort)
+                options.optimized_model_filepath = str(file)
+                return self._session_of(ort, content.model, options)
+        return None
+
+    def _keeps_optimised(self, content: OnnxContent) -> bool:
+        """Tell whether the model comes back: a bundle's does, an export that is checked may not."""
+        return (
+            self._provider == PROVIDERS["cpu"]
+            and self._file.read_checked is not None
+            and not content.external
+        )
+
+    def _open(self, ort: Any, content: OnnxContent) -> Any:
+        """Open the model as it is. Raises BackendError: ONNX Runtime refuses it."""
+        options = self._session_options(ort)
+        _add_external(ort, options, content)
+        try:
+            return self._session_of(ort, content.model, options)
+        except Exception as error:
+            raise BackendError(
+                f"onnxruntime {ort.__version__} cannot load {self._file.path.name}: "
+                f"{_first_line(error)}"
+            ) from error
+
+    def _session_of(self, ort: Any, model: bytes, options: Any) -> Any:
+        return ort.InferenceSession(
+            model,
+            options,
+            providers=[(self._provider, self._provider_options())],
+            disabled_optimizers=self._harmful_optimizers(),
+            # The fallback would try other providers, and print that to stdout.
+            enable_fallback=0,
+        )
 
     def _session_options(self, ort: Any) -> Any:
         options = ort.SessionOptions()
