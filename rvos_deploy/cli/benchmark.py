@@ -14,6 +14,7 @@ from rvos_deploy.console.options import (
     BundleOption,
     DeviceOption,
     JsonOption,
+    PrecisionHintOption,
     ShortSideOption,
     SizeOption,
     ThreadsOption,
@@ -51,6 +52,7 @@ def benchmark(
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    precision_hint: PrecisionHintOption = None,
     compare: Annotated[
         Literal["pytorch"] | None,
         typer.Option(
@@ -70,7 +72,7 @@ def benchmark(
     """Measure latency by stage, throughput with overlapped stages, and peak memory."""
     from rvos_deploy.benchmarks.latency import LatencyOptions, benchmark_latency
     from rvos_deploy.bundle.folder import bundle_files, find_bundle
-    from rvos_deploy.console.output import step_progress
+    from rvos_deploy.console.output import note_precision_hint, step_progress
     from rvos_deploy.environment import usable_cores
     from rvos_deploy.json_file import write_json
     from rvos_deploy.overlap import source_files
@@ -79,11 +81,17 @@ def benchmark(
 
     inputs = [*bundle_files(find_bundle(bundle)), *(source_files(video) if video else ())]
     check_outputs([json], inputs + ([checkpoint] if checkpoint else []))
+    note_precision_hint(precision_hint, bundle)
     settings = StreamSettings(size=parse_size(size), short_side=short_side)
     cores = threads or usable_cores()
     with (
         load(
-            bundle, backend=backend, device=device, threads=threads, settings=settings
+            bundle,
+            backend=backend,
+            device=device,
+            threads=threads,
+            settings=settings,
+            precision_hint=precision_hint,
         ) as segmenter,
         step_progress() as progress,
     ):
@@ -130,14 +138,14 @@ def _pytorch(bundle: Bundle, checkpoint: Path | None, threads: int) -> Backend:
 
 
 def _title(result: dict[str, Any]) -> str:
-    from rvos_deploy.console.output import counted
+    from rvos_deploy.console.output import counted, in_precision
 
     height, width = result["input_size"]
     backend = result["versions"]["backend"]
     return (
         f"{result['model']} in {height}x{width}, {counted(result['expressions'], 'expression')}, "
-        f"{backend['name']} on {backend['device']}, {counted(result['threads'], 'thread')}; "
-        "milliseconds"
+        f"{backend['name']} on {backend['device']}{in_precision(backend)}, "
+        f"{counted(result['threads'], 'thread')}; milliseconds"
     )
 
 

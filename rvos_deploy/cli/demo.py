@@ -13,6 +13,7 @@ from rvos_deploy.console.options import (
     BundleOption,
     DeviceOption,
     OutFolderOption,
+    PrecisionHintOption,
     ThreadsOption,
 )
 
@@ -26,11 +27,13 @@ def demo(
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    precision_hint: PrecisionHintOption = None,
 ) -> None:
     """Segment a rendered video, and score the masks against ground truth."""
     from rvos_deploy.console.output import (
         choice_lines,
         frame_progress,
+        note_precision_hint,
         number_table,
         result_console,
     )
@@ -38,8 +41,15 @@ def demo(
     from rvos_deploy.redaction import redact_command
     from rvos_deploy.runtime.segmenter import load
 
+    note_precision_hint(precision_hint, bundle)
     with (
-        load(bundle, backend=backend, device=device, threads=threads) as segmenter,
+        load(
+            bundle,
+            backend=backend,
+            device=device,
+            threads=threads,
+            precision_hint=precision_hint,
+        ) as segmenter,
         frame_progress() as progress,
     ):
         report = run_demo(

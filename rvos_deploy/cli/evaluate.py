@@ -18,6 +18,7 @@ from rvos_deploy.console.options import (
     LookaheadOption,
     MemoryOption,
     ModeOption,
+    PrecisionHintOption,
     ShortSideOption,
     SizeOption,
     ThreadsOption,
@@ -98,6 +99,7 @@ def evaluate(
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    precision_hint: PrecisionHintOption = None,
     jobs: JobsOption = None,
     json: JsonOption = None,
     csv: Annotated[
@@ -115,7 +117,7 @@ def evaluate(
 ) -> None:
     """Score a bundle, or existing masks, by the rules of a benchmark.
 
-    Options from --mode to --threads apply to bundles. A missing mask counts as wrong:
+    Options from --mode to --precision-hint apply to bundles. A missing mask counts as wrong:
     - J and F are 0 in its frame, even if the ground truth is empty.
     - N-acc: an expression without a target needs all its masks, and all of them empty.
     - T-acc: an expression with a target needs one mask that is not empty.
@@ -133,7 +135,16 @@ def evaluate(
     check_outputs([json, csv, submission], [*read, data])
     workers = jobs or usable_cores()
     request = EvaluationRequest(
-        predictions, data, protocol, stream, overlaps, backend, device, threads, workers
+        predictions,
+        data,
+        protocol,
+        stream,
+        overlaps,
+        backend,
+        device,
+        threads,
+        precision_hint,
+        workers,
     )
     if not is_bundle:
         _refuse_bundle_options(request, sweep_threshold, sweep_at)

@@ -11,6 +11,7 @@ from rvos_deploy.console.stream_options import StreamOptions
 if TYPE_CHECKING:
     from rvos_deploy.evaluation.choices import Overlaps, ProtocolName
     from rvos_deploy.evaluation.protocols import Protocol
+    from rvos_deploy.graph_io.precision_hint import PrecisionHint
     from rvos_deploy.runtime.backends.registry import BackendName, Device
     from rvos_deploy.runtime.segmenter import Segmenter
     from rvos_deploy.stream_settings import Mode, StreamSettings
@@ -32,6 +33,7 @@ class EvaluationRequest:
     backend: BackendName
     device: Device
     threads: int | None
+    precision_hint: PrecisionHint | None
     jobs: int
 
     @property
@@ -59,4 +61,5 @@ class EvaluationRequest:
             device=self.device,
             threads=self.threads,
             settings=self.settings("online"),
+            precision_hint=self.precision_hint,
         )

@@ -17,6 +17,7 @@ from rvos_deploy.console.options import (
     LookaheadOption,
     MemoryOption,
     ModeOption,
+    PrecisionHintOption,
     ShortSideOption,
     SizeOption,
     ThreadsOption,
@@ -53,6 +54,7 @@ def run(
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    precision_hint: PrecisionHintOption = None,
     mode: ModeOption = None,
     lookahead: LookaheadOption = None,
     memory: MemoryOption = None,
@@ -89,7 +91,12 @@ def run(
     from rvos_deploy import stopping
     from rvos_deploy.bundle.folder import find_bundle
     from rvos_deploy.cli.expressions import check_expressions
-    from rvos_deploy.console.output import choice_lines, counted, frame_progress
+    from rvos_deploy.console.output import (
+        choice_lines,
+        counted,
+        frame_progress,
+        note_precision_hint,
+    )
     from rvos_deploy.redaction import redact, redact_command
     from rvos_deploy.runtime.run import RunOptions
     from rvos_deploy.runtime.run import run as run_video
@@ -106,9 +113,17 @@ def run(
     chosen = StreamOptions(
         mode, lookahead, memory, anchors, threshold, fallback, size, short_side, mask_budget
     )
+    note_precision_hint(precision_hint, bundle)
     early = chosen.settings("online")  # refuses wrong settings before the bundle is loaded
     with (
-        load(bundle, backend=backend, device=device, threads=threads, settings=early) as segmenter,
+        load(
+            bundle,
+            backend=backend,
+            device=device,
+            threads=threads,
+            settings=early,
+            precision_hint=precision_hint,
+        ) as segmenter,
         frame_progress() as progress,
     ):
         network = segmenter.bundle.network

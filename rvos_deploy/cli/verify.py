@@ -11,6 +11,7 @@ from rvos_deploy.console.options import (
     BundleArgument,
     DeviceOption,
     JsonOption,
+    PrecisionHintOption,
     ThreadsOption,
 )
 from rvos_deploy.console.output_files import check_outputs, write_record
@@ -21,6 +22,7 @@ def verify(
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    precision_hint: PrecisionHintOption = None,
     json: JsonOption = None,
 ) -> None:
     """Check a bundle's hashes, graphs and masks on this machine; exit with 1 if a check fails.
@@ -29,7 +31,13 @@ def verify(
     """
     from rvos_deploy.bundle.folder import bundle_files, find_bundle, open_bundle
     from rvos_deploy.cli.parity_table import notes, parity_table
-    from rvos_deploy.console.output import choice_lines, result_console, step_progress
+    from rvos_deploy.console.output import (
+        choice_lines,
+        in_precision,
+        note_precision_hint,
+        result_console,
+        step_progress,
+    )
     from rvos_deploy.environment import versions
     from rvos_deploy.parity import verification
     from rvos_deploy.runtime.backends.choice import choose
@@ -45,8 +53,16 @@ def verify(
             "exported; export it again",
             stacklevel=2,
         )
-    choice = choose(backend, opened, StreamSettings(), device=device, threads=threads)
-    engine = make_backend(choice.name, device, threads)
+    choice = choose(
+        backend,
+        opened,
+        StreamSettings(),
+        device=device,
+        threads=threads,
+        precision_hint=precision_hint,
+    )
+    engine = make_backend(choice.name, device, threads, precision_hint)
+    note_precision_hint(precision_hint, bundle)
     left_out: list[str] = []
     with step_progress() as progress:
         results = verification.verify(opened, engine, progress, left_out.append)
@@ -63,6 +79,7 @@ def verify(
     for line in choice_lines(described):
         typer.echo(line)
     name = f"{described['name']} {described['version']} on {described['device']}"
+    name += in_precision(described)
     typer.echo(
         f"{bundle}: {len(results)} checks passed with {name}"
         if passed

@@ -9,6 +9,7 @@ import typer
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.input_size import check_size
+from rvos_deploy.graph_io.precision_hint import PrecisionHint
 from rvos_deploy.runtime.backends.registry import BACKEND_NAMES, BackendName, Device
 from rvos_deploy.stream_settings import Fallback, Mode
 
@@ -44,6 +45,14 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(
         "--threads", metavar="N", min=1, help="CPU threads per graph. Default: all cores."
+    ),
+]
+PrecisionHintOption = Annotated[
+    PrecisionHint | None,
+    typer.Option(
+        "--precision-hint",
+        help="For --backend openvino and fp32 bundles: multiply maps with weights in bfloat16. "
+        "Faster; masks change a little. Default: float32.",
     ),
 ]
 

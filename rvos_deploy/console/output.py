@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rvos_deploy.progress import CountProgress, StepProgress
@@ -11,6 +12,8 @@ from rvos_deploy.progress import CountProgress, StepProgress
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from rvos_deploy.graph_io.precision_hint import PrecisionHint
 
 PIPE_WIDTH = 120
 """Columns of a table in a pipe or file, where Rich would limit it to 80."""
@@ -121,6 +124,26 @@ def number_table(names: Sequence[str], numbers: Sequence[str]) -> Table:
 def counted(count: int, noun: str) -> str:
     """Format a count with its noun: ``1 frame``, ``2 frames``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def in_precision(described: Mapping[str, str]) -> str:
+    """Return `` in bf16`` of a back end's description; "" if it computes as the bundle states."""
+    return f" in {described['precision']}" if "precision" in described else ""
+
+
+def note_precision_hint(hint: PrecisionHint | None, bundle: Path) -> None:
+    """Tell on standard error whether J&F was measured for a bundle with this hint."""
+    import typer
+
+    from rvos_deploy.bundle.folder import find_bundle, packaged_bundles
+
+    if hint is None or find_bundle(bundle) in packaged_bundles().values():
+        return
+    typer.echo(
+        f"note: what --precision-hint {hint} costs in J&F was measured for the packaged bundle "
+        "only; measure yours: rvos-deploy evaluate BUNDLE --data DIR, with the hint and without",
+        err=True,
+    )
 
 
 def overlaps_line(settings: Mapping[str, Any]) -> str:

@@ -27,6 +27,16 @@ Dim = Size | Annotated[str, Meta(pattern=r"\A[A-Za-z]{1,16}(/[1-9][0-9]{0,3})?\Z
 Dtype = Annotated[str, Meta(pattern=r"\A(bool|uint8|int32|int64|float16|float32)\Z")]
 Precision = Literal["fp32", "fp16", "bf16"]
 """The number format that graphs compute in."""
+TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 0.13}
+"""Largest difference between PyTorch and the file for the same inputs, on normalised scales.
+
+fp32: only the order of summation differs, by about 1e-6 per layer. 1e-4 covers tens of layers, but
+no wrong operator. fp16: PyTorch and the file round after different operators, by 5e-4 each and
+about 3e-3 after tens of layers; J&F measures the effect. Queries that the last bit decides differ
+more (``verification.MAXIMUM_UNDECIDED_QUERIES``). bf16: an operator rounds by 4e-3, and 36 layers
+by 2.3e-2. The largest of ten thousand numbers errs by four times that, and the difference of two
+such results by another factor of 1.4. That cannot prove an operator, so the file is also compared
+without its rounding (``export/parity.py``)."""
 Tensors = Annotated[tuple["TensorSpec", ...], Meta(max_length=64)]
 
 

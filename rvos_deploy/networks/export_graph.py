@@ -14,23 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rvos_deploy.graph_io.graph_spec import AxisSpec, Dim, GraphSpec, TensorSpec
+from rvos_deploy.graph_io.graph_spec import TOLERANCES, AxisSpec, Dim, GraphSpec, TensorSpec
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.clip_probe import ClipProbe
 from rvos_deploy.networks.contract import Contract, Tensors
 from rvos_deploy.networks.modules.precision import DTYPES
 from rvos_deploy.networks.network import Network
-
-TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 0.13}
-"""Largest difference between PyTorch and the file for the same inputs, on normalised scales.
-
-fp32: only the order of summation differs, by about 1e-6 per layer. 1e-4 covers tens of layers, but
-no wrong operator. fp16: PyTorch and the file round after different operators, by 5e-4 each and
-about 3e-3 after tens of layers; J&F measures the effect. Queries that the last bit decides differ
-more (``verification.MAXIMUM_UNDECIDED_QUERIES``). bf16: an operator rounds by 4e-3, and 36 layers
-by 2.3e-2. The largest of ten thousand numbers errs by four times that, and the difference of two
-such results by another factor of 1.4. That cannot prove an operator, so the file is also compared
-without its rounding (``export/parity.py``)."""
 
 WITHOUT_ROUNDING = {"fp16": 2e-3, "bf16": 1e-2}
 """Tolerance for graphs in half precision when both sides compute in float32. The weights are equal.

@@ -35,12 +35,12 @@ class Comparison:
 def compare(reference: NDArray[Any], measured: NDArray[Any]) -> Comparison:
     """Compare two arrays in float64; other shapes and non-finite values are infinitely far."""
     if reference.shape != measured.shape:
-        return Comparison(_INFINITY, _INFINITY, -1.0, 1.0, ())
+        return Comparison(INFINITY, INFINITY, -1.0, 1.0, ())
     wide, other = reference.astype(np.float64), measured.astype(np.float64)
     difference = np.abs(wide - other)
     if not np.isfinite(difference).all():
         worst = np.unravel_index(np.argmin(np.isfinite(difference)), difference.shape)
-        return Comparison(_INFINITY, _INFINITY, -1.0, 1.0, tuple(int(i) for i in worst))
+        return Comparison(INFINITY, INFINITY, -1.0, 1.0, tuple(int(i) for i in worst))
     scale = max(1.0, float(np.abs(wide).max()))
     largest = float(difference.max())
     worst = np.unravel_index(np.argmax(difference), difference.shape)
@@ -53,7 +53,7 @@ def compare(reference: NDArray[Any], measured: NDArray[Any]) -> Comparison:
     )
 
 
-_INFINITY = 1e30
+INFINITY = 1e30
 """Infinity, for which JSON has no number."""
 
 

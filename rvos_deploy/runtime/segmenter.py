@@ -17,6 +17,7 @@ from rvos_deploy.closeable import Closeable
 from rvos_deploy.errors import BundleError, InputError
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.graph_spec import fixed_box
+from rvos_deploy.graph_io.precision_hint import PrecisionHint
 from rvos_deploy.graph_io.tokenizer import Tokenizer, check_text
 from rvos_deploy.networks.steps import EncodedText
 from rvos_deploy.runtime.backends.base import Backend, Session
@@ -229,6 +230,7 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     settings: StreamSettings | None = None,
+    precision_hint: PrecisionHint | None = None,
 ) -> Segmenter:
     """Check a bundle's hashes and load its graphs.
 
@@ -243,11 +245,14 @@ def load(
             container's quota allow this process.
         settings: of the streams to come; only their size counts, and only for ``auto``. None: the
             bundle's size.
+        precision_hint: ``bf16``: openvino multiplies maps with weights in bfloat16, and computes
+            the rest in float32. None: the bundle's own precision.
 
     Raises:
         InputError: an argument has another type.
         BundleError: the bundle cannot be read, is damaged, or has another schema.
-        BackendError: the back end is not installed, or cannot run on this device.
+        BackendError: the back end is not installed, cannot run on this device, or cannot follow the
+            hint.
     """
     if not isinstance(bundle, (str, os.PathLike)):
         raise InputError(
@@ -265,8 +270,16 @@ def load(
         raise BundleError(
             f"the bundle cannot be read ({error.strerror}); check the path and its permissions"
         ) from error
-    choice = choose(backend, opened, settings, device=device, threads=threads)
-    segmenter = Segmenter(opened, make_backend(choice.name, device, threads), choice)
+    choice = choose(
+        backend,
+        opened,
+        settings,
+        device=device,
+        threads=threads,
+        precision_hint=precision_hint,
+    )
+    made = make_backend(choice.name, device, threads, precision_hint)
+    segmenter = Segmenter(opened, made, choice)
     try:
         # The back end has hashed the files that it read; this hashes the others, so none twice.
         opened.check_files()

@@ -21,8 +21,9 @@ from rvos_deploy.export.onnx_graph import export_graph
 from rvos_deploy.export.pan2024 import export_bundle
 from rvos_deploy.export.parity import check_graph, check_without_rounding
 from rvos_deploy.export.weights import Weights
+from rvos_deploy.graph_io.graph_spec import TOLERANCES
 from rvos_deploy.graph_io.probe import probe_inputs
-from rvos_deploy.networks.export_graph import TOLERANCES, WITHOUT_ROUNDING, Graph
+from rvos_deploy.networks.export_graph import WITHOUT_ROUNDING, Graph
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.contract import GRAPHS
 from rvos_deploy.networks.pan2024.graphs import graphs

@@ -21,8 +21,9 @@ from rvos_deploy.bundle.folder import open_bundle, packaged_bundles
 from rvos_deploy.export.pan2024 import export_bundle
 from rvos_deploy.export.parity import check_without_rounding
 from rvos_deploy.export.weights import Weights, load_network
+from rvos_deploy.graph_io.graph_spec import TOLERANCES
 from rvos_deploy.graph_io.probe import probe_inputs
-from rvos_deploy.networks.export_graph import TOLERANCES, WITHOUT_ROUNDING, Graph
+from rvos_deploy.networks.export_graph import WITHOUT_ROUNDING, Graph
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.contract import probe_cases
 from rvos_deploy.networks.pan2024.graphs import graphs

@@ -18,6 +18,7 @@ from rvos_deploy.closeable import Closeable
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import BackendError
 from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.graph_io.precision_hint import PrecisionHint
 from rvos_deploy.graph_io.tensors import Tensor, TensorOps
 
 
@@ -108,6 +109,19 @@ class Backend(ABC):
     @abstractmethod
     def describe(self) -> dict[str, str]:
         """Return the library, its version and the device, for records of results."""
+
+    def with_precision_hint(self, hint: PrecisionHint) -> Backend:
+        """Return this back end with some operators of float32 bundles in lower precision.
+
+        The contracts of the graphs that it opens state their precision and tolerance.
+
+        Raises:
+            BackendError: this back end, or this machine, cannot do so.
+        """
+        raise BackendError(
+            f"{self.name} cannot follow --precision-hint {hint}; add --backend openvino, or leave "
+            "the hint out"
+        )
 
 
 class OnnxBackend(Backend):

@@ -10,6 +10,7 @@ import shlex
 from dataclasses import dataclass
 
 from rvos_deploy.bundle.folder import Bundle, packaged_bundles
+from rvos_deploy.graph_io.precision_hint import PrecisionHint
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import default_backend, installed_cpu_backends
 from rvos_deploy.runtime.backends.trial_record import (
@@ -41,6 +42,7 @@ def choose(
     *,
     device: str = "auto",
     threads: int | None = None,
+    precision_hint: PrecisionHint | None = None,
 ) -> Choice:
     """Return the back end of a name; ``auto`` is chosen by the bundle's trial on this machine.
 
@@ -50,9 +52,12 @@ def choose(
         settings: of the streams to come; only their size counts.
         device: as in ``make_backend``; ``auto`` chooses nothing for ``cuda``.
         threads: as in ``make_backend``.
+        precision_hint: as in ``make_backend``; only openvino follows one, so ``auto`` chooses it.
     """
     if name != "auto":
         return Choice(name)
+    if precision_hint is not None:
+        return Choice("openvino", f"the only one that follows --precision-hint {precision_hint}")
     default = default_backend(device)
     if device == "cuda":
         return Choice(default, "the only one that runs ONNX files on a GPU")

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, get_args
 
 from rvos_deploy.errors import BackendError
+from rvos_deploy.graph_io.precision_hint import PRECISION_HINTS, PrecisionHint
 
 if TYPE_CHECKING:
     from rvos_deploy.runtime.backends.base import Backend
@@ -90,7 +91,12 @@ def default_backend(device: str = "auto") -> str:
     return next(iter(installed), "onnxruntime")
 
 
-def make_backend(name: str = "auto", device: str = "auto", threads: int | None = None) -> Backend:
+def make_backend(
+    name: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    precision_hint: PrecisionHint | None = None,
+) -> Backend:
     """Make a back end by name.
 
     Args:
@@ -98,13 +104,26 @@ def make_backend(name: str = "auto", device: str = "auto", threads: int | None =
             knows a bundle's trial.
         device: ``cpu``, ``cuda``, or ``auto``: the GPU for tensorrt, the CPU for the others.
         threads: for the arithmetic of one graph on the CPU; None uses every core of the process.
+        precision_hint: see ``Backend.with_precision_hint``; None: the bundle's own precision.
 
     Raises:
         BackendError: the name is unknown, the library is not installed, or the device is not
-            available.
+            available, or the back end or this machine cannot follow the hint.
     """
     chosen = default_backend(device) if name == "auto" else name
     if chosen not in BACKENDS:
         raise BackendError(f"unknown back end '{name}'; known: {', '.join(('auto', *BACKENDS))}")
     known = BACKENDS[chosen]
-    return known.make(known.device if device == "auto" else device, threads)
+    backend = known.make(known.device if device == "auto" else device, threads)
+    if precision_hint is None:
+        return backend
+    if precision_hint not in PRECISION_HINTS:
+        raise BackendError(
+            f"unknown precision hint '{precision_hint}'; known: {', '.join(PRECISION_HINTS)}"
+        )
+    if name == "auto":
+        raise BackendError(
+            f"--precision-hint {precision_hint} asks for other numbers, which --backend auto never "
+            "chooses; add --backend openvino"
+        )
+    return backend.with_precision_hint(precision_hint)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from openvino.frontend import NodeContext
 
 
+OPERATOR = "MSDeformAttn"
+"""Type of the node, in the file and in OpenVINO's model."""
+
+
 def add_operator(core: Core, threads: int) -> None:
     """Make an ``openvino.Core`` read the node as an operator that calls the kernel.
 
@@ -66,4 +70,4 @@ def add_operator(core: Core, threads: int) -> None:
         return outputs
 
     core.add_extension(MSDeformAttn)
-    core.add_extension(ConversionExtension("MSDeformAttn", "rvos", convert))
+    core.add_extension(ConversionExtension(OPERATOR, "rvos", convert))
