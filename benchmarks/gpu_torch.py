@@ -32,19 +32,19 @@ class CudaTorchBackend(TorchBackend):
 
     Args:
         bundle: an opened bundle.
-        checkpoint: what the bundle was exported from; None for random weights.
+        checkpoint: what the bundle was exported from; None: the bundle's own weights.
         compiled: compile each graph's module with ``torch.compile``.
     """
 
     def __init__(self, bundle: Bundle, checkpoint: Path | None, *, compiled: bool) -> None:
-        super().__init__(bundle, checkpoint, usable_cores())
+        super().__init__(bundle, usable_cores(), checkpoint)
         self.name = "torch.compile" if compiled else "pytorch eager"
         self._compiled = compiled
-        network: Any = self._graphs["backbone"].module
+        network: Any = self.graphs["backbone"].module
         set_precision(network.network, bundle.precision)
         network.network.to("cuda")
         # The contracts are made again, because they name the type that the network computes in.
-        self._graphs: dict[str, ExportedGraph] = {
+        self.graphs: dict[str, ExportedGraph] = {
             graph.spec.name: graph for graph in graphs_of(network.network)
         }
 
@@ -52,7 +52,7 @@ class CudaTorchBackend(TorchBackend):
         """Open the modules that these graphs were exported from."""
         names = bundle.graphs if graphs is None else graphs
         opened = {
-            name: CudaTorchGraph(self._graphs[name], compiled=self._compiled) for name in names
+            name: CudaTorchGraph(self.graphs[name], compiled=self._compiled) for name in names
         }
         return Session(opened, HostOps())
 

@@ -26,6 +26,7 @@ from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.export.graph_form import choose_opset
 from rvos_deploy.export.onnx_graph import export_graph
 from rvos_deploy.export.parity import Reference, check_graph, check_without_rounding
+from rvos_deploy.export.pytorch_weights import write_record
 from rvos_deploy.export.source import Store
 from rvos_deploy.files import cannot_write, replacing_folder
 from rvos_deploy.networks.clip_probe import clip_probe
@@ -170,6 +171,9 @@ class _Export:
         self._segment_clip(reference)
         np.savez_compressed(self.folder / PARITY, **reference)  # type: ignore[arg-type]
         names += [TOKENIZER, PARITY]
+        graphs, network = self.exportable.graphs, self.exportable.network
+        if (record := write_record(graphs, network, self.folder)) is not None:
+            names.append(record)
         # The runtime checks the masks, and opens only folders with a manifest.
         self._write_manifest(names, results)
         bundle = open_bundle(self.folder)

@@ -64,7 +64,16 @@ def benchmark(
         typer.Option(
             "--checkpoint",
             metavar="FILE",
-            help="For --compare: the weights that the bundle was exported from.",
+            help="For --compare: the weights that the bundle was exported from. Default: the "
+            "bundle's own. A bundle of an older version needs it.",
+        ),
+    ] = None,
+    clip_weights: Annotated[
+        str | None,
+        typer.Option(
+            "--clip-weights",
+            metavar="FILE",
+            help="For --compare: the CLIP part of a --checkpoint that has none.",
         ),
     ] = None,
     json: JsonOption = None,
@@ -80,7 +89,9 @@ def benchmark(
     from rvos_deploy.stream_settings import StreamSettings
 
     inputs = [*bundle_files(find_bundle(bundle)), *(source_files(video) if video else ())]
-    check_outputs([json], inputs + ([checkpoint] if checkpoint else []))
+    _require_comparison(compare, checkpoint, clip_weights)
+    given = [Path(file) for file in (checkpoint, clip_weights) if file]
+    check_outputs([json], inputs + given)
     note_precision_hint(precision_hint, bundle)
     settings = StreamSettings(size=parse_size(size), short_side=short_side)
     cores = threads or usable_cores()
@@ -95,7 +106,9 @@ def benchmark(
         ) as segmenter,
         step_progress() as progress,
     ):
-        reference = _pytorch(segmenter.bundle, checkpoint, cores) if compare else None
+        reference = None
+        if compare:
+            reference = _pytorch(segmenter.bundle, cores, checkpoint, clip_weights)
         options = LatencyOptions(video, expressions, frames, settings)
         result = benchmark_latency(segmenter, options, reference=reference, progress=progress)
     result["threads"] = cores
@@ -127,13 +140,27 @@ def _print(result: dict[str, Any]) -> None:
         )
 
 
-def _pytorch(bundle: Bundle, checkpoint: Path | None, threads: int) -> Backend:
+def _require_comparison(
+    compare: str | None, checkpoint: Path | None, clip_weights: str | None
+) -> None:
+    """Refuse options that would have no effect."""
+    from rvos_deploy.errors import InputError
+
+    if clip_weights is not None and checkpoint is None:
+        raise InputError("--clip-weights belongs to --checkpoint FILE; pass both, or neither")
+    if checkpoint is not None and compare is None:
+        raise InputError("--checkpoint belongs to --compare pytorch; pass both, or neither")
+
+
+def _pytorch(
+    bundle: Bundle, threads: int, checkpoint: Path | None, clip_weights: str | None
+) -> Backend:
     from rvos_deploy.console.extras import let_threads_sleep, needs_extra
 
     let_threads_sleep()  # PyTorch must be measured at its best
     with needs_extra("--compare pytorch", "cpu,export"):
         from rvos_deploy.benchmarks.torch_backend import TorchBackend
-    backend: Backend = TorchBackend(bundle, checkpoint, threads)
+    backend: Backend = TorchBackend(bundle, threads, checkpoint, clip_weights)
     return backend
 
 

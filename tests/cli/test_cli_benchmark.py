@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rvos_deploy.bundle.folder import PYTORCH, open_bundle, write_manifest
 from rvos_deploy.cli.benchmark import attention_line
 from rvos_deploy.cpu_ops import ms_deform_attn as kernel
 
@@ -103,3 +105,34 @@ def test_it_says_how_deformable_attention_ran_and_how_it_would_be_faster(
     monkeypatch.setattr(kernel, "available", lambda: False)
     for backend in ({"deformable_attention": "function body"}, {"name": "onnxruntime"}):
         assert attention_line(backend).endswith(f"function body; {kernel.NOT_BUILT}")
+
+
+def test_the_packaged_bundle_against_pytorch_in_any_folder(
+    rvos: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = rvos("benchmark", "--frames", 2, "--compare", "pytorch", "--json", "b.json")
+    assert (result.code, result.stderr) == (0, "")
+    found = json.loads(Path("b.json").read_text(encoding="utf-8"))
+    assert found["input_size"] == [128, 224]  # the bundle's own size
+    assert found["comparison"]["j_and_f"] >= 0.999
+    assert found["comparison"]["reference"]["precision"] == "fp32"
+
+
+def test_a_bundle_that_does_not_hold_pytorchs_weights(rvos: Callable, tmp_path: Path) -> None:
+    packaged = open_bundle("tiny")
+    shutil.copytree(packaged.path, tmp_path / "old")
+    manifest = packaged.manifest.as_dict()
+    kept = {k: v for k, v in manifest.items() if k not in ("schema", "manifest_sha256", "files")}
+    write_manifest(tmp_path / "old", kept, set(packaged.manifest.files) - {PYTORCH})
+    compare = ("benchmark", "--bundle", tmp_path / "old", *SMALL, "--compare", "pytorch")
+    result = rvos(*compare)
+    assert result.code == 2
+    assert "--checkpoint FILE" in result.error
+    assert "--clip-weights FILE" in result.error
+    checkpoints = Path(__file__).parents[2] / "benchmarks/checkpoints"
+    given = ("--checkpoint", checkpoints / "tiny.safetensors")
+    result = rvos(*compare, *given, "--clip-weights", checkpoints / "tiny_clip.safetensors")
+    assert (result.code, result.stderr) == (0, "")
+    assert rvos(*compare, "--clip-weights", checkpoints / "tiny_clip.safetensors").code == 2
+    assert "belongs to --compare" in rvos("benchmark", *given).error

@@ -200,7 +200,7 @@ def torch_backend(tiny_bundle: Path) -> Callable[[Bundle], Backend]:
     pytest.importorskip("torch")
     from rvos_deploy.benchmarks.torch_backend import TorchBackend
 
-    return lambda bundle: TorchBackend(bundle, None, 1)
+    return lambda bundle: TorchBackend(bundle, 1)
 
 
 def test_pytorch_as_a_back_end(
@@ -208,7 +208,7 @@ def test_pytorch_as_a_back_end(
 ) -> None:
     bundle = open_bundle(tiny_bundle)
     backend = torch_backend(bundle)
-    graphs = backend._graphs  # type: ignore[attr-defined]
+    graphs = backend.graphs  # type: ignore[attr-defined]
     for name, parameter in graphs["video_decoder"].module.named_parameters():
         if ".video_decoder.mask_embedding." in f".{name}":
             parameter.data.fill_(np.nan)
