@@ -10,8 +10,8 @@ from typing import Any
 import onnx
 
 from rvos_deploy.benchmarks.gpu_specs import GPU_SPECS, GpuSpec, Rates
-from rvos_deploy.benchmarks.latency import EXPRESSIONS
 from rvos_deploy.benchmarks.roofline import GraphCost, count_model, roofline
+from rvos_deploy.benchmarks.timing import EXPRESSIONS
 from rvos_deploy.bundle.folder import TOKENIZER, Bundle
 from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.environment import machine, versions

@@ -15,11 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from rvos_deploy.benchmarks.timing import push_through, summarise
-from rvos_deploy.datasets.moving_sprites import sample_video
+from rvos_deploy.benchmarks.timing import (
+    EXPRESSIONS,
+    decode_frames,
+    mask_parity,
+    push_through,
+    render_clip,
+    summarise,
+)
 from rvos_deploy.environment import machine, peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
-from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.progress import StepProgress, ignore_steps
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.backends.base import Backend
@@ -27,27 +32,13 @@ from rvos_deploy.runtime.frame_masks import FrameMasks
 from rvos_deploy.runtime.run import RunOptions, run
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import StreamSettings
-from rvos_deploy.video import Frame, open_video
-
-MINIMUM_FRAMES = 8
-"""Moving Sprites needs so many frames to show a motion."""
+from rvos_deploy.video import Frame
 
 WARM_UP = 3
 """Frames that run before anything is measured."""
 
 MINIMUM_J_AND_F = 0.999
 """Below this J&F between our masks and PyTorch's, a comparison of speed means nothing."""
-
-EXPRESSIONS = (
-    "the red star moving to the left",
-    "the small circle",
-    "the dog next to the blue square",
-    "everything that moves up",
-    "the object that turns back",
-    "the largest object",
-    "the two green triangles",
-    "the one that stands still",
-)
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,7 @@ def benchmark_latency(
     settings = segmenter.with_size(options.settings)
     texts = [EXPRESSIONS[i % len(EXPRESSIONS)] for i in range(options.expressions)]
     with tempfile.TemporaryDirectory(prefix="rvos-deploy-") as folder:
-        source = video or _render(Path(folder) / "sprites.mp4", frames + WARM_UP)
+        source = video or render_clip(Path(folder) / "sprites.mp4", frames + WARM_UP)
         progress("decoding")
         images, decode = _decode(source, frames + WARM_UP)
         progress("stages")
@@ -131,20 +122,9 @@ def _input_size(segmenter: Segmenter, frame: Frame, settings: StreamSettings) ->
     return segmenter.geometry((frame.height, frame.width), settings).padded
 
 
-def _render(path: Path, frames: int) -> str:
-    sample_video(path, seed=0, size=(480, 854), frames=max(frames, MINIMUM_FRAMES))
-    return str(path)
-
-
 def _decode(source: str, count: int) -> tuple[list[Frame], list[float]]:
-    """Return frames, and the seconds to decode each one (opening the video decodes the first)."""
-    images, seconds = [], []
-    with open_video(source, max_frames=count) as reader:
-        started = time.perf_counter()
-        for frame in reader:
-            seconds.append(time.perf_counter() - started)
-            images.append(frame)
-            started = time.perf_counter()
+    """Return frames and the seconds to decode each one. Raises InputError: they are too few."""
+    images, seconds = decode_frames(source, count)
     if len(images) <= WARM_UP:
         raise InputError(
             f"{redact(source)} has {len(images)} frames; a benchmark needs more than the {WARM_UP} "
@@ -213,7 +193,7 @@ def _compare(
                     seconds[side].append(time.perf_counter() - started)
         for side, stream in enumerate((ours, theirs)):
             results[side].extend(stream.flush())
-    j_and_f = _mask_parity(*results)
+    j_and_f = mask_parity(*results)
     if j_and_f < MINIMUM_J_AND_F:
         raise ParityError(
             f"masks of {segmenter.backend.name} and {reference.name} agree to J&F {j_and_f:.4f} "
@@ -227,12 +207,3 @@ def _compare(
         "theirs": summarise(seconds[1]),
         "ratio": float(np.sum(seconds[1]) / np.sum(seconds[0])),
     }
-
-
-def _mask_parity(ours: list[FrameMasks], theirs: list[FrameMasks]) -> float:
-    """Return J&F between our masks and the reference's, over all frames and expressions."""
-    pairs = [
-        frame_scores(mine.masks, other.masks).j_and_f
-        for mine, other in zip(ours, theirs, strict=True)
-    ]
-    return float(np.mean(pairs))
