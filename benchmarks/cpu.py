@@ -103,7 +103,7 @@ def main(
     amounts = QUICK if quick else FULL
     _run(
         out,
-        _Request(
+        Request(
             tuple(sorted(set(only or ()))),
             tuple(sorted(set(contender or ()))),
             Bundles(
@@ -121,7 +121,7 @@ def main(
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """Hold the options of the command."""
 
     only: tuple[str, ...]
@@ -148,7 +148,7 @@ class _Request:
         }
 
 
-def _run(out: Path, request: _Request, *, overwrite: bool) -> None:
+def _run(out: Path, request: Request, *, overwrite: bool) -> None:
     """Measure, write the results, and print the targets."""
     from rvos_deploy.benchmarks.cpu_contenders import CONTENDERS, choose_contenders
     from rvos_deploy.benchmarks.cpu_sections import GROUPS, Setup, plan

@@ -46,6 +46,9 @@ STAGE_COLOURS: Mapping[str, str] = {
 }
 """Stages drawn by name; the others are small, and drawn together."""
 
+STAGE_TITLES = {"post-processing": "masks to size"}
+"""Stages whose name in the results says less than this."""
+
 _STYLE = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "rvos-deploy",
@@ -90,6 +93,11 @@ def as_png(draw: Draw, height: float, file: Path, source: str) -> None:
         figure.savefig(file, format="png", dpi=130, metadata={"Source": source, "Software": None})
 
 
+def stage_title(stage: str) -> str:
+    """Return the name of a stage for readers."""
+    return STAGE_TITLES.get(stage, stage.replace("_", " "))
+
+
 def stage_medians(contender: Mapping[str, Any]) -> dict[str, float]:
     """Return the median milliseconds of the drawn stages of a frame; the rest is "other"."""
     medians = {
@@ -118,12 +126,12 @@ def stage_bars(streams: Mapping[str, Mapping[str, Any]]) -> tuple[Draw, float]:
         for axes, (title, stream) in zip(panels, streams.items(), strict=True):
             used |= _stage_panel(axes, title, measured(stream))
         handles = [
-            Patch(color=colour, label=name.replace("_", " "))
+            Patch(color=colour, label=stage_title(name))
             for name, colour in STAGE_COLOURS.items()
             if name in used
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=8, frameon=False,
-                      handlelength=1, columnspacing=1.2)  # fmt: skip
+                      handlelength=0.9, columnspacing=1.0, fontsize=9)  # fmt: skip
         panels[-1].set_xlabel("milliseconds a frame (median)")
 
     return draw, 0.8 + sum(_BAR * count + 0.55 for count in rows)
@@ -137,8 +145,10 @@ def _stage_panel(axes: Axes, title: str, contenders: Mapping[str, Any]) -> dict[
             used[stage] = STAGE_COLOURS[stage]
             axes.barh(row, value, left=left, color=STAGE_COLOURS[stage], height=0.72)
             left += value
-        axes.text(left, row, f"  {left:,.0f} ms" if left >= 100 else f"  {left:.1f} ms",
-                  va="center")  # fmt: skip
+        # Medians of stages need not sum to the median of the frame.
+        whole = contender["end_to_end"]["milliseconds"]["p50"]
+        shown = f"{whole:,.0f}" if whole >= 100 else f"{whole:.1f}"
+        axes.text(max(left, whole), row, f"  {shown} ms", va="center")
     axes.set_yticks(range(len(contenders)), [CONTENDERS[name].title for name in contenders])
     axes.invert_yaxis()
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold")

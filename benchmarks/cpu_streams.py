@@ -90,8 +90,6 @@ class _Side:
 
     def push(self, frame: Frame, measured: bool) -> None:
         """Push a frame and wait for its masks."""
-        if not measured:
-            self.stages.clear()
         started, cpu = time.perf_counter(), time.process_time()
         results = self.stream.push(frame)
         for result in results:
@@ -101,6 +99,8 @@ class _Side:
         if measured:
             self.seconds.append(seconds)
             self.cpu_seconds.append(used)
+        else:
+            self.stages.clear()
 
 
 def measure_point(
