@@ -13,6 +13,7 @@ from rvos_deploy.benchmarks.gpu_specs import GPU_SPECS, GpuSpec, Rates
 from rvos_deploy.benchmarks.roofline import GraphCost, count_model, roofline
 from rvos_deploy.benchmarks.timing import EXPRESSIONS
 from rvos_deploy.bundle.folder import TOKENIZER, Bundle
+from rvos_deploy.engines.layer_types import HALF
 from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import InputError
@@ -129,7 +130,7 @@ def roofline_on(
         precision: of the bundle.
     """
     record: dict[str, Any] = {"card": name, "source": source, "rates": asdict(rates)}
-    tf32 = precision != "fp32"
+    tf32 = precision in HALF
     try:
         rooflines = {graph: roofline(cost, rates, tf32=tf32) for graph, cost in costs.items()}
     except InputError as error:

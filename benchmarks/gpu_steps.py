@@ -31,6 +31,7 @@ from rvos_deploy.benchmarks.gpu_rates import (
 from rvos_deploy.benchmarks.latency import MINIMUM_J_AND_F
 from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, deformable_macs, roofline
 from rvos_deploy.engines.gpu import find_gpu
+from rvos_deploy.engines.layer_types import HALF
 from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.errors import BackendError, ParityError, RvosError
 from rvos_deploy.runtime.segmenter import Segmenter, load
@@ -225,7 +226,7 @@ def backend_step(name: str, make: Callable[[Request], Segmenter]) -> Work:
         torch = require_torch_cuda()
         run.setup = run.setup or cuda_setup(run.request, run.folder)
         # Engines use TF32 for the float32 islands of half-precision bundles, so PyTorch does too.
-        half = run.request.bundle.precision != "fp32"
+        half = run.request.bundle.precision in HALF
         torch.set_float32_matmul_precision("high" if half else "highest")
         torch.backends.cudnn.allow_tf32 = half
         run.measured[name] = measure_backend(run.setup, name, lambda: make(run.request))

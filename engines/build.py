@@ -16,7 +16,7 @@ from rvos_deploy.bundle.engine_sidecar import (
 )
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.engines.build_plan import BuildJob, BuiltPlan, build_plan
-from rvos_deploy.engines.layer_types import check_network, half_share
+from rvos_deploy.engines.layer_types import HALF, check_network, half_share
 from rvos_deploy.engines.parity_checks import ParityReport, check_parity
 from rvos_deploy.engines.profiles import (
     bundle_axes,
@@ -148,7 +148,7 @@ def _sidecar(job: BuildJob, plan: BuiltPlan, parity: ParityReport) -> EngineSide
         settings={
             "workspace_mib": settings.workspace_mib,
             "optimization_level": settings.optimization_level,
-            "tf32": bundle.precision != "fp32",
+            "tf32": bundle.precision in HALF,
         },
         layers={
             "network": plan.types,

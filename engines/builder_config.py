@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rvos_deploy.bundle.engine_sidecar import Profile
+from rvos_deploy.engines.layer_types import HALF
 from rvos_deploy.engines.profiles import input_shapes
 from rvos_deploy.engines.settings import DEFAULT_CAPABILITIES, BuildSettings
 from rvos_deploy.errors import BackendError, InputError
@@ -21,12 +22,13 @@ def make_config(
 ) -> trt.IBuilderConfig:
     """Return the builder configuration without profiles, architectures and the timing cache.
 
-    TF32 rounds the factors of fp32 products to 10 bits, and fp32 bundles were exported without it.
-    With detailed verbosity the inspector reports types after the build; it costs no speed.
+    TF32 rounds the factors of fp32 products to 10 bits, and fp32 and int8 bundles were
+    exported without it. With detailed verbosity the inspector reports types after the build; it
+    costs no speed.
     """
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if precision == "fp32":
+    if precision not in HALF:
         config.clear_flag(trt.BuilderFlag.TF32)
     if settings.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib * 2**20)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from rvos_deploy.bundle.folder import (
@@ -20,23 +21,34 @@ from rvos_deploy.bundle.folder import (
     open_bundle,
     write_manifest,
 )
-from rvos_deploy.bundle.manifest import REVISION, WeightsRecord, plain
+from rvos_deploy.bundle.manifest import REVISION, QuantizationRecord, WeightsRecord, plain
+from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.environment import peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.export.calibration import Calibration
 from rvos_deploy.export.graph_form import choose_opset
-from rvos_deploy.export.onnx_graph import export_graph
-from rvos_deploy.export.parity import Reference, check_graph, check_without_rounding
+from rvos_deploy.export.half_storage import store_as_half
+from rvos_deploy.export.onnx_graph import export_graph, save_graph
+from rvos_deploy.export.parity import (
+    INT8_TOLERANCE,
+    Reference,
+    check_graph,
+    check_int8,
+    check_without_rounding,
+)
 from rvos_deploy.export.pytorch_weights import write_record
 from rvos_deploy.export.source import Store
 from rvos_deploy.files import cannot_write, replacing_folder
-from rvos_deploy.networks.clip_probe import clip_probe
-from rvos_deploy.networks.export_graph import ExportableNetwork
+from rvos_deploy.graph_io.tokenizer import Tokenizer
+from rvos_deploy.networks.clip_probe import ClipProbe, clip_probe
+from rvos_deploy.networks.export_graph import ClipAnswer, ExportableNetwork, Graph
 from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.parity.verification import (
     CLIP_LOGITS,
     CLIP_ORDER,
     MAXIMUM_UNDECIDED,
     MINIMUM_J_AND_F,
+    Check,
     CheckResult,
     MaskCheck,
     check_masks,
@@ -44,10 +56,17 @@ from rvos_deploy.parity.verification import (
 from rvos_deploy.progress import StepProgress, ignore_steps
 from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from rvos_deploy.runtime.backends.onnxruntime.bf16_reference import Bf16ReferenceBackend
+from rvos_deploy.runtime.backends.onnxruntime.unoptimized import UnoptimizedBackend
 
+INT8_GRAPH = "backbone"
+"""The graph that ``--precision int8`` quantizes. It runs once a frame, whatever is asked about it,
+and its errors reach all queries alike."""
 NOT_PROVED = {
     "bf16": "that a library's own bfloat16 kernels give these numbers: they were computed in "
-    "float32 and rounded to bfloat16 after every operator"
+    "float32 and rounded to bfloat16 after every operator",
+    "int8": "what int8 loses in masks: parity compares back ends with the int8 graph itself, and "
+    "the errors are of the backbone's outputs on the calibration data; measure J&F of this bundle "
+    "and of an fp32 one with 'rvos-deploy evaluate BUNDLE --data DIR'",
 }
 """Statements that an export cannot prove, by precision; the manifest records them."""
 
@@ -64,6 +83,7 @@ class BundleOptions:
             exported graphs; None: the effect of rounding.
         overwrite: replace an existing bundle.
         inputs: files that the export reads, which the bundle must not replace.
+        calibration: frames for an int8 backbone; None: every graph stays in the network's type.
     """
 
     store: Store = "fp32"
@@ -72,14 +92,19 @@ class BundleOptions:
     maximum_slot_excess: float | None = None
     overwrite: bool = False
     inputs: tuple[Path, ...] = ()
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """Hold the results of an export; ``peak_memory_bytes`` is of the whole process."""
+    """Hold the results of an export; ``peak_memory_bytes`` is of the whole process.
+
+    ``quantization`` is None unless the backbone is int8.
+    """
 
     path: Path
     results: tuple[CheckResult, ...]
+    quantization: QuantizationRecord | None
     seconds: float
     peak_memory_bytes: int
 
@@ -114,11 +139,13 @@ def export_network(
     network, weights = load()
     try:
         with replacing_folder(out, overwrite=options.overwrite) as staging:
-            results = _Export(staging, network, weights, options, progress).run()
+            export = _Export(staging, network, weights, options, progress)
+            results = export.run()
             _require_all(results, network.network.choice_excess_name)
     except OSError as error:
         raise InputError(cannot_write(out, error)) from error
-    return ExportReport(out, results, time.perf_counter() - started, peak_memory_bytes())
+    seconds = time.perf_counter() - started
+    return ExportReport(out, results, export.quantization, seconds, peak_memory_bytes())
 
 
 def check_target(out: Path, options: BundleOptions) -> None:
@@ -143,7 +170,7 @@ def check_target(out: Path, options: BundleOptions) -> None:
     refuse_overlap(options.inputs, [out])
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Export:
     """Run one export into an empty folder."""
 
@@ -152,9 +179,17 @@ class _Export:
     weights: WeightsRecord
     options: BundleOptions
     progress: StepProgress
+    quantization: QuantizationRecord | None = None
+    """How the backbone became int8, once it has."""
+
+    def __post_init__(self) -> None:
+        self.specs = {graph.spec.name: graph.spec for graph in self.exportable.graphs}
 
     @property
     def precision(self) -> str:
+        """The precision of the bundle."""
+        if self.options.calibration is not None:
+            return "int8"
         return self.exportable.graphs[0].spec.precision
 
     @property
@@ -187,25 +222,69 @@ class _Export:
         names: list[str] = []
         for graph in self.exportable.graphs:
             self.progress(f"export {graph.spec.name}")
-            written = export_graph(graph, self.folder, self.options.store, self.options.opset)
-            names += [file.name for file in written]
+            to_int8 = self.options.calibration is not None and graph.spec.name == INT8_GRAPH
+            store = "fp32" if to_int8 else self.options.store
+            written = export_graph(graph, self.folder, store, self.options.opset)
             self.progress(f"parity {graph.spec.name}")
             network, tolerance = self.exportable.network, self.exportable.without_rounding
-            results += check_graph(graph, network, written[0], self.backend, reference)
+            checks = check_graph(graph, network, written[0], self.backend, reference)
             if tolerance is not None:
-                results += check_without_rounding(graph, network, written[0], tolerance)
+                checks += check_without_rounding(graph, network, written[0], tolerance)
+            if to_int8:
+                results += [replace(check, name=f"{check.name}, in float32") for check in checks]
+                written, checks = self._quantize(graph, written, reference)
+            results += checks
+            names += [file.name for file in written]
         return names
+
+    def _quantize(
+        self, graph: Graph, files: list[Path], reference: Reference
+    ) -> tuple[list[Path], list[Check]]:
+        """Replace a graph's files by int8, and check them; samples go to ``reference``."""
+        from rvos_deploy.export.int8 import quantize
+
+        assert self.options.calibration is not None
+        model = onnx.load(files[0])
+        found = quantize(graph.spec.name, model, self.options.calibration, self.progress)
+        for file in files:
+            file.unlink()
+        if self.options.store == "fp16":
+            store_as_half(found.model)
+        written = save_graph(found.model, files[0])
+        spec = replace(graph.spec, precision="int8", tolerance=INT8_TOLERANCE)
+        self.specs[spec.name], self.quantization = spec, found.record
+        network = self.exportable.network
+        return written, check_int8(spec, network, written[0], self.backend, reference)
 
     def _segment_clip(self, reference: Reference) -> None:
         network = self.exportable.network
-        contracts = {graph.spec.name: graph.spec for graph in self.exportable.graphs}
+        contracts = self.specs
         file = self.folder / TOKENIZER
         tokenizer = network.tokenizer(file, file.read_bytes(), contracts)
-        answer = self.exportable.segment_clip(clip_probe(network, contracts), tokenizer)
+        probe = clip_probe(network, contracts)
+        if self.quantization is None:
+            answer = self.exportable.segment_clip(probe, tokenizer, None)
+        else:
+            # Back ends are compared with the masks that int8 should give. The clip is not like the
+            # user's frames, so its masks in float32 would say nothing.
+            answer = self._segment_with_int8(probe, tokenizer)
         reference[CLIP_LOGITS], reference[CLIP_ORDER] = answer.mask_logits, answer.choices
 
+    def _segment_with_int8(self, probe: ClipProbe, tokenizer: Tokenizer) -> ClipAnswer:
+        """Segment the clip by PyTorch with the image features of the int8 graph's definition."""
+        spec = self.specs[INT8_GRAPH]
+        files = [(spec, OnnxFile(self.folder / f"{spec.name}.onnx"))]
+        with UnoptimizedBackend().open_files(files) as session:
+
+            def encode(frame: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                outputs = session.graphs[spec.name].run({spec.inputs[0].name: frame.numpy()})
+                arrays = session.ops.to_host([outputs[tensor.name] for tensor in spec.outputs])
+                return tuple(torch.from_numpy(array) for array in arrays.arrays())
+
+            return self.exportable.segment_clip(probe, tokenizer, encode)
+
     def _write_manifest(self, names: list[str], results: list[CheckResult]) -> None:
-        network, graphs = self.exportable.network, self.exportable.graphs
+        network, graphs = self.exportable.network, self.specs.values()
         config, opset = network.config, choose_opset(self.options.opset, self.precision)
         manifest: dict[str, Any] = {
             "revision": REVISION,
@@ -221,8 +300,8 @@ class _Export:
                 **versions("torch", *self.exportable.packages, "onnx", "onnxscript"),
                 "backend": self.backend.describe(),
             },
-            "graphs": {graph.spec.name: graph.spec.as_dict() for graph in graphs},
-            "opsets": {graph.spec.name: opset for graph in graphs},
+            "graphs": {spec.name: spec.as_dict() for spec in graphs},
+            "opsets": {spec.name: opset for spec in graphs},
             "parity": {
                 "reference": f"PyTorch {torch.__version__}",
                 "minimum_j_and_f": self.options.minimum_j_and_f,
@@ -231,6 +310,8 @@ class _Export:
                 "checks": [result.as_dict() for result in results],
             },
         }
+        if self.quantization is not None:
+            manifest["quantization"] = plain(self.quantization)
         write_manifest(self.folder, manifest, names)
 
 

@@ -15,11 +15,12 @@ OPSETS: dict[str, range] = {
     "fp32": range(17, 26),
     "fp16": range(17, 26),
     "bf16": range(22, 26),
+    "int8": range(17, 26),
 }
 """Possible opsets by precision. LayerNormalization exists from opset 17 on, and Conv allows
 bfloat16 from 22 on. onnxscript's converter reaches 25."""
 
-DEFAULT_OPSET: dict[str, int] = {"fp32": 18, "fp16": 18, "bf16": 22}
+DEFAULT_OPSET: dict[str, int] = {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 18}
 """Opset that the exporter writes without a conversion; for bfloat16, the first that Conv allows."""
 
 _STATIC = re.compile(r"(\d+)[xX](\d+),(\d+),(\d+)(?:,(\d+))?")

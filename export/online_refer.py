@@ -16,6 +16,11 @@ from rvos_deploy.export.bundle_export import (
     check_target,
     export_network,
 )
+from rvos_deploy.export.calibration import (
+    CalibrationOptions,
+    check_calibration,
+    read_calibration,
+)
 from rvos_deploy.export.graph_form import GraphForm, check_elements, check_static, choose_opset
 from rvos_deploy.export.half_storage import round_to_half
 from rvos_deploy.export.published import ResolvedCheckpoint, ResolvedTokenizer
@@ -25,13 +30,19 @@ from rvos_deploy.graph_io.graph_spec import Precision
 from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.clip_probe import ClipProbe
-from rvos_deploy.networks.export_graph import WITHOUT_ROUNDING, ClipAnswer, ExportableNetwork
+from rvos_deploy.networks.export_graph import (
+    WITHOUT_ROUNDING,
+    ClipAnswer,
+    Encoder,
+    ExportableNetwork,
+)
 from rvos_deploy.networks.online_refer.config import OnlineReferConfig
 from rvos_deploy.networks.online_refer.graphs import axes, graphs
 from rvos_deploy.networks.online_refer.modules.checkpoint import load_checkpoint, random_network
 from rvos_deploy.networks.online_refer.modules.inference import segment_clip
 from rvos_deploy.networks.online_refer.modules.network import OnlineRefer as OnlineReferModule
 from rvos_deploy.networks.online_refer.modules.precision import set_precision
+from rvos_deploy.networks.online_refer.modules.resnet import ImageFeatures
 from rvos_deploy.networks.online_refer.network import OnlineRefer
 from rvos_deploy.networks.online_refer.tokenizer_file import (
     read_vocabulary,
@@ -78,6 +89,7 @@ def export_bundle(
     weights: OnlineReferWeights,
     *,
     form: GraphForm | None = None,
+    calibration: CalibrationOptions | None = None,
     overwrite: bool = False,
     progress: StepProgress = ignore_steps,
 ) -> ExportReport:
@@ -88,21 +100,27 @@ def export_bundle(
         out: folder of the bundle.
         weights: origin and number formats of the weights.
         form: opset and fixed sizes of the graphs; None: the default opset, dynamic sizes.
+        calibration: frames for an int8 backbone; None in other precisions.
         overwrite: replace an existing bundle.
         progress: called with the name of each step.
 
     Raises:
-        InputError: weights, vocabulary, form or output folder cannot be used.
+        InputError: weights, vocabulary, form, frames or output folder cannot be used.
+        VideoError: the video for int8 cannot be read.
         ParityError: checks failed; the message names all of them.
     """
     form = form or GraphForm()
+    check_calibration(weights.precision, calibration)
+    inputs = weights.files()
+    if calibration is not None:
+        inputs += (Path(calibration.source),)
     options = BundleOptions(
         store=weights.store,
         opset=form.opset,
         minimum_j_and_f=weights.minimum_j_and_f,
         maximum_slot_excess=weights.maximum_score_excess,
         overwrite=overwrite,
-        inputs=weights.files(),
+        inputs=inputs,
     )
     check_target(out, options)
     choose_opset(form.opset, weights.precision)
@@ -110,6 +128,10 @@ def export_bundle(
     if (box := form.box()) is not None:
         config = replace(config, input_size=box, short_side=min(box))
     write = _tokenizer_writer(config, weights)
+    if calibration is not None:
+        fixed = None if form.static is None else box
+        frames = read_calibration(calibration, OnlineRefer(config), fixed)
+        options = replace(options, calibration=frames)
 
     def load() -> tuple[ExportableNetwork, WeightsRecord]:
         network = load_weights(config, weights)
@@ -152,11 +174,12 @@ def exportable(
     parts = graphs(network, static.axes() if static else {})
     check_elements({graph.spec.name: graph.spec for graph in parts})
 
-    def answer(probe: ClipProbe, tokenizer: Tokenizer) -> ClipAnswer:
+    def answer(probe: ClipProbe, tokenizer: Tokenizer, encoder: Encoder | None) -> ClipAnswer:
         # The arrays are copied, because PyTorch warns of Pillow's read-only arrays.
         frames = [torch.tensor(resize_frame(frame, probe.geometry)) for frame in probe.frames]
         sentences = [torch.from_numpy(tokenizer(text)) for text in PROBE_EXPRESSIONS]
-        found = segment_clip(network, frames, sentences)
+        backbone = None if encoder is None else lambda frame: ImageFeatures(*encoder(frame))
+        found = segment_clip(network, frames, sentences, backbone)
         return ClipAnswer(found.mask_logits.numpy(), found.best.numpy())
 
     return ExportableNetwork(

@@ -80,7 +80,7 @@ def export_graph(
     _drop_traces(model, keep_shapes=len(spec.fixed) == len(spec.axes))
     if store == "fp16":
         store_as_half(model)
-    return _save(model, folder / f"{spec.name}.onnx")
+    return save_graph(model, folder / f"{spec.name}.onnx")
 
 
 @contextmanager
@@ -208,7 +208,8 @@ def _drop_traces(model: onnx.ModelProto, keep_shapes: bool) -> None:
             del node.metadata_props[:]
 
 
-def _save(model: onnx.ModelProto, path: Path) -> list[Path]:
+def save_graph(model: onnx.ModelProto, path: Path) -> list[Path]:
+    """Write and check a model, and return its files: weights have their own if they are large."""
     external = model.ByteSize() > EXTERNAL_DATA_BYTES
     data = path.with_suffix(".onnx.data")
     onnx.save_model(

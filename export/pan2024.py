@@ -15,6 +15,11 @@ from rvos_deploy.export.bundle_export import (
     check_target,
     export_network,
 )
+from rvos_deploy.export.calibration import (
+    CalibrationOptions,
+    check_calibration,
+    read_calibration,
+)
 from rvos_deploy.export.graph_form import GraphForm, check_elements, check_static, choose_opset
 from rvos_deploy.export.half_storage import round_to_half
 from rvos_deploy.export.weights import Weights, load_with_origin
@@ -22,9 +27,15 @@ from rvos_deploy.graph_io.frame_geometry import resize_frame
 from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS
 from rvos_deploy.graph_io.tokenizer import Tokenizer
 from rvos_deploy.networks.clip_probe import ClipProbe
-from rvos_deploy.networks.export_graph import WITHOUT_ROUNDING, ClipAnswer, ExportableNetwork
+from rvos_deploy.networks.export_graph import (
+    WITHOUT_ROUNDING,
+    ClipAnswer,
+    Encoder,
+    ExportableNetwork,
+)
 from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.networks.pan2024.graphs import AXES, graphs
+from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures
 from rvos_deploy.networks.pan2024.modules.inference import segment_clip, tokenize
 from rvos_deploy.networks.pan2024.modules.network import RvosNetwork
 from rvos_deploy.networks.pan2024.modules.precision import set_precision
@@ -39,6 +50,7 @@ def export_bundle(
     weights: Weights,
     *,
     form: GraphForm | None = None,
+    calibration: CalibrationOptions | None = None,
     overwrite: bool = False,
     progress: StepProgress = ignore_steps,
 ) -> ExportReport:
@@ -49,14 +61,20 @@ def export_bundle(
         out: folder of the bundle.
         weights: origin and number formats of the weights.
         form: opset and fixed sizes of the graphs; None: the default opset, dynamic sizes.
+        calibration: frames for an int8 backbone; None in other precisions.
         overwrite: replace an existing bundle.
         progress: called with the name of each step.
 
     Raises:
-        InputError: weights, form or output folder cannot be used, or ``out`` holds the weights.
+        InputError: weights, form, frames or output folder cannot be used, or ``out`` holds the
+            weights.
+        VideoError: the video for int8 cannot be read.
         ParityError: checks failed; the message names all of them.
     """
+    check_calibration(weights.precision, calibration)
     inputs = [weights.checkpoint, None if weights.clip is None else Path(weights.clip)]
+    if calibration is not None:
+        inputs.append(Path(calibration.source))
     options = BundleOptions(
         store=weights.store,
         opset=None if form is None else form.opset,
@@ -72,6 +90,10 @@ def export_bundle(
     check_static(form.static, AXES)
     if (box := form.box()) is not None:
         config = replace(config, input_size=box)
+    if calibration is not None:
+        fixed = None if form.static is None else box
+        frames = read_calibration(calibration, Pan2024(config), fixed)
+        options = replace(options, calibration=frames)
 
     def load() -> tuple[ExportableNetwork, WeightsRecord]:
         network, origin = _load(config, weights)
@@ -89,9 +111,11 @@ def exportable(network: RvosNetwork, form: GraphForm | None = None) -> Exportabl
     parts = graphs(network, static.axes() if static else {})
     check_elements({graph.spec.name: graph.spec for graph in parts})
 
-    def answer(probe: ClipProbe, tokenizer: Tokenizer) -> ClipAnswer:
+    def answer(probe: ClipProbe, tokenizer: Tokenizer, encoder: Encoder | None) -> ClipAnswer:
         frames = [torch.tensor(resize_frame(frame, probe.geometry)) for frame in probe.frames]
-        found = segment_clip(network, frames, tokenize(tokenizer, PROBE_EXPRESSIONS), "top1")
+        ids = tokenize(tokenizer, PROBE_EXPRESSIONS)
+        backbone = None if encoder is None else lambda frame: ImageFeatures(*encoder(frame))
+        found = segment_clip(network, frames, ids, "top1", backbone)
         return ClipAnswer(found.mask_logits.numpy(), found.order.numpy())
 
     return ExportableNetwork(

@@ -169,6 +169,25 @@ class ParityRecord(msgspec.Struct, frozen=True):
     not_proved: Line | UnsetType | None = UNSET
 
 
+class QuantizationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Record how a graph became int8.
+
+    ``source``: name of the video or data set of the frames. ``int8_layers``: number of layers in
+    int8. ``float_layers``: names of the layers that stayed in float32, because they err most.
+    ``errors``: of every output on the measuring frames, the root mean square of the difference from
+    float32 over that of float32. ``maximum_error``: the allowed error.
+    """
+
+    graph: Line
+    source: Line
+    calibrating_frames: Count
+    measuring_frames: Count
+    int8_layers: Count
+    float_layers: Annotated[tuple[Line, ...], Meta(max_length=10_000)]
+    errors: Annotated[dict[Line, Annotated[float, Meta(ge=0)]], Meta(max_length=64)]
+    maximum_error: Annotated[float, Meta(ge=0)]
+
+
 class Thresholds(msgspec.Struct, frozen=True):
     """Hold the thresholds by mode; ``note`` says when ``set-threshold`` wrote them."""
 
@@ -201,6 +220,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     # By graph. Bundles from before opsets could be chosen do not record them.
     opsets: Annotated[dict[Line, Count], Meta(max_length=16)] | UnsetType = UNSET
     parity: ParityRecord
+    # int8 bundles alone.
+    quantization: QuantizationRecord | UnsetType = UNSET
     files: Annotated[dict[Line, FileEntry], Meta(max_length=64)]
 
     def __post_init__(self) -> None:

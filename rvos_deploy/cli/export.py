@@ -92,8 +92,31 @@ def export(
         ),
     ] = "fp32",
     precision: Annotated[
-        Precision, typer.Option("--precision", help="Number format that the graphs compute in.")
+        Precision,
+        typer.Option(
+            "--precision",
+            help="Number format that the graphs compute in. int8: the products of the backbone, "
+            "for CPUs; it needs --calibration.",
+        ),
     ] = "fp32",
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration",
+            metavar="VIDEO|DATASET",
+            help="Frames for int8, like those that the network will see: a video file, a folder "
+            "of images, or the folder of a data set's split. Half of the frames set the range of "
+            "every layer; the others measure the error. Layers that err most stay in float32.",
+        ),
+    ] = None,
+    calibration_frames: Annotated[
+        int | None,
+        typer.Option(
+            "--calibration-frames",
+            metavar="N",
+            help="Number of frames for int8, spread evenly. Default: 32.",
+        ),
+    ] = None,
     size: SizeOption = None,
     short_side: ShortSideOption = None,
     opset: Annotated[
@@ -151,14 +174,15 @@ def export(
 ) -> None:
     """Export a network to ONNX, check it against PyTorch, and write a bundle if all checks pass."""
     from rvos_deploy.cli.export_output import print_report, write_report
-    from rvos_deploy.cli.export_request import ExportRequest
+    from rvos_deploy.cli.export_request import ExportRequest, calibration_options
     from rvos_deploy.console.extras import keep_hub_offline, needs_extra
     from rvos_deploy.console.output import step_progress
     from rvos_deploy.export.file_options import FileOptions
     from rvos_deploy.networks.online_refer.config import PRESETS
 
     files = FileOptions(checkpoint, tokenizer, cache, offline)
-    check_outputs([json], files.local())
+    frames = calibration_options(precision, calibration, calibration_frames)
+    check_outputs([json], files.local() + ([] if frames is None else [Path(frames.source)]))
     request = ExportRequest(
         source,
         out,
@@ -169,6 +193,7 @@ def export(
         seed,
         store,
         precision,
+        frames,
         parse_size(size),
         short_side,
         opset,

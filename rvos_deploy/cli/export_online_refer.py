@@ -44,7 +44,13 @@ def prepare(request: ExportRequest) -> Callable[[StepProgress], ExportReport]:
         maximum_score_excess=request.maximum_slot_excess,
     )
     return lambda progress: export_bundle(
-        config, request.out, weights, form=form, overwrite=request.overwrite, progress=progress
+        config,
+        request.out,
+        weights,
+        form=form,
+        calibration=request.calibration,
+        overwrite=request.overwrite,
+        progress=progress,
     )
 
 

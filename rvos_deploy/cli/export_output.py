@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def print_report(report: ExportReport, bundle: Path, stored: int, not_proved: str | None) -> None:
     """Print the bundle's size (``stored``, in bytes), the parity checks, and missing proofs."""
     from rvos_deploy.cli.parity_table import notes
+    from rvos_deploy.cli.quantization import describe_quantization
     from rvos_deploy.console.output import mebibytes
 
     worst = max(v.comparison.max_abs for v in report.results if hasattr(v, "comparison"))
@@ -23,6 +24,8 @@ def print_report(report: ExportReport, bundle: Path, stored: int, not_proved: st
         f"{bundle}: {mebibytes(stored)}, {graphs} graphs; {len(report.results)} parity checks "
         f"passed (largest difference {worst:.1e}, J&F of the masks {masks.j_and_f:.4f})"
     )
+    if report.quantization is not None:
+        typer.echo(f"int8: {describe_quantization(report.quantization)}")
     for line in notes([result.as_dict() for result in report.results]):
         typer.echo(line)
     if not_proved is not None:
@@ -32,6 +35,7 @@ def print_report(report: ExportReport, bundle: Path, stored: int, not_proved: st
 
 def write_report(json: Path | None, report: ExportReport, bundle: Path, stored: int) -> None:
     """Write the record of ``--json``."""
+    from rvos_deploy.bundle.manifest import plain
     from rvos_deploy.console.output_files import write_record
     from rvos_deploy.environment import versions
 
@@ -41,5 +45,6 @@ def write_report(json: Path | None, report: ExportReport, bundle: Path, stored: 
         "seconds": report.seconds,
         "peak_memory_bytes": report.peak_memory_bytes,
         "checks": [result.as_dict() for result in report.results],
+        "quantization": None if report.quantization is None else plain(report.quantization),
     }
     write_record(json, "export", content, versions("torch", "onnx", "onnxruntime"))

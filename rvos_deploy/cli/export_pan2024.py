@@ -60,5 +60,11 @@ def prepare(request: ExportRequest) -> Callable[[StepProgress], ExportReport]:
     if request.threshold is not None:
         config = replace(config, threshold=request.threshold)
     return lambda progress: export_bundle(
-        config, request.out, weights, form=form, overwrite=request.overwrite, progress=progress
+        config,
+        request.out,
+        weights,
+        form=form,
+        calibration=request.calibration,
+        overwrite=request.overwrite,
+        progress=progress,
     )

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rvos_deploy.errors import InputError
 from rvos_deploy.export.file_options import FileOptions
 
 if TYPE_CHECKING:
+    from rvos_deploy.export.calibration import CalibrationOptions
     from rvos_deploy.export.graph_form import GraphForm
     from rvos_deploy.export.source import Pointer, Store
     from rvos_deploy.graph_io.graph_spec import Precision
@@ -27,6 +29,7 @@ class ExportRequest:
     seed: int
     store: Store
     precision: Precision
+    calibration: CalibrationOptions | None
     size: tuple[int, int] | None
     short_side: int | None
     opset: int | None
@@ -46,3 +49,30 @@ class ExportRequest:
         text = self.static_shapes
         static = None if text is None else read_static_shapes(text)
         return GraphForm(self.opset, static, self.size)
+
+
+def calibration_options(
+    precision: Precision, source: str | None, frames: int | None
+) -> CalibrationOptions | None:
+    """Return the frames for int8; None in other precisions.
+
+    Args:
+        precision: of the graphs.
+        source: video or data set; None: not given.
+        frames: their number; None: the default.
+
+    Raises InputError: they do not fit the precision, or their source does not exist.
+    """
+    from rvos_deploy.export.calibration import (
+        DEFAULT_FRAMES,
+        CalibrationOptions,
+        check_calibration,
+    )
+
+    options = None
+    if source is not None:
+        options = CalibrationOptions(source, DEFAULT_FRAMES if frames is None else frames)
+    elif frames is not None:
+        raise InputError("--calibration-frames needs --calibration, which names their source")
+    check_calibration(precision, options)
+    return options

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from rvos_deploy.bundle.folder import Bundle
+    from rvos_deploy.bundle.manifest import Manifest
 
 
 def inspect(
@@ -88,6 +89,7 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("model", f"{bundle.config.name}, {manifest.parameters / 1e6:.1f} M parameters"),
         *weight_facts(manifest.weights),
         ("precision", bundle.precision),
+        *_quantization(manifest),
         ("input", f"{_size(bundle)}, threshold {_threshold(bundle)}"),
         ("graphs", _form(bundle)),
         ("created", manifest.created),
@@ -100,6 +102,16 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         *([("not proved", unproved)] if (unproved := manifest.parity.not_proved) else []),
         ("this machine", f"CPU kernel of deformable attention: {kernel.describe()}"),
     ]
+
+
+def _quantization(manifest: Manifest) -> list[tuple[str, str]]:
+    """Describe how the backbone became int8, in bundles that have one."""
+    from msgspec import UNSET
+
+    from rvos_deploy.cli.quantization import describe_quantization
+
+    record = manifest.quantization
+    return [] if record is UNSET else [("int8", describe_quantization(record))]
 
 
 def _form(bundle: Bundle) -> str:

@@ -49,6 +49,10 @@ class ClipAnswer:
     choices: NDArray[np.int64]
 
 
+Encoder = Callable[[Tensor], tuple[Tensor, ...]]
+"""Returns the outputs of the graph ``backbone`` for a frame uint8 [1,H,W,3]."""
+
+
 @dataclass(frozen=True)
 class ExportableNetwork:
     """Hold a network with its weights for the exporter.
@@ -59,7 +63,8 @@ class ExportableNetwork:
         parameters: number of weights.
         write_tokenizer: writes ``tokenizer.json``. Argument: the file.
         segment_clip: segments the probe clip with the whole network, offline. Arguments: the clip,
-            and the tokenizer whose ids the bundle's graphs accept.
+            the tokenizer whose ids the bundle's graphs accept, and what encodes frames in place of
+            the network's backbone (None: nothing).
         without_rounding: tolerance of graphs in half precision when both sides compute in float32;
             None: no graph is in half precision.
         packages: names of packages whose versions the manifest records.
@@ -69,7 +74,7 @@ class ExportableNetwork:
     graphs: tuple[Graph, ...]
     parameters: int
     write_tokenizer: Callable[[Path], None]
-    segment_clip: Callable[[ClipProbe, Tokenizer], ClipAnswer]
+    segment_clip: Callable[[ClipProbe, Tokenizer, Encoder | None], ClipAnswer]
     without_rounding: float | None = None
     packages: tuple[str, ...] = ()
 

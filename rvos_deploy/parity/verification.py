@@ -47,9 +47,10 @@ trained ``tiny``, products in bfloat16 move one to another object, and the other
 more. A wrong operator keeps none of them. A query that moves takes the cost of its slot along, so
 that cost is reported and has no limit. What a hint costs is measured by J&F over a data set
 (``benchmarks/studies/precision_hint.py``)."""
-TIE = {"fp32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7}
+TIE = {"fp32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7}
 """A pixel is undecided, and not compared, if its logit is nearer to 0 than this share of the clip's
-largest logit: then rounding decides its side (two roundings of float16, or of bfloat16)."""
+largest logit: then rounding decides its side (two roundings of float16, or of bfloat16; int8 in the
+backbone changes logits as much)."""
 MAXIMUM_UNDECIDED = 0.01
 """Masks with a larger share of undecided pixels prove nothing, and fail."""
 

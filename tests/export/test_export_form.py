@@ -58,7 +58,7 @@ def test_weights_in_a_separate_file_can_be_read_by_whoever_reads_the_graph(
 ) -> None:
     monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_BYTES", 0)
     model = onnx.load(tiny_bundle / "mask_head.onnx")
-    graph, data = onnx_graph._save(model, tmp_path / "mask_head.onnx")
+    graph, data = onnx_graph.save_graph(model, tmp_path / "mask_head.onnx")
     assert data.stat().st_size > 1024
     assert data.stat().st_mode == graph.stat().st_mode
     pairs = zip(

@@ -14,6 +14,8 @@ DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
+    # The network stays in float32; export/int8.py quantizes the exported backbone.
+    "int8": torch.float32,
 }
 
 

@@ -27,7 +27,7 @@ from rvos_deploy.networks.steps import GraphCalls
 from rvos_deploy.stream_settings import StreamSettings
 
 TIE = 4
-"""Ratio of the excess score that rounding explains to the tolerance of the graph with the scores.
+"""Ratio of the excess score that rounding explains to the tolerance of the graphs of a frame.
 Two scores may each err by the tolerance, and so may the tracks before them."""
 MAXIMUM_SCORE_EXCESS = 0.05
 """Upper bound of that excess. Beyond it, another query is certainly better."""
@@ -139,7 +139,8 @@ class OnlineRefer(Network):
 
     def choice_excess(self, graphs: Mapping[str, GraphSpec]) -> float:
         """Return the allowed excess of a file's best score over that of PyTorch's best query."""
-        return min(TIE * graphs["frame_decoder"].tolerance, MAXIMUM_SCORE_EXCESS)
+        tolerance = max(graphs[name].tolerance for name in self.frame_graphs)
+        return min(TIE * tolerance, MAXIMUM_SCORE_EXCESS)
 
     @property
     def maximum_choice_excess(self) -> float:

@@ -96,7 +96,7 @@ class Pan2024(Network):
 
     def choice_excess(self, graphs: Mapping[str, GraphSpec]) -> float:
         """Return the allowed excess cost of PyTorch's slots over a file's best ones."""
-        return default_slot_excess(graphs["frame_decoder"].tolerance)
+        return default_slot_excess(max(graphs[name].tolerance for name in self.frame_graphs))
 
     @property
     def maximum_choice_excess(self) -> float:
@@ -130,6 +130,6 @@ def default_slot_excess(tolerance: float) -> float:
     """Return the default of ``--maximum-slot-excess``.
 
     Args:
-        tolerance: tolerance of the graph whose outputs are the cues.
+        tolerance: largest tolerance of the graphs that the cues come from.
     """
     return min(SLOT_TIE * tolerance, MAXIMUM_SLOT_EXCESS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rvos_deploy.networks.online_refer.config import PADDING_ID
 from rvos_deploy.networks.online_refer.modules.network import OnlineRefer, Track
+from rvos_deploy.networks.online_refer.modules.resnet import ImageFeatures
 
 
 class ClipMasks(NamedTuple):
@@ -21,7 +22,10 @@ class ClipMasks(NamedTuple):
 
 @torch.inference_mode()
 def segment_clip(
-    network: OnlineRefer, frames: Sequence[Tensor], sentences: Sequence[Tensor]
+    network: OnlineRefer,
+    frames: Sequence[Tensor],
+    sentences: Sequence[Tensor],
+    backbone: Callable[[Tensor], ImageFeatures] | None = None,
 ) -> ClipMasks:
     """Follow E sentences through T frames; all join in the first.
 
@@ -29,7 +33,9 @@ def segment_clip(
         network: a network in eval mode.
         frames: uint8 [1,H,W,3] each, H and W multiples of 32.
         sentences: token ids int64 [L] each, of any lengths.
+        backbone: encodes a frame; None: the network's own.
     """
+    encode = backbone or network.image_features
     ids = torch.nn.utils.rnn.pad_sequence(
         list(sentences), batch_first=True, padding_value=PADDING_ID
     )
@@ -38,7 +44,7 @@ def segment_clip(
     tokens = network.text_tokens(ids, padding)
     track, logits, best = _no_track(network, len(sentences)), [], []
     for frame in frames:
-        output = network.decode_frame(network.image_features(frame), tokens, padding, track)
+        output = network.decode_frame(encode(frame), tokens, padding, track)
         logits.append(output.mask_logits)
         best.append(output.best)
         joined = torch.zeros_like(track.joined)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rvos_deploy.networks.pan2024.modules.clip import ImageFeatures
 from rvos_deploy.networks.pan2024.modules.frame_query_decoder import QueryDescriptors
 from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
 from rvos_deploy.networks.pan2024.modules.network import FrameOutput, RvosNetwork, referred_scores
@@ -53,16 +54,23 @@ def tokenize(tokenizer: Callable[[str], NDArray[np.int64]], texts: Sequence[str]
 
 
 @torch.inference_mode()
-def decode_clip(network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tensor) -> DecodedClip:
+def decode_clip(
+    network: RvosNetwork,
+    frames: Sequence[Tensor],
+    token_ids: Tensor,
+    backbone: Callable[[Tensor], ImageFeatures] | None = None,
+) -> DecodedClip:
     """Decode one clip offline for E sentences; the backbone runs once per frame.
 
     Args:
         network: a network in eval mode.
         frames: T tensors uint8 [1,H,W,3], on the network's device.
         token_ids: int64 [E,L], on the network's device.
+        backbone: encodes a frame; None: the network's own.
     """
+    encode = backbone or network.encode_frames
     text = network.encode_text(token_ids)
-    decoded = [network.decode_frames(network.encode_frames(frame), text) for frame in frames]
+    decoded = [network.decode_frames(encode(frame), text) for frame in frames]
     queries = torch.stack([frame.queries for frame in decoded], dim=1)
     embeddings = torch.stack([frame.mask_embeddings for frame in decoded], dim=1)
     descriptors = QueryDescriptors(
@@ -79,7 +87,11 @@ def decode_clip(network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tenso
 
 @torch.inference_mode()
 def segment_clip(
-    network: RvosNetwork, frames: Sequence[Tensor], token_ids: Tensor, fallback: Fallback = "none"
+    network: RvosNetwork,
+    frames: Sequence[Tensor],
+    token_ids: Tensor,
+    fallback: Fallback = "none",
+    backbone: Callable[[Tensor], ImageFeatures] | None = None,
 ) -> ClipAnswer:
     """Segment one clip offline for E sentences.
 
@@ -88,8 +100,9 @@ def segment_clip(
         frames: T tensors uint8 [1,H,W,3], on the network's device.
         token_ids: int64 [E,L], on the network's device.
         fallback: the result when no query passes (``StreamSettings.fallback``).
+        backbone: encodes a frame; None: the network's own.
     """
-    decoded, of_frames, last, order = decode_clip(network, frames, token_ids)
+    decoded, of_frames, last, order = decode_clip(network, frames, token_ids, backbone)
     scores = referred_scores(last.logits)
     passing = thresholds(scores.cpu().numpy(), network.config.threshold, fallback)
     threshold = torch.from_numpy(passing).to(scores.device)
