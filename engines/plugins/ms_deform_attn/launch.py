@@ -23,6 +23,8 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
     Tactic,
     block_shape,
 )
+from rvos_deploy.runtime.backends.cuda.device import acquire_device
+from rvos_deploy.runtime.backends.cuda.libraries import import_cuda
 
 
 @dataclass(frozen=True)
@@ -40,18 +42,21 @@ class Sizes:
 
 @contextmanager
 def primary_context(ordinal: int = 0) -> Iterator[None]:
-    """Make the device's primary context, which PyTorch uses too, current for a block. NOT RUN."""
-    import pycuda.driver as cuda
+    """Make the device's primary context, which PyTorch uses too, current for a block. NOT RUN.
 
-    cuda.init()
-    context = cuda.Device(ordinal).retain_primary_context()
-    context.push()
+    Raises:
+        BackendError: pycuda or cuda-bindings is missing, or there is no such GPU.
+    """
+    # The device knows how to release a context that is current (``CudaDevice._release_context``).
+    device = acquire_device(import_cuda(), ordinal)
     try:
-        yield
+        with device.current():
+            try:
+                yield
+            finally:
+                _kernel.cache_clear()  # the functions belong to a context that may be destroyed
     finally:
-        _kernel.cache_clear()  # the functions belong to a context that may be destroyed
-        cuda.Context.pop()
-        context.detach()
+        device.release()
 
 
 def launch(
