@@ -1,7 +1,9 @@
 """Keep the timing cache: kernel timings of earlier builds, which make the next build much shorter.
 
 The cache holds data, no code. TensorRT checks that the same version made it on the same GPU, and
-the file's name says both. NOT RUN with TensorRT; the tests read and write bytes.
+the file's name says both. TensorRT knows our plugin by its name alone, so the file's name also
+holds the kernel's hash: a changed kernel is timed again. NOT RUN with TensorRT; the tests read and
+write bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rvos_deploy.cache_folder import cache_folder
+from rvos_deploy.engines.plugins.ms_deform_attn.compile import kernel_hash
 from rvos_deploy.files import cannot_write, writing
 
 if TYPE_CHECKING:
@@ -19,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def default_cache_file(version: str, gpu: str) -> Path:
-    """Return the cache file of a TensorRT version and a GPU model."""
+    """Return the cache file of a TensorRT version, a GPU model and the plugin's present kernel."""
     model = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-    return cache_folder() / f"timing-tensorrt-{version}-{model}.cache"
+    return cache_folder() / f"timing-tensorrt-{version}-{model}-{kernel_hash()}.cache"
 
 
 def read_cache(file: Path) -> bytes:

@@ -12,6 +12,7 @@ import pytest
 from rvos_deploy.engines import gpu, targets, timing_cache
 from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.messages import Messages
+from rvos_deploy.engines.plugins.ms_deform_attn import compile, spec
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.errors import BackendError, InputError
 
@@ -172,12 +173,27 @@ def test_the_timing_cache_lies_in_the_users_cache_folder(
 ) -> None:
     monkeypatch.setenv("RVOS_DEPLOY_CACHE", str(tmp_path / "cache"))
     file = timing_cache.default_cache_file("11.4.0.106", RTX4090.name)
-    name = "timing-tensorrt-11.4.0.106-nvidia-geforce-rtx-4090.cache"
+    name = f"timing-tensorrt-11.4.0.106-nvidia-geforce-rtx-4090-{compile.kernel_hash()}.cache"
     assert file == tmp_path / "cache" / name
     assert timing_cache.read_cache(file) == b""
     timing_cache.write_cache(file, b"timings")
     assert timing_cache.read_cache(file) == b"timings"
     assert [path.name for path in file.parent.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("changed", ["source", "tactics"])
+def test_a_changed_kernel_is_timed_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, changed: str
+) -> None:
+    """TensorRT keeps a plugin's timings by its name, which a change of the kernel leaves alone."""
+    before = timing_cache.default_cache_file("11.4.0.106", RTX4090.name)
+    if changed == "source":
+        source = tmp_path / "kernel.cu"
+        source.write_bytes(compile.SOURCE.read_bytes() + b"\n// faster")
+        monkeypatch.setattr(compile, "SOURCE", source)
+    else:
+        monkeypatch.setattr(compile, "TACTICS", {1: spec.Tactic(64, 1)})
+    assert timing_cache.default_cache_file("11.4.0.106", RTX4090.name) != before
 
 
 class StandInConfig:

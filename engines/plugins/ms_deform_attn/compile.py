@@ -7,18 +7,29 @@ wheel ``nvidia-cuda-runtime`` or from a CUDA toolkit.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rvos_deploy.engines.plugins.ms_deform_attn.spec import DType, KernelSpec, PluginError
+from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
+    TACTICS,
+    DType,
+    KernelSpec,
+    PluginError,
+)
 from rvos_deploy.runtime.backends.cuda import nvrtc
 from rvos_deploy.runtime.backends.cuda.libraries import INSTALL
 
 SOURCE = Path(__file__).with_name("kernel.cu")
 NVRTC_HEADERS = ("cuda_fp16.h", "cuda_bf16.h")
 _CUDA_TYPES: dict[DType, str] = {"fp32": "float", "fp16": "__half", "bf16": "__nv_bfloat16"}
+
+
+def kernel_hash() -> str:
+    """Return 12 hexadecimal digits of a hash of the kernel's source and its tactics."""
+    return hashlib.sha256(SOURCE.read_bytes() + repr(TACTICS).encode()).hexdigest()[:12]
 
 
 @functools.cache
