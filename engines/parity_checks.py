@@ -26,6 +26,7 @@ from rvos_deploy.parity.verification import CheckResult
 from rvos_deploy.progress import ShareProgress
 from rvos_deploy.runtime.backends.cuda.libraries import import_cuda
 from rvos_deploy.runtime.backends.registry import make_backend
+from rvos_deploy.runtime.backends.tensorrt.engine_checks import EngineMachine
 from rvos_deploy.runtime.backends.tensorrt.engine_loading import deserialize
 from rvos_deploy.runtime.backends.tensorrt.graph import Engine, TensorRtGraph
 from rvos_deploy.runtime.backends.tensorrt.session import open_engines
@@ -108,7 +109,7 @@ def _engines(job: BuildJob, plans: Sequence[BuiltPlan]) -> list[Engine]:
     logger = make_logger(job.trt, Messages())
 
     def engine(plan: BuiltPlan) -> Engine:
-        def load(compute_capability: str) -> Any:
+        def load(machine: EngineMachine) -> Any:
             return deserialize(
                 job.trt,
                 logger,

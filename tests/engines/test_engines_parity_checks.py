@@ -97,7 +97,7 @@ def test_an_engine_that_passes_its_checks_is_installed_and_loadable(
     assert masks["name"].startswith("masks of a clip, 6 frames, 2 expressions")
     assert engine.layers["engine"] == {"float32": 1}
     assert engine.layers["engine_reason"] is None
-    check_loadable(bundle, engine, EngineMachine(rtx.__version__, "8.9"))
+    check_loadable(bundle, engine, EngineMachine(rtx.__version__, "8.9", "stand-in"))
     (plan,) = library.plans
     assert plan.parent.parent == engine_folder(bundle.path, "tensorrt-rtx")
     assert not plan.exists(), "the plan is compared before it is renamed"

@@ -183,7 +183,7 @@ def test_an_engine_without_parity_results_is_refused(built: Built) -> None:
         assert engine.parity_reason == "built on a machine without a GPU, where it cannot be run"
         assert engine.layers["engine"] is None
         assert engine.layers["engine_reason"] == engine.parity_reason
-        machine = EngineMachine(rtx.__version__, "8.9")
+        machine = EngineMachine(rtx.__version__, "8.9", "stand-in")
         with pytest.raises(EngineError) as error:
             check_loadable(built.bundle, engine, machine)
         assert "has no parity results (built on a machine without a GPU" in error.value.found

@@ -38,7 +38,8 @@ from rvos_deploy.runtime.backends.tensorrt.graph import Engine
 
 PLAN = b"not really a plan"
 VERSION = "11.4.0.106"
-MACHINE = EngineMachine(VERSION, "8.9")
+GPU = "NVIDIA GeForce RTX 4090"
+MACHINE = EngineMachine(VERSION, "8.9", GPU)
 PASSED = ({"name": "mask_head H32 mask_logits", "passed": True, "max_abs": 1e-6},)
 
 
@@ -68,7 +69,7 @@ def put(bundle: Bundle) -> Callable[..., EngineSidecar]:
             onnx_sha256={n: e.sha256 for n, e in bundle.onnx_entries("mask_head").items()},
             tensorrt_version=VERSION,
             compute_capabilities=("8.9",),
-            gpu="NVIDIA GeForce RTX 4090",
+            gpu=GPU,
             version_compatible=False,
             hardware_compatible=False,
             stripped=False,
@@ -169,7 +170,7 @@ def test_another_tensorrt_is_refused(
     bundle: Bundle, put: Callable[..., EngineSidecar], version: str
 ) -> None:
     put()
-    error = refusal(bundle, EngineMachine(version, "8.9"))
+    error = refusal(bundle, EngineMachine(version, "8.9", GPU))
     assert "was built with TensorRT 11.4.0.106" in error.found
     assert error.needed == f"TensorRT {version}, which is installed here"
     assert error.command == rebuild(bundle)
@@ -177,7 +178,7 @@ def test_another_tensorrt_is_refused(
 
 def test_another_gpu_is_refused(bundle: Bundle, put: Callable[..., EngineSidecar]) -> None:
     put()
-    error = refusal(bundle, EngineMachine(VERSION, "8.6"))
+    error = refusal(bundle, EngineMachine(VERSION, "8.6", GPU))
     assert "was built for compute capability 8.9" in error.found
     assert error.needed == "8.6, which the GPU here has"
     assert error.command == rebuild(bundle)
@@ -188,15 +189,34 @@ def test_a_hardware_compatible_engine_runs_on_ampere_and_later(
 ) -> None:
     sidecar = put(hardware_compatible=True)
     for capability in ("8.0", "9.0", "12.0"):
-        check_loadable(bundle, sidecar, EngineMachine(VERSION, capability))
-    assert "compute capability" in refusal(bundle, EngineMachine(VERSION, "7.5")).found
+        check_loadable(bundle, sidecar, EngineMachine(VERSION, capability, GPU))
+    assert "compute capability" in refusal(bundle, EngineMachine(VERSION, "7.5", GPU)).found
+
+
+@pytest.mark.parametrize("built_on", ["NVIDIA L4", "NVIDIA GeForce RTX 4090 Laptop GPU", None])
+def test_another_model_of_the_same_compute_capability_is_refused(
+    bundle: Bundle, put: Callable[..., EngineSidecar], built_on: str | None
+) -> None:
+    """TensorRT loads such a plan with a warning, and says that it may fail."""
+    put(gpu=built_on)
+    error = refusal(bundle)
+    assert f"was built on {built_on or 'an unknown GPU'}" in error.found
+    assert error.needed.startswith("NVIDIA GeForce RTX 4090, which is here")
+    assert error.command == rebuild(bundle)
+
+
+@pytest.mark.parametrize("fields", [{"hardware_compatible": True}, {"target": "tensorrt-rtx"}])
+def test_plans_for_several_models_run_on_each_of_them(
+    bundle: Bundle, put: Callable[..., EngineSidecar], fields: dict[str, Any]
+) -> None:
+    check_loadable(bundle, put(gpu="NVIDIA L4", **fields), MACHINE)
 
 
 def test_rtx_is_told_which_gpu_to_build_for(
     bundle: Bundle, put: Callable[..., EngineSidecar]
 ) -> None:
     put(target="tensorrt-rtx", options=("--compute-capability", "8.9", "--workspace", "64"))
-    error = refusal(bundle, EngineMachine(VERSION, "12.0"))
+    error = refusal(bundle, EngineMachine(VERSION, "12.0", GPU))
     options = " --workspace 64 --compute-capability 12.0"
     assert error.command == rebuild(bundle, options, "tensorrt-rtx")
 
@@ -209,9 +229,9 @@ def test_host_code_must_be_allowed(bundle: Bundle, put: Callable[..., EngineSide
     assert "allow_host_code=True" in error.needed
     assert error.command == rebuild(bundle, " --strip-weights")
     for version in (VERSION, "11.4.1.2", "11.10.0.1"):
-        check_loadable(bundle, sidecar, EngineMachine(version, "8.9"), allow_host_code=True)
+        check_loadable(bundle, sidecar, EngineMachine(version, "8.9", GPU), allow_host_code=True)
     for version in ("11.3.9.1", "12.0.0.1"):
-        error = refusal(bundle, EngineMachine(version, "8.9"), allow_host_code=True)
+        error = refusal(bundle, EngineMachine(version, "8.9", GPU), allow_host_code=True)
         assert "was built with TensorRT" in error.found
 
 
@@ -332,7 +352,7 @@ def test_sizes_outside_the_profiles_are_refused(
     portrait = {**landscape, "H": (32, 224, 224), "W": (32, 128, 128)}
     sidecar = put(profiles=(landscape, portrait))
 
-    def load(compute_capability: str) -> Any:
+    def load(machine: EngineMachine) -> Any:
         raise AssertionError("not needed to choose a profile")
 
     engine = Engine(
@@ -381,17 +401,18 @@ def test_nothing_is_deserialised_before_every_check_has_passed(
         {"parity": None},
         {"tensorrt_version": "11.3.0.1"},
         {"compute_capabilities": ("8.6",)},
+        {"gpu": "NVIDIA L4"},
         {"version_compatible": True},
         {"plan_sha256": "0" * 64},
         {"onnx_sha256": {}},
     ):
         sidecar = put(**wrong)
         with pytest.raises(EngineError):
-            engine_loading.load_engine(trt, None, bundle, sidecar, "8.9")
+            engine_loading.load_engine(trt, None, bundle, sidecar, MACHINE)
     assert trt.plans == []
-    assert engine_loading.load_engine(trt, None, bundle, put(), "8.9") == "engine"
+    assert engine_loading.load_engine(trt, None, bundle, put(), MACHINE) == "engine"
     assert (trt.plans, trt.host_code) == ([PLAN], [False])
     engine_loading.load_engine(
-        trt, None, bundle, put(version_compatible=True), "8.9", allow_host_code=True
+        trt, None, bundle, put(version_compatible=True), MACHINE, allow_host_code=True
     )
     assert trt.host_code == [False, True]

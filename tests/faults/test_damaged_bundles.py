@@ -282,7 +282,7 @@ def test_damaged_sidecars(
                 raise engine
             json.dumps(engine.as_dict(), allow_nan=False)
             assert "run: " in str(no_profile(hollow, engine, {"H": 64, "W": 64, "E": 1}))
-            check_loadable(bundle, engine, EngineMachine("11.4.0.106", "8.9"))
+            check_loadable(bundle, engine, EngineMachine("11.4.0.106", "8.9", "stand-in"))
 
     @how
     @given(st.one_of(json_damage(tree), byte_damage(json.dumps(tree).encode())))

@@ -19,7 +19,7 @@ from rvos_deploy.errors import RvosError
 from rvos_deploy.runtime.backends.base import Backend, Session
 from rvos_deploy.runtime.backends.cuda.device import acquire_device
 from rvos_deploy.runtime.backends.cuda.libraries import import_tensorrt
-from rvos_deploy.runtime.backends.tensorrt.engine_checks import no_profile
+from rvos_deploy.runtime.backends.tensorrt.engine_checks import EngineMachine, no_profile
 from rvos_deploy.runtime.backends.tensorrt.engine_loading import load_engine
 from rvos_deploy.runtime.backends.tensorrt.graph import Engine
 from rvos_deploy.runtime.backends.tensorrt.session import open_engines
@@ -62,13 +62,13 @@ class TensorRtBackend(Backend):
         return open_engines(self._trt, self._libraries, engines, cuda_graphs=self._cuda_graphs)
 
     def _engine(self, bundle: Bundle, sidecar: EngineSidecar) -> Engine:
-        def load(compute_capability: str) -> trt.ICudaEngine:
+        def load(machine: EngineMachine) -> trt.ICudaEngine:
             return load_engine(
                 self._trt,
                 self._logger,
                 bundle,
                 sidecar,
-                compute_capability,
+                machine,
                 allow_host_code=self._allow_host_code,
             )
 

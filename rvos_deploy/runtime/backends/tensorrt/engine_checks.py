@@ -2,8 +2,8 @@
 needed.
 
 A plan is executable code. So nothing is deserialised before every check has passed: the plan's
-hash, the hash of the ONNX that it was built from, the TensorRT version, the GPU architecture, and
-the parity results against ONNX Runtime. What cannot be established is refused.
+hash, the hash of the ONNX that it was built from, the TensorRT version, the GPU's architecture and
+model, and the parity results against ONNX Runtime. What cannot be established is refused.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ HARDWARE_COMPATIBLE_FROM = "8.0"
 
 @dataclass(frozen=True)
 class EngineMachine:
-    """The machine that loads an engine: the library's version and the GPU's compute capability."""
+    """The machine that loads an engine: the library's version, and the GPU's compute capability
+    ("8.9") and name, as CUDA gives them.
+    """
 
     tensorrt_version: str
     compute_capability: str
+    gpu: str
 
 
 def check_plan(bundle: Bundle, sidecar: EngineSidecar) -> None:
@@ -130,6 +133,13 @@ def check_loadable(
             f"{machine.compute_capability}, which the GPU here has",
             _command_for_gpu(bundle, sidecar, machine),
         )
+    if not _model_fits(sidecar, machine.gpu):
+        raise EngineError(
+            f"{name} was built on {sidecar.gpu or 'an unknown GPU'}, whose kernels TensorRT chose "
+            "for that model alone",
+            f"{machine.gpu}, which is here (engines of --hardware-compatible run on both)",
+            command,
+        )
     _require_parity(sidecar, name, command)
 
 
@@ -160,6 +170,17 @@ def _gpu_fits(sidecar: EngineSidecar, capability: str) -> bool:
     return sidecar.hardware_compatible and _numbers(capability) >= _numbers(
         HARDWARE_COMPATIBLE_FROM
     )
+
+
+def _model_fits(sidecar: EngineSidecar, gpu: str) -> bool:
+    """Compare the models: those of one compute capability differ in multiprocessors and memory.
+
+    TensorRT itself loads such a plan with a warning only, and says that it may fail. Plans of
+    TensorRT-RTX and hardware-compatible ones are made for several models.
+    """
+    if sidecar.target != "tensorrt" or sidecar.hardware_compatible:
+        return True
+    return sidecar.gpu == gpu
 
 
 def _command_for_gpu(bundle: Bundle, sidecar: EngineSidecar, machine: EngineMachine) -> str:

@@ -30,7 +30,7 @@ def load_engine(
     logger: trt.ILogger,
     bundle: Bundle,
     sidecar: EngineSidecar,
-    compute_capability: str,
+    machine: EngineMachine,
     *,
     allow_host_code: bool = False,
 ) -> trt.ICudaEngine:
@@ -41,14 +41,13 @@ def load_engine(
         logger: must outlive the engine.
         bundle: an opened bundle, whose own files have been hashed.
         sidecar: of the engine, as ``read_sidecar`` returns it.
-        compute_capability: of this machine's GPU, for example "8.9".
+        machine: that loads the engine.
         allow_host_code: accept engines that hold host code; only for plans that you trust.
 
     Raises:
         EngineError: a check failed; nothing was deserialised.
         BackendError: TensorRT refuses the plan.
     """
-    machine = EngineMachine(trt.__version__, compute_capability)
     check_loadable(bundle, sidecar, machine, allow_host_code=allow_host_code)
     plan = read_plan(bundle, sidecar)
     weights = bundle.graph_file(sidecar.graph) if sidecar.stripped else None

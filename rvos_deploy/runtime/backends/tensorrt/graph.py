@@ -31,6 +31,7 @@ from rvos_deploy.runtime.backends.tensorrt.cuda_graphs import (
     free_graph,
     launch,
 )
+from rvos_deploy.runtime.backends.tensorrt.engine_checks import EngineMachine
 from rvos_deploy.runtime.backends.tensorrt.execution import Execution, check_interface
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ class Engine:
     Args:
         spec: the contract of its graph.
         profiles: the profiles that it was built with.
-        load: checks and deserialises it; its argument is the GPU's compute capability ("8.9").
+        load: checks and deserialises it on this machine.
         refuse: makes the error of sizes that no profile supports.
     """
 
     spec: GraphSpec
     profiles: Sequence[Profile]
-    load: Callable[[str], trt.ICudaEngine]
+    load: Callable[[EngineMachine], trt.ICudaEngine]
     refuse: Callable[[Mapping[str, int]], RvosError]
 
     def profile(self, axes: Mapping[str, int]) -> int:
@@ -191,7 +192,8 @@ class TensorRtGraph(Graph):
 
     def _load(self) -> None:
         device = self._device
-        engine = self._loaded = self._engine.load(device.compute_capability)
+        machine = EngineMachine(self._trt.__version__, device.compute_capability, device.name)
+        engine = self._loaded = self._engine.load(machine)
         check_interface(self._trt, engine, self.spec)
         # All contexts of the engine share one workspace, because they run one after the other.
         self._workspace = device.allocate(max(1, engine.device_memory_size_v2))
