@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from recording_cuda import Gpu
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
+from rvos_deploy.runtime.backends.tensorrt import cuda_graphs
 from rvos_deploy.runtime.backends.tensorrt.cuda_graphs import (
     CapturedRuns,
     CaptureError,
@@ -170,6 +177,79 @@ def test_each_refusal_of_cuda_is_reported_and_leaves_nothing(
         capture(gpu.bindings, int(device.compute.handle), lambda: True)
     assert device.compute.captured is None
     assert gpu.machine.graphs == {}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("refusing", ["", "cuStreamBeginCapture", "cuStreamEndCapture"])
+def test_nothing_is_collected_during_a_capture(
+    gpu: Gpu, device: CudaDevice, enabled: bool, refusing: str
+) -> None:
+    """Afterwards collection is on or off as it was before."""
+    gpu.bindings.refusing.add(refusing)
+    during: list[bool] = []
+
+    def enqueue() -> bool:
+        during.append(gc.isenabled())
+        return True
+
+    was = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with suppress(CaptureError):
+            free_graph(gpu.bindings, capture(gpu.bindings, int(device.compute.handle), enqueue))
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert not any(during)
+
+
+RUNTIME = """
+static __thread int pending = 900;
+int cudaGetLastError(void) { int error = pending; pending = 0; return error; }
+int cudaPeekAtLastError(void) { return pending; }
+"""
+
+READ = """
+import ctypes, sys
+from rvos_deploy.runtime.backends.cuda.runtime_errors import clear_runtime_errors
+assert clear_runtime_errors() == [], "no runtime is loaded, and none must be"
+runtime = ctypes.CDLL(sys.argv[1])
+assert runtime.cudaPeekAtLastError() == 900
+assert clear_runtime_errors() == [900]
+assert runtime.cudaPeekAtLastError() == 0
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared runtimes are found by Linux's loader")
+def test_the_pending_error_of_a_shared_runtime_is_cleared(tmp_path: Path) -> None:
+    """Another library (PyTorch) would report the refused capture at its next launch."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs gcc")
+    source, library = tmp_path / "cudart.c", tmp_path / "libcudart.so.13"
+    source.write_text(RUNTIME)
+    options = ("-shared", "-fPIC", f"-Wl,-soname,{library.name}")
+    subprocess.run([compiler, *options, source, "-o", library], check=True)
+    subprocess.run([sys.executable, "-c", READ, library], check=True)
+
+
+@pytest.mark.parametrize("name", ["refused", "cuStreamBeginCapture", "cuStreamEndCapture"])
+def test_every_refusal_clears_the_pending_error(
+    gpu: Gpu, device: CudaDevice, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleared: list[bool] = []
+    monkeypatch.setattr(
+        cuda_graphs,
+        "clear_runtime_errors",
+        lambda: cleared.append(device.compute.captured is None),
+    )
+    stream = int(device.compute.handle)
+    free_graph(gpu.bindings, capture(gpu.bindings, stream, lambda: True))
+    assert cleared == []
+    gpu.bindings.refusing.add(name)
+    with pytest.raises(CaptureError):
+        capture(gpu.bindings, stream, lambda: name != "refused")
+    assert cleared == [True], "once, after the stream has left the capture"
 
 
 def test_a_refused_replay_is_an_error(gpu: Gpu, device: CudaDevice) -> None:

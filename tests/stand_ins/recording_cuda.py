@@ -475,6 +475,8 @@ class FakeBindings:
         if "cuStreamBeginCapture" in self.refusing:
             return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
         assert mode == self.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        assert not self._machine.streams[stream].queue, "the warm-up has not finished"
+        assert not gc.isenabled(), "a collected object might call CUDA during the capture"
         self._machine.streams[stream].captured = []
         self._machine.record("capture begins")
         return (CUresult.CUDA_SUCCESS,)

@@ -9,15 +9,17 @@ what happens where CUDA refuses a capture.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.cuda.libraries import call
+from rvos_deploy.runtime.backends.cuda.runtime_errors import clear_runtime_errors
 
 CAPACITY = 8
 """Captured runs kept for one graph. Each of them holds its outputs and an execution context."""
@@ -137,8 +139,10 @@ class CaptureError(Exception):
 def capture(driver: Any, stream: int, enqueue: Callable[[], bool]) -> Any:
     """Capture the work that ``enqueue`` queues on a stream.
 
-    The same work must have run once just before: the first run at new sizes prepares what must not
-    be captured.
+    The same work must have run once, and must have finished: the first run at new sizes prepares
+    what must not be captured. Nothing is collected as garbage during the capture, because a
+    library's finaliser may call CUDA, and such a call would be captured or would end the capture.
+    A refusal's pending error is cleared, so that no other library reports it.
 
     Args:
         driver: ``cuda.bindings.driver``.
@@ -155,15 +159,20 @@ def capture(driver: Any, stream: int, enqueue: Callable[[], bool]) -> Any:
     handle = driver.CUstream(stream)
     # Thread-local mode lets other threads of the process allocate during the capture.
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    _call_capture(driver, "cuStreamBeginCapture", handle, mode)
-    accepted = False
+    accepted, error, graph = False, None, None
     try:
-        accepted = enqueue()
+        with _no_garbage_collection():
+            _call_capture(driver, "cuStreamBeginCapture", handle, mode)
+            try:
+                accepted = enqueue()
+            finally:
+                # The stream must leave capture mode, whatever happened.
+                error, graph = driver.cuStreamEndCapture(handle)
+                if not accepted and int(error) == 0:
+                    driver.cuGraphDestroy(graph)
     finally:
-        # The stream must leave capture mode, whatever happened.
-        error, graph = driver.cuStreamEndCapture(handle)
-        if not accepted and int(error) == 0:
-            driver.cuGraphDestroy(graph)
+        if not accepted or int(error) != 0:
+            clear_runtime_errors()
     if not accepted:
         raise CaptureError("TensorRT refused to be captured")
     if int(error) != 0:
@@ -172,6 +181,17 @@ def capture(driver: Any, stream: int, enqueue: Callable[[], bool]) -> Any:
         return _call_capture(driver, "cuGraphInstantiate", graph, 0)
     finally:
         driver.cuGraphDestroy(graph)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def launch(driver: Any, graph: Any, stream: int) -> None:

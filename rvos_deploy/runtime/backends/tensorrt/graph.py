@@ -280,6 +280,7 @@ class TensorRtGraph(Graph):
             # This run is the warm-up of the capture, and gives this call's result.
             outputs = _enqueue(device, execution, profile, axes, inputs, staged)
             stream = int(device.compute.handle)
+            device.compute.synchronize()
             try:
                 graph = capture(device.bindings, stream, execution.try_enqueue)
             except CaptureError as refused:
