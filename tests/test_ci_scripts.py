@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from rvos_deploy.cpu_ops import ms_deform_attn as kernel
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,3 +39,16 @@ def test_a_bare_machine_needs_a_folder() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert ".ci/bare_machine WORK [run|test]..." in done.stderr
     assert "set -euo" not in done.stderr
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
+def test_a_wheel_without_the_kernel_fails_the_test_of_its_build() -> None:
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    command = settings["tool"]["cibuildwheel"]["test-command"]
+    program = command.removeprefix('python -c "').removesuffix('"')
+    absent = "import ctypes; ctypes.CDLL = lambda path: open(path + '.absent')\n"
+    for before, passes in (("", kernel.available()), (absent, False)):
+        run = [sys.executable, "-c", before + program]
+        assert (subprocess.run(run, capture_output=True, check=False).returncode == 0) == passes
