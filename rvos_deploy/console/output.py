@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rvos_deploy.progress import CountProgress, StepProgress
+from rvos_deploy.progress import CountProgress, StepProgress, ignore_counts, ignore_steps
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +28,9 @@ def frame_progress() -> AbstractContextManager[CountProgress]:
 @contextmanager
 def count_progress(unit: str, rate_unit: str) -> Iterator[CountProgress]:
     """Show a bar with its rate for each phase, on a terminal only."""
+    if not _on_terminal():
+        yield ignore_counts
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -57,6 +61,9 @@ def count_progress(unit: str, rate_unit: str) -> Iterator[CountProgress]:
 @contextmanager
 def byte_progress() -> Iterator[CountProgress]:
     """Show a bar of bytes for each file that is fetched, on a terminal only."""
+    if not _on_terminal():
+        yield ignore_counts
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -91,14 +98,18 @@ def byte_progress() -> Iterator[CountProgress]:
 @contextmanager
 def step_progress() -> Iterator[StepProgress]:
     """Show a spinner with the name of the running step, on a terminal only."""
+    if not _on_terminal():
+        yield ignore_steps
+        return
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda step: None
-        return
-    with console.status("starting") as status:
+    with Console(stderr=True).status("starting") as status:
         yield status.update
+
+
+def _on_terminal() -> bool:
+    """Tell whether standard error is a terminal, without Rich, which is slow to import."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def result_console() -> Console:
