@@ -15,10 +15,12 @@ def main() -> None:
     if code:
         _drop_unwritable_output()
     from rvos_deploy.iterator_thread import any_stuck
+    from rvos_deploy.worker_threads import any_running
 
-    if any_stuck():
+    if any_stuck() or any_running():
         # A thread that hangs in C (FFmpeg waits for a source) may return during the interpreter's
-        # shutdown and crash it. All files are closed by now.
+        # shutdown and crash it; another one (a graph is opened) would delay a stop. All files are
+        # closed by now.
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)

@@ -6,7 +6,6 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -29,6 +28,7 @@ from rvos_deploy.runtime.limits import check_geometry, check_limits
 from rvos_deploy.runtime.stream import Stream, StreamNetwork, add_expressions
 from rvos_deploy.runtime.streams_in_step import FrameResults, SharedCalls, StreamsInStep
 from rvos_deploy.stream_settings import StreamSettings, described, whole_number
+from rvos_deploy.worker_threads import worker_threads
 
 _CACHED_TEXTS = 1024
 
@@ -199,7 +199,7 @@ class Segmenter(Closeable):
 
 def _open(bundle: Bundle, backend: Backend) -> tuple[Session, Tokenizer]:
     """Open a bundle's graphs, and read its tokenizer meanwhile."""
-    with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as executor, ExitStack() as undo:
+    with worker_threads(1) as executor, ExitStack() as undo:
         tokenizer = executor.submit(_read_tokenizer, bundle)
         session = undo.enter_context(backend.open(bundle))
         read = tokenizer.result()

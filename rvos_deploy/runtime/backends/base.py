@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 
 from rvos_deploy.bundle.folder import Bundle
@@ -20,6 +20,7 @@ from rvos_deploy.errors import BackendError
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.precision_hint import PrecisionHint
 from rvos_deploy.graph_io.tensors import Tensor, TensorOps
+from rvos_deploy.worker_threads import worker_threads
 
 
 class Graph(Closeable):
@@ -157,13 +158,12 @@ def _open_together(
 
     Hashing a file and preparing its graph occupy one core each, and not the interpreter.
     """
-    with ThreadPoolExecutor(usable_cores(), thread_name_prefix="open-graph") as executor:
+    with worker_threads(usable_cores()) as executor:
         opening = [executor.submit(open_graph, spec, file) for spec, file in files]
         try:
             return [graph.result() for graph in opening]
         except BaseException:
             for graph in opening:
-                graph.cancel()
                 graph.add_done_callback(_close_opened)
             raise
 
