@@ -25,6 +25,8 @@ Name = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]{0,63}\Z")]
 Size = Annotated[int, Meta(ge=1, le=1 << 20)]
 Dim = Size | Annotated[str, Meta(pattern=r"\A[A-Za-z]{1,16}(/[1-9][0-9]{0,3})?\Z")]
 Dtype = Annotated[str, Meta(pattern=r"\A(bool|uint8|int32|int64|float16|float32)\Z")]
+ROWS = "E"
+"""The axis of expressions. It comes first in a tensor, and its rows do not depend on each other."""
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 """The number format that graphs compute in. In an int8 bundle, only the backbone is int8."""
 TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 0.13}

@@ -48,6 +48,9 @@ class GraphCalls(Protocol):
     def spec(self, graph: str) -> GraphSpec:
         """Return the contract of a graph."""
 
+    def padded_size(self, graph: str, axis: str, size: int) -> int:
+        """Return the size to pad an axis of a graph's inputs to."""
+
     def run(self, graph: str, inputs: Mapping[str, Tensor], occasion: str) -> dict[str, Tensor]:
         """Run a graph; errors name the ``occasion`` ("frame 12").
 

@@ -10,12 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rvos_deploy.graph_io.graph_spec import TensorSpec
+from rvos_deploy.graph_io.graph_spec import ROWS, TensorSpec
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.backends.base import Session
-
-ROWS = "E"
-"""The axis of expressions, which comes first in a tensor."""
 
 
 def run_rows(session: Session, name: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

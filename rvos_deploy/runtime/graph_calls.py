@@ -33,6 +33,10 @@ class SessionCalls:
         """Return a graph's contract."""
         return self.session.graphs[graph].spec
 
+    def padded_size(self, graph: str, axis: str, size: int) -> int:
+        """Return the size to pad an axis of a graph's inputs to (see ``Graph.padded_size``)."""
+        return self.session.graphs[graph].padded_size(axis, size)
+
     @property
     def mask_graph(self) -> str:
         """Return the name of the graph that computes mask logits."""

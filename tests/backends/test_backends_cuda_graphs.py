@@ -20,7 +20,6 @@ from rvos_deploy.runtime.backends.tensorrt import cuda_graphs
 from rvos_deploy.runtime.backends.tensorrt.cuda_graphs import (
     CapturedRuns,
     CaptureError,
-    RunKey,
     capture,
     free_graph,
     launch,
@@ -28,51 +27,44 @@ from rvos_deploy.runtime.backends.tensorrt.cuda_graphs import (
 
 
 class Run:
-    def __init__(self) -> None:
-        self.busy = self.closed = False
+    closed = False
 
     def close(self) -> None:
         assert not self.closed
         self.closed = True
 
 
-def key(size: int, address: int = 0) -> RunKey:
-    return RunKey.of({"W": size, "H": 32}, {"features": address})
+def sizes(width: int) -> dict[str, int]:
+    return {"W": width, "H": 32}
 
 
-def test_keys_tell_sizes_and_addresses_apart_and_not_their_order() -> None:
-    assert key(64) == RunKey.of({"H": 32, "W": 64}, {"features": 0})
-    assert key(64) != key(96)
-    assert key(64) != key(64, address=1)
-
-
-def test_a_run_is_captured_when_it_comes_again() -> None:
+def test_a_run_is_captured_when_its_sizes_come_again() -> None:
     runs: CapturedRuns[Run] = CapturedRuns("backbone")
-    assert runs.find(key(64)) is None
+    assert runs.find(sizes(64)) is None
     assert [
-        runs.should_capture(key(64)),
-        runs.should_capture(key(96)),
-        runs.should_capture(key(64)),
+        runs.should_capture(sizes(64)),
+        runs.should_capture(sizes(96)),
+        runs.should_capture(sizes(64)),
     ] == [False, False, True]
     run = Run()
-    runs.add(key(64), run)
-    assert runs.find(key(64)) is run
-    assert runs.find(key(96)) is None
+    runs.add(sizes(64), run)
+    assert runs.find({"H": 32, "W": 64}) is run, "the order of the axes does not matter"
+    assert runs.find(sizes(96)) is None
 
 
 def test_sizes_that_come_once_are_never_captured_and_forgotten() -> None:
     runs: CapturedRuns[Run] = CapturedRuns("video_decoder")
-    assert not any(runs.should_capture(key(32 * size)) for size in range(1, 1000))
+    assert not any(runs.should_capture(sizes(32 * size)) for size in range(1, 1000))
     assert len(runs._seen) <= 64
 
 
 def test_the_least_recently_used_run_goes() -> None:
     runs: CapturedRuns[Run] = CapturedRuns("backbone", capacity=2)
     first, second, third = Run(), Run(), Run()
-    runs.add(key(1), first)
-    runs.add(key(2), second)
-    assert runs.find(key(1)) is first
-    runs.add(key(3), third)
+    runs.add(sizes(1), first)
+    runs.add(sizes(2), second)
+    assert runs.find(sizes(1)) is first
+    runs.add(sizes(3), third)
     assert (first.closed, second.closed, third.closed) == (False, True, False)
     assert len(runs) == 2
     runs.clear()
@@ -81,41 +73,21 @@ def test_the_least_recently_used_run_goes() -> None:
     assert len(runs) == 0
 
 
-def test_a_busy_run_is_neither_replayed_nor_dropped() -> None:
-    runs: CapturedRuns[Run] = CapturedRuns("frame_decoder", capacity=2)
-    waiting, other = Run(), Run()
-    runs.should_capture(key(1))
-    runs.add(key(1), waiting)
-    waiting.busy = True
-    assert runs.find(key(1)) is None
-    assert runs.should_capture(key(1)), "another one is captured beside it"
-    runs.add(key(1), other)
-    assert runs.find(key(1)) is other
-    other.busy = True
-    assert runs.find(key(1)) is None
-    assert not runs.should_capture(key(1)), "there is no room while both are busy"
-    other.busy = False
-    runs.should_capture(key(2))
-    assert runs.should_capture(key(2))
-    runs.add(key(2), Run())
-    assert (waiting.closed, other.closed) == (False, True)
-
-
 def test_disabling_warns_once() -> None:
     runs: CapturedRuns[Run] = CapturedRuns("mask_head")
-    runs.should_capture(key(1))
+    runs.should_capture(sizes(1))
     with pytest.warns(RuntimeWarning, match=r"mask_head runs without CUDA graphs.*because"):
         runs.disable("because")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         runs.disable("again")
     assert runs.reason == "because"
-    assert not runs.should_capture(key(1))
+    assert not runs.should_capture(sizes(1))
 
 
 def test_cuda_graphs_can_be_switched_off() -> None:
     runs: CapturedRuns[Run] = CapturedRuns("mask_head", enabled=False)
-    assert [runs.should_capture(key(1)), runs.should_capture(key(1))] == [False, False]
+    assert [runs.should_capture(sizes(1)), runs.should_capture(sizes(1))] == [False, False]
     assert runs.reason == "CUDA graphs were switched off"
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from deformable_attention import SCENARIOS, exact, half_ulp, make_case, reference, slack
 
+from rvos_deploy.bundle.folder import open_bundle
+from rvos_deploy.engines.build import build_engines
 from rvos_deploy.engines.plugins.ms_deform_attn.host import host_ms_deform_attn
 from rvos_deploy.engines.plugins.ms_deform_attn.launch import primary_context, run_on_device
 from rvos_deploy.engines.plugins.ms_deform_attn.spec import TACTICS, TYPES, DType
+from rvos_deploy.engines.settings import BuildSettings
+from rvos_deploy.graph_io.probe import probe_inputs
+from rvos_deploy.runtime.backends.cuda.device import acquire_device
+from rvos_deploy.runtime.backends.cuda.libraries import call, import_cuda
+from rvos_deploy.runtime.backends.tensorrt.backend import TensorRtBackend
 
 pytestmark = pytest.mark.gpu
 
@@ -50,6 +58,44 @@ def test_gpu_and_host_differ_by_the_exponential_alone() -> None:
         )
         output = run_on_device(types, one, TACTICS[1])
         assert (output == host_ms_deform_attn(*one)).all()
+
+
+def test_alternating_sizes_take_no_more_memory(tiny_bundle: Path, tmp_path: Path) -> None:
+    """NVIDIA/TensorRT#4849: a context's change of shapes leaks a CUDA module of the plugin.
+
+    Each size has an execution context of its own after its second run, so nothing changes.
+    """
+    pytest.importorskip("tensorrt")
+    pytest.importorskip("pycuda.driver")
+    driver = pytest.importorskip("cuda.bindings.driver")
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    for file in tiny_bundle.iterdir():
+        if file.is_file():
+            (folder / file.name).symlink_to(file)
+    bundle = open_bundle(folder)
+    settings = BuildSettings("tensorrt", ("H=32:64:64,W=32:64:96,E=1:2:4",))
+    build_engines(bundle, settings, graphs=["frame_decoder"])
+    spec = bundle.graphs["frame_decoder"]
+    cases = [
+        {axis.name: {"H": 64, "W": width, "E": rows, "L": 8}[axis.name] for axis in spec.axes}
+        for width, rows in ((64, 1), (64, 2), (96, 2))
+    ]
+    inputs = [probe_inputs(spec, case, 0, bundle.network.probe_makers) for case in cases]
+    device = acquire_device(import_cuda())
+    with TensorRtBackend().open(bundle, ["frame_decoder"]) as session:
+
+        def free_bytes(rounds: int) -> int:
+            for number in range(rounds):
+                session.graphs["frame_decoder"].run(inputs[number % len(inputs)])
+            with device.current():
+                device.compute.synchronize()
+                return int(call(driver, "cuMemGetInfo"))
+
+        before = free_bytes(3 * len(inputs))
+        after = free_bytes(1000)
+    device.release()
+    assert before - after < 2**21, f"{(before - after) / 1000:.0f} bytes a change of shape"
 
 
 @pytest.mark.usefixtures("context")

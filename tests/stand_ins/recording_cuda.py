@@ -391,6 +391,7 @@ class CUresult(enum.IntEnum):
     CUDA_SUCCESS = 0
     CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_UNSUPPORTED_PTX_VERSION = 222
+    CUDA_ERROR_INVALID_HANDLE = 400
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
 
 
@@ -468,6 +469,25 @@ class FakeBindings:
 
     def cuEventDestroy(self, event: FakeEvent) -> tuple[Any, ...]:  # noqa: N802
         self.events -= 1
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuEventSynchronize(self, event: FakeEvent) -> tuple[Any, ...]:  # noqa: N802
+        event.synchronize()
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuStreamIsCapturing(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
+        if stream not in self._machine.streams:
+            return CUresult.CUDA_ERROR_INVALID_HANDLE, None
+        return CUresult.CUDA_SUCCESS, int(self._machine.streams[stream].captured is not None)
+
+    def cuCtxGetCurrent(self) -> tuple[Any, ...]:  # noqa: N802
+        return CUresult.CUDA_SUCCESS, self._machine.stack[-1]
+
+    def cuCtxSynchronize(self) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.need_context("cuCtxSynchronize")
+        self._machine.record("waited for the whole GPU")
+        for stream in list(self._machine.streams.values()):
+            stream.synchronize()
         return (CUresult.CUDA_SUCCESS,)
 
     def cuStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any, ...]:  # noqa: N802

@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +102,17 @@ class FakeTensorRt:
     def __init__(self, machine: Machine, specs: dict[str, GraphSpec]) -> None:
         """Set up the module.
 
+        ``shapes`` holds the shapes of every run that was queued, and ``shape_changes`` counts, for
+        each graph, runs of a context at other shapes than its run before.
+
         ``specs``: contracts by graph; plans hold the paths of their ONNX files. Set ``error`` to
         add an error to the engines' numbers.
         """
         self.machine, self.specs = machine, specs
         self.deserialised: list[str] = []
         self.contexts = 0
+        self.shapes: list[tuple[str, dict[str, tuple[int, ...]]]] = []
+        self.shape_changes: Counter[str] = Counter()
         self.refusing: set[str] = set()
         self.layer_types = ["Float"]
         self.error = 0.0
@@ -237,6 +243,9 @@ class Context:
             return False
         if capturing:
             assert self._warm == self.shapes, "captured without a warm-up at these sizes"
+        if self._warm != self.shapes:
+            trt.shape_changes[spec.name] += 1
+        trt.shapes.append((spec.name, dict(self.shapes)))
         self._warm = dict(self.shapes)
         assert self._workspace, "no workspace was given"
         assert set(self._addresses) == set(self._engine.tensors), "addresses are missing"

@@ -49,7 +49,7 @@ def encode_text(calls: GraphCalls, tokenizer: Tokenizer, text: str) -> EncodedTo
         BackendError: the back end failed, or the text encoder returned NaN or infinity.
     """
     ids, occasion = tokenizer(text), f"expression '{text[:40]}'"
-    missing = max(0, calls.spec("text_encoder").minimum_size("L") - len(ids))
+    missing = calls.padded_size("text_encoder", "L", len(ids)) - len(ids)
     padded = np.pad(ids, (0, missing), constant_values=PADDING_ID)[None]
     padding = (np.arange(padded.shape[1]) >= len(ids))[None]
     outputs = calls.run("text_encoder", {"token_ids": padded, "text_padding": padding}, occasion)
@@ -117,9 +117,10 @@ class OnlineReferSteps(Steps):
 
     def _stacked_text(self) -> dict[str, Tensor]:
         if self._text is None:
-            least = self.calls.spec("frame_decoder").minimum_size("L")
             sentences = [sentence.tokens for sentence in self._sentences.values()]
-            tokens, padding = stack_tokens(sentences, least)
+            longest = max(map(len, sentences))
+            length = self.calls.padded_size("frame_decoder", "L", longest)
+            tokens, padding = stack_tokens(sentences, length)
             self._text = {"text_tokens": tokens, "text_padding": padding}
         return self._text
 

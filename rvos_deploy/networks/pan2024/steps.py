@@ -46,7 +46,7 @@ def encode_text(calls: GraphCalls, tokenizer: Tokenizer, text: str) -> EncodedSe
         BackendError: the back end failed, or the text encoder returned NaN or infinity.
     """
     ids, occasion = tokenizer(text), f"expression '{text[:40]}'"
-    padding = max(0, calls.spec("text_encoder").minimum_size("L") - len(ids))
+    padding = calls.padded_size("text_encoder", "L", len(ids)) - len(ids)
     padded = np.pad(ids, (0, padding))[None]
     outputs = calls.run("text_encoder", {"token_ids": padded}, occasion)
     wanted = {name: outputs[name] for name in ("text_tokens", "sentence")}
@@ -134,9 +134,9 @@ class Pan2024Steps(Steps):
         )
 
     def _text(self, graph: str, states: Iterable[ExpressionState]) -> dict[str, Tensor]:
-        return stack_text(
-            [state.text for state in states], self.calls.spec(graph).minimum_size("L")
-        )
+        texts = [state.text for state in states]
+        longest = max(len(text.tokens) for text in texts)
+        return stack_text(texts, self.calls.padded_size(graph, "L", longest))
 
     def thresholds(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the thresholds float32 [E] for scores [E,N]."""

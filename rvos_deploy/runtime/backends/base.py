@@ -55,6 +55,13 @@ class Graph(Closeable):
         """Tell whether this graph can run at these sizes, which its contract allows."""
         return True
 
+    def padded_size(self, axis: str, size: int) -> int:
+        """Return the size to pad an axis to: the contract's least size at least.
+
+        A back end that runs fastest at few different sizes rounds up.
+        """
+        return max(size, self.spec.minimum_size(axis))
+
     def close(self) -> None:
         """Free the graph; safe to call twice."""
         if not self._closed:

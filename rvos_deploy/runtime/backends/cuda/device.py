@@ -146,7 +146,7 @@ class CudaDevice:
             return self._memory.allocate(nbytes)
 
     def acquire_staging(self, nbytes: int) -> Staging:
-        """Return buffers for the upload of ``nbytes`` bytes; end with :meth:`release_staging`.
+        """Return a buffer for an input of ``nbytes`` bytes; end with :meth:`release_staging`.
 
         Raises:
             BackendError: the GPU is out of memory.
@@ -156,10 +156,10 @@ class CudaDevice:
             idle = self._idle_staging.get(size)
             if idle:
                 return idle.pop()
-            return Staging(self, self._memory.allocate(size), self._pinned.acquire(size))
+            return Staging(self, self._memory.allocate(size), size)
 
     def release_staging(self, staging: Staging) -> None:
-        """Recycle the buffers of an upload."""
+        """Recycle the buffer of an input."""
         with self.lock:
             self._idle_staging.setdefault(staging.size, []).append(staging)
 

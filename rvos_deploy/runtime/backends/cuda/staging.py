@@ -1,8 +1,9 @@
-"""Events of CUDA streams, and the buffers through which host arrays reach the GPU."""
+"""Events of CUDA streams, and the buffers through which a graph's inputs reach fixed addresses."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -74,14 +75,17 @@ class DeviceEvent:
 
 
 class Staging:
-    """A page-locked buffer and a buffer on the GPU, which upload one host array at a time.
+    """A buffer on the GPU for one input of a computation. It is filled from the host or on the GPU.
 
-    The page-locked buffer is reused after the copy has left it, and the GPU's buffer after the
-    computation has read it.
+    It is filled again after the computation has read it. Host arrays pass through a page-locked
+    buffer, which is made for the first of them and reused after the copy has left it.
     """
 
-    def __init__(self, device: CudaDevice, buffer: DeviceBuffer, pinned: NDArray[np.uint8]) -> None:
-        self._device, self._buffer, self._pinned = device, buffer, pinned
+    def __init__(self, device: CudaDevice, buffer: DeviceBuffer, size: int) -> None:
+        """``size``: the capacity in bytes."""
+        self.size = size
+        self._device, self._buffer = device, buffer
+        self._pinned: NDArray[np.uint8] | None = None
         self._copied: DeviceEvent | None = None
         # Queued work may still read what the recycled buffer held before.
         self._read = device.event(device.compute)
@@ -91,14 +95,11 @@ class Staging:
         """The device address of the uploaded array."""
         return self._buffer.address
 
-    @property
-    def size(self) -> int:
-        """The capacity in bytes."""
-        return len(self._pinned)
-
     def upload(self, array: HostArray) -> None:
         """Queue the upload; work queued on ``device.compute`` from now on sees the array."""
         device = self._device
+        if self._pinned is None:
+            self._pinned = device.acquire_pinned(self.size)
         if self._copied is not None:
             self._copied.synchronize()
         else:
@@ -109,6 +110,19 @@ class Staging:
         device.driver.memcpy_htod_async(self.address, pinned, device.upload)
         self._copied.record(device.upload)
         self._copied.wait(device.compute)
+
+    def copy(self, pieces: Iterable[tuple[int, int]]) -> None:
+        """Queue copies on the GPU, one piece behind the other, on ``device.compute``.
+
+        ``pieces``: device address and bytes of each one. Whatever reads or writes the buffer is
+        queued on ``compute``, or is awaited there, so nothing else waits.
+        """
+        device, target = self._device, self.address
+        for address, nbytes in pieces:
+            device.driver.memcpy_dtod_async(target, address, nbytes, device.compute)
+            target += nbytes
+        # An upload after a run that failed in between waits for these copies too.
+        self._read.record(device.compute)
 
     def mark_read(self) -> None:
         """Say that everything that reads the array is queued; the next upload waits for it."""

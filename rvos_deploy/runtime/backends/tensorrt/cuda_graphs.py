@@ -1,7 +1,7 @@
 """Capture repeated runs as CUDA graphs: when to capture, how, and what to keep.
 
-One call replays a captured run, instead of some hundred kernel launches. A captured run is bound to
-its sizes and to every address, so runs are kept by both (see ``RunKey``).
+One call replays a captured run, instead of some hundred kernel launches. A captured run has inputs
+and outputs of its own (``owned_run.py``), so its sizes alone identify it.
 
 NOT RUN: it needs a GPU. A recording stand-in of ``cuda.bindings.driver`` tests the decisions, and
 what happens where CUDA refuses a capture.
@@ -14,7 +14,6 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from rvos_deploy.errors import BackendError
@@ -22,32 +21,15 @@ from rvos_deploy.runtime.backends.cuda.libraries import call
 from rvos_deploy.runtime.backends.cuda.runtime_errors import clear_runtime_errors
 
 CAPACITY = 8
-"""Captured runs kept for one graph. Each of them holds its outputs and an execution context."""
+"""Captured runs kept for one graph. Each has buffers and an execution context of its own."""
 _REMEMBERED = 64
-"""Keys of runs that came once. They are remembered, so that a second run is recognised."""
+"""Sizes that came once. They are remembered, so that a second run is recognised."""
 
-
-@dataclass(frozen=True)
-class RunKey:
-    """What a captured run is bound to beside its own buffers: sizes, and addresses of device
-    inputs.
-    """
-
-    axes: tuple[tuple[str, int], ...]
-    addresses: tuple[tuple[str, int], ...]
-
-    @staticmethod
-    def of(axes: Mapping[str, int], addresses: Mapping[str, int]) -> RunKey:
-        """Return the key of these sizes and these addresses of inputs on the GPU."""
-        return RunKey(tuple(sorted(axes.items())), tuple(sorted(addresses.items())))
+_Sizes = tuple[tuple[str, int], ...]
 
 
 class CapturedRun(Protocol):
     """What is kept of a capture."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether anything still references the outputs of the last replay."""
 
     def close(self) -> None:
         """Free the CUDA graph and what belongs to it."""
@@ -57,12 +39,10 @@ _Run = TypeVar("_Run", bound=CapturedRun)
 
 
 class CapturedRuns(Generic[_Run]):
-    """The captured runs of one graph. The least recently used idle run is dropped first, a busy run
-    never.
+    """The captured runs of one graph, one for each sizes. The least recently used is dropped first.
 
-    A run is captured when its key comes for the second time, because sizes that come once (the
-    memory of a whole clip) are not worth a capture. Where all runs of a key are busy, as with
-    frames that wait for their lookahead, one more run of the key is captured.
+    A run is captured when its sizes come for the second time, because sizes that come once (the
+    memory of a whole clip) are not worth a capture.
     """
 
     def __init__(self, graph: str, *, enabled: bool = True, capacity: int = CAPACITY) -> None:
@@ -71,44 +51,40 @@ class CapturedRuns(Generic[_Run]):
         Args:
             graph: the graph's name, for the warning.
             enabled: False captures nothing.
-            capacity: how many runs are kept.
+            capacity: how many runs are kept, at least one.
         """
         self._graph, self._capacity = graph, capacity
-        self._runs: OrderedDict[int, tuple[RunKey, _Run]] = OrderedDict()
-        self._next = 0
-        self._seen: OrderedDict[RunKey, None] = OrderedDict()
+        self._runs: OrderedDict[_Sizes, _Run] = OrderedDict()
+        self._seen: OrderedDict[_Sizes, None] = OrderedDict()
         self.reason: str | None = None if enabled else "CUDA graphs were switched off"
 
     def __len__(self) -> int:
         return len(self._runs)
 
-    def find(self, key: RunKey) -> _Run | None:
-        """Return an idle run of this key, or None."""
-        for number, (known, run) in self._runs.items():
-            if known == key and not run.busy:
-                self._runs.move_to_end(number)
-                return run
-        return None
+    def find(self, axes: Mapping[str, int]) -> _Run | None:
+        """Return the run of these sizes, or None."""
+        sizes = _sizes(axes)
+        if sizes in self._runs:
+            self._runs.move_to_end(sizes)
+        return self._runs.get(sizes)
 
-    def should_capture(self, key: RunKey) -> bool:
+    def should_capture(self, axes: Mapping[str, int]) -> bool:
         """Tell whether to capture a run that :meth:`find` did not find."""
-        if self.reason is not None or self._capacity < 1:
+        if self.reason is not None:
             return False
-        if key not in self._seen:
-            self._seen[key] = None
-            if len(self._seen) > _REMEMBERED:
-                self._seen.popitem(last=False)
-            return False
-        self._seen.move_to_end(key)
-        return len(self._runs) < self._capacity or self._oldest_idle() is not None
+        sizes = _sizes(axes)
+        again = sizes in self._seen
+        self._seen[sizes] = None
+        self._seen.move_to_end(sizes)
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return again
 
-    def add(self, key: RunKey, run: _Run) -> None:
-        """Keep a run; where there are too many, free the least recently used idle one."""
-        oldest = self._oldest_idle()
-        if len(self._runs) >= self._capacity and oldest is not None:
-            self._runs.pop(oldest)[1].close()
-        self._runs[self._next] = (key, run)
-        self._next += 1
+    def add(self, axes: Mapping[str, int], run: _Run) -> None:
+        """Keep a run; where there are too many, free the least recently used one."""
+        if len(self._runs) >= self._capacity:
+            self._runs.popitem(last=False)[1].close()
+        self._runs[_sizes(axes)] = run
 
     def disable(self, reason: str) -> None:
         """Capture nothing more of this graph, and warn once; runs go on without CUDA graphs."""
@@ -123,13 +99,14 @@ class CapturedRuns(Generic[_Run]):
     def clear(self) -> None:
         """Free all runs, also where freeing one of them fails."""
         with ExitStack() as stack:
-            for _, run in self._runs.values():
+            for run in self._runs.values():
                 stack.callback(run.close)
             self._runs.clear()
             self._seen.clear()
 
-    def _oldest_idle(self) -> int | None:
-        return next((number for number, (_, run) in self._runs.items() if not run.busy), None)
+
+def _sizes(axes: Mapping[str, int]) -> _Sizes:
+    return tuple(sorted(axes.items()))
 
 
 class CaptureError(Exception):

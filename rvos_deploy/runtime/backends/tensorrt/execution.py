@@ -45,7 +45,7 @@ class Execution:
         Raises:
             BackendError: the GPU is out of memory.
         """
-        self.device, self._spec, self._workspace = device, spec, workspace
+        self.device, self.spec, self._workspace = device, spec, workspace
         self._trt, self._engine = trt, engine
         context = engine.create_execution_context(
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -79,14 +79,14 @@ class Execution:
                 raise self._refused(f"profile {profile}", axes)
             self._profile = profile
         self._set_shapes(axes)
-        for tensor in self._spec.inputs:
+        for tensor in self.spec.inputs:
             context.set_tensor_address(tensor.name, addresses[tensor.name])
         outputs: dict[str, DeviceBuffer] = {}
-        for tensor in self._spec.outputs:
+        for tensor in self.spec.outputs:
             found, needed = tuple(context.get_tensor_shape(tensor.name)), tensor.sizes(axes)
             if found != needed:
                 raise BackendError(
-                    f"the engine of {self._spec.name} would give {tensor.name} of shape "
+                    f"the engine of {self.spec.name} would give {tensor.name} of shape "
                     f"{list(found)}, its contract says {list(needed)}; build the engine again with "
                     "rvos-deploy build-engine"
                 )
@@ -105,7 +105,7 @@ class Execution:
         """Queue the work. Raises BackendError: TensorRT refuses."""
         if not self.try_enqueue():
             raise BackendError(
-                f"TensorRT failed in {self._spec.name} (its own message is above); check the GPU "
+                f"TensorRT failed in {self.spec.name} (its own message is above); check the GPU "
                 "with nvidia-smi, and build the engine again if it persists"
             )
 
@@ -128,7 +128,7 @@ class Execution:
 
     def _set_shapes(self, axes: Mapping[str, int]) -> None:
         context: trt.IExecutionContext = self._context
-        for tensor in self._spec.inputs:
+        for tensor in self.spec.inputs:
             shape = tensor.sizes(axes)
             if not context.set_input_shape(tensor.name, shape):
                 raise self._refused(f"{tensor.name} of shape {list(shape)}", axes)
@@ -136,7 +136,7 @@ class Execution:
     def _refused(self, what: str, axes: Mapping[str, int]) -> BackendError:
         sizes = ", ".join(f"{name}={size}" for name, size in axes.items())
         return BackendError(
-            f"TensorRT refuses {what} in {self._spec.name} at {sizes}; build the engine again with "
+            f"TensorRT refuses {what} in {self.spec.name} at {sizes}; build the engine again with "
             "rvos-deploy build-engine"
         )
 

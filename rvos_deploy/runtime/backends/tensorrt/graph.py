@@ -6,33 +6,30 @@ NOT RUN: it needs a GPU (see backend.py).
 from __future__ import annotations
 
 import traceback
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rvos_deploy.bundle.engine_sidecar import Profile, supports
 from rvos_deploy.errors import RvosError
-from rvos_deploy.graph_io.graph_spec import GraphSpec
+from rvos_deploy.graph_io.graph_spec import ROWS, GraphSpec
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.backends.base import Graph
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.memory import DeviceBuffer
 from rvos_deploy.runtime.backends.cuda.staging import Staging
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor
-from rvos_deploy.runtime.backends.tensorrt.cuda_graphs import (
-    CapturedRuns,
-    CaptureError,
-    RunKey,
-    capture,
-    free_graph,
-    launch,
-)
+from rvos_deploy.runtime.backends.tensorrt.buckets import padded_size
+from rvos_deploy.runtime.backends.tensorrt.cuda_graphs import CapturedRuns, CaptureError
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import EngineMachine
 from rvos_deploy.runtime.backends.tensorrt.execution import Execution, check_interface
+from rvos_deploy.runtime.backends.tensorrt.owned_run import (
+    OwnedRun,
+    as_tensors,
+    fill,
+    size_in_bytes,
+)
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -65,57 +62,6 @@ class Engine:
         raise self.refuse(axes)
 
 
-class _Lease:
-    """The memory of a captured run's output. The run is busy for as long as a lease lives."""
-
-    def __init__(self, run: _CapturedRun, buffer: DeviceBuffer) -> None:
-        self._run, self._buffer = run, buffer
-
-    @property
-    def address(self) -> int:
-        return self._buffer.address
-
-
-class _CapturedRun:
-    """An execution context, the buffers that it is bound to, and the CUDA graph of its work."""
-
-    def __init__(
-        self,
-        driver: Any,
-        execution: Execution,
-        staged: Mapping[str, Staging],
-        outputs: Mapping[str, DeviceBuffer],
-        graph: Any,
-    ) -> None:
-        self.staged, self.outputs, self.graph = staged, outputs, graph
-        self._driver, self._execution = driver, execution
-        self._leases: list[weakref.ref[_Lease]] = []
-
-    @property
-    def busy(self) -> bool:
-        """Whether anything still references the outputs of the last replay."""
-        return any(lease() is not None for lease in self._leases)
-
-    def lease(self) -> dict[str, _Lease]:
-        """Return the memory of the outputs of this replay."""
-        leases = {name: _Lease(self, buffer) for name, buffer in self.outputs.items()}
-        self._leases = [weakref.ref(lease) for lease in leases.values()]
-        return leases
-
-    def close(self) -> None:
-        """Wait, then free the CUDA graph, the context and the upload buffers; leased outputs stay.
-
-        All of them are freed, also where one step fails.
-        """
-        device = self._execution.device
-        with ExitStack() as stack:
-            for staging in self.staged.values():
-                stack.callback(device.release_staging, staging)
-            stack.callback(self._execution.close)
-            stack.callback(free_graph, self._driver, self.graph)
-            device.compute.synchronize()
-
-
 class TensorRtGraph(Graph):
     """One engine. Inputs are host arrays or :class:`DeviceTensor`; outputs are
     :class:`DeviceTensor`.
@@ -140,15 +86,38 @@ class TensorRtGraph(Graph):
         self._loaded: Any = None
         self._workspace: DeviceBuffer | None = None
         self._plain: Execution | None = None
-        self._captured: CapturedRuns[_CapturedRun] = CapturedRuns(
-            engine.spec.name, enabled=cuda_graphs
+        self._captured: CapturedRuns[OwnedRun] = CapturedRuns(engine.spec.name, enabled=cuda_graphs)
+        self._rounds_rows = all(
+            ROWS not in tensor.axes or tensor.shape[0] == ROWS
+            for tensor in (*self.spec.inputs, *self.spec.outputs)
         )
         try:
             with self._held_device():
-                self._load()
+                machine = EngineMachine(trt.__version__, device.compute_capability, device.name)
+                self._loaded = engine.load(machine)
+                check_interface(trt, self._loaded, self.spec)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def workspace_bytes(self) -> int:
+        """The GPU memory that a run needs for its intermediate tensors."""
+        return max(1, int(self._loaded.device_memory_size_v2))
+
+    def start(self, workspace: DeviceBuffer) -> None:
+        """Make the graph ready to run.
+
+        Args:
+            workspace: at least ``workspace_bytes``. Graphs whose runs are queued on one stream may
+                share it, because nothing in it outlives a run.
+
+        Raises:
+            BackendError: the GPU is out of memory.
+        """
+        with self._held_device():
+            self._workspace = workspace
+            self._plain = self._make_execution()
 
     @property
     def disabled_reason(self) -> str | None:
@@ -190,14 +159,17 @@ class TensorRtGraph(Graph):
                     cause = cause.__cause__
                 raise
 
-    def _load(self) -> None:
-        device = self._device
-        machine = EngineMachine(self._trt.__version__, device.compute_capability, device.name)
-        engine = self._loaded = self._engine.load(machine)
-        check_interface(self._trt, engine, self.spec)
-        # All contexts of the engine share one workspace, because they run one after the other.
-        self._workspace = device.allocate(max(1, engine.device_memory_size_v2))
-        self._plain = self._make_execution()
+    def padded_size(self, axis: str, size: int) -> int:
+        """Return a size that many sizes are padded to, so that the engine sees few."""
+        least = super().padded_size(axis, size)
+        return padded_size(self._engine.profiles, axis, least)
+
+    def _padded(self, axes: Mapping[str, int]) -> dict[str, int]:
+        """Return the sizes that the engine runs at: expressions are padded here."""
+        padded = dict(axes)
+        if ROWS in padded and self._rounds_rows:
+            padded[ROWS] = self.padded_size(ROWS, padded[ROWS])
+        return padded
 
     def _run(self, inputs: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
         """Queue one run; the next graph may use its outputs at once.
@@ -206,23 +178,18 @@ class TensorRtGraph(Graph):
             InputError: an input lies on another GPU.
             BackendError: no profile supports these sizes, or TensorRT or CUDA refused.
         """
-        profile, device = self._engine.profile(axes), self._device
+        padded, device = self._padded(axes), self._device
+        profile = self._engine.profile(padded)
         with self._held_device():
             # Another thread may have closed the graph since the first check.
             self._require_open()
-            on_device = {
-                name: value.address
-                for name, value in inputs.items()
-                if isinstance(value, DeviceTensor)
-            }
-            key = RunKey.of(axes, on_device)
-            run = self._captured.find(key)
+            run = self._captured.find(padded)
             if run is not None:
-                outputs = self._replay(run, axes, inputs)
-            elif self._captured.should_capture(key):
-                outputs = self._run_and_capture(key, profile, axes, inputs)
+                outputs = run.run(axes, inputs)
+            elif self._captured.should_capture(padded):
+                outputs = self._run_and_capture(profile, padded, axes, inputs)
             else:
-                outputs = self._run_plainly(profile, axes, inputs)
+                outputs = self._run_plainly(profile, padded, axes, inputs)
             for value in inputs.values():
                 if isinstance(value, DeviceTensor) and value.foreign:
                     device.keep_alive(value)
@@ -251,105 +218,56 @@ class TensorRtGraph(Graph):
     def _run_plainly(
         self,
         profile: int,
+        padded: Mapping[str, int],
         axes: Mapping[str, int],
         inputs: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Queue a run on the context that all uncaptured runs share."""
+        """Queue a run on the context that all uncaptured runs share; its outputs are new buffers.
+
+        Tensors on the GPU that need no padding are read where they are.
+        """
         assert self._plain is not None
         device = self._device
         staged: dict[str, Staging] = {}
+        addresses: dict[str, int] = {}
         try:
-            outputs = _enqueue(device, self._plain, profile, axes, inputs, staged)
+            for tensor in self.spec.inputs:
+                name, value = tensor.name, inputs[tensor.name]
+                if isinstance(value, DeviceTensor) and value.shape == tensor.sizes(padded):
+                    addresses[name] = value.address
+                    continue
+                staging = staged[name] = device.acquire_staging(size_in_bytes(tensor, padded))
+                fill(staging, value, tensor, padded)
+                addresses[name] = staging.address
+            outputs = self._plain.bind(profile, padded, addresses)
+            self._plain.enqueue()
+            for staging in staged.values():
+                staging.mark_read()
         finally:
             for staging in staged.values():
                 device.release_staging(staging)
-        return self._tensors(axes, outputs)
+        return as_tensors(self._plain, axes, outputs)
 
     def _run_and_capture(
         self,
-        key: RunKey,
         profile: int,
+        padded: Mapping[str, int],
         axes: Mapping[str, int],
         inputs: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Queue a run on a context of its own, and capture the same work for the next time."""
-        device, execution = self._device, self._make_execution()
-        staged: dict[str, Staging] = {}
-        graph = None
+        """Queue a run with buffers of its own, and capture the same work for the next time."""
+        run = OwnedRun(self._make_execution(), profile, padded)
+        captured = False
         try:
             # This run is the warm-up of the capture, and gives this call's result.
-            outputs = _enqueue(device, execution, profile, axes, inputs, staged)
-            stream = int(device.compute.handle)
-            device.compute.synchronize()
-            try:
-                graph = capture(device.bindings, stream, execution.try_enqueue)
-            except CaptureError as refused:
-                self._captured.disable(str(refused))
+            outputs = run.run(axes, inputs)
+            run.capture()
+            captured = True
+        except CaptureError as refused:
+            self._captured.disable(str(refused))
         finally:
-            if graph is None:
-                with ExitStack() as stack:
-                    for staging in staged.values():
-                        stack.callback(device.release_staging, staging)
-                    stack.callback(execution.close)
-                    device.compute.synchronize()
-        if graph is None:
-            return self._tensors(axes, outputs)
-        run = _CapturedRun(device.bindings, execution, staged, outputs, graph)
-        self._captured.add(key, run)
-        return self._tensors(axes, run.lease())
-
-    def _replay(
-        self,
-        run: _CapturedRun,
-        axes: Mapping[str, int],
-        inputs: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        device = self._device
-        for name, staging in run.staged.items():
-            staging.upload(np.asarray(inputs[name]))
-        launch(device.bindings, run.graph, int(device.compute.handle))
-        for staging in run.staged.values():
-            staging.mark_read()
-        return self._tensors(axes, run.lease())
-
-    def _tensors(
-        self,
-        axes: Mapping[str, int],
-        memory: Mapping[str, DeviceBuffer] | Mapping[str, _Lease],
-    ) -> dict[str, Tensor]:
-        device = self._device
-        ready = device.event(device.compute)
-        return {
-            tensor.name: DeviceTensor(
-                device, tensor.sizes(axes), tensor.dtype, memory[tensor.name], ready
-            )
-            for tensor in self.spec.outputs
-        }
-
-
-def _enqueue(
-    device: CudaDevice,
-    execution: Execution,
-    profile: int,
-    axes: Mapping[str, int],
-    inputs: Mapping[str, Tensor],
-    staged: dict[str, Staging],
-) -> dict[str, DeviceBuffer]:
-    """Queue the upload of host inputs and one run, and return the buffers of the outputs.
-
-    ``staged`` is filled input by input, so that the caller can release the upload buffers after an
-    error.
-    """
-    addresses: dict[str, int] = {}
-    for name, value in inputs.items():
-        if isinstance(value, DeviceTensor):
-            addresses[name] = value.address
-            continue
-        staging = staged[name] = device.acquire_staging(value.nbytes)
-        staging.upload(np.asarray(value))
-        addresses[name] = staging.address
-    outputs = execution.bind(profile, axes, addresses)
-    execution.enqueue()
-    for staging in staged.values():
-        staging.mark_read()
-    return outputs
+            if not captured:
+                run.close()
+        if captured:
+            self._captured.add(padded, run)
+        return outputs

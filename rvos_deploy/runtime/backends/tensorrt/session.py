@@ -49,9 +49,16 @@ def open_engines(
     with ExitStack() as stack:
         stack.callback(device.release)
         graphs: dict[str, Graph] = {}
+        loaded: list[TensorRtGraph] = []
         for engine in engines:
             graph = TensorRtGraph(trt, device, engine, cuda_graphs=cuda_graphs)
             graphs[engine.spec.name] = stack.enter_context(graph)
+            loaded.append(graph)
+        if loaded:
+            # One run follows another on the compute stream, so the largest workspace serves all.
+            workspace = device.allocate(max(graph.workspace_bytes for graph in loaded))
+            for graph in loaded:
+                graph.start(workspace)
         session = TensorRtSession(graphs, device)
         stack.pop_all()
         return session
