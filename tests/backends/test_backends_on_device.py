@@ -62,6 +62,31 @@ def test_rows_are_gathered_and_written_into_memory(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("how", ["dlpack", "interface"])
+def test_a_late_kernel_of_pytorch_reads_what_it_was_given(how: str) -> None:
+    """The tensor is dropped while the kernel that reads it waits on PyTorch's own stream."""
+    pycuda = pytest.importorskip("pycuda.driver")
+    driver = pytest.importorskip("cuda.bindings.driver")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA")
+    device = acquire_device(CudaLibraries(pycuda, driver))
+    old, new = np.full(2**20, 1, np.float32), np.full(2**20, 2, np.float32)
+    stream = torch.cuda.Stream()
+    for _ in range(20):
+        ours = to_device(device, old)
+        with torch.cuda.stream(stream):
+            read = torch.from_dlpack(ours) if how == "dlpack" else torch.as_tensor(ours, device=0)
+            torch.cuda._sleep(20_000_000)
+            copy = read.clone()
+        del ours, read
+        written = [to_device(device, new) for _ in range(3)]
+        torch.cuda.synchronize()
+        assert bool((copy == 1).all())
+        del written
+    device.release()
+
+
+@pytest.mark.gpu
 def test_pytorch_reads_our_tensors_and_we_read_its_own() -> None:
     pycuda = pytest.importorskip("pycuda.driver")
     driver = pytest.importorskip("cuda.bindings.driver")

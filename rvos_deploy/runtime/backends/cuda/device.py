@@ -32,6 +32,7 @@ from rvos_deploy.runtime.backends.cuda.memory import (
     PinnedPool,
     rounded_size,
 )
+from rvos_deploy.runtime.backends.cuda.readers import Readers
 from rvos_deploy.runtime.backends.cuda.staging import (
     DeviceEvent,
     PycudaEvent,
@@ -57,7 +58,12 @@ class CudaDevice:
         self.lock = threading.RLock()
         self._references = 0
         self._closed = False
-        self._memory = DevicePool(self.driver, self._synchronize)
+        self._memory = DevicePool(
+            self.driver,
+            self._synchronize,
+            Readers(self.bindings),
+            lambda: int(self.compute.handle),
+        )
         self._pinned = PinnedPool(self.driver)
         self._idle_staging: dict[int, list[Staging]] = {}
         self._events: list[list[PycudaEvent]] = []

@@ -6,9 +6,9 @@ The callers hold ``CudaDevice.lock`` and have the device's context current.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Protocol
 
@@ -16,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends.cuda.libraries import Handle
 
 _MINIMUM_SIZE = 512
 _LARGE = 2**21
+_MOST_UNKNOWN = 8
+"""Returned blocks with unknown readers for which the host waits, all at once."""
 
 
 class Allocation(Protocol):
@@ -33,11 +36,21 @@ class Allocation(Protocol):
 
 @dataclass(eq=False)
 class Block:
-    """An allocation of the driver; ``memory`` is None after it was freed. ``size`` is in bytes."""
+    """An allocation of the driver.
+
+    Args:
+        memory: None after it was freed.
+        address: on the device.
+        size: in bytes.
+        readers: events behind other libraries' work that reads the block, by stream handle.
+        unknown_readers: whether other libraries may read the block on unknown streams.
+    """
 
     memory: Allocation | None
     address: int
     size: int
+    readers: dict[int, Handle] = field(default_factory=dict)
+    unknown_readers: bool = False
 
     def free(self) -> None:
         """Return the memory to the driver."""
@@ -50,21 +63,31 @@ class DeviceBuffer:
     """Memory on the GPU. The pool recycles the buffer once nothing references it."""
 
     def __init__(self, block: Block, returned: deque[Block]) -> None:
-        self._block, self._returned = block, returned
+        self.block, self._returned = block, returned
 
     @property
     def address(self) -> int:
         """The device address. Raises BackendError: the device was closed."""
-        if self._block.memory is None:
+        if self.block.memory is None:
             raise BackendError(
                 "this result lay on the GPU and was freed with its segmenter; take it to the host "
                 "(numpy.asarray) or copy it before the segmenter is closed"
             )
-        return self._block.address
+        return self.block.address
 
     def __del__(self) -> None:
         # Any thread may run this at any moment, so it neither calls CUDA nor takes a lock.
-        self._returned.append(self._block)
+        self._returned.append(self.block)
+
+
+class ReaderWaits(Protocol):
+    """Waits for other libraries' work that reads blocks (see ``readers.py``)."""
+
+    def let_wait(self, stream: int, block: Block) -> None:
+        """Make work queued on a stream from now on wait for a block's readers."""
+
+    def wait(self, blocks: Sequence[Block]) -> None:
+        """Wait on the host until nothing reads the blocks any more."""
 
 
 class DevicePool:
@@ -73,10 +96,20 @@ class DevicePool:
     Args:
         driver: ``pycuda.driver``.
         synchronize: waits for all queued work; called before idle memory is freed.
+        readers: waits for other libraries' work.
+        compute: returns the handle of the stream whose work writes into new buffers.
     """
 
-    def __init__(self, driver: ModuleType, synchronize: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        driver: ModuleType,
+        synchronize: Callable[[], None],
+        readers: ReaderWaits,
+        compute: Callable[[], int],
+    ) -> None:
         self.driver, self._synchronize = driver, synchronize
+        self._readers, self._compute = readers, compute
+        self._unknown: list[Block] = []
         self._blocks: list[Block] = []
         self._idle: dict[int, list[Block]] = {}
         self._returned: deque[Block] = deque()
@@ -95,20 +128,42 @@ class DevicePool:
         size = rounded_size(nbytes)
         self._collect()
         idle = self._idle.get(size)
-        return DeviceBuffer(idle.pop() if idle else self._new_block(size), self._returned)
+        if not idle and len(self._unknown) >= _MOST_UNKNOWN:
+            self._wait_for_unknown()
+            idle = self._idle.get(size)
+        return DeviceBuffer(self._reused(idle) if idle else self._new_block(size), self._returned)
 
     def free(self) -> None:
         """Free all memory, also where freeing one block fails."""
+        blocks, self._blocks = self._blocks, []
         with ExitStack() as stack:
-            for block in self._blocks:
+            for block in blocks:
                 stack.callback(block.free)
-            self._blocks.clear()
             self._idle.clear()
+            self._unknown.clear()
             self._returned.clear()
+            self._readers.wait(blocks)
+
+    def _reused(self, idle: list[Block]) -> Block:
+        """Take the newest idle block that nothing reads, else the oldest one."""
+        block = next((block for block in reversed(idle) if not block.readers), idle[0])
+        idle.remove(block)
+        self._readers.let_wait(self._compute(), block)
+        return block
+
+    def _wait_for_unknown(self) -> None:
+        """Wait until all returned blocks can be used again."""
+        self._readers.wait(self._unknown)
+        for block in self._unknown:
+            self._idle.setdefault(block.size, []).append(block)
+        self._unknown.clear()
 
     def _collect(self) -> None:
         while self._returned:
             block = self._returned.popleft()
+            if block.unknown_readers:
+                self._unknown.append(block)
+                continue
             self._idle.setdefault(block.size, []).append(block)
 
     def _new_block(self, size: int) -> Block:
@@ -133,7 +188,10 @@ class DevicePool:
         """Free idle blocks after all queued work has finished."""
         self._synchronize()
         self._collect()
-        for block in (block for blocks in self._idle.values() for block in blocks):
+        self._wait_for_unknown()
+        idle = [block for blocks in self._idle.values() for block in blocks]
+        self._readers.wait(idle)
+        for block in idle:
             self._blocks.remove(block)
             block.free()
         self._idle.clear()

@@ -15,11 +15,10 @@ from rvos_deploy.graph_io.tensors import DType, HostArray
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.dlpack import CUDA, make_capsule
 from rvos_deploy.runtime.backends.cuda.kernels import Argument, pointer
-from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_DEFAULT_STREAM, wait_for
+from rvos_deploy.runtime.backends.cuda.libraries import wait_for
+from rvos_deploy.runtime.backends.cuda.memory import DeviceBuffer
+from rvos_deploy.runtime.backends.cuda.readers import NO_WAIT, Export, stream_handle
 from rvos_deploy.runtime.backends.cuda.staging import DeviceEvent
-
-_NO_WAIT = -1
-"""The consumer synchronises; nothing waits here."""
 
 
 class Memory(Protocol):
@@ -83,6 +82,8 @@ class DeviceTensor:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, object]:
+        if isinstance(self._memory, DeviceBuffer):
+            self._memory.block.unknown_readers = True
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -107,6 +108,9 @@ class DeviceTensor:
         """Return a capsule. Work that the consumer queues on its stream from now on waits for the
         tensor.
 
+        The memory is used again only after the work that the consumer has queued on its stream when
+        it releases the tensor (``readers.py``).
+
         Raises:
             BufferError: a copy is asked for, or another device.
         """
@@ -116,14 +120,12 @@ class DeviceTensor:
             )
         device = self.device
         with device.lock, device.current():
-            if stream != _NO_WAIT:
-                compute = int(device.compute.handle)
-                wait_for(
-                    device.bindings, LEGACY_DEFAULT_STREAM if stream is None else stream, compute
-                )
-            return make_capsule(
-                self.address, self.shape, self.dtype, self._memory, CUDA, device.ordinal
-            )
+            if stream != NO_WAIT:
+                wait_for(device.bindings, stream_handle(stream), int(device.compute.handle))
+            owner: object = self._memory
+            if isinstance(self._memory, DeviceBuffer):
+                owner = Export(device.bindings, self._memory, stream)
+            return make_capsule(self.address, self.shape, self.dtype, owner, CUDA, device.ordinal)
 
     def __array__(self, dtype: DType | None = None, copy: bool | None = None) -> HostArray:
         if copy is False:
