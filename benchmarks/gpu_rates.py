@@ -115,16 +115,22 @@ def _best_seconds(torch: Any, run: Callable[[], object]) -> float:
     return float(min(start.elapsed_time(end) for start, end in events)) / 1e3
 
 
-def ask_nvidia_smi() -> dict[str, Any]:
-    """Return the first GPU's state and its processes, as nvidia-smi reports them. NOT RUN.
+def ask_nvidia_smi(uuid: str | None) -> dict[str, Any]:
+    """Return a GPU's state and its processes, as nvidia-smi reports them. NOT RUN.
+
+    Args:
+        uuid: of the GPU (``engines.gpu.gpu_uuid``). nvidia-smi numbers GPUs in another way than
+            CUDA, and does not heed ``CUDA_VISIBLE_DEVICES``.
 
     Raises:
-        BackendError: there is no nvidia-smi, or it failed.
+        BackendError: the UUID is unknown, there is no nvidia-smi, or it failed.
     """
-    values = _nvidia_smi("--query-gpu=" + _QUERY, "--id=0")
+    if uuid is None:
+        raise BackendError("the driver does not tell the GPU's UUID, by which nvidia-smi finds it")
+    values = _nvidia_smi("--query-gpu=" + _QUERY, f"--id={uuid}")
     names = _QUERY.split(",")
     state = dict(zip(names, (value.strip() for value in values[0].split(",")), strict=True))
-    others = _nvidia_smi("--query-compute-apps=pid,name,used_memory")
+    others = _nvidia_smi("--query-compute-apps=pid,name,used_memory", f"--id={uuid}")
     return {"state": state, "processes": others}
 
 

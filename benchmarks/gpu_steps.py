@@ -30,7 +30,7 @@ from rvos_deploy.benchmarks.gpu_rates import (
 )
 from rvos_deploy.benchmarks.latency import MINIMUM_J_AND_F
 from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, deformable_macs, roofline
-from rvos_deploy.engines.gpu import find_gpu
+from rvos_deploy.engines.gpu import find_gpu, gpu_uuid
 from rvos_deploy.engines.layer_types import HALF
 from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.errors import BackendError, ParityError, RvosError
@@ -87,7 +87,7 @@ def check_machine(run: Run) -> dict[str, Any]:
     gpu = find_gpu()
     assert gpu is not None
     try:
-        state = ask_nvidia_smi()
+        state = ask_nvidia_smi(gpu_uuid())
     except BackendError as error:
         state = {"reason": str(error)}
     return {**asdict(gpu), "nvidia_smi": state}

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
 # CUdevice_attribute, from the CUDA driver API's header.
 _MAJOR, _MINOR = 75, 76
+_UUID_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,30 @@ def find_gpu() -> Gpu | None:
             return None
         numbers.append(str(number.value))
     return Gpu(name.value.decode(errors="replace"), ".".join(numbers))
+
+
+def gpu_uuid(ordinal: int = 0) -> str | None:
+    """Return the UUID of a GPU that CUDA shows, as nvidia-smi takes it: ``GPU-1a2b3c4d-...``.
+
+    CUDA's numbers are not nvidia-smi's: ``CUDA_VISIBLE_DEVICES`` hides and reorders GPUs for CUDA
+    alone. Of a MIG instance this is the UUID of its GPU, whose clocks and power nvidia-smi reports
+    (the driver's older call, without ``_v2``, answers so).
+
+    Args:
+        ordinal: the number of the GPU among those that CUDA shows.
+
+    Returns:
+        None without a driver or without such a GPU.
+    """
+    driver = _driver()
+    if driver is None or driver.cuInit(0) != 0:
+        return None
+    device, raw = ctypes.c_int(), (ctypes.c_ubyte * _UUID_BYTES)()
+    if driver.cuDeviceGet(ctypes.byref(device), ordinal) != 0:
+        return None
+    if driver.cuDeviceGetUuid(raw, device) != 0:
+        return None
+    return f"GPU-{uuid.UUID(bytes=bytes(raw))}"
 
 
 def _driver() -> Any | None:

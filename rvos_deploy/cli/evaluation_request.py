@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rvos_deploy.evaluation.choices import Overlaps, ProtocolName
     from rvos_deploy.evaluation.protocols import Protocol
     from rvos_deploy.graph_io.precision_hint import PrecisionHint
-    from rvos_deploy.runtime.backends.registry import BackendName, Device
+    from rvos_deploy.runtime.backends.registry import BackendName
     from rvos_deploy.runtime.segmenter import Segmenter
     from rvos_deploy.stream_settings import Mode, StreamSettings
 
@@ -31,7 +31,7 @@ class EvaluationRequest:
     stream: StreamOptions
     overlaps: Overlaps | None
     backend: BackendName
-    device: Device
+    device: str
     threads: int | None
     precision_hint: PrecisionHint | None
     jobs: int

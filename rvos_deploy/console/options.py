@@ -10,7 +10,8 @@ import typer
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.input_size import check_size
 from rvos_deploy.graph_io.precision_hint import PrecisionHint
-from rvos_deploy.runtime.backends.registry import BACKEND_NAMES, BackendName, Device
+from rvos_deploy.runtime.backends.device_names import check_device
+from rvos_deploy.runtime.backends.registry import BACKEND_NAMES, BackendName
 from rvos_deploy.stream_settings import Fallback, Mode
 
 PACKAGED = Path("tiny")
@@ -38,8 +39,13 @@ BackendOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    Device,
-    typer.Option("--device", help="Device of the graphs. auto: CPU, but GPU for tensorrt."),
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N",
+        callback=check_device,
+        help="Device of the graphs. auto: CPU, but the first GPU for tensorrt.",
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,

@@ -239,8 +239,8 @@ def load(
         backend: the name of a back end. ``auto``: what ``rvos-deploy choose-backend`` recorded for
             this machine, bundle and size; without a record, the first that is installed of
             onnxruntime and openvino.
-        device: ``cpu`` or ``cuda``; no other device is used. ``auto``: the CPU for onnxruntime, the
-            GPU for tensorrt.
+        device: ``cpu``, ``cuda`` (the first GPU that CUDA shows) or ``cuda:N``; no other device is
+            used. ``auto``: the CPU for onnxruntime, the first GPU for tensorrt.
         threads: number of CPU threads of a graph, at least 1. None: all cores that affinity and the
             container's quota allow this process.
         settings: of the streams to come; only their size counts, and only for ``auto``. None: the

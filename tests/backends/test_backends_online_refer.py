@@ -181,7 +181,7 @@ def test_a_stream_over_bound_sessions_gives_the_same_masks(
     def bound(self, inputs, axes):  # type: ignore[no-untyped-def]
         for tensor, value in inputs.items():
             kinds.setdefault(tensor, set()).add(type(value))
-        return run_bound(self._session, "cpu", inputs, bundle.graphs[self.spec.name].outputs)
+        return run_bound(self._session, ("cpu", 0), inputs, bundle.graphs[self.spec.name].outputs)
 
     with load(online_refer_bundle, threads=1) as segmenter:
         truth = changing(segmenter, SETTINGS[name])

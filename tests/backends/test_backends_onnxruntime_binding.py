@@ -33,7 +33,7 @@ def test_a_stream_over_bound_sessions_gives_the_same_masks(
 
     def bound(self, inputs, axes):  # type: ignore[no-untyped-def]
         kinds.update(f"{name} {type(value).__name__}" for name, value in inputs.items())
-        return run_bound(self._session, "cpu", inputs, bundle.graphs[self.spec.name].outputs)
+        return run_bound(self._session, ("cpu", 0), inputs, bundle.graphs[self.spec.name].outputs)
 
     truth = masks()
     monkeypatch.setattr(OnnxRuntimeGraph, "_run", bound)

@@ -150,10 +150,10 @@ def test_onnxruntime_reads_inputs_at_their_address(tiny_bundle: Path) -> None:
             name: CudaArray(ForeignArray(x.shape, x.dtype, Memory(x), None), x.shape)
             for name, x in inputs.items()
         }
-        found = run_bound(graph._session, "cpu", borrowed, graph.spec.outputs)
+        found = run_bound(graph._session, ("cpu", 0), borrowed, graph.spec.outputs)
         assert (np.asarray(found["mask_logits"]) == truth).all()
         inputs["mask_features"][:] = 0
-        again = run_bound(graph._session, "cpu", borrowed, graph.spec.outputs)
+        again = run_bound(graph._session, ("cpu", 0), borrowed, graph.spec.outputs)
         assert (np.asarray(again["mask_logits"]) != truth).any()
 
 
@@ -183,7 +183,7 @@ def test_a_stream_reads_frames_on_the_gpu(
                 else x
                 for name, x in inputs.items()
             }
-            return run_bound(self._session, "cpu", real, self.spec.outputs)
+            return run_bound(self._session, ("cpu", 0), real, self.spec.outputs)
 
         monkeypatch.setattr(OnnxRuntimeGraph, "_run", run)
         # What a session of the CUDA provider has.

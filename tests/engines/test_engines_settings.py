@@ -145,6 +145,11 @@ class StandInDriver:
 
     def cuDeviceGet(self, device: Any, ordinal: int) -> int:  # noqa: N802
         ctypes.cast(device, ctypes.POINTER(ctypes.c_int))[0] = 5
+        return 0 if ordinal == 0 else 101
+
+    def cuDeviceGetUuid(self, uuid: Any, device: Any) -> int:  # noqa: N802
+        assert device.value == 5
+        uuid[:] = range(16)
         return 0
 
     def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:  # noqa: N802
@@ -166,6 +171,17 @@ def test_the_driver_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpu.find_gpu() is None, "100 is CUDA_ERROR_NO_DEVICE"
     monkeypatch.setattr(gpu, "_driver", lambda: None)
     assert gpu.find_gpu() is None
+
+
+def test_the_driver_gives_the_uuid_that_nvidia_smi_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By number nvidia-smi would show another GPU where CUDA_VISIBLE_DEVICES hides some."""
+    monkeypatch.setattr(gpu, "_driver", StandInDriver)
+    assert gpu.gpu_uuid() == "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+    assert gpu.gpu_uuid(1) is None
+    monkeypatch.setattr(gpu, "_driver", lambda: StandInDriver(init=100))
+    assert gpu.gpu_uuid() is None
+    monkeypatch.setattr(gpu, "_driver", lambda: None)
+    assert gpu.gpu_uuid() is None
 
 
 def test_the_timing_cache_lies_in_the_users_cache_folder(

@@ -12,13 +12,12 @@ from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.graph_io.probe import probe_inputs
 from rvos_deploy.runtime.backends.onnxruntime.backend import (
-    PROVIDERS,
+    CPU,
     OnnxRuntimeBackend,
     OnnxRuntimeGraph,
+    Place,
 )
 from rvos_deploy.runtime.backends.registry import make_backend
-
-CPU = PROVIDERS["cpu"]
 
 
 def test_a_device_that_is_not_there_is_an_error_and_no_fallback() -> None:
@@ -85,7 +84,7 @@ def test_a_session_has_all_graphs_or_is_not_opened(tiny_bundle: Path, tmp_path: 
 
     (tmp_path / "mask_head.onnx").write_bytes(b"nonsense")
     backend = OnnxRuntimeBackend(threads=1)
-    object.__setattr__(backend, "_graph", lambda spec, file: Recorded(spec, file, CPU, 1))
+    object.__setattr__(backend, "_graph", lambda spec, file: Recorded(spec, file, Place(CPU), 1))
     files = [
         (bundle.graphs["video_decoder"], bundle.graph_file("video_decoder")),
         (bundle.graphs["mask_head"], OnnxFile(tmp_path / "mask_head.onnx")),
@@ -168,8 +167,11 @@ def test_cuda_computes_float32_bundles_in_float32(
     spec = opened.graphs["mask_head"]
     if bundle is None:
         spec = replace(spec, inputs=tuple(replace(t, dtype="float16") for t in spec.inputs))
-    with OnnxRuntimeBackend("cuda").open_files([(spec, opened.graph_file("mask_head"))]):
-        assert sessions.providers == [("CUDAExecutionProvider", options)]
+    for device, number in (("cuda", "0"), ("cuda:0", "0"), ("cuda:3", "3")):
+        sessions.providers.clear()
+        with OnnxRuntimeBackend(device).open_files([(spec, opened.graph_file("mask_head"))]):
+            asked = {"device_id": number, **options}
+            assert sessions.providers == [("CUDAExecutionProvider", asked)]
 
 
 def test_the_options_are_the_cuda_providers_own() -> None:
@@ -179,7 +181,9 @@ def test_the_options_are_the_cuda_providers_own() -> None:
     library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     if not library.is_file():
         pytest.skip("this onnxruntime has no CUDA provider to ask")
-    assert b"use_tf32" in library.read_bytes()
+    content = library.read_bytes()
+    assert b"use_tf32" in content
+    assert b"device_id" in content
 
 
 def test_outputs_that_break_the_contract_are_an_error(tiny_bundle: Path) -> None:

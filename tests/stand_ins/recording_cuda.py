@@ -286,6 +286,7 @@ class FakePycuda:
             def __init__(self, ordinal: int) -> None:
                 if ordinal >= machine.gpus:
                     raise outer.Error("cuDeviceGet failed: invalid device ordinal")
+                self.ordinal = ordinal
 
             def name(self) -> str:
                 return "stand-in"
@@ -295,7 +296,7 @@ class FakePycuda:
 
             def retain_primary_context(self) -> _Context:
                 machine.retained += 1
-                machine.record("context retained")
+                machine.record("context retained", self.ordinal)
                 return _Context(machine)
 
         self.Context, self.Device = Context, Device
@@ -422,6 +423,7 @@ class FakeBindings:
         return (CUresult.CUDA_SUCCESS,)
 
     def cuDeviceGet(self, ordinal: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.record("device", ordinal)
         return CUresult.CUDA_SUCCESS, ordinal
 
     def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[Any, ...]:  # noqa: N802

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rvos_deploy.bundle.folder import Bundle, packaged_bundles
 from rvos_deploy.graph_io.precision_hint import PrecisionHint
 from rvos_deploy.runtime.backends.base import Backend
+from rvos_deploy.runtime.backends.device_names import cuda_ordinal
 from rvos_deploy.runtime.backends.registry import default_backend, installed_cpu_backends
 from rvos_deploy.runtime.backends.trial_record import (
     ADVANTAGE,
@@ -50,7 +51,7 @@ def choose(
         name: ``auto``, or the name of a back end, which is returned.
         bundle: an opened bundle.
         settings: of the streams to come; only their size counts.
-        device: as in ``make_backend``; ``auto`` chooses nothing for ``cuda``.
+        device: as in ``make_backend``; ``auto`` chooses nothing for a GPU.
         threads: as in ``make_backend``.
         precision_hint: as in ``make_backend``; only openvino follows one, so ``auto`` chooses it.
     """
@@ -59,7 +60,7 @@ def choose(
     if precision_hint is not None:
         return Choice("openvino", f"the only one that follows --precision-hint {precision_hint}")
     default = default_backend(device)
-    if device == "cuda":
+    if cuda_ordinal(device) is not None:
         return Choice(default, "the only one that runs ONNX files on a GPU")
     candidates = candidates_of(bundle)
     if len(candidates) < 2:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.graph_io.precision_hint import PRECISION_HINTS, PrecisionHint
+from rvos_deploy.runtime.backends.device_names import cuda_ordinal
 
 if TYPE_CHECKING:
     from rvos_deploy.runtime.backends.base import Backend
 
 BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "bf16-reference"]
-Device = Literal["auto", "cpu", "cuda"]
 BACKEND_NAMES: tuple[str, ...] = get_args(BackendName)
 
 CPU_BACKENDS = ("onnxruntime", "openvino")
@@ -41,12 +41,13 @@ def _openvino(device: str, threads: int | None) -> Backend:
 def _tensorrt(device: str, threads: int | None) -> Backend:
     from rvos_deploy.runtime.backends.tensorrt.backend import TensorRtBackend
 
-    if device != "cuda":
+    ordinal = cuda_ordinal(device)
+    if ordinal is None:
         raise BackendError(
-            f"tensorrt has no device '{device}'; known: cuda (leave --device out, or choose "
-            "--backend onnxruntime)"
+            f"tensorrt has no device '{device}'; known: cuda, cuda:N (leave --device out, or "
+            "choose --backend onnxruntime)"
         )
-    return TensorRtBackend()
+    return TensorRtBackend(ordinal)
 
 
 def _bf16_reference(device: str, threads: int | None) -> Backend:
@@ -85,9 +86,9 @@ def installed_cpu_backends() -> tuple[str, ...]:
 def default_backend(device: str = "auto") -> str:
     """Return what ``auto`` means without a trial: the first installed library.
 
-    It is onnxruntime for ``cuda``, and where nothing is installed: its error says how to install.
+    It is onnxruntime for a GPU, and where nothing is installed: its error says how to install.
     """
-    installed = () if device == "cuda" else installed_cpu_backends()
+    installed = installed_cpu_backends() if cuda_ordinal(device) is None else ()
     return next(iter(installed), "onnxruntime")
 
 
@@ -102,7 +103,8 @@ def make_backend(
     Args:
         name: one of ``BACKEND_NAMES``. ``auto`` is the default back end here; ``choice.choose``
             knows a bundle's trial.
-        device: ``cpu``, ``cuda``, or ``auto``: the GPU for tensorrt, the CPU for the others.
+        device: ``cpu``, ``cuda`` (the first GPU that CUDA shows), ``cuda:N``, or ``auto``: the
+            first GPU for tensorrt, the CPU for the others.
         threads: for the arithmetic of one graph on the CPU; None uses every core of the process.
         precision_hint: see ``Backend.with_precision_hint``; None: the bundle's own precision.
 

@@ -70,6 +70,8 @@ def from_dlpack(device: CudaDevice, value: object) -> DeviceTensor:
             lacks.
     """
     if isinstance(value, DeviceTensor):
+        if value.device.ordinal != device.ordinal:
+            raise _elsewhere(device.ordinal)
         if value.device is not device:
             raise InputError("this tensor is of another, closed segmenter; compute it again")
         return value
@@ -114,6 +116,11 @@ def find_array(driver: ModuleType, value: object, stream: int, ordinal: int) -> 
             lacks.
     """
     if hasattr(value, "__dlpack__"):
+        # Asked first, because the owner would make a stream of this GPU wait for its own.
+        if hasattr(value, "__dlpack_device__"):
+            kind, number = value.__dlpack_device__()
+            if (int(kind), int(number)) != (CUDA, ordinal):
+                raise _elsewhere(ordinal)
         capsule = Capsule(value.__dlpack__(stream=stream))
         if (capsule.kind, capsule.ordinal) != (CUDA, ordinal):
             raise _elsewhere(ordinal)

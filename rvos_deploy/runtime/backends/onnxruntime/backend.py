@@ -17,12 +17,21 @@ from rvos_deploy.errors import BackendError, one_line
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.backends.base import Graph, OnnxBackend
+from rvos_deploy.runtime.backends.device_names import cuda_ordinal
 from rvos_deploy.runtime.backends.host_ops import HostOps
 from rvos_deploy.runtime.backends.onnxruntime.binding import run_bound
 from rvos_deploy.runtime.backends.onnxruntime.device_arrays import CudaArrayOps
 from rvos_deploy.runtime.backends.onnxruntime.optimised_models import OptimisedModel
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a session runs: an execution provider, and the number of its GPU."""
+
+    provider: str
+    ordinal: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class OnnxRuntimeBackend(OnnxBackend):
     The CUDA provider is NOT RUN: the development machine has no GPU.
 
     Args:
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
         threads: for the arithmetic of one graph; None uses every core that the process may use.
     """
 
@@ -41,23 +50,31 @@ class OnnxRuntimeBackend(OnnxBackend):
     name = "onnxruntime"
 
     def __post_init__(self) -> None:
-        if self.device not in PROVIDERS:
+        if self.device != "cpu" and self._ordinal is None:
             raise BackendError(
-                f"onnxruntime has no device '{self.device}'; known: {', '.join(PROVIDERS)}"
+                f"onnxruntime has no device '{self.device}'; known: cpu, cuda, cuda:N"
             )
-        available = _import().get_available_providers()
-        if PROVIDERS[self.device] not in available:
+        available, provider = _import().get_available_providers(), self._place.provider
+        if provider not in available:
             raise BackendError(
-                f"this onnxruntime offers {', '.join(available)}, not {PROVIDERS[self.device]}; "
+                f"this onnxruntime offers {', '.join(available)}, not {provider}; "
                 "pip uninstall -y onnxruntime && pip install 'rvos-deploy[gpu]' "
                 "(the two packages shadow each other)"
             )
 
     def _graph(self, spec: GraphSpec, file: OnnxFile) -> Graph:
-        return OnnxRuntimeGraph(spec, file, PROVIDERS[self.device], self.threads or usable_cores())
+        return OnnxRuntimeGraph(spec, file, self._place, self.threads or usable_cores())
 
     def _ops(self) -> HostOps:
-        return CudaArrayOps() if self.device == "cuda" else HostOps()
+        return HostOps() if self._ordinal is None else CudaArrayOps(self._ordinal)
+
+    @property
+    def _ordinal(self) -> int | None:
+        return cuda_ordinal(self.device)
+
+    @property
+    def _place(self) -> Place:
+        return Place(CPU) if self._ordinal is None else Place(CUDA, self._ordinal)
 
     def describe(self) -> dict[str, str]:
         """Return the library, its version and the device."""
@@ -67,23 +84,23 @@ class OnnxRuntimeBackend(OnnxBackend):
 class OnnxRuntimeGraph(Graph):
     """One graph in an ONNX Runtime session."""
 
-    def __init__(self, spec: GraphSpec, file: OnnxFile, provider: str, threads: int) -> None:
+    def __init__(self, spec: GraphSpec, file: OnnxFile, place: Place, threads: int) -> None:
         """Open an ONNX Runtime session, and check that it uses the provider that was asked for.
 
         Raises:
             BackendError, BundleError: as ``Backend.open``.
         """
         super().__init__(spec)
-        self._file, self._provider, self._threads = file, provider, threads
+        self._file, self._place, self._threads = file, place, threads
         self._outputs = [tensor.name for tensor in spec.outputs]
         self._check_precision()
         ort = _import()
         content = self._content()
         session = self._reopen(ort, content) or self._open(ort, content)
         # ONNX Runtime only logs a failed provider, and goes on without it.
-        if session.get_providers()[0] != self._provider:
+        if session.get_providers()[0] != place.provider:
             raise BackendError(
-                f"onnxruntime could not start {self._provider} and fell back to "
+                f"onnxruntime could not start {place.provider} and fell back to "
                 f"{session.get_providers()[0]}; check the driver and CUDA version, or use "
                 "--device cpu"
             )
@@ -122,7 +139,7 @@ class OnnxRuntimeGraph(Graph):
     def _keeps_optimised(self, content: OnnxContent) -> bool:
         """Tell whether the model comes back: a bundle's does, an export that is checked may not."""
         return (
-            self._provider == PROVIDERS["cpu"]
+            self._place.provider == CPU
             and self._file.read_checked is not None
             and not content.external
         )
@@ -143,7 +160,7 @@ class OnnxRuntimeGraph(Graph):
         return ort.InferenceSession(
             model,
             options,
-            providers=[(self._provider, self._provider_options())],
+            providers=[(self._place.provider, self._provider_options())],
             disabled_optimizers=self._harmful_optimizers(),
             # The fallback would try other providers, and print that to stdout.
             enable_fallback=0,
@@ -167,7 +184,7 @@ class OnnxRuntimeGraph(Graph):
 
     def _check_precision(self) -> None:
         """Refuse a precision without kernels here, in words that help more than ONNX Runtime's."""
-        if self.spec.precision == "bf16" and self._provider == PROVIDERS["cpu"]:
+        if self.spec.precision == "bf16" and self._place.provider == CPU:
             raise BackendError(
                 f"{self.spec.name} computes in bfloat16, for which onnxruntime has no kernels on "
                 "the CPU; build engines for a GPU (rvos-deploy build-engine BUNDLE), export with "
@@ -175,15 +192,16 @@ class OnnxRuntimeGraph(Graph):
             )
 
     def _provider_options(self) -> dict[str, str]:
-        """Turn TF32 off for float32 bundles on CUDA.
+        """Choose the GPU, and turn TF32 off for float32 bundles on CUDA.
 
         CUDA multiplies float32 in TF32 by default, with ten bits of mantissa, but float32 bundles
         were exported and checked in float32. Bundles of half precision hold little float32 and keep
         TF32.
         """
-        if self._provider != PROVIDERS["cuda"] or self._computes_in_half():
+        if self._place.provider != CUDA:
             return {}
-        return {"use_tf32": "0"}
+        tf32 = {} if self._computes_in_half() else {"use_tf32": "0"}
+        return {"device_id": str(self._place.ordinal), **tf32}
 
     def _harmful_optimizers(self) -> list[str]:
         """Name the optimiser pass that crashes on float16 (ONNX Runtime 1.32, CPU, the text
@@ -202,8 +220,9 @@ class OnnxRuntimeGraph(Graph):
         session = self._session
         self._require_open()
         try:
-            if self._provider == PROVIDERS["cuda"]:
-                return run_bound(session, "cuda", inputs, self.spec.outputs)
+            if self._place.provider == CUDA:
+                place = ("cuda", self._place.ordinal)
+                return run_bound(session, place, inputs, self.spec.outputs)
             arrays = {name: np.asarray(value) for name, value in inputs.items()}
             outputs = session.run(self._outputs, arrays)
         except Exception as error:

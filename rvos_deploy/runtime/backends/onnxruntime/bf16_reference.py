@@ -21,9 +21,10 @@ from rvos_deploy.errors import BackendError, RvosError, one_line
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
 from rvos_deploy.runtime.backends.base import Graph
 from rvos_deploy.runtime.backends.onnxruntime.backend import (
-    PROVIDERS,
+    CPU,
     OnnxRuntimeBackend,
     OnnxRuntimeGraph,
+    Place,
 )
 
 NAME = "bf16-reference"
@@ -67,7 +68,7 @@ class _WidenedGraph(OnnxRuntimeGraph):
 
     def __init__(self, spec: GraphSpec, file: OnnxFile, threads: int, *, rounding: bool) -> None:
         self._rounding = rounding
-        super().__init__(spec, file, PROVIDERS["cpu"], threads)
+        super().__init__(spec, file, Place(CPU), threads)
 
     def _content(self) -> OnnxContent:
         try:

@@ -44,13 +44,16 @@ class OrtTensor:
 
 
 def run_bound(
-    session: Any, device: str, inputs: Mapping[str, Tensor], outputs: Sequence[TensorSpec]
+    session: Any,
+    place: tuple[str, int],
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[TensorSpec],
 ) -> dict[str, Tensor]:
     """Run a session with inputs and outputs on its device.
 
     Args:
         session: an ``onnxruntime.InferenceSession``.
-        device: ``cuda`` or ``cpu``, as ONNX Runtime names it.
+        place: ``cuda`` or ``cpu``, as ONNX Runtime names it, and the number of the device.
         inputs: by name. NumPy arrays are copied to the device; an :class:`OrtTensor` and a
             :class:`CudaArray` are there already.
         outputs: contracts of the outputs to compute.
@@ -63,14 +66,14 @@ def run_bound(
     binding = session.io_binding()
     for name, array in inputs.items():
         if isinstance(array, CudaArray):
-            binding.bind_input(name, device, 0, array.dtype, list(array.shape), array.address)
+            binding.bind_input(name, *place, array.dtype, list(array.shape), array.address)
             continue
         value = array.value if isinstance(array, OrtTensor) else None
         if value is None:
-            value = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+            value = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *place)
         binding.bind_ortvalue_input(name, value)
     for tensor in outputs:
-        binding.bind_output(tensor.name, device, 0)
+        binding.bind_output(tensor.name, *place)
     session.run_with_iobinding(binding)
     found = binding.get_outputs()
     return {

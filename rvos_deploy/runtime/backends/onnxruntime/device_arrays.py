@@ -29,15 +29,13 @@ from rvos_deploy.runtime.backends.cuda.foreign_arrays import (
 from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_DEFAULT_STREAM, call
 from rvos_deploy.runtime.backends.host_ops import HostOps
 
-ORDINAL = 0
-"""The GPU of the CUDA provider."""
-
 
 class CudaArray:
-    """Another library's computed, contiguous array on the GPU; kept alive, and not copied."""
+    """Another library's computed, contiguous array on a GPU; kept alive, and not copied."""
 
-    def __init__(self, found: ForeignArray, shape: tuple[int, ...]) -> None:
+    def __init__(self, found: ForeignArray, shape: tuple[int, ...], ordinal: int = 0) -> None:
         self._found, self.shape, self.dtype = found, shape, found.dtype
+        self._ordinal = ordinal
 
     @property
     def nbytes(self) -> int:
@@ -65,14 +63,14 @@ class CudaArray:
             raise ValueError("an array on the GPU cannot become a NumPy array without a copy")
         array = np.empty(self.shape, self.dtype)
         driver = _driver()
-        with _primary_context(driver):
+        with _primary_context(driver, self._ordinal):
             call(driver, "cuMemcpyDtoH", array.ctypes.data, self.address, array.nbytes)
         return array if dtype is None else array.astype(dtype, copy=False)
 
     def reshape(self, *shape: int) -> CudaArray:
         """Return the same memory in another shape of as many elements."""
         assert math.prod(shape) == math.prod(self.shape)
-        return CudaArray(self._found, shape)
+        return CudaArray(self._found, shape, self._ordinal)
 
 
 class CudaArrayOps(HostOps):
@@ -80,11 +78,17 @@ class CudaArrayOps(HostOps):
     does the rest.
     """
 
+    def __init__(self, ordinal: int = 0) -> None:
+        """``ordinal``: the number of the provider's GPU."""
+        self._ordinal = ordinal
+
     def from_dlpack(self, array: object) -> Tensor:
         """Return a computed array on the GPU without a copy, and an array on the host as a NumPy
         array.
         """
-        return cuda_from_dlpack(array) if is_device_array(array) else super().from_dlpack(array)
+        if is_device_array(array):
+            return cuda_from_dlpack(array, self._ordinal)
+        return super().from_dlpack(array)
 
     def preprocess(self, frame: Tensor, geometry: FrameGeometry) -> Tensor:
         """Leave a frame of the network's input size on the GPU; resize other frames on the host."""
@@ -94,11 +98,12 @@ class CudaArrayOps(HostOps):
         return super().preprocess(frame, geometry)
 
 
-def cuda_from_dlpack(value: Any) -> CudaArray:
+def cuda_from_dlpack(value: Any, ordinal: int = 0) -> CudaArray:
     """Return another library's array after the host has waited for its computation.
 
     Args:
         value: contiguous, with ``__dlpack__`` or ``__cuda_array_interface__``.
+        ordinal: the number of the GPU that must hold the array.
 
     Raises:
         InputError: the array is not contiguous, lies on another GPU, or has a type that NumPy
@@ -106,21 +111,21 @@ def cuda_from_dlpack(value: Any) -> CudaArray:
         BackendError: cuda-bindings is missing, or the driver refuses.
     """
     driver = _driver()
-    with _primary_context(driver):
-        found = find_array(driver, value, LEGACY_DEFAULT_STREAM, ORDINAL)
+    with _primary_context(driver, ordinal):
+        found = find_array(driver, value, LEGACY_DEFAULT_STREAM, ordinal)
         # DLPack makes the default stream wait for the array's owner.
         by_dlpack = hasattr(value, "__dlpack__")
         awaited = LEGACY_DEFAULT_STREAM if by_dlpack else found.awaited
         if awaited is not None:
             call(driver, "cuStreamSynchronize", driver.CUstream(awaited))
-    return CudaArray(found, found.shape)
+    return CudaArray(found, found.shape, ordinal)
 
 
 @contextmanager
-def _primary_context(driver: Any) -> Iterator[None]:
+def _primary_context(driver: Any, ordinal: int) -> Iterator[None]:
     """Make the context that ONNX Runtime and other libraries share current for a block."""
     call(driver, "cuInit", 0)
-    device = call(driver, "cuDeviceGet", ORDINAL)
+    device = call(driver, "cuDeviceGet", ordinal)
     context = call(driver, "cuDevicePrimaryCtxRetain", device)
     try:
         call(driver, "cuCtxPushCurrent", context)

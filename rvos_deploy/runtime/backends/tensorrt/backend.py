@@ -19,6 +19,7 @@ from rvos_deploy.errors import RvosError
 from rvos_deploy.runtime.backends.base import Backend, Session
 from rvos_deploy.runtime.backends.cuda.device import acquire_device
 from rvos_deploy.runtime.backends.cuda.libraries import import_tensorrt
+from rvos_deploy.runtime.backends.device_names import cuda_name
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import EngineMachine, no_profile
 from rvos_deploy.runtime.backends.tensorrt.engine_loading import load_engine
 from rvos_deploy.runtime.backends.tensorrt.graph import Engine
@@ -31,9 +32,10 @@ TARGET = "tensorrt"
 
 
 class TensorRtBackend(Backend):
-    """The engines in a bundle's ``engines/tensorrt``, on the first GPU that CUDA shows.
+    """The engines in a bundle's ``engines/tensorrt``, on one GPU.
 
     Args:
+        ordinal: the number of the GPU among those that CUDA shows to this process.
         cuda_graphs: capture repeated runs as CUDA graphs; a warning says why where that fails.
         allow_host_code: load version-compatible engines, which hold host code; only for plans that
             you trust.
@@ -41,12 +43,15 @@ class TensorRtBackend(Backend):
 
     name = "tensorrt"
 
-    def __init__(self, *, cuda_graphs: bool = True, allow_host_code: bool = False) -> None:
+    def __init__(
+        self, ordinal: int = 0, *, cuda_graphs: bool = True, allow_host_code: bool = False
+    ) -> None:
         """Raises BackendError: TensorRT, a CUDA package, the driver or the GPU is missing."""
         self._trt, self._libraries = import_tensorrt()
+        self._ordinal = ordinal
         self._cuda_graphs, self._allow_host_code = cuda_graphs, allow_host_code
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
-        device = acquire_device(self._libraries)
+        device = acquire_device(self._libraries, ordinal)
         self._gpu = f"{device.name} (compute capability {device.compute_capability})"
         device.release()
 
@@ -59,7 +64,9 @@ class TensorRtBackend(Backend):
         """
         names = tuple(bundle.graphs if graphs is None else graphs)
         engines = [self._engine(bundle, read_sidecar(bundle.path, TARGET, name)) for name in names]
-        return open_engines(self._trt, self._libraries, engines, cuda_graphs=self._cuda_graphs)
+        return open_engines(
+            self._trt, self._libraries, engines, self._ordinal, cuda_graphs=self._cuda_graphs
+        )
 
     def _engine(self, bundle: Bundle, sidecar: EngineSidecar) -> Engine:
         def load(machine: EngineMachine) -> trt.ICudaEngine:
@@ -79,5 +86,9 @@ class TensorRtBackend(Backend):
 
     def describe(self) -> dict[str, str]:
         """Return the library, its version, the device, and the GPU's name."""
-        version = str(self._trt.__version__)
-        return {"name": self.name, "version": version, "device": "cuda", "gpu": self._gpu}
+        return {
+            "name": self.name,
+            "version": str(self._trt.__version__),
+            "device": cuda_name(self._ordinal),
+            "gpu": self._gpu,
+        }

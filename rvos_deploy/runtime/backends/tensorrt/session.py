@@ -32,20 +32,26 @@ class TensorRtSession(Session):
 
 
 def open_engines(
-    trt: Any, libraries: CudaLibraries, engines: Sequence[Engine], *, cuda_graphs: bool = True
+    trt: Any,
+    libraries: CudaLibraries,
+    engines: Sequence[Engine],
+    ordinal: int = 0,
+    *,
+    cuda_graphs: bool = True,
 ) -> TensorRtSession:
-    """Load engines on the first GPU.
+    """Load engines on one GPU.
 
     Args:
         trt: the imported ``tensorrt`` or ``tensorrt_rtx``.
         libraries: the CUDA modules.
         engines: what to load; the ``load`` of each one checks it first.
+        ordinal: the number of the GPU among those that CUDA shows.
         cuda_graphs: capture repeated runs as CUDA graphs.
 
     Raises:
         BackendError, EngineError: an engine cannot be loaded here.
     """
-    device = acquire_device(libraries)
+    device = acquire_device(libraries, ordinal)
     with ExitStack() as stack:
         stack.callback(device.release)
         graphs: dict[str, Graph] = {}
