@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rvos_deploy.bundle.onnx_file import OnnxFile
+from rvos_deploy.bundle.onnx_file import OnnxContent, OnnxFile
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.runtime.backends.base import Graph
 from rvos_deploy.runtime.backends.onnxruntime.backend import (
-    PROVIDERS,
+    CPU,
     OnnxRuntimeBackend,
     OnnxRuntimeGraph,
+    Place,
 )
 
 
@@ -25,7 +26,7 @@ class UnoptimizedBackend(OnnxRuntimeBackend):
     """ONNX Runtime on the CPU, without its optimiser."""
 
     def _graph(self, spec: GraphSpec, file: OnnxFile) -> Graph:
-        return _UnoptimizedGraph(spec, file, PROVIDERS["cpu"], self.threads or usable_cores())
+        return _UnoptimizedGraph(spec, file, Place(CPU), self.threads or usable_cores())
 
 
 class _UnoptimizedGraph(OnnxRuntimeGraph):
@@ -35,3 +36,7 @@ class _UnoptimizedGraph(OnnxRuntimeGraph):
         options = super()._session_options(ort)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         return options
+
+    def _keeps_optimised(self, content: OnnxContent) -> bool:
+        """Keep nothing: the cache holds optimised models."""
+        return False

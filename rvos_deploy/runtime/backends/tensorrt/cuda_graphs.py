@@ -136,7 +136,9 @@ def capture(driver: Any, stream: int, enqueue: Callable[[], bool]) -> Any:
     handle = driver.CUstream(stream)
     # Thread-local mode lets other threads of the process allocate during the capture.
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    accepted, error, graph = False, None, None
+    accepted = False
+    error: Any = None
+    graph: Any = None
     try:
         with _no_garbage_collection():
             _call_capture(driver, "cuStreamBeginCapture", handle, mode)
