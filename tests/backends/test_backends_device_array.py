@@ -333,9 +333,11 @@ def test_dlpack_waits_until_a_tensor_is_computed(
     # The memory is not another's while the capsule's tensor is read.
     taken = tensor.address
     del tensor
-    assert device.allocate(24).address != taken
+    other = device.allocate(24)
+    assert other.address != taken
     del capsule
-    assert device.allocate(24).address == taken
+    # Of a consumer that synchronises by itself (-1), nothing says when it has done so.
+    assert (device.allocate(24).address == taken) is (stream != -1)
     with device.current():
         del theirs
 
