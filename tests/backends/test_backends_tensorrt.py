@@ -37,7 +37,8 @@ from rvos_deploy.networks.pan2024.steps import Pan2024Steps
 from rvos_deploy.parity.verification import verify
 from rvos_deploy.runtime.backends.base import Session
 from rvos_deploy.runtime.backends.cuda import nvrtc
-from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor
+from rvos_deploy.runtime.backends.cuda.device import acquire_device
+from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, to_device
 from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.backends.tensorrt.backend import TensorRtBackend
@@ -903,6 +904,37 @@ def test_captured_runs_are_few_and_share_one_workspace(
                     del found
         assert len(gpu.machine.graphs) == 8
         assert replays(gpu) == 16
+    gpu.check_clean()
+
+
+def test_all_contexts_of_a_session_share_one_workspace(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    """The graphs run one after the other, so the largest workspace serves them all."""
+    tensorrt.workspaces = {"backbone": 3 << 20, "frame_decoder": 7 << 20, "mask_head": 5 << 20}
+    with load(engines.path, backend="tensorrt") as segmenter:
+        allocated = [entry[1] for entry in gpu.machine.log if entry[0] == "allocated"]
+        assert allocated == [8 << 20]
+        masks(segmenter, SETTINGS["online"])
+        assert len(gpu.machine.graphs) == 4
+        assert len(tensorrt.workspace_addresses) == 1
+    gpu.check_clean()
+
+
+def test_a_tensor_of_another_gpu_is_refused(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    gpu.machine.gpus = 2
+    inputs: dict[str, Tensor] = dict(inputs_of(engines, "mask_head"))
+    other = acquire_device(gpu.libraries, 1)
+    inputs["scores"] = to_device(other, np.asarray(inputs["scores"]))
+    with (
+        opened(engines, "mask_head") as session,
+        pytest.raises(InputError, match="not on GPU 0, where the graphs run; move it there first"),
+    ):
+        session.graphs["mask_head"].run(inputs)
+    inputs.clear()
+    other.release()
     gpu.check_clean()
 
 

@@ -102,8 +102,10 @@ class FakeTensorRt:
     def __init__(self, machine: Machine, specs: dict[str, GraphSpec]) -> None:
         """Set up the module.
 
-        ``shapes`` holds the shapes of every run that was queued, and ``shape_changes`` counts, for
-        each graph, runs of a context at other shapes than its run before.
+        ``workspaces`` says how many bytes the engines of some graphs need, and
+        ``workspace_addresses`` holds those that contexts were given. ``shapes`` holds the shapes of
+        every run that was queued, and ``shape_changes`` counts, for each graph, runs of a context
+        at other shapes than its run before.
 
         ``specs``: contracts by graph; plans hold the paths of their ONNX files. Set ``error`` to
         add an error to the engines' numbers.
@@ -111,6 +113,8 @@ class FakeTensorRt:
         self.machine, self.specs = machine, specs
         self.deserialised: list[str] = []
         self.contexts = 0
+        self.workspaces: dict[str, int] = {}
+        self.workspace_addresses: set[int] = set()
         self.shapes: list[tuple[str, dict[str, tuple[int, ...]]]] = []
         self.shape_changes: Counter[str] = Counter()
         self.refusing: set[str] = set()
@@ -139,12 +143,11 @@ class Runtime:
 
 
 class Engine:
-    device_memory_size_v2 = WORKSPACE
-
     def __init__(self, trt: FakeTensorRt, path: str) -> None:
         self.trt, self.path = trt, path
         graph = path.rsplit("/", 1)[1].removesuffix(".onnx")
         self.spec = trt.specs[graph]
+        self.device_memory_size_v2 = trt.workspaces.get(graph, WORKSPACE)
         self.tensors = {t.name: t for t in (*self.spec.inputs, *self.spec.outputs)}
         self.num_io_tensors = len(self.tensors)
 
@@ -208,7 +211,9 @@ class Context:
         self._warm: dict[str, tuple[int, ...]] | None = None
 
     def set_device_memory(self, memory: int, size: int) -> None:
-        assert size >= WORKSPACE
+        assert size >= self._engine.device_memory_size_v2
+        self._trt.machine.bytes_at(memory, size)
+        self._trt.workspace_addresses.add(memory)
         self._workspace = memory
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:

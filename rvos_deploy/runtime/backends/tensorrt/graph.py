@@ -17,6 +17,7 @@ from rvos_deploy.graph_io.graph_spec import ROWS, GraphSpec
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.backends.base import Graph
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
+from rvos_deploy.runtime.backends.cuda.foreign_arrays import from_dlpack
 from rvos_deploy.runtime.backends.cuda.memory import DeviceBuffer
 from rvos_deploy.runtime.backends.cuda.staging import Staging
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor
@@ -178,8 +179,13 @@ class TensorRtGraph(Graph):
             InputError: an input lies on another GPU.
             BackendError: no profile supports these sizes, or TensorRT or CUDA refused.
         """
-        padded, device = self._padded(axes), self._device
-        profile = self._engine.profile(padded)
+        device, padded = self._device, self._padded(axes)
+        # The padded sizes lie within the same profiles.
+        profile = self._engine.profile(axes)
+        inputs = {
+            name: from_dlpack(device, value) if isinstance(value, DeviceTensor) else value
+            for name, value in inputs.items()
+        }
         with self._held_device():
             # Another thread may have closed the graph since the first check.
             self._require_open()
