@@ -42,9 +42,9 @@ DeviceOption = Annotated[
     str,
     typer.Option(
         "--device",
-        metavar="auto|cpu|cuda|cuda:N",
+        metavar="NAME",
         callback=check_device,
-        help="Device of the graphs. auto: CPU, but the first GPU for tensorrt.",
+        help="Device of the graphs: auto (CPU, but the first GPU for tensorrt), cpu, cuda, cuda:N.",
     ),
 ]
 ThreadsOption = Annotated[

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
+from command_line import Call
 
 from rvos_deploy.console.stream_options import StreamOptions
 from rvos_deploy.datasets.moving_sprites.world import SPLITS
-from rvos_deploy.errors import InputError
+from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.evaluation.choices import ProtocolName
 from rvos_deploy.evaluation.protocols import PROTOCOLS
 from rvos_deploy.runtime.backends import registry
+from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.stream_settings import StreamSettings
 
 
@@ -19,6 +21,32 @@ def test_every_name_on_the_command_line_is_known_to_the_library() -> None:
     assert get_args(ProtocolName) == tuple(PROTOCOLS)
     assert ("auto", *registry.BACKENDS) == registry.BACKEND_NAMES
     assert SPLITS == ("train", "valid")
+
+
+@pytest.mark.parametrize(
+    "command", [("demo",), ("run", "video.mp4", "a dog"), ("verify", "tiny"), ("benchmark",)]
+)
+def test_an_unknown_device_is_one_line(rvos: Call, command: tuple[str, ...]) -> None:
+    result = rvos(*command, "--device", "cuda:x")
+    assert result.code == 2
+    assert result.error.startswith("--device 'cuda:x' is unknown; known: auto, cpu, cuda, cuda:N")
+
+
+def test_a_gpu_reaches_the_back_end_by_its_number(
+    rvos: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def make(device: str, threads: int | None) -> Backend:
+        asked.append(device)
+        raise BackendError("enough")
+
+    for name, default in (("tensorrt", "cuda"), ("onnxruntime", "cpu")):
+        known = registry.KnownBackend(make, default)
+        monkeypatch.setitem(registry.BACKENDS, name, known)
+        for device in ("auto", "cuda:1"):
+            assert rvos("demo", "--backend", name, "--device", device).error == "enough"
+    assert asked == ["cuda", "cuda:1", "cpu", "cuda:1"]
 
 
 def test_options_that_were_not_given_leave_the_defaults() -> None:
