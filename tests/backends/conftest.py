@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from recording_cuda import DRIVERS
 
 from rvos_deploy.bundle.folder import Bundle
+from rvos_deploy.runtime.backends.cuda.bindings_driver import BindingsDriver
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
 from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries
 
@@ -38,15 +40,23 @@ def tensorrt(cuda_modules: Gpu, engines: Bundle, monkeypatch: pytest.MonkeyPatch
     return fake
 
 
-@pytest.fixture(params=["stand-in", pytest.param("card", marks=pytest.mark.gpu)])
+def _card(driver: str) -> CudaLibraries:
+    """Return the libraries of a real GPU, driven by this package; skips where it is missing."""
+    bindings = pytest.importorskip("cuda.bindings.driver")
+    if driver == "pycuda":
+        return CudaLibraries(pytest.importorskip("pycuda.driver"), bindings, driver)
+    return CudaLibraries(BindingsDriver(bindings), bindings, driver)
+
+
+@pytest.fixture(
+    params=["stand-in", *(pytest.param(name, marks=pytest.mark.gpu) for name in DRIVERS)]
+)
 def each_device(request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
-    """Give the stand-in and, with ``pytest -m gpu``, a real GPU."""
+    """Give the stand-in and, with ``pytest -m gpu``, a real GPU by each driver."""
     from host_kernels import host_library
 
-    if request.param == "card":
-        pycuda = pytest.importorskip("pycuda.driver")
-        driver = pytest.importorskip("cuda.bindings.driver")
-        held = acquire_device(CudaLibraries(pycuda, driver))
+    if request.param != "stand-in":
+        held = acquire_device(_card(request.param))
         yield held
         held.release()
         return

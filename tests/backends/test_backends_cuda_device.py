@@ -1,4 +1,4 @@
-"""Test memory, streams and the context on stand-ins: order, lifetimes, threads, errors."""
+"""Test memory, streams and the context on both drivers' stand-ins: order, lifetimes, errors."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import threading
 
 import numpy as np
 import pytest
+from gpu_fixtures import both_drivers
 from recording_cuda import Gpu
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, DeviceTensor
 
+pytestmark = both_drivers
 
-def tensor(device: CudaDevice, array: np.ndarray) -> DeviceTensor:
+
+def tensor(gpu: Gpu, device: CudaDevice, array: np.ndarray) -> DeviceTensor:
     """Copy an array to the device through staging and a copy on the compute stream."""
     with device.lock, device.current():
         staging = device.acquire_staging(array.nbytes)
         staging.upload(array)
         buffer = device.allocate(array.nbytes)
-        machine, source, target = device.driver._machine, staging.address, buffer.address
+        machine, source, target = gpu.machine, staging.address, buffer.address
 
         def copy() -> None:
             machine.bytes_at(target, array.nbytes)[:] = machine.bytes_at(source, array.nbytes)
 
-        device.compute.put(copy)
+        gpu.stream(device.compute.handle).put(copy)
         staging.mark_read()
         device.release_staging(staging)
         return DeviceTensor(device, array.shape, array.dtype, buffer, device.event(device.compute))
@@ -33,7 +36,7 @@ def tensor(device: CudaDevice, array: np.ndarray) -> DeviceTensor:
 def test_a_round_trip_waits_for_every_stream(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
     array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    there = tensor(device, array)
+    there = tensor(gpu, device, array)
     assert (np.asarray(there) == array).all()
     assert there.nbytes == array.nbytes
     assert "float32" in repr(there)
@@ -46,7 +49,7 @@ def test_many_uploads_in_flight_do_not_overwrite_each_other(gpu: Gpu) -> None:
     """The stand-in's streams run as late as they may, so a buffer reused too early shows."""
     device = acquire_device(gpu.libraries)
     arrays = [np.full((5, 7), value, np.int64) for value in range(20)]
-    there = [tensor(device, array) for array in arrays]
+    there = [tensor(gpu, device, array) for array in arrays]
     for array, found in zip(arrays, DeviceCopy(there).arrays(), strict=True):
         assert (found == array).all()
     there.clear()
@@ -58,7 +61,7 @@ def test_memory_is_pooled_and_flat(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
     taken = []
     for value in range(50):
-        there = tensor(device, np.full(1000, value, np.float32))
+        there = tensor(gpu, device, np.full(1000, value, np.float32))
         (back,) = DeviceCopy([there]).arrays()
         assert (back == value).all()
         taken.append(device.allocated_bytes())
@@ -70,7 +73,7 @@ def test_memory_is_pooled_and_flat(gpu: Gpu) -> None:
 
 def test_frees_in_order_and_the_context_last(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
-    there = tensor(device, np.ones(9, np.float32))
+    there = tensor(gpu, device, np.ones(9, np.float32))
     gpu.machine.log.clear()
     device.release()
     kinds = [entry[0] for entry in gpu.machine.log]
@@ -104,7 +107,7 @@ def test_other_users_of_cuda_find_their_context_as_it_was(gpu: Gpu) -> None:
     before = list(gpu.machine.stack), list(gpu.machine.pycuda_stack)
     device = acquire_device(gpu.libraries)
     with device.current(), device.current():
-        assert gpu.machine.stack[-1] is not own
+        assert gpu.machine.stack[-1] not in (other, own)
     assert (gpu.machine.stack, gpu.machine.pycuda_stack) == before
     device.release()
     assert (gpu.machine.stack, gpu.machine.pycuda_stack) == before
@@ -115,7 +118,7 @@ def test_the_last_release_may_come_from_another_thread(gpu: Gpu) -> None:
     found = []
 
     def elsewhere() -> None:
-        there = tensor(device, np.ones(3, np.float32))
+        there = tensor(gpu, device, np.ones(3, np.float32))
         found.append(np.asarray(there).sum())
         device.release()
         found.append((gpu.machine.stack, gpu.machine.pycuda_stack))
@@ -134,7 +137,7 @@ def test_threads_share_the_streams(gpu: Gpu) -> None:
     def work(value: int) -> None:
         for step in range(20):
             array = np.full(100, 100 * value + step, np.int32)
-            there = tensor(device, array)
+            there = tensor(gpu, device, array)
             # The stand-in's queues are no more thread-safe than Python's lists.
             with device.lock:
                 if not (DeviceCopy([there]).arrays()[0] == array).all():
@@ -152,8 +155,8 @@ def test_threads_share_the_streams(gpu: Gpu) -> None:
 
 def test_a_copy_keeps_what_it_copies(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
-    under_way = DeviceCopy([tensor(device, np.full(50, 1, np.float32))])
-    other = tensor(device, np.full(50, 2, np.float32))
+    under_way = DeviceCopy([tensor(gpu, device, np.full(50, 1, np.float32))])
+    other = tensor(gpu, device, np.full(50, 2, np.float32))
     assert (np.asarray(other) == 2).all()
     assert (under_way.arrays()[0] == 1).all()
     del other, under_way
@@ -194,7 +197,7 @@ def test_a_failed_creation_leaves_nothing(gpu: Gpu) -> None:
 
 def test_the_array_interface_tells_the_stream(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
-    there = tensor(device, np.zeros((2, 3), np.float16))
+    there = tensor(gpu, device, np.zeros((2, 3), np.float16))
     interface = there.__cuda_array_interface__
     assert interface["shape"] == (2, 3)
     assert interface["typestr"] == "<f2"
@@ -216,7 +219,7 @@ def test_another_librarys_memory_is_kept_alive_until_it_was_read(gpu: Gpu) -> No
 
     device = acquire_device(gpu.libraries)
     with device.current():
-        device.compute.put(lambda: None)
+        gpu.stream(device.compute.handle).put(lambda: None)
         device.keep_alive(Theirs())
         device.keep_alive(object())
         assert not Theirs.freed
@@ -229,7 +232,7 @@ def test_another_librarys_memory_is_kept_alive_until_it_was_read(gpu: Gpu) -> No
 
 def test_everything_is_freed_where_the_last_wait_fails(gpu: Gpu) -> None:
     device = acquire_device(gpu.libraries)
-    there = tensor(device, np.ones(9, np.float32))
+    there = tensor(gpu, device, np.ones(9, np.float32))
     _ = np.asarray(there)
     gpu.machine.failing["Stream.synchronize"] = 0
     with pytest.raises(BackendError, match=r"CUDA failed on GPU 0 .*because the test says so"):

@@ -209,6 +209,20 @@ def test_the_real_bindings_pass_the_kernels_arguments(tmp_path: Path) -> None:
     assert done.stdout == "arguments arrived\n", done.stderr
 
 
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a driver of its own")
+def test_the_real_bindings_make_use_and_free_memory(tmp_path: Path) -> None:
+    """cuda.bindings call a C library of ours, which counts what it made and what was freed."""
+    build("memory_driver.cpp", tmp_path / "libcuda.so.1")
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("memory_through_bindings.py"))],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "memory, streams and events work\n", done.stderr
+
+
 def test_rows_of_nan_or_infinity_are_flagged() -> None:
     """NaN and infinity anywhere in a row are flagged; minus infinity and the largest numbers are
     not.

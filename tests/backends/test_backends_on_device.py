@@ -15,7 +15,7 @@ from rvos_deploy.runtime.backends.cuda import copies
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice, acquire_device
 from rvos_deploy.runtime.backends.cuda.foreign_arrays import from_dlpack
 from rvos_deploy.runtime.backends.cuda.frames import FrameResizer
-from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries
+from rvos_deploy.runtime.backends.cuda.libraries import import_cuda
 from rvos_deploy.runtime.backends.cuda.masks import MaskUpsampler
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceCopy, to_device
 
@@ -88,11 +88,10 @@ def test_a_late_kernel_of_pytorch_reads_what_it_was_given(how: str) -> None:
 
 @pytest.mark.gpu
 def test_pytorch_reads_our_tensors_and_we_read_its_own() -> None:
-    pycuda = pytest.importorskip("pycuda.driver")
-    driver = pytest.importorskip("cuda.bindings.driver")
+    pytest.importorskip("cuda.bindings.driver")
     if not torch.cuda.is_available():
         pytest.skip("this PyTorch has no CUDA")
-    device = acquire_device(CudaLibraries(pycuda, driver))
+    device = acquire_device(import_cuda())
     array = np.arange(24).reshape(2, 3, 4) % 2 == 0
     ours = to_device(device, array)
     for read in (torch.from_dlpack(ours), torch.as_tensor(ours, device="cuda")):

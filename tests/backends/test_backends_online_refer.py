@@ -20,7 +20,6 @@ from rvos_deploy.bundle.folder import Bundle, open_bundle
 from rvos_deploy.errors import BackendError
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip
 from rvos_deploy.runtime.backends.cuda.device import acquire_device
-from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries
 from rvos_deploy.runtime.backends.cuda.tensor import to_device
 from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeGraph
 from rvos_deploy.runtime.backends.onnxruntime.binding import OrtTensor, run_bound
@@ -104,7 +103,7 @@ def test_tracks_and_frames_stay_on_the_device(
         with segmenter.stream(TEXTS, SETTINGS["online"]) as stream:
             truth = [result.masks for frame in probe_clip(6) for result in stream.push(frame)]
         length = max(len(segmenter.encode_text(text).tokens) for text in TEXTS)
-    device = acquire_device(CudaLibraries(gpu.pycuda, gpu.bindings))
+    device = acquire_device(gpu.libraries)
     found, copied = [], []
     with (
         load(engines.path, backend="tensorrt") as segmenter,

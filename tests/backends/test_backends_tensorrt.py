@@ -15,10 +15,12 @@ import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from gpu_fixtures import both_drivers
 from host_kernels import host_library
 from recording_cuda import Gpu
 from stand_in_engines import break_engine
@@ -85,6 +87,7 @@ def replays(gpu: Gpu) -> int:
     return sum(entry[0] == "replayed" for entry in gpu.machine.log)
 
 
+@both_drivers
 @pytest.mark.parametrize("graph", ["backbone", "text_encoder", "video_decoder", "mask_head"])
 def test_plain_captured_and_replayed_runs_give_the_same(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, graph: str
@@ -166,6 +169,7 @@ def masks(segmenter: Segmenter, settings: StreamSettings, frames: int = 5) -> li
     return [result.masks for result in results]
 
 
+@both_drivers
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_stream_gives_the_masks_that_onnxruntime_gives(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, name: str
@@ -480,6 +484,7 @@ def test_spare_capacity_of_the_memory_needs_no_larger_profile(
     gpu.check_clean()
 
 
+@both_drivers
 @pytest.mark.parametrize("runs", [0, 1, 3])
 def test_everything_is_freed_where_the_wait_fails(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, runs: int
@@ -495,6 +500,7 @@ def test_everything_is_freed_where_the_wait_fails(
     gpu.check_clean()
 
 
+@both_drivers
 def test_a_refused_capture_is_freed_where_the_wait_fails(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
@@ -658,6 +664,7 @@ def test_masks_of_nan_cannot_be_read(gpu: Gpu, tensorrt: FakeTensorRt, engines: 
     gpu.check_clean()
 
 
+@both_drivers
 @pytest.mark.parametrize("name", ["online", "lookahead", "offline", "spilled"])
 def test_expressions_may_come_and_go_on_the_device(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle, name: str
@@ -711,6 +718,7 @@ def test_without_kernels_the_host_makes_the_masks(
     gpu.check_clean()
 
 
+@both_drivers
 def test_device_memory_is_flat_over_a_stream(
     gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
 ) -> None:
@@ -728,6 +736,7 @@ def test_device_memory_is_flat_over_a_stream(
     gpu.check_clean()
 
 
+@both_drivers
 def test_threads_share_a_segmenter(gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle) -> None:
     host_library()  # skips here: a skip in another thread would be lost
     with load(engines.path, backend="onnxruntime", threads=1) as segmenter:
@@ -963,7 +972,7 @@ def test_missing_packages_are_one_line(gpu: Gpu, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
         BackendError,
-        match=r"tensorrt, pycuda, cuda-bindings are not installed; pip install 'rvos-deploy\[tens",
+        match=r"tensorrt, cuda-bindings are not installed; pip install 'rvos-deploy\[tensorrt\]'$",
     ):
         make_backend("tensorrt")
 
@@ -971,10 +980,10 @@ def test_missing_packages_are_one_line(gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 def test_only_missing_packages_are_named(
     gpu: Gpu, tensorrt: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(BackendError, match=r"pycuda is not installed; .*CUDA's headers"):
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    with pytest.raises(BackendError, match=r"tensorrt: cuda-bindings is not installed; pip inst"):
         make_backend("tensorrt")
-    monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.pycuda)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.bindings)
     gpu.machine.gpus = 0
     with pytest.raises(BackendError, match=r"no NVIDIA GPU 0.*--backend onnxruntime"):
         make_backend("tensorrt")
@@ -985,6 +994,43 @@ def test_only_missing_packages_are_named(
     with pytest.raises(BackendError, match="tensorrt has no device 'cpu'; known: cuda"):
         make_backend("tensorrt", "cpu")
     gc.collect()
+    gpu.check_clean()
+
+
+def test_pycuda_drives_where_it_is_installed(
+    gpu: Gpu, tensorrt: FakeTensorRt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make_backend("tensorrt").describe()["cuda"] == "pycuda"
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    assert make_backend("tensorrt").describe()["cuda"] == "cuda-bindings"
+    gpu.check_clean()
+
+
+@pytest.mark.parametrize("kind", [ImportError, OSError, RuntimeError])
+def test_half_installed_libraries_are_one_line(
+    gpu: Gpu,
+    tensorrt: FakeTensorRt,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    kind: type[Exception],
+) -> None:
+    """A package whose own library is missing raises OSError as often as ImportError."""
+    for package in ("tensorrt", "pycuda"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    reason = "libgone.so.1: cannot open shared object file"
+    (tmp_path / "pycuda/driver.py").write_text(f"raise {kind.__name__}({reason!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pycuda.driver")
+    with pytest.warns(RuntimeWarning, match=rf"^cuda-bindings is used: pycuda is .*\({reason}\)"):
+        backend = make_backend("tensorrt")
+    assert backend.describe()["cuda"] == "cuda-bindings"
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    (tmp_path / "tensorrt/__init__.py").write_text(f"raise {kind.__name__}({reason!r})")
+    with pytest.raises(BackendError, match=rf"^tensorrt is installed but .*\({reason}\)") as told:
+        make_backend("tensorrt")
+    assert "pip install --force-reinstall tensorrt" in str(told.value)
+    assert "\n" not in str(told.value)
     gpu.check_clean()
 
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 import sys
 
 import pytest
-from recording_cuda import FakeBindings, FakePycuda, Gpu, Machine
+from recording_cuda import DRIVERS, FakeBindings, FakePycuda, Gpu, Machine
+
+both_drivers = pytest.mark.parametrize("gpu", DRIVERS, indirect=True)
+"""Run a test by pycuda's stand-in, and by the one of ``cuda.bindings`` alone."""
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    """Return a recording GPU; give its ``libraries`` to ``acquire_device``."""
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """Return a recording GPU; give its ``libraries`` to ``acquire_device``.
+
+    pycuda drives it, or what a test of :data:`both_drivers` says.
+    """
     from rvos_deploy.runtime.backends.cuda import device as cuda_device
 
     machine = Machine()
     monkeypatch.setattr(cuda_device, "_devices", {})
-    return Gpu(machine, FakePycuda(machine), FakeBindings(machine))
+    driver: str = getattr(request, "param", "pycuda")
+    return Gpu(machine, FakePycuda(machine), FakeBindings(machine), driver)
 
 
 @pytest.fixture
@@ -25,6 +32,7 @@ def cuda_modules(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
     # NVRTC is the real one. It needs no GPU, but it imports helpers of the real driver module.
     load_nvrtc()
-    monkeypatch.setitem(sys.modules, "pycuda.driver", gpu.pycuda)
+    pycuda = gpu.pycuda if gpu.driver == "pycuda" else None
+    monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", gpu.bindings)
     return gpu

@@ -30,7 +30,14 @@ from typing import Any
 
 import numpy as np
 
+from rvos_deploy.runtime.backends.cuda.bindings_driver import BindingsDriver
 from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries
+
+DRIVERS = ("pycuda", "cuda-bindings")
+"""The packages that may drive memory, streams and events."""
+
+PRIMARY_CONTEXT = 0xC0
+"""CUDA's handle of the primary context."""
 
 Work = Callable[[], None]
 
@@ -87,12 +94,45 @@ class Machine:
         capturing = [s.number for s in self.streams.values() if s.captured is not None]
         assert not capturing, f"{what} while stream {capturing} is captured"
 
-    def fail_if_asked(self, what: str) -> None:
-        """Raise pycuda's error where a test asked for it: after ``failing[what]`` more calls."""
+    def must_fail(self, what: str) -> bool:
+        """Tell whether a test asked for a failure: after ``failing[what]`` more calls."""
         if what in self.failing:
             self.failing[what] -= 1
-            if self.failing[what] < 0:
-                raise FakePycuda.Error(f"{what} failed: because the test says so")
+        return self.failing.get(what, 0) < 0
+
+    def fail_if_asked(self, what: str) -> None:
+        """Raise pycuda's error where a test asked for it."""
+        if self.must_fail(what):
+            raise FakePycuda.Error(f"{what} failed: because the test says so")
+
+    def allocate(self, size: int) -> int | None:
+        """Return the address of new memory on the GPU; None where it is out of memory."""
+        need_ints(size)
+        self.need_context("mem_alloc")
+        self.need_no_capture("mem_alloc")
+        if sum(map(len, list(self.allocations.values()))) + size > self.memory:
+            return None
+        address = self.number() << 32
+        self.allocations[address] = np.full(size, 0xCD, np.uint8)
+        self.record("allocated", size)
+        return address
+
+    def free(self, address: int) -> None:
+        self.need_context("free")
+        self.need_no_capture("free")
+        del self.allocations[address]
+        self.record("freed", address)
+
+    def free_bytes(self) -> int:
+        return self.memory - sum(map(len, list(self.allocations.values())))
+
+    def put_copy(self, kind: str, count: int, stream: FakeStream, copy: Work) -> None:
+        """Queue a copy between host and GPU (``up``, ``down``) or on the GPU (``moved``)."""
+        self.need_context(kind)
+        self.record(kind, count, stream.number)
+        if kind in self.copied:
+            self.copied[kind] += count
+        stream.put(copy)
 
     def pointer(self, address: int) -> int:
         """Return the host address of device memory, which an allocation must hold."""
@@ -108,6 +148,16 @@ class Machine:
             if start <= address and address + count <= start + len(block):
                 return block[address - start : address - start + count]
         raise AssertionError(f"{count} bytes at {address:#x} are not allocated")
+
+    def copy_of(self, dest: int, src: int, size: int) -> Work:
+        """Return the work of a copy on the GPU."""
+
+        def work() -> None:
+            target, source = self.bytes_at(dest, size), self.bytes_at(src, size)
+            assert not np.shares_memory(target, source), "CUDA does not define such a copy"
+            target[:] = source
+
+        return work
 
     def leaks(self) -> dict[str, int]:
         return {
@@ -215,12 +265,9 @@ class _DeviceAllocation:
         return self._address
 
     def free(self) -> None:
-        self._machine.need_context("DeviceAllocation.free")
-        self._machine.need_no_capture("DeviceAllocation.free")
         assert self._valid, "freed twice"
         self._valid = False
-        del self._machine.allocations[self._address]
-        self._machine.record("freed", self._address)
+        self._machine.free(self._address)
 
     def __del__(self) -> None:
         if self._valid:
@@ -232,6 +279,9 @@ class _Context:
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._valid = machine, True
+
+    def __int__(self) -> int:
+        return PRIMARY_CONTEXT
 
     def push(self) -> None:
         assert self._valid, "a detached context"
@@ -265,9 +315,6 @@ class FakePycuda:
 
     class MemoryError(Error):
         pass
-
-    class event_flags:  # noqa: N801
-        DISABLE_TIMING = 2
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -313,21 +360,14 @@ class FakePycuda:
         return FakeEvent(self._machine, flags)
 
     def mem_alloc(self, size: int) -> _DeviceAllocation:
-        machine = self._machine
-        need_ints(size)
-        machine.need_context("mem_alloc")
-        machine.need_no_capture("mem_alloc")
-        machine.fail_if_asked("mem_alloc")
-        if sum(map(len, list(machine.allocations.values()))) + size > machine.memory:
+        self._machine.fail_if_asked("mem_alloc")
+        address = self._machine.allocate(size)
+        if address is None:
             raise self.MemoryError("cuMemAlloc failed: out of memory")
-        address = machine.number() << 32
-        machine.allocations[address] = np.full(size, 0xCD, np.uint8)
-        machine.record("allocated", size)
-        return _DeviceAllocation(machine, address)
+        return _DeviceAllocation(self._machine, address)
 
     def mem_get_info(self) -> tuple[int, int]:
-        taken = sum(map(len, list(self._machine.allocations.values())))
-        return self._machine.memory - taken, self._machine.memory
+        return self._machine.free_bytes(), self._machine.memory
 
     def pagelocked_empty(self, shape: int, dtype: Any) -> np.ndarray:
         machine = self._machine
@@ -352,47 +392,37 @@ class FakePycuda:
     def memcpy_htod_async(self, dest: int, src: np.ndarray, stream: FakeStream) -> None:
         machine = self._machine
         need_ints(dest)
-        machine.need_context("memcpy_htod_async")
-        machine.record("up", src.nbytes, stream.number)
-        machine.copied["up"] += src.nbytes
 
         def work() -> None:
             machine.bytes_at(dest, src.nbytes)[:] = src.reshape(-1).view(np.uint8)
 
-        stream.put(work)
+        machine.put_copy("up", src.nbytes, stream, work)
 
     def memcpy_dtoh_async(self, dest: np.ndarray, src: int, stream: FakeStream) -> None:
         machine = self._machine
         need_ints(src)
-        machine.need_context("memcpy_dtoh_async")
-        machine.record("down", dest.nbytes, stream.number)
-        machine.copied["down"] += dest.nbytes
 
         def work() -> None:
             dest.reshape(-1).view(np.uint8)[:] = machine.bytes_at(src, dest.nbytes)
             machine.record("arrived", dest.nbytes)
 
-        stream.put(work)
+        machine.put_copy("down", dest.nbytes, stream, work)
 
     def memcpy_dtod_async(self, dest: int, src: int, size: int, stream: FakeStream) -> None:
-        machine = self._machine
         need_ints(dest, src, size)
-        machine.need_context("memcpy_dtod_async")
-        machine.record("moved", size, stream.number)
-
-        def work() -> None:
-            target, source = machine.bytes_at(dest, size), machine.bytes_at(src, size)
-            assert not np.shares_memory(target, source), "CUDA does not define such a copy"
-            target[:] = source
-
-        stream.put(work)
+        self._machine.put_copy("moved", size, stream, self._machine.copy_of(dest, src, size))
 
 
 class CUresult(enum.IntEnum):
     CUDA_SUCCESS = 0
     CUDA_ERROR_INVALID_VALUE = 1
+    CUDA_ERROR_OUT_OF_MEMORY = 2
+    CUDA_ERROR_NO_DEVICE = 100
+    CUDA_ERROR_INVALID_DEVICE = 101
     CUDA_ERROR_UNSUPPORTED_PTX_VERSION = 222
     CUDA_ERROR_INVALID_HANDLE = 400
+    CUDA_ERROR_NOT_READY = 600
+    CUDA_ERROR_LAUNCH_FAILED = 719
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
 
 
@@ -406,40 +436,143 @@ class FakeBindings:
     class CUevent_flags(enum.IntEnum):  # noqa: N801
         CU_EVENT_DISABLE_TIMING = 2
 
+    class CUdevice_attribute(enum.IntEnum):  # noqa: N801
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76
+
     class CUpointer_attribute(enum.IntEnum):  # noqa: N801
+        CU_POINTER_ATTRIBUTE_CONTEXT = 1
         CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL = 9
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self.refusing: set[str] = set()
         self.ordinal_of_pointers = 0
+        self.context_of_pointers = PRIMARY_CONTEXT
         self.events = 0
         self._entries: dict[int, list[bytes]] = {}
+        self._streams: dict[int, FakeStream] = {}
+        self.CUresult = CUresult
 
     def CUstream(self, handle: int) -> int:  # noqa: N802
         return handle
 
+    def cuGetErrorString(self, error: CUresult) -> tuple[Any, ...]:  # noqa: N802
+        texts = {
+            CUresult.CUDA_ERROR_NO_DEVICE: b"no CUDA-capable device is detected",
+            CUresult.CUDA_ERROR_LAUNCH_FAILED: b"because the test says so",
+        }
+        return CUresult.CUDA_SUCCESS, texts.get(error, error.name.encode())
+
     def cuInit(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
-        return (CUresult.CUDA_SUCCESS,)
+        return (CUresult.CUDA_SUCCESS if self._machine.gpus else CUresult.CUDA_ERROR_NO_DEVICE,)
 
     def cuDeviceGet(self, ordinal: int) -> tuple[Any, ...]:  # noqa: N802
         self._machine.record("device", ordinal)
+        if ordinal >= self._machine.gpus:
+            return CUresult.CUDA_ERROR_INVALID_DEVICE, None
         return CUresult.CUDA_SUCCESS, ordinal
+
+    def cuDeviceGetName(self, length: int, device: int) -> tuple[Any, ...]:  # noqa: N802
+        return CUresult.CUDA_SUCCESS, b"stand-in".ljust(length, b"\0")
+
+    def cuDeviceGetAttribute(self, attribute: int, device: int) -> tuple[Any, ...]:  # noqa: N802
+        major = self.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+        return CUresult.CUDA_SUCCESS, 8 if attribute == major else 9
 
     def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[Any, ...]:  # noqa: N802
         self._machine.retained += 1
-        return CUresult.CUDA_SUCCESS, f"context {device}"
+        self._machine.record("context retained")
+        return CUresult.CUDA_SUCCESS, PRIMARY_CONTEXT
 
     def cuDevicePrimaryCtxRelease(self, device: int) -> tuple[Any, ...]:  # noqa: N802
         self._machine.retained -= 1
+        self._machine.record("context released")
+        current = PRIMARY_CONTEXT in self._machine.stack
+        assert self._machine.retained or not current, "a dead context would stay current"
         return (CUresult.CUDA_SUCCESS,)
 
     def cuCtxPushCurrent(self, context: Any) -> tuple[Any, ...]:  # noqa: N802
         self._machine.stack.append(context)
         return (CUresult.CUDA_SUCCESS,)
 
+    def cuStreamCreate(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        if self._machine.must_fail("Stream"):
+            return CUresult.CUDA_ERROR_LAUNCH_FAILED, None
+        stream = FakeStream(self._machine, flags)
+        self._streams[stream.handle] = stream
+        return CUresult.CUDA_SUCCESS, stream.handle
+
+    def cuStreamDestroy(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
+        del self._streams[stream]
+        return (CUresult.CUDA_SUCCESS,)
+
     def cuStreamSynchronize(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
-        self._machine.streams[stream].synchronize()
+        try:
+            self._machine.streams[stream].synchronize()
+        except FakePycuda.Error:
+            return (CUresult.CUDA_ERROR_LAUNCH_FAILED,)
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuMemAlloc(self, size: int) -> tuple[Any, ...]:  # noqa: N802
+        if self._machine.must_fail("mem_alloc"):
+            return CUresult.CUDA_ERROR_LAUNCH_FAILED, None
+        address = self._machine.allocate(size)
+        if address is None:
+            return CUresult.CUDA_ERROR_OUT_OF_MEMORY, None
+        return CUresult.CUDA_SUCCESS, address
+
+    def cuMemFree(self, address: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.free(address)
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuMemGetInfo(self) -> tuple[Any, ...]:  # noqa: N802
+        return CUresult.CUDA_SUCCESS, self._machine.free_bytes(), self._machine.memory
+
+    def cuMemHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.need_context("cuMemHostAlloc")
+        self._machine.need_no_capture("cuMemHostAlloc")
+        memory = np.full(size, 0xEE, np.uint8)
+        self._machine.pinned[memory.ctypes.data] = memory
+        return CUresult.CUDA_SUCCESS, memory.ctypes.data
+
+    def cuMemFreeHost(self, address: int) -> tuple[Any, ...]:  # noqa: N802
+        self._machine.need_context("cuMemFreeHost")
+        del self._machine.pinned[address]
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuMemcpyHtoDAsync(  # noqa: N802
+        self, to: int, address: int, count: int, stream: int
+    ) -> tuple[Any, ...]:
+        machine = self._machine
+        need_ints(to, address, count)
+
+        def work() -> None:
+            ctypes.memmove(machine.bytes_at(to, count).ctypes.data, address, count)
+
+        machine.put_copy("up", count, machine.streams[stream], work)
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuMemcpyDtoHAsync(  # noqa: N802
+        self, to: int, address: int, count: int, stream: int
+    ) -> tuple[Any, ...]:
+        machine = self._machine
+        need_ints(to, address, count)
+
+        def work() -> None:
+            ctypes.memmove(to, machine.bytes_at(address, count).ctypes.data, count)
+            machine.record("arrived", count)
+
+        machine.put_copy("down", count, machine.streams[stream], work)
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuMemcpyDtoDAsync(  # noqa: N802
+        self, to: int, address: int, count: int, stream: int
+    ) -> tuple[Any, ...]:
+        machine = self._machine
+        need_ints(to, address, count)
+        copy = machine.copy_of(to, address, count)
+        machine.put_copy("moved", count, machine.streams[stream], copy)
         return (CUresult.CUDA_SUCCESS,)
 
     def cuMemcpyDtoH(self, to: int, address: int, count: int) -> tuple[Any, ...]:  # noqa: N802
@@ -452,8 +585,13 @@ class FakeBindings:
         return CUresult.CUDA_SUCCESS, self._machine.stack.pop()
 
     def cuPointerGetAttribute(self, attribute: int, pointer: int) -> tuple[Any, ...]:  # noqa: N802
+        if attribute == self.CUpointer_attribute.CU_POINTER_ATTRIBUTE_CONTEXT:
+            return CUresult.CUDA_SUCCESS, self.context_of_pointers
         assert attribute == self.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
         return CUresult.CUDA_SUCCESS, self.ordinal_of_pointers
+
+    def cuCtxGetCurrent(self) -> tuple[Any, ...]:  # noqa: N802
+        return CUresult.CUDA_SUCCESS, self._machine.stack[-1]
 
     def cuEventCreate(self, flags: int) -> tuple[Any, ...]:  # noqa: N802
         self.events += 1
@@ -468,6 +606,14 @@ class FakeBindings:
     ) -> tuple[Any, ...]:
         self._machine.streams[stream].wait_for_event(event)
         return (CUresult.CUDA_SUCCESS,)
+
+    def cuEventSynchronize(self, event: FakeEvent) -> tuple[Any, ...]:  # noqa: N802
+        event.synchronize()
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuEventQuery(self, event: FakeEvent) -> tuple[Any, ...]:  # noqa: N802
+        passed = event.query()
+        return (CUresult.CUDA_SUCCESS if passed else CUresult.CUDA_ERROR_NOT_READY,)
 
     def cuEventDestroy(self, event: FakeEvent) -> tuple[Any, ...]:  # noqa: N802
         self.events -= 1
@@ -597,15 +743,22 @@ class FakeBindings:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The stand-ins and their record."""
+    """The stand-ins and their record; ``driver`` is one of ``DRIVERS``."""
 
     machine: Machine
     pycuda: FakePycuda
     bindings: FakeBindings
+    driver: str = "pycuda"
 
     @property
     def libraries(self) -> CudaLibraries:
-        return CudaLibraries(self.pycuda, self.bindings)
+        pycuda = self.driver == "pycuda"
+        driver = self.pycuda if pycuda else BindingsDriver(self.bindings)
+        return CudaLibraries(driver, self.bindings, self.driver)
+
+    def stream(self, handle: int) -> FakeStream:
+        """Return the stand-in behind a stream of either driver."""
+        return self.machine.streams[handle]
 
     def check_clean(self) -> None:
         """Check that everything was freed explicitly and within a context."""

@@ -5,9 +5,10 @@ resource handle" beside other users of CUDA. So everything lives in the device's
 which PyTorch, CuPy and TensorRT use too. A block of code pushes that context and pops it at its
 end, so every thread keeps the context that it had.
 
+pycuda drives CUDA where it is installed, else ``cuda.bindings`` (see driver.py).
+
 NOT RUN: it needs a GPU. Recording stand-ins of ``pycuda.driver`` and ``cuda.bindings.driver`` test
-order, lifetimes and error paths; their streams run as late as they may. tests/backends checks every
-name against pycuda's own source.
+order, lifetimes and error paths; their streams run as late as they may.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends.cuda.driver import DISABLE_TIMING
 from rvos_deploy.runtime.backends.cuda.kernels import Kernels
 from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries, call
 from rvos_deploy.runtime.backends.cuda.memory import (
@@ -54,7 +56,7 @@ class CudaDevice:
 
     def __init__(self, libraries: CudaLibraries, ordinal: int = 0) -> None:
         """Raises BackendError: there is no such GPU."""
-        self.driver, self.bindings, self.ordinal = libraries.pycuda, libraries.driver, ordinal
+        self.driver, self.bindings, self.ordinal = libraries.driver, libraries.bindings, ordinal
         self.lock = threading.RLock()
         self._references = 0
         self._closed = False
@@ -185,7 +187,7 @@ class CudaDevice:
             try:
                 raw = self._idle_events.popleft()
             except IndexError:
-                raw = [self.driver.Event(self.driver.event_flags.DISABLE_TIMING)]
+                raw = [self.driver.Event(DISABLE_TIMING)]
                 self._events.append(raw)
             event = DeviceEvent(raw, self._idle_events)
             if stream is not None:

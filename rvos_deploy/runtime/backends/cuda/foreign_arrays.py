@@ -134,9 +134,26 @@ def find_array(driver: ModuleType, value: object, stream: int, ordinal: int) -> 
     attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     if int(call(driver, "cuPointerGetAttribute", attribute, memory.address)) != ordinal:
         raise _elsewhere(ordinal)
+    _require_context(driver, memory.address)
     # Before version 3 the interface named no stream, and the default stream was meant.
     awaited = interface.get("stream", LEGACY_DEFAULT_STREAM if interface["version"] < 3 else None)
     return ForeignArray(shape, dtype, memory, None if awaited is None else int(awaited))
+
+
+def _require_context(driver: ModuleType, address: int) -> None:
+    """Check that memory was allocated in the context that is current, the primary one.
+
+    ``pycuda.autoinit`` makes a context of its own, whose memory no other context can read. CUDA's
+    memory pools belong to no context.
+    """
+    attribute = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_CONTEXT
+    error, owner = driver.cuPointerGetAttribute(attribute, address)
+    if int(error) or not owner or int(owner) in (0, int(call(driver, "cuCtxGetCurrent"))):
+        return
+    raise InputError(
+        "this array lies in a CUDA context of its own, which the graphs cannot read; with pycuda, "
+        "import pycuda.autoprimaryctx in place of pycuda.autoinit"
+    )
 
 
 def _require_contiguous(shape: Sequence[int], strides: Sequence[int] | None, itemsize: int) -> None:

@@ -1,35 +1,41 @@
-"""Import TensorRT, pycuda and cuda-bindings; call the CUDA driver."""
+"""Import TensorRT and the libraries that drive CUDA; call the CUDA driver."""
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
-from rvos_deploy.errors import BackendError
+from rvos_deploy.errors import BackendError, one_line
+
+if TYPE_CHECKING:
+    from rvos_deploy.runtime.backends.cuda.driver import Driver
 
 OLDEST_TENSORRT = 11
 LEGACY_DEFAULT_STREAM = 1
 """The handle of CUDA's legacy default stream; DLPack uses the same number."""
-_CUDA = ("pycuda.driver", "cuda.bindings.driver")
 INSTALL = "pip install 'rvos-deploy[tensorrt]'"
-_NAMES = {
-    "tensorrt": "tensorrt",
-    "pycuda.driver": "pycuda",
-    "cuda.bindings.driver": "cuda-bindings",
-}
+_BINDINGS, _PYCUDA = "cuda.bindings.driver", "pycuda.driver"
+_NAMES = {"tensorrt": "tensorrt", _PYCUDA: "pycuda", _BINDINGS: "cuda-bindings"}
 
 
 @dataclass(frozen=True)
 class CudaLibraries:
-    """The two CUDA modules: ``pycuda.driver``, and ``cuda.bindings.driver`` for what pycuda lacks.
+    """The libraries that drive CUDA.
 
-    pycuda has no CUDA graphs, and no events of other libraries' streams. Neither has types.
+    Args:
+        driver: memory, streams, events and contexts, by pycuda where it is installed, else by
+            ``cuda.bindings``.
+        bindings: ``cuda.bindings.driver``, for what pycuda lacks: CUDA graphs, and events of other
+            libraries' streams.
+        name: of the package that ``driver`` uses.
     """
 
-    pycuda: ModuleType
-    driver: ModuleType
+    driver: Driver
+    bindings: ModuleType
+    name: str
 
 
 class Handle(Protocol):
@@ -40,50 +46,66 @@ class Handle(Protocol):
 
 
 def import_tensorrt() -> tuple[ModuleType, CudaLibraries]:
-    """Import TensorRT and the two CUDA modules.
+    """Import TensorRT and the libraries that drive CUDA.
 
     Raises:
         BackendError: a module is missing or too old; names it, and the command that installs it.
     """
-    found = _import_all("tensorrt", *_CUDA)
-    trt = found["tensorrt"]
+    trt, bindings = _import_all("tensorrt", _BINDINGS)
     if int(trt.__version__.split(".")[0]) < OLDEST_TENSORRT:
         raise BackendError(
             f"tensorrt {trt.__version__} is installed, {OLDEST_TENSORRT} or newer is needed; "
             f"pip install --upgrade 'tensorrt>={OLDEST_TENSORRT}'"
         )
-    return trt, CudaLibraries(*(found[module] for module in _CUDA))
+    return trt, _cuda_libraries(bindings)
 
 
 def import_cuda() -> CudaLibraries:
-    """Import the two CUDA modules. Raises BackendError: as ``import_tensorrt``."""
-    found = _import_all(*_CUDA)
-    return CudaLibraries(*(found[module] for module in _CUDA))
+    """Import the libraries that drive CUDA. Raises BackendError: as ``import_tensorrt``."""
+    (bindings,) = _import_all(_BINDINGS)
+    return _cuda_libraries(bindings)
 
 
-def _import_all(*modules: str) -> dict[str, ModuleType]:
-    tried = {module: _import(module) for module in modules}
-    found = {module: library for module, library in tried.items() if library is not None}
-    missing = [_NAMES[module] for module in modules if module not in found]
+def _cuda_libraries(bindings: ModuleType) -> CudaLibraries:
+    """Choose pycuda where it is installed and works, else ``cuda.bindings``."""
+    from rvos_deploy.runtime.backends.cuda.bindings_driver import BindingsDriver
+
+    try:
+        pycuda = _import(_PYCUDA)
+    except BackendError as error:
+        warnings.warn(f"cuda-bindings is used: {error}", RuntimeWarning, stacklevel=3)
+        pycuda = None
+    if pycuda is None:
+        return CudaLibraries(BindingsDriver(bindings), bindings, _NAMES[_BINDINGS])
+    return CudaLibraries(cast("Driver", pycuda), bindings, _NAMES[_PYCUDA])
+
+
+def _import_all(*modules: str) -> list[ModuleType]:
+    found = {module: _import(module) for module in modules}
+    missing = [_NAMES[module] for module, library in found.items() if library is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         raise BackendError(
             f"back end tensorrt: {', '.join(missing)} {verb} not installed; {INSTALL}"
-            + (" (pycuda is compiled: CUDA's headers are needed)" if "pycuda" in missing else "")
         )
-    return found
+    return [library for library in found.values() if library is not None]
 
 
 def _import(module: str) -> ModuleType | None:
+    """Import a module; None where it is not installed.
+
+    Raises BackendError: it is installed, and cannot be loaded.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
         return None
-    except ImportError as error:
-        # The package is installed, but a library under it is missing: nearly always libcuda.so.1.
+    except (ImportError, OSError, RuntimeError) as error:
+        # The package is installed, but a library under it is missing or half-installed.
         raise BackendError(
-            f"{_NAMES[module]} is installed but cannot be loaded ({error}); back end tensorrt "
-            "needs an NVIDIA GPU with its driver (check with nvidia-smi)"
+            f"{_NAMES[module]} is installed but cannot be loaded ({one_line(error)}); check the "
+            f"GPU's driver with nvidia-smi, or install it again: pip install --force-reinstall "
+            f"{_NAMES[module]}"
         ) from None
 
 
@@ -93,7 +115,14 @@ def call(driver: ModuleType, name: str, *arguments: object) -> Handle:
     Raises:
         BackendError: the function failed; gives the driver's name of the error.
     """
-    error, *results = getattr(driver, name)(*arguments)
+    try:
+        error, *results = getattr(driver, name)(*arguments)
+    except RuntimeError as missing:
+        # cuda.bindings load the driver's library at the first call, and look functions up there.
+        raise BackendError(
+            f"CUDA: {name} cannot be called ({one_line(missing)}); check the GPU's driver with "
+            "nvidia-smi"
+        ) from None
     if int(error) != 0:
         raise BackendError(f"CUDA: {name} failed with {error.name}; check the GPU with nvidia-smi")
     result: Handle = results[0] if results else 0

@@ -9,14 +9,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.cuda.libraries import Handle
+
+if TYPE_CHECKING:
+    from rvos_deploy.runtime.backends.cuda.driver import Driver
 
 _MINIMUM_SIZE = 512
 _LARGE = 2**21
@@ -25,7 +27,7 @@ _MOST_UNKNOWN = 8
 
 
 class Allocation(Protocol):
-    """Memory that pycuda allocated on the GPU."""
+    """Memory that the driver allocated on the GPU."""
 
     def __int__(self) -> int:
         """Return the device address."""
@@ -94,7 +96,7 @@ class DevicePool:
     """GPU memory, allocated by the driver and recycled by size.
 
     Args:
-        driver: ``pycuda.driver``.
+        driver: allocates and frees.
         synchronize: waits for all queued work; called before idle memory is freed.
         readers: waits for other libraries' work.
         compute: returns the handle of the stream whose work writes into new buffers.
@@ -102,7 +104,7 @@ class DevicePool:
 
     def __init__(
         self,
-        driver: ModuleType,
+        driver: Driver,
         synchronize: Callable[[], None],
         readers: ReaderWaits,
         compute: Callable[[], int],
@@ -200,8 +202,8 @@ class DevicePool:
 class PinnedPool:
     """Page-locked host memory, allocated by the driver and recycled by size."""
 
-    def __init__(self, driver: ModuleType) -> None:
-        """``driver``: ``pycuda.driver``."""
+    def __init__(self, driver: Driver) -> None:
+        """``driver``: allocates and frees."""
         self.driver = driver
         self._arrays: list[NDArray[np.uint8]] = []
         self._idle: dict[int, list[NDArray[np.uint8]]] = {}
@@ -212,7 +214,7 @@ class PinnedPool:
         idle = self._idle.get(size)
         if idle:
             return idle.pop()
-        array: NDArray[np.uint8] = self.driver.pagelocked_empty(size, np.uint8)
+        array = self.driver.pagelocked_empty(size, np.uint8)
         self._arrays.append(array)
         return array
 

@@ -4,8 +4,8 @@ Outputs stay on the GPU, where the next graph reads them. All graphs run on one 
 the other. Host arrays are uploaded on a second stream through page-locked buffers.
 
 NOT RUN: it needs a GPU. Recording stand-ins of ``tensorrt`` (ONNX Runtime does the arithmetic),
-``pycuda.driver`` and ``cuda.bindings.driver`` test this back end, and the real bindings of TensorRT
-11 check every name.
+``pycuda.driver`` and ``cuda.bindings.driver`` test this back end. The real bindings of TensorRT
+check every name.
 """
 
 from __future__ import annotations
@@ -85,10 +85,11 @@ class TensorRtBackend(Backend):
         return Engine(bundle.graphs[sidecar.graph], sidecar.profiles, load, refuse)
 
     def describe(self) -> dict[str, str]:
-        """Return the library, its version, the device, and the GPU's name."""
+        """Return the library, its version, the device, the GPU's name, and the driver's package."""
         return {
             "name": self.name,
             "version": str(self._trt.__version__),
             "device": cuda_name(self._ordinal),
             "gpu": self._gpu,
+            "cuda": self._libraries.name,
         }

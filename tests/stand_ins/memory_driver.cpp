@@ -1,0 +1,126 @@
+// A CUDA driver for one test. The real cuda.bindings load it in place of libcuda.so.1. Memory is the
+// host's, and copies run at once. It shows that calls get their arguments and that what was made is
+// freed, and nothing about a GPU.
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+enum Kind { kContext, kStream, kEvent, kDevice, kPinned, kKinds };
+int living[kKinds];
+int current = 0;
+
+int make(void** handle, Kind kind) {
+  if (current == 0) return 201;
+  *handle = std::malloc(8);
+  ++living[kind];
+  return 0;
+}
+
+int drop(void* handle, Kind kind) {
+  std::free(handle);
+  --living[kind];
+  return 0;
+}
+
+int copy(void* to, const void* from, size_t count) {
+  if (current == 0) return 201;
+  std::memcpy(to, from, count);
+  return 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+int rvos_living(int kind) { return living[kind]; }
+
+int cuGetProcAddress_v2(const char* symbol, void** found, int, unsigned long long, void* status) {
+  Dl_info self;
+  dladdr(reinterpret_cast<void*>(&cuGetProcAddress_v2), &self);
+  *found = dlsym(dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD), symbol);
+  if (status != nullptr) *static_cast<int*>(status) = *found == nullptr;
+  return *found == nullptr ? 500 : 0;
+}
+
+int cuInit(unsigned) { return 0; }
+int cuGetErrorString(int error, const char** text) {
+  *text = error == 2 ? "out of memory" : error == 101 ? "invalid device ordinal" : "another error";
+  return 0;
+}
+int cuDeviceGet(int* device, int ordinal) {
+  *device = ordinal;
+  return ordinal == 0 ? 0 : 101;
+}
+int cuDeviceGetName(char* name, int length, int) {
+  std::strncpy(name, "host memory", length);
+  return 0;
+}
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+  *value = attribute == 75 ? 8 : attribute == 76 ? 6 : -1;
+  return 0;
+}
+int cuDevicePrimaryCtxRetain(void** context, int) {
+  ++living[kContext];
+  *context = &living;
+  return 0;
+}
+int cuDevicePrimaryCtxRelease(int) {
+  --living[kContext];
+  return 0;
+}
+int cuCtxPushCurrent(void* context) {
+  ++current;
+  return context == &living ? 0 : 201;
+}
+int cuCtxPopCurrent(void** context) {
+  *context = &living;
+  return current-- > 0 ? 0 : 201;
+}
+int cuStreamCreate(void** stream, unsigned flags) { return flags == 1 ? make(stream, kStream) : 1; }
+int cuStreamDestroy(void* stream) { return drop(stream, kStream); }
+int cuStreamSynchronize(void* stream) { return stream == nullptr; }
+int cuStreamWaitEvent(void* stream, void* event, unsigned) {
+  return stream == nullptr || event == nullptr;
+}
+int cuEventCreate(void** event, unsigned flags) { return flags == 2 ? make(event, kEvent) : 1; }
+int cuEventDestroy(void* event) { return drop(event, kEvent); }
+int cuEventRecord(void* event, void* stream) { return stream == nullptr || event == nullptr; }
+int cuEventSynchronize(void* event) { return event == nullptr; }
+int cuEventQuery(void*) { return 600; }
+int cuMemAlloc(unsigned long long* address, size_t size) {
+  if (size > size_t{1} << 30) return 2;
+  void* memory;
+  const int error = make(&memory, kDevice);
+  *address = reinterpret_cast<unsigned long long>(std::realloc(memory, size));
+  return error;
+}
+int cuMemFree(unsigned long long address) {
+  return drop(reinterpret_cast<void*>(address), kDevice);
+}
+int cuMemGetInfo(size_t* free, size_t* total) {
+  *free = size_t{5} << 20;
+  *total = size_t{7} << 20;
+  return 0;
+}
+int cuMemHostAlloc(void** memory, size_t size, unsigned) {
+  const int error = make(memory, kPinned);
+  *memory = std::realloc(*memory, size);
+  return error;
+}
+int cuMemFreeHost(void* memory) { return drop(memory, kPinned); }
+int cuMemcpyHtoDAsync(unsigned long long to, const void* from, size_t count, void* stream) {
+  return stream == nullptr ? 1 : copy(reinterpret_cast<void*>(to), from, count);
+}
+int cuMemcpyDtoHAsync(void* to, unsigned long long from, size_t count, void* stream) {
+  return stream == nullptr ? 1 : copy(to, reinterpret_cast<void*>(from), count);
+}
+int cuMemcpyDtoDAsync(unsigned long long to, unsigned long long from, size_t count, void* stream) {
+  if (stream == nullptr) return 1;
+  return copy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), count);
+}
+
+}  // extern "C"
