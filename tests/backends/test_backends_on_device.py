@@ -65,11 +65,10 @@ def test_rows_are_gathered_and_written_into_memory(
 @pytest.mark.parametrize("how", ["dlpack", "interface"])
 def test_a_late_kernel_of_pytorch_reads_what_it_was_given(how: str) -> None:
     """The tensor is dropped while the kernel that reads it waits on PyTorch's own stream."""
-    pycuda = pytest.importorskip("pycuda.driver")
-    driver = pytest.importorskip("cuda.bindings.driver")
+    pytest.importorskip("cuda.bindings.driver")
     if not torch.cuda.is_available():
         pytest.skip("this PyTorch has no CUDA")
-    device = acquire_device(CudaLibraries(pycuda, driver))
+    device = acquire_device(import_cuda())
     old, new = np.full(2**20, 1, np.float32), np.full(2**20, 2, np.float32)
     stream = torch.cuda.Stream()
     for _ in range(20):

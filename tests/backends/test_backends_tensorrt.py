@@ -1029,7 +1029,7 @@ def test_half_installed_libraries_are_one_line(
     (tmp_path / "tensorrt/__init__.py").write_text(f"raise {kind.__name__}({reason!r})")
     with pytest.raises(BackendError, match=rf"^tensorrt is installed but .*\({reason}\)") as told:
         make_backend("tensorrt")
-    assert "pip install --force-reinstall tensorrt" in str(told.value)
+    assert "pip install --force-reinstall 'tensorrt'" in str(told.value)
     assert "\n" not in str(told.value)
     gpu.check_clean()
 

@@ -16,6 +16,7 @@ from rvos_deploy.runtime.backends.onnxruntime.backend import (
     OnnxRuntimeBackend,
     OnnxRuntimeGraph,
     Place,
+    _load_cuda_libraries,
 )
 from rvos_deploy.runtime.backends.registry import make_backend
 
@@ -39,6 +40,69 @@ def test_a_provider_that_onnxruntime_dropped_is_an_error(
     bundle = open_bundle(tiny_bundle)
     with pytest.raises(BackendError, match=r"fell back to CPUExecutionProvider|cannot load"):
         OnnxRuntimeBackend("cuda").open(bundle, ["mask_head"])
+
+
+def test_cudas_libraries_are_loaded_before_the_first_session(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """``preload_dlls`` prints what it cannot load; that goes into the error, not to stdout."""
+    import onnxruntime
+
+    calls: list[str] = []
+
+    def preload() -> None:
+        calls.append("loaded")
+        print("Failed to load libcublasLt.so.13: no such file\nPlease follow https://onnx...")
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
+    _load_cuda_libraries.cache_clear()
+    sessions = _Sessions(monkeypatch)
+    real = onnxruntime.InferenceSession
+
+    def session(*arguments, **rest):  # type: ignore[no-untyped-def]
+        calls.append("opened")
+        opened = real(*arguments, **rest)
+        opened.get_providers = lambda: ["CPUExecutionProvider"]
+        return opened
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    bundle = open_bundle(tiny_bundle)
+    with pytest.raises(BackendError) as told:
+        OnnxRuntimeBackend("cuda").open(bundle, ["mask_head"])
+    _load_cuda_libraries.cache_clear()
+    assert calls == ["loaded", "opened"]
+    assert sessions.providers
+    assert "(Failed to load libcublasLt.so.13: no such file Please" in str(told.value)
+    assert "pip install --upgrade 'rvos-deploy[gpu]'" in str(told.value)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_cpu_session_loads_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    def preload() -> None:
+        raise AssertionError("CUDA's libraries were loaded")
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
+    make_backend("onnxruntime", "cpu")
+
+
+@pytest.mark.parametrize("kind", [ImportError, OSError, RuntimeError])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_half_installed_libraries_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, kind: type[Exception]
+) -> None:
+    import sys
+
+    (tmp_path / f"{name}.py").write_text(f"raise {kind.__name__}('libgone.so.1:\\nnot found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(BackendError) as told:
+        make_backend(name)
+    assert str(told.value) == (
+        f"{name} is installed but cannot be loaded (libgone.so.1: not found); install it again: "
+        f"pip install --force-reinstall '{name}'"
+    )
 
 
 def test_unknown_names_list_what_there_is() -> None:

@@ -619,17 +619,10 @@ class FakeBindings:
         self.events -= 1
         return (CUresult.CUDA_SUCCESS,)
 
-    def cuEventSynchronize(self, event: FakeEvent) -> tuple[Any, ...]:  # noqa: N802
-        event.synchronize()
-        return (CUresult.CUDA_SUCCESS,)
-
     def cuStreamIsCapturing(self, stream: int) -> tuple[Any, ...]:  # noqa: N802
         if stream not in self._machine.streams:
             return CUresult.CUDA_ERROR_INVALID_HANDLE, None
         return CUresult.CUDA_SUCCESS, int(self._machine.streams[stream].captured is not None)
-
-    def cuCtxGetCurrent(self) -> tuple[Any, ...]:  # noqa: N802
-        return CUresult.CUDA_SUCCESS, self._machine.stack[-1]
 
     def cuCtxSynchronize(self) -> tuple[Any, ...]:  # noqa: N802
         self._machine.need_context("cuCtxSynchronize")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from rvos_deploy.errors import BackendError, one_line
+from rvos_deploy.runtime.backends.imports import import_library
 
 if TYPE_CHECKING:
     from rvos_deploy.runtime.backends.cuda.driver import Driver
@@ -92,21 +92,7 @@ def _import_all(*modules: str) -> list[ModuleType]:
 
 
 def _import(module: str) -> ModuleType | None:
-    """Import a module; None where it is not installed.
-
-    Raises BackendError: it is installed, and cannot be loaded.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        return None
-    except (ImportError, OSError, RuntimeError) as error:
-        # The package is installed, but a library under it is missing or half-installed.
-        raise BackendError(
-            f"{_NAMES[module]} is installed but cannot be loaded ({one_line(error)}); check the "
-            f"GPU's driver with nvidia-smi, or install it again: pip install --force-reinstall "
-            f"{_NAMES[module]}"
-        ) from None
+    return import_library(module, _NAMES[module], advice="check the GPU's driver with nvidia-smi")
 
 
 def call(driver: ModuleType, name: str, *arguments: object) -> Handle:

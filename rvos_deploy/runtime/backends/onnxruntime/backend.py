@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
+import io
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,6 +22,7 @@ from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.backends.base import Graph, OnnxBackend
 from rvos_deploy.runtime.backends.device_names import cuda_ordinal
 from rvos_deploy.runtime.backends.host_ops import HostOps
+from rvos_deploy.runtime.backends.imports import import_library
 from rvos_deploy.runtime.backends.onnxruntime.binding import run_bound
 from rvos_deploy.runtime.backends.onnxruntime.device_arrays import CudaArrayOps
 from rvos_deploy.runtime.backends.onnxruntime.optimised_models import OptimisedModel
@@ -61,6 +65,8 @@ class OnnxRuntimeBackend(OnnxBackend):
                 "pip uninstall -y onnxruntime && pip install 'rvos-deploy[gpu]' "
                 "(the two packages shadow each other)"
             )
+        if self._ordinal is not None:
+            _load_cuda_libraries()
 
     def _graph(self, spec: GraphSpec, file: OnnxFile) -> Graph:
         return OnnxRuntimeGraph(spec, file, self._place, self.threads or usable_cores())
@@ -99,10 +105,12 @@ class OnnxRuntimeGraph(Graph):
         session = self._reopen(ort, content) or self._open(ort, content)
         # ONNX Runtime only logs a failed provider, and goes on without it.
         if session.get_providers()[0] != place.provider:
+            missing = _load_cuda_libraries()
             raise BackendError(
                 f"onnxruntime could not start {place.provider} and fell back to "
-                f"{session.get_providers()[0]}; check the driver and CUDA version, or use "
-                "--device cpu"
+                f"{session.get_providers()[0]}{f' ({missing})' if missing else ''}; "
+                "pip install --upgrade 'rvos-deploy[gpu]' brings CUDA's libraries; check the "
+                "driver with nvidia-smi, or use --device cpu"
             )
         # The session keeps the model's bytes to open it with other providers, which we never do.
         session._model_bytes = None
@@ -256,11 +264,28 @@ def _first_line(error: Exception) -> str:
 def _import() -> Any:
     # The wheels carry Microsoft's telemetry, which writes into TMPDIR on import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except ImportError:
+    onnxruntime = import_library("onnxruntime", "onnxruntime")
+    if onnxruntime is None:
         raise BackendError(
             "onnxruntime is not installed; pip install 'rvos-deploy[cpu]' "
             "(or 'rvos-deploy[gpu]' for CUDA, never both)"
-        ) from None
+        )
     return onnxruntime
+
+
+@functools.cache
+def _load_cuda_libraries() -> str:
+    """Load the CUDA libraries that the provider needs from NVIDIA's wheels, once a process.
+
+    The provider has no path to them: without this, it starts only where another library, such as
+    PyTorch, has loaded them before. NOT RUN: it needs a GPU.
+
+    Returns:
+        What could not be loaded, for the message of a provider that cannot start.
+    """
+    preload = getattr(_import(), "preload_dlls", None)  # of 1.21 and newer
+    said = io.StringIO()
+    if preload is not None:
+        with contextlib.redirect_stdout(said):
+            preload()
+    return one_line(said.getvalue(), 500)

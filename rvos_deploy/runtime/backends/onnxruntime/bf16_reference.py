@@ -20,6 +20,7 @@ from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import BackendError, RvosError, one_line
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
 from rvos_deploy.runtime.backends.base import Graph
+from rvos_deploy.runtime.backends.imports import import_library
 from rvos_deploy.runtime.backends.onnxruntime.backend import (
     CPU,
     OnnxRuntimeBackend,
@@ -168,11 +169,9 @@ def _wide_tensor(onnx: Any, tensor: Any) -> Any:
 
 
 def _onnx() -> Any:
-    try:
-        import onnx
-        import onnx.inliner
-    except ImportError:
+    onnx = import_library("onnx", "onnx")
+    if onnx is None or import_library("onnx.inliner", "onnx") is None:
         raise BackendError(
             f"onnx is not installed, which {NAME} rewrites graphs with; pip install 'onnx>=1.19'"
-        ) from None
+        )
     return onnx

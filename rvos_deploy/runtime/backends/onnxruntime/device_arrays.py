@@ -9,7 +9,6 @@ by address.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from rvos_deploy.runtime.backends.cuda.foreign_arrays import (
 )
 from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_DEFAULT_STREAM, call
 from rvos_deploy.runtime.backends.host_ops import HostOps
+from rvos_deploy.runtime.backends.imports import import_library
 
 
 class CudaArray:
@@ -138,10 +138,10 @@ def _primary_context(driver: Any, ordinal: int) -> Iterator[None]:
 
 
 def _driver() -> Any:
-    try:
-        return importlib.import_module("cuda.bindings.driver")
-    except ImportError:
+    driver = import_library("cuda.bindings.driver", "cuda-bindings")
+    if driver is None:
         raise BackendError(
             "cuda-bindings is not installed, which arrays on the GPU are read through; "
             "pip install 'rvos-deploy[gpu]', or pass a NumPy array"
-        ) from None
+        )
+    return driver

@@ -24,6 +24,7 @@ from rvos_deploy.graph_io.precision_hint import PrecisionHint
 from rvos_deploy.graph_io.tensors import HostArray, Tensor
 from rvos_deploy.runtime.backends.base import Graph, OnnxBackend
 from rvos_deploy.runtime.backends.host_ops import HostOps
+from rvos_deploy.runtime.backends.imports import import_library
 from rvos_deploy.runtime.backends.openvino.bf16_products import rounded_products
 from rvos_deploy.runtime.backends.openvino.operator import add_operator
 
@@ -268,13 +269,12 @@ def _content(file: OnnxFile) -> bytes:
     content = file.read()
     if not content.external and kernel.available():
         return content.model
-    try:
-        import onnx.inliner
-    except ImportError:
+    onnx = import_library("onnx", "onnx")
+    if onnx is None or import_library("onnx.inliner", "onnx") is None:
         raise BackendError(
             f"openvino needs the package onnx to read {file.path.name}; "
             "pip install 'rvos-deploy[openvino]'"
-        ) from None
+        )
     model = whole_model(onnx, content)
     if not kernel.available():
         model = onnx.inliner.inline_local_functions(model)
@@ -305,11 +305,7 @@ def _version() -> str:
 
 
 def _import() -> ModuleType:
-    try:
-        import openvino
-    except (ImportError, OSError):
-        raise BackendError(
-            "openvino is not installed; pip install 'rvos-deploy[openvino]'"
-        ) from None
-    module: ModuleType = openvino
-    return module
+    openvino = import_library("openvino", "openvino")
+    if openvino is None:
+        raise BackendError("openvino is not installed; pip install 'rvos-deploy[openvino]'")
+    return openvino
