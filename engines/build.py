@@ -17,7 +17,7 @@ from rvos_deploy.bundle.engine_sidecar import (
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.engines.build_plan import BuildJob, BuiltPlan, build_plan
 from rvos_deploy.engines.layer_types import HALF, check_network, half_share
-from rvos_deploy.engines.parity_checks import ParityReport, check_parity
+from rvos_deploy.engines.parity_checks import ParityReport, check_parity, parity_tools
 from rvos_deploy.engines.profiles import (
     bundle_axes,
     check_streamable,
@@ -76,6 +76,7 @@ def build_engines(
     check_streamable(profiles, bundle_axes(bundle))
     chosen = _select(bundle, graphs)
     trt, gpu = open_target(settings.library)
+    tools = parity_tools(gpu, bundle.precision)
     if settings.library.plugins:
         from rvos_deploy.engines.plugins.ms_deform_attn.plugin import register_plugin
 
@@ -88,7 +89,7 @@ def build_engines(
             own = [graph_profile(bundle.graphs[name], profile) for profile in profiles]
             plans.append(build_plan(job, name, own, staging, partial(progress, name)))
         _check_networks(plans, bundle.precision)
-        parity = check_parity(job, plans, profiles, progress)
+        parity = check_parity(job, tools, plans, profiles, progress)
         sidecars = [_sidecar(job, plan, parity) for plan in plans]
         for plan, sidecar in zip(plans, sidecars, strict=True):
             _install(bundle, plan, sidecar)

@@ -19,12 +19,13 @@ from rvos_deploy.engines.engine_parity import (
     require_all,
 )
 from rvos_deploy.engines.gpu import Gpu
-from rvos_deploy.engines.layer_types import check_engine, inspected_types
+from rvos_deploy.engines.layer_types import inspected_types, warn_of_lost_types
 from rvos_deploy.engines.messages import Messages, make_logger
-from rvos_deploy.errors import InputError
+from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.parity.verification import CheckResult
 from rvos_deploy.progress import ShareProgress
-from rvos_deploy.runtime.backends.cuda.libraries import import_cuda
+from rvos_deploy.runtime.backends.base import Backend
+from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries, import_cuda
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import EngineMachine
 from rvos_deploy.runtime.backends.tensorrt.engine_loading import deserialize
@@ -62,13 +63,46 @@ def untestable_reason(gpu: Gpu | None, plans: Sequence[BuiltPlan]) -> str | None
     return None
 
 
+@dataclass(frozen=True)
+class ParityTools:
+    """What the checks need beside the engines: the reference, and what drives CUDA."""
+
+    reference: Backend
+    cuda: CudaLibraries
+
+
+def parity_tools(gpu: Gpu | None, precision: str) -> ParityTools | None:
+    """Open what the checks need, before a build that takes long; None where there is no GPU.
+
+    Args:
+        gpu: of this machine.
+        precision: of the bundle.
+
+    Raises:
+        BackendError: ONNX Runtime or a CUDA package is missing; gives the command that installs it.
+    """
+    if gpu is None:
+        return None
+    try:
+        return ParityTools(
+            make_backend(REFERENCE.get(precision, "onnxruntime"), "cpu"), import_cuda()
+        )
+    except BackendError as error:
+        raise BackendError(f"engines are checked once they are built, but {error}") from error
+
+
 def check_parity(
-    job: BuildJob, plans: Sequence[BuiltPlan], profiles: Sequence[Profile], progress: ShareProgress
+    job: BuildJob,
+    tools: ParityTools | None,
+    plans: Sequence[BuiltPlan],
+    profiles: Sequence[Profile],
+    progress: ShareProgress,
 ) -> ParityReport:
     """Run every check of the plans that this machine can run.
 
     Args:
         job: of the build.
+        tools: see :func:`parity_tools`.
         plans: what was built.
         profiles: of all axes of the bundle, for the masks of a clip.
         progress: is told the graph under way.
@@ -78,19 +112,18 @@ def check_parity(
         BackendError: TensorRT, CUDA or ONNX Runtime failed.
     """
     reason = untestable_reason(job.gpu, plans)
-    if reason is not None:
+    if reason is not None or tools is None:
         return ParityReport(reason)
-    bundle, target = job.bundle, job.settings.target
-    reference = make_backend(REFERENCE.get(bundle.precision, "onnxruntime"), "cpu")
+    bundle, target, reference = job.bundle, job.settings.target, tools.reference
     checks: dict[str, tuple[CheckResult, ...]] = {}
     layers: dict[str, dict[str, int]] = {}
-    with open_engines(job.trt, import_cuda(), _engines(job, plans)) as engines:
+    with open_engines(job.trt, tools.cuda, _engines(job, plans)) as engines:
         for index, plan in enumerate(plans):
             progress(plan.graph, "parity", index / len(plans), None)
             graph = engines.graphs[plan.graph]
             assert isinstance(graph, TensorRtGraph)
             layers[plan.graph] = inspected_types(graph.layer_report())
-            check_engine(plan.types["all"], layers[plan.graph], bundle.precision, plan.graph)
+            warn_of_lost_types(plan.types["all"], layers[plan.graph], bundle.precision, plan.graph)
             with reference.open(bundle, [plan.graph]) as expected:
                 compared = compare_graph(
                     plan.graph, engines, expected, bundle.network, plan.profiles

@@ -7,6 +7,7 @@ what runs on a machine with a GPU.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,28 @@ def test_an_engine_that_passes_its_checks_is_installed_and_loadable(
     assert ran.count("enqueued") > len(numbers)
     assert ran.count("replayed") > 0
     gpu.check_clean()
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ("onnxruntime", r"but onnxruntime is not installed; pip install 'rvos-deploy\[cpu\]'"),
+        ("cuda.bindings.driver", "but back end tensorrt: cuda-bindings is not installed; pip inst"),
+    ],
+)
+def test_what_the_checks_need_is_looked_for_before_the_build(
+    gpu: RecordingGpu,
+    library: RecordingRtx,
+    bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    message: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(build, "build_plan", None)
+    with pytest.raises(BackendError, match=f"^engines are checked once they are built, {message}"):
+        built(bundle)
+    assert not engine_folder(bundle.path, "tensorrt-rtx").exists()
 
 
 def test_an_engine_with_wrong_outputs_is_not_installed(
