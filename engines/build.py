@@ -25,7 +25,7 @@ from rvos_deploy.engines.profiles import (
     read_profiles,
 )
 from rvos_deploy.engines.settings import BuildSettings
-from rvos_deploy.engines.targets import open_target
+from rvos_deploy.engines.targets import open_target, takes_plugin
 from rvos_deploy.environment import versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import (
@@ -77,12 +77,14 @@ def build_engines(
     chosen = _select(bundle, graphs)
     trt, gpu = open_target(settings.library)
     tools = parity_tools(gpu, bundle.precision)
-    if settings.library.plugins:
+    plugin = takes_plugin(settings.library, trt)
+    if plugin:
         from rvos_deploy.engines.plugins.ms_deform_attn.plugin import register_plugin
 
         # A hardware-compatible engine carries PTX for the oldest GPU that may load it.
-        register_plugin(AMPERE if settings.hardware_compatible else None)
-    job = BuildJob(trt, gpu, bundle, settings)
+        arch = AMPERE if settings.hardware_compatible else None
+        register_plugin(arch, bundle.precision)
+    job = BuildJob(trt, gpu, bundle, settings, plugin)
     with _staging(engine_folder(bundle.path, settings.target)) as staging:
         plans = []
         for name in chosen:

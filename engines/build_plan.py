@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +35,14 @@ class BuildJob:
         gpu: the GPU that kernels are timed on; None with TensorRT-RTX on a machine without one.
         bundle: an opened bundle.
         settings: of the build.
+        plugin: our plugin goes into the engines; it was registered.
     """
 
     trt: Any
     gpu: Gpu | None
     bundle: Bundle
     settings: BuildSettings
+    plugin: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,29 +84,32 @@ def build_plan(
         BackendError: TensorRT cannot parse or build the graph; gives TensorRT's first reason.
         KeyboardInterrupt: the build was interrupted.
     """
-    trt, settings, target = job.trt, job.settings, job.settings.library
+    trt, settings = job.trt, job.settings
     started = time.perf_counter()
     messages = Messages()
     logger = make_logger(trt, messages)
     builder = trt.Builder(logger)
-    network = create_network(trt, target, builder)
+    network = create_network(trt, builder, plugin=job.plugin)
     source = read_onnx(job.bundle.graph_file(graph))
-    parser = parse(trt, target, network, logger, messages, source)
+    with _plugin_failures(job):
+        parser = parse(trt, network, logger, messages, source)
+    plugins = check_plugin_layers(trt, network, source, plugin=job.plugin)
     config = make_config(trt, builder, settings, job.bundle.precision)
     add_profiles(builder, config, job.bundle.graphs[graph], profiles)
     cache = _timing_cache(job)
     if cache is not None:
         attach_cache(config, cache)
     capabilities = _capabilities(job, config)
-    # The optimiser may change the network, so both are read before the build.
-    types, plugins = network_types(network), check_plugin_layers(trt, target, network, source)
+    # The optimiser may change the network, so its types are read before the build.
+    types = network_types(network)
     messages.errors.clear()
-    plan = _serialize(job, builder, network, config, report)
-    if plan is None:
-        raise BackendError(
-            f"{trt.__name__} {trt.__version__} cannot build {graph}: {messages.cause}; try a "
-            "larger --workspace or smaller --profile maxima, or report it with this line"
-        )
+    with _plugin_failures(job):
+        plan = _serialize(job, builder, network, config, report)
+        if plan is None:
+            raise BackendError(
+                f"{trt.__name__} {trt.__version__} cannot build {graph}: {messages.cause}; try a "
+                "larger --workspace or smaller --profile maxima, or report it with this line"
+            )
     path = folder / f"{graph}.plan"
     with path.open("wb") as file:
         file.write(plan)
@@ -114,6 +120,19 @@ def build_plan(
         save_cache(config, cache)
     seconds = time.perf_counter() - started
     return BuiltPlan(graph, path, tuple(profiles), capabilities, types, plugins, seconds)
+
+
+@contextmanager
+def _plugin_failures(job: BuildJob) -> Iterator[None]:
+    """Raise the plugin's own error in place of TensorRT's, which only says that it failed."""
+    try:
+        yield
+    except BackendError:
+        if job.plugin:
+            from rvos_deploy.engines.plugins.ms_deform_attn.plugin import raise_plugin_failure
+
+            raise_plugin_failure()
+        raise
 
 
 def _timing_cache(job: BuildJob) -> Path | None:

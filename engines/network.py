@@ -7,28 +7,26 @@ from typing import TYPE_CHECKING, Any
 from rvos_deploy.bundle.onnx_file import address_of
 from rvos_deploy.engines.messages import Messages
 from rvos_deploy.engines.onnx_source import PLUGIN_DOMAIN, PLUGIN_NODE, OnnxSource
-from rvos_deploy.engines.targets import Target
 from rvos_deploy.errors import BackendError, one_line
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 
-def create_network(trt: Any, target: Target, builder: trt.Builder) -> trt.INetworkDefinition:
+def create_network(trt: Any, builder: trt.Builder, *, plugin: bool) -> trt.INetworkDefinition:
     """Return an empty, strongly typed network, whose types are those of the ONNX.
 
-    Targets with plugins prefer ahead-of-time plugins: the engine then carries their PTX and needs
-    no Python (NOT RUN).
+    With our plugin, the network prefers ahead-of-time plugins: the engine then carries their PTX
+    and needs no Python (NOT RUN).
     """
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    if target.plugins:
+    if plugin:
         flags |= 1 << int(trt.NetworkDefinitionCreationFlag.PREFER_AOT_PYTHON_PLUGINS)
     return builder.create_network(flags)
 
 
 def parse(
     trt: Any,
-    target: Target,
     network: trt.INetworkDefinition,
     logger: trt.ILogger,
     messages: Messages,
@@ -40,7 +38,6 @@ def parse(
 
     Args:
         trt: the imported library.
-        target: which TensorRT it is.
         network: an empty network.
         logger: of the build.
         messages: the logger's errors.
@@ -52,10 +49,9 @@ def parse(
     parser = trt.OnnxParser(network, logger)
     if not _parse_bytes(parser, source):
         raise BackendError(
-            f"{target.module} {trt.__version__} cannot parse {source.path.name}: "
+            f"{trt.__name__} {trt.__version__} cannot parse {source.path.name}: "
             f"{_parse_error(parser) or messages.cause}; report it with this line"
         )
-    check_plugin_layers(trt, target, network, source)
     return parser
 
 
@@ -63,6 +59,9 @@ def _parse_bytes(parser: trt.OnnxParser, source: OnnxSource) -> bool:
     """Parse the hashed bytes; given a path, TensorRT would open the external data itself."""
     if not source.external:
         return bool(parser.parse(source.content))
+    if not hasattr(parser, "load_model_proto"):
+        # TensorRT 10.3 and 10.9 lack it; 10.16 has it.
+        return bool(parser.parse(source.whole()))
     accepted = parser.load_model_proto(source.content)
     for name, data in source.external.items():
         accepted = accepted and parser.load_initializer(name, address_of(data), data.nbytes)
@@ -78,12 +77,12 @@ def _parse_error(parser: trt.OnnxParser) -> str:
 
 
 def check_plugin_layers(
-    trt: Any, target: Target, network: trt.INetworkDefinition, source: OnnxSource
+    trt: Any, network: trt.INetworkDefinition, source: OnnxSource, *, plugin: bool
 ) -> int:
     """Check that every deformable-attention node became one plugin layer, and return their number.
 
     Where the plugin is missing, TensorRT silently uses the function's body, which is correct and
-    slow. Targets without plugins have no plugin layers.
+    slow. Without our plugin (``plugin``) there must be no plugin layers.
 
     Raises:
         BackendError: the number of plugin layers is not that of the nodes.
@@ -92,7 +91,7 @@ def check_plugin_layers(
         network.get_layer(index).type == trt.LayerType.PLUGIN_V3
         for index in range(network.num_layers)
     )
-    wanted = len(source.plugin_nodes) if target.plugins else 0
+    wanted = len(source.plugin_nodes) if plugin else 0
     if found != wanted:
         raise BackendError(
             f"{source.path.name} has {len(source.plugin_nodes)} {PLUGIN_DOMAIN}::{PLUGIN_NODE} "

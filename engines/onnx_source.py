@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnx
 
-from rvos_deploy.bundle.onnx_file import OnnxFile, external_slices
+from rvos_deploy.bundle.onnx_file import MAXIMUM_MODEL_BYTES, OnnxFile, external_slices, put_inside
 from rvos_deploy.errors import BackendError
 
 PLUGIN_DOMAIN, PLUGIN_NODE = "rvos", "MSDeformAttn"
@@ -35,6 +35,23 @@ class OnnxSource:
     content: bytes
     plugin_nodes: tuple[str, ...]
     external: Mapping[str, memoryview] = field(default_factory=dict)
+
+    def whole(self) -> bytes:
+        """Return the serialised model with its weights inside.
+
+        Raises:
+            BackendError: it exceeds protobuf's limit.
+        """
+        size = len(self.content) + sum(data.nbytes for data in self.external.values())
+        if size >= MAXIMUM_MODEL_BYTES:
+            raise BackendError(
+                f"this TensorRT takes models of at most 2 GiB, {self.path.name} has "
+                f"{size / 2**30:.1f} GiB; pip install --upgrade 'rvos-deploy[tensorrt]'"
+            )
+        model = onnx.load_model_from_string(self.content)
+        put_inside(model, self.external)
+        serialised: bytes = model.SerializeToString()
+        return serialised
 
 
 def read_onnx(file: OnnxFile) -> OnnxSource:

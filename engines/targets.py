@@ -4,12 +4,13 @@ missing.
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
 from rvos_deploy.engines.gpu import Gpu, find_gpu
 from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends.cuda.libraries import check_tensorrt, tensorrt_version
+from rvos_deploy.runtime.backends.imports import import_library
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Target:
         name: the value of ``--target``.
         module: the Python module.
         extra: the extra of this package that installs it.
-        plugins: supports our plugin; otherwise it parses the function body in the ONNX.
+        plugins: its newer versions take our plugin (see :func:`takes_plugin`).
         needs_gpu: the builder times kernels on the GPU. TensorRT-RTX compiles kernels when the
             engine is loaded, so it needs none.
     """
@@ -37,8 +38,13 @@ TENSORRT_RTX = Target(
     "tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", plugins=False, needs_gpu=False
 )
 TARGETS = {target.name: target for target in (TENSORRT, TENSORRT_RTX)}
-OLDEST_MAJOR = 11
-"""Older versions type networks weakly, so the precision would not be that of the ONNX."""
+OLDEST_WITH_PLUGINS = (10, 9)
+"""The first TensorRT with ahead-of-time plugins in Python."""
+
+
+def takes_plugin(target: Target, library: Any) -> bool:
+    """Tell whether our plugin goes into the engines; otherwise the function body does."""
+    return target.plugins and tensorrt_version(library) >= OLDEST_WITH_PLUGINS
 
 
 def open_target(target: Target) -> tuple[Any, Gpu | None]:
@@ -48,7 +54,7 @@ def open_target(target: Target) -> tuple[Any, Gpu | None]:
         BackendError: the library or the GPU is missing, or the library is too old; one line that
             says which, and the command that fixes it.
     """
-    library, gpu = _import(target), find_gpu()
+    library, gpu = import_library(target.module, target.name), find_gpu()
     lacks_gpu = target.needs_gpu and gpu is None
     install = f"pip install 'rvos-deploy[{target.extra}]'"
     elsewhere = (
@@ -67,16 +73,5 @@ def open_target(target: Target) -> tuple[Any, Gpu | None]:
             f"{target.module} {library.__version__} is installed, but there is no NVIDIA GPU with "
             f"a driver here, and its builder times kernels on one; {elsewhere}"
         )
-    if target is TENSORRT and int(library.__version__.split(".")[0]) < OLDEST_MAJOR:
-        raise BackendError(
-            f"tensorrt {library.__version__} is installed, 11 or newer is needed; "
-            f"pip install --upgrade 'tensorrt>={OLDEST_MAJOR}'"
-        )
+    check_tensorrt(library)
     return library, gpu
-
-
-def _import(target: Target) -> Any | None:
-    try:
-        return importlib.import_module(target.module)
-    except ImportError:
-        return None

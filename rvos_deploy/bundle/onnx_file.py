@@ -222,13 +222,17 @@ def whole_model(onnx: Any, content: OnnxContent) -> Any:
         BundleError: an initializer exceeds its file.
     """
     model = onnx.load_model_from_string(content.model)
-    slices = external_slices(model, content)
+    put_inside(model, external_slices(model, content))
+    return model
+
+
+def put_inside(model: Any, slices: Mapping[str, memoryview]) -> None:
+    """Put the bytes of :func:`external_slices` into an ``onnx.ModelProto``."""
     for tensor in model.graph.initializer:
         if tensor.name in slices:
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
             tensor.raw_data = bytes(slices[tensor.name])
-    return model
 
 
 def address_of(data: memoryview) -> int:

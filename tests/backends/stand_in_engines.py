@@ -12,6 +12,7 @@ from broken_graphs import poison_output
 
 from rvos_deploy.bundle.engine_sidecar import (
     EngineSidecar,
+    Target,
     engine_folder,
     plan_file,
     read_sidecar,
@@ -23,26 +24,29 @@ from rvos_deploy.json_file import write_json
 SIZES = {"H": (32, 96, 256), "W": (32, 160, 256), "E": (1, 2, 4), "L": (2, 16, 77), "M": (1, 8, 64)}
 
 
-def add_engines(source: Path, folder: Path) -> Bundle:
+VERSIONS: dict[Target, str] = {"tensorrt": "11.4.0.106", "tensorrt-rtx": "1.7.1.116"}
+
+
+def add_engines(source: Path, folder: Path, target: Target = "tensorrt") -> Bundle:
     """Link a bundle's files into a new folder, and put an engine of every graph there."""
     folder.mkdir()
     for file in source.iterdir():
         if file.is_file():
             (folder / file.name).symlink_to(file)
     bundle = open_bundle(folder)
-    engine_folder(folder, "tensorrt").mkdir(parents=True)
+    engine_folder(folder, target).mkdir(parents=True)
     for graph, spec in bundle.graphs.items():
-        plan = plan_file(folder, "tensorrt", graph)
+        plan = plan_file(folder, target, graph)
         plan.write_bytes(str(bundle.graph_file(graph).path).encode())
         sidecar = EngineSidecar(
             graph=graph,
-            target="tensorrt",
+            target=target,
             precision="fp32",
             created="2026-11-24T12:00:00Z",
             plan_sha256=hashlib.sha256(plan.read_bytes()).hexdigest(),
             plan_bytes=plan.stat().st_size,
             onnx_sha256={n: e.sha256 for n, e in bundle.onnx_entries(graph).items()},
-            tensorrt_version="11.4.0.106",
+            tensorrt_version=VERSIONS[target],
             compute_capabilities=("8.9",),
             gpu="stand-in",
             version_compatible=False,

@@ -12,9 +12,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(scope="session")
-def real_tensorrt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for ``run_with_real_bindings``; skips where the bindings cannot be had."""
+@pytest.fixture(scope="session", params=["10.9", "11"])
+def real_tensorrt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bindings for ``run_with_real_bindings``, in a folder; skips where they cannot be had."""
     from real_bindings import load_real_tensorrt
 
-    return load_real_tensorrt(tmp_path_factory.mktemp("tensorrt-bindings"))
+    folder = tmp_path_factory.mktemp("tensorrt-bindings")
+    return load_real_tensorrt(folder, request.param)

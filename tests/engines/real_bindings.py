@@ -1,6 +1,6 @@
-"""Use NVIDIA's real TensorRT 11 Python bindings without TensorRT and without a GPU.
+"""Use NVIDIA's real Python bindings of TensorRT 10 and 11 without TensorRT and without a GPU.
 
-The wheel ``tensorrt-cu13-bindings`` is installed into a scratch folder. Stand-ins compiled by gcc
+The wheel of the bindings is installed into a scratch folder. Stand-ins compiled by gcc
 supply the nine symbols that its ``tensorrt.so`` needs from TensorRT's libraries, and return
 nothing. So classes, enums, signatures and NVIDIA's own Python code (``tensorrt.plugin``) are real,
 and whatever needs the libraries (``trt.Builder(...)``) fails.
@@ -19,17 +19,22 @@ from pathlib import Path
 
 import pytest
 
-REQUIREMENT = "tensorrt-cu13-bindings==11.*"
+REQUIREMENTS = {
+    "10.3": "tensorrt-cu12-bindings==10.3.*",
+    "10.9": "tensorrt-cu12-bindings==10.9.*",
+    "11": "tensorrt-cu13-bindings==11.*",
+}
+"""The oldest version, the oldest with ahead-of-time plugins, and the newest."""
 _LIBRARIES = {
-    "libnvinfer.so.11": (
+    "libnvinfer.so": (
         "createInferBuilder_INTERNAL",
         "createInferRefitter_INTERNAL",
         "createInferRuntime_INTERNAL",
         "getBuilderPluginRegistry",
         "getPluginRegistry",
     ),
-    "libnvinfer_plugin.so.11": ("initLibNvInferPlugins",),
-    "libnvonnxparser.so.11": (
+    "libnvinfer_plugin.so": ("initLibNvInferPlugins",),
+    "libnvonnxparser.so": (
         "createNvOnnxParser_INTERNAL",
         "createNvOnnxParserRefitter_INTERNAL",
         "getNvOnnxParserVersion",
@@ -60,8 +65,9 @@ trt.get_plugin_registry = lambda: registry
 """
 
 
-def load_real_tensorrt(folder: Path) -> Path:
-    """Install the bindings and their stand-ins into a folder; returns it, for ``run_...``.
+def load_real_tensorrt(folder: Path, version: str) -> Path:
+    """Install the bindings of a version and their stand-ins into a folder; returns it, for
+    ``run_...``.
 
     Skips the test, with the reason, where the wheel cannot be had or gcc is missing.
     """
@@ -69,12 +75,13 @@ def load_real_tensorrt(folder: Path) -> Path:
     if gcc is None:
         pytest.skip("gcc is missing: no stand-ins for TensorRT's libraries")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
-    command += ["--target", str(folder), REQUIREMENT]
+    command += ["--target", str(folder), REQUIREMENTS[version]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["pip gave no reason"]
-        pytest.skip(f"{REQUIREMENT} cannot be installed: {lines[-1]}")
-    for library, symbols in _LIBRARIES.items():
+        pytest.skip(f"{REQUIREMENTS[version]} cannot be installed: {lines[-1]}")
+    for name, symbols in _LIBRARIES.items():
+        library = f"{name}.{version.split('.')[0]}"
         source = "".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in symbols)
         command = [gcc, "-shared", "-fPIC", "-xc", "-", f"-Wl,-soname,{library}"]
         command += ["-o", str(folder / library)]

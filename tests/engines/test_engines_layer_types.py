@@ -19,7 +19,6 @@ import pytest
 from rvos_deploy.engines import layer_types
 from rvos_deploy.engines.network import check_plugin_layers
 from rvos_deploy.engines.onnx_source import OnnxSource
-from rvos_deploy.engines.targets import TENSORRT, TENSORRT_RTX
 from rvos_deploy.errors import BackendError, ParityError
 
 LayerType = Enum("LayerType", ["CONVOLUTION", "SOFTMAX", "SHAPE", "PLUGIN_V3", "ASSERTION"])
@@ -109,15 +108,15 @@ def test_an_engine_that_lost_its_half_layers_is_warned_of() -> None:
 def test_every_node_must_have_become_a_plugin_layer() -> None:
     source = OnnxSource(Path("frame_decoder.onnx"), b"", ("one", "two"))
     both = StandInNetwork(("PLUGIN_V3", "HALF"), ("SOFTMAX", "FLOAT"), ("PLUGIN_V3", "HALF"))
-    assert check_plugin_layers(TRT, TENSORRT, both, source) == 2
+    assert check_plugin_layers(TRT, both, source, plugin=True) == 2
     for layers in ([("SOFTMAX", "FLOAT")], [("PLUGIN_V3", "HALF")]):
         with pytest.raises(BackendError) as error:
-            check_plugin_layers(TRT, TENSORRT, StandInNetwork(*layers), source)
+            check_plugin_layers(TRT, StandInNetwork(*layers), source, plugin=True)
         count = layers[0][0].count("PLUGIN")
         assert f"has 2 rvos::MSDeformAttn nodes, of which {count} became plugin layers" in str(
             error.value
         )
     body = StandInNetwork(("SOFTMAX", "FLOAT"))
-    assert check_plugin_layers(TRT, TENSORRT_RTX, body, source) == 0
+    assert check_plugin_layers(TRT, body, source, plugin=False) == 0
     with pytest.raises(BackendError, match="0 are needed"):
-        check_plugin_layers(TRT, TENSORRT_RTX, both, source)
+        check_plugin_layers(TRT, both, source, plugin=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,12 +72,10 @@ def open_with(
 ) -> tuple[Any, Gpu | None]:
     """Open a target with a stand-in library of this version (None: not installed)."""
 
-    def import_module(name: str) -> Any:
-        if version is None:
-            raise ImportError(name)
-        return SimpleNamespace(__name__=name, __version__=version)
+    def import_library(module: str, package: str) -> Any:
+        return version and SimpleNamespace(__name__=module, __version__=version)
 
-    monkeypatch.setattr(targets.importlib, "import_module", import_module)
+    monkeypatch.setattr(targets, "import_library", import_library)
     monkeypatch.setattr(targets, "find_gpu", lambda: found)
     return targets.open_target(targets.TARGETS[target])
 
@@ -103,7 +102,7 @@ def open_with(
             None,
             "tensorrt 11.4.0.106 is installed, but there is no NVIDIA GPU with a driver here",
         ),
-        ("tensorrt", "10.9.0", RTX4090, "tensorrt 10.9.0 is installed, 11 or newer is needed"),
+        ("tensorrt", "10.2.0", RTX4090, "tensorrt 10.2.0 is installed, 10.3 or newer is needed"),
         (
             "tensorrt-rtx",
             None,
@@ -125,6 +124,36 @@ def test_missing_libraries_are_named_with_the_command(
     assert "\n" not in str(error.value)
     if target == "tensorrt" and found is None:
         assert "--target tensorrt-rtx" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "takes"),
+    [
+        ("tensorrt", "10.3.0", False),
+        ("tensorrt", "10.9.0.34", True),
+        ("tensorrt", "10.16.1.11", True),
+        ("tensorrt", "11.4.0.106", True),
+        ("tensorrt-rtx", "1.7.1.116", False),
+    ],
+)
+def test_the_versions_that_take_our_plugin(target: str, version: str, takes: bool) -> None:
+    library = SimpleNamespace(__version__=version)
+    assert targets.takes_plugin(targets.TARGETS[target], library) is takes
+
+
+@pytest.mark.parametrize("kind", [ImportError, OSError, RuntimeError])
+def test_a_half_installed_library_is_not_taken_for_a_missing_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type[Exception]
+) -> None:
+    (tmp_path / "tensorrt.py").write_text(f"raise {kind.__name__}('libnvinfer.so.11: not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(BackendError) as error:
+        targets.open_target(targets.TENSORRT)
+    assert str(error.value) == (
+        "tensorrt is installed but cannot be loaded (libnvinfer.so.11: not found); install it "
+        "again: pip install --force-reinstall 'tensorrt'"
+    )
 
 
 def test_installed_targets_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,6 +129,20 @@ class FakeTensorRt:
         return Runtime(self)
 
 
+class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+    LAZY = 0
+    EAGER = 1
+    NONE = 2
+
+
+class FakeTensorRtRtx(FakeTensorRt):
+    """Stands in for the module ``tensorrt_rtx``, as far as it differs."""
+
+    __name__ = "tensorrt_rtx"
+    __version__ = "1.7.1.116"
+    DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
+
+
 class Runtime:
     engine_host_code_allowed = False
 
@@ -168,13 +182,22 @@ class Engine:
         return self.trt.TensorLocation.DEVICE
 
     def create_execution_context(
-        self, strategy: ExecutionContextAllocationStrategy
+        self, how: ExecutionContextAllocationStrategy | RuntimeConfig
     ) -> Context | None:
         self.trt.machine.need_context("create_execution_context")
         if "context" in self.trt.refusing:
             return None
+        specialization = getattr(self.trt, "DynamicShapesKernelSpecializationStrategy", None)
+        strategy = how.strategy if isinstance(how, RuntimeConfig) else how
         assert strategy == self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if specialization is not None:
+            assert isinstance(how, RuntimeConfig)
+            found = how.dynamic_shapes_kernel_specialization_strategy
+            assert found == specialization.EAGER, "numbers would depend on the background"
         return Context(self)
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
 
     def create_engine_inspector(self) -> Inspector:
         return Inspector(self)
@@ -182,6 +205,16 @@ class Engine:
     def __del__(self) -> None:
         if not self.trt.machine.stack:
             self.trt.machine.record("leak", "an engine was freed without a context")
+
+
+class RuntimeConfig:
+    """Of TensorRT-RTX alone."""
+
+    strategy: Any = None
+    dynamic_shapes_kernel_specialization_strategy: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
 
 
 class Inspector:

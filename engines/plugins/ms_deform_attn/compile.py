@@ -72,7 +72,7 @@ def include_folders(headers: tuple[str, ...]) -> list[Path]:
             raise PluginError(
                 f"the CUDA header {header} is in none of "
                 f"{', '.join(map(str, candidates)) or 'the site-packages'}; {INSTALL}, or set "
-                "CUDA_HOME to a CUDA 13 toolkit"
+                "CUDA_HOME to a CUDA toolkit"
             )
         if folder not in found:
             found.append(folder)
@@ -87,6 +87,8 @@ def _include_candidates() -> Iterator[Path]:
     else:
         for site in nvidia.__path__:
             yield from sorted(Path(site).glob("cu[0-9]*/include"), reverse=True)
+            # The wheels of CUDA 12.
+            yield from sorted(Path(site).glob("cuda_*/include"))
     toolkits = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
     for toolkit in filter(None, toolkits):
         yield from (Path(toolkit) / "include", Path(toolkit) / "include/cccl")
@@ -122,10 +124,11 @@ def device_arch(ordinal: int = 0) -> int:
             "an NVIDIA GPU and its driver, or give register_plugin(arch=...)"
         ) from error
     if version > (newest // 1000, newest % 1000 // 10):
+        cuda = f"{newest // 1000}.{newest % 1000 // 10}"
+        fitting = "rvos-deploy[tensorrt-cu12]" if newest < 13000 else f"nvidia-cuda-nvrtc=={cuda}.*"
         raise PluginError(
-            f"NVRTC {nvrtc.version_text()} is newer than the driver, which is for CUDA "
-            f"{newest // 1000}.{newest % 1000 // 10} and cannot load its PTX; pip install "
-            f"'nvidia-cuda-nvrtc=={newest // 1000}.{newest % 1000 // 10}.*', or update the driver"
+            f"NVRTC {nvrtc.version_text()} is newer than the driver, which is for CUDA {cuda} and "
+            f"cannot load its PTX; pip install '{fitting}', or update the driver"
         )
     return nvrtc.newest_arch(10 * major + minor)
 

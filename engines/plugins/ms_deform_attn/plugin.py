@@ -1,4 +1,4 @@
-"""Register ``rvos::MSDeformAttn`` with TensorRT 11 as an ahead-of-time, quickly deployable plugin.
+"""Register ``rvos::MSDeformAttn`` with TensorRT, 10.9 and newer, as a plugin that needs no library.
 
 While TensorRT builds, it asks for one PTX per node and tactic. The engine carries the PTX of the
 fastest tactic, so it needs neither Python nor a shared object to run.
@@ -15,6 +15,8 @@ them
 
 # mypy: disable-error-code="valid-type,attr-defined,untyped-decorator"
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from rvos_deploy.engines.plugins.ms_deform_attn.compile import compile_ptx, device_arch
@@ -29,6 +31,9 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
     check_types,
     tactics_for,
 )
+from rvos_deploy.errors import RvosError
+from rvos_deploy.runtime.backends.cuda.libraries import INSTALL
+from rvos_deploy.runtime.backends.imports import import_library
 
 _INPUT_RANKS = {
     "value": 4,
@@ -37,26 +42,51 @@ _INPUT_RANKS = {
     "sampling_offsets": 6,
     "attention_logits": 4,
 }
-_target: dict[str, int | None] = {"arch": None}  # TensorRT's callbacks have no argument for it
+_target: dict[str, int] = {}  # TensorRT's callbacks have no argument for the architecture
+_failures: list[RvosError] = []
 
 
-def register_plugin(arch: int | None = None) -> None:
+def register_plugin(arch: int | None = None, kind: DType = "fp16") -> None:
     """Register ``rvos::MSDeformAttn`` with TensorRT; call this before the ONNX is parsed.
 
     The plugin is registered once per process. A later call only sets ``arch`` for the builds that
-    follow.
+    follow. One kernel is compiled here, because TensorRT prints what goes wrong in its callbacks
+    and loses it.
 
     Args:
         arch: the virtual architecture of the PTX, for example 80 for engines for Ampere and later.
             None uses that of the GPU that builds.
+        kind: the type of values that is tried here: the bundle's precision.
 
     Raises:
-        PluginError: TensorRT is missing, or too old for ahead-of-time plugins.
+        PluginError: TensorRT is missing, or too old for ahead-of-time plugins, or the CUDA headers
+            or the GPU are missing.
+        BackendError: NVRTC is missing, or cannot compile for the architecture.
     """
     trtp = _tensorrt_plugin()
-    _target["arch"] = arch
+    _target["arch"] = device_arch() if arch is None else arch
+    compile_ptx(KernelSpec(_target["arch"], kind, kind, kind, tactic=TACTICS[1]))
+    _failures.clear()
     if not is_registered():
         _register(trtp)
+
+
+def raise_plugin_failure() -> None:
+    """Raise the first error that a callback raised since :func:`register_plugin`, if there is one.
+
+    TensorRT then only says that the plugin failed.
+    """
+    if _failures:
+        raise _failures[0]
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    try:
+        yield
+    except RvosError as error:
+        _failures.append(error)
+        raise
 
 
 def is_registered() -> bool:
@@ -83,7 +113,8 @@ def _register(trtp: Any) -> None:
         attention_logits: desc,
     ) -> one:
         inputs = (value, level_shapes, reference_points, sampling_offsets, attention_logits)
-        _check_ranks(inputs)
+        with _kept():
+            _check_ranks(inputs)
         batch, queries = sampling_offsets.shape_expr[0], sampling_offsets.shape_expr[1]
         channels = value.shape_expr[2] * value.shape_expr[3]
         return (trtp.from_shape_expr((batch, queries, channels), value.dtype),)
@@ -97,10 +128,13 @@ def _register(trtp: Any) -> None:
         attention_logits: desc,
         outputs: one,
     ) -> list[trtp.AutoTuneCombination]:
-        kinds = _kinds(value, level_shapes, reference_points, sampling_offsets, attention_logits)
+        with _kept():
+            kinds = _kinds(
+                value, level_shapes, reference_points, sampling_offsets, attention_logits
+            )
+            tactics = tactics_for(kinds[0], _constant(value, 3))
         real, offsets, logits = (kind.upper() for kind in kinds)
         types = f"{real}, INT32, FP32, {offsets}, {logits}, {real}"
-        tactics = tactics_for(kinds[0], _constant(value, 3))
         return [trtp.AutoTuneCombination(types, "LINEAR", tactics)]
 
     @trtp.aot_impl(PLUGIN_ID)
@@ -113,11 +147,14 @@ def _register(trtp: Any) -> None:
         outputs: one,
         tactic: int,
     ) -> kernel:
-        kinds = _kinds(value, level_shapes, reference_points, sampling_offsets, attention_logits)
-        # TensorRT passes 0 where it made no choice; all tactics compute the same.
-        chosen = TACTICS[tactic or tactics_for(kinds[0], _constant(value, 3))[0]]
-        ptx = compile_ptx(KernelSpec(_target["arch"] or device_arch(), *kinds, tactic=chosen))
-        block = block_shape(kinds[0], _constant(value, 3), chosen)
+        with _kept():
+            kinds = _kinds(
+                value, level_shapes, reference_points, sampling_offsets, attention_logits
+            )
+            # TensorRT passes 0 where it made no choice; all tactics compute the same.
+            chosen = TACTICS[tactic or tactics_for(kinds[0], _constant(value, 3))[0]]
+            ptx = compile_ptx(KernelSpec(_target["arch"], *kinds, tactic=chosen))
+            block = block_shape(kinds[0], _constant(value, 3), chosen)
         return KERNEL_NAME, ptx, *_launch(trtp, value, sampling_offsets, block)
 
 
@@ -137,16 +174,13 @@ def _launch(trtp: Any, value: Any, offsets: Any, block: tuple[int, int]) -> tupl
 
 
 def _tensorrt_plugin() -> Any:
-    try:
-        import tensorrt as trt
-    except (ImportError, OSError) as error:
-        raise PluginError(
-            f"TensorRT cannot be imported ({error}); pip install 'rvos-deploy[tensorrt]'"
-        ) from error
+    trt = import_library("tensorrt", "tensorrt")
+    if trt is None:
+        raise PluginError(f"tensorrt is not installed; {INSTALL}")
     if not hasattr(trt, "QuickPluginCreationRequest"):
         raise PluginError(
             f"TensorRT {trt.__version__} knows no ahead-of-time plugins, which need 10.9 at least; "
-            "pip install 'tensorrt>=11,<12'"
+            "pip install 'tensorrt>=10.9,<12'"
         )
     import tensorrt.plugin as trtp
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -12,9 +13,12 @@ from rvos_deploy.graph_io.precision_hint import PRECISION_HINTS, PrecisionHint
 from rvos_deploy.runtime.backends.device_names import cuda_ordinal
 
 if TYPE_CHECKING:
+    from rvos_deploy.bundle.engine_sidecar import Target
     from rvos_deploy.runtime.backends.base import Backend
 
-BackendName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "bf16-reference"]
+BackendName = Literal[
+    "auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "bf16-reference"
+]
 BACKEND_NAMES: tuple[str, ...] = get_args(BackendName)
 
 CPU_BACKENDS = ("onnxruntime", "openvino")
@@ -38,16 +42,16 @@ def _openvino(device: str, threads: int | None) -> Backend:
     return OpenVinoBackend(threads)
 
 
-def _tensorrt(device: str, threads: int | None) -> Backend:
+def _engines(target: Target, device: str, threads: int | None) -> Backend:
     from rvos_deploy.runtime.backends.tensorrt.backend import TensorRtBackend
 
     ordinal = cuda_ordinal(device)
     if ordinal is None:
         raise BackendError(
-            f"tensorrt has no device '{device}'; known: cuda, cuda:N (leave --device out, or "
+            f"{target} has no device '{device}'; known: cuda, cuda:N (leave --device out, or "
             "choose --backend onnxruntime)"
         )
-    return TensorRtBackend(ordinal)
+    return TensorRtBackend(target, ordinal)
 
 
 def _bf16_reference(device: str, threads: int | None) -> Backend:
@@ -72,7 +76,8 @@ class KnownBackend:
 BACKENDS: dict[str, KnownBackend] = {
     "onnxruntime": KnownBackend(_onnxruntime, "cpu"),
     "openvino": KnownBackend(_openvino, "cpu"),
-    "tensorrt": KnownBackend(_tensorrt, "cuda"),
+    "tensorrt": KnownBackend(partial(_engines, "tensorrt"), "cuda"),
+    "tensorrt-rtx": KnownBackend(partial(_engines, "tensorrt-rtx"), "cuda"),
     "bf16-reference": KnownBackend(_bf16_reference, "cpu"),
 }
 """Add your own back end before a bundle is loaded: ``BACKENDS["mine"] = KnownBackend(...)``."""
@@ -104,7 +109,7 @@ def make_backend(
         name: one of ``BACKEND_NAMES``. ``auto`` is the default back end here; ``choice.choose``
             knows a bundle's trial.
         device: ``cpu``, ``cuda`` (the first GPU that CUDA shows), ``cuda:N``, or ``auto``: the
-            first GPU for tensorrt, the CPU for the others.
+            first GPU for engines, the CPU for the others.
         threads: for the arithmetic of one graph on the CPU; None uses every core of the process.
         precision_hint: see ``Backend.with_precision_hint``; None: the bundle's own precision.
 

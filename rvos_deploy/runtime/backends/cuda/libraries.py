@@ -13,12 +13,18 @@ from rvos_deploy.runtime.backends.imports import import_library
 if TYPE_CHECKING:
     from rvos_deploy.runtime.backends.cuda.driver import Driver
 
-OLDEST_TENSORRT = 11
+OLDEST_TENSORRT = (10, 3)
+"""Older versions lack a name that engines are built or run with. JetPack 6.1 brings this one."""
 LEGACY_DEFAULT_STREAM = 1
 """The handle of CUDA's legacy default stream; DLPack uses the same number."""
 INSTALL = "pip install 'rvos-deploy[tensorrt]'"
 _BINDINGS, _PYCUDA = "cuda.bindings.driver", "pycuda.driver"
-_NAMES = {"tensorrt": "tensorrt", _PYCUDA: "pycuda", _BINDINGS: "cuda-bindings"}
+_NAMES = {
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt-rtx",
+    _PYCUDA: "pycuda",
+    _BINDINGS: "cuda-bindings",
+}
 
 
 @dataclass(frozen=True)
@@ -45,19 +51,34 @@ class Handle(Protocol):
         """Return the number."""
 
 
-def import_tensorrt() -> tuple[ModuleType, CudaLibraries]:
+def import_tensorrt(module: str = "tensorrt") -> tuple[ModuleType, CudaLibraries]:
     """Import TensorRT and the libraries that drive CUDA.
+
+    Args:
+        module: ``tensorrt`` or ``tensorrt_rtx``.
 
     Raises:
         BackendError: a module is missing or too old; names it, and the command that installs it.
     """
-    trt, bindings = _import_all("tensorrt", _BINDINGS)
-    if int(trt.__version__.split(".")[0]) < OLDEST_TENSORRT:
-        raise BackendError(
-            f"tensorrt {trt.__version__} is installed, {OLDEST_TENSORRT} or newer is needed; "
-            f"pip install --upgrade 'tensorrt>={OLDEST_TENSORRT}'"
-        )
+    trt, bindings = _import_all(module, _BINDINGS)
+    check_tensorrt(trt)
     return trt, _cuda_libraries(bindings)
+
+
+def check_tensorrt(trt: ModuleType) -> None:
+    """Raise BackendError where ``tensorrt`` is too old; every ``tensorrt_rtx`` is new enough."""
+    if trt.__name__ == "tensorrt" and tensorrt_version(trt) < OLDEST_TENSORRT:
+        oldest = ".".join(map(str, OLDEST_TENSORRT))
+        raise BackendError(
+            f"tensorrt {trt.__version__} is installed, {oldest} or newer is needed; "
+            f"pip install --upgrade 'rvos-deploy[tensorrt]'"
+        )
+
+
+def tensorrt_version(trt: ModuleType) -> tuple[int, int]:
+    """Return the major and the minor version."""
+    major, minor = map(int, trt.__version__.split(".")[:2])
+    return major, minor
 
 
 def import_cuda() -> CudaLibraries:
@@ -85,8 +106,10 @@ def _import_all(*modules: str) -> list[ModuleType]:
     missing = [_NAMES[module] for module, library in found.items() if library is None]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
+        target = "tensorrt-rtx" if "tensorrt_rtx" in modules else "tensorrt"
         raise BackendError(
-            f"back end tensorrt: {', '.join(missing)} {verb} not installed; {INSTALL}"
+            f"back end {target}: {', '.join(missing)} {verb} not installed; "
+            f"pip install 'rvos-deploy[{target}]'"
         )
     return [library for library in found.values() if library is not None]
 

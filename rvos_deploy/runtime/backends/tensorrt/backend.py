@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rvos_deploy.bundle.engine_sidecar import EngineSidecar, read_sidecar
+from rvos_deploy.bundle.engine_sidecar import EngineSidecar, Target, read_sidecar
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.errors import RvosError
 from rvos_deploy.runtime.backends.base import Backend, Session
@@ -28,26 +28,32 @@ from rvos_deploy.runtime.backends.tensorrt.session import open_engines
 if TYPE_CHECKING:
     import tensorrt as trt
 
-TARGET = "tensorrt"
+MODULES: dict[Target, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""The module that runs the engines of a target. The API of TensorRT-RTX is that of TensorRT."""
 
 
 class TensorRtBackend(Backend):
-    """The engines in a bundle's ``engines/tensorrt``, on one GPU.
+    """The engines in a bundle's ``engines/<target>``, on one GPU.
 
     Args:
+        target: the TensorRT that the engines were built by.
         ordinal: the number of the GPU among those that CUDA shows to this process.
         cuda_graphs: capture repeated runs as CUDA graphs; a warning says why where that fails.
         allow_host_code: load version-compatible engines, which hold host code; only for plans that
             you trust.
     """
 
-    name = "tensorrt"
-
     def __init__(
-        self, ordinal: int = 0, *, cuda_graphs: bool = True, allow_host_code: bool = False
+        self,
+        target: Target = "tensorrt",
+        ordinal: int = 0,
+        *,
+        cuda_graphs: bool = True,
+        allow_host_code: bool = False,
     ) -> None:
         """Raises BackendError: TensorRT, a CUDA package, the driver or the GPU is missing."""
-        self._trt, self._libraries = import_tensorrt()
+        self.name: Target = target
+        self._trt, self._libraries = import_tensorrt(MODULES[target])
         self._ordinal = ordinal
         self._cuda_graphs, self._allow_host_code = cuda_graphs, allow_host_code
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
@@ -63,7 +69,8 @@ class TensorRtBackend(Backend):
             BackendError, BundleError: as ``Backend.open``.
         """
         names = tuple(bundle.graphs if graphs is None else graphs)
-        engines = [self._engine(bundle, read_sidecar(bundle.path, TARGET, name)) for name in names]
+        sidecars = [read_sidecar(bundle.path, self.name, name) for name in names]
+        engines = [self._engine(bundle, sidecar) for sidecar in sidecars]
         return open_engines(
             self._trt, self._libraries, engines, self._ordinal, cuda_graphs=self._cuda_graphs
         )

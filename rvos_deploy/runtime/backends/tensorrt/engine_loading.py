@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rvos_deploy.bundle.engine_sidecar import EngineSidecar
 from rvos_deploy.bundle.folder import Bundle
-from rvos_deploy.bundle.onnx_file import OnnxFile, address_of, external_slices
+from rvos_deploy.bundle.onnx_file import OnnxFile, address_of, external_slices, whole_model
 from rvos_deploy.errors import BackendError
 from rvos_deploy.files import read_regular_file
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import (
@@ -109,7 +109,12 @@ def _refit(trt: Any, logger: trt.ILogger, engine: trt.ICudaEngine, weights: Onnx
     content = weights.read()
     refitter = trt.Refitter(engine, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)
-    if content.external:
+    if content.external and not hasattr(parser, "load_model_proto"):
+        # TensorRT 10.3 and 10.9 lack it; 10.16 has it.
+        import onnx
+
+        accepted = parser.refit_from_bytes(whole_model(onnx, content).SerializeToString())
+    elif content.external:
         import onnx
 
         model = onnx.load_model_from_string(content.model)

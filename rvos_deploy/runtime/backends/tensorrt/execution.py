@@ -47,9 +47,7 @@ class Execution:
         """
         self.device, self.spec, self._workspace = device, spec, workspace
         self._trt, self._engine = trt, engine
-        context = engine.create_execution_context(
-            trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
+        context = _make_context(trt, engine)
         if context is None:
             raise BackendError(
                 f"TensorRT cannot make an execution context of {spec.name}: GPU memory is short; "
@@ -139,6 +137,22 @@ class Execution:
             f"TensorRT refuses {what} in {self.spec.name} at {sizes}; build the engine again with "
             "rvos-deploy build-engine"
         )
+
+
+def _make_context(trt: Any, engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
+    """Return a context without a workspace of its own; None where GPU memory is short."""
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        return engine.create_execution_context(strategy)
+    # TensorRT-RTX compiles kernels for new sizes, by default in the background. Then a run's numbers
+    # would depend on how far that is, and a captured run would keep the slow kernels. So it compiles
+    # before the run.
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    config.dynamic_shapes_kernel_specialization_strategy = (
+        trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    )
+    return engine.create_execution_context(config)
 
 
 def check_interface(trt: Any, engine: trt.ICudaEngine, spec: GraphSpec) -> None:
