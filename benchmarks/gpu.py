@@ -8,6 +8,9 @@ TensorRT, ONNX Runtime CUDA, eager PyTorch and torch.compile. Every step rewrite
 and ``DIR/gpu.html``. A step that lacks something is recorded as not run, with the reason. Engines
 are installed in the bundle.
 
+``pip install -e '.[gpu-benchmark]'`` in a fresh environment brings what every step needs. Not the
+development extra: its onnxruntime shadows onnxruntime-gpu.
+
 ``--dry-run`` prints the plan, and the rooflines by published rates; it works on any machine.
 
 NOT RUN on a GPU: the development machine has none. The tests run the dry run, the counting, the
@@ -95,6 +98,9 @@ def _outcome(step: dict[str, Any]) -> str:
 
 def print_plan(record: dict[str, Any]) -> None:
     """Print plan, counts and rooflines as tables."""
+    from rich.markup import escape
+
+    from rvos_deploy.benchmarks.gpu_plan import INSTALL
     from rvos_deploy.console.output import result_console
 
     console = result_console()
@@ -117,6 +123,7 @@ def print_plan(record: dict[str, Any]) -> None:
         "A frame runs all graphs but the text encoder, which runs once an expression.\n"
         "Kernel launches and copies between host and GPU are not included."
     )
+    console.print(f"\ninstall for a run, in a fresh environment: {escape(INSTALL)}")
 
 
 def _cost_table(record: dict[str, Any]) -> Table:
@@ -175,7 +182,7 @@ def main(
     ] = False,
 ) -> None:
     """Measure a bundle on this machine's GPU, beside the GPU's roofline."""
-    from rvos_deploy.benchmarks.gpu_plan import Request, choose_gpu_specs, new_record
+    from rvos_deploy.benchmarks.gpu_plan import INSTALL, Request, choose_gpu_specs, new_record
     from rvos_deploy.bundle.folder import open_bundle
     from rvos_deploy.redaction import redact_command
 
@@ -192,6 +199,8 @@ def main(
     run_benchmark(request, record, lambda text: typer.echo(text, err=True))
     statuses = [step["status"] for step in record["steps"].values()]
     typer.echo(f"{out}: {statuses.count('done')} of {len(statuses)} steps done")
+    if "not run" in statuses:
+        typer.echo(f"what is missing is installed, in a fresh environment, by {INSTALL}", err=True)
     if not record["passed"]:
         raise typer.Exit(CHECK_FAILED)
 

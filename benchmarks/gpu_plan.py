@@ -24,6 +24,9 @@ SCHEMA = "rvos-deploy/benchmark/gpu/1"
 EVERY_FRAME = ("backbone", "frame_decoder", "video_decoder", "mask_head")
 """Graphs that a stream runs once a frame. The text encoder runs once an expression."""
 
+INSTALL = "pip install -e '.[gpu-benchmark]'"
+"""Installs what every step needs, in a fresh environment and a clone."""
+
 CLIP_SIZE = (480, 854)
 """(height, width) of the rendered video."""
 
@@ -65,7 +68,7 @@ PLAN = (
     PlannedStep(
         "rates", "measure what the card can do: a device copy, large matrix products", "torch"
     ),
-    PlannedStep("tests", "run the tests marked gpu", "pytest, a clone"),
+    PlannedStep("tests", "run the tests that need a GPU", "pytest, a clone"),
     PlannedStep(
         "engines tensorrt",
         "build every graph, compare every output and the masks with ONNX Runtime's",
@@ -76,6 +79,7 @@ PLAN = (
     PlannedStep(
         "tensorrt", "parity, J&F, every graph, the whole stream, memory", "tensorrt, torch"
     ),
+    PlannedStep("tensorrt-rtx", "the same with TensorRT-RTX", "tensorrt-rtx, torch"),
     PlannedStep("onnxruntime cuda", "the same with ONNX Runtime CUDA", "onnxruntime-gpu, torch"),
     PlannedStep("pytorch eager", "the same with the PyTorch network, eager", "torch, open_clip"),
     PlannedStep("torch.compile", "the same, compiled", "torch, open_clip"),

@@ -39,6 +39,11 @@ from rvos_deploy.runtime.segmenter import Segmenter, load
 MEASURED = "this card, measured"
 REFERENCE = "pytorch eager"
 TESTS_SECONDS = 3600
+GPU_TESTS = (
+    "tests/backends/test_backends_on_device.py",
+    "tests/engines/test_engines_plugin_gpu.py",
+)
+"""The files with tests that need a GPU. Other tests need packages that are no use here."""
 
 
 @dataclass
@@ -105,7 +110,7 @@ def take_rates(run: Run) -> dict[str, Any]:
 
 
 def run_gpu_tests(run: Run) -> dict[str, Any]:
-    """Run ``pytest -m gpu`` in a process of its own. NOT RUN."""
+    """Run the tests that need a GPU in a process of its own. NOT RUN."""
     import rvos_deploy
 
     root = Path(rvos_deploy.__file__).parents[1]
@@ -113,6 +118,7 @@ def run_gpu_tests(run: Run) -> dict[str, Any]:
         raise BackendError(f"{root} holds no tests: run the command in a clone of the repository")
     report = run.folder / "gpu-tests.xml"
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={report}"]
+    command += GPU_TESTS
     done = subprocess.run(
         command, cwd=root, capture_output=True, text=True, timeout=TESTS_SECONDS, check=False
     )
@@ -239,6 +245,10 @@ def _tensorrt(request: Request) -> Segmenter:
     return load(request.bundle.path, backend="tensorrt", device="cuda")
 
 
+def _tensorrt_rtx(request: Request) -> Segmenter:
+    return load(request.bundle.path, backend="tensorrt-rtx", device="cuda")
+
+
 def _onnxruntime(request: Request) -> Segmenter:
     return load(request.bundle.path, backend="onnxruntime", device="cuda")
 
@@ -252,6 +262,7 @@ def _pytorch(request: Request, *, compiled: bool) -> Segmenter:
 
 BACKENDS_UNDER_TEST: Mapping[str, Callable[[Request], Segmenter]] = {
     "tensorrt": _tensorrt,
+    "tensorrt-rtx": _tensorrt_rtx,
     "onnxruntime cuda": _onnxruntime,
     REFERENCE: lambda request: _pytorch(request, compiled=False),
     "torch.compile": lambda request: _pytorch(request, compiled=True),

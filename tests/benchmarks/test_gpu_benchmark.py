@@ -54,6 +54,7 @@ def test_the_dry_run_prints_and_writes_plan_and_rooflines(
     assert done.exit_code == 0, done.output
     for word in (*(card.name for card in GPU_SPECS), *(step.name for step in PLAN), "frames/s"):
         assert word in done.output
+    assert "in a fresh environment: pip install -e '.[gpu-benchmark]'" in done.output
     assert max(map(len, done.output.splitlines())) <= 120
     record = json.loads((out / "gpu.json").read_text(encoding="utf-8"))
     assert record["schema"] == "rvos-deploy/benchmark/gpu/1"
@@ -119,6 +120,17 @@ def test_engines_support_the_cases_of_verify(request_: Request) -> None:
     for case in probe_cases(request_.bundle.config):
         for axis, size in case.items():
             assert profile[axis][0] <= size <= profile[axis][2]
+
+
+def test_every_test_that_needs_a_gpu_is_run() -> None:
+    tests = Path(__file__).parents[1]
+    marked = {
+        file.relative_to(tests.parent).as_posix()
+        for file in tests.rglob("test_*.py")
+        if file != Path(__file__)
+        and re.search(r"pytest\.mark\.gpu|each_device", file.read_text(encoding="utf-8"))
+    }
+    assert marked == set(gpu_steps.GPU_TESTS)
 
 
 def raising(error: Exception) -> Any:

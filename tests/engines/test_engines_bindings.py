@@ -99,7 +99,7 @@ def test_tensorrt_rtx_has_every_name_that_the_runtime_uses() -> None:
     rtx = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu12")
     found = Found()
     for file in sorted((ROOT / "rvos_deploy/runtime").rglob("*.py")):
-        check_source(file, {"trt": rtx}, found)
+        check_source(file, {"trt": rtx, "rtx": rtx}, found)
     assert found.problems == []
     assert "engine.create_runtime_config" in found.uses
     assert len(found.uses) > 40

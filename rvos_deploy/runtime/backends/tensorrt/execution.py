@@ -18,6 +18,7 @@ from rvos_deploy.runtime.backends.cuda.memory import DeviceBuffer
 
 if TYPE_CHECKING:
     import tensorrt as trt
+    import tensorrt_rtx as rtx
 
 
 class Execution:
@@ -141,16 +142,23 @@ class Execution:
 
 def _make_context(trt: Any, engine: trt.ICudaEngine) -> trt.IExecutionContext | None:
     """Return a context without a workspace of its own; None where GPU memory is short."""
-    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
-        return engine.create_execution_context(strategy)
-    # TensorRT-RTX compiles kernels for new sizes, by default in the background. Then a run's numbers
-    # would depend on how far that is, and a captured run would keep the slow kernels. So it compiles
-    # before the run.
+    if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        return _make_rtx_context(trt, engine)
+    return engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+
+def _make_rtx_context(rtx: Any, engine: rtx.ICudaEngine) -> rtx.IExecutionContext | None:
+    """Return a context that compiles kernels for new sizes before it runs.
+
+    By default TensorRT-RTX compiles them in the background: a run's numbers would depend on how far
+    that is, and a captured run would keep the slow kernels.
+    """
     config = engine.create_runtime_config()
-    config.set_execution_context_allocation_strategy(strategy)
+    config.set_execution_context_allocation_strategy(
+        rtx.ExecutionContextAllocationStrategy.USER_MANAGED
+    )
     config.dynamic_shapes_kernel_specialization_strategy = (
-        trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        rtx.DynamicShapesKernelSpecializationStrategy.EAGER
     )
     return engine.create_execution_context(config)
 
