@@ -102,8 +102,9 @@ def missing(name: str) -> str | None:
     if contender.hinted and HINT not in inspect.signature(make_backend).parameters:
         return f"this version's make_backend has no {HINT}"
     if contender.hinted:
+        options: dict[str, Any] = {HINT: contender.arithmetic}
         try:
-            make_backend("openvino", "cpu", 1, **{HINT: contender.arithmetic})  # type: ignore[call-arg]
+            make_backend("openvino", "cpu", 1, **options)
         except BackendError as error:
             return str(error)
     return None

@@ -49,7 +49,7 @@ STAGE_COLOURS: Mapping[str, str] = {
 STAGE_TITLES = {"post-processing": "masks to size"}
 """Stages whose name in the results says less than this."""
 
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",  # text stays text, in the page's font
     "svg.hashsalt": "rvos-deploy",
     "font.size": 10,
@@ -86,7 +86,7 @@ def as_svg(draw: Draw, height: float, label: str) -> str:
 
 def as_png(draw: Draw, height: float, file: Path, source: str) -> None:
     """Write a plot as a picture on white, with ``source`` in its metadata; ``height`` in inches."""
-    style = {**_STYLE, "figure.facecolor": "white", "savefig.facecolor": "white"}
+    style: Any = {**_STYLE, "figure.facecolor": "white", "savefig.facecolor": "white"}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure)
@@ -177,7 +177,7 @@ def lines(
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             ticks = sorted({x for points in series.values() for x, _ in points})
-            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
             axes.minorticks_off()
             _plain_decades(axes)
         else:
@@ -231,6 +231,31 @@ def bars(rows: Mapping[str, Mapping[str, float]], label: str, form: str) -> tupl
                           handlelength=1)  # fmt: skip
 
     return draw, 1.0 + _BAR * len(rows)
+
+
+def bar_panels(panels: Mapping[str, Mapping[str, float]], label: str) -> tuple[Draw, float]:
+    """Return a plot of bars, one panel a group, and its height.
+
+    Args:
+        panels: values by the name of the bar, by the title of the panel.
+        label: of the axis, which all panels share.
+    """
+    rows = [len(values) for values in panels.values()]
+
+    def draw(figure: Figure) -> None:
+        found = figure.subplots(len(panels), 1, height_ratios=rows, squeeze=False, sharex=True)
+        for axes, (title, values) in zip(found[:, 0], panels.items(), strict=True):
+            axes.barh(range(len(values)), list(values.values()), height=0.72, color="#0072b2")
+            for row, value in enumerate(values.values()):
+                axes.text(value, row, f"  {value:.1f}", va="center")
+            axes.set_yticks(range(len(values)), list(values))
+            axes.invert_yaxis()
+            axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+            axes.margins(x=0.12)
+            axes.tick_params(axis="y", length=0)
+        found[-1, 0].set_xlabel(label)
+
+    return draw, 0.5 + sum(_BAR * count + 0.45 for count in rows)
 
 
 def length_plot(length: Mapping[str, Any]) -> tuple[Draw, float]:

@@ -69,12 +69,12 @@ def peak_memory(contender: str, bundle: Path, source: str, threads: int) -> dict
 def peak_of_stream(contender: str, bundle: str, source: str, threads: str) -> dict[str, int]:
     """Run a short stream in this process, and return its peak memory in bytes."""
     from rvos_deploy.benchmarks.cpu_contenders import CONTENDERS
-    from rvos_deploy.benchmarks.timing import EXPRESSIONS, destatusframes, push_through
+    from rvos_deploy.benchmarks.timing import EXPRESSIONS, decode_frames, push_through
     from rvos_deploy.bundle.folder import open_bundle
     from rvos_deploy.runtime.segmenter import Segmenter
 
     opened = open_bundle(bundle)
-    frames, _ = destatusframes(source, 8)
+    frames, _ = decode_frames(source, 8)
     backend = CONTENDERS[contender].make(opened, int(threads))
     with Segmenter(opened, backend) as segmenter, segmenter.stream([EXPRESSIONS[0]]) as stream:
         for frame in frames:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -186,7 +186,7 @@ def _sweeps(results: Results) -> str:
     size = next((one["size"] for one in streams if one["main"]), streams[0]["size"])
     window = next((one["memory"] for one in streams if one["main"]), streams[0]["memory"])
     usual = {"size": size, "expressions": 1, "memory": window}
-    axes = {
+    axes: dict[str, tuple[str, Callable[[Results], float]]] = {
         "expressions": ("expressions at once", lambda s: s["expressions"]),
         "size": ("thousand pixels", lambda s: s["size"][0] * s["size"][1] / 1000),
         "memory": ("frames in memory", lambda s: s["memory"]),
@@ -209,15 +209,15 @@ def _sweeps(results: Results) -> str:
 def _operator(results: Results) -> str:
     if "operator" not in results:
         return ""
-    rows: dict[str, dict[str, float]] = {}
-    for shape, times in results["operator"]["shapes"].items():
-        for label, one in times.items():
-            rows[f"{shape}: {label}"] = {label: one["milliseconds"]["p50"]}
-    single = {name: {"": sum(row.values())} for name, row in rows.items()}
+    panels = {
+        shape: {label: one["milliseconds"]["p50"] for label, one in times.items()}
+        for shape, times in results["operator"]["shapes"].items()
+    }
     return (
         "<h2>Deformable attention alone</h2><p>The floor only reads the rows that are sampled. "
         "ONNX Runtime has no operator of its own here: that needs a C header which no wheel "
-        "carries.</p>" + _plot(plots.bars(single, "milliseconds (median)", "{:.1f}"), "Operator")
+        "carries.</p>"
+        + _plot(plots.bar_panels(panels, "milliseconds (median)"), "Deformable attention")
     )
 
 
