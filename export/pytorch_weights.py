@@ -104,7 +104,7 @@ def load_record(bundle: Bundle, graphs: Iterable[Graph]) -> None:
         weights = dict(_weights(graphs))
         for name, value in values.items():
             weights[name].copy_(torch.tensor(value).reshape(weights[name].shape))
-    except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise BundleError(
             f"{bundle.path / PYTORCH} does not fit the network ({error}); export the bundle again, "
             "or pass --checkpoint"

@@ -19,7 +19,9 @@ pytest.importorskip("onnxruntime")
 
 from rvos_deploy.benchmarks import cpu
 from rvos_deploy.benchmarks.cpu_contenders import CONTENDERS, choose_contenders
+from rvos_deploy.benchmarks.cpu_length import measure_length
 from rvos_deploy.benchmarks.cpu_models import MODELS, Bundles
+from rvos_deploy.benchmarks.cpu_processes import first_mask, peak_memory
 from rvos_deploy.benchmarks.cpu_record import (
     HTML_FILE,
     JSON_FILE,
@@ -415,6 +417,27 @@ def test_a_job_by_the_command(tmp_path: Path) -> None:
     assert row["what"].startswith("run of tiny")
     assert result.returncode == (0 if row["status"] == "met" else 1)
     assert (tmp_path / "out" / HTML_FILE).is_file()
+
+
+def test_fresh_processes(clip: str) -> None:
+    found = first_mask(clip, "tiny", "onnxruntime", 1)
+    assert list(found["steps"]) == ["interpreter", "import", "load", "first frame"]
+    assert sum(found["steps"].values()) == pytest.approx(found["seconds"])
+    assert min(found["steps"].values()) > 0
+    # This process is larger, and must not count.
+    ballast = bytearray(b"x") * (1 << 30)
+    peak = peak_memory("onnxruntime", open_bundle("tiny").path, clip, 1)["peak_bytes"]
+    assert 50 << 20 < peak < len(ballast)
+    with pytest.raises(BackendError, match=r"process of the benchmark failed: .*no such folder"):
+        first_mask(clip, "no-bundle", "onnxruntime", 1)
+
+
+def test_a_long_stream(clip: str) -> None:
+    frames, _ = decode_frames(clip, 8)
+    backend = CONTENDERS["onnxruntime"].make(open_bundle("tiny"), 1)
+    found = measure_length(open_bundle("tiny"), backend, frames, 21)
+    assert [point["frames"] for point in found["curve"]] == list(range(1, 22))
+    assert all(p["milliseconds"] > 0 and p["resident_bytes"] > 0 for p in found["curve"])
 
 
 def test_wrong_options() -> None:

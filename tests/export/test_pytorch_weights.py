@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rvos_deploy.bundle.folder import PYTORCH, open_bundle, write_manifest
+from rvos_deploy.bundle.folder import PYTORCH, Bundle, open_bundle, write_manifest
 from rvos_deploy.errors import BundleError, InputError
 
 torch = pytest.importorskip("torch")
@@ -28,12 +29,29 @@ def weights_of(graphs: tuple[Graph, ...]) -> dict[str, torch.Tensor]:
 
 
 def with_manifest(source: Path, folder: Path, names: list[str]) -> Path:
-    """Copy a bundle without its record, and list ``names`` instead of its files."""
+    """Copy a bundle, and list ``names`` in place of its files."""
     shutil.copytree(source, folder, dirs_exist_ok=True)
-    manifest = open_bundle(source).manifest.as_dict()
+    return with_record(folder, open_bundle(source), names)
+
+
+def with_record(folder: Path, bundle: Bundle, names: list[str]) -> Path:
+    """List a changed or added record in a bundle's manifest."""
+    manifest = bundle.manifest.as_dict()
     kept = {k: v for k, v in manifest.items() if k not in ("schema", "manifest_sha256", "files")}
     write_manifest(folder, kept, names)
     return folder
+
+
+def record_of(places: object) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, places=np.frombuffer(json.dumps(places).encode(), np.uint8))
+    return content.getvalue()
+
+
+def pickled() -> bytes:
+    content = io.BytesIO()
+    np.savez(content, places=np.array([{}], dtype=object))
+    return content.getvalue()
 
 
 def test_the_packaged_network_equals_its_checkpoints() -> None:
@@ -102,16 +120,42 @@ def test_a_bundle_without_a_record_names_both_options(tmp_path: Path) -> None:
         exported_graphs(old)
 
 
-def test_a_record_of_another_network_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK",
+        pickled(),
+        record_of([]),
+        record_of({"a": 1}),
+        record_of({"backbone/network.no_such.weight": ["backbone", "view", False]}),
+        record_of({"backbone/network.mask_head.projection.weight": ["backbone", "view", False]}),
+        record_of({"backbone/network.mask_head.projection.weight": ["backbone", "none", False]}),
+    ],
+    ids=["empty", "cut", "pickled", "a list", "a number", "a name", "a size", "an initializer"],
+)
+def test_a_damaged_record_is_refused(content: bytes, tmp_path: Path) -> None:
     packaged = open_bundle("tiny")
-    folder = with_manifest(packaged.path, tmp_path / "b", list(packaged.manifest.files))
-    places = {"backbone/network.no_such.weight": ["backbone", "view", False]}
-    record = np.frombuffer(json.dumps(places).encode(), np.uint8)
-    np.savez(folder / PYTORCH, places=record)
-    with_manifest(packaged.path, tmp_path / "c", list(packaged.manifest.files))
-    shutil.copy(folder / PYTORCH, tmp_path / "c")
-    manifest = packaged.manifest.as_dict()
-    kept = {k: v for k, v in manifest.items() if k not in ("schema", "manifest_sha256", "files")}
-    write_manifest(tmp_path / "c", kept, packaged.manifest.files)
-    with pytest.raises(BundleError, match=r"pytorch.npz does not fit the network .*export"):
-        exported_graphs(open_bundle(tmp_path / "c"))
+    shutil.copytree(packaged.path, tmp_path / "b")
+    (tmp_path / "b" / PYTORCH).write_bytes(content)
+    with_record(tmp_path / "b", packaged, list(packaged.manifest.files))
+    with pytest.raises(BundleError, match="export"):
+        exported_graphs(open_bundle(tmp_path / "b"))
+
+
+def test_half_precision(tiny_bundle_fp16: Path, tmp_path: Path) -> None:
+    from rvos_deploy.export.weights import Weights, load_network
+    from rvos_deploy.networks.pan2024.graphs import graphs
+    from rvos_deploy.networks.pan2024.modules.precision import set_precision
+    from rvos_deploy.networks.pan2024.network import model_config
+
+    bundle = open_bundle(tiny_bundle_fp16)
+    network = load_network(model_config(bundle.network), Weights(random=True))
+    set_precision(network, "fp16")
+    shutil.copytree(tiny_bundle_fp16, tmp_path / "b")
+    assert write_record(graphs(network), bundle.network, tmp_path / "b") == PYTORCH
+    names = list({*bundle.manifest.files, PYTORCH})
+    read = weights_of(exported_graphs(open_bundle(with_record(tmp_path / "b", bundle, names))))
+    for name, weight in graphs(network)[0].module.state_dict().items():
+        if weight.is_floating_point() and not name.endswith(UNUSED):
+            assert torch.equal(read[name], weight.float()), name
