@@ -12,7 +12,7 @@ from typing import Any
 
 from rvos_deploy.benchmarks.cpu_contenders import CONTENDERS
 from rvos_deploy.benchmarks.cpu_streams import WARM_UP
-from rvos_deploy.benchmarks.timing import EXPRESSIONS, decode_frames, push_through, summarise
+from rvos_deploy.benchmarks.timing import Clip, decode_frames, push_through, summarise
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.progress import StepProgress
 from rvos_deploy.runtime.run import RunOptions, run
@@ -25,7 +25,7 @@ from rvos_deploy.video.sinks.registry import DEFAULT_SINKS, make_sinks
 
 def measure_jobs(
     bundles: Mapping[str, Bundle],
-    source: str,
+    clip: Clip,
     frames: int,
     threads: int,
     rounds: int,
@@ -35,7 +35,7 @@ def measure_jobs(
 
     Args:
         bundles: the bundle of each contender, by the contender's name.
-        source: the video.
+        clip: the video, and what is followed in it.
         frames: of a run.
         threads: for each contender's arithmetic.
         rounds: runs of each contender.
@@ -45,7 +45,7 @@ def measure_jobs(
         Summaries of decoding and writing a frame, and by contender the frames per second of the
         runs, of inference alone, and the share of a run that is not inference.
     """
-    texts = [EXPRESSIONS[0]]
+    source, texts = clip.path, list(clip.texts[:1])
     images, decode = decode_frames(source, frames)
     record: dict[str, Any] = {"frames": frames, "decode": summarise(decode[1:]), "contenders": {}}
     seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in bundles}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from rvos_deploy.benchmarks.timing import EXPRESSIONS, push_through
+from rvos_deploy.benchmarks.cpu_streams import DecodedClip
+from rvos_deploy.benchmarks.timing import push_through
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.environment import resident_memory_bytes
 from rvos_deploy.runtime.backends.base import Backend
@@ -20,17 +20,18 @@ SAMPLES = 20
 
 
 def measure_length(
-    bundle: Bundle, backend: Backend, frames: Sequence[Frame], length: int
+    bundle: Bundle, backend: Backend, video: DecodedClip, length: int
 ) -> dict[str, Any]:
-    """Push ``length`` frames through one stream; the given frames repeat.
+    """Push ``length`` frames through one stream; the clip repeats.
 
     Returns:
         By the number of frames so far: the median milliseconds of a frame since the last point, and
         the resident bytes of the process.
     """
+    frames = video.frames
     every = max(1, length // SAMPLES)
     curve, seconds = [], []
-    with Segmenter(bundle, backend) as segmenter, segmenter.stream([EXPRESSIONS[0]]) as stream:
+    with Segmenter(bundle, backend) as segmenter, segmenter.stream(video.texts[:1]) as stream:
         for number in range(length):
             frame = Frame(number, number / 24, frames[number % len(frames)].image)
             started = time.perf_counter()

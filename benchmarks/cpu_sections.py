@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from rvos_deploy.benchmarks.cpu_jobs import measure_jobs
 from rvos_deploy.benchmarks.cpu_length import measure_length
 from rvos_deploy.benchmarks.cpu_models import MODELS, Bundles
 from rvos_deploy.benchmarks.cpu_processes import first_mask, peak_memory
-from rvos_deploy.benchmarks.cpu_streams import Point, measure_point
-from rvos_deploy.benchmarks.timing import decode_frames, render_clip
+from rvos_deploy.benchmarks.cpu_streams import DecodedClip, Point, measure_point
+from rvos_deploy.benchmarks.timing import Clip, decode_frames, render_clip
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.errors import InputError
 from rvos_deploy.progress import StepProgress
@@ -57,7 +57,7 @@ FULL = Amounts(
     crowd=24,
     sweep=8,
     expressions=(2, 4, 16),
-    sizes=((64, 96), (256, 448), (384, 640)),
+    sizes=((96, 160), (256, 448), (384, 640)),
     memories=(4, 16, 64),
     length=1500,
     repeats=25,
@@ -70,7 +70,7 @@ QUICK = Amounts(
     crowd=2,
     sweep=2,
     expressions=(2,),
-    sizes=((64, 96),),
+    sizes=((96, 160),),
     memories=(2,),
     length=60,
     repeats=5,
@@ -90,6 +90,7 @@ class Setup:
         amounts: how much is measured.
         folder: for files that are not kept.
         progress: is told what begins.
+        clips: rendered so far, by their frames.
     """
 
     bundles: Bundles
@@ -98,17 +99,24 @@ class Setup:
     amounts: Amounts
     folder: Path
     progress: StepProgress
+    clips: dict[int, Clip] = field(default_factory=dict)
 
-    def clip(self, frames: int = CLIP_FRAMES) -> str:
+    def clip(self, frames: int = CLIP_FRAMES) -> Clip:
         """Return a rendered clip of at least so many frames."""
-        path = self.folder / f"clip-{frames}.mp4"
-        return str(path) if path.is_file() else render_clip(path, frames)
+        if frames not in self.clips:
+            self.clips[frames] = render_clip(self.folder / f"clip-{frames}.mp4", frames)
+        return self.clips[frames]
+
+    def decoded(self) -> DecodedClip:
+        """Return the usual clip, decoded."""
+        clip = self.clip()
+        return DecodedClip(decode_frames(clip.path, CLIP_FRAMES)[0], clip.texts)
 
     def open_for(
         self, contenders: tuple[str, ...], model: str
     ) -> tuple[dict[str, Bundle], dict[str, str]]:
         """Return the bundle of each contender, and why contenders have none."""
-        return self.bundles.open_for(contenders, model, self.clip(), self.progress)
+        return self.bundles.open_for(contenders, model, self.clip().path, self.progress)
 
 
 Work = Callable[[Setup], Result]
@@ -178,9 +186,8 @@ def runtime_contenders(names: Sequence[str]) -> list[str]:
 
 
 def _stream(point: Point, main: bool, setup: Setup) -> Result:
-    frames, _ = decode_frames(setup.clip(), CLIP_FRAMES)
     bundles, missing = setup.open_for(setup.contenders, point.model)
-    found = measure_point(point, bundles, frames, setup.threads, setup.progress)
+    found = measure_point(point, bundles, setup.decoded(), setup.threads, setup.progress)
     return {**found, "main": main, "missing": missing}
 
 
@@ -195,7 +202,7 @@ def _job(setup: Setup) -> Result:
 
 def _first_mask(setup: Setup) -> Result:
     bundle, repeats = str(setup.bundles.path("tiny")), setup.amounts.repeats // 5
-    clip = setup.clip()
+    clip = setup.clip().path
     found = {}
     for name in ("auto", *runtime_contenders(setup.contenders)):
         setup.progress(f"first mask of a fresh process: {name}")
@@ -204,7 +211,7 @@ def _first_mask(setup: Setup) -> Result:
 
 
 def _peak_memory(setup: Setup) -> Result:
-    path, clip = setup.bundles.path("tiny"), setup.clip()
+    path, clip = setup.bundles.path("tiny"), setup.clip().path
     found = {}
     for name in setup.contenders:
         if not CONTENDERS[name].own_bundle:
@@ -233,6 +240,8 @@ def _length(setup: Setup) -> Result:
     name = names[-1]
     bundle = setup.open_for((name,), "tiny")[0][name]
     setup.progress(f"{setup.amounts.length} frames by {name}")
-    frames, _ = decode_frames(setup.clip(), CLIP_FRAMES)
     backend = CONTENDERS[name].make(bundle, setup.threads)
-    return {"contender": name, **measure_length(bundle, backend, frames, setup.amounts.length)}
+    return {
+        "contender": name,
+        **measure_length(bundle, backend, setup.decoded(), setup.amounts.length),
+    }

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rvos_deploy.benchmarks.cpu_contenders import CONTENDERS, REFERENCE
-from rvos_deploy.benchmarks.timing import EXPRESSIONS, mask_parity, summarise
+from rvos_deploy.benchmarks.timing import mask_parity, summarise, texts_of
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.runtime.frame_masks import FrameMasks
 from rvos_deploy.runtime.segmenter import Segmenter
@@ -67,13 +67,21 @@ class Point:
 
     @property
     def settings(self) -> StreamSettings:
-        """Return the settings of the stream."""
-        return StreamSettings(size=self.size, memory=self.memory)
+        """Return the settings of the stream: an empty mask would agree with any other."""
+        return StreamSettings(size=self.size, memory=self.memory, fallback="top1")
 
     @property
     def warm_up(self) -> int:
         """Return the frames before the measurement: until the memory is full, where it matters."""
         return max(WARM_UP, self.memory or 0)
+
+
+@dataclass(frozen=True)
+class DecodedClip:
+    """Hold the frames of a video, and expressions for them."""
+
+    frames: Sequence[Frame]
+    texts: Sequence[str]
 
 
 @dataclass
@@ -87,6 +95,7 @@ class _Side:
     text: list[float] = field(default_factory=list)
     turn: list[FrameMasks] = field(default_factory=list)
     parity: list[float] = field(default_factory=list)
+    areas: list[float] = field(default_factory=list)
 
     def push(self, frame: Frame, measured: bool) -> None:
         """Push a frame and wait for its masks."""
@@ -106,7 +115,7 @@ class _Side:
 def measure_point(
     point: Point,
     bundles: Mapping[str, Bundle],
-    frames: Sequence[Frame],
+    video: DecodedClip,
     threads: int,
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -115,7 +124,7 @@ def measure_point(
     Args:
         point: what is measured.
         bundles: the bundle of each contender, by the contender's name.
-        frames: as many as ``point`` needs; they repeat if there are fewer.
+        video: its frames and expressions repeat if they are fewer than ``point`` needs.
         threads: for each contender's arithmetic.
         progress: is told what begins.
 
@@ -123,7 +132,7 @@ def measure_point(
         A record by contender. A contender that computes in fp32 and gives other masks than the
         others has ``refused`` in place of times.
     """
-    texts = [EXPRESSIONS[i % len(EXPRESSIONS)] for i in range(point.expressions)]
+    texts, frames = texts_of(video.texts, point.expressions), video.frames
     with ExitStack() as stack:
         sides: dict[str, _Side] = {}
         geometry = None
@@ -159,7 +168,7 @@ def _open(
     for number in range(TEXTS):
         # A text of its own, because encoded texts are cached.
         started = time.perf_counter()
-        segmenter.encode_text(f"{EXPRESSIONS[number % len(EXPRESSIONS)]} in picture {number}")
+        segmenter.encode_text(f"{texts[number % len(texts)]} in picture {number}")
         side.text.append(time.perf_counter() - started)
     return side
 
@@ -190,6 +199,7 @@ def _compare_turn(sides: Mapping[str, _Side]) -> None:
     expected = sides[_reference(sides)].turn
     for side in sides.values():
         side.parity.append(mask_parity(side.turn, expected))
+        side.areas += [float(result.masks.mean()) for result in side.turn]
     for side in sides.values():
         side.turn.clear()
 
@@ -200,7 +210,11 @@ def _records(sides: Mapping[str, _Side]) -> dict[str, Any]:
     records: dict[str, Any] = {}
     for name, side in sides.items():
         j_and_f = float(np.mean(side.parity))
-        records[name] = {"j_and_f": j_and_f, "compared_with": reference}
+        records[name] = {
+            "j_and_f": j_and_f,
+            "compared_with": reference,
+            "mask_area": float(np.mean(side.areas)),
+        }
         if CONTENDERS[name].arithmetic == "fp32" and j_and_f < MINIMUM_J_AND_F:
             records[name]["refused"] = (
                 f"its masks agree with those of {reference} to J&F {j_and_f:.4f} only (needed: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,23 @@ EXPRESSIONS = (
 )
 
 
-def render_clip(path: Path, frames: int) -> str:
-    """Render a clip of Moving Sprites, and return its path."""
-    sample_video(path, seed=0, size=CLIP_SIZE, frames=max(frames, MINIMUM_FRAMES))
-    return str(path)
+@dataclass(frozen=True)
+class Clip:
+    """Hold a rendered video, and its expressions that have a target: their masks are not empty."""
+
+    path: str
+    texts: tuple[str, ...]
+
+
+def render_clip(path: Path, frames: int) -> Clip:
+    """Render a clip of Moving Sprites."""
+    sample = sample_video(path, seed=0, size=CLIP_SIZE, frames=max(frames, MINIMUM_FRAMES))
+    return Clip(str(path), tuple(one.text for one in sample.expressions if one.targets))
+
+
+def texts_of(known: Sequence[str], count: int) -> list[str]:
+    """Return so many expressions; they repeat if fewer are known."""
+    return [known[number % len(known)] for number in range(count)]
 
 
 def decode_frames(source: str, count: int) -> tuple[list[Frame], list[float]]:

@@ -43,8 +43,8 @@ from rvos_deploy.benchmarks.cpu_sections import (
     points,
     sweep_points,
 )
-from rvos_deploy.benchmarks.cpu_streams import Point, measure_point
-from rvos_deploy.benchmarks.timing import decode_frames, render_clip
+from rvos_deploy.benchmarks.cpu_streams import DecodedClip, Point, measure_point
+from rvos_deploy.benchmarks.timing import Clip, decode_frames, render_clip
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.errors import BackendError, InputError
 
@@ -55,8 +55,12 @@ SPEEDUPS = {"pytorch": 1, "pytorch-bf16": 1.2, "onnxruntime": 2, "openvino": 8}
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
     return render_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", 8)
+
+
+def decoded(clip: Clip) -> DecodedClip:
+    return DecodedClip(decode_frames(clip.path, 8)[0], clip.texts)
 
 
 def summary(milliseconds: float) -> dict[str, Any]:
@@ -168,14 +172,14 @@ def target(record: dict[str, Any], what: str, against: str) -> dict[str, Any]:
     return row
 
 
-def test_contenders_run_in_turn_and_agree(clip: str) -> None:
+def test_contenders_run_in_turn_and_agree(clip: Clip) -> None:
     pytest.importorskip("torch")
-    bundle, (frames, _) = open_bundle("tiny"), decode_frames(clip, 8)
-    point = Point("tiny", (64, 96), expressions=2, frames=5)
+    bundle = open_bundle("tiny")
+    point = Point("tiny", expressions=2, frames=5)
     said: list[str] = []
     names = ("pytorch", "pytorch-bf16", "onnxruntime")
-    found = measure_point(point, dict.fromkeys(names, bundle), frames, 1, said.append)
-    assert (found["size"], found["expressions"], found["memory"]) == ([64, 96], 2, 64)
+    found = measure_point(point, dict.fromkeys(names, bundle), decoded(clip), 1, said.append)
+    assert (found["size"], found["expressions"], found["memory"]) == ([128, 224], 2, 64)
     assert said[-1].endswith("run")
     for name in names:
         one = found["contenders"][name]
@@ -185,18 +189,18 @@ def test_contenders_run_in_turn_and_agree(clip: str) -> None:
             assert one["stages"][stage]["count"] == 5, stage
         assert one["end_to_end"]["count"] == 5
         assert one["cpu_milliseconds"] > 0
+        assert one["mask_area"] > 0  # empty masks would agree with anything
     assert found["contenders"]["pytorch"]["j_and_f"] == 1
     assert found["contenders"]["onnxruntime"]["j_and_f"] >= 0.999
     assert found["contenders"]["pytorch-bf16"]["j_and_f"] > 0.5
 
 
-def test_other_masks_have_no_speed(clip: str, tiny_bundle: Path) -> None:
-    frames, _ = decode_frames(clip, 8)
+def test_other_masks_have_no_speed(clip: Clip, tiny_bundle: Path) -> None:
     point = Point("tiny", (64, 96), frames=2)
     # The packaged network, and one of random weights: two networks, so other masks.
     bundles = {"onnxruntime": open_bundle("tiny"), "openvino": open_bundle(tiny_bundle)}
     pytest.importorskip("openvino")
-    found = measure_point(point, bundles, frames, 1, lambda _: None)
+    found = measure_point(point, bundles, decoded(clip), 1, lambda _: None)
     refused = found["contenders"]["openvino"]
     assert refused["j_and_f"] < 0.999
     assert "needed: 0.999" in refused["refused"]
@@ -419,23 +423,22 @@ def test_a_job_by_the_command(tmp_path: Path) -> None:
     assert (tmp_path / "out" / HTML_FILE).is_file()
 
 
-def test_fresh_processes(clip: str) -> None:
-    found = first_mask(clip, "tiny", "onnxruntime", 1)
+def test_fresh_processes(clip: Clip) -> None:
+    found = first_mask(clip.path, "tiny", "onnxruntime", 1)
     assert list(found["steps"]) == ["interpreter", "import", "load", "first frame"]
     assert sum(found["steps"].values()) == pytest.approx(found["seconds"])
     assert min(found["steps"].values()) > 0
     # This process is larger, and must not count.
     ballast = bytearray(b"x") * (1 << 30)
-    peak = peak_memory("onnxruntime", open_bundle("tiny").path, clip, 1)["peak_bytes"]
+    peak = peak_memory("onnxruntime", open_bundle("tiny").path, clip.path, 1)["peak_bytes"]
     assert 50 << 20 < peak < len(ballast)
     with pytest.raises(BackendError, match=r"process of the benchmark failed: .*no such folder"):
-        first_mask(clip, "no-bundle", "onnxruntime", 1)
+        first_mask(clip.path, "no-bundle", "onnxruntime", 1)
 
 
-def test_a_long_stream(clip: str) -> None:
-    frames, _ = decode_frames(clip, 8)
+def test_a_long_stream(clip: Clip) -> None:
     backend = CONTENDERS["onnxruntime"].make(open_bundle("tiny"), 1)
-    found = measure_length(open_bundle("tiny"), backend, frames, 21)
+    found = measure_length(open_bundle("tiny"), backend, decoded(clip), 21)
     assert [point["frames"] for point in found["curve"]] == list(range(1, 22))
     assert all(p["milliseconds"] > 0 and p["resident_bytes"] > 0 for p in found["curve"])
 

@@ -40,7 +40,8 @@ def test_stages_and_comparison(
     clip = make_video(tmp_path / "clip.mp4", frames=8)
     result = rvos(
         "benchmark",
-        *("--bundle", tiny_bundle, "--video", clip, "--expressions", 2, *SMALL),
+        *("--bundle", tiny_bundle, "--video", clip, "--expressions", 2, "--frames", 2),
+        *("--size", "96x160"),
         *("--compare", "pytorch", "--threads", 1, "--json", tmp_path / "benchmark.json"),
     )
     assert (result.code, result.stderr) == (0, "")
@@ -52,7 +53,7 @@ def test_stages_and_comparison(
         check_times(summary, count=2)
     assert found["warm_up_frames"] == 3
     assert found["expressions"] == 2
-    assert (found["input_size"], found["size"], found["short_side"]) == ([64, 96], [64, 96], None)
+    assert (found["input_size"], found["size"], found["short_side"]) == ([96, 160], [96, 160], None)
     assert found["overlapped"]["frames_per_second"] > 0
     assert found["memory"]["peak_bytes"] > 0
     assert {"versions", "machine", "threads"} <= set(found)
@@ -65,7 +66,7 @@ def test_stages_and_comparison(
 
     title, attention, header, *rows = result.stdout.splitlines()
     assert attention.startswith("deformable attention: function body; ")
-    assert title.startswith("tiny in 64x96, 2 expressions, onnxruntime on cpu, 1 thread;")
+    assert title.startswith("tiny in 96x160, 2 expressions, onnxruntime on cpu, 1 thread;")
     assert header.split() == ["stage", "p50", "p90", "p99", "count"]
     assert {row.split()[0] for row in rows[: len(STAGES)]} == STAGES
     assert rows[-2].startswith("whole job, stages overlapped")
@@ -125,7 +126,7 @@ def test_a_bundle_that_does_not_hold_pytorchs_weights(rvos: Callable, tmp_path: 
     manifest = packaged.manifest.as_dict()
     kept = {k: v for k, v in manifest.items() if k not in ("schema", "manifest_sha256", "files")}
     write_manifest(tmp_path / "old", kept, set(packaged.manifest.files) - {PYTORCH})
-    compare = ("benchmark", "--bundle", tmp_path / "old", *SMALL, "--compare", "pytorch")
+    compare = ("benchmark", "--bundle", tmp_path / "old", "--frames", 2, "--compare", "pytorch")
     result = rvos(*compare)
     assert result.code == 2
     assert "--checkpoint FILE" in result.error
