@@ -85,7 +85,8 @@ def benchmark_latency(
     video, frames = options.video, options.frames
     settings = segmenter.with_size(options.settings)
     with tempfile.TemporaryDirectory(prefix="rvos-deploy-") as folder:
-        source, known = video, EXPRESSIONS
+        source = video
+        known: Sequence[str] = EXPRESSIONS
         if source is None:
             clip = render_clip(Path(folder) / "sprites.mp4", frames + WARM_UP)
             source, known = clip.path, clip.texts
