@@ -8,6 +8,7 @@ from typing import Any
 
 from rvos_deploy.benchmarks.cpu_contenders import CONTENDERS, REFERENCE
 from rvos_deploy.benchmarks.cpu_streams import MINIMUM_J_AND_F
+from rvos_deploy.benchmarks.other_work import DISTURBING
 
 Results = Mapping[str, Any]
 """Results of the sections that were measured, by name, and ``accuracy``."""
@@ -28,6 +29,17 @@ class Finding:
     value: float
     by: str
     profile: tuple[str, ...]
+
+
+def disturbance(record: Mapping[str, Any]) -> str | None:
+    """Return a sentence on other work beside the measurements; None if there was hardly any."""
+    worst = max((s.get("other_cores") or 0 for s in record["sections"].values()), default=0)
+    if worst < DISTURBING:
+        return None
+    return (
+        f"Other processes kept up to {worst:.1f} cores busy meanwhile, so all times are too long, "
+        "and their ratios mean little. Measure again on a machine that does nothing else."
+    )
 
 
 def counts(name: str, contender: Mapping[str, Any], results: Results) -> bool:

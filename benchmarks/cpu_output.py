@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rvos_deploy.benchmarks.cpu_findings import disturbance
+
 
 def print_targets(record: Mapping[str, Any]) -> None:
     """Print the targets, and under each miss the figures that explain it."""
@@ -35,6 +37,8 @@ def print_targets(record: Mapping[str, Any]) -> None:
             console.print(f"\nmissed: {row['what']}, against {row['against']}")
             for line in row["profile"]:
                 console.print(f"  {line}")
+    if (warning := disturbance(record)) is not None:
+        console.print(f"\nwarning: {warning}")
     for line in record["refused"]:
         console.print(f"\nrefused: {line}")
     for name, section in record["sections"].items():

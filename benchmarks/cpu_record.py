@@ -11,6 +11,7 @@ from typing import Any
 from rvos_deploy.benchmarks.cpu_report import render
 from rvos_deploy.benchmarks.cpu_sections import Section, Setup
 from rvos_deploy.benchmarks.cpu_targets import evaluate
+from rvos_deploy.benchmarks.other_work import other_work
 from rvos_deploy.environment import machine, versions
 from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.files import write_text
@@ -52,12 +53,13 @@ def finish(out: Path, record: dict[str, Any]) -> None:
 
 def _guarded(section: Section, setup: Setup) -> dict[str, Any]:
     started = time.perf_counter()
-    try:
-        found: dict[str, Any] = {"status": "done", "result": section.work(setup)}
-    except (RvosError, ImportError) as error:
-        found = {"status": "failed", "reason": str(error)}
-        setup.progress(f"failed: {error}")
-    return {**found, "seconds": time.perf_counter() - started}
+    with other_work() as others:
+        try:
+            found: dict[str, Any] = {"status": "done", "result": section.work(setup)}
+        except (RvosError, ImportError) as error:
+            found = {"status": "failed", "reason": str(error)}
+            setup.progress(f"failed: {error}")
+    return {**found, "seconds": time.perf_counter() - started, **others}
 
 
 def judge(record: dict[str, Any]) -> None:

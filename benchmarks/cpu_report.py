@@ -8,7 +8,7 @@ from typing import Any
 
 from rvos_deploy.benchmarks import cpu_plots as plots
 from rvos_deploy.benchmarks.cpu_contenders import CONTENDERS, REFERENCE
-from rvos_deploy.benchmarks.cpu_findings import median
+from rvos_deploy.benchmarks.cpu_findings import disturbance, median
 from rvos_deploy.benchmarks.cpu_plots import Draw, measured
 
 _STYLE = """
@@ -51,7 +51,7 @@ def render(record: Mapping[str, Any]) -> str:
         f"<h1>{title}</h1><p class=soft>{escape(machine['processor'])}, {record['threads']} "
         "threads; milliseconds are medians of single frames unless a percentile is named; "
         "contenders ran in turn on the same frames of 854x480.</p>",
-        _quick(record),
+        _warnings(record),
         _targets(record),
         _streams(results),
         _sweeps(results),
@@ -96,10 +96,10 @@ def _plot(drawn: tuple[Draw, float], label: str) -> str:
     return plots.as_svg(draw, height, label)
 
 
-def _quick(record: Mapping[str, Any]) -> str:
-    if not record["request"]["quick"]:
-        return ""
-    return "<p class=bad><strong>A quick run: few frames, so the figures mean little.</strong></p>"
+def _warnings(record: Mapping[str, Any]) -> str:
+    quick = "A quick run: few frames, so the figures mean little."
+    said = [quick if record["request"]["quick"] else None, disturbance(record)]
+    return "".join(f"<p class=bad><strong>{line}</strong></p>" for line in said if line)
 
 
 def _targets(record: Mapping[str, Any]) -> str:

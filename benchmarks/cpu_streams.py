@@ -89,6 +89,7 @@ class _Side:
     """Collect what one contender gives."""
 
     stream: Stream
+    backend: dict[str, str]
     stages: dict[str, list[float]]
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
@@ -164,7 +165,7 @@ def _open(
 ) -> _Side:
     stages: dict[str, list[float]] = defaultdict(list)
     stream = segmenter.stream(texts, settings, on_stage=lambda s, t: stages[s].append(t))
-    side = _Side(stack.enter_context(stream), stages)
+    side = _Side(stack.enter_context(stream), segmenter.backend.describe(), stages)
     for number in range(TEXTS):
         # A text of its own, because encoded texts are cached.
         started = time.perf_counter()
@@ -211,6 +212,7 @@ def _records(sides: Mapping[str, _Side]) -> dict[str, Any]:
     for name, side in sides.items():
         j_and_f = float(np.mean(side.parity))
         records[name] = {
+            "backend": side.backend,
             "j_and_f": j_and_f,
             "compared_with": reference,
             "mask_area": float(np.mean(side.areas)),

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from rvos_deploy.benchmarks.cpu_contenders import CONTENDERS, REFERENCE
-from rvos_deploy.benchmarks.cpu_findings import counts, median
+from rvos_deploy.benchmarks.cpu_findings import counts, disturbance, median
 from rvos_deploy.benchmarks.cpu_plots import as_png, stage_bars
 from rvos_deploy.benchmarks.cpu_report import main_streams
 from rvos_deploy.console.error_lines import with_error_lines
@@ -49,6 +49,8 @@ def readme_table(record: Mapping[str, Any]) -> str:
     for title, stream in streams.items():
         cells = [_cell(name, stream["contenders"], results) for name in names]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    if (warning := disturbance(record)) is not None:
+        lines += ["", f"**Preliminary.** {warning}"]
     return "\n".join(lines)
 
 

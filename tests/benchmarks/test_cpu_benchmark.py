@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -44,6 +45,7 @@ from rvos_deploy.benchmarks.cpu_sections import (
     sweep_points,
 )
 from rvos_deploy.benchmarks.cpu_streams import DecodedClip, Point, measure_point
+from rvos_deploy.benchmarks.other_work import other_work
 from rvos_deploy.benchmarks.timing import Clip, decode_frames, render_clip
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.errors import BackendError, InputError
@@ -421,6 +423,25 @@ def test_a_job_by_the_command(tmp_path: Path) -> None:
     assert row["what"].startswith("run of tiny")
     assert result.returncode == (0 if row["status"] == "met" else 1)
     assert (tmp_path / "out" / HTML_FILE).is_file()
+
+
+def test_other_work_is_noticed() -> None:
+    loop = [sys.executable, "-c", "print(flush=True)\nwhile True: pass"]
+    with subprocess.Popen(loop, stdout=subprocess.PIPE) as busy:
+        assert busy.stdout is not None
+        busy.stdout.readline()
+        with other_work() as found:
+            time.sleep(0.6)
+        busy.kill()
+    if not Path("/proc/stat").is_file():
+        assert found["other_cores"] is None
+        return
+    assert found["other_cores"] is not None
+    assert found["other_cores"] > 0.1
+    record = fabricated()
+    assert "Other processes" not in render(record)
+    record["sections"]["job"]["other_cores"] = 1.5
+    assert "Other processes kept up to 1.5 cores busy" in render(record)
 
 
 def test_fresh_processes(clip: Clip) -> None:

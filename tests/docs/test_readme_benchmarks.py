@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -32,7 +34,8 @@ def test_the_table_is_that_of_the_result() -> None:
     readme = (ROOT / README).read_text(encoding="utf-8")
     assert readme == with_table(readme, record), AGAIN
     table = readme_table(record)
-    header, rule, *rows = table.splitlines()
+    header, rule, *rows = (line for line in table.splitlines() if line.startswith("|"))
+    assert rows
     assert header.count("|") == rule.count("|")
     assert {row.count("|") for row in rows} == {header.count("|")}
     # A changed figure changes the table.
@@ -49,7 +52,7 @@ def test_the_plot_is_that_of_the_result() -> None:
         assert min(picture.size) > 200
 
 
-def test_a_result_is_drawn(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_result_is_drawn(tmp_path: Path) -> None:
     record = json.loads((ROOT / RESULT).read_text(encoding="utf-8"))
     plot(record, ROOT / RESULT, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as again, Image.open(ROOT / PLOT) as committed:
@@ -57,8 +60,18 @@ def test_a_result_is_drawn(tmp_path) -> None:  # type: ignore[no-untyped-def]
         assert again.info["Source"] == committed.info["Source"]
 
 
+def test_a_disturbed_result_says_so() -> None:
+    record: dict[str, Any] = {
+        "sections": {"one": {"status": "failed", "other_cores": 1.5}},
+        "accuracy": {},
+    }
+    assert "**Preliminary.** Other processes kept up to 1.5 cores busy" in readme_table(record)
+    section["other_cores"] = 0.1
+    assert "Preliminary" not in readme_table(record)
+
+
 def test_a_readme_without_the_comments() -> None:
-    record = {"sections": {}, "accuracy": {}}
+    record: dict[str, Any] = {"sections": {}, "accuracy": {}}
     with pytest.raises(InputError, match="put them back"):
         with_table(f"{BEGIN} but no end", record)
     assert with_table(f"a\n{BEGIN}\nold\n{END}\nb", record).startswith(f"a\n{BEGIN}\n| milli")
