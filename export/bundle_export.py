@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 
 from rvos_deploy.bundle.folder import (
@@ -22,33 +21,32 @@ from rvos_deploy.bundle.folder import (
     write_manifest,
 )
 from rvos_deploy.bundle.manifest import REVISION, QuantizationRecord, WeightsRecord, plain
-from rvos_deploy.bundle.onnx_file import OnnxFile
 from rvos_deploy.environment import peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.export.calibration import Calibration
 from rvos_deploy.export.graph_form import choose_opset
-from rvos_deploy.export.half_storage import store_as_half
-from rvos_deploy.export.onnx_graph import export_graph, save_graph
-from rvos_deploy.export.parity import (
-    INT8_TOLERANCE,
-    Reference,
-    check_graph,
-    check_int8,
-    check_without_rounding,
+from rvos_deploy.export.int8_backbone import (
+    GRAPH as INT8_GRAPH,
 )
+from rvos_deploy.export.int8_backbone import (
+    Int8Backbone,
+    check_int8,
+    int8_encoder,
+    quantize_backbone,
+)
+from rvos_deploy.export.onnx_graph import export_graph
+from rvos_deploy.export.parity import Reference, check_graph, check_without_rounding
 from rvos_deploy.export.pytorch_weights import write_record
 from rvos_deploy.export.source import Store
 from rvos_deploy.files import cannot_write, replacing_folder
-from rvos_deploy.graph_io.tokenizer import Tokenizer
-from rvos_deploy.networks.clip_probe import ClipProbe, clip_probe
-from rvos_deploy.networks.export_graph import ClipAnswer, ExportableNetwork, Graph
+from rvos_deploy.networks.clip_probe import clip_probe
+from rvos_deploy.networks.export_graph import ExportableNetwork
 from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.parity.verification import (
     CLIP_LOGITS,
     CLIP_ORDER,
     MAXIMUM_UNDECIDED,
     MINIMUM_J_AND_F,
-    Check,
     CheckResult,
     MaskCheck,
     check_masks,
@@ -56,11 +54,7 @@ from rvos_deploy.parity.verification import (
 from rvos_deploy.progress import StepProgress, ignore_steps
 from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 from rvos_deploy.runtime.backends.onnxruntime.bf16_reference import Bf16ReferenceBackend
-from rvos_deploy.runtime.backends.onnxruntime.unoptimized import UnoptimizedBackend
 
-INT8_GRAPH = "backbone"
-"""The graph that ``--precision int8`` quantizes. It runs once a frame, whatever is asked about it,
-and its errors reach all queries alike."""
 NOT_PROVED = {
     "bf16": "that a library's own bfloat16 kernels give these numbers: they were computed in "
     "float32 and rounded to bfloat16 after every operator",
@@ -145,7 +139,8 @@ def export_network(
     except OSError as error:
         raise InputError(cannot_write(out, error)) from error
     seconds = time.perf_counter() - started
-    return ExportReport(out, results, export.quantization, seconds, peak_memory_bytes())
+    record = None if export.int8 is None else export.int8.record
+    return ExportReport(out, results, record, seconds, peak_memory_bytes())
 
 
 def check_target(out: Path, options: BundleOptions) -> None:
@@ -179,8 +174,8 @@ class _Export:
     weights: WeightsRecord
     options: BundleOptions
     progress: StepProgress
-    quantization: QuantizationRecord | None = None
-    """How the backbone became int8, once it has."""
+    int8: Int8Backbone | None = None
+    """The backbone, once it is int8."""
 
     def __post_init__(self) -> None:
         self.specs = {graph.spec.name: graph.spec for graph in self.exportable.graphs}
@@ -222,66 +217,39 @@ class _Export:
         names: list[str] = []
         for graph in self.exportable.graphs:
             self.progress(f"export {graph.spec.name}")
-            to_int8 = self.options.calibration is not None and graph.spec.name == INT8_GRAPH
-            store = "fp32" if to_int8 else self.options.store
+            calibration = self.options.calibration if graph.spec.name == INT8_GRAPH else None
+            store = self.options.store if calibration is None else "fp32"
             written = export_graph(graph, self.folder, store, self.options.opset)
             self.progress(f"parity {graph.spec.name}")
             network, tolerance = self.exportable.network, self.exportable.without_rounding
             checks = check_graph(graph, network, written[0], self.backend, reference)
             if tolerance is not None:
                 checks += check_without_rounding(graph, network, written[0], tolerance)
-            if to_int8:
+            if calibration is not None:
                 results += [replace(check, name=f"{check.name}, in float32") for check in checks]
-                written, checks = self._quantize(graph, written, reference)
+                self.int8 = quantize_backbone(
+                    graph.spec, written, calibration, self.options.store, self.progress
+                )
+                self.specs[INT8_GRAPH], written = self.int8.spec, list(self.int8.files)
+                checks = check_int8(self.int8, network, self.backend, reference)
             results += checks
             names += [file.name for file in written]
         return names
-
-    def _quantize(
-        self, graph: Graph, files: list[Path], reference: Reference
-    ) -> tuple[list[Path], list[Check]]:
-        """Replace a graph's files by int8, and check them; samples go to ``reference``."""
-        from rvos_deploy.export.int8 import quantize
-
-        assert self.options.calibration is not None
-        model = onnx.load(files[0])
-        found = quantize(graph.spec.name, model, self.options.calibration, self.progress)
-        for file in files:
-            file.unlink()
-        if self.options.store == "fp16":
-            store_as_half(found.model)
-        written = save_graph(found.model, files[0])
-        spec = replace(graph.spec, precision="int8", tolerance=INT8_TOLERANCE)
-        self.specs[spec.name], self.quantization = spec, found.record
-        network = self.exportable.network
-        return written, check_int8(spec, network, written[0], self.backend, reference)
 
     def _segment_clip(self, reference: Reference) -> None:
         network = self.exportable.network
         contracts = self.specs
         file = self.folder / TOKENIZER
         tokenizer = network.tokenizer(file, file.read_bytes(), contracts)
-        probe = clip_probe(network, contracts)
-        if self.quantization is None:
-            answer = self.exportable.segment_clip(probe, tokenizer, None)
+        probe, segment = clip_probe(network, contracts), self.exportable.segment_clip
+        if self.int8 is None:
+            answer = segment(probe, tokenizer, None)
         else:
             # Back ends are compared with the masks that int8 should give. The clip is not like the
-            # user's frames, so its masks in float32 would say nothing.
-            answer = self._segment_with_int8(probe, tokenizer)
+            # user's frames, so masks without int8 would say nothing about its loss.
+            with int8_encoder(self.int8) as encode:
+                answer = segment(probe, tokenizer, encode)
         reference[CLIP_LOGITS], reference[CLIP_ORDER] = answer.mask_logits, answer.choices
-
-    def _segment_with_int8(self, probe: ClipProbe, tokenizer: Tokenizer) -> ClipAnswer:
-        """Segment the clip by PyTorch with the image features of the int8 graph's definition."""
-        spec = self.specs[INT8_GRAPH]
-        files = [(spec, OnnxFile(self.folder / f"{spec.name}.onnx"))]
-        with UnoptimizedBackend().open_files(files) as session:
-
-            def encode(frame: torch.Tensor) -> tuple[torch.Tensor, ...]:
-                outputs = session.graphs[spec.name].run({spec.inputs[0].name: frame.numpy()})
-                arrays = session.ops.to_host([outputs[tensor.name] for tensor in spec.outputs])
-                return tuple(torch.from_numpy(array) for array in arrays.arrays())
-
-            return self.exportable.segment_clip(probe, tokenizer, encode)
 
     def _write_manifest(self, names: list[str], results: list[CheckResult]) -> None:
         network, graphs = self.exportable.network, self.specs.values()
@@ -310,8 +278,8 @@ class _Export:
                 "checks": [result.as_dict() for result in results],
             },
         }
-        if self.quantization is not None:
-            manifest["quantization"] = plain(self.quantization)
+        if self.int8 is not None:
+            manifest["quantization"] = plain(self.int8.record)
         write_manifest(self.folder, manifest, names)
 
 
