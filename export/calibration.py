@@ -32,6 +32,10 @@ DEFAULT_FRAMES = 32
 """Number of frames, of which half calibrate. Twice as many changed the error of ``tiny`` by less
 than a tenth."""
 MINIMUM_FRAMES = 2
+MAXIMUM_ERROR = 0.015
+"""Default of the greatest allowed error of any output: root mean square of the difference from
+float32, over that of float32, on frames that set no range. The products of the trained ``tiny`` err
+by 0.009 at most, its four dense convolutions by 0.03 (their outputs are rounded too)."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +45,25 @@ class CalibrationOptions:
     Args:
         source: a video file, a folder of images, or a split of a data set.
         frames: number of frames to take from it, spread evenly.
+        maximum_error: greatest allowed error of the graph's outputs, above 0 (``MAXIMUM_ERROR``).
     """
 
     source: str
     frames: int = DEFAULT_FRAMES
+    maximum_error: float = MAXIMUM_ERROR
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Hold frames as the network's inputs, uint8 [1,H,W,3], and the name of their source."""
+    """Hold frames as the network's inputs, uint8 [1,H,W,3], and the name of their source.
+
+    ``maximum_error`` is that of the options.
+    """
 
     source: str
     calibrating: tuple[Image, ...]
     measuring: tuple[Image, ...]
+    maximum_error: float = MAXIMUM_ERROR
 
 
 def check_calibration(precision: Precision, options: CalibrationOptions | None) -> None:
@@ -76,6 +86,11 @@ def check_calibration(precision: Precision, options: CalibrationOptions | None) 
         raise InputError(
             f"--calibration-frames must be at least {MINIMUM_FRAMES}, found {options.frames}: half "
             f"of them calibrate, and half measure the error; {DEFAULT_FRAMES} are usual"
+        )
+    if not options.maximum_error > 0:
+        raise InputError(
+            f"--maximum-int8-error must be above 0, found {options.maximum_error:g}; "
+            f"{MAXIMUM_ERROR} is the default"
         )
     if not has_end(options.source):
         raise InputError(
@@ -122,7 +137,7 @@ def read_calibration(
             f"{MINIMUM_FRAMES}; give a longer video, better one of {DEFAULT_FRAMES} frames or more"
         )
     name = Path(options.source).resolve().name
-    return Calibration(name, tuple(frames[::2]), tuple(frames[1::2]))
+    return Calibration(name, tuple(frames[::2]), tuple(frames[1::2]), options.maximum_error)
 
 
 def spread_frames(images: Iterator[Image], count: int, fitted: Fit) -> list[Image]:

@@ -3,7 +3,7 @@
 Static quantization after training, for CPUs: products with constant weights (MatMul, and
 convolutions that mix all channels) become int8; LayerNorm, GELU, residual sums, depthwise
 convolutions and everything else stay in float32 (``qdq.py``). If all layers together err by more
-than ``MAXIMUM_ERROR``, each is quantized alone, and those of the greatest error stay in float32.
+than the user allows, each is quantized alone, and those of the greatest error stay in float32.
 """
 
 from __future__ import annotations
@@ -32,10 +32,6 @@ from rvos_deploy.export.qdq import (
 )
 from rvos_deploy.progress import StepProgress, ignore_steps
 
-MAXIMUM_ERROR = 0.015
-"""Greatest allowed error of any output: root mean square of the difference from float32, over that
-of float32, on frames that set no range. The products of the trained ``tiny`` err by 0.009 at most,
-its four dense convolutions by 0.03 (their outputs are rounded too)."""
 RANKING_FRAMES = 2
 """Number of frames on which each layer's own error is measured, which only orders the layers."""
 
@@ -53,16 +49,14 @@ def quantize(
     model: onnx.ModelProto,
     calibration: Calibration,
     progress: StepProgress = ignore_steps,
-    maximum_error: float = MAXIMUM_ERROR,
 ) -> Quantized:
     """Quantize a graph that has a frame as its one input.
 
     Args:
         name: name of the graph.
         model: float32, with its weights; not changed.
-        calibration: frames that calibrate, and frames that measure the error.
+        calibration: frames that calibrate, frames that measure the error, and the allowed error.
         progress: called with each step.
-        maximum_error: see ``MAXIMUM_ERROR``.
 
     Raises:
         InputError: the graph has no layer that can be quantized.
@@ -79,7 +73,7 @@ def quantize(
         progress(f"{name}: ranges of {len(calibration.calibrating)} frames")
         ranges = tensor_ranges(prepared, calibration.calibrating)
         trial = _Trial(prepared, ranges, calibration.measuring)
-        chosen, errors = _choose(name, trial, layers, maximum_error, progress)
+        chosen, errors = _choose(name, trial, layers, calibration.maximum_error, progress)
         quantized = finish(trial.quantized(chosen), model)
     record = QuantizationRecord(
         graph=name,
@@ -89,7 +83,7 @@ def quantize(
         int8_layers=len(chosen),
         float_layers=tuple(layers[node] for node in layers if node not in chosen),
         errors=dict(zip([output.name for output in model.graph.output], errors, strict=True)),
-        maximum_error=maximum_error,
+        maximum_error=calibration.maximum_error,
     )
     return Quantized(quantized, record)
 
@@ -144,7 +138,7 @@ def _choose(
         count -= max(1, len(layers) // 20)
     raise ParityError(
         f"{name}: int8 errs by more than {maximum:.1%} in every layer, so no bundle was written; "
-        "export with --precision fp32, or calibrate on more frames"
+        "export with --precision fp32, or allow more with --maximum-int8-error"
     )
 
 

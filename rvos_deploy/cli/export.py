@@ -117,6 +117,15 @@ def export(
             help="Number of frames for int8, spread evenly. Default: 32.",
         ),
     ] = None,
+    int8_error: Annotated[
+        float | None,
+        typer.Option(
+            "--maximum-int8-error",
+            metavar="SHARE",
+            help="Greatest rms error of the backbone's outputs in int8, relative to float32, on "
+            "the frames that measure it. More allows more int8 layers. Default: 0.015.",
+        ),
+    ] = None,
     size: SizeOption = None,
     short_side: ShortSideOption = None,
     opset: Annotated[
@@ -181,7 +190,7 @@ def export(
     from rvos_deploy.networks.online_refer.config import PRESETS
 
     files = FileOptions(checkpoint, tokenizer, cache, offline)
-    frames = calibration_options(precision, calibration, calibration_frames)
+    frames = calibration_options(precision, calibration, calibration_frames, int8_error)
     check_outputs([json], files.local() + ([] if frames is None else [Path(frames.source)]))
     request = ExportRequest(
         source,

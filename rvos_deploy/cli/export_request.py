@@ -52,7 +52,7 @@ class ExportRequest:
 
 
 def calibration_options(
-    precision: Precision, source: str | None, frames: int | None
+    precision: Precision, source: str | None, frames: int | None, maximum_error: float | None
 ) -> CalibrationOptions | None:
     """Return the frames for int8; None in other precisions.
 
@@ -60,19 +60,30 @@ def calibration_options(
         precision: of the graphs.
         source: video or data set; None: not given.
         frames: their number; None: the default.
+        maximum_error: the allowed error; None: the default.
 
     Raises InputError: they do not fit the precision, or their source does not exist.
     """
     from rvos_deploy.export.calibration import (
         DEFAULT_FRAMES,
+        MAXIMUM_ERROR,
         CalibrationOptions,
         check_calibration,
     )
 
     options = None
     if source is not None:
-        options = CalibrationOptions(source, DEFAULT_FRAMES if frames is None else frames)
-    elif frames is not None:
-        raise InputError("--calibration-frames needs --calibration, which names their source")
+        options = CalibrationOptions(
+            source,
+            DEFAULT_FRAMES if frames is None else frames,
+            MAXIMUM_ERROR if maximum_error is None else maximum_error,
+        )
+    else:
+        for name, given in (
+            ("--calibration-frames", frames),
+            ("--maximum-int8-error", maximum_error),
+        ):
+            if given is not None:
+                raise InputError(f"{name} needs --calibration, which names a video or data set")
     check_calibration(precision, options)
     return options

@@ -42,14 +42,13 @@ Array = NDArray[np.float64]
 HEIGHT, WIDTH, INNER, OUTER = 5, 7, 6, 3
 
 
-def frames(count: int, seed: int, height: int = HEIGHT, width: int = WIDTH) -> list[NDArray]:
+def frames(count: int, seed: int) -> list[NDArray]:
     random = np.random.RandomState(seed)
-    return [random.randint(0, 256, (1, height, width, 3)).astype(np.uint8) for _ in range(count)]
+    return [random.randint(0, 256, (1, HEIGHT, WIDTH, 3)).astype(np.uint8) for _ in range(count)]
 
 
-def calibration(height: int = HEIGHT, width: int = WIDTH) -> Calibration:
-    calibrating, measuring = frames(4, 0, height, width), frames(3, 1, height, width)
-    return Calibration("noise", tuple(calibrating), tuple(measuring))
+def calibration(maximum_error: float = 0.015) -> Calibration:
+    return Calibration("noise", tuple(frames(4, 0)), tuple(frames(3, 1)), maximum_error)
 
 
 def weights(seed: int = 3) -> dict[str, NDArray[np.float32]]:
@@ -147,7 +146,7 @@ def reference(
 
 
 def test_numbers_equal_rounding_in_float64() -> None:
-    found = quantize("small", small_model(), calibration(), maximum_error=1.0)
+    found = quantize("small", small_model(), calibration(1.0))
     exact = [reference(frame, None)[0] for frame in calibration().calibrating]
     scales = {name: symmetric([t[name] for t in exact]) for name in exact[0]}
     for frame in frames(3, seed=9):
@@ -163,8 +162,8 @@ def test_numbers_equal_rounding_in_float64() -> None:
 
 
 def test_errors_are_those_of_frames_that_set_no_range() -> None:
-    given = calibration()
-    found = quantize("small", small_model(), given, maximum_error=1.0)
+    given = calibration(1.0)
+    found = quantize("small", small_model(), given)
     pairs = [
         (run(small_model(), frame, optimize=True), run(found.model, frame, optimize=True))
         for frame in given.measuring
@@ -177,12 +176,12 @@ def test_errors_are_those_of_frames_that_set_no_range() -> None:
 
 
 def test_layers_of_the_greatest_error_stay_in_float32() -> None:
-    everything = quantize("small", small_model(), calibration(), maximum_error=1.0).record
+    everything = quantize("small", small_model(), calibration(1.0)).record
     assert everything.float_layers == ()
     assert everything.int8_layers == 2
     allowed = 0.9 * max(everything.errors.values())
     steps: list[str] = []
-    some = quantize("small", small_model(), calibration(), steps.append, allowed)
+    some = quantize("small", small_model(), calibration(allowed), steps.append)
     assert some.record.float_layers == ("second",), "its output is rounded as well"
     assert some.record.int8_layers == 1
     assert max(some.record.errors.values()) <= allowed == some.record.maximum_error
@@ -192,7 +191,7 @@ def test_layers_of_the_greatest_error_stay_in_float32() -> None:
     conv = next(node for node in some.model.graph.node if node.op_type == "Conv")
     assert {"turned", "second.weight"} <= set(conv.input), "it reads what it read before"
     with pytest.raises(ParityError, match=r"int8 errs by more than 0\.0% in every layer"):
-        quantize("small", small_model(), calibration(), maximum_error=1e-9)
+        quantize("small", small_model(), calibration(1e-9))
 
 
 def test_a_graph_without_products_is_refused() -> None:
@@ -316,6 +315,8 @@ def test_frames_of_a_data_set_come_from_all_its_videos(tmp_path: Path) -> None:
         (CalibrationOptions("nothing"), "nothing does not exist; give a video file"),
         (CalibrationOptions("rtsp://camera/1"), "has no end, and frames are spread over the whole"),
         (CalibrationOptions("-"), "has no end"),
+        (CalibrationOptions(".", 8, 0.0), "--maximum-int8-error must be above 0, found 0"),
+        (CalibrationOptions(".", 8, float("nan")), "--maximum-int8-error must be above 0, found n"),
         (CalibrationOptions(".", 1), "--calibration-frames must be at least 2, found 1"),
     ],
 )
@@ -349,6 +350,7 @@ def test_the_command_refuses_int8_without_frames(rvos: Call, tmp_path: Path) -> 
         (("--precision", "int8"), "--precision int8 needs frames"),
         (("--calibration", str(tmp_path)), "--calibration is for --precision int8"),
         (("--calibration-frames", "8"), "--calibration-frames needs --calibration"),
+        (("--maximum-int8-error", "0.1"), "--maximum-int8-error needs --calibration"),
         (
             ("--precision", "int8", "--calibration", str(tmp_path), "--opset", "16"),
             "--opset 16 cannot be written in int8: needs 17 to 25",
