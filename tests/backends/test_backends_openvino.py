@@ -124,12 +124,12 @@ def test_fixed_sizes_that_compute_something_else_are_not_used(
         wanted = graph.run(inputs)["mask_logits"]
         tried = []
 
-        def wrong(arrays: Any, open_axis: str | None) -> Any:
+        def wrong(model: Any, arrays: Any, open_axis: str | None) -> Any:
             tried.append(open_axis)
             import openvino
 
             # A real model of the same inputs and outputs, whose numbers are others.
-            broken = graph._model.clone()
+            broken = model.clone()
             result = broken.outputs[0].get_node().input_value(0)
             doubled = openvino.opset13.multiply(result, np.float32(1.5)).output(0)
             doubled.get_tensor().set_names({"mask_logits"})

@@ -17,6 +17,8 @@ from rvos_deploy.networks.pan2024.network import MAXIMUM_SLOT_EXCESS, Pan2024
 from rvos_deploy.parity import verification
 from rvos_deploy.parity.verification import (
     MAXIMUM_UNDECIDED,
+    MINIMUM_J_AND_F,
+    MINIMUM_J_AND_F_LOWER,
     MaskCheck,
     ProbeMasks,
     check_masks,
@@ -85,7 +87,12 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
     graph = GraphSpec("frame_decoder", (), (), (), 1e-2)
 
     def check(
-        excess: float, *, replayed: bool = True, own: bool = False, accepted: float | None = None
+        excess: float,
+        *,
+        replayed: bool = True,
+        own: bool = False,
+        accepted: float | None = None,
+        computed: GraphSpec | None = None,
     ) -> MaskCheck:
         def run(bundle, backend, clip, box, orders=None):  # type: ignore[no-untyped-def]
             right = own if orders is None else replayed
@@ -101,7 +108,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
             precision="fp16",
             network=Pan2024(preset("tiny")),
         )
-        return check_masks(bundle, None, logits, order)  # type: ignore[arg-type]
+        specs = None if computed is None else {"frame_decoder": computed}
+        return check_masks(bundle, None, logits, order, specs)  # type: ignore[arg-type]
 
     return check
 
@@ -129,6 +137,20 @@ def test_where_slots_are_nearly_tied_what_the_tie_decides_is_compared(probe: Pro
 def test_another_object_is_no_tie(probe: Probe) -> None:
     assert not probe(MAXIMUM_SLOT_EXCESS + 0.01, own=True).passed
     assert not probe(0.1, replayed=False, own=True).passed
+
+
+def test_limits_are_lower_only_where_a_graph_is_computed_in_a_lower_precision(
+    probe: Probe,
+) -> None:
+    own = GraphSpec("frame_decoder", (), (), (), 1e-2)
+    lower = GraphSpec("frame_decoder", (), (), (), 0.13, "bf16")
+    # A query that rounding moves takes the cost of its slot along, however high.
+    moved = MAXIMUM_SLOT_EXCESS + 1
+    assert probe(moved, computed=lower).passed
+    assert not probe(moved, computed=own).passed
+    assert probe(0.0, computed=own).tolerance == MINIMUM_J_AND_F
+    assert probe(0.0, computed=lower).tolerance == MINIMUM_J_AND_F_LOWER
+    assert not probe(0.0, replayed=False, computed=lower).passed, "wrong masks pass"
 
 
 @pytest.mark.parametrize(("accepted", "passed"), [(0.29, False), (0.31, True)])
