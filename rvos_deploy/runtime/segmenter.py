@@ -262,6 +262,11 @@ def load(
     for name, value in (("backend", backend), ("device", device)):
         if not isinstance(value, str):
             raise InputError(f"{name} must be a name, found {described(value)}; write 'auto'")
+    if precision_hint is not None and not isinstance(precision_hint, str):
+        raise InputError(
+            f"precision_hint must be a name or None, found {described(precision_hint)}; write "
+            "'bf16'"
+        )
     threads = None if threads is None else whole_number("threads", threads, 1)
     settings = _checked(settings)
     try:

@@ -119,7 +119,7 @@ def misuse(attempt: Attempt, segmenter: rvos.Segmenter) -> Callable[[Any, Any, s
 
     def load_of(one: Any, other: Any) -> None:
         held(attempt, lambda: rvos.load(one).close())
-        for name in ("backend", "device", "threads"):
+        for name in ("backend", "device", "threads", "precision_hint"):
             held(attempt, lambda name=name: rvos.load("nowhere", **{name: one}).close())  # type: ignore[misc]
         held(attempt, lambda: rvos.load("nowhere", backend=one, device=other).close())
 
@@ -227,6 +227,11 @@ def test_numbers_of_numpy_are_numbers() -> None:
         ({"bundle": "tiny", "threads": 0}, r"threads must be at least 1, found 0"),
         ({"bundle": "tiny", "threads": 1.5}, r"threads must be a whole number, found 1\.5"),
         ({"bundle": "tiny", "threads": True}, r"threads must be a whole number, found True"),
+        ({"bundle": "tiny", "precision_hint": 16}, r"precision_hint must be a name or None.*16"),
+        (
+            {"bundle": "tiny", "precision_hint": "fp8\n"},
+            r"unknown precision hint 'fp8 ?'; known: bf16",
+        ),
     ],
 )
 def test_load(attempt: Attempt, arguments: dict[str, Any], message: str) -> None:

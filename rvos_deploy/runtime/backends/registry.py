@@ -8,7 +8,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal, get_args
 
-from rvos_deploy.errors import BackendError
+from rvos_deploy.errors import BackendError, one_line
 from rvos_deploy.graph_io.precision_hint import PRECISION_HINTS, PrecisionHint
 from rvos_deploy.runtime.backends.device_names import cuda_ordinal
 
@@ -126,7 +126,8 @@ def make_backend(
         return backend
     if precision_hint not in PRECISION_HINTS:
         raise BackendError(
-            f"unknown precision hint '{precision_hint}'; known: {', '.join(PRECISION_HINTS)}"
+            f"unknown precision hint '{one_line(precision_hint)}'; known: "
+            f"{', '.join(PRECISION_HINTS)}"
         )
     if name == "auto":
         raise BackendError(
