@@ -230,7 +230,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
         ({"bundle": "tiny", "precision_hint": 16}, r"precision_hint must be a name or None.*16"),
         (
             {"bundle": "tiny", "precision_hint": "fp8\n"},
-            r"unknown precision hint 'fp8 ?'; known: bf16",
+            r"unknown precision hint 'fp8'; known: bf16",
         ),
     ],
 )
