@@ -20,6 +20,7 @@ from rvos_deploy.files import (
     discard_stale,
     locked,
     made_folder,
+    read_regular_file,
     replacing,
     replacing_folder,
     write_text,
@@ -254,3 +255,22 @@ def test_a_folder_comes_back_when_the_new_one_cannot_be_put_there(
         folder.rmdir()
     assert names(target) == ["before"]
     assert names(tmp_path) == ["bundle"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="nothing says who may write a file")
+def test_a_private_file_is_one_that_nobody_else_can_have_written(tmp_path: Path) -> None:
+    file = tmp_path / "model"
+    file.write_bytes(b"mine")
+    for mode, private in ((0o600, True), (0o644, True), (0o664, False), (0o602, False)):
+        file.chmod(mode)
+        assert read_regular_file(file, 10) == b"mine"
+        if private:
+            assert read_regular_file(file, 10, private=True) == b"mine"
+        else:
+            with pytest.raises(PermissionError, match="another user may have written it"):
+                read_regular_file(file, 10, private=True)
+    file.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(file, 12345, -1)
+        with pytest.raises(PermissionError, match="another user may have written it"):
+            read_regular_file(file, 10, private=True)

@@ -143,6 +143,15 @@ def external_locations(model: bytes, path: Path) -> set[str]:
     return found
 
 
+def has_functions(model: bytes) -> bool:
+    """Tell whether a serialised model holds functions of its own. Bytes of another form: False."""
+    functions = next(n for n, kind in FIELDS["ModelProto"].items() if kind == "FunctionProto")
+    try:
+        return any(number == functions for number, _, _ in _messages(model, 0, len(model)))
+    except (IndexError, ValueError):
+        return False
+
+
 def _entry(data: bytes, start: int, end: int) -> tuple[bytes, bytes]:
     parts = {number: data[first:last] for number, first, last in _messages(data, start, end)}
     return parts.get(1, b""), parts.get(2, b"")

@@ -11,7 +11,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from rvos_deploy.bundle.folder import open_bundle
-from rvos_deploy.bundle.onnx_file import FIELDS, OnnxContent, OnnxFile, external_locations
+from rvos_deploy.bundle.onnx_file import (
+    FIELDS,
+    OnnxContent,
+    OnnxFile,
+    external_locations,
+    has_functions,
+)
 from rvos_deploy.errors import BundleError
 from rvos_deploy.runtime.backends.registry import make_backend
 
@@ -156,3 +162,13 @@ def test_a_session_does_not_keep_the_bytes(tiny_bundle: Path) -> None:
     with make_backend(threads=1).open_files([(spec, TracedFile(file))]):
         gc.collect()
         assert freed == [file.stat().st_size]
+
+
+def test_functions_are_found_without_onnx(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    for name in bundle.graphs:
+        content = bundle.graph_file(name).read_model()
+        assert has_functions(content) == bool(onnx.load_model_from_string(content).functions)
+        assert has_functions(content) == (name == "frame_decoder")
+    assert not has_functions(b"nonsense")
+    assert not has_functions(b"")

@@ -7,7 +7,6 @@ is executed: at worst, a forged one makes ``auto`` choose another back end that 
 from __future__ import annotations
 
 import hashlib
-import platform
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +17,7 @@ from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.bundle.manifest import Line
 from rvos_deploy.cache_folder import VARIABLE, cache_folder
 from rvos_deploy.cpu_ops import ms_deform_attn as kernel
-from rvos_deploy.environment import machine, usable_cores, versions
+from rvos_deploy.environment import machine, processor_fingerprint, usable_cores, versions
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import read_regular_file, write_text
 from rvos_deploy.graph_io.graph_spec import fixed_box
@@ -82,7 +81,7 @@ def trial_key(bundle: Bundle, settings: StreamSettings, threads: int | None) -> 
     libraries = versions("onnxruntime", "onnxruntime-gpu", "openvino")
     return {
         "processor": machine()["processor"],
-        "architecture": platform.machine(),
+        "processor_fingerprint": processor_fingerprint(),
         "threads": str(threads or usable_cores()),
         "graphs": graphs.hexdigest(),
         "size": described_size(bundle, settings),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rvos_deploy.bundle.onnx_file import OnnxContent, OnnxFile
+from rvos_deploy.bundle.onnx_file import OnnxContent, OnnxFile, has_functions
 from rvos_deploy.environment import processor_fingerprint, usable_cores
 from rvos_deploy.errors import BackendError, one_line
 from rvos_deploy.graph_io.graph_spec import GraphSpec
@@ -25,7 +25,10 @@ from rvos_deploy.runtime.backends.host_ops import HostOps
 from rvos_deploy.runtime.backends.imports import import_library
 from rvos_deploy.runtime.backends.onnxruntime.binding import run_bound
 from rvos_deploy.runtime.backends.onnxruntime.device_arrays import CudaArrayOps
-from rvos_deploy.runtime.backends.onnxruntime.optimised_models import OptimisedModel
+from rvos_deploy.runtime.backends.onnxruntime.optimised_models import (
+    MAXIMUM_MODEL_BYTES,
+    OptimisedModel,
+)
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
@@ -145,11 +148,17 @@ class OnnxRuntimeGraph(Graph):
         return None
 
     def _keeps_optimised(self, content: OnnxContent) -> bool:
-        """Tell whether the model comes back: a bundle's does, an export that is checked may not."""
+        """Tell whether the model is opened often, and much faster in its optimised form.
+
+        A bundle's model comes back, the file of an export that is checked does not. ONNX Runtime
+        needs long for models with functions only (README.md of the back ends has the times).
+        """
         return (
             self._place.provider == CPU
             and self._file.read_checked is not None
             and not content.external
+            and len(content.model) <= MAXIMUM_MODEL_BYTES
+            and has_functions(content.model)
         )
 
     def _open(self, ort: Any, content: OnnxContent) -> Any:

@@ -25,7 +25,7 @@ from rvos_deploy.files import (
 
 FOLDER = "onnxruntime-models"
 MAXIMUM_MODEL_BYTES = 256 << 20
-"""A larger model is not kept: opening it is no longer most of the time until its first mask."""
+"""A larger model is not kept: to read and hash it takes about as long as to optimise it."""
 MAXIMUM_BYTES = 1 << 30
 """Models beyond this sum are removed, the least recently used first."""
 
