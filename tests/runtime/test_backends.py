@@ -158,6 +158,17 @@ def test_a_session_has_all_graphs_or_is_not_opened(tiny_bundle: Path, tmp_path: 
     assert closed == ["video_decoder"]
 
 
+def test_a_session_neither_spins_nor_plans_its_memory(tiny_bundle: Path) -> None:
+    """README.md of the back ends has the measurements."""
+    with OnnxRuntimeBackend(threads=1).open(open_bundle(tiny_bundle), ["mask_head"]) as session:
+        graph = session.graphs["mask_head"]
+        assert isinstance(graph, OnnxRuntimeGraph)
+        options = graph._session.get_session_options()
+        assert options.enable_mem_pattern is False
+        assert options.enable_cpu_mem_arena is True
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_a_file_that_is_no_graph(tmp_path: Path, tiny_bundle: Path) -> None:
     file = tmp_path / "mask_head.onnx"
     file.write_bytes(b"nonsense")

@@ -43,7 +43,8 @@ class OptimisedModel:
             with suppress(OSError):
                 content = read_regular_file(file, MAXIMUM_MODEL_BYTES, private=True)
                 if file.name == self._name(hashlib.sha256(content).hexdigest()):
-                    os.utime(file)  # _remove_oldest reads the time of the last use
+                    with suppress(OSError):  # a read-only cache may be used
+                        os.utime(file)  # _remove_oldest reads the time of the last use
                     return content
         return None
 
