@@ -35,6 +35,9 @@ FEWEST = 5
 """Frames that are measured at least, also after ``SECONDS``."""
 SECONDS = 10.0
 """Time of all back ends together, after which no further frame is measured."""
+LEAST_CORES = 0.8
+"""Cores that this process must get, as CPU time by time, while frames are measured. It always has a
+thread to run, so it gets at least one where no other program takes the cores."""
 _LONGEST = 300
 
 
@@ -60,6 +63,7 @@ def hold_trial(
 
     Raises:
         InputError: the graphs do not take the size.
+        BackendError: other programs take the cores, so the times mean nothing.
         ParityError: no back end is equal to the reference.
     """
     settings = settings or StreamSettings()
@@ -160,18 +164,29 @@ class _Contender:
 def _measure(
     bundle: Bundle, contenders: list[_Contender], settings: StreamSettings, threads: int | None
 ) -> None:
-    """Push the same frames through every contender in turn."""
+    """Push the same frames through every contender in turn.
+
+    Raises:
+        BackendError: other programs take the cores.
+    """
     with ExitStack() as stack:
         for contender in contenders:
             contender.open(stack, bundle, settings, threads)
-        started = 0.0
+        started = used = 0.0
         for number, frame in enumerate(_frames()):
             if number == WARM_UP:
-                started = time.perf_counter()
+                started, used = time.perf_counter(), time.process_time()
             if number >= WARM_UP + FEWEST and time.perf_counter() - started > SECONDS:
                 break
             for contender in contenders:
                 contender.push(frame, timed=number >= WARM_UP)
+        cores = (time.process_time() - used) / (time.perf_counter() - started)
+    running = any(not contender.failure for contender in contenders)
+    if running and cores < LEAST_CORES:
+        raise BackendError(
+            f"other programs take the cores (this one got {cores:.2f} of them, needed: "
+            f"{LEAST_CORES}), so the times mean nothing; hold the trial when the machine is idle"
+        )
 
 
 def _compare_masks(contenders: list[_Contender]) -> None:

@@ -83,7 +83,8 @@ def build_engines(
 
         # A hardware-compatible engine carries PTX for the oldest GPU that may load it.
         arch = AMPERE if settings.hardware_compatible else None
-        register_plugin(arch, bundle.precision)
+        # The operator of an int8 bundle is float32, like everything but the backbone's products.
+        register_plugin(arch, "fp32" if bundle.precision == "int8" else bundle.precision)
     job = BuildJob(trt, gpu, bundle, settings, plugin)
     with _staging(engine_folder(bundle.path, settings.target)) as staging:
         plans = []

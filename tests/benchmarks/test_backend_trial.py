@@ -24,6 +24,12 @@ from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend,
 from rvos_deploy.runtime.backends.registry import BACKENDS, KnownBackend
 from rvos_deploy.stream_settings import StreamSettings
 
+
+@pytest.fixture(autouse=True)
+def a_busy_machine_may_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_trial, "LEAST_CORES", 0.0)
+
+
 SIZE = (64, 128)
 """No size at which a bundle is verified."""
 
@@ -91,6 +97,15 @@ def test_only_back_ends_equal_to_the_reference_may_win(
 def test_no_back_end_equal_to_the_reference_is_an_error(tiny_bundle: Path, faulty: None) -> None:
     with pytest.raises(ParityError, match=r"no back end reproduces .*wrong: \d+ of \d+ checks"):
         hold_trial(open_bundle(tiny_bundle), ["wrong"], StreamSettings(size=SIZE), threads=1)
+
+
+def test_no_choice_is_made_while_others_take_the_cores(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend_trial, "LEAST_CORES", 1000.0)
+    monkeypatch.setattr(backend_trial, "FRAMES", 5)
+    with pytest.raises(BackendError, match=r"this one got \d+\.\d\d of them.*machine is idle"):
+        hold_trial(open_bundle(tiny_bundle), ["onnxruntime"], StreamSettings(size=SIZE))
 
 
 def test_a_size_that_graphs_do_not_take_is_refused_first(

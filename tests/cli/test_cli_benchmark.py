@@ -64,9 +64,11 @@ def test_stages_and_comparison(
     for side in ("ours", "theirs"):
         check_times(comparison[side], count=2)
 
-    title, attention, header, *rows = result.stdout.splitlines()
-    assert attention.startswith("deformable attention: function body; ")
+    title, choice, attention, header, *rows = result.stdout.splitlines()
     assert title.startswith("tiny in 96x160, 2 expressions, onnxruntime on cpu, 1 thread;")
+    assert choice.startswith("--backend auto: onnxruntime; ")
+    assert found["versions"]["backend"]["auto"] in choice
+    assert attention.startswith("deformable attention: function body; ")
     assert header.split() == ["stage", "p50", "p90", "p99", "count"]
     assert {row.split()[0] for row in rows[: len(STAGES)]} == STAGES
     assert rows[-2].startswith("whole job, stages overlapped")

@@ -26,7 +26,7 @@ def test_verify_prints_the_table_and_passes(
 ) -> None:
     result = process("verify", tiny_bundle, "--json", tmp_path / "v" / "verify.json")
     assert (result.code, result.stderr) == (0, "")
-    header, *rows, last = result.stdout.splitlines()
+    header, *rows, choice, last = result.stdout.splitlines()
     for title in ("max abs", "tolerance", "max rel", "cosine", "worst at"):
         assert title in header
     found = read(tmp_path / "v" / "verify.json")
@@ -35,6 +35,7 @@ def test_verify_prints_the_table_and_passes(
     assert found["passed"] is True
     assert found["left_out"] == []
     assert found["versions"]["backend"]["name"] == "onnxruntime"
+    assert choice == f"--backend auto: onnxruntime; {found['versions']['backend']['auto']}"
     assert found["machine"]["cores"] >= 1
     checks = found["checks"]
     assert len(rows) == len(checks)

@@ -25,8 +25,8 @@ from rvos_deploy.stream_settings import StreamSettings
 
 MAXIMUM_BYTES = 64 << 10
 ADVANTAGE = 1.05
-"""Another back end must be so many times as fast as the first one to be chosen: two trials of equal
-back ends on a quiet machine differ by about 3 %, and a choice should last."""
+"""Another back end must be so many times as fast as the first one to be chosen: noise alone told
+two equal ones 2 % apart, and a choice should last."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

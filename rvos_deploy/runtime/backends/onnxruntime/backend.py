@@ -193,7 +193,7 @@ class OnnxRuntimeGraph(Graph):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # A pattern reserves one block for all tensors of a run, for each set of sizes. With eight
         # expressions that was a third of the process's peak memory, and no faster.
-        options.enable_mem_pattern = self._provider != PROVIDERS["cpu"]
+        options.enable_mem_pattern = self._place.provider != CPU
         # Otherwise a file with the magic bytes of ONNX Runtime's own format is read as that.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         return options
