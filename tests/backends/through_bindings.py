@@ -20,8 +20,8 @@ from rvos_deploy.graph_io.frame_geometry import (
 )
 from rvos_deploy.runtime.backends.cuda import kernels as cuda_kernels
 from rvos_deploy.runtime.backends.cuda import nvrtc
+from rvos_deploy.runtime.backends.cuda.driver_calls import call
 from rvos_deploy.runtime.backends.cuda.kernels import Kernels, number, pointer
-from rvos_deploy.runtime.backends.cuda.libraries import call
 
 STREAM = 0x77  # what host_driver.cpp wants to see
 

@@ -17,7 +17,8 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import TACTICS, TYPES, DTyp
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.graph_io.probe import probe_inputs
 from rvos_deploy.runtime.backends.cuda.device import acquire_device
-from rvos_deploy.runtime.backends.cuda.libraries import call, import_cuda
+from rvos_deploy.runtime.backends.cuda.driver_calls import call
+from rvos_deploy.runtime.backends.cuda.libraries import import_cuda
 from rvos_deploy.runtime.backends.tensorrt.backend import TensorRtBackend
 
 pytestmark = pytest.mark.gpu

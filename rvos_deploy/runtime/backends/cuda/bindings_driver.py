@@ -24,7 +24,7 @@ from rvos_deploy.runtime.backends.cuda.driver import CurrentContext, DriverDevic
 from rvos_deploy.runtime.backends.cuda.staging import PycudaEvent, PycudaStream
 
 if TYPE_CHECKING:
-    from rvos_deploy.runtime.backends.cuda.libraries import Handle
+    from rvos_deploy.runtime.backends.cuda.driver_calls import Handle
 
 
 class CudaError(Exception):

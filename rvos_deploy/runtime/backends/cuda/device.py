@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.cuda.driver import DISABLE_TIMING
+from rvos_deploy.runtime.backends.cuda.driver_calls import call
 from rvos_deploy.runtime.backends.cuda.kernels import Kernels
-from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries, call
+from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries
 from rvos_deploy.runtime.backends.cuda.memory import (
     DeviceBuffer,
     DevicePool,

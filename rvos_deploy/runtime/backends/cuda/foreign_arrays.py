@@ -19,7 +19,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.tensors import Scalar
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.dlpack import CUDA, Capsule
-from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_DEFAULT_STREAM, call, wait_for
+from rvos_deploy.runtime.backends.cuda.driver_calls import LEGACY_DEFAULT_STREAM, call, wait_for
 from rvos_deploy.runtime.backends.cuda.tensor import DeviceTensor, Memory
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rvos_deploy.runtime.backends.cuda import nvrtc
-from rvos_deploy.runtime.backends.cuda.libraries import call
+from rvos_deploy.runtime.backends.cuda.driver_calls import call
 
 SOURCE = Path(__file__).with_name("kernels.cu")
 OPTIONS = ("--std=c++17", "--fmad=false")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.cuda.libraries import Handle
+from rvos_deploy.runtime.backends.cuda.driver_calls import Handle
 
 if TYPE_CHECKING:
     from rvos_deploy.runtime.backends.cuda.driver import Driver

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_DEFAULT_STREAM, Handle, call
+from rvos_deploy.runtime.backends.cuda.driver_calls import LEGACY_DEFAULT_STREAM, Handle, call
 from rvos_deploy.runtime.backends.cuda.memory import Block, DeviceBuffer
 
 NO_WAIT = -1

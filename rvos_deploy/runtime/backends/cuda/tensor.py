@@ -14,8 +14,8 @@ import numpy as np
 from rvos_deploy.graph_io.tensors import DType, HostArray
 from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 from rvos_deploy.runtime.backends.cuda.dlpack import CUDA, make_capsule
+from rvos_deploy.runtime.backends.cuda.driver_calls import wait_for
 from rvos_deploy.runtime.backends.cuda.kernels import Argument, pointer
-from rvos_deploy.runtime.backends.cuda.libraries import wait_for
 from rvos_deploy.runtime.backends.cuda.memory import DeviceBuffer
 from rvos_deploy.runtime.backends.cuda.readers import NO_WAIT, Export, stream_handle
 from rvos_deploy.runtime.backends.cuda.staging import DeviceEvent

@@ -20,12 +20,12 @@ from numpy.typing import DTypeLike, NDArray
 from rvos_deploy.errors import BackendError
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.tensors import Tensor
+from rvos_deploy.runtime.backends.cuda.driver_calls import LEGACY_DEFAULT_STREAM, call
 from rvos_deploy.runtime.backends.cuda.foreign_arrays import (
     ForeignArray,
     find_array,
     is_device_array,
 )
-from rvos_deploy.runtime.backends.cuda.libraries import LEGACY_DEFAULT_STREAM, call
 from rvos_deploy.runtime.backends.host_ops import HostOps
 from rvos_deploy.runtime.backends.imports import import_library
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from rvos_deploy.errors import BackendError
-from rvos_deploy.runtime.backends.cuda.libraries import call
+from rvos_deploy.runtime.backends.cuda.driver_calls import call
 from rvos_deploy.runtime.backends.cuda.runtime_errors import clear_runtime_errors
 
 CAPACITY = 8
