@@ -15,10 +15,16 @@ OPSETS: dict[str, range] = {
     "fp32": range(17, 26),
     "fp16": range(17, 26),
     "bf16": range(22, 26),
-    "int8": range(17, 26),
+    "int8": range(17, 21),
 }
 """Possible opsets by precision. LayerNormalization exists from opset 17 on, and Conv allows
-bfloat16 from 22 on. onnxscript's converter reaches 25."""
+bfloat16 from 22 on. onnxscript's converter reaches 25. From 21 on, ONNX Runtime 1.32 cannot load an
+int8 convolution before a transpose (its optimiser writes pairs of two types)."""
+_LIMITS: dict[str, str] = {
+    "bf16": "Conv takes bfloat16 from 22 on, the converter reaches 25",
+    "int8": "LayerNormalization came with 17, ONNX Runtime 1.32 fails on int8 from 21 on",
+}
+"""What limits the opsets; in other precisions, LayerNormalization and the converter."""
 
 DEFAULT_OPSET: dict[str, int] = {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 18}
 """Opset that the exporter writes without a conversion; for bfloat16, the first that Conv allows."""
@@ -150,13 +156,11 @@ def choose_opset(opset: int | None, precision: str) -> int:
     if opset is None:
         return DEFAULT_OPSET[precision]
     if opset not in allowed:
-        first = (
-            "Conv takes bfloat16 from 22 on"
-            if precision == "bf16"
-            else "LayerNormalization came with 17"
+        limits = _LIMITS.get(
+            precision, f"LayerNormalization came with 17, the converter reaches {allowed[-1]}"
         )
         raise InputError(
             f"--opset {opset} cannot be written in {precision}: needs {allowed[0]} to "
-            f"{allowed[-1]} ({first}, the converter reaches {allowed[-1]})"
+            f"{allowed[-1]} ({limits})"
         )
     return opset

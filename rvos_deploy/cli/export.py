@@ -95,8 +95,9 @@ def export(
         Precision,
         typer.Option(
             "--precision",
-            help="Number format that the graphs compute in. int8: the products of the backbone, "
-            "for CPUs; it needs --calibration.",
+            metavar="FORMAT",
+            help="Number format that the graphs compute in: fp32, fp16, bf16; or int8 for the "
+            "products of the backbone, on CPUs, which needs --calibration.",
         ),
     ] = "fp32",
     calibration: Annotated[
@@ -133,7 +134,8 @@ def export(
         typer.Option(
             "--opset",
             metavar="N",
-            help="ONNX opset of the files: 17 to 25, bf16 from 22. Default: 18, bf16 22.",
+            help="ONNX opset of the files: 17 to 25, bf16 from 22, int8 up to 20. Default: 18, "
+            "bf16 22.",
         ),
     ] = None,
     static_shapes: Annotated[

@@ -210,7 +210,7 @@ def load() -> tuple[ExportableNetwork, WeightsRecord]:
     config = ToyConfig()
     encoder, head = Encoder().eval(), Head(config.nearness).eval()
 
-    def segment(probe: ClipProbe, tokenizer: Words, encoder: object) -> ClipAnswer:
+    def segment(probe: ClipProbe, tokenizer: Words, instead: object) -> ClipAnswer:
         wanted = torch.from_numpy(np.stack([tokenizer(text) for text in PROBE_EXPRESSIONS]))
         with torch.inference_mode():
             maps = [
