@@ -179,6 +179,11 @@ class _Export:
 
     def __post_init__(self) -> None:
         self.specs = {graph.spec.name: graph.spec for graph in self.exportable.graphs}
+        if self.options.calibration is not None and INT8_GRAPH not in self.specs:
+            raise InputError(
+                f"--precision int8 is for a network with the graph '{INT8_GRAPH}', found: "
+                f"{', '.join(self.specs)}; export with --precision fp32"
+            )
 
     @property
     def precision(self) -> str:
