@@ -136,10 +136,12 @@ class _Checker(ast.NodeVisitor):
         return None
 
     def _returned(self, function: Any) -> Instance | None:
-        match = re.search(r"-> (?:\w+\.)+(\w+)", getattr(function, "__doc__", None) or "")
-        classes = (
-            [getattr(module, match[1], None) for module in self.roots.values()] if match else []
-        )
+        match = re.search(r"-> ((?:\w+\.)+)(\w+)", getattr(function, "__doc__", None) or "")
+        if match is None:
+            return None
+        # Both libraries have classes of one name: the function's own library first.
+        roots = sorted(self.roots.values(), key=lambda m: m.__name__ in match[1], reverse=True)
+        classes = [getattr(module, match[2], None) for module in roots]
         return next((Instance(cls) for cls in classes if isinstance(cls, type)), None)
 
     def _problem(self, node: ast.stmt | ast.expr, what: str) -> None:

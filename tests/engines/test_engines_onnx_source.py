@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.bundle.onnx_file import OnnxFile
+from rvos_deploy.engines.network import _parse_bytes
 from rvos_deploy.engines.onnx_source import read_onnx
 from rvos_deploy.graph_io.probe import probe_inputs
 
@@ -88,3 +89,32 @@ def test_the_bundles_graphs_keep_their_numbers(tiny_bundle: Path) -> None:
             np.testing.assert_array_equal(one, other)
     assert plugins.pop("frame_decoder") == bundle.config.encoder_layers
     assert set(plugins.values()) == {0}
+
+
+def test_old_parsers_take_the_weights_inside_the_model(tmp_path: Path) -> None:
+    """TensorRT 10.9's parser cannot be given external weights from memory."""
+
+    class OldParser:
+        def parse(self, model: bytes) -> bool:
+            self.model = model
+            return True
+
+    weights = np.random.default_rng(0).standard_normal((3, 400)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 400])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    path = tmp_path / "graph.onnx"
+    data = "graph.onnx.data"
+    onnx.save(model, path, save_as_external_data=True, location=data, size_threshold=0)
+    source = read_onnx(OnnxFile(path))
+    assert list(source.external) == ["w"]
+    parser = OldParser()
+    assert _parse_bytes(parser, source)
+    x = np.ones((2, 3), np.float32)
+    (found,) = run(parser.model, {"x": x})
+    np.testing.assert_allclose(found, x @ weights, rtol=1e-5)

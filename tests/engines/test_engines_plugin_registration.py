@@ -241,6 +241,61 @@ except RvosError as error:
     assert "export again" in found
 
 
+def test_what_the_kernel_needs_is_found_missing_before_the_build(
+    real_tensorrt: Path, tmp_path: Path
+) -> None:
+    """TensorRT prints what a callback raises, and loses it."""
+    broken = tmp_path / "kernel.cu"
+    broken.write_text("no CUDA at all\n")
+    found = run(
+        real_tensorrt,
+        f"""
+from pathlib import Path
+from rvos_deploy.engines.plugins.ms_deform_attn import compile
+told = []
+for source, arch in ((compile.SOURCE, None), (Path({str(broken)!r}), 80)):
+    compile.SOURCE = source
+    try:
+        register_plugin(arch, "bf16")
+    except RvosError as error:
+        told.append(str(error))
+print(json.dumps([told, len(registry.creators)]))
+""",
+    )
+    told, creators = found
+    if len(told) == 2:  # no GPU here
+        assert "the GPU's architecture cannot be read" in told[0]
+        assert creators == 0
+    assert "kernel.cu(1): error" in told[-1]
+
+
+def test_an_error_of_a_callback_is_kept(real_tensorrt: Path) -> None:
+    """TensorRT's own error says only that the plugin failed, so ours is raised in its place."""
+    found = run(
+        real_tensorrt,
+        """
+from rvos_deploy.engines.plugins.ms_deform_attn.plugin import raise_plugin_failure
+told = []
+register_plugin(80)
+raise_plugin_failure()
+for dynamic in ((3,), ()):
+    try:
+        build(trt.float16, trt.float16, trt.float16, dynamic=dynamic)
+    except RvosError:
+        pass  # the bindings print it
+try:
+    raise_plugin_failure()
+except RvosError as error:
+    told.append(str(error))
+register_plugin(80)
+raise_plugin_failure()
+print(json.dumps(told))
+""",
+    )
+    assert len(found) == 1
+    assert "head width) is dynamic" in found[0]
+
+
 def test_without_tensorrt_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(PluginError, match=r"pip install 'rvos-deploy\[tensorrt\]'"):

@@ -48,12 +48,13 @@ class Execution:
         """
         self.device, self.spec, self._workspace = device, spec, workspace
         self._trt, self._engine = trt, engine
-        context = _make_context(trt, engine)
-        if context is None:
+        made = _make_context(trt, engine)
+        if made is None:
             raise BackendError(
                 f"TensorRT cannot make an execution context of {spec.name}: GPU memory is short; "
                 "build with smaller maxima in --profile, or end other programs on the GPU"
             )
+        context: trt.IExecutionContext = made
         context.set_device_memory(workspace.address, engine.device_memory_size_v2)
         self._context = context
         self._profile: int | None = None
