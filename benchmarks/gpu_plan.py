@@ -75,7 +75,9 @@ PLAN = (
         "tensorrt",
     ),
     PlannedStep("engines tensorrt-rtx", "the same with TensorRT-RTX", "tensorrt-rtx"),
-    PlannedStep("kernels", "time deformable attention by ours and other kernels", "torch, pycuda"),
+    PlannedStep(
+        "kernels", "time deformable attention by ours and other kernels", "torch, cuda-bindings"
+    ),
     PlannedStep(
         "tensorrt", "parity, J&F, every graph, the whole stream, memory", "tensorrt, torch"
     ),

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture
 def context() -> Iterator[None]:
-    pytest.importorskip("pycuda.driver")
+    pytest.importorskip("cuda.bindings.driver")
     with primary_context():
         yield
 

@@ -1,15 +1,16 @@
 // A CUDA driver for one test. The real cuda.bindings load it in place of libcuda.so.1. Memory is the
-// host's, and copies run at once. It shows that calls get their arguments and that what was made is
+// host's, and copies run at once. A launch of the plugin's kernel writes what it was given. It shows that calls get their arguments and that what was made is
 // freed, and nothing about a GPU.
 
 #include <dlfcn.h>
 
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
 namespace {
 
-enum Kind { kContext, kStream, kEvent, kDevice, kPinned, kKinds };
+enum Kind { kContext, kStream, kEvent, kDevice, kPinned, kModule, kKinds };
 int living[kKinds];
 int current = 0;
 
@@ -82,7 +83,7 @@ int cuCtxPopCurrent(void** context) {
 }
 int cuStreamCreate(void** stream, unsigned flags) { return flags == 1 ? make(stream, kStream) : 1; }
 int cuStreamDestroy(void* stream) { return drop(stream, kStream); }
-int cuStreamSynchronize(void* stream) { return stream == nullptr; }
+int cuStreamSynchronize(void*) { return current == 0; }
 int cuStreamWaitEvent(void* stream, void* event, unsigned) {
   return stream == nullptr || event == nullptr;
 }
@@ -91,6 +92,26 @@ int cuEventDestroy(void* event) { return drop(event, kEvent); }
 int cuEventRecord(void* event, void* stream) { return stream == nullptr || event == nullptr; }
 int cuEventSynchronize(void* event) { return event == nullptr; }
 int cuEventQuery(void*) { return 600; }
+int cuModuleLoadData(void** module, const void* image) {
+  return std::strcmp(static_cast<const char*>(image), "the PTX") == 0 ? make(module, kModule) : 218;
+}
+int cuModuleGetFunction(void** function, void* module, const char* name) {
+  *function = module;
+  return std::strcmp(name, "rvos_ms_deform_attn") == 0 ? 0 : 500;
+}
+int cuModuleUnload(void* module) { return drop(module, kModule); }
+int cuLaunchKernel(void*, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                   unsigned block_y, unsigned block_z, unsigned shared, void* stream,
+                   void** parameters, void** extra) {
+  if (current == 0 || stream != nullptr || extra != nullptr || shared != 0) return 1;
+  float* output = *static_cast<float**>(parameters[10]);
+  for (int i = 0; i < 5; ++i) *output++ = **static_cast<float**>(parameters[i]);
+  for (int i = 5; i < 10; ++i) *output++ = static_cast<float>(*static_cast<int*>(parameters[i]));
+  for (unsigned size : {grid_x, grid_y, grid_z, block_x, block_y, block_z}) {
+    *output++ = static_cast<float>(size);
+  }
+  return 0;
+}
 int cuMemAlloc(unsigned long long* address, size_t size) {
   if (size > size_t{1} << 30) return 2;
   void* memory;

@@ -1,15 +1,16 @@
 """Launch the plugin's PTX from Python on arrays that are on the GPU already.
 
 NOT RUN: the development machine has no GPU. For tests and the benchmark; an engine launches the
-kernel itself.
+kernel itself. The tests call it with the real cuda.bindings over a C library for a driver.
 """
 
 from __future__ import annotations
 
-import functools
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,13 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
     block_shape,
 )
 from rvos_deploy.runtime.backends.cuda.device import acquire_device
+from rvos_deploy.runtime.backends.cuda.driver_calls import Handle, call
 from rvos_deploy.runtime.backends.cuda.libraries import import_cuda
+from rvos_deploy.runtime.backends.cuda.tensor import to_device
+
+_DEFAULT_STREAM = 0
+_ARGUMENTS = (*[ctypes.c_void_p] * 5, *[ctypes.c_int] * 5, ctypes.c_void_p)
+"""Of the kernel: five inputs, five sizes, the output."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,23 @@ class Sizes:
     points: int
 
 
+@dataclass(frozen=True)
+class _Kernel:
+    bindings: ModuleType
+    module: Handle
+    function: Handle
+
+
+_kernels: dict[tuple[tuple[DType, DType, DType], Tactic], _Kernel] = {}
+"""The kernels that were loaded into the context of :func:`primary_context`."""
+
+
 @contextmanager
 def primary_context(ordinal: int = 0) -> Iterator[None]:
     """Make the device's primary context, which PyTorch uses too, current for a block. NOT RUN.
 
     Raises:
-        BackendError: pycuda or cuda-bindings is missing, or there is no such GPU.
+        BackendError: cuda-bindings is missing, or there is no such GPU.
     """
     # The device knows how to release a context that is current (``CudaDevice._release_context``).
     device = acquire_device(import_cuda(), ordinal)
@@ -54,7 +72,8 @@ def primary_context(ordinal: int = 0) -> Iterator[None]:
             try:
                 yield
             finally:
-                _kernel.cache_clear()  # the functions belong to a context that may be destroyed
+                while _kernels:
+                    call(device.bindings, "cuModuleUnload", _kernels.popitem()[1].module)
     finally:
         device.release()
 
@@ -66,7 +85,7 @@ def launch(
     output: int,
     tactic: Tactic,
 ) -> None:
-    """Queue the kernel on the default stream. NOT RUN.
+    """Queue the kernel on the default stream, within :func:`primary_context`. NOT RUN.
 
     Args:
         types: of values and output, sampling offsets, attention logits.
@@ -75,23 +94,30 @@ def launch(
         output: device address of [B,Q,heads*D].
         tactic: how to compile and launch.
     """
+    kernel = _kernels.get((types, tactic)) or _load(types, tactic)
     block_x, block_y = block_shape(types[0], sizes.head_width, tactic)
     scalars = (sizes.pixels, sizes.queries, sizes.heads, sizes.levels, sizes.points)
-    _kernel(types, tactic)(
-        *map(np.uint64, pointers),
-        *map(np.int32, scalars),
-        np.uint64(output),
-        block=(block_x, block_y, 1),
-        grid=(-(-sizes.queries * sizes.heads // block_y), sizes.batch, 1),
+    call(
+        kernel.bindings,
+        "cuLaunchKernel",
+        kernel.function,
+        *(-(-sizes.queries * sizes.heads // block_y), sizes.batch, 1),
+        *(block_x, block_y, 1),
+        0,
+        kernel.bindings.CUstream(_DEFAULT_STREAM),
+        ((*pointers, *scalars, output), _ARGUMENTS),
+        0,
     )
 
 
-@functools.cache
-def _kernel(types: tuple[DType, DType, DType], tactic: Tactic) -> Any:
-    import pycuda.driver as cuda
-
-    spec = KernelSpec(device_arch(), *types, tactic=tactic)
-    return cuda.module_from_buffer(compile_ptx(spec).encode()).get_function(KERNEL_NAME)
+def _load(types: tuple[DType, DType, DType], tactic: Tactic) -> _Kernel:
+    bindings = import_cuda().bindings
+    ptx = compile_ptx(KernelSpec(device_arch(), *types, tactic=tactic))
+    # The driver reads the PTX up to the first zero byte.
+    module = call(bindings, "cuModuleLoadData", ptx.encode() + b"\0")
+    function = call(bindings, "cuModuleGetFunction", module, KERNEL_NAME.encode())
+    kernel = _kernels[types, tactic] = _Kernel(bindings, module, function)
+    return kernel
 
 
 def run_on_device(
@@ -108,14 +134,17 @@ def run_on_device(
     Returns:
         [B,Q,heads*D] in the type of the values.
     """
-    import pycuda.driver as cuda
-
     batch, pixels, heads, head_width = arrays[0].shape
     queries, _, levels, points, _ = arrays[3].shape[1:]
     sizes = Sizes(batch, pixels, queries, heads, head_width, levels, points)
-    inputs = [cuda.to_device(np.ascontiguousarray(array)) for array in arrays]
-    output = np.empty((batch, queries, heads * head_width), arrays[0].dtype)
-    device_output = cuda.mem_alloc(output.nbytes)
-    launch(types, sizes, tuple(map(int, inputs)), int(device_output), tactic)
-    cuda.memcpy_dtoh(output, device_output)
-    return output
+    device = acquire_device(import_cuda())
+    try:
+        inputs = [to_device(device, np.ascontiguousarray(array)) for array in arrays]
+        shape = (batch, queries, heads * head_width)
+        output = to_device(device, np.zeros(shape, arrays[0].dtype))
+        launch(types, sizes, tuple(t.address for t in inputs), output.address, tactic)
+        stream = device.bindings.CUstream(_DEFAULT_STREAM)
+        call(device.bindings, "cuStreamSynchronize", stream)
+        return np.asarray(output)
+    finally:
+        device.release()
