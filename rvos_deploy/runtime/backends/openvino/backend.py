@@ -44,8 +44,8 @@ run compiles depends on the sizes alone, so equal input gives equal masks.
 COMPILED = 4
 """Compiled models that a graph keeps: the last used sizes, and any size."""
 ROUNDED = ("backbone", "frame_decoder")
-"""Graphs whose products the hint ``bf16`` rounds: those that compute maps. The others are small, and
-their scores, embeddings and mask logits decide; bfloat16 was not tried there."""
+"""Graphs whose products the hint ``bf16`` rounds: those that compute maps. The others are small,
+and their scores, embeddings and mask logits decide; bfloat16 was not tried there."""
 EXPRESSIONS = "E"
 """Axis that stays open where a graph with every size fixed computes something else."""
 
