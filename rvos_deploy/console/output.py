@@ -143,7 +143,7 @@ def in_precision(described: Mapping[str, str]) -> str:
 
 
 def note_precision_hint(hint: PrecisionHint | None, bundle: Path) -> None:
-    """Tell on standard error whether J&F was measured for a bundle with this hint."""
+    """Say on standard error if J&F with this hint was not measured for a bundle."""
     import typer
 
     from rvos_deploy.bundle.folder import find_bundle, packaged_bundles
@@ -151,8 +151,8 @@ def note_precision_hint(hint: PrecisionHint | None, bundle: Path) -> None:
     if hint is None or find_bundle(bundle) in packaged_bundles().values():
         return
     typer.echo(
-        f"note: what --precision-hint {hint} costs in J&F was measured for the packaged bundle "
-        "only; measure yours: rvos-deploy evaluate BUNDLE --data DIR, with the hint and without",
+        f"note: J&F with --precision-hint {hint} is compared with fp32 for the packaged bundle "
+        "only; compare yours: rvos-deploy evaluate BUNDLE --data DIR, with the hint and without",
         err=True,
     )
 

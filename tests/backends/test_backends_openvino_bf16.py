@@ -169,7 +169,7 @@ def test_run_says_what_was_not_measured_and_records_the_precision(
         "--precision-hint", "bf16", "--max-frames", 2, "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.code == 0, result.stderr
-    assert "measured for the packaged bundle only" in result.stderr
+    assert "compared with fp32 for the packaged bundle only" in result.stderr
     record = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
     assert record["versions"]["backend"]["precision"] == "bf16"
 
