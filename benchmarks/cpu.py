@@ -70,8 +70,9 @@ def main(
         typer.Option(
             "--accuracy",
             metavar=NAME_AND_PATH,
-            help="J&F that a contender loses: a file of studies.bundle_parity. Without it, a speed "
-            "in bf16 or int8 counts only if the masks here agree with those of fp32.",
+            help="J&F that a contender loses, for all models: a file of studies.bundle_parity or "
+            "studies.precision_hint. Without it, a speed in bf16 or int8 counts only if the masks "
+            "here agree with those of fp32.",
         ),
     ] = None,
     cache: Annotated[
