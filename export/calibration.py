@@ -29,8 +29,7 @@ Fit = Callable[[Image], Image]
 """Makes the network's input of an RGB image [H,W,3]."""
 
 DEFAULT_FRAMES = 32
-"""Number of frames, of which half calibrate. Twice as many changed the error of ``tiny`` by less
-than a tenth."""
+"""Number of frames, of which half calibrate."""
 MINIMUM_FRAMES = 2
 MAXIMUM_ERROR = 0.015
 """Default of the greatest allowed error of any output: root mean square of the difference from
