@@ -112,7 +112,7 @@ def require_allowed(found: Mapping[str, Any]) -> None:
     if found["expressions"] < FEWEST_EXPRESSIONS:
         raise ParityError(
             f"{found['expressions']} expressions decide nothing, at least {FEWEST_EXPRESSIONS} are "
-            "needed; evaluate a whole split: rvos-deploy make-data sprites --split valid --out DIR"
+            "needed; rvos-deploy make-data sprites --split valid --videos 110 --out DIR"
         )
     if not found["lost"] <= LIMIT:
         raise ParityError(
