@@ -182,6 +182,7 @@ def test_a_stream_gives_the_masks_that_onnxruntime_gives(
             "version": "11.4.0.106",
             "device": "cuda",
             "gpu": "stand-in (compute capability 8.9)",
+            "cuda": gpu.driver,
         }
         found = masks(segmenter, SETTINGS[name])
     assert len(found) == len(truth) == 5
