@@ -140,5 +140,5 @@ def test_plans_that_cannot_run_here_get_a_reason(bundle: Bundle, tmp_path: Path)
     assert "NVIDIA H100, has 9.0" in reason
     said: list[str] = []
     job = BuildJob(None, hopper, bundle, BuildSettings("tensorrt-rtx"))
-    report = check_parity(job, [plan], [], lambda graph, *_: said.append(graph))
+    report = check_parity(job, None, [plan], [], lambda graph, *_: said.append(graph))
     assert (report.reason, report.checks, report.layers, said) == (reason, {}, {}, [])
