@@ -188,6 +188,22 @@ def test_no_gpu_is_one_line(gpu: Gpu) -> None:
     gpu.check_clean()
 
 
+def test_no_driver_is_one_line(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuda.bindings load the driver's library at the first call."""
+    if gpu.driver == "pycuda":
+        pytest.skip("pycuda cannot be imported without the driver's library")
+
+    def cannot_load(flags: int) -> tuple[int]:
+        raise RuntimeError('"cuda" is an NVIDIA driver library\nand can only be found ...')
+
+    monkeypatch.setattr(gpu.bindings, "cuInit", cannot_load)
+    with pytest.raises(
+        BackendError, match=r"\(the CUDA driver's library cannot be loaded\); check"
+    ):
+        acquire_device(gpu.libraries)
+    gpu.check_clean()
+
+
 def test_a_failed_creation_leaves_nothing(gpu: Gpu) -> None:
     gpu.machine.failing["Stream"] = 1
     with pytest.raises(BackendError, match=r"CUDA failed on GPU 0 .*because the test says so"):

@@ -989,8 +989,10 @@ def test_only_missing_packages_are_named(
     with pytest.raises(BackendError, match=r"no NVIDIA GPU 0.*--backend onnxruntime"):
         make_backend("tensorrt")
     gpu.machine.gpus = 1
-    tensorrt.__version__ = "10.9.0.34"  # type: ignore[misc]
-    with pytest.raises(BackendError, match=r"tensorrt 10\.9\.0\.34 is installed, 11 or newer"):
+    tensorrt.__version__ = "10.2.0"  # type: ignore[misc]
+    with pytest.raises(
+        BackendError, match=r"tensorrt 10\.2\.0 is installed, 10\.3 or newer is needed"
+    ):
         make_backend("tensorrt")
     with pytest.raises(BackendError, match="tensorrt has no device 'cpu'; known: cuda"):
         make_backend("tensorrt", "cpu")

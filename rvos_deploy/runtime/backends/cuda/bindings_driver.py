@@ -51,7 +51,12 @@ class BindingsDriver:
 
     def init(self) -> None:
         """Load and initialise the driver."""
-        _call(self._bindings, "cuInit", 0)
+        try:
+            (error,) = self._bindings.cuInit(0)
+        except RuntimeError:
+            # cuda.bindings load the driver's library at the first call.
+            raise CudaError("the CUDA driver's library cannot be loaded") from None
+        _check(self._bindings, "cuInit", error)
 
     def mem_alloc(self, nbytes: int) -> _DeviceAllocation:
         """Allocate memory on the GPU."""
@@ -219,8 +224,8 @@ def _call(bindings: ModuleType, name: str, *arguments: object) -> tuple[Handle, 
     try:
         error, *results = getattr(bindings, name)(*arguments)
     except RuntimeError as missing:
-        # cuda.bindings load the driver's library at the first call, and look functions up there.
-        raise CudaError(str(missing).splitlines()[0]) from None
+        # An older driver lacks a function.
+        raise CudaError(f"{name}: {str(missing).splitlines()[0]}") from None
     _check(bindings, name, error)
     return tuple(results)
 
