@@ -67,7 +67,6 @@ def test_alternating_sizes_take_no_more_memory(tiny_bundle: Path, tmp_path: Path
     Each size has an execution context of its own after its second run, so nothing changes.
     """
     pytest.importorskip("tensorrt")
-    pytest.importorskip("pycuda.driver")
     driver = pytest.importorskip("cuda.bindings.driver")
     folder = tmp_path / "bundle"
     folder.mkdir()

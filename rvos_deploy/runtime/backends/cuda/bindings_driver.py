@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rvos_deploy.graph_io.tensors import HostArray
 from rvos_deploy.runtime.backends.cuda.driver import CurrentContext, DriverDevice
-from rvos_deploy.runtime.backends.cuda.staging import PycudaEvent, PycudaStream
+from rvos_deploy.runtime.backends.cuda.staging import DriverEvent, DriverStream
 
 if TYPE_CHECKING:
     from rvos_deploy.runtime.backends.cuda.driver_calls import Handle
@@ -46,8 +46,8 @@ class BindingsDriver:
         self._bindings = bindings
         self.Context: CurrentContext = _CurrentContext(bindings)
         self.Device: Callable[[int], DriverDevice] = partial(_Device, bindings)
-        self.Stream: Callable[[int], PycudaStream] = partial(_Stream, bindings)
-        self.Event: Callable[[int], PycudaEvent] = partial(_Event, bindings)
+        self.Stream: Callable[[int], DriverStream] = partial(_Stream, bindings)
+        self.Event: Callable[[int], DriverEvent] = partial(_Event, bindings)
 
     def init(self) -> None:
         """Load and initialise the driver."""
@@ -72,17 +72,17 @@ class BindingsDriver:
         """Return a page-locked array, whose ``base`` frees the memory by ``free()``."""
         return np.asarray(_PinnedAllocation(self._bindings, shape), dtype)
 
-    def memcpy_htod_async(self, dest: int, src: HostArray, stream: PycudaStream) -> None:
+    def memcpy_htod_async(self, dest: int, src: HostArray, stream: DriverStream) -> None:
         """Queue a copy of a page-locked array to the GPU."""
         handle = self._bindings.CUstream(int(stream.handle))
         _call(self._bindings, "cuMemcpyHtoDAsync", dest, src.ctypes.data, src.nbytes, handle)
 
-    def memcpy_dtoh_async(self, dest: HostArray, src: int, stream: PycudaStream) -> None:
+    def memcpy_dtoh_async(self, dest: HostArray, src: int, stream: DriverStream) -> None:
         """Queue a copy from the GPU into a page-locked array."""
         handle = self._bindings.CUstream(int(stream.handle))
         _call(self._bindings, "cuMemcpyDtoHAsync", dest.ctypes.data, src, dest.nbytes, handle)
 
-    def memcpy_dtod_async(self, dest: int, src: int, size: int, stream: PycudaStream) -> None:
+    def memcpy_dtod_async(self, dest: int, src: int, size: int, stream: DriverStream) -> None:
         """Queue a copy on the GPU."""
         handle = self._bindings.CUstream(int(stream.handle))
         _call(self._bindings, "cuMemcpyDtoDAsync", dest, src, size, handle)
@@ -147,7 +147,7 @@ class _Stream:
     def synchronize(self) -> None:
         _call(self._bindings, "cuStreamSynchronize", self._stream)
 
-    def wait_for_event(self, event: PycudaEvent) -> None:
+    def wait_for_event(self, event: DriverEvent) -> None:
         assert isinstance(event, _Event)
         _call(self._bindings, "cuStreamWaitEvent", self._stream, event.raw, 0)
 
@@ -163,7 +163,7 @@ class _Event:
         self.raw: Handle | None = None
         (self.raw,) = _call(bindings, "cuEventCreate", flags)
 
-    def record(self, stream: PycudaStream) -> None:
+    def record(self, stream: DriverStream) -> None:
         handle = self._bindings.CUstream(int(stream.handle))
         _call(self._bindings, "cuEventRecord", self.raw, handle)
 

@@ -38,8 +38,8 @@ from rvos_deploy.runtime.backends.cuda.memory import (
 from rvos_deploy.runtime.backends.cuda.readers import Readers
 from rvos_deploy.runtime.backends.cuda.staging import (
     DeviceEvent,
-    PycudaEvent,
-    PycudaStream,
+    DriverEvent,
+    DriverStream,
     Staging,
 )
 
@@ -69,8 +69,8 @@ class CudaDevice:
         )
         self._pinned = PinnedPool(self.driver)
         self._idle_staging: dict[int, list[Staging]] = {}
-        self._events: list[list[PycudaEvent]] = []
-        self._idle_events: deque[list[PycudaEvent]] = deque()
+        self._events: list[list[DriverEvent]] = []
+        self._idle_events: deque[list[DriverEvent]] = deque()
         self._kept_alive: deque[tuple[DeviceEvent, object]] = deque()
         self._kernels: Kernels | None = None
         self._no_kernels: str | None = None
@@ -85,7 +85,7 @@ class CudaDevice:
                 f"there is no NVIDIA GPU {ordinal} that CUDA can use ({error}); check the driver "
                 "with nvidia-smi, or run with --backend onnxruntime"
             ) from None
-        self._streams: list[PycudaStream] = []
+        self._streams: list[DriverStream] = []
         try:
             with self.current():
                 self._streams += [self.driver.Stream(_NON_BLOCKING) for _ in range(3)]
@@ -94,21 +94,21 @@ class CudaDevice:
             raise
 
     @property
-    def compute(self) -> PycudaStream:
+    def compute(self) -> DriverStream:
         """The stream of all computation: graphs run one after the other."""
         return self._stream(0)
 
     @property
-    def upload(self) -> PycudaStream:
+    def upload(self) -> DriverStream:
         """The stream of copies to the GPU."""
         return self._stream(1)
 
     @property
-    def download(self) -> PycudaStream:
+    def download(self) -> DriverStream:
         """The stream of copies to the host."""
         return self._stream(2)
 
-    def _stream(self, index: int) -> PycudaStream:
+    def _stream(self, index: int) -> DriverStream:
         if self._closed:
             raise BackendError(_RELEASED)
         return self._streams[index]
@@ -182,7 +182,7 @@ class CudaDevice:
         with self.lock:
             self._pinned.release(pinned)
 
-    def event(self, stream: PycudaStream | None = None) -> DeviceEvent:
+    def event(self, stream: DriverStream | None = None) -> DeviceEvent:
         """Return an event, recorded on the stream where one is given."""
         with self.lock, self.current():
             try:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rvos_deploy.graph_io.tensors import HostArray
 from rvos_deploy.runtime.backends.cuda.memory import Allocation
-from rvos_deploy.runtime.backends.cuda.staging import PycudaEvent, PycudaStream
+from rvos_deploy.runtime.backends.cuda.staging import DriverEvent, DriverStream
 
 DISABLE_TIMING = 2
 """CU_EVENT_DISABLE_TIMING: the flag of an event that only orders work, which is faster."""
@@ -67,8 +67,8 @@ class Driver(Protocol):
     MemoryError: type[Exception]
     Context: CurrentContext
     Device: Callable[[int], DriverDevice]
-    Stream: Callable[[int], PycudaStream]
-    Event: Callable[[int], PycudaEvent]
+    Stream: Callable[[int], DriverStream]
+    Event: Callable[[int], DriverEvent]
 
     def init(self) -> object:
         """Load and initialise the driver."""
@@ -82,11 +82,11 @@ class Driver(Protocol):
     def pagelocked_empty(self, shape: int, dtype: type[np.uint8]) -> NDArray[np.uint8]:
         """Return a page-locked array, whose ``base`` frees the memory by ``free()``."""
 
-    def memcpy_htod_async(self, dest: int, src: HostArray, stream: PycudaStream) -> object:
+    def memcpy_htod_async(self, dest: int, src: HostArray, stream: DriverStream) -> object:
         """Queue a copy of a page-locked array to the GPU."""
 
-    def memcpy_dtoh_async(self, dest: HostArray, src: int, stream: PycudaStream) -> object:
+    def memcpy_dtoh_async(self, dest: HostArray, src: int, stream: DriverStream) -> object:
         """Queue a copy from the GPU into a page-locked array."""
 
-    def memcpy_dtod_async(self, dest: int, src: int, size: int, stream: PycudaStream) -> object:
+    def memcpy_dtod_async(self, dest: int, src: int, size: int, stream: DriverStream) -> object:
         """Queue a copy on the GPU."""

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from rvos_deploy.runtime.backends.cuda.device import CudaDevice
 
 
-class PycudaEvent(Protocol):
+class DriverEvent(Protocol):
     """An event of pycuda's, which has no types."""
 
-    def record(self, stream: PycudaStream) -> object:
+    def record(self, stream: DriverStream) -> object:
         """Move the event to the end of the work that is queued on the stream now."""
 
     def synchronize(self) -> object:
@@ -29,7 +29,7 @@ class PycudaEvent(Protocol):
         """Tell whether the event has passed."""
 
 
-class PycudaStream(Protocol):
+class DriverStream(Protocol):
     """A stream of pycuda's, which has no types."""
 
     @property
@@ -39,7 +39,7 @@ class PycudaStream(Protocol):
     def synchronize(self) -> object:
         """Block this thread until the stream's work has finished."""
 
-    def wait_for_event(self, event: PycudaEvent) -> object:
+    def wait_for_event(self, event: DriverEvent) -> object:
         """Make work that is queued from now on wait for the event."""
 
 
@@ -50,15 +50,15 @@ class DeviceEvent:
     current.
     """
 
-    def __init__(self, raw: list[PycudaEvent], idle: deque[list[PycudaEvent]]) -> None:
+    def __init__(self, raw: list[DriverEvent], idle: deque[list[DriverEvent]]) -> None:
         """``raw``: a list of one pycuda event, which is empty after the device was closed."""
         self._raw, self._idle = raw, idle
 
-    def record(self, stream: PycudaStream) -> None:
+    def record(self, stream: DriverStream) -> None:
         """Move the event to the end of the work that is queued on the stream now."""
         self._raw[0].record(stream)
 
-    def wait(self, stream: PycudaStream) -> None:
+    def wait(self, stream: DriverStream) -> None:
         """Make all work that is queued on the stream from now on wait for the event."""
         stream.wait_for_event(self._raw[0])
 
