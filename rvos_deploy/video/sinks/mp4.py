@@ -36,10 +36,10 @@ from rvos_deploy.video.frames import Image, VideoInfo, check_image
 # MP4 stores times in 32 bits: with a finer clock, a pause of some minutes would not fit.
 _FINEST_TIME_BASE = Fraction(1, 1_000_000)
 
-# The encoder takes cores from inference. Against veryfast at crf 20, a frame of 854x480 takes 4.0 ms
-# instead of 7.1 (with its conversion), at no lower PSNR, and 1.55 times the bytes. Without B-frames,
-# which this preset does not make, decoding order is display order, so the file keeps every duration
-# of the source.
+# The encoder takes cores from inference. Against veryfast at crf 20, a frame of 854x480 takes 4.0
+# instead of 7.1 ms (with its conversion), at no lower PSNR, and 1.55 times the bytes. Without
+# B-frames, which this preset does not make, decoding order is display order, so the file keeps
+# every duration of the source.
 _X264 = {"preset": "ultrafast", "crf": "22", "bf": "0"}
 _BT709 = 1  # the same code for matrix, primaries and transfer
 

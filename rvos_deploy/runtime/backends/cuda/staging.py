@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class DriverEvent(Protocol):
-    """An event of pycuda's, which has no types."""
+    """An event of either driver; pycuda has no types."""
 
     def record(self, stream: DriverStream) -> object:
         """Move the event to the end of the work that is queued on the stream now."""
@@ -30,7 +30,7 @@ class DriverEvent(Protocol):
 
 
 class DriverStream(Protocol):
-    """A stream of pycuda's, which has no types."""
+    """A stream of either driver; pycuda has no types."""
 
     @property
     def handle(self) -> int:
