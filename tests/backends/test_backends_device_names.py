@@ -104,6 +104,7 @@ def test_arrays_of_another_gpu_are_refused_before_any_stream_is_told(cuda_module
 
 
 def test_onnxruntime_finds_arrays_on_its_own_gpu(cuda_modules: Gpu) -> None:
+    cuda_modules.machine.gpus = 2
     context = cuda_modules.pycuda.Device(0).retain_primary_context()
     context.push()
     memory = cuda_modules.pycuda.mem_alloc(12)

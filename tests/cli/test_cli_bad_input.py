@@ -9,10 +9,10 @@ from pathlib import Path
 import av
 import pytest
 
-from rvos_deploy.bundle.folder import MANIFEST, PARITY, TOKENIZER, write_manifest
+from rvos_deploy.bundle.folder import MANIFEST, PARITY, PYTORCH, TOKENIZER, write_manifest
 from rvos_deploy.networks.pan2024.contract import GRAPHS
 
-BUNDLE_FILES = (*(f"{name}.onnx" for name in GRAPHS), TOKENIZER, PARITY, MANIFEST)
+BUNDLE_FILES = (*(f"{name}.onnx" for name in GRAPHS), TOKENIZER, PARITY, PYTORCH, MANIFEST)
 
 
 @pytest.fixture
