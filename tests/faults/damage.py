@@ -19,6 +19,7 @@ from rich.console import Console
 from rvos_deploy.bundle.folder import (
     MANIFEST,
     PARITY,
+    PYTORCH,
     TOKENIZER,
     Bundle,
     open_bundle,
@@ -177,7 +178,8 @@ def hollow_bundle(bundle: Path, folder: Path) -> Path:
     for name in manifest["graphs"]:
         (folder / f"{name}.onnx").write_bytes(b"a graph")
     (folder / TOKENIZER).write_bytes(b"a tokenizer")
-    shutil.copy(bundle / PARITY, folder)
+    for name in (PARITY, PYTORCH):
+        shutil.copy(bundle / name, folder)
     checks = manifest["parity"]["checks"]
     manifest["parity"]["checks"] = [checks[0], checks[-1]]
     names = list(manifest.pop("files"))

@@ -60,7 +60,6 @@ def test_tensorrt_takes_external_data_from_memory(external: Path, tiny_bundle: P
     from rvos_deploy.engines.messages import Messages, make_logger
     from rvos_deploy.engines.network import create_network, parse
     from rvos_deploy.engines.onnx_source import read_onnx
-    from rvos_deploy.engines.settings import BuildSettings
 
     layers = []
     for folder in (tiny_bundle, external):
@@ -68,10 +67,10 @@ def test_tensorrt_takes_external_data_from_memory(external: Path, tiny_bundle: P
         assert bool(source.external) is (folder == external)
         if folder == external:
             (external / "mask_head.onnx.data").write_bytes(b"swapped")
-        messages, target = Messages(), BuildSettings("tensorrt-rtx").library
+        messages = Messages()
         logger = make_logger(trt, messages)
-        network = create_network(trt, target, trt.Builder(logger))
-        parser = parse(trt, target, network, logger, messages, source)
+        network = create_network(trt, trt.Builder(logger), plugin=False)
+        parser = parse(trt, network, logger, messages, source)
         layers.append(network.num_layers)
         del parser
     assert layers[0] == layers[1] > 10
