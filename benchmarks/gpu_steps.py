@@ -41,6 +41,7 @@ REFERENCE = "pytorch eager"
 TESTS_SECONDS = 3600
 GPU_TESTS = (
     "tests/backends/test_backends_cuda_ops.py",
+    "tests/backends/test_backends_device_names.py",
     "tests/backends/test_backends_on_device.py",
     "tests/engines/test_engines_plugin_gpu.py",
 )

@@ -20,7 +20,12 @@ from rvos_deploy.graph_io.graph_spec import GraphSpec
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.backends import registry
 from rvos_deploy.runtime.backends.base import Graph
-from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend, OnnxRuntimeGraph
+from rvos_deploy.runtime.backends.onnxruntime.backend import (
+    CPU,
+    OnnxRuntimeBackend,
+    OnnxRuntimeGraph,
+    Place,
+)
 from rvos_deploy.runtime.backends.registry import BACKENDS, KnownBackend
 from rvos_deploy.stream_settings import StreamSettings
 
@@ -56,7 +61,7 @@ class FaultyBackend(OnnxRuntimeBackend):
     fault: str = ""
 
     def _graph(self, spec: GraphSpec, file: OnnxFile) -> Graph:
-        graph = FaultyGraph(spec, file, "CPUExecutionProvider", self.threads or 1)
+        graph = FaultyGraph(spec, file, Place(CPU), self.threads or 1)
         graph.fault = self.fault
         return graph
 

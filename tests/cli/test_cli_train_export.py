@@ -122,7 +122,7 @@ def test_each_command_as_the_one_before_printed_it(
     )
     assert manifest["model"]["num_queries"] == 6
     assert manifest["model"]["initializer"] == "weighted"
-    shown = process("inspect", bundle).stdout
+    shown = " ".join(process("inspect", bundle).stdout.split())
     assert "latest of training run run, step 2" in shown
     assert "its checkpoint names this fingerprint" in shown
     assert process("verify", bundle).stderr == ""

@@ -85,6 +85,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
     masks = np.stack([[upsample_mask(m, geometry) for m in maps] for maps in logits])
     order = np.zeros((1, 6, 20), np.int64)
     graph = GraphSpec("frame_decoder", (), (), (), 1e-2)
+    network = Pan2024(preset("tiny"))
 
     def check(
         excess: float,
@@ -104,9 +105,9 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
             manifest=SimpleNamespace(
                 parity=SimpleNamespace(minimum_j_and_f=UNSET, maximum_slot_excess=accepted)
             ),
-            graphs={"frame_decoder": graph},
+            graphs=dict.fromkeys(network.frame_graphs, graph),
             precision="fp16",
-            network=Pan2024(preset("tiny")),
+            network=network,
         )
         specs = None if computed is None else {"frame_decoder": computed}
         return check_masks(bundle, None, logits, order, specs)  # type: ignore[arg-type]
