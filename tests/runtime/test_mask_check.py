@@ -109,7 +109,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
             precision="fp16",
             network=network,
         )
-        specs = None if computed is None else {"frame_decoder": computed}
+        specs = None if computed is None else {**bundle.graphs, "frame_decoder": computed}
         return check_masks(bundle, None, logits, order, specs)  # type: ignore[arg-type]
 
     return check
