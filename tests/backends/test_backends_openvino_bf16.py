@@ -138,7 +138,16 @@ def last_products(layer: Any) -> list[Any]:
     return [one for value in layer.input_values() for one in last_products(value.get_node())]
 
 
-@pytest.mark.parametrize("name", ["tiny_bundle", "static_bundle", "online_refer_bundle", "tiny"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiny_bundle",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("static_bundle", "online_refer_bundle", "tiny")
+        ),
+    ],
+)
 def test_all_checks_pass_under_the_tolerances_of_bf16(
     bf16: None, name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -250,6 +259,7 @@ def test_float16_bundles_are_refused(bf16: None, tiny_bundle_fp16: Path) -> None
         backend.open(open_bundle(tiny_bundle_fp16))
 
 
+@pytest.mark.slow
 def test_without_the_hint_the_precision_is_float32(tiny_bundle: Path) -> None:
     assert make_backend("openvino").describe()["precision"] == "fp32"
     results = verify(open_bundle(tiny_bundle), make_backend("openvino"))

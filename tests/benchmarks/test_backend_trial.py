@@ -99,6 +99,7 @@ def test_only_back_ends_equal_to_the_reference_may_win(
     assert winner.backend == "onnxruntime"
 
 
+@pytest.mark.slow
 def test_no_back_end_equal_to_the_reference_is_an_error(tiny_bundle: Path, faulty: None) -> None:
     with pytest.raises(ParityError, match=r"no back end reproduces .*wrong: \d+ of \d+ checks"):
         hold_trial(open_bundle(tiny_bundle), ["wrong"], StreamSettings(size=SIZE), threads=1)
