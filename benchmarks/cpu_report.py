@@ -10,26 +10,16 @@ from rvos_deploy.benchmarks import cpu_plots as plots
 from rvos_deploy.benchmarks.cpu_contenders import CONTENDERS, REFERENCE
 from rvos_deploy.benchmarks.cpu_findings import disturbance, median
 from rvos_deploy.benchmarks.cpu_plots import Draw, measured
+from rvos_deploy.benchmarks.html_page import page, table
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #666; --line: #d8d8d8;
-  --good: #1f7a3d; --bad: #a8321f; --band: #f5f5f5; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181a; --soft: #a0a0a0;
-  --line: #3a3d40; --good: #6fcf8f; --bad: #ef8d7c; --band: #1e2124; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 64rem; margin: 2rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.5rem; margin-bottom: .25rem; } h2 { font-size: 1.15rem; margin: 2.25rem 0 .5rem; }
-p, li { max-width: 48rem; } .soft { color: var(--soft); } .bad { color: var(--bad); }
-.good { color: var(--good); } .wide { overflow-x: auto; }
+:root { --good: #1f7a3d; }
+@media (prefers-color-scheme: dark) { :root { --good: #6fcf8f; } }
+body { max-width: 64rem; } .good { color: var(--good); }
 svg { max-width: 100%; height: auto; display: block; margin: .5rem 0 1rem; font-family: inherit; }
 svg text { font-family: system-ui, sans-serif !important; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .3rem .75rem; border-bottom: 1px solid var(--line);
-  white-space: nowrap; vertical-align: top; } th { font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-th.text, td.text { text-align: left; white-space: normal; max-width: 30rem; }
-code { background: var(--band); padding: .1rem .3rem; overflow-wrap: anywhere; }
-ul { margin: .25rem 0; padding-left: 1.2rem; }
+td { vertical-align: top; } th.text, td.text { max-width: 30rem; }
+code { overflow-wrap: anywhere; } ul { margin: .25rem 0; padding-left: 1.2rem; }
 """
 
 _WORDS = frozenset(("what", "against", "by", "back end", "status"))
@@ -61,11 +51,7 @@ def render(record: Mapping[str, Any]) -> str:
         _length(results),
         _origin(record),
     ]
-    return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{title}</title>"
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
+    return page(title, _STYLE, parts)
 
 
 def main_streams(results: Results) -> dict[str, Any]:
@@ -82,13 +68,7 @@ def main_streams(results: Results) -> dict[str, Any]:
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Render a table; the cells are HTML already."""
-    kinds = [" class=text" if title in _WORDS else "" for title in titles]
-    head = "".join(f"<th{k}>{escape(t)}</th>" for k, t in zip(kinds, titles, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{k}>{c}</td>" for k, c in zip(kinds, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
+    return table(titles, rows, _WORDS)
 
 
 def _plot(drawn: tuple[Draw, float], label: str) -> str:

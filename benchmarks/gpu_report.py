@@ -6,26 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from rvos_deploy.benchmarks.html_page import page, table
 from rvos_deploy.console.output import counted
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #666; --line: #d8d8d8;
-  --roof: #2f6fab; --rest: #c9d7e4; --bad: #a8321f; --band: #f5f5f5; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #16181a; --soft: #a0a0a0;
-  --line: #3a3d40; --roof: #6aa9e0; --rest: #33414e; --bad: #ef8d7c; --band: #1e2124; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 68rem; margin: 2rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.5rem; margin-bottom: .25rem; } h2 { font-size: 1.15rem; margin: 2.25rem 0 .5rem; }
-p, li { max-width: 48rem; } .soft { color: var(--soft); } .bad { color: var(--bad); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .3rem .75rem; border-bottom: 1px solid var(--line);
-  white-space: nowrap; } th { font-weight: 600; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-th.text, td.text { text-align: left; white-space: normal; max-width: 34rem; }
+:root { --roof: #2f6fab; --rest: #c9d7e4; }
+@media (prefers-color-scheme: dark) { :root { --roof: #6aa9e0; --rest: #33414e; } }
+body { max-width: 68rem; } th.text, td.text { max-width: 34rem; }
 .bar { display: inline-block; width: 5rem; height: .7rem; background: var(--rest); }
 .bar i { display: block; height: 100%; background: var(--roof); }
-code { background: var(--band); padding: .1rem .3rem; }
 """
 
 _WORDS = frozenset(
@@ -67,23 +56,12 @@ def render(record: Mapping[str, Any]) -> str:
         _rooflines(record),
         _origin(record),
     ]
-    return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{escape(title)}</title>"
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
+    return page(title, _STYLE, parts)
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Render a table; the cells are HTML already."""
-    kinds = [" class=text" if title in _WORDS else "" for title in titles]
-    head = "".join(f"<th{k}>{escape(t)}</th>" for k, t in zip(kinds, titles, strict=True))
-    # A row may end early; its last cell then says why.
-    body = "".join(
-        "<tr>" + "".join(f"<td{k}>{c}</td>" for k, c in zip(kinds, row, strict=False)) + "</tr>"
-        for row in rows
-    )
-    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
+    """Render a table; a row may end early, and its last cell then says why."""
+    return table(titles, rows, _WORDS, ragged=True)
 
 
 def _result(record: Mapping[str, Any], step: str) -> Any:

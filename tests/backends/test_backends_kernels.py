@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from host_kernels import build, launch_on_host
+from host_kernels import launch_on_host, through_bindings
 from kernel_cases import random_case, random_frame, table_arguments
 from numpy.typing import NDArray
 from recording_cuda import Gpu
@@ -193,33 +191,19 @@ def test_nan_is_background_and_infinities_keep_their_sign() -> None:
     assert (on_host("rvos_upsample_masks", logits, geometry).astype(bool) == truth).all()
 
 
-@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a driver of its own")
 def test_the_real_bindings_pass_the_kernels_arguments(tmp_path: Path) -> None:
     """cuda.bindings call a C library of ours in place of the driver's."""
-    build("host_driver.cpp", tmp_path / "libcuda.so.1")
-    (tmp_path / "kernels.ptx").write_text(kernel_ptx(89))
+    ptx = tmp_path / "kernels.ptx"
+    ptx.write_text(kernel_ptx(89))
     script = Path(__file__).with_name("through_bindings.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "kernels.ptx")],
-        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = through_bindings("host_driver.cpp", script, tmp_path, ptx)
     assert done.stdout == "arguments arrived\n", done.stderr
 
 
-@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a driver of its own")
 def test_the_real_bindings_make_use_and_free_memory(tmp_path: Path) -> None:
     """cuda.bindings call a C library of ours, which counts what it made and what was freed."""
-    build("memory_driver.cpp", tmp_path / "libcuda.so.1")
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("memory_through_bindings.py"))],
-        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    script = Path(__file__).with_name("memory_through_bindings.py")
+    done = through_bindings("memory_driver.cpp", script, tmp_path)
     assert done.stdout == "memory, streams and events work\n", done.stderr
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -27,6 +29,25 @@ def build(source: str, library: Path) -> None:
     folders += host.include_folders(host.HOST_HEADERS)
     command = [compiler, *FLAGS, *(f"-I{folder}" for folder in folders)]
     subprocess.run([*command, str(here / source), "-o", str(library), "-ldl"], check=True)
+
+
+def through_bindings(
+    driver: str, script: Path, folder: Path, *arguments: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run a script whose real cuda.bindings load a C++ file of this folder as the CUDA driver.
+
+    Skips the test where the machine has a driver, which would be loaded too.
+    """
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a driver of its own")
+    build(driver, folder / "libcuda.so.1")
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        env={**os.environ, "LD_LIBRARY_PATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @functools.cache
