@@ -104,7 +104,7 @@ class Bundles:
         Args:
             model: its name.
             video: for the calibration.
-            progress: is told of an export.
+            progress: called with the name of each step of an export.
 
         Raises:
             InputError: it is missing, and cannot be exported here.

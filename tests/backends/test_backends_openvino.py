@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from threads_of_a_graph import assert_threads_get_their_own_outputs
 
 import rvos_deploy as rvos
 from rvos_deploy.bundle.folder import open_bundle
@@ -153,14 +153,7 @@ def test_threads_that_share_a_graph_get_their_own_outputs(tiny_bundle: Path) -> 
     with opened(tiny_bundle, "frame_decoder") as session:
         graph = session.graphs["frame_decoder"]
         inputs = [probe_inputs(graph.spec, AXES, seed) for seed in range(6)]
-        for one in inputs[: module.REPEATS]:
-            graph.run(one)  # so that all later runs use one compiled model
-        alone = [graph.run(one) for one in inputs]
-        with ThreadPoolExecutor(6) as threads:
-            together = list(threads.map(graph.run, inputs * 3))
-        for index, outputs in enumerate(together):
-            for name, value in outputs.items():
-                assert np.array_equal(value, alone[index % 6][name]), name
+        assert_threads_get_their_own_outputs(graph, inputs)
 
 
 def test_weights_in_a_separate_file_are_read(tiny_bundle: Path, tmp_path: Path) -> None:

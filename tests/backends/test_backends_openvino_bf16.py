@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from threads_of_a_graph import assert_threads_get_their_own_outputs
 
 import rvos_deploy
 from rvos_deploy.bundle.folder import open_bundle
@@ -200,14 +200,7 @@ def test_threads_that_share_a_graph_get_equal_outputs(bf16: None, tiny_bundle: P
     with backend.open(open_bundle(tiny_bundle), ["frame_decoder"]) as session:
         graph = session.graphs["frame_decoder"]
         inputs = [probe_inputs(graph.spec, AXES, seed) for seed in range(4)]
-        for one in inputs[: module.REPEATS]:
-            graph.run(one)  # so that all later runs use one compiled model
-        alone = [graph.run(one) for one in inputs]
-        with ThreadPoolExecutor(4) as threads:
-            together = list(threads.map(graph.run, inputs * 3))
-        for index, outputs in enumerate(together):
-            for name, value in outputs.items():
-                assert np.array_equal(value, alone[index % 4][name]), name
+        assert_threads_get_their_own_outputs(graph, inputs)
 
 
 def test_small_graphs_and_contracts_stay_as_they_are(bf16: None, tiny_bundle: Path) -> None:

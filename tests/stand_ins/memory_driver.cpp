@@ -1,6 +1,6 @@
-// A CUDA driver for one test. The real cuda.bindings load it in place of libcuda.so.1. Memory is the
-// host's, and copies run at once. A launch of the plugin's kernel writes what it was given. It shows that calls get their arguments and that what was made is
-// freed, and nothing about a GPU.
+// A CUDA driver for two tests. The real cuda.bindings load it in place of libcuda.so.1. Memory is
+// the host's, and copies run at once. A launch of the plugin's kernel writes what it was given. This
+// shows that calls get their arguments and that what was made is freed, and nothing about a GPU.
 
 #include <dlfcn.h>
 

@@ -67,7 +67,7 @@ class Export:
             call(driver, "cuCtxPushCurrent", self._context)
             try:
                 if int(call(driver, "cuStreamIsCapturing", driver.CUstream(self._stream))):
-                    return False  # whoever waits for an event of a capture becomes part of it
+                    return False  # a stream that waits for an event of a capture joins it
                 event = block.readers.get(self._stream)
                 if event is None:
                     flags = int(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)

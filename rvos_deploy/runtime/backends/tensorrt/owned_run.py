@@ -2,7 +2,7 @@
 
 A CUDA graph is bound to every address, and frames, memories and pending masks come and go. So a
 replay reads and writes its own buffers alone, whose addresses nobody else ever gets. Inputs are
-copied in, and outputs are copied out into buffers of the pool, which belong to whoever holds the
+copied in, and outputs are copied out into buffers of the pool, which belong to the holder of the
 tensor. Both are copies on the GPU, in the order of the compute stream.
 
 NOT RUN: it needs a GPU (see backend.py).
