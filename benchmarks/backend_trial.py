@@ -12,10 +12,9 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.benchmarks.timing import push_through
+from rvos_deploy.benchmarks.timing import mask_parity, push_through
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.errors import BackendError, ParityError, one_line
-from rvos_deploy.evaluation.metrics import frame_scores
 from rvos_deploy.graph_io.graph_spec import fixed_box
 from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS, probe_clip
 from rvos_deploy.parity.verification import MINIMUM_J_AND_F, verify
@@ -193,7 +192,7 @@ def _compare_masks(contenders: list[_Contender]) -> None:
     """Note a failure where masks differ from those of the first contender that did not fail."""
     running = [contender for contender in contenders if not contender.failure]
     for contender in running[1:]:
-        agreement = _j_and_f(running[0].masks, contender.masks)
+        agreement = mask_parity(running[0].masks, contender.masks)
         if agreement < MINIMUM_J_AND_F:
             contender.failure = (
                 f"its masks agree with those of {running[0].name} to J&F {agreement:.4f} only"
@@ -205,8 +204,3 @@ def _frames() -> NDArray[np.uint8]:
     clip = probe_clip()
     there_and_back = np.concatenate([clip, clip[-2:0:-1]])
     return np.resize(there_and_back, (WARM_UP + FRAMES, *clip.shape[1:]))
-
-
-def _j_and_f(ours: Sequence[FrameMasks], theirs: Sequence[FrameMasks]) -> float:
-    pairs = zip(ours, theirs, strict=True)
-    return float(np.mean([frame_scores(one.masks, other.masks).j_and_f for one, other in pairs]))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.graph_io.precision_hint import PrecisionHint
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.registry import make_backend
 
@@ -21,8 +21,6 @@ Arithmetic = Literal["fp32", "bf16", "int8"]
 REFERENCE = "pytorch"
 """The contender that all others are compared with."""
 
-HINT = "precision_hint"
-
 
 @dataclass(frozen=True)
 class Contender:
@@ -33,7 +31,7 @@ class Contender:
         arithmetic: number format of its products.
         package: the package that it needs.
         make: returns the back end for a bundle and a number of threads.
-        hinted: whether it needs ``make_backend(precision_hint=...)``.
+        hint: the precision hint that it needs.
         own_bundle: whether it runs another bundle than the others: that with int8 weights.
     """
 
@@ -41,14 +39,13 @@ class Contender:
     arithmetic: Arithmetic
     package: str
     make: Callable[[Bundle, int], Backend]
-    hinted: bool = False
+    hint: PrecisionHint | None = None
     own_bundle: bool = False
 
 
-def _library(name: str, **options: str) -> Callable[[Bundle, int], Backend]:
+def _library(name: str, hint: PrecisionHint | None = None) -> Callable[[Bundle, int], Backend]:
     def make(bundle: Bundle, threads: int) -> Backend:
-        arguments: dict[str, Any] = dict(options)
-        return make_backend(name, "cpu", threads, **arguments)
+        return make_backend(name, "cpu", threads, hint)
 
     return make
 
@@ -78,7 +75,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "onnxruntime": Contender("ONNX Runtime", "fp32", "onnxruntime", _library("onnxruntime")),
     "openvino": Contender("OpenVINO", "fp32", "openvino", _library("openvino")),
     "openvino-bf16": Contender(
-        "OpenVINO, bf16", "bf16", "openvino", _library("openvino", **{HINT: "bf16"}), hinted=True
+        "OpenVINO, bf16", "bf16", "openvino", _library("openvino", "bf16"), hint="bf16"
     ),
     "onnxruntime-int8": Contender(
         "ONNX Runtime, int8", "int8", "onnxruntime", _library("onnxruntime"), own_bundle=True
@@ -99,12 +96,9 @@ def missing(name: str) -> str | None:
     contender = CONTENDERS[name]
     if find_spec(contender.package) is None:
         return f"{contender.package} is not installed"
-    if contender.hinted and HINT not in inspect.signature(make_backend).parameters:
-        return f"this version's make_backend has no {HINT}"
-    if contender.hinted:
-        options: dict[str, Any] = {HINT: contender.arithmetic}
+    if contender.hint is not None:
         try:
-            make_backend("openvino", "cpu", 1, **options)
+            make_backend(contender.package, "cpu", 1, contender.hint)
         except BackendError as error:
             return str(error)
     return None

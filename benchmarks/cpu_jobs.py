@@ -39,7 +39,7 @@ def measure_jobs(
         frames: of a run.
         threads: for each contender's arithmetic.
         rounds: runs of each contender.
-        progress: is told what begins.
+        progress: called with each step.
 
     Returns:
         Summaries of decoding and writing a frame, and by contender the frames per second of the

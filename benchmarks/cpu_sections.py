@@ -89,7 +89,7 @@ class Setup:
         threads: for each contender's arithmetic.
         amounts: how much is measured.
         folder: for files that are not kept.
-        progress: is told what begins.
+        progress: called with each step.
         clips: rendered so far, by their frames.
     """
 

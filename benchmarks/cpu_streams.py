@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rvos_deploy.benchmarks.cpu_contenders import CONTENDERS, REFERENCE
-from rvos_deploy.benchmarks.timing import mask_parity, summarise, texts_of
+from rvos_deploy.benchmarks.timing import mask_parity, push_through, summarise, texts_of
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.runtime.frame_masks import FrameMasks
 from rvos_deploy.runtime.segmenter import Segmenter
@@ -101,9 +101,7 @@ class _Side:
     def push(self, frame: Frame, measured: bool) -> None:
         """Push a frame and wait for its masks."""
         started, cpu = time.perf_counter(), time.process_time()
-        results = self.stream.push(frame)
-        for result in results:
-            _ = result.masks
+        results = push_through(self.stream, frame)
         seconds, used = time.perf_counter() - started, time.process_time() - cpu
         self.turn.extend(results)
         if measured:
@@ -127,7 +125,7 @@ def measure_point(
         bundles: the bundle of each contender, by the contender's name.
         video: its frames and expressions repeat if they are fewer than ``point`` needs.
         threads: for each contender's arithmetic.
-        progress: is told what begins.
+        progress: called with each step.
 
     Returns:
         A record by contender. A contender that computes in fp32 and gives other masks than the

@@ -23,8 +23,8 @@ from rvos_deploy.bundle.folder import (
 from rvos_deploy.bundle.manifest import REVISION, QuantizationRecord, WeightsRecord, plain
 from rvos_deploy.environment import peak_memory_bytes, versions
 from rvos_deploy.errors import InputError, ParityError
-from rvos_deploy.export.calibration import Calibration
-from rvos_deploy.export.graph_form import choose_opset
+from rvos_deploy.export.calibration import Calibration, CalibrationOptions, read_calibration
+from rvos_deploy.export.graph_form import GraphForm, choose_opset
 from rvos_deploy.export.int8_backbone import (
     GRAPH as INT8_GRAPH,
 )
@@ -41,6 +41,7 @@ from rvos_deploy.export.source import Store
 from rvos_deploy.files import cannot_write, replacing_folder
 from rvos_deploy.networks.clip_probe import clip_probe
 from rvos_deploy.networks.export_graph import ExportableNetwork
+from rvos_deploy.networks.network import Network
 from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.parity.verification import (
     CLIP_LOGITS,
@@ -87,6 +88,22 @@ class BundleOptions:
     overwrite: bool = False
     inputs: tuple[Path, ...] = ()
     calibration: Calibration | None = None
+
+
+def with_frames(
+    options: BundleOptions,
+    calibration: CalibrationOptions | None,
+    network: Network,
+    form: GraphForm,
+) -> BundleOptions:
+    """Read the frames for int8, fitted to the network's input; other precisions need none.
+
+    Raises the errors of ``read_calibration``.
+    """
+    if calibration is None:
+        return options
+    fixed = None if form.static is None else form.box()
+    return replace(options, calibration=read_calibration(calibration, network, fixed))
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,9 @@ from rvos_deploy.export.bundle_export import (
     ExportReport,
     check_target,
     export_network,
+    with_frames,
 )
-from rvos_deploy.export.calibration import (
-    CalibrationOptions,
-    check_calibration,
-    read_calibration,
-)
+from rvos_deploy.export.calibration import CalibrationOptions, check_calibration
 from rvos_deploy.export.graph_form import GraphForm, check_elements, check_static, choose_opset
 from rvos_deploy.export.half_storage import round_to_half
 from rvos_deploy.export.published import ResolvedCheckpoint, ResolvedTokenizer
@@ -128,10 +125,7 @@ def export_bundle(
     if (box := form.box()) is not None:
         config = replace(config, input_size=box, short_side=min(box))
     write = _tokenizer_writer(config, weights)
-    if calibration is not None:
-        fixed = None if form.static is None else box
-        frames = read_calibration(calibration, OnlineRefer(config), fixed)
-        options = replace(options, calibration=frames)
+    options = with_frames(options, calibration, OnlineRefer(config), form)
 
     def load() -> tuple[ExportableNetwork, WeightsRecord]:
         network = load_weights(config, weights)

@@ -14,12 +14,9 @@ from rvos_deploy.export.bundle_export import (
     ExportReport,
     check_target,
     export_network,
+    with_frames,
 )
-from rvos_deploy.export.calibration import (
-    CalibrationOptions,
-    check_calibration,
-    read_calibration,
-)
+from rvos_deploy.export.calibration import CalibrationOptions, check_calibration
 from rvos_deploy.export.graph_form import GraphForm, check_elements, check_static, choose_opset
 from rvos_deploy.export.half_storage import round_to_half
 from rvos_deploy.export.weights import Weights, load_with_origin
@@ -90,10 +87,7 @@ def export_bundle(
     check_static(form.static, AXES)
     if (box := form.box()) is not None:
         config = replace(config, input_size=box)
-    if calibration is not None:
-        fixed = None if form.static is None else box
-        frames = read_calibration(calibration, Pan2024(config), fixed)
-        options = replace(options, calibration=frames)
+    options = with_frames(options, calibration, Pan2024(config), form)
 
     def load() -> tuple[ExportableNetwork, WeightsRecord]:
         network, origin = _load(config, weights)
