@@ -110,7 +110,7 @@ PRODUCTS = {"Convolution", "FullyConnected", "MatMul"}
 NEVER = {"Softmax", "MVN", "RMS", "Reference", "Reduce", "Interpolate", "Math", "Eltwise"}
 
 
-@pytest.mark.parametrize(("name", "least"), [("backbone", 40), ("frame_decoder", 40)])
+@pytest.mark.parametrize(("name", "least"), [("backbone", 40), ("frame_decoder", 40), ("video_decoder", 5)])
 def test_only_products_run_in_bfloat16(layers: Callable, name: str, least: int) -> None:
     kinds = [(about(one, "layerType"), about(one, "runtimePrecision")) for one in layers(name)]
     assert sum(kind in PRODUCTS and precision == "bf16" for kind, precision in kinds) >= least
