@@ -67,6 +67,18 @@ def gpu_uuid(ordinal: int = 0) -> str | None:
     return f"GPU-{uuid.UUID(bytes=bytes(raw))}"
 
 
+def driver_cuda_version() -> tuple[int, int] | None:
+    """Return the newest CUDA release that the driver runs, (major, minor); None without a driver.
+
+    A driver without a GPU answers, too.
+    """
+    driver = _driver()
+    number = ctypes.c_int()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(number)) != 0:
+        return None
+    return number.value // 1000, number.value % 1000 // 10
+
+
 def _driver() -> Any | None:
     try:
         return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

@@ -41,7 +41,6 @@ def test_a_bare_machine_needs_a_folder() -> None:
     assert "set -euo" not in done.stderr
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
 def test_a_wheel_without_the_kernel_fails_the_test_of_its_build() -> None:
     import tomllib
 
