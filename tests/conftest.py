@@ -41,6 +41,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny network at random weights, exported once (or RVOS_TEST_BUNDLE, when that is set)."""
     if ready := os.environ.get("RVOS_TEST_BUNDLE"):
         return Path(ready)
+    pytest.importorskip("torch")
     from rvos_deploy.export.pan2024 import export_bundle
     from rvos_deploy.export.weights import Weights
 
@@ -53,6 +54,7 @@ def tiny_bundle_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same network computing in float16 (or RVOS_TEST_BUNDLE_FP16, when that is set)."""
     if ready := os.environ.get("RVOS_TEST_BUNDLE_FP16"):
         return Path(ready)
+    pytest.importorskip("torch")
     from rvos_deploy.export.pan2024 import export_bundle
     from rvos_deploy.export.weights import Weights
 
@@ -67,6 +69,7 @@ def static_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     if ready := os.environ.get("RVOS_TEST_BUNDLE_STATIC"):
         return Path(ready)
+    pytest.importorskip("torch")
     from rvos_deploy.export.graph_form import GraphForm, StaticShapes
     from rvos_deploy.export.pan2024 import export_bundle
     from rvos_deploy.export.weights import Weights
@@ -79,6 +82,7 @@ def static_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_network():  # type: ignore[no-untyped-def]
     """The network that the bundle was exported from, in eval mode. Do not change it."""
+    pytest.importorskip("torch")
     from rvos_deploy.export.weights import Weights, load_network
 
     return load_network(preset("tiny"), Weights(random=True))
@@ -89,6 +93,7 @@ def online_refer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """OnlineRefer's small configuration at random weights (or RVOS_TEST_BUNDLE_ONLINE_REFER)."""
     if ready := os.environ.get("RVOS_TEST_BUNDLE_ONLINE_REFER"):
         return Path(ready)
+    pytest.importorskip("torch")
     from rvos_deploy.export.online_refer import OnlineReferWeights, export_bundle
     from rvos_deploy.networks.online_refer import config
 
