@@ -20,6 +20,7 @@ from rvos_deploy.video.ffmpeg import FALLBACK_FPS, READ_ERRORS, reason
 from rvos_deploy.video.frames import Frame
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
 from rvos_deploy.video.sources.geometry import Display
+from rvos_deploy.video.sources.timeline import Timeline
 
 # FFmpeg's own decoders of VP8 and VP9 drop the transparency that WebM stores beside each frame.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -58,30 +59,47 @@ def alpha_decoder(codec: str) -> str | None:
 
 
 def decode(
-    container: InputContainer, stream: VideoStream, errors: DecodeErrors, *, skip: bool
+    container: InputContainer,
+    stream: VideoStream,
+    errors: DecodeErrors,
+    timeline: Timeline,
+    *,
+    skip: bool,
 ) -> Generator[Frame, None, None]:
-    """Yield the frames of ``stream``, converted for display; log problems in ``errors``.
+    """Yield the selected frames of ``stream`` for display; log problems in ``errors``.
 
-    Undecodable packets before the first frame are skipped, because a recording may begin between
-    two key frames. A later one ends the video, unless ``skip``; whole frames that the decoder still
-    holds are yielded first. Raises nothing for bad data.
+    Frames before and between the selected ones are decoded, because later ones are predicted from
+    them, but they are not converted. Undecodable packets before the first frame are skipped,
+    because a recording may begin between two key frames. A later one ends the video, unless
+    ``skip``; whole frames that the decoder still holds are yielded first. Raises nothing for bad
+    data.
     """
-    clock, display = Clock(stream), Display(stream.sample_aspect_ratio)
+    clock, selector = Clock(stream), timeline.selector
+    display = Display(stream.sample_aspect_ratio, timeline.size)
     if problem := oversize(stream.width, stream.height):
         errors.stop(problem)
         return
     end = None
-    for index, decoded in enumerate(_decoded(container, stream, errors, skip=skip)):
-        pts, duration = clock.read(decoded)
+    for decoded in _decoded(container, stream, errors, skip=skip):
+        own_pts, duration = clock.read(decoded)
+        end = own_pts + (duration or 0)
+        placed = timeline.place(own_pts)
+        choice = "skip" if placed is None else selector.choose(*placed)
+        if choice == "end":
+            return
+        if placed is None or choice == "skip":
+            continue
         try:
             image = display.to_rgb(decoded)
         except (*READ_ERRORS, VideoError) as error:
-            errors.stop(f"frame {index} could not be converted to RGB: {reason(error)}")
+            errors.stop(f"frame {placed.index} could not be converted to RGB: {reason(error)}")
             return
+        timeline.size = display.size
         if decoded.is_corrupt:
-            errors.remark(f"frame {index} at {pts:.3f} s is damaged")
-        yield Frame(index, pts, image, duration)
-        end = pts + (duration or 0)
+            errors.remark(f"frame {placed.index} at {placed.pts:.3f} s is damaged")
+        yield Frame(placed.index, placed.pts, image, duration)
+        if selector.done:
+            return
     if end is not None and not clock.estimated:
         _check_end(container, stream, end, errors)
 
@@ -107,7 +125,8 @@ def _decoded(
             for frame in _flush(decoder, before=packet.pts if packet else None):
                 count += 1
                 yield frame
-            errors.stop(f"{doing} stopped after {count} frames: {reason(error)}")
+            lost = doing == "reading" and not isinstance(error, av.InvalidDataError)
+            errors.stop(f"{doing} stopped after {count} frames: {reason(error)}", lost=lost)
             return
         count += len(frames)
         yield from frames
@@ -158,7 +177,8 @@ def _check_end(
     # are imprecise, so a loss counts from half a second and from a twentieth of the video.
     promised = promised_end(container, stream)
     if promised is not None and promised - end > max(0.5, 0.05 * promised):
-        errors.stop(f"the video ends at {end:.2f} s, its header promises {promised:.2f} s")
+        text = f"the video ends at {end:.2f} s, its header promises {promised:.2f} s"
+        errors.stop(text, lost=True)
 
 
 def promised_end(container: InputContainer, stream: VideoStream) -> float | None:
