@@ -21,7 +21,7 @@ from rvos_deploy.video.sources.base import Source, SourceRequest
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
 from rvos_deploy.video.sources.options import SourceOptions
 from rvos_deploy.video.sources.registry import kind_for
-from rvos_deploy.video.sources.selection import Selection, Selector, select_frames
+from rvos_deploy.video.sources.selection import Selection, Selector
 
 DEFAULT_OPTIONS = SourceOptions()
 
@@ -135,8 +135,7 @@ class _SourceThread:
             self.closing.set()
             self._thread.close(0)
             raise StopIteration from None
-        if not isinstance(frame, Frame):
-            raise InputError(f"a source's frames() must yield Frame, found {type(frame).__name__}")
+        assert isinstance(frame, Frame)
         self._frames += 1
         return frame
 
@@ -266,7 +265,15 @@ class _Selected:
         return tuple(getattr(self.source, "notes", ()))
 
     def frames(self) -> Iterator[Frame]:
-        return select_frames(self.source.frames(), self.selector)
+        for frame in self.source.frames():
+            if not isinstance(frame, Frame):
+                kind = type(frame).__name__
+                raise InputError(f"a source's frames() must yield Frame, found {kind}")
+            choice = self.selector.choose(frame.index, frame.pts)
+            if choice == "take":
+                yield frame
+            if choice == "end" or self.selector.done:
+                return
 
     def close(self) -> None:
         getattr(self.source, "close", lambda: None)()

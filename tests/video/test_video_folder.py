@@ -117,5 +117,5 @@ def test_what_is_no_file_is_told_and_never_waited_for(
     with open_video(Path(), on_damage="skip") as reader:
         found = [(frame.index, frame.name) for frame in reader]
         assert found[:2] == [(0, "1.png"), (1, "2.png")]
-        assert found[2] == (9, "9.png")  # the place of a picture that is missing stays free
+        assert found[2] == (10, "9.png")  # the places of the 8 between stay free
         assert "7 more such problems" in str(reader.damage)

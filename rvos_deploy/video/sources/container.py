@@ -21,7 +21,7 @@ from rvos_deploy.video.frames import Frame, VideoInfo
 from rvos_deploy.video.sources.address import STANDARD_INPUT, hint, is_url, name_of
 from rvos_deploy.video.sources.base import End, OpenedSource, SourceRequest, first_frame, joined
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
-from rvos_deploy.video.sources.decoding import decode, promised_end
+from rvos_deploy.video.sources.decoding import decode, is_untimed, promised_end
 from rvos_deploy.video.sources.demuxers import Origin, input_options
 from rvos_deploy.video.sources.notes import notes_on
 from rvos_deploy.video.sources.timeline import Timeline
@@ -31,6 +31,8 @@ _TS_DISCONT = 512
 # Demuxers of streams that do not end by themselves, if they state no duration. A transport stream
 # over HTTP may end.
 _ENDLESS = {"rtsp", "rtp", "sdp", "sap", "mpjpeg", "live_flv"}
+# Time bases where times are those of arrival, and where a container states none.
+_ARRIVAL_TIMES, _TICKS = Fraction(1, 1000), Fraction(1, 90_000)
 # FFmpeg reads any .txt as terminal output, and draws a video of it.
 _NOT_VIDEO = {"tty"}
 
@@ -135,10 +137,10 @@ def _stream_info(
     return VideoInfo(
         width=first.width,
         height=first.height,
-        average_fps=selection.rate(fps),
+        average_fps=None if is_untimed(container) else selection.rate(fps),
         frame_count=selection.count(total, fps),
         name=name_of(request.name),
-        time_base=stream.time_base or Fraction(1, 90_000),
+        time_base=_ARRIVAL_TIMES if is_untimed(container) else stream.time_base or _TICKS,
         clock_start=first.pts if late else 0.0,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import cast
@@ -74,13 +75,13 @@ def decode(
     ``skip``; whole frames that the decoder still holds are yielded first. Raises nothing for bad
     data.
     """
-    clock, selector = Clock(stream), timeline.selector
+    clock, selector = Clock(container, stream), timeline.selector
     display = Display(stream.sample_aspect_ratio, timeline.size)
     if problem := oversize(stream.width, stream.height):
         errors.stop(problem)
         return
     end = None
-    for decoded in _decoded(container, stream, errors, skip=skip):
+    for decoded in _decoded(container, stream, errors, timeline, skip=skip):
         own_pts, duration = clock.read(decoded)
         end = own_pts + (duration or 0)
         placed = timeline.place(own_pts)
@@ -105,7 +106,12 @@ def decode(
 
 
 def _decoded(
-    container: InputContainer, stream: VideoStream, errors: DecodeErrors, *, skip: bool
+    container: InputContainer,
+    stream: VideoStream,
+    errors: DecodeErrors,
+    timeline: Timeline,
+    *,
+    skip: bool,
 ) -> Iterator[VideoFrame]:
     decoder, packets, count = open_decoder(stream), container.demux(stream), 0
     while True:
@@ -116,6 +122,10 @@ def _decoded(
                 return
             doing = "decoding"
             if packet.is_corrupt:
+                if timeline.may_recover:
+                    yield from _flush(decoder, before=packet.pts)
+                    errors.stop(f"a packet after {count} frames is incomplete", lost=True)
+                    return
                 errors.remark("a packet is incomplete")
             frames = decoder.decode(packet)
         except READ_ERRORS as error:
@@ -144,16 +154,24 @@ def _flush(decoder: VideoCodecContext, before: int | None) -> list[VideoFrame]:
     return [f for f in frames if before is None or f.pts is None or f.pts < before]
 
 
+def is_untimed(container: InputContainer) -> bool:
+    """Tell whether FFmpeg makes up the times of a stream."""
+    return container.format.name == "mpjpeg"
+
+
 class Clock:
     """Compute presentation times in seconds that strictly increase.
 
     The container's pts is kept exactly. Where a pts is missing, or is not later than the previous
     one (as in streams joined end to end), the frame follows the previous frame by one frame
-    duration.
+    duration. A stream without times (JPEGs over HTTP, to which FFmpeg gives a rate that no camera
+    stated) gets the times at which its frames arrive.
     """
 
-    def __init__(self, stream: VideoStream) -> None:
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.time_base = stream.time_base or Fraction(1, 90_000)
+        self._untimed = is_untimed(container)
+        self._started: float | None = None
         rate = stream.average_rate or stream.guessed_rate or FALLBACK_FPS
         self._step = max(1, round(1 / (Fraction(rate) * self.time_base)))
         self._last: int | None = None
@@ -161,6 +179,11 @@ class Clock:
 
     def read(self, frame: VideoFrame) -> tuple[float, float | None]:
         """Return the (pts, duration) of a frame in seconds; an unknown duration is None."""
+        if self._untimed:
+            now = time.monotonic()
+            self._started = now if self._started is None else self._started
+            self.estimated = True
+            return now - self._started, None
         ticks, duration = frame.pts, max(frame.duration or 0, 0)
         if self._last is None:
             ticks, self.estimated = (ticks or 0), ticks is None

@@ -48,6 +48,7 @@ def open_reconnecting(
     link = _Link(connect, request, errors, Timeline(request.selection.selector()))
     attempt = DecodeErrors(errors)
     source = connect(request, attempt, link.timeline)
+    link.timeline.replayable = source.end == "known" and request.reconnect > 0
     return replace(source, iterator=link.frames(source, attempt))
 
 

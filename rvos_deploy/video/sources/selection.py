@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from rvos_deploy.errors import InputError
-
-if TYPE_CHECKING:
-    from rvos_deploy.video.frames import Frame
 
 Choice = Literal["take", "skip", "end"]
 
@@ -182,16 +178,6 @@ class Selector:
         passed = math.floor((seconds - self._due + _ROUNDING) / stride.value) + 1
         self._due += passed * stride.value
         return True
-
-
-def select_frames(frames: Iterable[Frame], selector: Selector) -> Iterator[Frame]:
-    """Yield the selected ones of finished frames."""
-    for frame in frames:
-        choice = selector.choose(frame.index, frame.pts)
-        if choice == "take":
-            yield frame
-        if choice == "end" or selector.done:
-            return
 
 
 def _text(place: Place) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import NamedTuple
 
@@ -30,25 +31,35 @@ class Timeline:
         selector: chooses the frames.
         size: displayed (width, height) of the first frame, to which later ones are scaled.
         frames: number of frames so far.
+        replayable: whether the source can be read again from its first frame.
     """
 
     def __init__(self, selector: Selector) -> None:
         self.selector = selector
         self.size: tuple[int, int] | None = None
         self.frames = 0
+        self.replayable = False
         self._index = 0
+        self._replayed = -1
         self._offset = 0.0
         self._resumed = False
-        self._last: FrameTime | None = None
-        self._arrival = 0.0
+        self._last = -math.inf
+        # The least difference between this machine's clock and the source's, of this connection: of
+        # the frame that was delayed least. A decoder gives the last frames before a gap late.
+        self._difference = math.inf
 
     def replay(self) -> None:
         """Expect the frames from the first one again."""
-        self._index = 0
+        self._index, self._replayed = 0, self.frames
 
     def resume(self) -> None:
         """Expect frames that follow a gap."""
         self._resumed = True
+
+    @property
+    def may_recover(self) -> bool:
+        """Tell whether a packet that is incomplete may be whole in another connection."""
+        return self.replayable and self.frames > self._replayed
 
     def place(self, pts: float) -> FrameTime | None:
         """Return index and time of the next decoded frame; None if it was read before.
@@ -59,12 +70,12 @@ class Timeline:
         if index < self.frames:
             return None
         now = time.monotonic()
-        if self._resumed and self._last is not None:
-            expected = self._last.pts + now - self._arrival
-            moved = pts + self._offset
-            if moved <= self._last.pts or abs(moved - expected) > _SAME_CLOCK:
+        if self._resumed:
+            expected, moved = now - self._difference, pts + self._offset
+            if moved <= self._last or abs(moved - expected) > _SAME_CLOCK:
                 self._offset = expected - pts
-            self._resumed = False
+            self._resumed, self._difference = False, math.inf
         placed = FrameTime(index, pts + self._offset)
-        self._last, self._arrival, self.frames = placed, now, index + 1
+        self._difference = min(self._difference, now - placed.pts)
+        self._last, self.frames = placed.pts, index + 1
         return placed
