@@ -181,12 +181,12 @@ def _opened(
 ) -> VideoReader:
     if isinstance(source, VideoReader):
         return source
-    named = isinstance(source, (str, os.PathLike))
+    ends = isinstance(source, (str, os.PathLike)) and has_end(source)
     return open_video(
         source,
         options=options.reading,
         max_frames=options.max_frames,
-        on_damage="stop" if named and has_end(source) else "skip",
+        on_damage="stop" if ends else "skip",
     )
 
 

@@ -265,7 +265,8 @@ class _Selected:
         return tuple(getattr(self.source, "notes", ()))
 
     def frames(self) -> Iterator[Frame]:
-        for frame in self.source.frames():
+        frames: Iterator[object] = self.source.frames()  # of a program without types, perhaps
+        for frame in frames:
             if not isinstance(frame, Frame):
                 kind = type(frame).__name__
                 raise InputError(f"a source's frames() must yield Frame, found {kind}")

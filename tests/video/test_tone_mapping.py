@@ -45,7 +45,7 @@ def test_tables_err_by_at_most_one_level(transfer: str) -> None:
     signal = (codes << 4) | (codes >> 8)  # 12 bits, as FFmpeg scales them to 16
     mapped = tone_map(signal, transfer).astype(float)  # type: ignore[arg-type]
     assert mapped.shape == signal.shape
-    # Half a level of rounding, and the steps of the table of sRGB, whose slope is steep in the dark.
+    # Half a level of rounding, and the steps of the table of sRGB, which is steep in the dark.
     assert np.abs(mapped - plain(signal, transfer)).max() <= 1.5
 
 

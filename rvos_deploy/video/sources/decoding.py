@@ -85,7 +85,7 @@ def decode(
         own_pts, duration = clock.read(decoded)
         end = own_pts + (duration or 0)
         placed = timeline.place(own_pts)
-        choice = "skip" if placed is None else selector.choose(*placed)
+        choice = "skip" if placed is None else selector.choose(placed.index, placed.pts)
         if choice == "end":
             return
         if placed is None or choice == "skip":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
 
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.images import displayed_size, read_rgb
@@ -66,7 +66,8 @@ def check_sizes(files: Sequence[Path]) -> None:
             )
 
 
-class _Picture(NamedTuple):
+@dataclass(frozen=True)
+class _Picture:
     index: int
     name: str
     path: Path
@@ -115,16 +116,17 @@ def _decoded(
 ) -> Iterator[Frame]:
     """Yield one frame per picture; log problems in ``errors``."""
     count = 0
-    for index, name, path in pictures:
+    for picture in pictures:
         try:
-            image = read_rgb(path)
+            image = read_rgb(picture.path)
         except InputError as error:
             if count and not skip:
                 errors.stop(f"reading stopped after {count} frames: {error}")
                 return
             errors.remark(str(error))
             continue
-        yield Frame(index, float(index / fps), image, float(1 / fps), name)
+        pts = float(picture.index / fps)
+        yield Frame(picture.index, pts, image, float(1 / fps), picture.name)
         count += 1
 
 

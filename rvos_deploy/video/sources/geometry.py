@@ -10,6 +10,7 @@ import numpy as np
 from av.sidedata.sidedata import SideData, Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
 
 from rvos_deploy.errors import VideoError
 from rvos_deploy.images import over_white, oversize
@@ -114,16 +115,18 @@ class Display:
             signal = self._reformatter.reformat(
                 frame, width=width, height=height, format="rgb48le", threads=SWSCALE_THREADS
             )
-            return orientation.apply(tone_map(signal.to_ndarray(), transfer))
+            return orientation.apply(
+                tone_map(cast("NDArray[np.uint16]", signal.to_ndarray()), transfer)
+            )
         transparent = frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
-        pixels = self._reformatter.reformat(
+        converted = self._reformatter.reformat(
             frame,
             width=width,
             height=height,
             format="rgba" if transparent else "rgb24",
             threads=SWSCALE_THREADS,
         )
-        image = cast(Image, pixels.to_ndarray())
+        image = cast(Image, converted.to_ndarray())
         return orientation.apply(over_white(image) if transparent else image)
 
     def _unturned_size(self, frame: VideoFrame, orientation: Orientation) -> tuple[int, int]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from rvos_deploy.video.sources.selection import Selector
 
 # Seconds by which a clock that has gone on may differ from this machine's clock after a gap:
 # frames wait in buffers on both sides of it.
 _SAME_CLOCK = 2.0
+# Seconds by which the first frame after a gap is later at least, where no frame came before it.
+_FIRST_STEP = 0.04
 
 
-class FrameTime(NamedTuple):
+@dataclass(frozen=True)
+class FrameTime:
     """Hold the index of a frame, and its time in seconds."""
 
     index: int
@@ -42,19 +45,26 @@ class Timeline:
         self._index = 0
         self._replayed = -1
         self._offset = 0.0
-        self._resumed = False
+        self._resumed: float | None = None
         self._last = -math.inf
-        # The least difference between this machine's clock and the source's, of this connection: of
-        # the frame that was delayed least. A decoder gives the last frames before a gap late.
+        # The least difference between this machine's clock and the source's, in the first
+        # connection: of the frame that was delayed least. Later connections are placed by it, so
+        # their delays do not add up.
         self._difference = math.inf
+        self._gaps = False
+        self._step = _FIRST_STEP
 
     def replay(self) -> None:
         """Expect the frames from the first one again."""
         self._index, self._replayed = 0, self.frames
 
     def resume(self) -> None:
-        """Expect frames that follow a gap."""
-        self._resumed = True
+        """Expect frames that follow a gap, from now on.
+
+        The first frame is from about now; it arrives later, because FFmpeg reads ahead to learn
+        what the stream is.
+        """
+        self._resumed = time.monotonic()
 
     @property
     def may_recover(self) -> bool:
@@ -69,13 +79,14 @@ class Timeline:
         index, self._index = self._index, self._index + 1
         if index < self.frames:
             return None
-        now = time.monotonic()
-        if self._resumed:
-            expected, moved = now - self._difference, pts + self._offset
+        if self._resumed is not None:
+            expected, moved = self._resumed - self._difference, pts + self._offset
             if moved <= self._last or abs(moved - expected) > _SAME_CLOCK:
-                self._offset = expected - pts
-            self._resumed, self._difference = False, math.inf
+                self._offset = max(expected, self._last + self._step) - pts
+            self._resumed, self._gaps = None, True
         placed = FrameTime(index, pts + self._offset)
-        self._difference = min(self._difference, now - placed.pts)
+        if not self._gaps:
+            self._difference = min(self._difference, time.monotonic() - placed.pts)
+        self._step = placed.pts - self._last if index else _FIRST_STEP
         self._last, self.frames = placed.pts, index + 1
         return placed
