@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,12 +49,18 @@ def count_pictures(path: Path) -> int:
     try:
         with _regular_file(path) as file, Image.open(file, formats=FORMATS) as image:
             # A JPEG with several pictures shows the first one; the others are previews.
-            several = image.format in _ANIMATED
-            return int(getattr(image, "n_frames", 1)) if several else 1
+            return _count(image) if image.format in _ANIMATED else 1
     except Image.DecompressionBombError:
         return 1
     except Exception:  # Pillow raises many types for bytes that do not match their format
         return 0
+
+
+def _count(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # damaged behind the first picture
+        return 2
 
 
 def displayed_size(path: Path) -> tuple[int, int]:
@@ -101,8 +108,11 @@ def read_pictures(path: Path) -> Iterator[tuple[Pixels, float | None]]:
         InputError: the file is missing, not an image, too large or damaged.
     """
     with _opened(path) as file:
-        for number in range(int(getattr(file, "n_frames", 1))):
-            file.seek(number)
+        for number in count():
+            try:
+                file.seek(number)
+            except EOFError:
+                return
             if problem := oversize(*file.size):
                 raise InputError(f"{path}, picture {number}: {problem}; make it smaller")
             pixels = _displayed(file)

@@ -49,7 +49,7 @@ def _frames(path: Path, pause: float, selector: Selector, errors: DecodeErrors) 
     pts, count, size = 0.0, 0, None
     try:
         for index, (image, seconds) in enumerate(read_pictures(path)):
-            count, duration = index, seconds or pause
+            duration = seconds or pause
             size = size or image.shape
             if image.shape != size:
                 errors.stop(
@@ -62,6 +62,6 @@ def _frames(path: Path, pause: float, selector: Selector, errors: DecodeErrors) 
                 yield Frame(index, pts, image, duration)
             if choice == "end" or selector.done:
                 return
-            pts += duration
+            pts, count = pts + duration, index + 1
     except InputError as error:
         errors.stop(f"reading stopped after {count} frames: {error}")
