@@ -190,9 +190,9 @@ def live_lines(live: LiveReport | None) -> list[str]:
             f"--policy latest: {counted(live.dropped, 'frame')} dropped, because newer ones had "
             "come; frames keep their numbers and times"
         )
-    elif live.behind >= _NOTICEABLE:
+    elif live.behind_seconds >= _NOTICEABLE:
         lines.append(
-            f"--policy every: {live.behind:.1f} s behind the source at the end; --policy latest "
+            f"--policy every: {live.behind_seconds:.1f} s behind the source at the end; --policy latest "
             "drops frames to keep up"
         )
     if live.reconnects:

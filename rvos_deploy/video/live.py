@@ -32,14 +32,14 @@ class LiveReport:
         policy: "every" or "latest".
         max_latency: seconds for which "latest" kept a frame; None for "every".
         dropped: frames that were dropped because they were stale.
-        behind: seconds by which reading was behind the source at the last frame.
+        behind_seconds: seconds by which reading was behind the source at the last frame.
         reconnects: how often a lost connection was made again.
     """
 
     policy: Policy
     max_latency: float | None
     dropped: int
-    behind: float
+    behind_seconds: float
     reconnects: int
 
 

@@ -7,7 +7,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -37,7 +37,13 @@ class VideoReader(Closeable):
     """
 
     def __init__(
-        self, source: Source, thread: _SourceThread, options: SourceOptions, *, live: bool
+        self,
+        source: Source,
+        thread: _SourceThread,
+        options: SourceOptions,
+        *,
+        live: bool,
+        most: int | None = None,
     ) -> None:
         self.info = source.info
         self.notes: tuple[str, ...] = tuple(getattr(source, "notes", ()))
@@ -45,6 +51,7 @@ class VideoReader(Closeable):
         self._policy = options.policy
         self._live = live or options.policy == "latest"
         self._lag = Lag()
+        self._left = most
         self._latest: LatestFrames | None = None
         weakref.finalize(self, thread.closing.set)
         if options.policy == "latest":
@@ -87,8 +94,12 @@ class VideoReader(Closeable):
         return self
 
     def __next__(self) -> Frame:
+        if self._left == 0:
+            self.close()
+            raise StopIteration
         frame = self._thread.next_frame() if self._latest is None else self._latest.next()
         self._lag.note(frame.pts)
+        self._left = None if self._left is None else self._left - 1
         return frame
 
     def __repr__(self) -> str:
@@ -200,8 +211,10 @@ def open_video(
     """
     _check_arguments(on_damage, timeout)
     selection = options.selection(max_frames)
+    if options.policy == "latest":  # frames count when they are handed out
+        selection = replace(selection, max_frames=None)
     if not isinstance(source, (str, os.PathLike)):
-        return _open_object(source, selection, timeout, options)
+        return _open_object(source, selection, timeout, options, max_frames)
     name, kind = os.fspath(source), kind_for(source, options)
     network_timeout, limit = kind.timeouts(timeout)
     request = SourceRequest(
@@ -226,7 +239,7 @@ def open_video(
     except NoItemError:
         raise VideoError(_why_silent(name, limit, network=kind.network)) from None
     live = kind.live and getattr(opened, "end", "unknown") != "known"
-    return _reader(opened, thread, options, live=live)
+    return _reader(opened, thread, options, live=live, most=max_frames)
 
 
 def _open_object(
@@ -234,6 +247,7 @@ def _open_object(
     selection: Selection,
     timeout: float | Literal["auto"] | None,
     options: SourceOptions,
+    most: int | None,
 ) -> VideoReader:
     """Read an object that follows ``Source``."""
     if not isinstance(source, Source):
@@ -246,7 +260,7 @@ def _open_object(
     selected = _Selected(source, selector)
     thread = _SourceThread(lambda: selected, DecodeErrors(), threading.Event(), source.info.name)
     thread.open(None, None if timeout == "auto" else timeout)
-    return _reader(selected, thread, options, live=True)
+    return _reader(selected, thread, options, live=True, most=most)
 
 
 @dataclass(frozen=True)
@@ -281,9 +295,14 @@ class _Selected:
 
 
 def _reader(
-    source: Source, thread: _SourceThread, options: SourceOptions, *, live: bool
+    source: Source,
+    thread: _SourceThread,
+    options: SourceOptions,
+    *,
+    live: bool,
+    most: int | None,
 ) -> VideoReader:
-    reader = VideoReader(source, thread, options, live=live)
+    reader = VideoReader(source, thread, options, live=live, most=most)
     for note in reader.notes:
         warnings.warn(f"{reader.info.name} {note}", RuntimeWarning, stacklevel=3)
     return reader

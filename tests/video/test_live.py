@@ -206,16 +206,28 @@ def test_a_reader_that_is_dropped_leaves_no_thread() -> None:
 def test_selection_comes_before_the_policy() -> None:
     camera = Camera()
     options = SourceOptions(policy="latest", start="2f", stride="3f")
-    with open_video(camera, options=options, max_frames=3) as reader:
+    with open_video(camera, options=options) as reader:
         camera._queue.put(frame_at(0))
         camera._queue.put(frame_at(1))
         camera.see(2)
         check(next(reader), 2, 0)
         for index in range(3, 9):
             camera._queue.put(frame_at(index))
+        camera.end()
         found = list(reader)
         assert [frame.index for frame in found][-1] == 8
         assert len(found) + found[-1].dropped == 2
+
+
+def test_max_frames_counts_frames_that_are_handed_out() -> None:
+    camera = Camera()
+    with open_video(camera, options=LATEST, max_frames=2) as reader:
+        camera.see(*range(10))
+        check(next(reader), 9, 9)
+        camera.see(*range(10, 20))
+        check(next(reader), 19, 18)
+        assert list(reader) == []  # without waiting for another frame
+    camera.end()
 
 
 def test_lag_is_measured_on_the_clock_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,7 +332,7 @@ def test_an_rtsp_camera_with_a_slow_reader(rtsp_camera: Camera) -> None:
             frames.append(next(reader))
             time.sleep(0.2)
         assert reader.live is not None
-        assert reader.live.behind < 0.5
+        assert reader.live.behind_seconds < 0.5
     for order, frame in enumerate(frames):
         assert frame.index == order + frame.dropped
     assert frames[-1].dropped > 15
