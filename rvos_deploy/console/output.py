@@ -192,8 +192,8 @@ def live_lines(live: LiveReport | None) -> list[str]:
         )
     elif live.behind_seconds >= _NOTICEABLE:
         lines.append(
-            f"--policy every: {live.behind_seconds:.1f} s behind the source at the end; --policy latest "
-            "drops frames to keep up"
+            f"--policy every: {live.behind_seconds:.1f} s behind the source's clock at the end; "
+            "for a live source, --policy latest drops frames to keep up"
         )
     if live.reconnects:
         lines.append(f"the connection was lost and made again {counted(live.reconnects, 'time')}")

@@ -155,7 +155,7 @@ def test_a_slow_run_says_how_far_it_is_behind(
     assert found["live"]["behind_seconds"] > 0
     assert len(found["frames"]) == 60
     if found["live"]["behind_seconds"] >= 1:
-        assert "s behind the source at the end; --policy latest drops frames" in result.stdout
+        assert "s behind the source's clock at the end; for a live source" in result.stdout
 
 
 def test_a_real_rtsp_camera(segment: Callable, rtsp_camera: Camera) -> None:

@@ -19,7 +19,7 @@ from rvos_deploy.errors import VideoError
 from rvos_deploy.video import Frame, SourceOptions, VideoReader, open_video
 from rvos_deploy.video.sources import reconnect, timeline
 from rvos_deploy.video.sources.selection import Selection
-from rvos_deploy.video.sources.timeline import FrameTime, Timeline
+from rvos_deploy.video.sources.timeline import Timeline, Timestamp
 
 FRAMES = 60
 
@@ -32,6 +32,11 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encode(folder / "a.mkv", moving_images(FRAMES))
     encode(folder / "a.mp4", moving_images(FRAMES), movflags="+faststart")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconnect, "FIRST_PAUSE", 0.1)
 
 
 def start(url: str, *, seconds: float = 20, timeout: float = 0.6, **options: object) -> VideoReader:
@@ -105,6 +110,16 @@ def test_an_answer_that_ends_is_the_end(live_server: Callable, clips: Path) -> N
         assert len(list(reader)) == FRAMES
         assert reader.damage is None
     assert len(server.requests) == 1
+
+
+def test_the_end_of_a_camera_is_no_damage_where_no_attempt_is_wanted(
+    live_server: Callable,
+) -> None:
+    kind = "multipart/x-mixed-replace; boundary=frame"
+    server = live_server(Connection(jpegs(5), content_type=kind))
+    with start(server.url, seconds=0) as reader:
+        assert len(list(reader)) == 5
+        assert reader.damage is None
 
 
 def test_a_wrong_address_is_told_at_once(live_server: Callable) -> None:
@@ -244,11 +259,11 @@ def test_a_clock_that_has_gone_on_is_kept(clock: list[float]) -> None:
     line = Timeline(Selection().selector())
     for index in range(10):
         clock[0] = 5 + index
-        assert line.place(100.0 + index) == FrameTime(index, 100.0 + index)
+        assert line.place(100.0 + index) == Timestamp(index, 100.0 + index)
     clock[0] = 25.0
     line.resume()
-    assert line.place(119.5) == FrameTime(10, 119.5)  # half a second waited in a buffer
-    assert line.place(120.5) == FrameTime(11, 120.5)
+    assert line.place(119.5) == Timestamp(10, 119.5)  # half a second waited in a buffer
+    assert line.place(120.5) == Timestamp(11, 120.5)
 
 
 @pytest.mark.parametrize("anew", [0.0, 50.0, 109.0, 500.0])
@@ -259,9 +274,9 @@ def test_a_clock_that_began_anew_continues_after_the_gap(clock: list[float], ane
         line.place(100.0 + index)
     clock[0] = 25.0  # eleven seconds after the last frame
     line.resume()
-    assert line.place(anew) == FrameTime(10, 120.0)
+    assert line.place(anew) == Timestamp(10, 120.0)
     clock[0] = 26.0
-    assert line.place(anew + 1) == FrameTime(11, 121.0)
+    assert line.place(anew + 1) == Timestamp(11, 121.0)
 
 
 def test_delays_of_connections_do_not_add_up(clock: list[float]) -> None:
@@ -289,7 +304,7 @@ def test_a_frame_that_came_late_does_not_shorten_the_gap(clock: list[float]) -> 
     line.place(1.0)
     clock[0] = 7.0
     line.resume()
-    assert line.place(0.0) == FrameTime(2, 7.0)
+    assert line.place(0.0) == Timestamp(2, 7.0)
 
 
 # --- A real RTSP server ---------------------------------------------------------------------------

@@ -64,13 +64,14 @@ class _Link:
         while True:
             with closing(source):
                 yield from source.frames()
-            cause = attempt.stopped or ("the stream ended" if source.end == "never" else None)
-            if self.timeline.selector.done or cause is None:
+            if self.timeline.selector.done:
                 return
-            lost = attempt.lost or source.end == "never"
+            lost = attempt.lost or (source.end == "never" and attempt.stopped is None)
             if not lost or not self.request.reconnect:
-                self.errors.stop(cause)
+                if attempt.stopped is not None:
+                    self.errors.stop(attempt.stopped)
                 return
+            cause = attempt.stopped or "the stream ended"
             again = self._again(source.end == "known", cause)
             if again is None:
                 return

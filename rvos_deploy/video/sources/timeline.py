@@ -16,7 +16,7 @@ _FIRST_STEP = 0.04
 
 
 @dataclass(frozen=True)
-class FrameTime:
+class Timestamp:
     """Hold the index of a frame, and its time in seconds."""
 
     index: int
@@ -71,7 +71,7 @@ class Timeline:
         """Tell whether a packet that is incomplete may be whole in another connection."""
         return self.replayable and self.frames > self._replayed
 
-    def place(self, pts: float) -> FrameTime | None:
+    def place(self, pts: float) -> Timestamp | None:
         """Return index and time of the next decoded frame; None if it was read before.
 
         ``pts``: its time in this connection, which increases strictly.
@@ -84,7 +84,7 @@ class Timeline:
             if moved <= self._last or abs(moved - expected) > _SAME_CLOCK:
                 self._offset = max(expected, self._last + self._step) - pts
             self._resumed, self._gaps = None, True
-        placed = FrameTime(index, pts + self._offset)
+        placed = Timestamp(index, pts + self._offset)
         if not self._gaps:
             self._difference = min(self._difference, time.monotonic() - placed.pts)
         self._step = placed.pts - self._last if index else _FIRST_STEP
