@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -18,12 +18,13 @@ from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.redaction import redact
 from rvos_deploy.video.ffmpeg import READ_ERRORS, reason
 from rvos_deploy.video.frames import Frame, VideoInfo
-from rvos_deploy.video.sources.address import STANDARD_INPUT, hint, is_url, name_of
+from rvos_deploy.video.sources.address import STANDARD_INPUT, hint, is_url, kind_of, name_of
 from rvos_deploy.video.sources.base import End, OpenedSource, SourceRequest, first_frame, joined
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
 from rvos_deploy.video.sources.decoding import decode, is_untimed, promised_end
 from rvos_deploy.video.sources.demuxers import Origin, input_options
 from rvos_deploy.video.sources.notes import notes_on
+from rvos_deploy.video.sources.seek import SeekPoint, find_seek_point, seek
 from rvos_deploy.video.sources.timeline import Timeline
 
 # av.format.Flags.ts_discont: formats whose clock may start anywhere and jump.
@@ -82,11 +83,23 @@ def open_container(
     name, selection = name_of(request.name), request.selection
     timeline = timeline or Timeline(selection.selector())
     with ExitStack() as undo:
-        container, stream = _open_container(request, describe(request))
+        source = describe(request)
+        point = _seek_point(request, source)
+        container, stream = _open_container(request, source)
+        if point is not None and not seek(container, stream, point):
+            container.close()
+            container, stream = _open_container(request, source)
+            point = None
         undo.callback(container.close)
         if not _has_foreign_clock(container):
             timeline.selector.zero = 0.0
-        frames = decode(container, stream, errors, timeline, skip=request.skip_damage)
+        elif point is not None and stream.time_base is not None:
+            timeline.selector.zero = float(point.first_ticks * stream.time_base)
+        if point is not None:
+            timeline.begin_at(point.index)
+        begin = None if point is None else point.ticks
+        skip = request.skip_damage
+        frames = decode(container, stream, errors, timeline, skip=skip, begin=begin)
         undo.callback(frames.close)
         shown = f"{name} (codec {stream.codec_context.name})"
         first = first_frame(frames, errors, timeline.selector, shown, hint(request.name))
@@ -97,6 +110,17 @@ def open_container(
             undo.pop_all().close,
             _end_of(container),
         )
+
+
+def _seek_point(request: SourceRequest, source: FFmpegInput) -> SeekPoint | None:
+    """Return the key frame from which a file is decoded, if frames before it are not wanted."""
+    start = request.selection.start
+    if start is None or source.origin != "local" or kind_of(request.name) != "file":
+        return None
+    container, stream = _open_container(request, source)
+    with closing(container):
+        zero = None if _has_foreign_clock(container) else 0.0
+        return find_seek_point(container, stream, start, zero)
 
 
 def _open_container(

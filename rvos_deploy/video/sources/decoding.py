@@ -66,6 +66,7 @@ def decode(
     timeline: Timeline,
     *,
     skip: bool,
+    begin: int | None = None,
 ) -> Generator[Frame, None, None]:
     """Yield the selected frames of ``stream`` for display; log problems in ``errors``.
 
@@ -74,6 +75,9 @@ def decode(
     because a recording may begin between two key frames. A later one ends the video, unless
     ``skip``; whole frames that the decoder still holds are yielded first. Raises nothing for bad
     data.
+
+    ``begin``: time, in the stream's time base, of the key frame at which the container is
+    positioned; None: it is at its start.
     """
     clock, selector = Clock(container, stream), timeline.selector
     display = Display(stream.sample_aspect_ratio, timeline.size)
@@ -82,6 +86,8 @@ def decode(
         return
     end = None
     for decoded in _decoded(container, stream, errors, timeline, skip=skip):
+        if begin is not None and decoded.pts is not None and decoded.pts < begin:
+            continue  # predicted from frames before the key frame, which were not decoded
         own_pts, duration = clock.read(decoded)
         end = own_pts + (duration or 0)
         placed = timeline.place(own_pts)

@@ -154,6 +154,10 @@ class Selector:
         self.done = self._taken == wanted.max_frames or last
         return "take"
 
+    def pass_over(self, frames: int) -> None:
+        """Note that so many frames before the start were not read."""
+        self._asked += frames
+
     @property
     def none_selected(self) -> str | None:
         """Return why a video that has frames gives none, in words; None if it has no frame."""

@@ -54,6 +54,11 @@ class Timeline:
         self._gaps = False
         self._step = _FIRST_STEP
 
+    def begin_at(self, index: int) -> None:
+        """Expect frame ``index`` first: the file was positioned there."""
+        self._index = self.frames = index
+        self.selector.pass_over(index)
+
     def replay(self) -> None:
         """Expect the frames from the first one again."""
         self._index, self._replayed = 0, self.frames
