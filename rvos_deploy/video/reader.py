@@ -57,6 +57,7 @@ class VideoReader(Closeable):
         if options.policy == "latest":
             self._latest = LatestFrames(thread.next_frame, options.max_latency or 0.0)
             weakref.finalize(self, self._latest.close)
+            weakref.finalize(self, thread.close, 0.0)  # wakes the thread of the frames
 
     @property
     def damage(self) -> str | None:
@@ -150,10 +151,13 @@ class _SourceThread:
         self._frames += 1
         return frame
 
-    def close(self) -> None:
-        """End the source; safe to call twice, and from any thread."""
+    def close(self, patience: float = 0.3) -> None:
+        """End the source; safe to call twice, and from any thread.
+
+        Wait for a frame in progress, but at most ``patience`` seconds.
+        """
         self.closing.set()
-        self._thread.close()
+        self._thread.close(patience)
 
 
 def _items(open_source: Callable[[], Source]) -> Generator[Source | Frame, None, None]:
