@@ -24,6 +24,8 @@ from rvos_deploy.video.sources.registry import kind_for
 from rvos_deploy.video.sources.selection import Selection, Selector
 
 DEFAULT_OPTIONS = SourceOptions()
+LATE = 5.0
+"""Seconds behind a live source from which on the reader warns."""
 
 
 class VideoReader(Closeable):
@@ -51,6 +53,7 @@ class VideoReader(Closeable):
         self._policy = options.policy
         self._live = live or options.policy == "latest"
         self._lag = Lag()
+        self._warned = False
         self._left = most
         self._latest: LatestFrames | None = None
         weakref.finalize(self, thread.closing.set)
@@ -100,8 +103,22 @@ class VideoReader(Closeable):
             raise StopIteration
         frame = self._thread.next_frame() if self._latest is None else self._latest.next()
         self._lag.note(frame.pts)
+        self._warn_if_late()
         self._left = None if self._left is None else self._left - 1
         return frame
+
+    def _warn_if_late(self) -> None:
+        """Warn once when a live source is read too slowly, long before its end."""
+        if self._warned or self._lag.behind < LATE or self._latest is not None or not self._live:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{self.info.name} is read {self._lag.behind:.0f} s behind its clock, and every frame "
+            "waits longer; if it is live, --policy latest (SourceOptions(policy='latest')) drops "
+            "frames to keep up",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def __repr__(self) -> str:
         return f"VideoReader({self.info!r}, damage={self.damage!r})"
