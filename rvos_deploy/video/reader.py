@@ -232,10 +232,11 @@ def open_video(
     """
     _check_arguments(on_damage, timeout)
     selection = options.selection(max_frames)
+    most = None
     if options.policy == "latest":  # frames count when they are handed out
-        selection = replace(selection, max_frames=None)
+        selection, most = replace(selection, max_frames=None), max_frames
     if not isinstance(source, (str, os.PathLike)):
-        return _open_object(source, selection, timeout, options, max_frames)
+        return _open_object(source, selection, timeout, options, most)
     name, kind = os.fspath(source), kind_for(source, options)
     network_timeout, limit = kind.timeouts(timeout)
     request = SourceRequest(
@@ -260,7 +261,7 @@ def open_video(
     except NoItemError:
         raise VideoError(_why_silent(name, limit, network=kind.network)) from None
     live = kind.live and getattr(opened, "end", "unknown") != "known"
-    return _reader(opened, thread, options, live=live, most=max_frames)
+    return _reader(opened, thread, options, live=live, most=most)
 
 
 def _open_object(
