@@ -37,8 +37,8 @@ def test_latin_words_and_signs_are_not_judged(
 
 
 @pytest.mark.parametrize("text", [
-    "左边的红色圆圈", "犬", "こんにちは", "한국어 개", "الكلب البني", "собака бежит", "ο σκύλος", "คน",
-    "हिन्दी कुत्ता",
+    "左边的红色圆圈", "犬", "こんにちは", "한국어 개", "الكلب البني", "собака бежит", "ο σκύλος",
+    "คน", "हिन्दी कुत्ता",
 ])  # fmt: skip
 def test_scripts_that_are_spelled_are_told(tokenize: Callable[[str], list[str]], text: str) -> None:
     (line,) = tokenize(text)
