@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from rvos_deploy import stopping
@@ -21,11 +21,13 @@ from rvos_deploy.runtime.run_writer import RunWriter
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.runtime.stream import Stream
 from rvos_deploy.stream_settings import StreamSettings
-from rvos_deploy.video import open_video
+from rvos_deploy.video import VideoReader, open_video
+from rvos_deploy.video.live import LiveReport
 from rvos_deploy.video.pipeline import prefetch
 from rvos_deploy.video.sinks.base import Sink, SinkRequest
 from rvos_deploy.video.sinks.registry import DEFAULT_SINKS, make_sinks
-from rvos_deploy.video.sources.base import Source, SourceOptions
+from rvos_deploy.video.sources.base import Source
+from rvos_deploy.video.sources.options import SourceOptions
 from rvos_deploy.video.sources.registry import has_end
 
 FRAMES_AHEAD = 4
@@ -39,7 +41,7 @@ class RunOptions:
     Args:
         settings: settings of the stream.
         max_frames: number of frames after which the run stops.
-        allow_playlists: as in ``SourceOptions``.
+        reading: how the source is read.
         command: the command that ``result.json`` records.
         name: name of the video in ``result.json``; None: the source, without the secrets of a URL.
         progress: called with the phases "frames" and "masks".
@@ -47,7 +49,7 @@ class RunOptions:
 
     settings: StreamSettings = field(default_factory=StreamSettings)
     max_frames: int | None = None
-    allow_playlists: bool = False
+    reading: SourceOptions = field(default_factory=SourceOptions)
     command: str = ""
     name: str | None = None
     progress: CountProgress = ignore_counts
@@ -55,13 +57,23 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunReport:
-    """Report a run: ``frames`` are complete; ``stopped`` says why the run ended early."""
+    """Report a run.
+
+    Args:
+        out: the output folder.
+        frames: number of complete frames.
+        seconds: from the first decoded frame to the last written one.
+        damage: errors of the source in one line, or None.
+        stopped: why the run ended early, or None.
+        live: how a live source was read; None: the source has an end.
+    """
 
     out: Path
     frames: int
     seconds: float
     damage: str | None
     stopped: str | None
+    live: LiveReport | None = None
 
     @property
     def frames_per_second(self) -> float:
@@ -71,7 +83,7 @@ class RunReport:
 
 def run(
     segmenter: Segmenter,
-    source: str | os.PathLike[str] | Source,
+    source: str | os.PathLike[str] | Source | VideoReader,
     expressions: Sequence[str],
     out: Path,
     *,
@@ -87,7 +99,7 @@ def run(
 
     Args:
         segmenter: from ``rvos_deploy.load``.
-        source: a source of ``open_video``, or an open source, which is closed at the end.
+        source: a source of ``open_video``, or an open reader, which is closed at the end.
         expressions: at least one.
         out: the output folder, which is locked against other runs.
         sinks: names from the registry (``video/sinks/registry.py``), and your own sinks.
@@ -107,7 +119,7 @@ def run(
     check_run_folder(out, inputs)
     with ExitStack() as stack:
         reader = stack.enter_context(closing(_opened(source, options)))
-        video = {"video": _name(source, options), "max_frames": options.max_frames}
+        video = {"video": _name(source, options), **_reading(options)}
         record = RunRecord(segmenter, reader, expressions, video, options.command)
         chosen = make_sinks(sinks, SinkRequest(out, record.summary))
         stream = stack.enter_context(
@@ -134,13 +146,17 @@ def run(
         writer.finish()
         if writer.stopped is None:
             stopping.set_hint(f"all {writer.frames} frames are complete in {out}")
-        return RunReport(out, writer.frames, record.seconds, reader.damage, writer.stopped)
+        return RunReport(
+            out, writer.frames, record.seconds, reader.damage, writer.stopped, reader.live
+        )
 
 
-def _drive(reader: Source, stream: Stream, writer: RunWriter, progress: CountProgress) -> None:
+def _drive(reader: VideoReader, stream: Stream, writer: RunWriter, progress: CountProgress) -> None:
     """Push every frame, and submit the decided frames to the writer."""
     total, seen = reader.info.frame_count, 0
-    for frame in prefetch(reader, FRAMES_AHEAD):
+    # Frames that wait in a second queue would become stale.
+    frames = reader if reader.reads_ahead else prefetch(reader, FRAMES_AHEAD)
+    for frame in frames:
         for result in stream.push(frame):
             writer.submit(result)
         seen += 1
@@ -160,18 +176,31 @@ def _check(expressions: Sequence[str], settings: StreamSettings) -> None:
         raise InputError(f"masks='{settings.masks}' cannot be written into files; leave masks out")
 
 
-def _opened(source: str | os.PathLike[str] | Source, options: RunOptions) -> Source:
-    if not isinstance(source, (str, os.PathLike)):
+def _opened(
+    source: str | os.PathLike[str] | Source | VideoReader, options: RunOptions
+) -> VideoReader:
+    if isinstance(source, VideoReader):
         return source
+    ends = isinstance(source, (str, os.PathLike)) and has_end(source)
     return open_video(
         source,
-        options=SourceOptions(allow_playlists=options.allow_playlists),
+        options=options.reading,
         max_frames=options.max_frames,
-        on_damage="stop" if has_end(source) else "skip",
+        on_damage="stop" if ends else "skip",
     )
 
 
-def _name(source: str | os.PathLike[str] | Source, options: RunOptions) -> str:
+def _reading(options: RunOptions) -> dict[str, object]:
+    """Return the settings of reading for the record: the number of frames, and what was given."""
+    given = {
+        field.name: getattr(options.reading, field.name)
+        for field in fields(SourceOptions)
+        if getattr(options.reading, field.name) != field.default
+    }
+    return {"max_frames": options.max_frames} | given
+
+
+def _name(source: str | os.PathLike[str] | Source | VideoReader, options: RunOptions) -> str:
     if options.name:
         return options.name
     return redact(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else source.info.name

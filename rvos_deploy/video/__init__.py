@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from rvos_deploy.video.reader import VideoReader, open_video, read_video
     from rvos_deploy.video.sinks.masks import MaskWriter
     from rvos_deploy.video.sinks.mp4 import Mp4Writer
-    from rvos_deploy.video.sources.base import SourceOptions
+    from rvos_deploy.video.sources.base import Source
+    from rvos_deploy.video.sources.options import SourceOptions
 
 __all__ = [
     "Frame",
     "MaskWriter",
     "Mp4Writer",
+    "Source",
     "SourceOptions",
     "VideoInfo",
     "VideoReader",
@@ -39,7 +41,8 @@ __getattr__ = lazy_names(
         "Frame": "rvos_deploy.video.frames",
         "MaskWriter": "rvos_deploy.video.sinks.masks",
         "Mp4Writer": "rvos_deploy.video.sinks.mp4",
-        "SourceOptions": "rvos_deploy.video.sources.base",
+        "Source": "rvos_deploy.video.sources.base",
+        "SourceOptions": "rvos_deploy.video.sources.options",
         "VideoInfo": "rvos_deploy.video.frames",
         "VideoReader": "rvos_deploy.video.reader",
         "draw_montage": "rvos_deploy.video.drawing.montage",

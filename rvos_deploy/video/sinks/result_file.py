@@ -54,6 +54,7 @@ class ResultFileSink(Sink):
         entry = {
             "index": result.frame.index,
             "pts": result.frame.pts,
+            "dropped": result.frame.dropped,
             "expressions": [
                 describe_mask(mask, float(score))
                 for mask, score in zip(result.masks, result.scores, strict=True)
