@@ -70,7 +70,7 @@ def require_gpu(out: Path | None) -> None:
         BackendError: there is no GPU.
         InputError: no folder for the results is given.
     """
-    from rvos_deploy.engines.gpu import find_gpu
+    from rvos_deploy.runtime.backends.gpu import find_gpu
 
     if find_gpu() is None:
         raise BackendError(

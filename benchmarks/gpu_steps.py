@@ -30,10 +30,10 @@ from rvos_deploy.benchmarks.gpu_rates import (
 )
 from rvos_deploy.benchmarks.latency import MINIMUM_J_AND_F
 from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, deformable_macs, roofline
-from rvos_deploy.engines.gpu import find_gpu, gpu_uuid
 from rvos_deploy.engines.layer_types import HALF
 from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.errors import BackendError, ParityError, RvosError
+from rvos_deploy.runtime.backends.gpu import find_gpu, gpu_uuid
 from rvos_deploy.runtime.segmenter import Segmenter, load
 
 MEASURED = "this card, measured"

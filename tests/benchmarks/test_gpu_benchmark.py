@@ -19,10 +19,10 @@ from rvos_deploy.benchmarks.gpu_report import render
 from rvos_deploy.benchmarks.gpu_specs import GPU_SPECS
 from rvos_deploy.benchmarks.gpu_steps import REFERENCE, STEPS, Run
 from rvos_deploy.bundle.folder import open_bundle
-from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.profiles import read_profiles
 from rvos_deploy.errors import BackendError, InputError, ParityError
 from rvos_deploy.networks.pan2024.contract import probe_cases
+from rvos_deploy.runtime.backends.gpu import Gpu
 from rvos_deploy.runtime.segmenter import load
 
 Record = dict[str, Any]
@@ -76,7 +76,7 @@ def test_the_dry_run_prints_and_writes_plan_and_rooflines(
 def test_without_a_gpu_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("rvos_deploy.engines.gpu.find_gpu", lambda: None)
+    monkeypatch.setattr("rvos_deploy.runtime.backends.gpu.find_gpu", lambda: None)
     done = call("--bundle", str(tiny_bundle), "--out", str(tmp_path / "new"))
     assert done.exit_code == 2
     assert len(done.output.strip().splitlines()) == 1
@@ -86,7 +86,7 @@ def test_without_a_gpu_one_line_says_so(
 
 
 def test_with_a_gpu_a_folder_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rvos_deploy.engines.gpu.find_gpu", lambda: Gpu("A card", "8.9"))
+    monkeypatch.setattr("rvos_deploy.runtime.backends.gpu.find_gpu", lambda: Gpu("A card", "8.9"))
     done = call()
     assert done.exit_code == 2
     assert "--out DIR" in done.output
