@@ -25,9 +25,21 @@ arrays = (
 with launch.primary_context():
     for _ in range(2):
         output = launch.run_on_device(("fp32", "fp32", "fp32"), arrays, TACTICS[1])
+    # Addresses of this driver are those of the host.
+    elsewhere = np.zeros(17, np.float32)
+    launch.launch(
+        ("fp32", "fp32", "fp32"),
+        launch.Sizes(batch, pixels, queries, heads, width, levels, points),
+        tuple(array.ctypes.data for array in arrays),
+        elsewhere.ctypes.data,
+        TACTICS[1],
+        stream=0x77,
+    )
 assert (output.shape, output.dtype) == ((batch, queries, heads * width), np.float32)
 found = output.ravel()[:16]
+assert output.ravel()[16] == 0, "the default stream"
 # 128 threads: 8 of a row, 16 rows.
+assert elsewhere[16] == 0x77, "the stream that is named"
 sizes = [pixels, queries, heads, levels, points, -(-queries * heads // 16), batch, 1, 8, 16, 1]
 assert found[5:].tolist() == sizes, found
 first = arrays[1].view(np.float32).ravel()[0]

@@ -100,8 +100,12 @@ def test_alternating_sizes_take_no_more_memory(tiny_bundle: Path, tmp_path: Path
 
 @pytest.mark.usefixtures("context")
 def test_the_benchmark_runs() -> None:
-    from rvos_deploy.engines.plugins.ms_deform_attn.benchmark import benchmark
+    from rvos_deploy.benchmarks.gpu_kernels import TACTICS, time_kinds
 
-    rows = benchmark("fp16")
-    assert all(row.milliseconds > 0 for row in rows)
-    print(*rows, sep="\n")
+    case = time_kinds(("fp16",))["fp16"]
+    timed = {row["name"]: row for row in case["timings"]}
+    assert {f"tactic {number}: {tactic}" for number, tactic in TACTICS.items()} <= set(timed)
+    for row in timed.values():
+        assert row["milliseconds"]["p50"] > 0
+        print(row)
+    print(case["missing"], case["clocks"])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 GIGAHERTZ = 1000
@@ -26,12 +27,15 @@ class RecordingTorchCuda:
         self.host = self.gpu = 0.0
         self.log: list[str] = []
         self.in_cache: set[str] = set()
+        self.streams: list[Any] = []
         self.current: Any = None
         self.capture: list[tuple[str, Callable[[], float]]] | None = None
         outer = self
 
         class Stream:
-            pass
+            def __init__(self) -> None:
+                self.cuda_stream = 0x9000 + len(outer.streams)
+                outer.streams.append(self)
 
         class CUDAGraph:
             def __init__(self) -> None:
@@ -114,6 +118,13 @@ class RecordingTorchCuda:
                 yield
         finally:
             cuda_graph.work, self.capture = self.capture, None
+
+    def current_stream(self, device: Any = None) -> Any:
+        assert self.current is not None, "the default stream"
+        return self.current
+
+    def get_device_properties(self, device: Any = None) -> Any:
+        return SimpleNamespace(L2_cache_size=2**20)
 
     def synchronize(self, device: Any = None) -> None:
         assert self.capture is None, "a wait during a capture"

@@ -84,8 +84,10 @@ def launch(
     pointers: tuple[int, ...],
     output: int,
     tactic: Tactic,
+    *,
+    stream: int = _DEFAULT_STREAM,
 ) -> None:
-    """Queue the kernel on the default stream, within :func:`primary_context`. NOT RUN.
+    """Queue the kernel on a stream, within :func:`primary_context`. NOT RUN.
 
     Args:
         types: of values and output, sampling offsets, attention logits.
@@ -93,6 +95,7 @@ def launch(
         pointers: device addresses of values, level shapes, reference points, offsets and logits.
         output: device address of [B,Q,heads*D].
         tactic: how to compile and launch.
+        stream: the handle of a stream; nothing on the default one can be captured.
     """
     kernel = _kernels.get((types, tactic)) or _load(types, tactic)
     block_x, block_y = block_shape(types[0], sizes.head_width, tactic)
@@ -104,7 +107,7 @@ def launch(
         *(-(-sizes.queries * sizes.heads // block_y), sizes.batch, 1),
         *(block_x, block_y, 1),
         0,
-        kernel.bindings.CUstream(_DEFAULT_STREAM),
+        kernel.bindings.CUstream(stream),
         ((*pointers, *scalars, output), _ARGUMENTS),
         0,
     )
