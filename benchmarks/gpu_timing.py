@@ -70,6 +70,8 @@ class LaunchTimer:
     def __init__(self, cuda: Any, flush: Launch, launches: int = LAUNCHES) -> None:
         self._cuda, self._flush, self._launches = cuda, flush, launches
         self._stream = cuda.Stream()
+        # A kernel's first launch may load it, which must not happen during a capture.
+        self._warm_up(flush)
         self._flushes = self._captured([flush])
 
     def prepare(self, contender: Contender) -> PreparedLaunches:

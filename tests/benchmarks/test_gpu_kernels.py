@@ -15,6 +15,7 @@ import torch
 from recording_torch import RecordingTorchCuda
 
 from rvos_deploy.benchmarks import gpu_kernels
+from rvos_deploy.benchmarks.deformable_case import Case, make_case
 from rvos_deploy.benchmarks.deformable_operators import (
     IM2COL_STEP,
     MODULE,
@@ -23,7 +24,7 @@ from rvos_deploy.benchmarks.deformable_operators import (
     sampled,
 )
 from rvos_deploy.benchmarks.gpu_clocks import Reading
-from rvos_deploy.benchmarks.gpu_kernels import Case, make_case, time_case
+from rvos_deploy.benchmarks.gpu_kernels import time_case
 from rvos_deploy.benchmarks.gpu_timing import Contender, LaunchTimer
 from rvos_deploy.errors import BackendError
 from rvos_deploy.networks.modules.ms_deform_attn import eager_ms_deform_attn
