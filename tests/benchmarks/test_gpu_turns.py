@@ -27,7 +27,7 @@ from rvos_deploy.benchmarks.rounds import spread_of
 from rvos_deploy.benchmarks.torch_ops import TorchOps, TorchTensor
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.datasets.moving_sprites import sample_video
-from rvos_deploy.errors import BackendError
+from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.graph_io.probe import probe_inputs
 from rvos_deploy.runtime.backends.host_ops import HostOps
 from rvos_deploy.runtime.segmenter import Segmenter, load
@@ -178,8 +178,8 @@ def test_a_back_end_that_fails_while_it_is_opened_is_closed(
     failing(segmenter, monkeypatch, 0)
     with pytest.raises(BackendError, match="CUDA failed on GPU 0"):
         open_backend(setup, "a name", lambda: segmenter)
-    with pytest.raises(BackendError, match="closed"):
-        segmenter.backend and segmenter._session.graphs["mask_head"].run({})
+    with pytest.raises(InputError, match="this segmenter is closed"):
+        segmenter.encode_text("the disc")
 
 
 def test_pytorch_on_a_device_gives_the_numbers_of_the_bundle(tiny_bundle: Path) -> None:

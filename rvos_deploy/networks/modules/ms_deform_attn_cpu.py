@@ -126,11 +126,19 @@ def _tensor(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor.to(dtype)
 
 
-def _of_any_shapes(value: Tensor, level_shapes: LevelShapes, *rest: Tensor) -> Tensor:
+def _of_any_shapes(
+    value: Tensor,
+    level_shapes: LevelShapes,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
     """Call the operator, which takes tensors only."""
     if not isinstance(level_shapes, Tensor):
         level_shapes = shapes_tensor(level_shapes, value.device)
-    return ms_deform_attn_cpu(value, level_shapes, *rest)
+    return ms_deform_attn_cpu(
+        value, level_shapes, reference_points, sampling_offsets, attention_logits
+    )
 
 
 @contextmanager
