@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -93,11 +94,14 @@ def _peak() -> int:
 
 def _child(code: str, *arguments: str) -> tuple[dict[str, Any], float]:
     """Run code in a fresh process; return the JSON line that it prints, and the seconds to it."""
+    # pip compiles a package as it installs it. The first process does this for a checkout.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-c", code, *arguments]
     started = time.perf_counter()
     with (
         TemporaryFile() as errors,
         subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=errors
+            command, stdout=subprocess.PIPE, stderr=errors, env=environment
         ) as process,
     ):
         assert process.stdout is not None

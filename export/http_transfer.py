@@ -164,8 +164,6 @@ def refuse_page(shown: str, answered: str = "") -> NoReturn:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # missing in Python 3.10
-
     def redirect_request(
         self,
         req: urllib.request.Request,
@@ -182,8 +180,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
                 f"{redact(req.full_url)} redirects to {redact(newurl)}, which is not followed: "
                 f"{old} is needed; check the address"
             )
-        # All codes mean the same for a GET, and Python 3.10 does not know 308.
-        return super().redirect_request(req, fp, 302, msg, headers, newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _opener() -> urllib.request.OpenerDirector:

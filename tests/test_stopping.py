@@ -257,7 +257,8 @@ with files.replacing(Path("a")):
 def test_a_forked_child_leaves_stops_to_its_parent(stop: Run) -> None:
     ended = stop(
         """
-import os, signal
+import os, signal, warnings
+warnings.simplefilter("ignore")  # Python 3.12 and newer warn of forks beside threads
 child = os.fork()
 if not child:
     time.sleep(60)

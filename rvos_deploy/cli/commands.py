@@ -11,6 +11,7 @@ from rvos_deploy.cli import (
     build_engine,
     choose_backend,
     demo,
+    doctor,
     evaluate,
     export,
     inspect,
@@ -25,7 +26,6 @@ from rvos_deploy.cli import (
 app = typer.Typer(
     name="rvos-deploy",
     help="Referring video object segmentation, from PyTorch to production.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -33,9 +33,12 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
+        from rvos_deploy.environment import versions
 
-        typer.echo(f"rvos-deploy {version('rvos-deploy')}")
+        found = versions("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch")
+        own = found.pop("rvos-deploy")
+        others = ", ".join(f"{name} {version}" for name, version in found.items())
+        typer.echo(f"rvos-deploy {own} ({others})")
         raise typer.Exit
 
 
@@ -43,7 +46,8 @@ def _version(value: bool) -> None:
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the versions."),
     ] = False,
 ) -> None:
     pass
@@ -59,6 +63,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("set-threshold")(set_threshold.set_threshold)
 app.command("benchmark")(benchmark_command.benchmark)
 app.command("choose-backend")(choose_backend.choose_backend)
+app.command("doctor")(doctor.doctor)
 app.command("make-data")(make_data.make_data)
 app.command("pretrain-clip")(pretrain_clip.pretrain_clip)
 app.command("train")(train.train)

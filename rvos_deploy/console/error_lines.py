@@ -95,8 +95,23 @@ def _explain(error: Exception) -> tuple[str | None, int]:
         text = error.format_message().strip().rstrip(".").replace("Value error, ", "")
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "rvos-deploy"
-        return f"{text[:1].lower()}{text[1:]}; see '{command} --help'", WRONG_USE
+        advice = f"see '{command} --help'"
+        if (meant := _meant_expression(error, context)) is not None:
+            advice = f"if it is an expression, put a space before it: ' {meant}'; {advice}"
+        return f"{text[:1].lower()}{text[1:]}; {advice}", WRONG_USE
     return None, 1
+
+
+def _meant_expression(error: Exception, context: Any) -> str | None:
+    """Return the argument that was read as an option and may be an expression, else None."""
+    option = getattr(error, "option_name", None)
+    if option is None or context is None:
+        return None
+    if "expressions" not in {parameter.name for parameter in context.command.params}:
+        return None
+    # Of "-the dog" the parser names only "-t".
+    argument = next((given for given in sys.argv if given.startswith(option)), option)
+    return argument if " " in argument or not argument.startswith("--") else None
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -21,10 +21,10 @@ from rvos_deploy.errors import BackendError, InputError
 INSTRUCTIONS = ("baseline", "AVX2", "AVX-512")
 """Instruction sets for which the library holds a kernel, the slowest first."""
 
-_BUILD_IT = "install a C++ compiler (Debian: apt-get install g++), then reinstall rvos-deploy"
+BUILD_IT = "install a C++ compiler (Debian: apt-get install g++), then reinstall rvos-deploy"
 NOT_BUILT = (
     "the CPU kernel of deformable attention was not built when rvos-deploy was installed; "
-    f"{_BUILD_IT}"
+    f"{BUILD_IT}"
 )
 
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
@@ -64,7 +64,7 @@ def describe() -> str:
     """Say whether this machine has the kernel, and what follows if not: one line for people."""
     if available():
         return f"built, uses {instructions()}; OpenVINO and PyTorch call it"
-    return f"not built, so the function body runs, more slowly; {_BUILD_IT}"
+    return f"not built, so the function body runs, more slowly; {BUILD_IT}"
 
 
 def instructions() -> str:

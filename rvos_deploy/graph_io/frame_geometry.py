@@ -113,13 +113,23 @@ def upsample_logits(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDA
     resized first: Pillow 13 and newer resize rows first where they become fewer, which rounds
     differently, and :func:`upsample_weights` must agree with every version.
     """
-    height, width = geometry.display
-    rows, columns = (side / MASK_STRIDE for side in geometry.content)
-    wide = Image.fromarray(logits).resize(
-        (width, logits.shape[0]), Image.Resampling.BILINEAR, box=(0, 0, columns, logits.shape[0])
-    )
-    resized = wide.resize((width, height), Image.Resampling.BILINEAR, box=(0, 0, width, rows))
-    return np.asarray(resized)
+    return _resize_rows(_resize_columns(logits, geometry), geometry)
+
+
+def _resize_columns(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.float32]:
+    """Resize each row to the displayed width: float32 [padded height/4, W]."""
+    rows, columns = len(logits), geometry.content[1] / MASK_STRIDE
+    image = Image.fromarray(logits)
+    size, box = (geometry.display[1], rows), (0, 0, columns, rows)
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
+
+
+def _resize_rows(wide: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.float32]:
+    """Resize each column to the displayed height: float32 [H, width of the input]."""
+    rows, columns = geometry.content[0] / MASK_STRIDE, wide.shape[1]
+    image = Image.fromarray(wide)
+    size, box = (columns, geometry.display[0]), (0, 0, columns, rows)
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
 
 
 def upsample_all_logits(
@@ -150,11 +160,16 @@ def upsample_weights(
 def upsample_mask(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArray[np.bool_]:
     """Make a mask of logits [padded height/4, padded width/4]: bool [H,W].
 
-    Foreground is where the upsampled logits exceed 0.
+    Foreground is where the upsampled logits exceed 0. Only columns with a positive logit are
+    upsampled: a mean of others cannot exceed 0. A mask is mostly background, so this is most of
+    the time.
     """
-    if logits.max() <= 0:
-        return np.zeros(geometry.display, dtype=np.bool_)
-    mask: NDArray[np.bool_] = upsample_logits(logits, geometry) > 0
+    mask = np.zeros(geometry.display, dtype=np.bool_)
+    wide = _resize_columns(logits, geometry)
+    positive = np.flatnonzero(wide.max(axis=0) > 0)
+    if positive.size:
+        columns = slice(positive[0], positive[-1] + 1)
+        np.greater(_resize_rows(wide[:, columns], geometry), 0, out=mask[:, columns])
     return mask
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -200,10 +199,8 @@ def _checked(change: Change, kind: type, key: str) -> Any:
 
 def _toml_value(text: str) -> Any:
     """Parse one TOML value. Raises ValueError for anything else, also for several values."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    import tomllib
+
     if any(not character.isprintable() for character in text):
         raise ValueError("a value stands on one line")
     return tomllib.loads(f"value = {text}")["value"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import reprlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from importlib import resources
@@ -195,9 +194,7 @@ def _read(file: Path) -> str:
 
 
 def _toml(text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    import tomllib
+
     loaded: dict[str, Any] = tomllib.loads(text)
     return loaded

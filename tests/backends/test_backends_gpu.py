@@ -32,6 +32,10 @@ class StandInDriver:
     def cuInit(self, flags: int) -> int:  # noqa: N802
         return self.init
 
+    def cuDriverGetVersion(self, version: Any) -> int:  # noqa: N802
+        ctypes.cast(version, ctypes.POINTER(ctypes.c_int))[0] = 13010
+        return 0
+
     def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
         ctypes.cast(count, ctypes.POINTER(ctypes.c_int))[0] = len(self.gpus)
         return 0
@@ -91,6 +95,13 @@ def test_without_a_gpu_there_is_none(no_gpu: None) -> None:
     assert gpu.gpu_uuid() is None
     with pytest.raises(InputError, match=r"'GPU-0a1b.*; it shows none: check the driver"):
         cuda_ordinal(f"GPU-{SECOND}")
+
+
+def test_a_driver_without_a_gpu_tells_its_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_driver", lambda: StandInDriver(init=100))
+    assert gpu.driver_cuda_version() == (13, 1)
+    monkeypatch.setattr(gpu, "_driver", lambda: None)
+    assert gpu.driver_cuda_version() is None
 
 
 def test_nvidia_smi_takes_the_uuid_of_the_gpu_also_for_its_instance(two_gpus: None) -> None:

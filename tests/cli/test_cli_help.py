@@ -61,7 +61,9 @@ def test_help_fits_80_columns(
 def test_version(rvos: Callable) -> None:
     result = rvos("--version")
     assert (result.code, result.stderr) == (0, "")
-    assert re.fullmatch(r"rvos-deploy \d+\.\d+\.\d+\S*\n", result.stdout)
+    number = r"\d+\.\d+\.\d+\S*"
+    pattern = rf"rvos-deploy {number} \(python {number}, numpy {number}(, [\w-]+ {number})*\)\n"
+    assert re.fullmatch(pattern, result.stdout)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,31 @@ def test_wrong_usage_is_one_line_with_the_help_to_read(
     assert what in result.error
     command = f"rvos-deploy {arguments[0]}" if arguments[0] in COMMANDS else "rvos-deploy"
     assert result.error.endswith(f"see '{command} --help'")
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("-the dog", "' -the dog'"),
+        ("--the dog", "' --the dog'"),
+        ("-x", "' -x'"),
+        ("--colour", None),
+    ],
+)
+def test_an_expression_that_looks_like_an_option(
+    rvos: Callable, video: Path, tmp_path: Path, given: str, hint: str | None
+) -> None:
+    small = ("--size", "64x96", "--max-frames", "1", "--out", tmp_path / "out")
+    result = rvos("run", video, given, *small)
+    assert result.code == 2
+    assert (f"put a space before it: {hint}" in result.error) == (hint is not None)
+    if hint:  # followed to the letter
+        done = rvos("run", video, hint.strip("'"), *small)
+        assert done.code == 0, done.stderr
+    else:
+        assert "expression" not in result.error
+    inspected = rvos("inspect", given)
+    assert "expression" not in inspected.error
 
 
 @pytest.mark.parametrize("place", ["before", "after"])

@@ -31,15 +31,22 @@ def test_attention_equals_pytorchs() -> None:
     def heads(x: torch.Tensor) -> torch.Tensor:
         return x.view(2, -1, 3, 8).transpose(1, 2)
 
-    for given in (None, bias, bias[:, :1], bias[:1, :, :1]):
+    cases: tuple[tuple[torch.Tensor, ...], ...] = (
+        (),
+        (bias,),
+        (bias[:, :1],),
+        (bias[:1, :, :1],),
+        (bias[:1, :, :1], bias[:, :1]),
+    )
+    for given in cases:
         plain = F.scaled_dot_product_attention(
             heads(attention.query(query)),
             heads(attention.key(key)),
             heads(attention.value(value)),
-            attn_mask=given,
+            attn_mask=sum(given[1:], given[0]) if given else None,
         )
         expected = attention.output(plain.transpose(1, 2).reshape(2, 4, 24))
-        torch.testing.assert_close(attention(query, key, value, given), expected, **FLOAT32)
+        torch.testing.assert_close(attention(query, key, value, *given), expected, **FLOAT32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -82,7 +89,7 @@ def test_cross_attention_puts_positions_on_queries_and_keys_only() -> None:
     where, memory_where, bias = torch.randn(3, 16), torch.randn(7, 16), torch.randn(2, 1, 3, 7)
     read = layer.attention(queries + where, memory + memory_where, memory, bias)
     assert torch.equal(
-        layer(queries, memory, where, memory_where, bias), layer.norm(queries + read)
+        layer(queries, memory, where, memory_where, (bias,)), layer.norm(queries + read)
     )
     read = layer.attention(queries + where, memory, memory)
     assert torch.equal(layer(queries, memory, where), layer.norm(queries + read))

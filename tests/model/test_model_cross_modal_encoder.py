@@ -110,7 +110,7 @@ def plain_encode(
     image, states = torch.cat(tokens, dim=1), text.tokens
     for layer in encoder.layers:
         image, states = layer.fusion(image, states, bias)
-        states = layer.text_ffn(layer.text_attention(states, bias=bias))
+        states = layer.text_ffn(layer.text_attention(states, biases=(bias,)))
         image = layer.deformable(
             image, torch.cat(positions), torch.cat(centres), torch.tensor(sides, dtype=torch.int32)
         )

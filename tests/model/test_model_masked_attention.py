@@ -68,10 +68,10 @@ def plain_decode(
         memory = frame.levels[level] + decoder.level_embedding[index % 3]
         where = decoder.query_position
         queries = layer.memory_attention(
-            queries, memory, where, position.to(queries.dtype), bias(logits)[:, None]
+            queries, memory, where, position.to(queries.dtype), (bias(logits)[:, None],)
         )
         text_bias = additive_mask(text.padding)[:, None, None]
-        queries = layer.text_attention(queries, frame.text, where, bias=text_bias)
+        queries = layer.text_attention(queries, frame.text, where, biases=(text_bias,))
         queries = layer.ffn(layer.self_attention(queries, where))
         predictions.append(predict(queries))
     last = plain_mask_logits(predictions[-1].mask_embeddings, frame.mask_features, frame.shapes[1])

@@ -231,11 +231,11 @@ def test_a_layer_reads_frames_then_text_then_itself(
         output = layer(
             queries,
             position,
-            AttentionMemory(memory, where, bias),
-            AttentionMemory(arguments["text"], None, text_bias),
+            AttentionMemory(memory, where, (bias,)),
+            AttentionMemory(arguments["text"], None, (text_bias,)),
         )
-        step = layer.memory_attention(queries, memory, position, where, bias)
-        step = layer.text_attention(step, arguments["text"], position, bias=text_bias)
+        step = layer.memory_attention(queries, memory, position, where, (bias,))
+        step = layer.text_attention(step, arguments["text"], position, biases=(text_bias,))
         expected = layer.ffn(layer.self_attention(step, position))
     assert torch.equal(output, expected)
 

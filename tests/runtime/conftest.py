@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from rvos_deploy.graph_io.frame_geometry import letterbox, resize_frame
 from rvos_deploy.graph_io.probe import PROBE_BOX, probe_clip
-from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
-from rvos_deploy.networks.pan2024.modules.network import RvosNetwork, referred_scores
 from rvos_deploy.networks.pan2024.tokenizer import ClipTokenizer
 from rvos_deploy.networks.selection import thresholds
 from rvos_deploy.runtime.segmenter import Segmenter, load
@@ -33,8 +31,13 @@ def clip() -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="session")
-def reference(tiny_network: RvosNetwork, tiny_bundle: Path) -> Reference:
+def reference(tiny_network: Any, tiny_bundle: Path) -> Reference:
     """The network on a whole clip at once: frames [T,H,W,3], text -> logits [T,h,w], scores [N]."""
+    import torch
+
+    from rvos_deploy.networks.pan2024.modules.mask_head import unite_masks
+    from rvos_deploy.networks.pan2024.modules.network import referred_scores
+
     tokenizer = ClipTokenizer(tiny_bundle / "tokenizer.json")
 
     def run(frames: NDArray[np.uint8], text: str) -> tuple[NDArray[np.float32], ...]:

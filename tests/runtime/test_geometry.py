@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.graph_io.frame_geometry import PADDING, letterbox, resize_frame, upsample_mask
+from rvos_deploy.graph_io.frame_geometry import (
+    PADDING,
+    letterbox,
+    resize_frame,
+    upsample_logits,
+    upsample_mask,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +59,23 @@ def test_masks_come_back_where_they_were(display: tuple[int, int]) -> None:
     assert mask.shape == display
     centres = (np.arange(display[1]) + 0.5) / display[1]
     assert (mask == (centres > 0.6)[None]).mean() >= 1 - 1 / display[1]
+
+
+@pytest.mark.parametrize("display", [(90, 157), (480, 854), (33, 57), (41, 20), (96, 160)])
+@pytest.mark.parametrize("level", [-9.0, -2.5, 0.0, 9.0])
+def test_columns_that_are_left_out_are_background(display: tuple[int, int], level: float) -> None:
+    """Only columns with a positive logit are upsampled; the mask is that of all, bit by bit."""
+    random = np.random.default_rng(int(level * 10) + 100)
+    geometry = letterbox(display, (96, 160))
+    shape = tuple(side // 4 for side in geometry.padded)
+    noise = random.standard_normal(shape).astype(np.float32)
+    island = np.full(shape, -9.0, dtype=np.float32)
+    island[shape[0] // 2, shape[1] // 2] = level + 9.1
+    least = np.where(noise > -level, np.float32(1e-38), np.float32(-1e-38))
+    for logits in (noise + np.float32(level), island, least):
+        mask = upsample_mask(logits, geometry)
+        assert mask.dtype == np.bool_
+        assert np.array_equal(mask, upsample_logits(logits, geometry) > 0)
 
 
 def test_the_padding_never_reaches_the_mask() -> None:

@@ -96,6 +96,18 @@ def gpu_of_uuid(name: str) -> int:
     )
 
 
+def driver_cuda_version() -> tuple[int, int] | None:
+    """Return the newest CUDA release that the driver runs, (major, minor); None without a driver.
+
+    A driver without a GPU answers, too.
+    """
+    driver = _driver()
+    number = ctypes.c_int()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(number)) != 0:
+        return None
+    return number.value // 1000, number.value % 1000 // 10
+
+
 def _uuids(ordinal: int) -> tuple[str, ...]:
     """Return the UUID of a GPU, and then, where this is a MIG instance, its own."""
     driver = _started_driver()

@@ -26,22 +26,21 @@ class MultiHeadAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *biases: Tensor) -> Tensor:
         """Return the attended values [B,Q,C].
 
         Args:
             query: [B,Q,C].
             key: [B,K,C].
             value: [B,K,C].
-            bias: float32, added to the logits; broadcasts to [B,heads,Q,K].
+            biases: float32, each added to the logits; each broadcasts to [B,heads,Q,K]. They are
+                not summed first, because the sum may be as large as the logits.
         """
         q = self._split(self.query(query)) * (1.0 / math.sqrt(self.head_dim))
         k = self._split(self.key(key))
         v = self._split(self.value(value))
         logits = q @ k.transpose(-2, -1)
-        if bias is not None:
+        for bias in biases:
             logits = logits + bias.to(logits.dtype)
         return self.output((softmax(logits) @ v).transpose(1, 2).flatten(2))
 
@@ -64,11 +63,11 @@ class CrossAttentionLayer(nn.Module):
         memory: Tensor,
         query_position: Tensor,
         memory_position: Tensor | None = None,
-        bias: Tensor | None = None,
+        biases: tuple[Tensor, ...] = (),
     ) -> Tensor:
         """Return queries [B,Q,C] updated from memory [B,K,C]; positions broadcast to them."""
         key = memory if memory_position is None else memory + memory_position
-        read = self.attention(queries + query_position, key, memory, bias)
+        read = self.attention(queries + query_position, key, memory, *biases)
         return self.norm(queries + read)
 
 
@@ -81,11 +80,11 @@ class SelfAttentionLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(
-        self, tokens: Tensor, position: Tensor | None = None, bias: Tensor | None = None
+        self, tokens: Tensor, position: Tensor | None = None, biases: tuple[Tensor, ...] = ()
     ) -> Tensor:
         """Return updated tokens [B,K,C]; the position broadcasts to them."""
         positioned = tokens if position is None else tokens + position
-        return self.norm(tokens + self.attention(positioned, positioned, tokens, bias))
+        return self.norm(tokens + self.attention(positioned, positioned, tokens, *biases))
 
 
 class FeedForwardLayer(nn.Module):

@@ -127,7 +127,7 @@ class CrossModalLayer(nn.Module):
         """Return updated image [B,S,C] and text [B,L,C]."""
         if self.text_fusion:
             image, text = self.fusion(image, text, text_bias)
-            text = self.text_ffn(self.text_attention(text, bias=text_bias))
+            text = self.text_ffn(self.text_attention(text, biases=(text_bias,)))
         return self.deformable(image, position, reference_points, level_shapes), text
 
 

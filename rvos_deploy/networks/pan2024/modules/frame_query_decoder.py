@@ -94,14 +94,14 @@ class FrameQueryDecoder(nn.Module):
             for h, w in shapes
         ]
         masks = [resize_mask_features(frame.mask_features, shape) for shape in shapes]
-        text = AttentionMemory(frame.text, None, additive_mask(padding)[:, None, None])
+        text = AttentionMemory(frame.text, None, (additive_mask(padding)[:, None, None],))
         queries = sentence[:, None].expand(-1, self.num_queries, -1)
         predictions = [self._predict(queries)]
         for index, layer in enumerate(self.layers):
             level = index % 3
             logits = predictions[-1].mask_embeddings @ masks[level]
             bias = self.attention_bias(logits)[:, None]
-            memory = AttentionMemory(memories[level], positions[level], bias)
+            memory = AttentionMemory(memories[level], positions[level], (bias,))
             queries = layer(queries, self.query_position, memory, text)
             predictions.append(self._predict(queries))
         normed = self.norm(queries)

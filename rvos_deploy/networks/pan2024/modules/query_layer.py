@@ -19,12 +19,12 @@ class AttentionMemory(NamedTuple):
 
     tokens: [B,K,C], keys and values.
     position: added to the keys, broadcasts to them; None: no position.
-    bias: float32, added to the logits, broadcasts to [B,heads,Q,K].
+    biases: float32, each added to the logits; each broadcasts to [B,heads,Q,K].
     """
 
     tokens: Tensor
     position: Tensor | None
-    bias: Tensor
+    biases: tuple[Tensor, ...]
 
 
 class QueryLayer(nn.Module):
@@ -61,13 +61,16 @@ class QueryLayer(nn.Module):
             shared: number of consecutive sets of queries that attend to each memory. The sets are
                 concatenated for the attention, so keys and values are computed once.
         """
-        position, bias = query_position, memory.bias
+        position, biases = query_position, memory.biases
         if shared > 1:
             queries = queries.unflatten(0, (-1, shared)).flatten(1, 2)
-            position, bias = position.repeat(shared, 1), bias.repeat(1, 1, shared, 1)
-        queries = self.memory_attention(queries, memory.tokens, position, memory.position, bias)
+            position = position.repeat(shared, 1)
+            biases = tuple(
+                bias if bias.shape[2] == 1 else bias.repeat(1, 1, shared, 1) for bias in biases
+            )
+        queries = self.memory_attention(queries, memory.tokens, position, memory.position, biases)
         if shared > 1:
             queries = queries.unflatten(1, (shared, -1)).flatten(0, 1)
         if self.text_attention is not None:
-            queries = self.text_attention(queries, text.tokens, query_position, bias=text.bias)
+            queries = self.text_attention(queries, text.tokens, query_position, biases=text.biases)
         return self.ffn(self.self_attention(queries, query_position))

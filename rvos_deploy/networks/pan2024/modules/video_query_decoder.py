@@ -216,10 +216,10 @@ class VideoQueryDecoder(nn.Module):
         tokens = self._memory_tokens(memory)
         own = self.memory_slot_position
         positions = (self.slot_position if own is None else own).repeat(frames, 1)
-        words = AttentionMemory(text.tokens, None, additive_mask(text.padding)[:, None, None])
+        words = AttentionMemory(text.tokens, None, (additive_mask(text.padding)[:, None, None],))
         predictions = []
-        for bias, layer in zip(self._memory_biases(memory), self.layers, strict=True):
-            attended = AttentionMemory(tokens, positions, bias)
+        for biases, layer in zip(self._memory_biases(memory), self.layers, strict=True):
+            attended = AttentionMemory(tokens, positions, biases)
             queries = layer(queries, self.slot_position, attended, words, sentences)
             predictions.append(self._predict(queries, trajectories, text_query))
         return predictions
@@ -234,15 +234,18 @@ class VideoQueryDecoder(nn.Module):
             tokens = tokens + times[:, :, None]
         return tokens.flatten(1, 2)
 
-    def _memory_biases(self, memory: FrameMemory) -> list[Tensor]:
-        """Return the attention bias of every layer: float32 [B,heads or 1,N,M*N]."""
+    def _memory_biases(self, memory: FrameMemory) -> list[tuple[Tensor, ...]]:
+        """Return the attention biases of every layer, float32.
+
+        [B,1,1,M*N] hides what is empty; [1,heads,N,M*N] prefers the own slot.
+        """
         frames, slots = memory.queries.shape[1:3]
         hidden = additive_mask(memory.empty)[:, :, None].expand(-1, -1, slots).flatten(1)
         hidden = hidden[:, None, None]
         if self.own_slot is None:
-            return [hidden.expand(-1, -1, slots, -1)] * len(self.layers)
+            return [(hidden,)] * len(self.layers)
         same_slot = torch.eye(slots, device=hidden.device).repeat(1, frames)
-        return [hidden + own[:, None, None] * same_slot for own in self.own_slot.float()]
+        return [(own[None, :, None, None] * same_slot, hidden) for own in self.own_slot.float()]
 
     def _predict(
         self, queries: Tensor, trajectories: Tensor, text_query: Tensor

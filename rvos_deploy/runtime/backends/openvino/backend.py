@@ -43,9 +43,9 @@ run compiles depends on the sizes alone, so equal input gives equal masks.
 """
 COMPILED = 4
 """Compiled models that a graph keeps: the last used sizes, and any size."""
-ROUNDED = ("backbone", "frame_decoder")
-"""Graphs whose products the hint ``bf16`` rounds: those that compute maps. The others are small,
-and their scores, embeddings and mask logits decide; bfloat16 was not tried there."""
+ROUNDED = ("backbone", "frame_decoder", "video_decoder")
+"""Graphs whose products the hint ``bf16`` rounds: those with many rows, of pixels or of memory. The
+others are small, and their embeddings and mask logits decide; bfloat16 was not tried there."""
 EXPRESSIONS = "E"
 """Axis that stays open where a graph with every size fixed computes something else."""
 
@@ -56,7 +56,7 @@ class OpenVinoBackend(OnnxBackend):
 
     Args:
         threads: for the arithmetic of one graph; None uses every core that the process may use.
-        precision_hint: None: float32. ``bf16``: the products of graphs that read pixels are
+        precision_hint: None: float32. ``bf16``: products over pixels and over the memory are
             bfloat16; what stays in float32 is named in ``bf16_products.py``.
 
     Raises:
