@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from rvos_deploy.engines.plugins.ms_deform_attn.launch import Sizes, launch, primary_context
-from rvos_deploy.engines.plugins.ms_deform_attn.spec import TACTICS, DType
+from rvos_deploy.engines.plugins.ms_deform_attn.spec import TACTICS, DType, LayerSizes
 
 # The encoder of the large network at 480 x 864: strides 32, 16 and 8, one query a pixel.
 LEVELS = ((15, 27), (30, 54), (60, 108))
@@ -55,9 +55,8 @@ def benchmark(kind: DType = "fp16", batch: int = 1) -> list[Timing]:
             batch, inputs[3].shape[1], HEADS * HEAD_WIDTH, dtype=inputs[0].dtype, device="cuda"
         )
         moved = sum(t.numel() * t.element_size() for t in (*inputs, output))
-        sizes = Sizes(
-            batch, inputs[0].shape[1], inputs[3].shape[1], HEADS, HEAD_WIDTH, len(LEVELS), POINTS
-        )
+        layer = LayerSizes(HEADS, HEAD_WIDTH, len(LEVELS), POINTS)
+        sizes = Sizes(batch, inputs[0].shape[1], inputs[3].shape[1], layer)
         pointers = tuple(tensor.data_ptr() for tensor in inputs)
         address = output.data_ptr()
         types = (kind, kind, kind)
