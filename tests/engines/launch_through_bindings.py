@@ -27,8 +27,8 @@ with launch.primary_context():
         output = launch.run_on_device(("fp32", "fp32", "fp32"), arrays, TACTICS[1])
 assert (output.shape, output.dtype) == ((batch, queries, heads * width), np.float32)
 found = output.ravel()[:16]
-# 128 threads: 8 of a row, 16 queries.
-sizes = [pixels, queries, -(-queries // 16), heads, batch, 8, 16, 1]
+# 64 threads: 8 of a row, 8 queries.
+sizes = [pixels, queries, -(-queries // 8), heads, batch, 8, 8, 1]
 assert found[5:13].tolist() == sizes, found
 first = arrays[1].view(np.float32).ravel()[0]
 assert found[:5].tolist() == [1.5, first, 0.25, 3.5, 4.5], found

@@ -274,11 +274,13 @@ def test_the_function_body_in_onnx_runtime_agrees(types: tuple[DType, DType, DTy
 def test_head_widths_without_a_kernel_are_refused() -> None:
     case = make_case(np.random.default_rng(9), TYPES[1])
     narrow = replace(case, value=case.value[..., :4])
-    with pytest.raises(PluginError, match=r"heads of 4 channels in fp16; it needs a multiple of 8"):
+    with pytest.raises(
+        PluginError, match=r"heads of 4 channels in fp16; it needs a multiple of 8 "
+    ):
         host_ms_deform_attn(*narrow.arrays)
-    with pytest.raises(PluginError, match=r"multiple of 4 up to 2048"):
-        block_shape("fp32", 4096, TACTICS[5])
-    with pytest.raises(PluginError, match=r"take one of the tactics \[4, 5, 6\]"):
+    with pytest.raises(PluginError, match=r"a multiple of 4 up to 256, or of 8 up to 4096: change"):
+        block_shape("fp32", 4104, TACTICS[5])
+    with pytest.raises(PluginError, match=r"take one of the tactics \[3, 4, 5\]"):
         block_shape("fp16", 2048, TACTICS[1])
 
 

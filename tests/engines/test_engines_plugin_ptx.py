@@ -105,7 +105,7 @@ def test_no_spills(arch: int) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("types", TYPES, ids="-".join)
 def test_all_tactics(arch: int, types: Types) -> None:
-    for sizes in SIZES:
+    for sizes in SIZES if arch == 89 else (LARGE,):
         for number in tactics_for(types[0], sizes.head_width):
             spec = KernelSpec(arch, *types, sizes, TACTICS[number])
             check_ptx(spec)
@@ -114,15 +114,15 @@ def test_all_tactics(arch: int, types: Types) -> None:
 
 def test_a_spec_is_compiled_once() -> None:
     spec = KernelSpec(80, *TYPES[1], LARGE, TACTICS[1])
-    same = KernelSpec(80, *TYPES[1], LayerSizes(8, 32, 3, 4), Tactic(128, 8))
+    same = KernelSpec(80, *TYPES[1], LayerSizes(8, 32, 3, 4), Tactic(64, 8))
     assert compile_ptx(spec) is compile_ptx(same)
 
 
 def test_wide_heads_leave_out_tactics_with_small_blocks() -> None:
     assert tactics_for("fp16", 32) == list(TACTICS)
-    assert tactics_for("fp16", 1024) == list(TACTICS)
-    assert tactics_for("fp16", 8) == [1, 2, 3, 5]  # one vector is not two
-    assert tactics_for("fp32", 1024) == [4, 5, 6]
+    assert tactics_for("fp16", 1024) == [2, 3, 4, 5]
+    assert tactics_for("fp32", 1024) == [3, 4, 5]
+    assert tactics_for("fp16", 24) == [1]  # three vectors are not pairs
 
 
 def test_an_unknown_architecture_is_refused() -> None:

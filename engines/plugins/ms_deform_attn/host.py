@@ -35,6 +35,8 @@ _HERE = SOURCE.parent
 _FILES = ("kernel.cu", "host.cpp", "host_shim.h")
 # Without contraction and reassociation the host keeps the kernel's fmaf and its order of sums.
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing")
+_MOST_SAMPLES = 128
+"""The room of ``RVOS_ROOM`` in kernel.cu."""
 _TYPES: dict[np.dtype[np.generic], DType] = {
     np.dtype(np.float32): "fp32",
     np.dtype(np.float16): "fp16",
@@ -90,6 +92,11 @@ def host_ms_deform_attn(
     kinds = tuple(_TYPES[a.dtype] for a in (value, sampling_offsets, attention_logits))
     check_types(*kinds)
     block = block_shape(kinds[0], head_width, tactic)
+    if levels * points > _MOST_SAMPLES:
+        raise PluginError(
+            f"the host build got {levels * points} points of a head; it has room for "
+            f"{_MOST_SAMPLES}: use fewer levels or points"
+        )
     output = np.empty((batch, queries, heads * head_width), value.dtype)
     arrays = [
         np.ascontiguousarray(array)

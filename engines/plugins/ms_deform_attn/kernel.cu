@@ -21,9 +21,9 @@
 //
 // Softmax and taps: the threads of a row form groups of a power of two. Each thread of a group
 // reads every group-th logit and offset once, keeps its exponentials in registers, and computes the
-// taps of its own points; the group exchanges them by shuffles: 5 words a point, beside 70 to 100
-// instructions for the taps of one point. Groups lie within a warp, and every thread of a warp
-// takes part: threads beyond the last query repeat it, and store nothing.
+// taps of its own points. The group exchanges them by shuffles: 5 words a point, instead of some 65
+// instructions to compute its taps. Groups lie within a warp, and every thread of a warp takes
+// part: threads beyond the last query repeat it, and store nothing.
 //
 // The compilers must not contract (--fmad=false, -ffp-contract=off): the source writes each fmaf,
 // so that the device and the host build round in the same places. Only exp2f may differ.
@@ -188,7 +188,8 @@ __device__ inline float exponentiate(const L* __restrict__ logits, Split split, 
 }
 
 // The four pixels of a sampling point: their shares, and the upper left one's distance in bytes
-// from the batch entry's first. The sign bit of a share says that its pixel is outside.
+// from the batch entry's first. Shares are not negative; their sign bit says that the pixel is
+// outside.
 struct Taps {
   int first;
   float share[4];

@@ -71,14 +71,17 @@ class Tactic:
 
 
 TACTICS: dict[int, Tactic] = {
-    1: Tactic(128, 8),
-    2: Tactic(128, 4),
-    3: Tactic(128),
-    4: Tactic(128, 4, vectors=2),
-    5: Tactic(256, 4),
-    6: Tactic(256, 2, vectors=2),
+    1: Tactic(64, 8),
+    2: Tactic(64, 8, vectors=2),
+    3: Tactic(128, 4, vectors=2),
+    4: Tactic(256, 2, vectors=2),
+    5: Tactic(512, 1, vectors=2),
 }
-"""Tactics by TensorRT's number, which must be positive."""
+"""Tactics by TensorRT's number, which must be positive.
+
+They are those that no other candidate beats in every count (benchmarks/studies/kernel_counts.py).
+The first serves heads of an odd number of vectors, too.
+"""
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,10 @@ def tactics_for(value: DType, head_width: int) -> list[int]:
     ]
     if not found:
         channels = _channels(value)
-        widest = max(tactic.threads * tactic.vectors for tactic in TACTICS.values()) * channels
         raise PluginError(
             f"{PLUGIN_ID} got heads of {head_width} channels in {value}; it needs a multiple of "
-            f"{channels} up to {widest}: change num_heads or the width of the network"
+            f"{channels} up to {_widest(value, 1)}, or of {2 * channels} up to "
+            f"{_widest(value, 2)}: change num_heads or the width of the network"
         )
     return found
 
@@ -174,6 +177,12 @@ def check_value_bytes(value: DType, pixels: int, sizes: LayerSizes) -> None:
 def _channels(value: DType) -> int:
     """Return the channels of a 16-byte vector."""
     return VECTOR_BYTES // ITEM_BYTES[value]
+
+
+def _widest(value: DType, vectors: int) -> int:
+    """Return the channels of the widest head that a tactic with these vectors serves."""
+    threads = (tactic.threads for tactic in TACTICS.values() if tactic.vectors == vectors)
+    return max(threads) * vectors * _channels(value)
 
 
 def _row_threads(value: DType, head_width: int, tactic: Tactic) -> int | None:
