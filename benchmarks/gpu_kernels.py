@@ -35,7 +35,7 @@ from rvos_deploy.benchmarks.gpu_timing import Contender, LaunchTimer, LaunchTime
 from rvos_deploy.benchmarks.rounds import in_turn, make_each, spread_of
 from rvos_deploy.console.error_lines import with_error_lines
 from rvos_deploy.engines.plugins.ms_deform_attn.launch import Sizes, launch, primary_context
-from rvos_deploy.engines.plugins.ms_deform_attn.spec import TACTICS, DType, Tactic
+from rvos_deploy.engines.plugins.ms_deform_attn.spec import TACTICS, DType, LayerSizes, Tactic
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.gpu import gpu_uuid
 
@@ -76,7 +76,8 @@ def _ours(case: Case, tactic: Tactic) -> Contender:
     value, _, _, offsets, _ = case.inputs
     output = torch.empty(case.output_shape, dtype=value.dtype, device=value.device)
     batch, pixels = value.shape[:2]
-    sizes = Sizes(batch, pixels, offsets.shape[1], HEADS, HEAD_WIDTH, len(case.levels), POINTS)
+    layer = LayerSizes(HEADS, HEAD_WIDTH, len(case.levels), POINTS)
+    sizes = Sizes(batch, pixels, offsets.shape[1], layer)
     pointers = tuple(tensor.data_ptr() for tensor in case.inputs)
     types = (case.kind, case.kind, case.kind)
 

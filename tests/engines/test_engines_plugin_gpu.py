@@ -13,7 +13,7 @@ from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.engines.build import build_engines
 from rvos_deploy.engines.plugins.ms_deform_attn.host import host_ms_deform_attn
 from rvos_deploy.engines.plugins.ms_deform_attn.launch import primary_context, run_on_device
-from rvos_deploy.engines.plugins.ms_deform_attn.spec import TACTICS, TYPES, DType
+from rvos_deploy.engines.plugins.ms_deform_attn.spec import TACTICS, TYPES, DType, tactics_for
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.graph_io.probe import probe_inputs
 from rvos_deploy.runtime.backends.cuda.device import acquire_device
@@ -36,8 +36,9 @@ def context() -> Iterator[None]:
 def test_the_gpu_meets_the_error_bound_of_the_host(types: tuple[DType, DType, DType]) -> None:
     random = np.random.default_rng(11)
     for scenario in SCENARIOS:
-        for tactic in TACTICS.values():
-            case = make_case(random, types, scenario)
+        case = make_case(random, types, scenario)
+        for number in tactics_for(types[0], case.value.shape[-1]):
+            tactic = TACTICS[number]
             output = exact(run_on_device(types, case.arrays, tactic))
             wanted, allowed = reference(case), slack(case)
             bound = half_ulp(np.abs(wanted) + allowed, types[0]) + allowed
