@@ -3,10 +3,19 @@
 ``python -m rvos_deploy.benchmarks.gpu --out DIR [--bundle BUNDLE]``
 
 The command checks the machine, measures the GPU's rates, runs the ``gpu`` tests, and builds all
-engines with their parity checks. Then it measures kernels, every graph and the whole stream with
-TensorRT, ONNX Runtime CUDA, eager PyTorch and torch.compile. Every step rewrites ``DIR/gpu.json``
-and ``DIR/gpu.html``. A step that lacks something is recorded as not run, with the reason. Engines
-are installed in the bundle.
+engines with their parity checks. Then it times kernels, and opens TensorRT, TensorRT-RTX, ONNX
+Runtime CUDA, eager PyTorch and torch.compile, which run the whole stream, every graph and a video
+in turn, ``--rounds`` times. Every step rewrites ``DIR/gpu.json`` and ``DIR/gpu.html``. A step that
+lacks something is recorded as not run, with the reason. Engines are installed in the bundle.
+
+The report shows the spread of the rounds, and the SM clock, power and throttling during them. Lock
+the clock before, or a warm GPU runs slower in later rounds (the command needs root):
+
+``sudo nvidia-smi -i UUID -lgc MHZ``, and ``-rgc`` to undo; ``nvidia-smi -q -d SUPPORTED_CLOCKS``
+lists the frequencies, ``nvidia-smi -L`` the UUIDs. A frequency that the card holds at its power
+limit is right: the report says when it did not.
+
+The first GPU that CUDA shows is measured; ``CUDA_VISIBLE_DEVICES=UUID`` chooses another one.
 
 ``pip install -e '.[gpu-benchmark]'`` in a fresh environment brings what every step needs. Not the
 development extra: its onnxruntime shadows onnxruntime-gpu.
@@ -21,6 +30,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,8 +62,10 @@ def run_benchmark(
     from rvos_deploy.benchmarks.gpu_steps import STEPS, Run, compare, guarded, passed
 
     assert request.out is not None
-    with tempfile.TemporaryDirectory(prefix="rvos-deploy-") as folder:
-        run = Run(request, Path(folder), record)
+    with (
+        tempfile.TemporaryDirectory(prefix="rvos-deploy-") as folder,
+        closing(Run(request, Path(folder), record)) as run,
+    ):
         for name, work in STEPS.items():
             progress(name)
             record["steps"][name] = guarded(work, run)
@@ -63,14 +75,14 @@ def run_benchmark(
     return record
 
 
-def require_gpu(out: Path | None) -> None:
+def preflight(out: Path | None, video: Path | None, operator: Path | None) -> None:
     """Check what measuring needs before anything is read.
 
     Raises:
         BackendError: there is no GPU.
-        InputError: no folder for the results is given.
+        InputError: no folder for the results is given, or a file or folder is missing.
     """
-    from rvos_deploy.engines.gpu import find_gpu
+    from rvos_deploy.runtime.backends.gpu import find_gpu
 
     if find_gpu() is None:
         raise BackendError(
@@ -79,6 +91,10 @@ def require_gpu(out: Path | None) -> None:
         )
     if out is None:
         raise InputError("name a folder for the results with --out DIR")
+    if video is not None and not video.is_file():
+        raise InputError(f"--video {video}: there is no such file")
+    if operator is not None and not operator.is_dir():
+        raise InputError(f"--operator {operator}: there is no such folder")
 
 
 def write_results(out: Path, record: dict[str, Any]) -> None:
@@ -100,6 +116,7 @@ def print_plan(record: dict[str, Any]) -> None:
     """Print plan, counts and rooflines as tables."""
     from rich.markup import escape
 
+    from rvos_deploy.benchmarks.gpu_clocks import LOCK_CLOCKS
     from rvos_deploy.benchmarks.gpu_plan import INSTALL
     from rvos_deploy.console.output import result_console
 
@@ -124,6 +141,7 @@ def print_plan(record: dict[str, Any]) -> None:
         "Kernel launches and copies between host and GPU are not included."
     )
     console.print(f"\ninstall for a run, in a fresh environment: {escape(INSTALL)}")
+    console.print(f"lock the SM clock before it: {escape(LOCK_CLOCKS)}")
 
 
 def _cost_table(record: dict[str, Any]) -> Table:
@@ -168,8 +186,19 @@ def main(
         int, typer.Option("--expressions", min=1, max=8, help="How many to follow at once.")
     ] = 1,
     frames: Annotated[
-        int, typer.Option("--frames", min=10, help="Of every stream, after the warm-up.")
+        int, typer.Option("--frames", min=10, help="Of every stream, over all rounds.")
     ] = 300,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=3, help="In which all contenders run in turn.")
+    ] = 5,
+    video: Annotated[
+        Path | None,
+        typer.Option("--video", help="File of the whole jobs. Default: a rendered clip."),
+    ] = None,
+    operator: Annotated[
+        Path | None,
+        typer.Option("--operator", help="models/ops of a clone of Deformable-DETR, to build."),
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", help="Weights that the bundle was exported from.")
     ] = None,
@@ -181,15 +210,20 @@ def main(
         bool, typer.Option("--dry-run", help="Print plan and rooflines; measure nothing.")
     ] = False,
 ) -> None:
-    """Measure a bundle on this machine's GPU, beside the GPU's roofline."""
+    """Measure a bundle on this machine's GPU, beside the GPU's roofline.
+
+    Lock the SM clock first: sudo nvidia-smi -i UUID -lgc MHZ, and -rgc to undo.
+    """
     from rvos_deploy.benchmarks.gpu_plan import INSTALL, Request, choose_gpu_specs, new_record
     from rvos_deploy.bundle.folder import open_bundle
     from rvos_deploy.redaction import redact_command
 
     command = f"python -m rvos_deploy.benchmarks.gpu {redact_command(sys.argv[1:])}".strip()
     if not dry_run:
-        require_gpu(out)
-    request = Request(open_bundle(bundle), out, expressions, frames, checkpoint)
+        preflight(out, video, operator)
+    request = Request(
+        open_bundle(bundle), out, expressions, frames, checkpoint, rounds, video, operator
+    )
     record = new_record(request, choose_gpu_specs(card or ()), command)
     if dry_run:
         print_plan(record)

@@ -1,47 +1,37 @@
-"""Measure one back end on the GPU: parity of its masks, and speed; the same code for all back ends.
+"""Open one back end on the GPU, and check it: parity of its masks, J&F, memory; the same code for
+all back ends. ``gpu_turns.py`` measures their speed.
 
 NOT RUN on a GPU. The tests run the same code on ONNX Runtime on the CPU (see
-``tests/benchmarks/test_gpu_benchmark.py``).
+``tests/benchmarks/test_gpu_turns.py``).
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rvos_deploy.benchmarks.gpu_plan import CLIP_SIZE, Request, axes_of, texts_of
-from rvos_deploy.benchmarks.timing import push_through, summarise
+from rvos_deploy.benchmarks.gpu_clocks import Read
+from rvos_deploy.benchmarks.gpu_plan import CLIP_SIZE, Request, texts_of
+from rvos_deploy.benchmarks.timing import push_through
 from rvos_deploy.datasets.moving_sprites import sample_video
 from rvos_deploy.demo import run_demo
 from rvos_deploy.environment import resident_memory_bytes
 from rvos_deploy.errors import RvosError
-from rvos_deploy.evaluation.metrics import frame_scores
-from rvos_deploy.graph_io.probe import probe_inputs
-from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.parity.verification import MaskCheck, verify
-from rvos_deploy.runtime.backends.base import Graph
-from rvos_deploy.runtime.run import run
 from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.stream_settings import DEFAULT_MEMORY, StreamSettings
+from rvos_deploy.stream_settings import DEFAULT_MEMORY
 from rvos_deploy.video import Frame, read_video
 
 CLIP_FRAMES = 64
 """Frames of the rendered clip, which is pushed again and again."""
-GRAPH_WARM_UP, GRAPH_RUNS = 20, 100
-COMPARED_EVERY = 10
-"""The masks of each tenth frame are kept, to compare the back ends."""
-
-_ON_DEVICE = frozenset(("res2", "res3", "res4", "res5", "mask_features"))
-"""Tensors that stay where the previous graph put them; a stream takes all others from the host."""
-
+GRAPH_WARM_UP, GRAPH_RUNS = 20, 50
 GpuBytes = Callable[[], int]
 Synchronise = Callable[[], None]
 
@@ -52,12 +42,14 @@ class Setup:
 
     Args:
         request: what to measure.
-        video: the rendered clip.
-        frames: of the clip.
+        video: the file of whole jobs; the rendered clip by default.
+        frames: of the rendered clip, for streams.
         folder: for files of the runs.
         warm_up: frames before a stream is measured; the memory is full by then.
         graph_warm_up: runs of a graph before it is measured.
-        graph_runs: measured runs of every graph.
+        graph_runs: measured runs of every graph, in each round.
+        rounds: in which all back ends run in turn, at least three.
+        read: reads the GPU's clock; None where NVML is missing.
         synchronise: waits for the GPU.
         gpu_bytes: returns the GPU memory in use by all processes.
     """
@@ -69,12 +61,20 @@ class Setup:
     warm_up: int
     graph_warm_up: int
     graph_runs: int
+    rounds: int
     synchronise: Synchronise
     gpu_bytes: GpuBytes
+    read: Read | None = None
 
 
-def cuda_setup(request: Request, folder: Path) -> Setup:
-    """Return the setup of the first GPU, and render its clip. NOT RUN."""
+def cuda_setup(request: Request, folder: Path, read: Read | None) -> Setup:
+    """Return the setup of the first GPU, and render its clip. NOT RUN.
+
+    Args:
+        request: what to measure.
+        folder: for files of the runs.
+        read: reads the GPU's clock.
+    """
     from rvos_deploy.benchmarks.gpu_rates import require_torch_cuda
 
     torch = require_torch_cuda()
@@ -85,60 +85,67 @@ def cuda_setup(request: Request, folder: Path) -> Setup:
         free, total = torch.cuda.mem_get_info()
         return int(total - free)
 
-    video = folder / "clip.mp4"
-    sample_video(video, seed=0, size=CLIP_SIZE, frames=CLIP_FRAMES, emoji=False)
+    clip = folder / "clip.mp4"
+    sample_video(clip, seed=0, size=CLIP_SIZE, frames=CLIP_FRAMES, emoji=False)
     return Setup(
         request=request,
-        video=video,
-        frames=list(read_video(video)),
+        video=request.video or clip,
+        frames=list(read_video(clip)),
         folder=folder,
         # The window fills, and a few more frames let libraries choose kernels at the new sizes.
         warm_up=DEFAULT_MEMORY + 8,
         graph_warm_up=GRAPH_WARM_UP,
         graph_runs=GRAPH_RUNS,
+        rounds=request.rounds,
         synchronise=torch.cuda.synchronize,
         gpu_bytes=used,
+        read=read,
     )
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A back end's figures, ready for JSON, and its masks of some frames, packed to bits."""
+class OpenedBackend:
+    """A back end that stays open until all are measured, and its figures, ready for JSON."""
 
+    segmenter: Segmenter
     figures: dict[str, Any]
-    masks: tuple[NDArray[np.uint8], ...]
 
 
-def measure_backend(setup: Setup, name: str, make: Callable[[], Segmenter]) -> Measured:
-    """Measure parity, J&F, the stream, memory, graphs and the whole job of one back end.
+def open_backend(setup: Setup, name: str, make: Callable[[], Segmenter]) -> OpenedBackend:
+    """Load a back end, and check parity, J&F and memory.
 
     Args:
         setup: what to measure with.
         name: of the back end.
         make: loads the back end.
 
+    Returns:
+        The back end; the caller closes its segmenter.
+
     Raises:
         BackendError: the back end is not installed, or cannot run.
     """
     before = setup.gpu_bytes()
     started = time.perf_counter()
-    with make() as segmenter:
+    with ExitStack() as stack:
+        segmenter = stack.enter_context(make())
         loading = time.perf_counter() - started
-        stream, masks = _measure_stream(setup, segmenter)
+        with segmenter.stream(texts_of(setup.request)) as stream:
+            for number in range(setup.warm_up):
+                push_through(stream, setup.frames[number % len(setup.frames)].host_image())
+            memory = {
+                "gpu_bytes": setup.gpu_bytes() - before,
+                "resident_bytes": resident_memory_bytes(),
+            }
         figures = {
             "backend": segmenter.backend.describe(),
             "load_seconds": loading,
-            "stream": stream,
-            "memory": {
-                "gpu_bytes": setup.gpu_bytes() - before,
-                "resident_bytes": resident_memory_bytes(),
-            },
-            "graphs": _guarded_part(lambda: _measure_graphs(setup, segmenter)),
-            "whole_job": _guarded_part(lambda: _measure_job(setup, segmenter, name)),
+            "memory": memory,
             "parity": _guarded_part(lambda: _check_parity(segmenter)),
             "demo": _guarded_part(lambda: _score_demo(setup, segmenter, name)),
         }
-    return Measured(figures, masks)
+        stack.pop_all()
+    return OpenedBackend(segmenter, figures)
 
 
 def _guarded_part(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -147,91 +154,6 @@ def _guarded_part(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return work()
     except RvosError as error:
         return {"reason": str(error)}
-
-
-def _measure_stream(
-    setup: Setup, segmenter: Segmenter
-) -> tuple[dict[str, Any], tuple[NDArray[np.uint8], ...]]:
-    """Measure seconds from a frame on the host to its masks on the host; each push waits for them.
-
-    Stages are timed on the host. A stage that only queues work looks short, and the stage that
-    waits for the result looks long.
-    """
-    seconds: list[float] = []
-    stages: dict[str, list[float]] = defaultdict(list)
-    kept: list[NDArray[np.uint8]] = []
-    count = setup.warm_up + setup.request.frames
-
-    def note(stage: str, took: float) -> None:
-        stages[stage].append(took)
-
-    with segmenter.stream(texts_of(setup.request), StreamSettings(), on_stage=note) as stream:
-        for number in range(count):
-            if number == setup.warm_up:
-                setup.synchronise()
-                stages.clear()
-            image = setup.frames[number % len(setup.frames)].host_image()
-            started = time.perf_counter()
-            results = push_through(stream, image)
-            took = time.perf_counter() - started
-            if number >= setup.warm_up:
-                seconds.append(took)
-                if number % COMPARED_EVERY == 0:
-                    kept += [np.packbits(result.masks, axis=-1) for result in results]
-    figures = {
-        "warm_up_frames": setup.warm_up,
-        **summarise(seconds),
-        "stages": {stage: summarise(times) for stage, times in stages.items()},
-    }
-    return figures, tuple(kept)
-
-
-def _measure_graphs(setup: Setup, segmenter: Segmenter) -> dict[str, Any]:
-    """Measure every graph alone, from the call until the GPU is done.
-
-    Inputs come from where a stream takes them: features from the previous graph, the others from
-    the host with their upload.
-    """
-    axes = axes_of(setup.request)
-    values: dict[str, Tensor] = {}
-    results: dict[str, Any] = {}
-    with segmenter.backend.open(segmenter.bundle) as session:
-        for seed, (name, spec) in enumerate(segmenter.bundle.graphs.items()):
-            own = {**axes, "E": 1} if name == "text_encoder" else axes
-            inputs: dict[str, Tensor] = {
-                **probe_inputs(spec, {axis.name: own[axis.name] for axis in spec.axes}, seed),
-                **{t.name: values[t.name] for t in spec.inputs if t.name in values},
-            }
-            results[name], outputs = _time_graph(setup, session.graphs[name], inputs)
-            values.update({key: value for key, value in outputs.items() if key in _ON_DEVICE})
-    return results
-
-
-def _time_graph(
-    setup: Setup, graph: Graph, inputs: Mapping[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    for _ in range(setup.graph_warm_up):
-        graph.run(inputs)
-    setup.synchronise()
-    seconds: list[float] = []
-    outputs: dict[str, Tensor] = {}
-    for _ in range(setup.graph_runs):
-        started = time.perf_counter()
-        outputs = graph.run(inputs)
-        setup.synchronise()
-        seconds.append(time.perf_counter() - started)
-    return summarise(seconds), outputs
-
-
-def _measure_job(setup: Setup, segmenter: Segmenter, name: str) -> dict[str, Any]:
-    """Measure frames per second of ``run``: decoding, inference and writing overlap."""
-    out = setup.folder / f"job-{name.replace(' ', '-')}"
-    report = run(segmenter, setup.video, texts_of(setup.request), out)
-    return {
-        "frames": report.frames,
-        "seconds": report.seconds,
-        "frames_per_second": report.frames_per_second,
-    }
 
 
 def _check_parity(segmenter: Segmenter) -> dict[str, Any]:
@@ -261,18 +183,3 @@ def _score_demo(setup: Setup, segmenter: Segmenter, name: str) -> dict[str, Any]
         "j_and_f": float(np.mean([score.j_and_f for score in scores])),
         "expressions": len(scores),
     }
-
-
-def masks_j_and_f(ours: Sequence[NDArray[np.uint8]], theirs: Sequence[NDArray[np.uint8]]) -> float:
-    """Return J&F between the kept masks of two back ends, packed to bits."""
-    return float(
-        np.mean(
-            [
-                frame_scores(
-                    np.unpackbits(mine, axis=-1).astype(np.bool_),
-                    np.unpackbits(other, axis=-1).astype(np.bool_),
-                ).j_and_f
-                for mine, other in zip(ours, theirs, strict=True)
-            ]
-        )
-    )

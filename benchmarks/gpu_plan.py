@@ -20,7 +20,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.graph_spec import fixed_box
 from rvos_deploy.stream_settings import DEFAULT_MEMORY, StreamSettings
 
-SCHEMA = "rvos-deploy/benchmark/gpu/1"
+SCHEMA = "rvos-deploy/benchmark/gpu/2"
 EVERY_FRAME = ("backbone", "frame_decoder", "video_decoder", "mask_head")
 """Graphs that a stream runs once a frame. The text encoder runs once an expression."""
 
@@ -29,6 +29,9 @@ INSTALL = "pip install -e '.[gpu-benchmark]'"
 
 CLIP_SIZE = (480, 854)
 """(height, width) of the rendered video."""
+
+ROUNDS = 5
+"""Rounds in which all contenders run in turn."""
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu12")
 
@@ -43,6 +46,10 @@ class Request:
         expressions: how many are followed at once.
         frames: measured in every stream, after the warm-up.
         checkpoint: what the bundle was exported from; None where its weights are random.
+        rounds: in which all contenders run in turn, at least three.
+        video: file of the whole jobs; None: a rendered clip.
+        operator: ``models/ops`` of a clone of Deformable-DETR, whose operator is built; None: as it
+            is installed.
     """
 
     bundle: Bundle
@@ -50,6 +57,9 @@ class Request:
     expressions: int
     frames: int
     checkpoint: Path | None
+    rounds: int = ROUNDS
+    video: Path | None = None
+    operator: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,9 @@ class PlannedStep:
 
 PLAN = (
     PlannedStep(
-        "machine", "name the GPU, its driver, clocks, limits and other users", "nvidia-smi"
+        "machine",
+        "name the GPU, its driver, clocks, limits and other users",
+        "nvidia-smi, nvidia-ml-py",
     ),
     PlannedStep(
         "rates", "measure what the card can do: a device copy, large matrix products", "torch"
@@ -76,15 +88,18 @@ PLAN = (
     ),
     PlannedStep("engines tensorrt-rtx", "the same with TensorRT-RTX", "tensorrt-rtx"),
     PlannedStep(
-        "kernels", "time deformable attention by ours and other kernels", "torch, cuda-bindings"
+        "kernels", "time deformable attention by ours and others, in turn", "torch, cuda-bindings"
     ),
-    PlannedStep(
-        "tensorrt", "parity, J&F, every graph, the whole stream, memory", "tensorrt, torch"
-    ),
+    PlannedStep("tensorrt", "load the back end; parity, J&F, memory", "tensorrt, torch"),
     PlannedStep("tensorrt-rtx", "the same with TensorRT-RTX", "tensorrt-rtx, torch"),
     PlannedStep("onnxruntime cuda", "the same with ONNX Runtime CUDA", "onnxruntime-gpu, torch"),
     PlannedStep("pytorch eager", "the same with the PyTorch network, eager", "torch, open_clip"),
-    PlannedStep("torch.compile", "the same, compiled", "torch, open_clip"),
+    PlannedStep("torch.compile", "the same, compiled with CUDA graphs", "torch, open_clip"),
+    PlannedStep("streams", "time the whole stream of all back ends, in turn", "a back end"),
+    PlannedStep("graphs", "time every graph alone, in turn", "a back end"),
+    PlannedStep(
+        "video", "time whole jobs in turn: decode, upload, masks down, encode", "a back end"
+    ),
 )
 
 

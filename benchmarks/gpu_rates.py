@@ -119,8 +119,8 @@ def ask_nvidia_smi(uuid: str | None) -> dict[str, Any]:
     """Return a GPU's state and its processes, as nvidia-smi reports them. NOT RUN.
 
     Args:
-        uuid: of the GPU (``engines.gpu.gpu_uuid``). nvidia-smi numbers GPUs in another way than
-            CUDA, and does not heed ``CUDA_VISIBLE_DEVICES``.
+        uuid: of the GPU (``runtime.backends.gpu.gpu_uuid``). nvidia-smi numbers GPUs in another way
+            than CUDA, and does not heed ``CUDA_VISIBLE_DEVICES``.
 
     Raises:
         BackendError: the UUID is unknown, there is no nvidia-smi, or it failed.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from rvos_deploy.benchmarks.html_page import page, table
+from rvos_deploy.benchmarks import gpu_report_parts as parts
+from rvos_deploy.benchmarks import gpu_report_speed as speed
+from rvos_deploy.benchmarks.html_page import page
 from rvos_deploy.console.output import counted
 
 _STYLE = """
@@ -16,21 +18,6 @@ body { max-width: 68rem; } th.text, td.text { max-width: 34rem; }
 .bar { display: inline-block; width: 5rem; height: .7rem; background: var(--rest); }
 .bar i { display: block; height: 100%; background: var(--roof); }
 """
-
-_WORDS = frozenset(
-    (
-        "status",
-        "what",
-        "needs",
-        "what, or why not",
-        "graph",
-        "kernel",
-        "parity",
-        "G by operator",
-        "roofline / p50",
-    )
-)
-"""Columns of text, which are aligned left."""
 
 
 def render(record: Mapping[str, Any]) -> str:
@@ -44,50 +31,21 @@ def render(record: Mapping[str, Any]) -> str:
         f"{height}x{width}, {counted(record['expressions'], 'expression')} at once; axes: "
         + ", ".join(f"{name}={size}" for name, size in record["axes"].items())
     )
-    parts = [
+    sections = [
         f"<h1>{escape(title)}</h1><p class=soft>{escape(subtitle)}</p>",
         _steps(record),
-        _streams(record),
-        _graphs(record),
-        _kernels(record),
+        speed.streams(record),
+        speed.jobs(record),
+        speed.graphs(record),
+        speed.kernels(record),
+        _clock(record),
         _engines(record),
         _masks(record),
         _costs(record),
         _rooflines(record),
         _origin(record),
     ]
-    return page(title, _STYLE, parts)
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Render a table; a row may end early, and its last cell then says why."""
-    return table(titles, rows, _WORDS, ragged=True)
-
-
-def _result(record: Mapping[str, Any], step: str) -> Any:
-    """Return the result of a step, or None."""
-    return record["steps"].get(step, {}).get("result")
-
-
-def _backends(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: step["result"]
-        for name, step in record["steps"].items()
-        if isinstance(step.get("result"), dict) and "stream" in step["result"]
-    }
-
-
-def _measured_roofline(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the rooflines by measured rates; None where the rates were not measured."""
-    if _result(record, "rates") is None:
-        return None
-    first: Mapping[str, Any] = record["floors"][0]
-    return first if "graphs" in first else None
-
-
-def _number(part: Mapping[str, Any], key: str, digits: int) -> str:
-    """Format a figure of a part that may not have run."""
-    return f"{part[key]:.{digits}f}" if key in part else "not run"
+    return page(title, _STYLE, sections)
 
 
 def _steps(record: Mapping[str, Any]) -> str:
@@ -99,7 +57,7 @@ def _steps(record: Mapping[str, Any]) -> str:
         return (
             "<h2>Plan</h2><p><strong>A dry run: nothing on this page was measured.</strong> On a "
             "machine with a GPU the same command without <code>--dry-run</code> would take these "
-            "steps.</p>" + _table(("step", "what", "needs"), planned)
+            "steps.</p>" + parts.table(("step", "what", "needs"), planned)
         )
     rows: list[Sequence[str]] = []
     for step in record["plan"]:
@@ -113,115 +71,13 @@ def _steps(record: Mapping[str, Any]) -> str:
                 escape(taken.get("reason", step["does"])),
             )
         )
-    return "<h2>Steps</h2>" + _table(("step", "status", "took", "what, or why not"), rows)
-
-
-def _streams(record: Mapping[str, Any]) -> str:
-    backends = _backends(record)
-    if not backends:
-        return ""
-    own = _measured_roofline(record)
-    least = own["frame_milliseconds"] if own else None
-    ratios = record.get("comparison", {}).get("contenders", {})
-    rows = []
-    for name, figures in backends.items():
-        times = figures["stream"]["milliseconds"]
-        rows.append(
-            (
-                escape(name),
-                *(f"{times[p]:.2f}" for p in ("p50", "p90", "p99")),
-                f"{figures['stream']['frames_per_second']:.1f}",
-                _number(figures["whole_job"], "frames_per_second", 1),
-                f"{figures['memory']['gpu_bytes'] / 2**20:.0f}",
-                _bar(least, times["p50"]),
-                _ratio(ratios.get(name)),
-            )
-        )
-    roof = "not known" if least is None else f"{least:.3f} ms"
-    return (
-        f"<h2>The whole stream</h2><p>From a frame on the host to its masks on the host, "
-        f"milliseconds; the memory of past frames is full. Roofline of the graphs: {roof}. "
-        "The bar shows the roofline's share of the p50. Frames/s with files include decoding and "
-        "writing.</p>"
-        + _table(
-            (
-                "back end",
-                "p50",
-                "p90",
-                "p99",
-                "frames/s",
-                "frames/s with files",
-                "GPU MiB",
-                "roofline / p50",
-                "times eager's speed",
-            ),
-            rows,
-        )
-    )
-
-
-def _bar(roof: float | None, measured: float) -> str:
-    if roof is None:
-        return "no roofline"
-    share = min(1.0, roof / measured)
-    return f"<span class=bar><i style='width:{share:.0%}'></i></span> {roof / measured:.1%}"
-
-
-def _ratio(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return ""
-    if row["ratio"] is None:
-        return f"<span class=bad>masks differ, J&amp;F {row['j_and_f']:.3f}</span>"
-    return f"{row['ratio']:.2f}x"
-
-
-def _graphs(record: Mapping[str, Any]) -> str:
-    backends = _backends(record)
-    if not backends:
-        return ""
-    own = _measured_roofline(record)
-    rows = []
-    for graph in record["costs"]:
-        roof = own["graphs"][graph]["milliseconds"] if own else None
-        cells = []
-        for figures in backends.values():
-            if "reason" in figures["graphs"]:
-                cells.append("not run")
-                continue
-            p50 = figures["graphs"][graph]["milliseconds"]["p50"]
-            cells.append(f"{p50:.3f}" + (f" ({p50 / roof:.1f}x)" if roof else ""))
-        rows.append((escape(graph), "" if roof is None else f"{roof:.4f}", *cells))
-    return (
-        "<h2>Each graph alone</h2><p>Milliseconds, p50, from the call until the GPU is done; text, "
-        "memory and frames come from the host, as in a stream. In brackets: how many times the "
-        "roofline.</p>" + _table(("graph", "roofline", *backends), rows)
-    )
-
-
-def _kernels(record: Mapping[str, Any]) -> str:
-    kinds = _result(record, "kernels")
-    if not kinds:
-        return ""
-    rows = [
-        (
-            escape(kind),
-            escape(timing["name"]),
-            f"{timing['milliseconds']:.4f}",
-            f"{timing['gigabytes_per_second']:.0f}",
-            "" if row["floor_milliseconds"] is None else f"{row['floor_milliseconds']:.4f}",
-        )
-        for kind, row in kinds.items()
-        for timing in row["timings"]
-    ]
-    return "<h2>Deformable attention alone</h2>" + _table(
-        ("values", "kernel", "ms", "GB/s", "roofline ms"), rows
-    )
+    return "<h2>Steps</h2>" + parts.table(("step", "status", "took", "what, or why not"), rows)
 
 
 def _engines(record: Mapping[str, Any]) -> str:
     rows = []
     for target in ("tensorrt", "tensorrt-rtx"):
-        for graph, row in (_result(record, f"engines {target}") or {}).items():
+        for graph, row in (parts.result(record, f"engines {target}") or {}).items():
             parity = f"{row['parity_checks']} checks passed" if row["parity_passed"] else "NOT RUN"
             masks = "" if row["j_and_f"] is None else f"{row['j_and_f']:.4f}"
             size = f"{row['plan_bytes'] / 2**20:.1f}"
@@ -229,12 +85,12 @@ def _engines(record: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     titles = ("target", "graph", "build s", "plan MiB", "parity", "J&F against ONNX Runtime")
-    return "<h2>Engines</h2>" + _table(titles, rows)
+    return "<h2>Engines</h2>" + parts.table(titles, rows)
 
 
 def _masks(record: Mapping[str, Any]) -> str:
     rows = []
-    for name, figures in _backends(record).items():
+    for name, figures in parts.opened(record).items():
         parity = figures["parity"]
         failed = f"<span class=bad>{len(parity.get('failed', ()))} failed</span>"
         result = "all passed" if parity.get("passed") else failed
@@ -243,8 +99,8 @@ def _masks(record: Mapping[str, Any]) -> str:
                 escape(name),
                 str(parity.get("checks", "")),
                 escape(parity["reason"]) if "reason" in parity else result,
-                _number(parity, "j_and_f", 4),
-                _number(figures["demo"], "j_and_f", 4),
+                parts.number(parity, "j_and_f", 4),
+                parts.number(figures["demo"], "j_and_f", 4),
             )
         )
     if not rows:
@@ -253,7 +109,19 @@ def _masks(record: Mapping[str, Any]) -> str:
     return (
         "<h2>Masks</h2><p>Parity with what PyTorch gave at export; J&amp;F of a clip's masks "
         "against PyTorch's, and of the demo's video against its true masks.</p>"
-        + _table(titles, rows)
+        + parts.table(titles, rows)
+    )
+
+
+def _clock(record: Mapping[str, Any]) -> str:
+    """Say how the clock is locked, and why it was not read."""
+    clocks = (parts.result(record, "machine") or {}).get("clocks")
+    if clocks is None:
+        return ""
+    unread = f"The clock was not read: {escape(clocks['reason'])}. " if "reason" in clocks else ""
+    return (
+        f"<p class=soft>{unread}Lock the SM clock before runs that are compared: "
+        f"<code>{escape(clocks['lock'])}</code>.</p>"
     )
 
 
@@ -271,7 +139,7 @@ def _costs(record: Mapping[str, Any]) -> str:
         "<h2>Counted from the graphs</h2><p>Multiply-adds of convolutions, matrix products and "
         "deformable attention (four pixels a sample), in thousands of millions; bytes in MiB: "
         "weights once, inputs and outputs.</p>"
-        + _table(("graph", "G", "weights", "inputs", "outputs", "G by operator"), rows)
+        + parts.table(("graph", "G", "weights", "inputs", "outputs", "G by operator"), rows)
     )
 
 
@@ -300,7 +168,7 @@ def _rooflines(record: Mapping[str, Any]) -> str:
         "between host and GPU are not included. A frame runs all graphs but the text encoder, "
         "which runs once an expression. Weights that stay in the cache from frame to frame are "
         "counted as read again, so a small network can be faster than the share of its bytes.</p>"
-        + _table(("card", *record["costs"], "frame", "frames/s"), rows)
+        + parts.table(("card", *record["costs"], "frame", "frames/s"), rows)
         + f"<p>Dense rates:</p><ul>{sources}</ul>"
     )
 
@@ -313,7 +181,7 @@ def _rates(rates: Mapping[str, float | None]) -> str:
 
 
 def _origin(record: Mapping[str, Any]) -> str:
-    gpu = _result(record, "machine")
+    gpu = parts.result(record, "machine")
     found = f"{gpu['name']}, compute capability {gpu['compute_capability']}. " if gpu else ""
     machine = record["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())

@@ -5,22 +5,15 @@ NOT RUN: the development machine has no GPU. The tests run the guards and the re
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rvos_deploy.benchmarks.gpu_backends import (
-    Measured,
-    Setup,
-    cuda_setup,
-    masks_j_and_f,
-    measure_backend,
-)
+from rvos_deploy.benchmarks.gpu_backends import Setup, cuda_setup, open_backend
+from rvos_deploy.benchmarks.gpu_clocks import LOCK_CLOCKS, Read, clock_reader
 from rvos_deploy.benchmarks.gpu_plan import Request, count_graphs, roofline_on
 from rvos_deploy.benchmarks.gpu_rates import (
     as_rates,
@@ -28,24 +21,26 @@ from rvos_deploy.benchmarks.gpu_rates import (
     measure_rates,
     require_torch_cuda,
 )
+from rvos_deploy.benchmarks.gpu_test_run import run_gpu_tests
+from rvos_deploy.benchmarks.gpu_turns import (
+    Masks,
+    Opened,
+    masks_j_and_f,
+    time_graphs,
+    time_jobs,
+    time_streams,
+)
 from rvos_deploy.benchmarks.latency import MINIMUM_J_AND_F
 from rvos_deploy.benchmarks.roofline import SAMPLING, GraphCost, deformable_macs, roofline
-from rvos_deploy.engines.gpu import find_gpu, gpu_uuid
+from rvos_deploy.benchmarks.rounds import why
 from rvos_deploy.engines.layer_types import HALF
 from rvos_deploy.engines.profiles import bundle_axes, default_profile
 from rvos_deploy.errors import BackendError, ParityError, RvosError
+from rvos_deploy.runtime.backends.gpu import find_gpu, gpu_uuid
 from rvos_deploy.runtime.segmenter import Segmenter, load
 
 MEASURED = "this card, measured"
 REFERENCE = "pytorch eager"
-TESTS_SECONDS = 3600
-GPU_TESTS = (
-    "tests/backends/test_backends_cuda_ops.py",
-    "tests/backends/test_backends_device_names.py",
-    "tests/backends/test_backends_on_device.py",
-    "tests/engines/test_engines_plugin_gpu.py",
-)
-"""The files with tests that need a GPU. Other tests need packages that are no use here."""
 
 
 @dataclass
@@ -56,15 +51,25 @@ class Run:
         request: what to measure.
         folder: for temporary files.
         record: the growing result.
+        read: reads the GPU's clock; None where NVML is missing.
         setup: of the back ends' measurements, once it was made.
-        measured: by back end, for the comparison of masks.
+        opened: the back ends, which stay open until :meth:`close`.
+        masks: of some frames by back end, for the comparison.
     """
 
     request: Request
     folder: Path
     record: dict[str, Any]
+    read: Read | None = None
     setup: Setup | None = None
-    measured: dict[str, Measured] = field(default_factory=dict)
+    opened: dict[str, Segmenter] = field(default_factory=dict)
+    masks: dict[str, Masks] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Close all back ends, also where closing one of them fails."""
+        with ExitStack() as stack:
+            while self.opened:
+                stack.callback(self.opened.popitem()[1].close)
 
 
 Work = Callable[[Run], dict[str, Any]]
@@ -77,15 +82,9 @@ def guarded(work: Work, run: Run) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         outcome: dict[str, Any] = {"status": "done", "result": work(run)}
-    except ParityError as error:
-        outcome = {"status": "failed", "reason": str(error)}
-    except ImportError as error:
-        outcome = {"status": "not run", "reason": f"{error.name or error} is not installed"}
-    except RvosError as error:
-        outcome = {"status": "not run", "reason": str(error)}
     except Exception as error:  # an error of any library must not stop the other steps
-        first = (str(error).strip() or "no message").splitlines()[0]
-        outcome = {"status": "failed", "reason": f"{type(error).__name__}: {first}"}
+        lacks = isinstance(error, (ImportError, RvosError)) and not isinstance(error, ParityError)
+        outcome = {"status": "not run" if lacks else "failed", "reason": why(error)}
     return {**outcome, "seconds": round(time.perf_counter() - started, 3)}
 
 
@@ -97,7 +96,18 @@ def check_machine(run: Run) -> dict[str, Any]:
         state = ask_nvidia_smi(gpu_uuid())
     except BackendError as error:
         state = {"reason": str(error)}
-    return {**asdict(gpu), "nvidia_smi": state}
+    return {**asdict(gpu), "nvidia_smi": state, "clocks": _open_clocks(run)}
+
+
+def _open_clocks(run: Run) -> dict[str, Any]:
+    """Open NVML for the steps that follow, and return a first reading, or why there is none."""
+    try:
+        run.read = clock_reader(gpu_uuid())
+        reading = run.read()
+    except BackendError as error:
+        run.read = None
+        return {"reason": str(error), "lock": LOCK_CLOCKS}
+    return {**asdict(reading), "throttled": sorted(reading.throttled), "lock": LOCK_CLOCKS}
 
 
 def take_rates(run: Run) -> dict[str, Any]:
@@ -109,46 +119,6 @@ def take_rates(run: Run) -> dict[str, Any]:
         0, roofline_on(MEASURED, "this command", as_rates(measured), costs, bundle.precision)
     )
     return dict(measured)
-
-
-def run_gpu_tests(run: Run) -> dict[str, Any]:
-    """Run the tests that need a GPU in a process of its own. NOT RUN."""
-    import rvos_deploy
-
-    root = Path(rvos_deploy.__file__).parents[1]
-    if not (root / "tests").is_dir():
-        raise BackendError(f"{root} holds no tests: run the command in a clone of the repository")
-    report = run.folder / "gpu-tests.xml"
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={report}"]
-    command += GPU_TESTS
-    done = subprocess.run(
-        command, cwd=root, capture_output=True, text=True, timeout=TESTS_SECONDS, check=False
-    )
-    if not report.is_file():
-        raise BackendError(f"pytest wrote no report: {_last_line(done.stdout + done.stderr)}")
-    return read_junit(report)
-
-
-def read_junit(report: Path) -> dict[str, Any]:
-    """Count the tests of a JUnit report.
-
-    Raises:
-        ParityError: a test failed; names it.
-    """
-    cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    failed = [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in cases
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    if failed:
-        raise ParityError(f"{len(failed)} of {len(cases)} gpu tests failed: {'; '.join(failed)}")
-    return {"passed": len(cases) - skipped, "skipped": skipped}
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no output"])[-1]
 
 
 def build_target(target: str) -> Work:
@@ -202,45 +172,76 @@ def time_kernels(run: Run) -> dict[str, Any]:
     """Time deformable attention by every available kernel, in two types, with its roofline. NOT
     RUN.
     """
-    require_torch_cuda()
-    from rvos_deploy.engines.plugins.ms_deform_attn import benchmark as kernels
+    torch = require_torch_cuda()
+    from rvos_deploy.benchmarks import gpu_kernels as kernels
+    from rvos_deploy.benchmarks.deformable_case import (
+        HEAD_WIDTH,
+        HEADS,
+        LEVELS,
+        POINTS,
+        make_case,
+    )
+    from rvos_deploy.engines.plugins.ms_deform_attn.launch import primary_context
     from rvos_deploy.engines.plugins.ms_deform_attn.spec import DType
 
     measured = run.record["steps"].get("rates", {}).get("result")
-    pixels = sum(height * width for height, width in kernels.LEVELS)
-    offsets = (1, pixels, kernels.HEADS, len(kernels.LEVELS), kernels.POINTS, 2)
-    macs = deformable_macs(offsets, kernels.HEAD_WIDTH)
+    pixels = sum(height * width for height, width in LEVELS)
+    offsets = (1, pixels, HEADS, len(LEVELS), POINTS, 2)
+    macs = deformable_macs(offsets, HEAD_WIDTH)
     rows: dict[str, Any] = {}
     kinds: tuple[DType, ...] = ("fp32", "fp16")
-    for kind in kinds:
-        timings = kernels.benchmark(kind)
-        moved = round(timings[0].milliseconds * timings[0].gigabytes_per_second * 1e6)
-        cost = GraphCost({SAMPLING: macs}, {}, 0, moved, 0)
-        rows[kind] = {
-            "macs": macs,
-            "bytes": moved,
-            "floor_milliseconds": (
-                roofline(cost, as_rates(measured), tf32=False).seconds * 1e3 if measured else None
-            ),
-            "timings": [asdict(timing) for timing in timings],
-        }
+    with primary_context():
+        for kind in kinds:
+            timed = kernels.time_case(
+                torch.cuda,
+                make_case(kind),
+                run.request.rounds,
+                read=run.read,
+                operator=run.request.operator,
+            )
+            cost = GraphCost({SAMPLING: macs}, {}, 0, timed["bytes"], 0)
+            least = roofline(cost, as_rates(measured), tf32=False).seconds if measured else None
+            floor = None if least is None else least * 1e3
+            rows[kind] = {"macs": macs, "floor_milliseconds": floor, **timed}
     return rows
 
 
 def backend_step(name: str, make: Callable[[Request], Segmenter]) -> Work:
-    """Return a step that measures one back end. NOT RUN."""
+    """Return a step that opens one back end, and checks its masks. NOT RUN."""
 
     def work(run: Run) -> dict[str, Any]:
         torch = require_torch_cuda()
-        run.setup = run.setup or cuda_setup(run.request, run.folder)
+        run.setup = run.setup or cuda_setup(run.request, run.folder, run.read)
         # Engines use TF32 for the float32 islands of half-precision bundles, so PyTorch does too.
         half = run.request.bundle.precision in HALF
         torch.set_float32_matmul_precision("high" if half else "highest")
         torch.backends.cudnn.allow_tf32 = half
-        run.measured[name] = measure_backend(run.setup, name, lambda: make(run.request))
-        return run.measured[name].figures
+        opened = open_backend(run.setup, name, lambda: make(run.request))
+        run.opened[name] = opened.segmenter
+        return opened.figures
 
     return work
+
+
+def turn_step(measure: Callable[[Setup, Opened], dict[str, Any]]) -> Work:
+    """Return a step that measures all back ends that were opened, in turn."""
+
+    def work(run: Run) -> dict[str, Any]:
+        if run.setup is None or not run.opened:
+            raise BackendError("no back end could be opened")
+        return measure(run.setup, run.opened)
+
+    return work
+
+
+def stream_step(run: Run) -> dict[str, Any]:
+    """Measure streams in turn, and keep the masks that are compared."""
+
+    def measure(setup: Setup, opened: Opened) -> dict[str, Any]:
+        figures, run.masks = time_streams(setup, opened)
+        return figures
+
+    return turn_step(measure)(run)
 
 
 def _tensorrt(request: Request) -> Segmenter:
@@ -256,9 +257,9 @@ def _onnxruntime(request: Request) -> Segmenter:
 
 
 def _pytorch(request: Request, *, compiled: bool) -> Segmenter:
-    from rvos_deploy.benchmarks.gpu_torch import CudaTorchBackend
+    from rvos_deploy.benchmarks.gpu_torch import DeviceTorchBackend
 
-    backend = CudaTorchBackend(request.bundle, request.checkpoint, compiled=compiled)
+    backend = DeviceTorchBackend(request.bundle, request.checkpoint, compiled=compiled)
     return Segmenter(request.bundle, backend)
 
 
@@ -273,28 +274,32 @@ BACKENDS_UNDER_TEST: Mapping[str, Callable[[Request], Segmenter]] = {
 STEPS: Mapping[str, Work] = {
     "machine": check_machine,
     "rates": take_rates,
-    "tests": run_gpu_tests,
+    "tests": lambda run: run_gpu_tests(run.folder),
     "engines tensorrt": build_target("tensorrt"),
     "engines tensorrt-rtx": build_target("tensorrt-rtx"),
     "kernels": time_kernels,
     **{name: backend_step(name, make) for name, make in BACKENDS_UNDER_TEST.items()},
+    "streams": stream_step,
+    "graphs": turn_step(time_graphs),
+    "video": turn_step(time_jobs),
 }
 """Steps by the names in ``gpu_plan.PLAN``, in the same order."""
 
 
 def compare(run: Run) -> dict[str, Any]:
     """Compare every back end's speed with eager PyTorch's, where their masks are equal enough."""
-    reference = run.measured.get(REFERENCE)
-    if reference is None:
+    streams = run.record["steps"].get("streams", {}).get("result", {}).get("contenders", {})
+    reference = run.masks.get(REFERENCE)
+    if reference is None or REFERENCE not in streams:
         return {"reference": REFERENCE, "reason": f"{REFERENCE} was not run"}
-    slow = _p50(reference)
+    slow = _p50(streams[REFERENCE])
     rows: dict[str, Any] = {}
-    for name, measured in run.measured.items():
+    for name, figures in streams.items():
         if name == REFERENCE:
             continue
-        same = masks_j_and_f(measured.masks, reference.masks)
+        same = masks_j_and_f(run.masks[name], reference)
         comparable = same >= MINIMUM_J_AND_F
-        rows[name] = {"j_and_f": same, "ratio": slow / _p50(measured) if comparable else None}
+        rows[name] = {"j_and_f": same, "ratio": slow / _p50(figures) if comparable else None}
     return {"reference": REFERENCE, "needed_j_and_f": MINIMUM_J_AND_F, "contenders": rows}
 
 
@@ -311,5 +316,5 @@ def passed(record: Mapping[str, Any]) -> bool:
     )
 
 
-def _p50(measured: Measured) -> float:
-    return float(measured.figures["stream"]["milliseconds"]["p50"])
+def _p50(figures: Mapping[str, Any]) -> float:
+    return float(figures["milliseconds"]["p50"])

@@ -17,7 +17,7 @@ from rvos_deploy.bundle.engine_sidecar import (
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.engines.build_plan import BuildJob, BuiltPlan, build_plan
 from rvos_deploy.engines.layer_types import HALF, check_network, half_share
-from rvos_deploy.engines.parity_checks import ParityReport, check_parity, parity_tools
+from rvos_deploy.engines.parity_checks import ParityReport, ParityTools, check_parity, parity_tools
 from rvos_deploy.engines.profiles import (
     bundle_axes,
     check_streamable,
@@ -37,6 +37,7 @@ from rvos_deploy.files import (
 )
 from rvos_deploy.json_file import write_json
 from rvos_deploy.progress import ShareProgress, ignore_shares
+from rvos_deploy.runtime.backends.cuda.device import acquire_device
 
 AMPERE = 80
 """The architecture of the PTX in hardware-compatible engines (see HARDWARE_COMPATIBLE_FROM)."""
@@ -75,18 +76,20 @@ def build_engines(
     profiles = read_profiles(settings.profiles, bundle)
     check_streamable(profiles, bundle_axes(bundle))
     chosen = _select(bundle, graphs)
-    trt, gpu = open_target(settings.library)
+    trt, gpu = open_target(settings.library, settings.ordinal)
     tools = parity_tools(gpu, bundle.precision)
     plugin = takes_plugin(settings.library, trt)
     if plugin:
+        from rvos_deploy.engines.plugins.ms_deform_attn.compile import device_arch
         from rvos_deploy.engines.plugins.ms_deform_attn.plugin import register_plugin
 
         # A hardware-compatible engine carries PTX for the oldest GPU that may load it.
-        arch = AMPERE if settings.hardware_compatible else None
+        arch = AMPERE if settings.hardware_compatible else device_arch(settings.ordinal)
         # The operator of an int8 bundle is float32, like everything but the backbone's products.
         register_plugin(arch, "fp32" if bundle.precision == "int8" else bundle.precision)
     job = BuildJob(trt, gpu, bundle, settings, plugin)
-    with _staging(engine_folder(bundle.path, settings.target)) as staging:
+    place = engine_folder(bundle.path, settings.target)
+    with _staging(place) as staging, _on_gpu(tools, settings.ordinal):
         plans = []
         for name in chosen:
             own = [graph_profile(bundle.graphs[name], profile) for profile in profiles]
@@ -97,6 +100,22 @@ def build_engines(
         for plan, sidecar in zip(plans, sidecars, strict=True):
             _install(bundle, plan, sidecar)
     return sidecars
+
+
+@contextmanager
+def _on_gpu(tools: ParityTools | None, ordinal: int) -> Iterator[None]:
+    """Make a GPU's context current: TensorRT builds on the GPU that is current in the thread. NOT
+    RUN: it needs two GPUs.
+    """
+    if tools is None:
+        yield
+        return
+    device = acquire_device(tools.cuda, ordinal)
+    try:
+        with device.current():
+            yield
+    finally:
+        device.release()
 
 
 @contextmanager

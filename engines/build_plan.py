@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from rvos_deploy.bundle.engine_sidecar import Profile
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.engines.builder_config import add_profiles, make_config, set_capabilities
-from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.layer_types import network_types
 from rvos_deploy.engines.messages import Messages, make_logger
 from rvos_deploy.engines.network import check_plugin_layers, create_network, parse
@@ -21,6 +20,7 @@ from rvos_deploy.engines.progress import BuildProgress, Report, make_monitor
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.engines.timing_cache import attach_cache, default_cache_file, save_cache
 from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends.gpu import Gpu
 
 if TYPE_CHECKING:
     import tensorrt as trt

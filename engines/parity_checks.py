@@ -18,7 +18,6 @@ from rvos_deploy.engines.engine_parity import (
     compare_masks,
     require_all,
 )
-from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.layer_types import inspected_types, warn_of_lost_types
 from rvos_deploy.engines.messages import Messages, make_logger
 from rvos_deploy.errors import BackendError, InputError
@@ -26,6 +25,7 @@ from rvos_deploy.parity.verification import CheckResult
 from rvos_deploy.progress import ShareProgress
 from rvos_deploy.runtime.backends.base import Backend
 from rvos_deploy.runtime.backends.cuda.libraries import CudaLibraries, import_cuda
+from rvos_deploy.runtime.backends.gpu import Gpu
 from rvos_deploy.runtime.backends.registry import make_backend
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import EngineMachine
 from rvos_deploy.runtime.backends.tensorrt.engine_loading import deserialize
@@ -114,10 +114,11 @@ def check_parity(
     reason = untestable_reason(job.gpu, plans)
     if reason is not None or tools is None:
         return ParityReport(reason)
+    ordinal = job.settings.ordinal
     bundle, target, reference = job.bundle, job.settings.target, tools.reference
     checks: dict[str, tuple[CheckResult, ...]] = {}
     layers: dict[str, dict[str, int]] = {}
-    with open_engines(job.trt, tools.cuda, _engines(job, plans)) as engines:
+    with open_engines(job.trt, tools.cuda, _engines(job, plans), ordinal) as engines:
         for index, plan in enumerate(plans):
             progress(plan.graph, "parity", index / len(plans), None)
             graph = engines.graphs[plan.graph]

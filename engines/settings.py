@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rvos_deploy.engines.targets import TARGETS, TENSORRT, TENSORRT_RTX, Target
 from rvos_deploy.errors import InputError
+from rvos_deploy.runtime.backends.device_names import check_gpu, cuda_ordinal
 
 DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 """Default architectures of TensorRT-RTX plans: all that it knows but Turing, which has no fp32
@@ -30,9 +31,11 @@ class BuildSettings:
             code.
         hardware_compatible: TensorRT: the engine runs on Ampere and later, slower.
         strip_weights: TensorRT: leave the weights out; loading takes them from the ONNX.
+        device: the GPU that builds and runs the engine: ``cuda``, ``cuda:N``, or its UUID. Of no
+            account where there is no GPU (TensorRT-RTX).
 
     Raises:
-        InputError: a value is out of range, or the target lacks an option.
+        InputError: a value is out of range, the target lacks an option, or CUDA shows no such GPU.
     """
 
     target: str
@@ -45,6 +48,7 @@ class BuildSettings:
     version_compatible: bool = False
     hardware_compatible: bool = False
     strip_weights: bool = False
+    device: str = "cuda"
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -55,6 +59,7 @@ class BuildSettings:
             )
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise InputError(f"--workspace must be at least 1 MiB, found {self.workspace_mib}")
+        check_gpu(self.device)
         given = [name for name, value in self._of_the_other_target().items() if value]
         if given:
             other = TENSORRT_RTX if self.target == TENSORRT.name else TENSORRT
@@ -78,11 +83,17 @@ class BuildSettings:
         """The TensorRT that builds."""
         return TARGETS[self.target]
 
+    @property
+    def ordinal(self) -> int:
+        """The number of the GPU among those that CUDA shows to this process."""
+        return cuda_ordinal(self.device) or 0
+
     def options(self) -> tuple[str, ...]:
         """Return the command-line options that differ from the defaults, so that a build can be
         repeated.
 
-        The timing cache is left out: it belongs to a machine and changes only the build time.
+        The timing cache and the device are left out: they belong to a machine, and the sidecar
+        names the GPU.
         """
         words: list[str] = []
         for option, values in (

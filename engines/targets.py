@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rvos_deploy.engines.gpu import Gpu, find_gpu
 from rvos_deploy.errors import BackendError
 from rvos_deploy.runtime.backends.cuda.libraries import check_tensorrt, tensorrt_version
+from rvos_deploy.runtime.backends.gpu import Gpu, find_gpu
 from rvos_deploy.runtime.backends.imports import import_library
 
 
@@ -47,14 +47,18 @@ def takes_plugin(target: Target, library: Any) -> bool:
     return target.plugins and tensorrt_version(library) >= OLDEST_WITH_PLUGINS
 
 
-def open_target(target: Target) -> tuple[Any, Gpu | None]:
+def open_target(target: Target, ordinal: int = 0) -> tuple[Any, Gpu | None]:
     """Return the imported library and the GPU, or None where there is none and none is needed.
+
+    Args:
+        target: the TensorRT.
+        ordinal: the number of the GPU among those that CUDA shows.
 
     Raises:
         BackendError: the library or the GPU is missing, or the library is too old; one line that
             says which, and the command that fixes it.
     """
-    library, gpu = import_library(target.module, target.name), find_gpu()
+    library, gpu = import_library(target.module, target.name), find_gpu(ordinal)
     lacks_gpu = target.needs_gpu and gpu is None
     install = f"pip install 'rvos-deploy[{target.extra}]'"
     elsewhere = (

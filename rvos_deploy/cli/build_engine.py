@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rvos_deploy.bundle.engine_sidecar import Target
-from rvos_deploy.console.options import BundleArgument, JsonOption
+from rvos_deploy.console.options import BundleArgument, GpuOption, JsonOption
 from rvos_deploy.console.output_files import check_outputs, write_record
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def build_engine(
             help="tensorrt builds on the GPU that will run the engine, tensorrt-rtx anywhere.",
         ),
     ] = "tensorrt",
+    device: GpuOption = "cuda",
     profile: Annotated[
         list[str] | None,
         typer.Option(
@@ -120,6 +121,7 @@ def build_engine(
         from rvos_deploy.engines.settings import BuildSettings
     settings = BuildSettings(
         target=target,
+        device=device,
         profiles=tuple(profile or ()),
         workspace_mib=workspace,
         optimization_level=optimization_level,

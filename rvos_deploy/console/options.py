@@ -10,7 +10,7 @@ import typer
 from rvos_deploy.errors import InputError
 from rvos_deploy.graph_io.input_size import check_size
 from rvos_deploy.graph_io.precision_hint import PrecisionHint
-from rvos_deploy.runtime.backends.device_names import check_device
+from rvos_deploy.runtime.backends.device_names import check_device, check_gpu
 from rvos_deploy.runtime.backends.registry import BACKEND_NAMES, BackendName
 from rvos_deploy.stream_settings import Fallback, Mode
 
@@ -44,7 +44,17 @@ DeviceOption = Annotated[
         "--device",
         metavar="NAME",
         callback=check_device,
-        help="Device of the graphs: auto (CPU, but the first GPU for tensorrt), cpu, cuda, cuda:N.",
+        help="Device of the graphs: auto (CPU, but the first GPU for tensorrt), cpu, cuda, cuda:N, "
+        "or a GPU's UUID.",
+    ),
+]
+GpuOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        callback=check_gpu,
+        help="GPU that builds and runs the engine: cuda (the first one), cuda:N, or its UUID.",
     ),
 ]
 ThreadsOption = Annotated[

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.doctor.outcome import Outcome, absent, failed, passed
-from rvos_deploy.engines.gpu import driver_cuda_version, find_gpu
 from rvos_deploy.errors import BackendError, RvosError, one_line
+from rvos_deploy.runtime.backends.gpu import driver_cuda_version, find_gpu
 from rvos_deploy.runtime.backends.imports import import_library
 from rvos_deploy.runtime.backends.registry import installed_cpu_backends
 

@@ -48,7 +48,7 @@ def boundaries(bits: Words, width: int) -> Words:
 
     ``bits``: words [..., H, N] of masks ``width`` pixels wide. Returns words of the same shape.
     """
-    right = bits >> 1
+    right: Words = bits >> np.uint64(1)
     right[..., :-1] |= bits[..., 1:] << (WORD - 1)
     changes = bits ^ right
     word, bit = divmod(width - 1, WORD)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from recording_cuda import Gpu
 
+from rvos_deploy.bundle.engine_sidecar import EngineError, plan_file
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.graph_io.probe import probe_clip
@@ -66,6 +67,24 @@ def test_tensorrt_runs_on_the_gpu_that_is_named(
     with pytest.raises(BackendError, match="tensorrt has no device 'cuda:x'; known: cuda, cuda:N"):
         make_backend("tensorrt", "cuda:x")
     gpu.check_clean()
+
+
+def test_a_refused_engine_is_built_again_on_the_gpu_that_was_named(
+    gpu: Gpu, tensorrt: FakeTensorRt, engines: Bundle
+) -> None:
+    """On the first GPU it would be refused again."""
+    gpu.machine.gpus = 2
+    backend = make_backend("tensorrt", "cuda:1")
+    with backend.open(engines) as session, pytest.raises(EngineError) as refused:
+        session.graphs["backbone"].run({"frame": np.zeros((1, 4096, 32, 3), np.uint8)})
+    assert refused.value.command.endswith(" --device cuda:1")
+    plan_file(engines.path, "tensorrt", "backbone").write_bytes(b"another")
+    for device, ends in (("cuda", False), ("cuda:1", True)):
+        with pytest.raises(EngineError) as changed:
+            make_backend("tensorrt", device).open(engines)
+        assert changed.value.command.startswith(f"rvos-deploy build-engine {engines.path} ")
+        assert changed.value.command.endswith(" --device cuda:1") is ends
+        assert ("--device" in changed.value.command) is ends
 
 
 def test_two_gpus_of_one_process_have_a_device_each(gpu: Gpu) -> None:

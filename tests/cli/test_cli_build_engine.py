@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rvos_deploy.bundle.engine_sidecar import plan_file, sidecar_file
-from rvos_deploy.engines.gpu import find_gpu
 from rvos_deploy.engines.targets import TENSORRT, open_target
 from rvos_deploy.errors import BackendError
+from rvos_deploy.runtime.backends.gpu import find_gpu
 
 needs_rtx = pytest.mark.skipif(find_gpu() is not None, reason="written for machines without a GPU")
 
@@ -53,12 +54,31 @@ def unwrapped(text: str) -> str:
         (("--graph", "head"), "--graph head: the bundle has backbone"),
         (("--optimization-level", "9"), "--optimization-level"),
         (("--target", "tensorrt-9"), "--target"),
+        (("--device", "cpu"), "--device 'cpu' is no GPU; known: cuda, cuda:N (N counts"),
+        (("--device", "GPU-1"), "--device 'GPU-1' is no GPU; known: cuda, cuda:N (N counts"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
     rvos: Callable, bundle: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     result = rvos("build-engine", bundle, "--target", "tensorrt-rtx", *arguments)
+    assert result.code == 2
+    assert message in result.error
+    assert not (bundle / "engines").exists()
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:1", "--device 'cuda:1': CUDA shows no GPU to this process; nvidia-smi -L lists"),
+        (f"GPU-{uuid.UUID(int=5)}", "00000005' to this process; it shows none: check the driver"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_one_line(
+    rvos: Callable, bundle: Path, device: str, message: str
+) -> None:
+    result = rvos("build-engine", bundle, "--device", device)
     assert result.code == 2
     assert message in result.error
     assert not (bundle / "engines").exists()

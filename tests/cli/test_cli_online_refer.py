@@ -13,7 +13,7 @@ from rvos_deploy.bundle.engine_sidecar import plan_file
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.datasets.moving_sprites import WorldConfig, write_mevis
 from rvos_deploy.datasets.moving_sprites.writers import SplitSpec
-from rvos_deploy.engines.gpu import find_gpu
+from rvos_deploy.runtime.backends.gpu import find_gpu
 from rvos_deploy.runtime.segmenter import load
 from rvos_deploy.stream_settings import StreamSettings
 

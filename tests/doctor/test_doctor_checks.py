@@ -15,8 +15,8 @@ from rvos_deploy.cache_folder import VARIABLE
 from rvos_deploy.doctor import bundle_checks, library_checks, machine_checks
 from rvos_deploy.doctor.examination import Check, all_checks, examine
 from rvos_deploy.doctor.outcome import Outcome, passed
-from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.errors import InputError
+from rvos_deploy.runtime.backends.gpu import Gpu
 
 
 def test_this_machine_works() -> None:

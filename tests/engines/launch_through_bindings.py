@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 
 from rvos_deploy.engines.plugins.ms_deform_attn import launch
-from rvos_deploy.engines.plugins.ms_deform_attn.spec import TACTICS
+from rvos_deploy.engines.plugins.ms_deform_attn.spec import TACTICS, LayerSizes
 
 KINDS = ("contexts", "streams", "events", "device memory", "pinned memory", "modules")
 
@@ -25,11 +25,23 @@ arrays = (
 with launch.primary_context():
     for _ in range(2):
         output = launch.run_on_device(("fp32", "fp32", "fp32"), arrays, TACTICS[1])
+    # Addresses of this driver are those of the host.
+    elsewhere = np.zeros(14, np.float32)
+    launch.launch(
+        ("fp32", "fp32", "fp32"),
+        launch.Sizes(batch, pixels, queries, LayerSizes(heads, width, levels, points)),
+        tuple(array.ctypes.data for array in arrays),
+        elsewhere.ctypes.data,
+        TACTICS[1],
+        stream=0x77,
+    )
 assert (output.shape, output.dtype) == ((batch, queries, heads * width), np.float32)
 found = output.ravel()[:16]
-# 128 threads: 8 of a row, 16 rows.
-sizes = [pixels, queries, heads, levels, points, -(-queries * heads // 16), batch, 1, 8, 16, 1]
-assert found[5:].tolist() == sizes, found
+assert output.ravel()[13] == 0, "the default stream"
+assert elsewhere[13] == 0x77, "the stream that is named"
+# 64 threads: 8 of a row, 8 queries.
+sizes = [pixels, queries, -(-queries // 8), heads, batch, 8, 8, 1]
+assert found[5:13].tolist() == sizes, found
 first = arrays[1].view(np.float32).ravel()[0]
 assert found[:5].tolist() == [1.5, first, 0.25, 3.5, 4.5], found
 library = ctypes.CDLL("libcuda.so.1")

@@ -12,12 +12,12 @@ import pytest
 from rvos_deploy.bundle.engine_sidecar import engine_folder, plan_file, read_sidecar
 from rvos_deploy.bundle.folder import PARITY, TOKENIZER, Bundle, open_bundle, write_manifest
 from rvos_deploy.engines.build import build_engines
-from rvos_deploy.engines.gpu import find_gpu
 from rvos_deploy.engines.profiles import default_profile
 from rvos_deploy.engines.settings import DEFAULT_CAPABILITIES, BuildSettings
 from rvos_deploy.files import sha256_file
 from rvos_deploy.networks.online_refer.config import preset
 from rvos_deploy.networks.online_refer.contract import GRAPHS
+from rvos_deploy.runtime.backends.gpu import find_gpu
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import check_plan
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu12")

@@ -17,7 +17,6 @@ from rvos_deploy.engines.engine_parity import (
     fitting_clip,
     require_all,
 )
-from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.parity_checks import check_parity, untestable_reason
 from rvos_deploy.engines.profiles import (
     bundle_axes,
@@ -29,6 +28,7 @@ from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.graph_io.tensors import Tensor
 from rvos_deploy.runtime.backends.base import Graph, Session
+from rvos_deploy.runtime.backends.gpu import Gpu
 from rvos_deploy.runtime.backends.host_ops import HostOps
 from rvos_deploy.runtime.backends.onnxruntime.backend import OnnxRuntimeBackend
 

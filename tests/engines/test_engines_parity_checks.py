@@ -20,9 +20,10 @@ from rvos_deploy.bundle.engine_sidecar import engine_folder, read_sidecar
 from rvos_deploy.bundle.folder import Bundle, open_bundle
 from rvos_deploy.engines import build, parity_checks
 from rvos_deploy.engines.build import build_engines
-from rvos_deploy.engines.gpu import Gpu
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.errors import BackendError, ParityError
+from rvos_deploy.runtime.backends import device_names
+from rvos_deploy.runtime.backends.gpu import Gpu
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import EngineMachine, check_loadable
 
 rtx = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu12")
@@ -73,7 +74,7 @@ def library(
     """Make ``build-engine`` find a made-up GPU."""
     library = RecordingRtx(cuda_modules, bundle)
     gpu = Gpu("NVIDIA GeForce RTX 4090", "8.9")
-    monkeypatch.setattr(build, "open_target", lambda target: (library, gpu))
+    monkeypatch.setattr(build, "open_target", lambda target, ordinal: (library, gpu))
     return library
 
 
@@ -106,6 +107,27 @@ def test_an_engine_that_passes_its_checks_is_installed_and_loadable(
     ran = [entry[0] for entry in gpu.machine.log if entry[1:2] == ("mask_head",)]
     assert ran.count("enqueued") > len(numbers)
     assert ran.count("replayed") > 0
+    gpu.check_clean()
+
+
+def test_the_gpu_that_is_named_builds_and_runs_the_engine(
+    gpu: RecordingGpu, library: RecordingRtx, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu.machine.gpus = 2
+    monkeypatch.setattr(device_names, "find_gpu", lambda ordinal: Gpu("a second", "8.9"))
+    asked: list[tuple[int, int]] = []
+    build_plan = build.build_plan
+
+    def recorded(*job: Any) -> Any:
+        contexts = [entry[1] for entry in gpu.machine.log if entry[0] == "context retained"]
+        asked.append((len(gpu.machine.stack), contexts[-1]))
+        return build_plan(*job)
+
+    monkeypatch.setattr(build, "build_plan", recorded)
+    settings = BuildSettings("tensorrt-rtx", profiles=(SMALL,), device="cuda:1")
+    build_engines(bundle, settings, graphs=["mask_head"])
+    assert asked == [(1, 1)], "the context of the second GPU is current while TensorRT builds"
+    assert {entry[1] for entry in gpu.machine.log if entry[0] == "context retained"} == {1}
     gpu.check_clean()
 
 

@@ -51,8 +51,11 @@ def described(dtype, shape, dynamic=()):
     desc.min, desc.max = tuple(1 if i in dynamic else n for i, n in enumerate(shape)), tuple(shape)
     return desc
 
-def build(value, offsets, logits, dynamic=(0, 1), shapes_type=trt.int32):
-    batch, pixels, queries, heads, width, levels, points = 2, 340, 340, 8, 32, 3, 4
+def build(
+    value, offsets, logits, dynamic=(0, 1), dynamic_offsets=(0, 1), shapes_type=trt.int32,
+    pixels=340,
+):
+    batch, queries, heads, width, levels, points = 2, pixels, 8, 32, 3, 4
     shapes = [
         (batch, pixels, heads, width),
         (levels, 2),
@@ -71,6 +74,7 @@ def build(value, offsets, logits, dynamic=(0, 1), shapes_type=trt.int32):
     plugin.get_output_shapes(expressions, [], Builder())
     out_shape = [e._expr.value for e in plugin.output_descs[0].shape_expr]
     in_out = [described(types[0], shapes[0], dynamic), *map(described, types[1:], shapes[1:])]
+    in_out[3] = described(types[3], shapes[3], dynamic_offsets)
     in_out.append(described(outputs[0], out_shape))
     supported = plugin.get_supported_format_combinations(in_out, 5)
     plugin.configure_plugin(in_out[:5], in_out[5:])
@@ -201,17 +205,18 @@ print(json.dumps(build(trt.{value}, trt.{offsets}, trt.{logits})))
     assert len(found["supported"]) == 6  # one combination: strong typing leaves no choice
     assert {layout for _, layout in found["supported"]} == {"TensorFormat.LINEAR"}
     assert [result["tactic"] for result in found["tactics"]] == list(TACTICS)
-    row = 8 if value == "float32" else 4  # threads of 16 bytes for 32 channels
+    vectors = 8 if value == "float32" else 4  # of 16 bytes for 32 channels
     for result in found["tactics"]:
-        threads = TACTICS[result["tactic"]].threads
+        tactic = TACTICS[result["tactic"]]
+        row, threads = vectors // tactic.vectors, tactic.threads
         assert result["name"] == KERNEL_NAME
         assert f".entry {KERNEL_NAME}(" in result["ptx"]
         assert ".target sm_80" in result["ptx"]
         assert result["block"] == [row, threads // row, 1]
-        assert result["grid"] == [-(-340 * 8 // (threads // row)), 2, 1]
+        assert result["grid"] == [-(-340 // (threads // row)), 8, 2]
         assert result["shared"] == 0
-        assert result["scalars"] == [340, 340, 8, 3, 4]  # S, Q, heads, levels, points
-        assert result["handed_over"] == [5, 5, "SymInt32"]
+        assert result["scalars"] == [340, 340]  # S, Q
+        assert result["handed_over"] == [2, 2, "SymInt32"]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +228,17 @@ print(json.dumps(build(trt.{value}, trt.{offsets}, trt.{logits})))
             "build(trt.float16, trt.float16, trt.float16, shapes_type=trt.int64)",
             "level shapes in DataType.INT64",
         ),
-        ("build(trt.float16, trt.float16, trt.float16, dynamic=(3,))", "head width) is dynamic"),
+        (
+            "build(trt.float16, trt.float16, trt.float16, dynamic=(3,))",
+            "dynamic axis of head width",
+        ),
+        *(
+            (
+                f"build(trt.float16, trt.float16, trt.float16, dynamic_offsets=({axis},))",
+                f"dynamic axis of {name}",
+            )
+            for axis, name in ((2, "heads"), (3, "levels"), (4, "points"))
+        ),
     ],
 )
 def test_unsupported_inputs_are_refused(real_tensorrt: Path, call: str, message: str) -> None:
@@ -239,6 +254,27 @@ except RvosError as error:
     )
     assert message in found
     assert "export again" in found
+
+
+@pytest.mark.parametrize("dynamic", [(), (0, 1)], ids=["fixed", "of a profile"])
+def test_values_of_two_gibibytes_are_refused(real_tensorrt: Path, dynamic: tuple[int, ...]) -> None:
+    """The kernel keeps distances between pixels in 32 bits."""
+    found = run(
+        real_tensorrt,
+        f"""
+register_plugin(80)
+told = []
+for pixels in (2**21 - 1, 2**21):
+    try:
+        build(trt.float32, trt.float32, trt.float32, {dynamic}, {dynamic}, pixels=pixels)
+        told.append(None)
+    except RvosError as error:
+        told.append(str(error))
+print(json.dumps(told))
+""",
+    )
+    assert found[0] is None
+    assert found[1].startswith("rvos::MSDeformAttn got 2097152 pixels, 2.0 GiB of values in fp32")
 
 
 def test_what_the_kernel_needs_is_found_missing_before_the_build(
@@ -293,7 +329,7 @@ print(json.dumps(told))
 """,
     )
     assert len(found) == 1
-    assert "head width) is dynamic" in found[0]
+    assert "dynamic axis of head width" in found[0]
 
 
 def test_without_tensorrt_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

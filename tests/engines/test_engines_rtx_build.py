@@ -31,12 +31,12 @@ from rvos_deploy.bundle.folder import (
     write_manifest,
 )
 from rvos_deploy.engines.build import build_engines
-from rvos_deploy.engines.gpu import find_gpu
 from rvos_deploy.engines.settings import DEFAULT_CAPABILITIES, BuildSettings
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.files import sha256_file
 from rvos_deploy.networks.pan2024.config import preset
 from rvos_deploy.networks.pan2024.contract import GRAPHS
+from rvos_deploy.runtime.backends.gpu import find_gpu
 from rvos_deploy.runtime.backends.tensorrt.engine_checks import (
     EngineMachine,
     check_loadable,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from rvos_deploy.engines import gpu, targets, timing_cache
-from rvos_deploy.engines.gpu import Gpu
+from rvos_deploy.engines import targets, timing_cache
 from rvos_deploy.engines.messages import Messages
 from rvos_deploy.engines.plugins.ms_deform_attn import compile, spec
 from rvos_deploy.engines.settings import BuildSettings
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.runtime.backends.gpu import Gpu
 
 RTX4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9")
 
@@ -76,7 +75,7 @@ def open_with(
         return version and SimpleNamespace(__name__=module, __version__=version)
 
     monkeypatch.setattr(targets, "import_library", import_library)
-    monkeypatch.setattr(targets, "find_gpu", lambda: found)
+    monkeypatch.setattr(targets, "find_gpu", lambda ordinal: found)
     return targets.open_target(targets.TARGETS[target])
 
 
@@ -161,56 +160,6 @@ def test_installed_targets_are_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (library.__name__, found) == ("tensorrt", RTX4090)
     library, found = open_with(monkeypatch, "tensorrt-rtx", "1.7.1.116", None)
     assert (library.__name__, found) == ("tensorrt_rtx", None)
-
-
-class StandInDriver:
-    """Stands in for the CUDA driver with one GPU."""
-
-    def __init__(self, init: int = 0) -> None:
-        self.init = init
-
-    def cuInit(self, flags: int) -> int:  # noqa: N802
-        return self.init
-
-    def cuDeviceGet(self, device: Any, ordinal: int) -> int:  # noqa: N802
-        ctypes.cast(device, ctypes.POINTER(ctypes.c_int))[0] = 5
-        return 0 if ordinal == 0 else 101
-
-    def cuDeviceGetUuid(self, uuid: Any, device: Any) -> int:  # noqa: N802
-        assert device.value == 5
-        uuid[:] = range(16)
-        return 0
-
-    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:  # noqa: N802
-        assert device.value == 5
-        assert size == 256
-        name.value = b"NVIDIA GeForce RTX 4090"
-        return 0
-
-    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:  # noqa: N802
-        assert device.value == 5
-        ctypes.cast(value, ctypes.POINTER(ctypes.c_int))[0] = {75: 8, 76: 9}[attribute]
-        return 0
-
-
-def test_the_driver_names_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_driver", StandInDriver)
-    assert gpu.find_gpu() == RTX4090
-    monkeypatch.setattr(gpu, "_driver", lambda: StandInDriver(init=100))
-    assert gpu.find_gpu() is None, "100 is CUDA_ERROR_NO_DEVICE"
-    monkeypatch.setattr(gpu, "_driver", lambda: None)
-    assert gpu.find_gpu() is None
-
-
-def test_the_driver_gives_the_uuid_that_nvidia_smi_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By number nvidia-smi would show another GPU where CUDA_VISIBLE_DEVICES hides some."""
-    monkeypatch.setattr(gpu, "_driver", StandInDriver)
-    assert gpu.gpu_uuid() == "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
-    assert gpu.gpu_uuid(1) is None
-    monkeypatch.setattr(gpu, "_driver", lambda: StandInDriver(init=100))
-    assert gpu.gpu_uuid() is None
-    monkeypatch.setattr(gpu, "_driver", lambda: None)
-    assert gpu.gpu_uuid() is None
 
 
 def test_the_timing_cache_lies_in_the_users_cache_folder(

@@ -87,6 +87,24 @@ def test_deformable_attention_is_one_node_a_layer(tiny_bundle: Path) -> None:
     assert [(f.domain, f.name) for f in model.functions] == [("rvos", "MSDeformAttn")]
 
 
+def test_sizes_that_the_plugin_compiles_for_are_constants(tiny_bundle: Path) -> None:
+    """Heads, head width, levels and points are numbers in the file, whatever else is dynamic."""
+    graph = onnx.load(tiny_bundle / "frame_decoder.onnx").graph
+    makers = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    config = preset("tiny")
+    heads, levels = config.num_heads, 3
+    for node in (node for node in graph.node if node.op_type == "MSDeformAttn"):
+        for index, wanted in (
+            (0, [heads, config.dim // heads]),  # value
+            (3, [heads, levels, config.num_points, 2]),  # sampling offsets
+        ):
+            shape = makers[makers[node.input[index]].input[1]]
+            assert shape.op_type == "Concat"
+            ends = [int(constants[name].item()) for name in shape.input[-len(wanted) :]]
+            assert ends == wanted
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_files_are_valid_and_have_opset_18(tiny_bundle: Path, name: str) -> None:
     file = tiny_bundle / f"{name}.onnx"

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from rvos_deploy.cpu_ops.ms_deform_attn import available
-from rvos_deploy.networks.modules import ms_deform_attn as deformable_attention
 from rvos_deploy.networks.modules.ms_deform_attn import eager_ms_deform_attn, ms_deform_attn
 from rvos_deploy.networks.modules.ms_deform_attn_cpu import cpu_kernel, ms_deform_attn_cpu
 
@@ -89,9 +88,23 @@ def test_tensors_that_are_not_contiguous_are_read_right() -> None:
     )
 
 
-def test_the_operator_is_used_only_within_the_block() -> None:
+def test_the_operator_is_used_only_within_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs([(4, 4)], torch.float32)
+    used: list[Tensor] = []
+
+    def recorded(*given: Tensor) -> Tensor:
+        used.append(given[1])
+        return ms_deform_attn_cpu(*given)
+
+    monkeypatch.setattr(
+        "rvos_deploy.networks.modules.ms_deform_attn_cpu.ms_deform_attn_cpu", recorded
+    )
+    wanted = ms_deform_attn(*inputs)
+    assert not used
     with cpu_kernel():
-        assert deformable_attention.eager_ms_deform_attn is ms_deform_attn_cpu
-        ms_deform_attn(*inputs)
-    assert deformable_attention.eager_ms_deform_attn is not ms_deform_attn_cpu
+        for shapes in (inputs[1], [(4, 4)]):
+            found = ms_deform_attn(inputs[0], shapes, *inputs[2:])
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert [shapes.tolist() for shapes in used] == [[[4, 4]], [[4, 4]]]
+    ms_deform_attn(*inputs)
+    assert len(used) == 2

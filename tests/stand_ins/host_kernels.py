@@ -32,15 +32,16 @@ def build(source: str, library: Path) -> None:
 
 
 def through_bindings(
-    driver: str, script: Path, folder: Path, *arguments: Path
+    driver: str, script: Path, folder: Path, *arguments: Path, library: str = "libcuda.so.1"
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script whose real cuda.bindings load a C++ file of this folder as the CUDA driver.
+    """Run a script whose real bindings load a C++ file of this folder in place of a library: of the
+    CUDA driver, or of another one.
 
     Skips the test where the machine has a driver, which would be loaded too.
     """
     if Path("/dev/nvidiactl").exists():
         pytest.skip("this machine has a driver of its own")
-    build(driver, folder / "libcuda.so.1")
+    build(driver, folder / library)
     return subprocess.run(
         [sys.executable, str(script), *map(str, arguments)],
         env={**os.environ, "LD_LIBRARY_PATH": str(folder)},

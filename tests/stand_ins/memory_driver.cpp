@@ -103,13 +103,14 @@ int cuModuleUnload(void* module) { return drop(module, kModule); }
 int cuLaunchKernel(void*, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                    unsigned block_y, unsigned block_z, unsigned shared, void* stream,
                    void** parameters, void** extra) {
-  if (current == 0 || stream != nullptr || extra != nullptr || shared != 0) return 1;
-  float* output = *static_cast<float**>(parameters[10]);
+  if (current == 0 || extra != nullptr || shared != 0) return 1;
+  float* output = *static_cast<float**>(parameters[7]);
   for (int i = 0; i < 5; ++i) *output++ = **static_cast<float**>(parameters[i]);
-  for (int i = 5; i < 10; ++i) *output++ = static_cast<float>(*static_cast<int*>(parameters[i]));
+  for (int i = 5; i < 7; ++i) *output++ = static_cast<float>(*static_cast<int*>(parameters[i]));
   for (unsigned size : {grid_x, grid_y, grid_z, block_x, block_y, block_z}) {
     *output++ = static_cast<float>(size);
   }
+  *output = static_cast<float>(reinterpret_cast<size_t>(stream));
   return 0;
 }
 int cuMemAlloc(unsigned long long* address, size_t size) {

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def nvrtc_options(spec: KernelSpec) -> list[str]:
         f"-DRVOS_OFFSETS={_CUDA_TYPES[spec.offsets]}",
         f"-DRVOS_LOGITS={_CUDA_TYPES[spec.logits]}",
         f"-DRVOS_LAUNCH_BOUNDS={spec.tactic.launch_bounds}",
-        f"-DRVOS_UNROLL={spec.tactic.unroll}",
+        f"-DRVOS_VECTORS={spec.tactic.vectors}",
+        *(f"-DRVOS_{name.upper()}={size}" for name, size in asdict(spec.sizes).items()),
         *(f"--include-path={folder}" for folder in include_folders(NVRTC_HEADERS)),
     ]
 

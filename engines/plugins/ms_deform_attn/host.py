@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
     Tactic,
     block_shape,
     check_types,
+    grid_shape,
 )
 
 HOST_HEADERS = ("cuda_fp16.h", "cuda_bf16.h", "crt/host_defines.h", "nv/target")
@@ -33,11 +35,25 @@ _HERE = SOURCE.parent
 _FILES = ("kernel.cu", "host.cpp", "host_shim.h")
 # Without contraction and reassociation the host keeps the kernel's fmaf and its order of sums.
 _FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing")
+_MOST_SAMPLES = 128
+"""The room of ``RVOS_ROOM`` in kernel.cu."""
 _TYPES: dict[np.dtype[np.generic], DType] = {
     np.dtype(np.float32): "fp32",
     np.dtype(np.float16): "fp16",
     np.dtype(np.uint16): "bf16",
 }
+
+
+class _Sizes(ctypes.Structure):
+    """``Sizes`` of host.cpp."""
+
+    _fields_: ClassVar = [(n, ctypes.c_int) for n in ("heads", "head_width", "levels", "points")]
+
+
+class _Launch(ctypes.Structure):
+    """``Launch`` of host.cpp."""
+
+    _fields_: ClassVar = [("grid", ctypes.c_int * 3), ("block", ctypes.c_int * 2)]
 
 
 def to_bf16(numbers: NDArray[np.floating]) -> NDArray[np.uint16]:
@@ -59,7 +75,7 @@ def host_ms_deform_attn(
     attention_logits: NDArray[np.generic],
     tactic: Tactic = TACTICS[1],
 ) -> NDArray[np.generic]:
-    """Run the kernel thread by thread, with the grid and the blocks that the plugin launches.
+    """Run the kernel warp by warp, with the grid and the blocks that the plugin launches.
 
     Shapes are those of ``networks/modules/ms_deform_attn.py: ms_deform_attn``; types are fp32, fp16
     or bf16 (as ``uint16``).
@@ -75,7 +91,12 @@ def host_ms_deform_attn(
     queries, _, levels, points, _ = sampling_offsets.shape[1:]
     kinds = tuple(_TYPES[a.dtype] for a in (value, sampling_offsets, attention_logits))
     check_types(*kinds)
-    block_x, block_y = block_shape(kinds[0], head_width, tactic)
+    block = block_shape(kinds[0], head_width, tactic)
+    if levels * points > _MOST_SAMPLES:
+        raise PluginError(
+            f"the host build got {levels * points} points of a head; it has room for "
+            f"{_MOST_SAMPLES}: use fewer levels or points"
+        )
     output = np.empty((batch, queries, heads * head_width), value.dtype)
     arrays = [
         np.ascontiguousarray(array)
@@ -87,19 +108,19 @@ def host_ms_deform_attn(
             attention_logits,
         )
     ]
-    sizes = (pixels, queries, heads, levels, points)
-    grid_x = -(-queries * heads // block_y)
-    getattr(_library(tactic.unroll), f"rvos_{'_'.join(kinds)}")(
+    launch = _Launch(grid_shape(batch, queries, heads, block[1]), block)
+    getattr(_library(tactic.vectors), f"rvos_{'_'.join(kinds)}")(
         *(ctypes.c_void_p(array.ctypes.data) for array in arrays),
-        *sizes,
+        *(pixels, queries),
         ctypes.c_void_p(output.ctypes.data),
-        *(grid_x, batch, block_x, block_y),
+        ctypes.byref(_Sizes(heads, head_width, levels, points)),
+        ctypes.byref(launch),
     )
     return output
 
 
 @functools.cache
-def _library(unroll: int) -> ctypes.CDLL:
+def _library(vectors: int) -> ctypes.CDLL:
     """Compile the sources once per process, into a temporary folder."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
@@ -108,7 +129,7 @@ def _library(unroll: int) -> ctypes.CDLL:
             "a C++ compiler"
         )
     includes = [f"-I{folder}" for folder in include_folders(HOST_HEADERS)]
-    options = [*_FLAGS, f"-DRVOS_UNROLL={unroll}", *includes]
+    options = [*_FLAGS, f"-DRVOS_VECTORS={vectors}", *includes]
     digest = hashlib.sha256(repr((compiler, options)).encode())
     for name in _FILES:
         digest.update((_HERE / name).read_bytes())

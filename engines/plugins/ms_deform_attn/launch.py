@@ -21,8 +21,11 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
     KERNEL_NAME,
     DType,
     KernelSpec,
+    LayerSizes,
     Tactic,
     block_shape,
+    check_value_bytes,
+    grid_shape,
 )
 from rvos_deploy.runtime.backends.cuda.device import acquire_device
 from rvos_deploy.runtime.backends.cuda.driver_calls import Handle, call
@@ -30,8 +33,8 @@ from rvos_deploy.runtime.backends.cuda.libraries import import_cuda
 from rvos_deploy.runtime.backends.cuda.tensor import to_device
 
 _DEFAULT_STREAM = 0
-_ARGUMENTS = (*[ctypes.c_void_p] * 5, *[ctypes.c_int] * 5, ctypes.c_void_p)
-"""Of the kernel: five inputs, five sizes, the output."""
+_ARGUMENTS = (*[ctypes.c_void_p] * 5, *[ctypes.c_int] * 2, ctypes.c_void_p)
+"""Of the kernel: five inputs, pixels and queries, the output."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,7 @@ class Sizes:
     batch: int
     pixels: int
     queries: int
-    heads: int
-    head_width: int
-    levels: int
-    points: int
+    layer: LayerSizes
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class _Kernel:
     function: Handle
 
 
-_kernels: dict[tuple[tuple[DType, DType, DType], Tactic], _Kernel] = {}
+_kernels: dict[tuple[tuple[DType, DType, DType], LayerSizes, Tactic], _Kernel] = {}
 """The kernels that were loaded into the context of :func:`primary_context`."""
 
 
@@ -84,8 +84,10 @@ def launch(
     pointers: tuple[int, ...],
     output: int,
     tactic: Tactic,
+    *,
+    stream: int = _DEFAULT_STREAM,
 ) -> None:
-    """Queue the kernel on the default stream, within :func:`primary_context`. NOT RUN.
+    """Queue the kernel on a stream, within :func:`primary_context`. NOT RUN.
 
     Args:
         types: of values and output, sampling offsets, attention logits.
@@ -93,30 +95,32 @@ def launch(
         pointers: device addresses of values, level shapes, reference points, offsets and logits.
         output: device address of [B,Q,heads*D].
         tactic: how to compile and launch.
+        stream: the handle of a stream; nothing on the default one can be captured.
     """
-    kernel = _kernels.get((types, tactic)) or _load(types, tactic)
-    block_x, block_y = block_shape(types[0], sizes.head_width, tactic)
-    scalars = (sizes.pixels, sizes.queries, sizes.heads, sizes.levels, sizes.points)
+    layer = sizes.layer
+    check_value_bytes(types[0], sizes.pixels, layer)
+    block_x, block_y = block_shape(types[0], layer.head_width, tactic)
+    kernel = _kernels.get((types, layer, tactic)) or _load(types, layer, tactic)
     call(
         kernel.bindings,
         "cuLaunchKernel",
         kernel.function,
-        *(-(-sizes.queries * sizes.heads // block_y), sizes.batch, 1),
+        *grid_shape(sizes.batch, sizes.queries, layer.heads, block_y),
         *(block_x, block_y, 1),
         0,
-        kernel.bindings.CUstream(_DEFAULT_STREAM),
-        ((*pointers, *scalars, output), _ARGUMENTS),
+        kernel.bindings.CUstream(stream),
+        ((*pointers, sizes.pixels, sizes.queries, output), _ARGUMENTS),
         0,
     )
 
 
-def _load(types: tuple[DType, DType, DType], tactic: Tactic) -> _Kernel:
+def _load(types: tuple[DType, DType, DType], layer: LayerSizes, tactic: Tactic) -> _Kernel:
     bindings = import_cuda().bindings
-    ptx = compile_ptx(KernelSpec(device_arch(), *types, tactic=tactic))
+    ptx = compile_ptx(KernelSpec(device_arch(), *types, layer, tactic))
     # The driver reads the PTX up to the first zero byte.
     module = call(bindings, "cuModuleLoadData", ptx.encode() + b"\0")
     function = call(bindings, "cuModuleGetFunction", module, KERNEL_NAME.encode())
-    kernel = _kernels[types, tactic] = _Kernel(bindings, module, function)
+    kernel = _kernels[types, layer, tactic] = _Kernel(bindings, module, function)
     return kernel
 
 
@@ -136,7 +140,7 @@ def run_on_device(
     """
     batch, pixels, heads, head_width = arrays[0].shape
     queries, _, levels, points, _ = arrays[3].shape[1:]
-    sizes = Sizes(batch, pixels, queries, heads, head_width, levels, points)
+    sizes = Sizes(batch, pixels, queries, LayerSizes(heads, head_width, levels, points))
     device = acquire_device(import_cuda())
     try:
         inputs = [to_device(device, np.ascontiguousarray(array)) for array in arrays]

@@ -1,12 +1,13 @@
 """Register ``rvos::MSDeformAttn`` with TensorRT, 10.9 and newer, as a plugin that needs no library.
 
 While TensorRT builds, it asks for one PTX per node and tactic. The engine carries the PTX of the
-fastest tactic, so it needs neither Python nor a shared object to run.
+fastest tactic, so it needs neither Python nor a shared object to run. Heads, head width, levels and
+points are constants of the PTX; batch, pixels and queries may be dynamic.
 
 The plugin has no attributes. TensorRT's ONNX parser itself reads ``plugin_namespace``,
 ``plugin_version`` and ``aot`` of the node, and passes on only fields that a creator declares. Level
-shapes are a device tensor, because quickly deployable plugins have no shape inputs. Head width,
-levels and points follow from the inputs' shapes.
+shapes are a device tensor, because quickly deployable plugins have no shape inputs. All other sizes
+follow from the inputs' shapes.
 
 TensorRT reads the annotations of the functions below as classes, so this module must not postpone
 them
@@ -26,9 +27,11 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
     TACTICS,
     DType,
     KernelSpec,
+    LayerSizes,
     PluginError,
     block_shape,
     check_types,
+    check_value_bytes,
     tactics_for,
 )
 from rvos_deploy.errors import RvosError
@@ -42,6 +45,7 @@ _INPUT_RANKS = {
     "sampling_offsets": 6,
     "attention_logits": 4,
 }
+_TRIAL = LayerSizes(heads=1, head_width=32, levels=1, points=1)
 _target: dict[str, int] = {}  # TensorRT's callbacks have no argument for the architecture
 _failures: list[RvosError] = []
 
@@ -65,7 +69,7 @@ def register_plugin(arch: int | None = None, kind: DType = "fp16") -> None:
     """
     trtp = _tensorrt_plugin()
     _target["arch"] = device_arch() if arch is None else arch
-    compile_ptx(KernelSpec(_target["arch"], kind, kind, kind, tactic=TACTICS[1]))
+    compile_ptx(KernelSpec(_target["arch"], kind, kind, kind, _TRIAL, TACTICS[1]))
     _failures.clear()
     if not is_registered():
         _register(trtp)
@@ -132,7 +136,9 @@ def _register(trtp: Any) -> None:
             kinds = _kinds(
                 value, level_shapes, reference_points, sampling_offsets, attention_logits
             )
-            tactics = tactics_for(kinds[0], _constant(value, 3))
+            sizes = _layer_sizes(value, sampling_offsets)
+            check_value_bytes(kinds[0], _greatest(value, 1), sizes)
+            tactics = tactics_for(kinds[0], sizes.head_width)
         real, offsets, logits = (kind.upper() for kind in kinds)
         types = f"{real}, INT32, FP32, {offsets}, {logits}, {real}"
         return [trtp.AutoTuneCombination(types, "LINEAR", tactics)]
@@ -151,24 +157,26 @@ def _register(trtp: Any) -> None:
             kinds = _kinds(
                 value, level_shapes, reference_points, sampling_offsets, attention_logits
             )
+            sizes = _layer_sizes(value, sampling_offsets)
             # TensorRT passes 0 where it made no choice; all tactics compute the same.
-            chosen = TACTICS[tactic or tactics_for(kinds[0], _constant(value, 3))[0]]
-            ptx = compile_ptx(KernelSpec(_target["arch"], *kinds, tactic=chosen))
-            block = block_shape(kinds[0], _constant(value, 3), chosen)
+            chosen = TACTICS[tactic or tactics_for(kinds[0], sizes.head_width)[0]]
+            ptx = compile_ptx(KernelSpec(_target["arch"], *kinds, sizes, chosen))
+            block = block_shape(kinds[0], sizes.head_width, chosen)
         return KERNEL_NAME, ptx, *_launch(trtp, value, sampling_offsets, block)
 
 
 def _launch(trtp: Any, value: Any, offsets: Any, block: tuple[int, int]) -> tuple[Any, Any]:
     """Return the launch parameters and the scalar arguments of the kernel."""
-    batch, queries, heads, levels, points, _ = offsets.shape_expr
+    batch, queries, heads = (offsets.shape_expr[axis] for axis in range(3))
     block_x, block_y = block
     launch = trtp.KernelLaunchParams(
-        grid_x=trtp.cdiv(queries * heads, block_y),
-        grid_y=batch,
+        grid_x=trtp.cdiv(queries, block_y),
+        grid_y=heads,
+        grid_z=batch,
         block_x=block_x,
         block_y=block_y,
     )
-    scalars = (value.shape_expr[1], queries, heads, levels, points)
+    scalars = (value.shape_expr[1], queries)
     # TensorRT refuses plain expressions, and passes nothing wider than SymInt32.
     return launch, trtp.SymIntExprs.from_tuple(tuple(map(trtp.SymInt32, scalars)))
 
@@ -214,14 +222,30 @@ def _kinds(
     return cast(tuple[DType, DType, DType], tuple(kinds))
 
 
-def _constant(tensor: Any, axis: int) -> int:
+def _layer_sizes(value: Any, offsets: Any) -> LayerSizes:
+    """Return the sizes that the kernel is compiled for."""
+    return LayerSizes(
+        heads=_constant("heads", offsets, 2),
+        head_width=_constant("head width", value, 3),
+        levels=_constant("levels", offsets, 3),
+        points=_constant("points", offsets, 4),
+    )
+
+
+def _constant(name: str, tensor: Any, axis: int) -> int:
     """Return the length of an axis that must be known during the build."""
     length: int = tensor.shape[axis]
     if length == -1 and tensor.shape.min[axis] == tensor.shape.max[axis]:
         length = tensor.shape.max[axis]
     if length == -1:
         raise PluginError(
-            f"{PLUGIN_ID} got values whose axis {axis} (the head width) is dynamic; it needs a "
-            "constant: export again with this version of rvos-deploy"
+            f"{PLUGIN_ID} got a dynamic axis of {name}; it needs a constant: export again with "
+            "this version of rvos-deploy"
         )
     return length
+
+
+def _greatest(tensor: Any, axis: int) -> int:
+    """Return the length of an axis, where it is dynamic the greatest of the profile."""
+    length: int = tensor.shape[axis]
+    return length if length != -1 else int(tensor.shape.max[axis])

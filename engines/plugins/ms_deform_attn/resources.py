@@ -1,5 +1,4 @@
-"""Count registers and spills of the kernel by ptxas; ``python -m`` this module prints README's
-table.
+"""Assemble the kernel by ptxas, which says how many registers it has, and what it spills.
 
 Needs ``ptxas``, from a CUDA toolkit or from the wheel ``nvidia-cuda-nvcc``, and no GPU.
 """
@@ -10,19 +9,11 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rvos_deploy.engines.plugins.ms_deform_attn.compile import compile_ptx
-from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
-    ITEM_BYTES,
-    TACTICS,
-    TYPES,
-    DType,
-    KernelSpec,
-    PluginError,
-    Tactic,
-)
+from rvos_deploy.engines.plugins.ms_deform_attn.spec import KernelSpec, PluginError
 
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
 """The architectures that are checked; NVRTC may know more."""
@@ -30,26 +21,33 @@ ARCHS = (75, 80, 86, 89, 90, 100, 120)
 
 @dataclass(frozen=True)
 class Resources:
-    """The resources of one kernel.
+    """One assembled kernel and its resources.
 
     Args:
         registers: of one thread.
         spill_bytes: stored to and loaded from local memory, together.
+        cubin: the machine code.
     """
 
     registers: int
     spill_bytes: int
+    cubin: bytes = field(repr=False)
 
 
 def find_ptxas() -> str | None:
     """Return the assembler's path, or None."""
-    if on_path := shutil.which("ptxas"):
+    return nvidia_tool("ptxas")
+
+
+def nvidia_tool(name: str) -> str | None:
+    """Return the path of a tool of CUDA's, on the PATH or in NVIDIA's wheels, or None."""
+    if on_path := shutil.which(name):
         return on_path
     try:
         import nvidia
     except ImportError:
         return None
-    wheels = (wheel for root in nvidia.__path__ for wheel in Path(root).glob("*/bin/ptxas"))
+    wheels = (wheel for root in nvidia.__path__ for wheel in Path(root).glob(f"*/bin/{name}"))
     return next((str(wheel) for wheel in wheels), None)
 
 
@@ -63,12 +61,13 @@ def assemble(spec: KernelSpec) -> Resources:
     if ptxas is None:
         raise PluginError("ptxas is missing, which counts registers; pip install nvidia-cuda-nvcc")
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
+        source, target = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         source.write_text(compile_ptx(spec))
-        options = ["-v", f"-arch=sm_{spec.arch}", "-o", f"{folder}/kernel.cubin"]
+        options = ["-v", f"-arch=sm_{spec.arch}", "-o", str(target)]
         done = subprocess.run(
             [ptxas, *options, str(source)], capture_output=True, text=True, check=False
         )
+        cubin = target.read_bytes() if target.exists() else b""
     registers = re.search(r"Used (\d+) registers", done.stderr)
     spills = re.findall(r"(\d+) bytes spill", done.stderr)
     if done.returncode or registers is None or len(spills) != 2:
@@ -76,27 +75,4 @@ def assemble(spec: KernelSpec) -> Resources:
             f"{ptxas} refused the PTX of {spec} ({done.stderr.strip()[-200:]}); it must be as new "
             "as NVRTC: pip install --upgrade nvidia-cuda-nvcc"
         )
-    return Resources(int(registers[1]), sum(map(int, spills)))
-
-
-def main() -> None:
-    """Print a table of the most registers over all types of offsets and logits, and of spills."""
-    print("| tactic (threads, points at once) | values |", *(f"sm_{a} |" for a in ARCHS))
-    print("|---|---|" + "---|" * len(ARCHS))
-    for number, tactic in TACTICS.items():
-        name = f"{number} ({tactic.threads}, {tactic.unroll}{', crowded' * tactic.crowded})"
-        for value in ITEM_BYTES:
-            cells = [_cell(arch, value, tactic) for arch in ARCHS]
-            print(f"| {name} | {value} | {' | '.join(cells)} |")
-
-
-def _cell(arch: int, value: DType, tactic: Tactic) -> str:
-    group = [types for types in TYPES if types[0] == value]
-    found = [assemble(KernelSpec(arch, *types, tactic=tactic)) for types in group]
-    spilled = max(resources.spill_bytes for resources in found)
-    registers = max(resources.registers for resources in found)
-    return f"{registers} (spills {spilled} B)" if spilled else str(registers)
-
-
-if __name__ == "__main__":
-    main()
+    return Resources(int(registers[1]), sum(map(int, spills)), cubin)

@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LevelShapes = Tensor | Sequence[tuple[int, int]]
+"""(height, width) of each level: an int32 tensor [levels,2], or numbers (``level_shapes_of``)."""
+
 
 def ms_deform_attn(
     value: Tensor,
-    level_shapes: Tensor,
+    level_shapes: LevelShapes,
     reference_points: Tensor,
     sampling_offsets: Tensor,
     attention_logits: Tensor,
@@ -27,7 +30,7 @@ def ms_deform_attn(
 
     Args:
         value: [B,S,heads,D], the pixels of the levels, row by row, concatenated.
-        level_shapes: int32 [levels,2], (height, width); the areas sum to S.
+        level_shapes: int32 [levels,2], (height, width), or numbers; the areas sum to S.
         reference_points: float32 [Q,2], (x, y) in 0..1, the same for all levels.
         sampling_offsets: [B,Q,heads,levels,points,2], (x, y) in pixels of the level.
         attention_logits: [B,Q,heads,levels*points]; softmax is over the last axis.
@@ -37,6 +40,7 @@ def ms_deform_attn(
         (float64 where ``value`` is).
     """
     if torch.onnx.is_in_onnx_export():
+        assert isinstance(level_shapes, Tensor)
         return _onnx_node(value, level_shapes, reference_points, sampling_offsets, attention_logits)
     return eager_ms_deform_attn(
         value, level_shapes, reference_points, sampling_offsets, attention_logits
@@ -45,21 +49,23 @@ def ms_deform_attn(
 
 def _grid_sample_ms_deform_attn(
     value: Tensor,
-    level_shapes: Tensor,
+    level_shapes: LevelShapes,
     reference_points: Tensor,
     sampling_offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """Sample with one ``grid_sample`` per level."""
+    """Sample with one ``grid_sample`` per level. With numbers as shapes, nothing waits for a GPU or
+    is copied to it, so a CUDA graph can hold it.
+    """
     batch, _, heads, head_dim = value.shape
     queries, levels = sampling_offsets.shape[1], sampling_offsets.shape[3]
-    shapes: list[list[int]] = level_shapes.tolist()
+    shapes = level_shapes.tolist() if isinstance(level_shapes, Tensor) else level_shapes
     compute = torch.promote_types(value.dtype, torch.float32)
     weights = torch.softmax(attention_logits.to(compute), dim=-1).unflatten(-1, (levels, -1))
     output = value.new_zeros((batch * heads, head_dim, queries), dtype=compute)
     maps = value.split([height * width for height, width in shapes], dim=1)
     for level, (height, width) in enumerate(shapes):
-        size = torch.tensor([width, height], dtype=compute, device=value.device)
+        size = torch.stack([value.new_full((), side, dtype=compute) for side in (width, height)])
         offsets = sampling_offsets[:, :, :, level].to(compute) / size
         locations = reference_points.to(compute)[None, :, None, None] + offsets
         grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)
@@ -87,6 +93,14 @@ def _onnx_node(value: Tensor, *inputs: Tensor) -> Tensor:
         shape=(batch, queries, heads * head_dim),
         version=1,
     )
+
+
+def level_shapes_of(shapes: Sequence[tuple[int, int]], device: torch.device) -> LevelShapes:
+    """Return shapes as ``ms_deform_attn`` takes them: a tensor for the export, else the numbers.
+
+    From a tensor on a GPU the eager form would read them back, and wait for the GPU to do so.
+    """
+    return shapes_tensor(shapes, device) if torch.onnx.is_in_onnx_export() else shapes
 
 
 def shapes_tensor(shapes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:

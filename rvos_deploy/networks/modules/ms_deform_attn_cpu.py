@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rvos_deploy.cpu_ops import ms_deform_attn as kernel
 from rvos_deploy.networks.modules import ms_deform_attn as deformable_attention
+from rvos_deploy.networks.modules.ms_deform_attn import LevelShapes, shapes_tensor
 
 
 @torch.library.custom_op("rvos::ms_deform_attn_cpu", mutates_args=(), device_types="cpu")
@@ -125,11 +126,26 @@ def _tensor(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
     return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor.to(dtype)
 
 
+def _of_any_shapes(
+    value: Tensor,
+    level_shapes: LevelShapes,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """Call the operator, which takes tensors only."""
+    if not isinstance(level_shapes, Tensor):
+        level_shapes = shapes_tensor(level_shapes, value.device)
+    return ms_deform_attn_cpu(
+        value, level_shapes, reference_points, sampling_offsets, attention_logits
+    )
+
+
 @contextmanager
 def cpu_kernel() -> Iterator[None]:
     """Make eager networks use the kernel within this block."""
     plain = deformable_attention.eager_ms_deform_attn
-    deformable_attention.eager_ms_deform_attn = ms_deform_attn_cpu
+    deformable_attention.eager_ms_deform_attn = _of_any_shapes
     try:
         yield
     finally:

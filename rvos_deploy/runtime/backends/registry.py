@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from rvos_deploy.errors import BackendError, one_line
 from rvos_deploy.graph_io.precision_hint import PRECISION_HINTS, PrecisionHint
-from rvos_deploy.runtime.backends.device_names import cuda_ordinal
+from rvos_deploy.runtime.backends.device_names import cuda_ordinal, plain_device
 
 if TYPE_CHECKING:
     from rvos_deploy.bundle.engine_sidecar import Target
@@ -48,8 +48,8 @@ def _engines(target: Target, device: str, threads: int | None) -> Backend:
     ordinal = cuda_ordinal(device)
     if ordinal is None:
         raise BackendError(
-            f"{target} has no device '{device}'; known: cuda, cuda:N (leave --device out, or "
-            "choose --backend onnxruntime)"
+            f"{target} has no device '{device}'; known: cuda, cuda:N, GPU-UUID (leave "
+            "--device out, or choose --backend onnxruntime)"
         )
     return TensorRtBackend(target, ordinal)
 
@@ -108,15 +108,17 @@ def make_backend(
     Args:
         name: one of ``BACKEND_NAMES``. ``auto`` is the default back end here; ``choice.choose``
             knows a bundle's trial.
-        device: ``cpu``, ``cuda`` (the first GPU that CUDA shows), ``cuda:N``, or ``auto``: the
-            first GPU for engines, the CPU for the others.
+        device: ``cpu``, ``cuda`` (the first GPU that CUDA shows), ``cuda:N``, the UUID of a GPU or
+            of a MIG instance, or ``auto``: the first GPU for engines, the CPU for the others.
         threads: for the arithmetic of one graph on the CPU; None uses every core of the process.
         precision_hint: see ``Backend.with_precision_hint``; None: the bundle's own precision.
 
     Raises:
         BackendError: the name is unknown, the library is not installed, or the device is not
             available, or the back end or this machine cannot follow the hint.
+        InputError: CUDA shows no GPU of this UUID.
     """
+    device = plain_device(device)
     chosen = default_backend(device) if name == "auto" else name
     if chosen not in BACKENDS:
         raise BackendError(f"unknown back end '{name}'; known: {', '.join(('auto', *BACKENDS))}")

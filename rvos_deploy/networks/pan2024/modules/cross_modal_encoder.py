@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rvos_deploy.networks.modules.float32_islands import WideGroupNorm, additive_mask, softmax
-from rvos_deploy.networks.modules.ms_deform_attn import shapes_tensor
+from rvos_deploy.networks.modules.ms_deform_attn import LevelShapes, level_shapes_of
 from rvos_deploy.networks.modules.position import pixel_centres, sine_position_2d
 from rvos_deploy.networks.pan2024.config import ModelConfig
 from rvos_deploy.networks.pan2024.modules.attention import FeedForwardLayer, SelfAttentionLayer
@@ -122,7 +122,7 @@ class CrossModalLayer(nn.Module):
         text_bias: Tensor,
         position: Tensor,
         reference_points: Tensor,
-        level_shapes: Tensor,
+        level_shapes: LevelShapes,
     ) -> tuple[Tensor, Tensor]:
         """Return updated image [B,S,C] and text [B,L,C]."""
         if self.text_fusion:
@@ -166,7 +166,7 @@ class CrossModalEncoder(nn.Module):
         ]
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
         tokens, position, centres = self._tokens(maps, shapes)
-        level_shapes = shapes_tensor(shapes, text.device)
+        level_shapes = level_shapes_of(shapes, text.device)
         text_bias = additive_mask(padding)[:, None, None]
         for layer in self.layers:
             tokens, text = layer(tokens, text, text_bias, position, centres, level_shapes)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rvos_deploy.networks.modules.ms_deform_attn import ms_deform_attn
+from rvos_deploy.networks.modules.ms_deform_attn import LevelShapes, ms_deform_attn
 from rvos_deploy.networks.pan2024.modules.attention import FeedForwardLayer
 
 
@@ -42,7 +42,11 @@ class DeformableAttentionLayer(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(
-        self, tokens: Tensor, position: Tensor, reference_points: Tensor, level_shapes: Tensor
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        reference_points: Tensor,
+        level_shapes: LevelShapes,
     ) -> Tensor:
         """Return updated tokens [B,S,C].
 
@@ -50,7 +54,7 @@ class DeformableAttentionLayer(nn.Module):
             tokens: [B,S,C].
             position: broadcasts to the tokens.
             reference_points: float32 [S,2], (x, y) in 0..1.
-            level_shapes: int32 [levels,2].
+            level_shapes: (height, width) of each level.
         """
         positioned = tokens + position
         offsets = self.sampling_offsets(positioned)

@@ -59,7 +59,7 @@ class OnnxRuntimeBackend(OnnxBackend):
     def __post_init__(self) -> None:
         if self.device != "cpu" and self._ordinal is None:
             raise BackendError(
-                f"onnxruntime has no device '{self.device}'; known: cpu, cuda, cuda:N"
+                f"onnxruntime has no device '{self.device}'; known: cpu, cuda, cuda:N, GPU-UUID"
             )
         available, provider = _import().get_available_providers(), self._place.provider
         if provider not in available:

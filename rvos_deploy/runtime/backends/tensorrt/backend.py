@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rvos_deploy.bundle.engine_sidecar import EngineSidecar, Target, read_sidecar
+from rvos_deploy.bundle.engine_sidecar import EngineError, EngineSidecar, Target, read_sidecar
 from rvos_deploy.bundle.folder import Bundle
 from rvos_deploy.errors import RvosError
 from rvos_deploy.runtime.backends.base import Backend, Session
@@ -69,11 +69,14 @@ class TensorRtBackend(Backend):
             BackendError, BundleError: as ``Backend.open``.
         """
         names = tuple(bundle.graphs if graphs is None else graphs)
-        sidecars = [read_sidecar(bundle.path, self.name, name) for name in names]
-        engines = [self._engine(bundle, sidecar) for sidecar in sidecars]
-        return open_engines(
-            self._trt, self._libraries, engines, self._ordinal, cuda_graphs=self._cuda_graphs
-        )
+        try:
+            sidecars = [read_sidecar(bundle.path, self.name, name) for name in names]
+            engines = [self._engine(bundle, sidecar) for sidecar in sidecars]
+            return open_engines(
+                self._trt, self._libraries, engines, self._ordinal, cuda_graphs=self._cuda_graphs
+            )
+        except EngineError as error:
+            raise self._for_this_gpu(error) from error
 
     def _engine(self, bundle: Bundle, sidecar: EngineSidecar) -> Engine:
         def load(machine: EngineMachine) -> trt.ICudaEngine:
@@ -87,9 +90,16 @@ class TensorRtBackend(Backend):
             )
 
         def refuse(axes: Mapping[str, int]) -> RvosError:
-            return no_profile(bundle.path, sidecar, axes)
+            return self._for_this_gpu(no_profile(bundle.path, sidecar, axes))
 
         return Engine(bundle.graphs[sidecar.graph], sidecar.profiles, load, refuse)
+
+    def _for_this_gpu(self, error: EngineError) -> EngineError:
+        """Return an error whose command builds on this back end's GPU, not on the first one."""
+        if not self._ordinal:
+            return error
+        command = f"{error.command} --device {cuda_name(self._ordinal)}"
+        return EngineError(error.found, error.needed, command)
 
     def describe(self) -> dict[str, str]:
         """Return the library, its version, the device, the GPU's name, and the driver's package."""
