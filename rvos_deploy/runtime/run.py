@@ -24,9 +24,9 @@ from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video import open_video
 from rvos_deploy.video.pipeline import prefetch
 from rvos_deploy.video.sinks.base import Sink, SinkRequest
-from rvos_deploy.video.sinks.registry import DEFAULT_SINKS, make_sinks
+from rvos_deploy.video.sinks.registry import DEFAULT_SINKS, chosen_outputs, make_sinks
 from rvos_deploy.video.sources.base import Source, SourceOptions
-from rvos_deploy.video.sources.registry import has_end
+from rvos_deploy.video.sources.registry import has_end, sound_of
 
 FRAMES_AHEAD = 4
 """Number of frames that are decoded ahead of inference. It bounds the memory."""
@@ -55,13 +55,20 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunReport:
-    """Report a run: ``frames`` are complete; ``stopped`` says why the run ended early."""
+    """Report a run.
+
+    Attributes:
+        frames: number of complete frames.
+        stopped: why the run ended early, or None.
+        place: `` in FOLDER`` for people; "" if no sink wrote into the folder.
+    """
 
     out: Path
     frames: int
     seconds: float
     damage: str | None
     stopped: str | None
+    place: str
 
     @property
     def frames_per_second(self) -> float:
@@ -90,12 +97,14 @@ def run(
         source: a source of ``open_video``, or an open source, which is closed at the end.
         expressions: at least one.
         out: the output folder, which is locked against other runs.
-        sinks: names from the registry (``video/sinks/registry.py``), and your own sinks.
+        sinks: ``NAME`` or ``NAME=TARGET`` of the registry (``video/sinks/registry.py``), and your
+            own sinks.
         options: None: the defaults.
 
     Raises:
-        InputError: there is no expression, an empty one, or too many; masks stay on a device; or
-            ``out`` cannot be written, is locked by another run, or holds an input.
+        InputError: there is no expression, an empty one, or too many; masks stay on a device; a
+            sink is unknown or refuses its target; or ``out`` cannot be written, is locked by
+            another run, or holds an input or another program's file.
         VideoError: the source cannot be opened, or no frame can be decoded.
         BackendError: the network failed.
     """
@@ -104,12 +113,19 @@ def run(
     inputs = bundle_files(segmenter.bundle.path)
     if isinstance(source, (str, os.PathLike)):
         inputs = [*source_files(os.fspath(source)), *inputs]
-    check_run_folder(out, inputs)
+    outputs = chosen_outputs(sinks)
+    check_run_folder(out, inputs, outputs)
     with ExitStack() as stack:
         reader = stack.enter_context(closing(_opened(source, options)))
         video = {"video": _name(source, options), "max_frames": options.max_frames}
         record = RunRecord(segmenter, reader, expressions, video, options.command)
-        chosen = make_sinks(sinks, SinkRequest(out, record.summary))
+        request = SinkRequest(
+            out,
+            record.summary,
+            sound=sound_of(source),
+            allow_playlists=options.allow_playlists,
+        )
+        chosen = make_sinks(sinks, request)
         stream = stack.enter_context(
             segmenter.stream(
                 expressions,
@@ -122,7 +138,7 @@ def run(
         check_limits(graphs, stream.settings, len(expressions), info.frame_count)
         segmenter.geometry((info.height, info.width), stream.settings)
         stack.enter_context(run_folder(out))
-        check_run_folder(out, inputs)  # again, because the lock now keeps others out
+        check_run_folder(out, inputs, outputs)  # again, because the lock now keeps others out
         # From here on, a stop waits until the current frame is written and all files are complete.
         stack.enter_context(stopping.deferred())
         writer = stack.enter_context(RunWriter(out, chosen, reader.info, expressions))
@@ -133,8 +149,10 @@ def run(
             writer.stopped = stopping.reason_of(stop)
         writer.finish()
         if writer.stopped is None:
-            stopping.set_hint(f"all {writer.frames} frames are complete in {out}")
-        return RunReport(out, writer.frames, record.seconds, reader.damage, writer.stopped)
+            stopping.set_hint(f"all {writer.frames} frames are complete{writer.place}")
+        return RunReport(
+            out, writer.frames, record.seconds, reader.damage, writer.stopped, writer.place
+        )
 
 
 def _drive(reader: Source, stream: Stream, writer: RunWriter, progress: CountProgress) -> None:

@@ -46,6 +46,11 @@ class RunWriter:
             undo.callback(self._background.abort)
             self._cleanup = undo.pop_all()
 
+    @property
+    def place(self) -> str:
+        """Return `` in FOLDER``; "" if no sink writes into the folder."""
+        return "" if all(sink.irrevocable for sink in self._sinks) else f" in {self._out}"
+
     def submit(self, result: FrameMasks) -> None:
         """Queue one frame; wait while the queue is full."""
         self._background.submit(result)
@@ -59,27 +64,40 @@ class RunWriter:
         if self.frames or not earlier_files(self._out):
             self._finish_sinks()
 
+    def describe_outputs(self) -> dict[str, object]:
+        """Return what each sink says of its output, by name."""
+        return {name: said for sink in self._sinks for name, said in sink.describe().items()}
+
     def _finish_sinks(self) -> None:
+        """Finish every sink, also behind one that fails. Raises the first error."""
+        failed: RvosError | None = None
         for sink in self._sinks:
-            sink.finish()
+            try:
+                sink.finish()
+            except RvosError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def _write(self, result: FrameMasks) -> None:
-        with self._all_or_rolled_back():
+        written: list[Sink] = []  # a sink that has not begun the frame must not withdraw another
+        with self._all_or_rolled_back(written):
             for sink in self._sinks:
+                written.append(sink)
                 sink.write(result)
         earlier = nullcontext() if self.frames else replacing_earlier_files(self._out)
         # The inner block removes this frame's files before the outer block restores earlier files.
-        with earlier, self._all_or_rolled_back():
+        with earlier, self._all_or_rolled_back(self._sinks):
             for sink in self._sinks:
                 sink.commit()
         self.frames += 1
 
     @contextmanager
-    def _all_or_rolled_back(self) -> Iterator[None]:
+    def _all_or_rolled_back(self, sinks: Sequence[Sink]) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            for sink in self._sinks:
+            for sink in sinks:
                 sink.rollback()
             raise
 
@@ -106,4 +124,4 @@ class RunWriter:
         with suppress(RvosError):
             self._finish_sinks()
             complete = f"{self.frames} frames"
-        error.args = (f"{error}; {complete} are complete in {self._out}",)
+        error.args = (f"{error}; {complete} are complete{self.place}",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeGuard
 
@@ -56,6 +56,7 @@ class Frame:
         image: uint8 [H, W, 3], RGB: a NumPy array, or an array of any library that has
             ``__dlpack__`` or ``__cuda_array_interface__``, on the host or on a device.
         duration: duration in seconds, or None if the source does not state it.
+        name: the frame's own name in the source (``00005.jpg`` of a folder), or None.
 
     Raises:
         InputError: a value has another form. A stream checks an array whose shape and type are
@@ -66,6 +67,7 @@ class Frame:
     pts: float
     image: AnyImage
     duration: float | None = None
+    name: str | None = None
     _size: tuple[int, int] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -106,7 +108,7 @@ class Frame:
 
     def with_image(self, image: AnyImage) -> Frame:
         """Return the frame with other pixels."""
-        return Frame(self.index, self.pts, image, self.duration)
+        return replace(self, image=image)
 
     def host_image(self) -> Image:
         """Return the image as a NumPy array, copied from a device if needed.
@@ -138,7 +140,7 @@ class Frame:
     def __repr__(self) -> str:
         return (
             f"Frame(index={self.index}, pts={self.pts:.6g}, image={self._describe_image()}, "
-            f"duration={self.duration})"
+            f"duration={self.duration}" + (f", name={self.name!r})" if self.name else ")")
         )
 
     def _describe_image(self) -> str:

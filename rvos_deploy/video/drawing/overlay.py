@@ -12,6 +12,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.video.drawing.legend import draw_legend
 from rvos_deploy.video.drawing.palette import Colour, colour_of
 from rvos_deploy.video.frames import Image, check_image
+from rvos_deploy.video.mask_box import mask_box
 
 Mask = NDArray[np.bool_]
 _Box: TypeAlias = "tuple[slice[int, int, int], slice[int, int, int]]"
@@ -36,7 +37,7 @@ def draw_overlay(
     check_image(image)
     _check_masks(masks, image, labels, scores)
     drawn: Image = image.copy()
-    boxes = [_bounding_box(mask) for mask in masks]
+    boxes = [box and box.slices for box in map(mask_box, masks)]
     for index, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
         if box is not None:
             _tint(drawn[box], mask[box], colour_of(index))
@@ -69,15 +70,6 @@ def _check_masks(
         )
     if scores is not None and len(scores) != len(labels):
         raise InputError(f"{len(scores)} scores for {len(labels)} labels; give one a label")
-
-
-def _bounding_box(mask: Mask) -> _Box | None:
-    rows = np.flatnonzero(mask.any(axis=1))
-    if rows.size == 0:
-        return None
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
-    return slice(top, bottom), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def _grow(box: _Box, shape: tuple[int, ...]) -> _Box:

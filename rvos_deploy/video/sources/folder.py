@@ -73,7 +73,7 @@ def decode_images(
                 return
             errors.remark(str(error))
             continue
-        yield Frame(index, float(position / fps), image, float(1 / fps))
+        yield Frame(index, float(position / fps), image, float(1 / fps), path.name)
         index += 1
 
 
