@@ -80,7 +80,7 @@ def run(
     segmenter: Segmenter,
     source: str | os.PathLike[str] | Source,
     expressions: Sequence[str],
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     sinks: Sequence[str | Sink] = DEFAULT_SINKS,
     options: RunOptions | None = None,
@@ -108,7 +108,7 @@ def run(
         VideoError: the source cannot be opened, or no frame can be decoded.
         BackendError: the network failed.
     """
-    options = options or RunOptions()
+    options, out = options or RunOptions(), Path(out)
     _check(expressions, options.settings)
     inputs = bundle_files(segmenter.bundle.path)
     if isinstance(source, (str, os.PathLike)):

@@ -54,7 +54,9 @@ class OverlaySink(Sink):
 def drawn_frame(result: FrameResult, expressions: Sequence[str]) -> Image:
     """Return a frame's image with its masks and a legend: uint8 [H, W, 3], RGB."""
     labels = [expressions[number] for number in result.expressions]
-    return draw_overlay(result.frame.host_image(), result.masks, labels, result.scores)
+    return draw_overlay(
+        result.frame.host_image(), result.masks, labels, result.scores, result.expressions
+    )
 
 
 def make(request: SinkRequest) -> OverlaySink:
