@@ -24,7 +24,12 @@ from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video import open_video
 from rvos_deploy.video.pipeline import prefetch
 from rvos_deploy.video.sinks.base import Sink, SinkRequest
-from rvos_deploy.video.sinks.registry import DEFAULT_SINKS, chosen_outputs, make_sinks
+from rvos_deploy.video.sinks.registry import (
+    DEFAULT_SINKS,
+    chosen_outputs,
+    make_sinks,
+    writes_into_folder,
+)
 from rvos_deploy.video.sources.base import Source, SourceOptions
 from rvos_deploy.video.sources.registry import has_end, sound_of
 
@@ -96,7 +101,8 @@ def run(
         segmenter: from ``rvos_deploy.load``.
         source: a source of ``open_video``, or an open source, which is closed at the end.
         expressions: at least one.
-        out: the output folder, which is locked against other runs.
+        out: the output folder, which is locked against other runs. It is not touched if every sink
+            writes elsewhere (``rle=-``).
         sinks: ``NAME`` or ``NAME=TARGET`` of the registry (``video/sinks/registry.py``), and your
             own sinks.
         options: None: the defaults.
@@ -114,7 +120,9 @@ def run(
     if isinstance(source, (str, os.PathLike)):
         inputs = [*source_files(os.fspath(source)), *inputs]
     outputs = chosen_outputs(sinks)
-    check_run_folder(out, inputs, outputs)
+    folder = out if writes_into_folder(sinks) else None
+    if folder is not None:
+        check_run_folder(folder, inputs, outputs)
     with ExitStack() as stack:
         reader = stack.enter_context(closing(_opened(source, options)))
         video = {"video": _name(source, options), "max_frames": options.max_frames}
@@ -137,11 +145,12 @@ def run(
         info, graphs = reader.info, segmenter.bundle.graphs
         check_limits(graphs, stream.settings, len(expressions), info.frame_count)
         segmenter.geometry((info.height, info.width), stream.settings)
-        stack.enter_context(run_folder(out))
-        check_run_folder(out, inputs, outputs)  # again, because the lock now keeps others out
+        if folder is not None:
+            stack.enter_context(run_folder(folder))
+            check_run_folder(folder, inputs, outputs)  # again: the lock now keeps others out
         # From here on, a stop waits until the current frame is written and all files are complete.
         stack.enter_context(stopping.deferred())
-        writer = stack.enter_context(RunWriter(out, chosen, reader.info, expressions))
+        writer = stack.enter_context(RunWriter(folder, chosen, reader.info, expressions))
         record.begin(stream, writer)
         try:
             _drive(reader, stream, writer, options.progress)

@@ -32,8 +32,9 @@ class RunWriter:
     """
 
     def __init__(
-        self, out: Path, sinks: Sequence[Sink], info: VideoInfo, expressions: Sequence[str]
+        self, out: Path | None, sinks: Sequence[Sink], info: VideoInfo, expressions: Sequence[str]
     ) -> None:
+        """Open the sinks. ``out``: the run's folder; None: no sink writes there."""
         self._out = out
         self._sinks = sinks
         self.frames = 0
@@ -48,8 +49,8 @@ class RunWriter:
 
     @property
     def place(self) -> str:
-        """Return `` in FOLDER``; "" if no sink writes into the folder."""
-        return "" if all(sink.irrevocable for sink in self._sinks) else f" in {self._out}"
+        """Return `` in FOLDER`` for people; "" if no sink writes there."""
+        return "" if self._out is None else f" in {self._out}"
 
     def submit(self, result: FrameMasks) -> None:
         """Queue one frame; wait while the queue is full."""
@@ -61,7 +62,7 @@ class RunWriter:
         A run without a frame leaves the files of an earlier run unchanged.
         """
         self._background.close()
-        if self.frames or not earlier_files(self._out):
+        if self.frames or self._out is None or not earlier_files(self._out):
             self._finish_sinks()
 
     def describe_outputs(self) -> dict[str, object]:
@@ -85,7 +86,8 @@ class RunWriter:
             for sink in self._sinks:
                 written.append(sink)
                 sink.write(result)
-        earlier = nullcontext() if self.frames else replacing_earlier_files(self._out)
+        first = self._out is not None and not self.frames
+        earlier = replacing_earlier_files(self._out) if first else nullcontext()
         # The inner block removes this frame's files before the outer block restores earlier files.
         with earlier, self._all_or_rolled_back(self._sinks):
             for sink in self._sinks:

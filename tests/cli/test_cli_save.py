@@ -87,6 +87,18 @@ def test_lines_on_standard_output_are_alone_there(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_writes_nothing_into_the_folder_leaves_it_alone(
+    save: Callable, rvos: Callable, video: Path, tmp_path: Path
+) -> None:
+    """Its files may be the source, too."""
+    out = tmp_path / "out"
+    assert save(video).code == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    result = save(out / "overlay.mp4", "--save", "rle=-")
+    assert (result.code, len(result.stdout.splitlines())) == (0, 6)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 @pytest.fixture
 def start_piped(tiny_bundle: Path) -> Callable[..., subprocess.Popen[bytes]]:
     """Start a run as a process of its own whose standard output is a pipe of bytes."""

@@ -181,7 +181,18 @@ def make_sinks(chosen: Sequence[str | Sink], request: SinkRequest) -> list[Sink]
 def chosen_outputs(chosen: Sequence[str | Sink]) -> list[Output]:
     """Return what the chosen kinds write into a run's folder. Raises as ``parse_choices``."""
     choices = parse_choices(one for one in chosen if isinstance(one, str))
-    return [output for choice in choices for output in choice.kind.outputs]
+    return [
+        output
+        for choice in choices
+        if choice.target != STANDARD_OUTPUT
+        for output in choice.kind.outputs
+    ]
+
+
+def writes_into_folder(chosen: Sequence[str | Sink]) -> bool:
+    """Tell whether a chosen sink may write into the run's folder. Raises as ``parse_choices``."""
+    own = (one for one in chosen if not isinstance(one, str))
+    return bool(chosen_outputs(chosen)) or any(not sink.irrevocable for sink in own)
 
 
 def all_outputs() -> list[Output]:
