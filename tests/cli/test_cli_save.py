@@ -210,9 +210,9 @@ def test_masks_of_a_data_set_are_as_its_server_takes_them(
     save: Callable, rvos: Callable, tmp_path: Path
 ) -> None:
     """VIDEO/EXPRESSION/FRAME.png, with the frames' own names: 00000, 00005, as YouTube-VOS has."""
-    config = WorldConfig(height=64, width=96, frames=6, emoji=False)
-    write_mevis(tmp_path, SplitSpec(seed=2, split="valid", videos=1, config=config))
-    data = next(path.parent for path in tmp_path.rglob("meta_expressions*.json"))
+    config = WorldConfig(height=64, width=96, frames=8, emoji=False)
+    write_mevis(tmp_path / "valid", SplitSpec(seed=2, split="valid", videos=1, config=config))
+    data = tmp_path / "valid"
     (video,) = read_mevis(data).videos
     frames = data / "JPEGImages" / video.name
     texts = tuple(expression.text for expression in video.expressions)
@@ -233,7 +233,7 @@ def test_masks_of_a_data_set_are_as_its_server_takes_them(
     for number, path in enumerate(sorted(frames.iterdir())):
         shutil.copy(path, renamed / f"{5 * number:05d}.jpg")
     assert save(renamed, "--save", "masks").code == 0
-    wanted = {f"{5 * number:05d}.png" for number in range(6)}
+    wanted = {f"{5 * number:05d}.png" for number in range(8)}
     assert names(tmp_path / "out" / "masks" / "0") == wanted
     with Image.open(tmp_path / "out" / "masks" / "0" / "00025.png") as image:
         assert np.asarray(image).shape == (64, 96)

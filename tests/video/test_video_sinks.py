@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -251,6 +253,34 @@ def test_alpha_videos_decode_to_the_masks(
             if mask.any():
                 error = np.abs(pixels[mask][:, :3].astype(int) - image_of(t)[mask])
                 assert error.mean() < 8
+
+
+def test_live_frames_leave_at_once(tmp_path: Path) -> None:
+    """Not with the next one: after each commit, the reader has a whole frame more."""
+    fifo = tmp_path / "live"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    (sink,) = make_sinks([f"mpegts={fifo}"], SinkRequest(tmp_path, dict))
+    sink.open(INFO, TEXTS)
+    seen, counts = b"", []
+    for result in results():
+        sink.write(result)
+        sink.commit()
+        while part := _read(reader):
+            seen += part
+        with av.open(io.BytesIO(seen), format="mpegts") as container:
+            counts.append(len(list(container.decode(video=0))))
+    sink.finish()
+    sink.abort()
+    os.close(reader)
+    assert counts == [1, 2, 3, 4]
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65_536)
+    except BlockingIOError:
+        return b""
 
 
 def test_alpha_refuses_what_it_cannot_write(

@@ -32,7 +32,7 @@ _LIVE = VideoFormat(
     {"flush_packets": "1"},
     finest_time_base=Fraction(1, 90_000),
 )
-_PACKET = {"pkt_size": "1316"}
+_PACKET_SIZE = "pkt_size=1316"
 
 
 class MpegTsSink(Sink):
@@ -95,13 +95,12 @@ class MpegTsSink(Sink):
 
     def _start(self, first_pts: float) -> FrameEncoder:
         assert self._info is not None, "open the sink first"
-        options = dict(_LIVE.container_options)
-        target: str | IO[bytes] | StandardOutput = self._target
-        if _is_udp(self._target):
-            options |= _PACKET
-        else:
-            target = self._pipe or StandardOutput()
-        self._container = av.open(target, "w", format=_LIVE.container, options=options)
+        target: str | IO[bytes] | StandardOutput = self._pipe or _with_packet_size(self._target)
+        if self._target == STANDARD_OUTPUT:
+            target = StandardOutput()
+        self._container = av.open(
+            target, "w", format=_LIVE.container, options=dict(_LIVE.container_options)
+        )
         self._encoder = FrameEncoder(self._container, self._info, _LIVE, Fraction(first_pts))
         self._container.start_encoding()
         return self._encoder
@@ -126,6 +125,13 @@ class MpegTsSink(Sink):
             raise VideoError(
                 f"{redact(self._target)} takes no more frames: {reason(error)}; check its reader"
             ) from error
+
+
+def _with_packet_size(address: str) -> str:
+    """Return the address with a size of packets, if it states none; PyAV takes it only there."""
+    if "pkt_size=" in address:
+        return address
+    return f"{address}{'&' if '?' in address else '?'}{_PACKET_SIZE}"
 
 
 def _is_udp(target: str) -> bool:
