@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rvos_deploy.video.frames import Frame, VideoInfo, bgr_to_rgb
     from rvos_deploy.video.reader import VideoReader, open_video, read_video
     from rvos_deploy.video.sinks.base import Sink
-    from rvos_deploy.video.sources.base import SourceOptions
+    from rvos_deploy.video.sources.base import Source
+    from rvos_deploy.video.sources.options import SourceOptions
 
 __all__ = [
     "BackendError",
@@ -33,6 +34,7 @@ __all__ = [
     "RvosError",
     "Segmenter",
     "Sink",
+    "Source",
     "SourceOptions",
     "Stream",
     "StreamSettings",
@@ -59,7 +61,8 @@ __getattr__ = lazy_names(
         "RvosError": "rvos_deploy.errors",
         "Segmenter": "rvos_deploy.runtime.segmenter",
         "Sink": "rvos_deploy.video.sinks.base",
-        "SourceOptions": "rvos_deploy.video.sources.base",
+        "Source": "rvos_deploy.video.sources.base",
+        "SourceOptions": "rvos_deploy.video.sources.options",
         "Stream": "rvos_deploy.runtime.stream",
         "StreamSettings": "rvos_deploy.stream_settings",
         "VideoError": "rvos_deploy.errors",

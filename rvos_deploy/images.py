@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +23,7 @@ Pixels = NDArray[np.uint8]
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 if find_spec("PIL.AvifImagePlugin"):  # Pillow 11.3 and newer
     FORMATS += ("AVIF",)
-_ANIMATED = {"PNG", "WEBP", "AVIF"}
+_ANIMATED = {"PNG", "WEBP", "TIFF", "AVIF"}
 
 MAX_SIDE = 16_384
 """Maximum side of an image or video frame: the limit of the overlay's encoder (H.264)."""
@@ -43,15 +44,23 @@ def oversize(width: int, height: int) -> str | None:
     return None
 
 
-def is_still(path: Path) -> bool:
-    """Tell whether the file is a single picture in one of FORMATS, from its header."""
+def count_pictures(path: Path) -> int:
+    """Return how many pictures a file in one of FORMATS holds, from its header; 0: another file."""
     try:
         with _regular_file(path) as file, Image.open(file, formats=FORMATS) as image:
-            return not (image.format in _ANIMATED and getattr(image, "is_animated", False))
+            # A JPEG with several pictures shows the first one; the others are previews.
+            return _count(image) if image.format in _ANIMATED else 1
     except Image.DecompressionBombError:
-        return True
+        return 1
     except Exception:  # Pillow raises many types for bytes that do not match their format
-        return False
+        return 0
+
+
+def _count(image: Image.Image) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # damaged behind the first picture
+        return 2
 
 
 def displayed_size(path: Path) -> tuple[int, int]:
@@ -86,13 +95,39 @@ def read_rgb(path: Path) -> Pixels:
         InputError: the file is missing, not an image, too large or damaged.
     """
     with _opened(path) as file:
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it to 255
-            grey = np.minimum(np.asarray(image).astype(np.uint32) >> 8, 255).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
-        if image.has_transparency_data:
-            return over_white(np.asarray(image.convert("RGBA")))
-        return np.array(image.convert("RGB"))
+        return _displayed(file)
+
+
+def read_pictures(path: Path) -> Iterator[tuple[Pixels, float | None]]:
+    """Decode the pictures of an animation or a file of pages, one after the other.
+
+    Yields each picture as in :func:`read_rgb`, and for how many seconds it is shown; None: the file
+    does not say.
+
+    Raises:
+        InputError: the file is missing, not an image, too large or damaged.
+    """
+    with _opened(path) as file:
+        for number in count():
+            try:
+                file.seek(number)
+            except EOFError:
+                return
+            if problem := oversize(*file.size):
+                raise InputError(f"{path}, picture {number}: {problem}; make it smaller")
+            pixels = _displayed(file)
+            milliseconds = file.info.get("duration")
+            yield pixels, milliseconds / 1000 if milliseconds else None
+
+
+def _displayed(file: Image.Image) -> Pixels:
+    image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it to 255
+        grey = np.minimum(np.asarray(image).astype(np.uint32) >> 8, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        return over_white(np.asarray(image.convert("RGBA")))
+    return np.array(image.convert("RGB"))
 
 
 def over_white(rgba: Pixels) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 from collections.abc import Iterable
@@ -46,12 +47,25 @@ def source_files(source: str) -> list[Path]:
     """List the local files that a video source may read.
 
     ``source`` is an argument of ``open_video``: a file, a folder, ``-``, or an address for FFmpeg,
-    which may name files too (``file:x.mp4``, ``concat:a.ts|b.ts``, ``frames/%05d.png``).
+    which may name files too (``file:x.mp4``, ``concat:a.ts|b.ts``, ``frames/%05d.png``), or a
+    pattern.
     """
     if source == "-":
         return _standard_input()
+    if matches := _matches(source):
+        return matches
     names = {source, *(part.rpartition(":")[2] for part in source.split("|"))} - {""}
     return [file for name in sorted(names) for file in _existing(Path(name))]
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Return the files that match a pattern, in any folder."""
+    try:
+        if os.path.exists(pattern):  # noqa: PTH110
+            return []
+        return [Path(name) for name in glob.glob(pattern, recursive=True)]  # noqa: PTH207
+    except (OSError, ValueError):  # the name is too long, or contains a NUL
+        return []
 
 
 def _existing(path: Path) -> list[Path]:

@@ -16,7 +16,15 @@ from rvos_deploy.networks.pan2024.config import preset
 # pytest's importlib mode leaves these folders off the path; these modules lie in them.
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "stand_ins")]
-pytest_plugins = ["command_line", "emoji_font", "file_server", "gpu_fixtures", "stalled_sources"]
+pytest_plugins = [
+    "command_line",
+    "emoji_font",
+    "file_server",
+    "gpu_fixtures",
+    "live_server",
+    "rtsp_server",
+    "stalled_sources",
+]
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -57,6 +57,7 @@ def test_files_that_a_source_may_read(
         str(tmp_path): pictures,
         str(tmp_path / "%05d.png"): pictures,
         str(tmp_path / "*.png"): pictures,
+        str(tmp_path.parent / f"{tmp_path.name}*" / "*.png"): pictures,
         "rtsp://host/x": [],
         "x" * 5000: [],
         "": [],

@@ -25,7 +25,20 @@ from rvos_deploy.console.options import (
     ThresholdOption,
 )
 from rvos_deploy.console.save_option import SaveOption, parse_save
+from rvos_deploy.console.source_options import (
+    AllowPlaylistsOption,
+    EndOption,
+    MaxFramesOption,
+    MaxLatencyOption,
+    PolicyOption,
+    RawOption,
+    ReconnectOption,
+    StartOption,
+    StrideOption,
+    VideoStreamOption,
+)
 from rvos_deploy.console.stream_options import StreamOptions
+from rvos_deploy.video.sources.options import RECONNECT
 
 
 def run(
@@ -33,8 +46,8 @@ def run(
         str,
         typer.Argument(
             metavar="VIDEO",
-            help="File, folder of frames, URL or device that FFmpeg opens, or - for standard "
-            "input.",
+            help="File, folder or 'pattern' of images, URL or device that FFmpeg opens, number of "
+            "a camera, or - for standard input.",
         ),
     ],
     expressions: Annotated[
@@ -64,10 +77,16 @@ def run(
     short_side: ShortSideOption = None,
     threshold: ThresholdOption = None,
     fallback: FallbackOption = None,
-    max_frames: Annotated[
-        int | None,
-        typer.Option("--max-frames", metavar="N", min=1, help="Stop after N frames."),
-    ] = None,
+    start: StartOption = None,
+    end: EndOption = None,
+    stride: StrideOption = None,
+    max_frames: MaxFramesOption = None,
+    video_stream: VideoStreamOption = None,
+    raw: RawOption = None,
+    policy: PolicyOption = "every",
+    max_latency: MaxLatencyOption = None,
+    reconnect: ReconnectOption = RECONNECT,
+    allow_playlists: AllowPlaylistsOption = False,
     mask_budget: Annotated[
         int | None,
         typer.Option(
@@ -80,13 +99,6 @@ def run(
             "bytes (2 in fp16), 10 KiB for tiny, unless --memory limits the frames.",
         ),
     ] = None,
-    allow_playlists: Annotated[
-        bool,
-        typer.Option(
-            "--allow-playlists",
-            help="Let playlists (HLS, concat, SDP) open the files and addresses that they name.",
-        ),
-    ] = False,
 ) -> None:
     """Segment a video: write one mask for every frame and expression."""
     from rvos_deploy import stopping
@@ -96,13 +108,15 @@ def run(
         choice_lines,
         counted,
         frame_progress,
+        live_lines,
         note_precision_hint,
     )
     from rvos_deploy.redaction import redact, redact_command
     from rvos_deploy.runtime.run import RunOptions
     from rvos_deploy.runtime.run import run as run_video
     from rvos_deploy.runtime.segmenter import load
-    from rvos_deploy.video.sources.registry import has_end
+    from rvos_deploy.video.sources.options import SourceOptions
+    from rvos_deploy.video.sources.registry import has_end, kind_for
 
     check_expressions(expressions)
     saved = parse_save(save)
@@ -112,6 +126,18 @@ def run(
             "pass your own --bundle",
             err=True,
         )
+    reading = SourceOptions(
+        allow_playlists=allow_playlists,
+        start=start,
+        end=end,
+        stride=stride,
+        video_stream=video_stream,
+        raw=raw,
+        policy=policy,
+        max_latency=max_latency,
+        reconnect=reconnect,
+    )
+    kind_for(video, reading)  # refuses wrong options before the bundle is loaded
     chosen = StreamOptions(
         mode, lookahead, memory, anchors, threshold, fallback, size, short_side, mask_budget
     )
@@ -135,7 +161,7 @@ def run(
         options = RunOptions(
             settings,
             max_frames=max_frames,
-            allow_playlists=allow_playlists,
+            reading=reading,
             command=redact_command(),
             progress=progress,
         )
@@ -147,7 +173,7 @@ def run(
         f"{report.seconds:.1f} s, {report.frames_per_second:.1f} fps"
         + (f" -> {out}" if report.place else "")
     )
-    for line in choice_lines(segmenter.describe_backend()):
+    for line in (*live_lines(report.live), *choice_lines(segmenter.describe_backend())):
         echo(line)
     if report.stopped:
         stopping.print_last_line(

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from rvos_deploy.graph_io.precision_hint import PrecisionHint
+    from rvos_deploy.video.live import LiveReport
+
+# Seconds behind a live source that are told.
+_NOTICEABLE = 1.0
 
 PIPE_WIDTH = 120
 """Columns of a table in a pipe or file, where Rich would limit it to 80."""
@@ -174,6 +178,26 @@ def choice_lines(described: Mapping[str, str] | None) -> list[str]:
     if described is None or "auto" not in described:
         return []
     return [f"--backend auto: {described['name']}; {described['auto']}"]
+
+
+def live_lines(live: LiveReport | None) -> list[str]:
+    """Say how a live source was read: what was dropped, how late it was, and lost connections."""
+    if live is None:
+        return []
+    lines = []
+    if live.policy == "latest":
+        lines.append(
+            f"--policy latest: {counted(live.dropped, 'frame')} dropped, because newer ones had "
+            "come; frames keep their numbers and times"
+        )
+    elif live.behind_seconds >= _NOTICEABLE:
+        lines.append(
+            f"--policy every: {live.behind_seconds:.1f} s behind the source's clock at the end; "
+            "for a live source, --policy latest drops frames to keep up"
+        )
+    if live.reconnects:
+        lines.append(f"the connection was lost and made again {counted(live.reconnects, 'time')}")
+    return lines
 
 
 def mebibytes(count: float) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -17,6 +18,14 @@ from rvos_deploy.files import read_regular_file
 
 MAXIMUM_BYTES = 64 << 20
 """The largest tokenizer file that is read."""
+
+
+_REPLACEMENT = "\ufffd"
+# Combining marks occur in every alphabet.
+_LATIN = ("LATIN", "COMBINING", "MODIFIER", "FEMININE", "MASCULINE")
+# Tokens for each letter from which on a word is spelled, rather than made of parts.
+_SPELLED = 0.6
+_SIGNS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL")
 
 
 class Tokenizer(Protocol):
@@ -95,6 +104,55 @@ class TokenizerFile:
         """
         with _refusing(self._file):
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def pieces(self, text: str) -> list[str]:
+        """Return the text of each token; U+FFFD stands for a part of a character.
+
+        Raises BundleError: the file's rules fail on this text.
+        """
+        return [self._decoded(index) for index in self.encode(text)]
+
+    def _decoded(self, index: int) -> str:
+        with _refusing(self._file):
+            return str(self._tokenizer.decode([index], skip_special_tokens=False))
+
+
+def warn_of_unknown_words(text: str, pieces: Callable[[str], Sequence[str]]) -> None:
+    """Warn once about the words that the vocabulary spells in bytes or single letters.
+
+    The network saw no such words, so it cannot know what they mean. Words in the Latin alphabet are
+    not judged: even a common name may be spelled in parts.
+
+    Args:
+        text: the sentence.
+        pieces: returns the text of each token of a word.
+    """
+    unknown = [word for word in text.split() if _is_spelled(word, pieces)]
+    if unknown:
+        shown = " ".join(unknown)
+        warnings.warn(
+            f"the network's vocabulary has no words for '{_shortened(shown)}' and spells them in "
+            "bytes, so the network cannot know what they mean; write the expression in the "
+            "language that it was trained on (English)",
+            stacklevel=3,
+        )
+
+
+def _is_spelled(word: str, pieces: Callable[[str], Sequence[str]]) -> bool:
+    letters = [c for c in word if not c.isascii() and unicodedata.category(c)[0] in "LM"]
+    foreign = [c for c in letters if not unicodedata.name(c, "LATIN").startswith(_LATIN)]
+    # One sign of Chinese or Japanese may be a word; one letter of an alphabet (a unit) is none.
+    signs = any(unicodedata.name(c, "").startswith(_SIGNS) for c in foreign)
+    if not signs and len(foreign) < 2:
+        return False
+    found = pieces(word)
+    if any(_REPLACEMENT in piece for piece in found):
+        return True
+    return not signs and len(found) >= _SPELLED * len(foreign)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def enclose(text: str, ids: Sequence[int], ends: tuple[int, int], length: int) -> NDArray[np.int64]:

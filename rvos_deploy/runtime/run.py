@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from rvos_deploy import stopping
@@ -21,7 +21,8 @@ from rvos_deploy.runtime.run_writer import RunWriter
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.runtime.stream import Stream
 from rvos_deploy.stream_settings import StreamSettings
-from rvos_deploy.video import open_video
+from rvos_deploy.video import VideoReader, open_video
+from rvos_deploy.video.live import LiveReport
 from rvos_deploy.video.pipeline import prefetch
 from rvos_deploy.video.sinks.base import Sink, SinkRequest
 from rvos_deploy.video.sinks.registry import (
@@ -30,7 +31,8 @@ from rvos_deploy.video.sinks.registry import (
     make_sinks,
     writes_into_folder,
 )
-from rvos_deploy.video.sources.base import Source, SourceOptions
+from rvos_deploy.video.sources.base import Source
+from rvos_deploy.video.sources.options import SourceOptions
 from rvos_deploy.video.sources.registry import has_end, sound_of
 
 FRAMES_AHEAD = 4
@@ -44,7 +46,7 @@ class RunOptions:
     Args:
         settings: settings of the stream.
         max_frames: number of frames after which the run stops.
-        allow_playlists: as in ``SourceOptions``.
+        reading: how the source is read.
         command: the command that ``result.json`` records.
         name: name of the video in ``result.json``; None: the source, without the secrets of a URL.
         progress: called with the phases "frames" and "masks".
@@ -52,7 +54,7 @@ class RunOptions:
 
     settings: StreamSettings = field(default_factory=StreamSettings)
     max_frames: int | None = None
-    allow_playlists: bool = False
+    reading: SourceOptions = field(default_factory=SourceOptions)
     command: str = ""
     name: str | None = None
     progress: CountProgress = ignore_counts
@@ -62,10 +64,14 @@ class RunOptions:
 class RunReport:
     """Report a run.
 
-    Attributes:
+    Args:
+        out: the output folder.
         frames: number of complete frames.
+        seconds: from the first decoded frame to the last written one.
+        damage: errors of the source in one line, or None.
         stopped: why the run ended early, or None.
         place: `` in FOLDER`` for people; "" if no sink wrote into the folder.
+        live: how a live source was read; None: the source has an end.
     """
 
     out: Path
@@ -74,6 +80,7 @@ class RunReport:
     damage: str | None
     stopped: str | None
     place: str
+    live: LiveReport | None = None
 
     @property
     def frames_per_second(self) -> float:
@@ -83,7 +90,7 @@ class RunReport:
 
 def run(
     segmenter: Segmenter,
-    source: str | os.PathLike[str] | Source,
+    source: str | os.PathLike[str] | Source | VideoReader,
     expressions: Sequence[str],
     out: str | os.PathLike[str],
     *,
@@ -99,7 +106,7 @@ def run(
 
     Args:
         segmenter: from ``rvos_deploy.load``.
-        source: a source of ``open_video``, or an open source, which is closed at the end.
+        source: a source of ``open_video``, or an open reader, which is closed at the end.
         expressions: at least one.
         out: the output folder, which is locked against other runs. It is not touched if every sink
             writes elsewhere (``rle=-``).
@@ -125,13 +132,13 @@ def run(
         check_run_folder(folder, inputs, outputs)
     with ExitStack() as stack:
         reader = stack.enter_context(closing(_opened(source, options)))
-        video = {"video": _name(source, options), "max_frames": options.max_frames}
+        video = {"video": _name(source, options), **_reading(options)}
         record = RunRecord(segmenter, reader, expressions, video, options.command)
         request = SinkRequest(
             out,
             record.summary,
             sound=sound_of(source),
-            allow_playlists=options.allow_playlists,
+            allow_playlists=options.reading.allow_playlists,
         )
         chosen = make_sinks(sinks, request)
         stream = stack.enter_context(
@@ -160,14 +167,22 @@ def run(
         if writer.stopped is None:
             stopping.set_hint(f"all {writer.frames} frames are complete{writer.place}")
         return RunReport(
-            out, writer.frames, record.seconds, reader.damage, writer.stopped, writer.place
+            out,
+            writer.frames,
+            record.seconds,
+            reader.damage,
+            writer.stopped,
+            writer.place,
+            reader.live,
         )
 
 
-def _drive(reader: Source, stream: Stream, writer: RunWriter, progress: CountProgress) -> None:
+def _drive(reader: VideoReader, stream: Stream, writer: RunWriter, progress: CountProgress) -> None:
     """Push every frame, and submit the decided frames to the writer."""
     total, seen = reader.info.frame_count, 0
-    for frame in prefetch(reader, FRAMES_AHEAD):
+    # Frames that wait in a second queue would become stale.
+    frames = reader if reader.reads_ahead else prefetch(reader, FRAMES_AHEAD)
+    for frame in frames:
         for result in stream.push(frame):
             writer.submit(result)
         seen += 1
@@ -187,18 +202,31 @@ def _check(expressions: Sequence[str], settings: StreamSettings) -> None:
         raise InputError(f"masks='{settings.masks}' cannot be written into files; leave masks out")
 
 
-def _opened(source: str | os.PathLike[str] | Source, options: RunOptions) -> Source:
-    if not isinstance(source, (str, os.PathLike)):
+def _opened(
+    source: str | os.PathLike[str] | Source | VideoReader, options: RunOptions
+) -> VideoReader:
+    if isinstance(source, VideoReader):
         return source
+    ends = isinstance(source, (str, os.PathLike)) and has_end(source)
     return open_video(
         source,
-        options=SourceOptions(allow_playlists=options.allow_playlists),
+        options=options.reading,
         max_frames=options.max_frames,
-        on_damage="stop" if has_end(source) else "skip",
+        on_damage="stop" if ends else "skip",
     )
 
 
-def _name(source: str | os.PathLike[str] | Source, options: RunOptions) -> str:
+def _reading(options: RunOptions) -> dict[str, object]:
+    """Return the settings of reading for the record: the number of frames, and what was given."""
+    given = {
+        field.name: getattr(options.reading, field.name)
+        for field in fields(SourceOptions)
+        if getattr(options.reading, field.name) != field.default
+    }
+    return {"max_frames": options.max_frames} | given
+
+
+def _name(source: str | os.PathLike[str] | Source | VideoReader, options: RunOptions) -> str:
     if options.name:
         return options.name
     return redact(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else source.info.name

@@ -11,7 +11,7 @@ from rvos_deploy.runtime.run_writer import RunWriter
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.runtime.stage_times import StageTimes
 from rvos_deploy.runtime.stream import Stream
-from rvos_deploy.video.sources.base import Source
+from rvos_deploy.video.reader import VideoReader
 
 
 class RunRecord:
@@ -20,7 +20,7 @@ class RunRecord:
     def __init__(
         self,
         segmenter: Segmenter,
-        reader: Source,
+        reader: VideoReader,
         expressions: Sequence[str],
         video: Mapping[str, object],
         command: str,
@@ -49,6 +49,7 @@ class RunRecord:
             "outputs": self._writer.describe_outputs(),
             "damage": self._reader.damage,
             "notes": list(self._reader.notes),
+            "live": None if (live := self._reader.live) is None else asdict(live),
             "stopped": self._writer.stopped,
             "command": self._command,
             "versions": versions("av", "pillow") | {"backend": self._segmenter.describe_backend()},

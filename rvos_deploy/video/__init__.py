@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from rvos_deploy.video.reader import VideoReader, open_video, read_video
     from rvos_deploy.video.sinks.masks import MaskWriter
     from rvos_deploy.video.sinks.video_file import VideoWriter
-    from rvos_deploy.video.sources.base import SourceOptions
+    from rvos_deploy.video.sources.base import Source
+    from rvos_deploy.video.sources.options import SourceOptions
 
 __all__ = [
     "Frame",
     "MaskWriter",
+    "Source",
     "SourceOptions",
     "VideoInfo",
     "VideoReader",
@@ -38,7 +40,8 @@ __getattr__ = lazy_names(
     {
         "Frame": "rvos_deploy.video.frames",
         "MaskWriter": "rvos_deploy.video.sinks.masks",
-        "SourceOptions": "rvos_deploy.video.sources.base",
+        "Source": "rvos_deploy.video.sources.base",
+        "SourceOptions": "rvos_deploy.video.sources.options",
         "VideoInfo": "rvos_deploy.video.frames",
         "VideoReader": "rvos_deploy.video.reader",
         "VideoWriter": "rvos_deploy.video.sinks.video_file",

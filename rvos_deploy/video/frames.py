@@ -50,13 +50,17 @@ class Frame:
     """Hold one frame as a viewer sees it.
 
     Args:
-        index: the frame's number, from 0.
+        index: the frame's number in its source, from 0. Frames that were not selected or were
+            dropped leave gaps.
         pts: presentation time in seconds on the container's own clock. The first frame of a video
             need not be at 0.
         image: uint8 [H, W, 3], RGB: a NumPy array, or an array of any library that has
             ``__dlpack__`` or ``__cuda_array_interface__``, on the host or on a device.
         duration: duration in seconds, or None if the source does not state it.
-        name: the frame's own name in the source (``00005.jpg`` of a folder), or None.
+        name: name of the frame's own file where the source has one for each frame (a folder, a
+            glob), else None.
+        dropped: number of earlier frames that the source dropped because they were stale. A
+            dropped frame keeps its index, so indices show which frames are missing.
 
     Raises:
         InputError: a value has another form. A stream checks an array whose shape and type are
@@ -68,6 +72,7 @@ class Frame:
     image: AnyImage
     duration: float | None = None
     name: str | None = None
+    dropped: int = 0
     _size: tuple[int, int] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -109,6 +114,12 @@ class Frame:
     def with_image(self, image: AnyImage) -> Frame:
         """Return the frame with other pixels."""
         return replace(self, image=image)
+
+    def with_dropped(self, dropped: int) -> Frame:
+        """Return the frame with another number of dropped frames."""
+        changed = copy(self)
+        object.__setattr__(changed, "dropped", dropped)
+        return changed
 
     def host_image(self) -> Image:
         """Return the image as a NumPy array, copied from a device if needed.

@@ -43,7 +43,7 @@ def test_the_blocks_about_embedding(folder: Path, capfd: pytest.CaptureFixture[s
 
 
 def test_the_commands_about_outputs(folder: Path) -> None:
-    (block,) = blocks("running.md", "sh")
+    block = blocks("running.md", "sh")[0]
     program = f"{sys.executable} -c 'from rvos_deploy.cli.app import main; main()'"
     script = re.sub(r"^rvos-deploy\b", lambda _: program, block, flags=re.MULTILINE)
     assert script.count(program) == 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from rvos_deploy.video import Frame, VideoInfo, open_video, read_video
 from rvos_deploy.video.sinks.base import FrameResult, Sink, SinkRequest
 from rvos_deploy.video.sinks.outputs import FileOutput
 from rvos_deploy.video.sinks.registry import SINKS, SinkType
-from rvos_deploy.video.sources.base import Opened, SourceRequest, SourceType
+from rvos_deploy.video.sources.base import OpenedSource, SourceRequest, SourceType
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
 from rvos_deploy.video.sources.file import FILE
 from rvos_deploy.video.sources.registry import SOURCES, has_end, source_type
@@ -75,19 +75,23 @@ class Log(Sink):
 # --- A source and a sink from outside, each a line of its registry --------------------------------
 
 
-def _read_slope(
-    request: SourceRequest, errors: DecodeErrors
-) -> Generator[Opened | Frame, None, None]:
-    width = int(request.name.partition(":")[2])
-    yield Opened(VideoInfo(width, 48, 10.0, None, "slope", MILLISECOND), ("is not a video",))
-    for index in range(request.max_frames or 5):
-        image = np.full((48, width, 3), 20 * index, np.uint8)
-        image[:, index * 4 : index * 4 + 16] = 200
-        yield Frame(index, index / 10, image, 0.1)
-    errors.stop("the slope ends")
+def _open_slope(request: SourceRequest, errors: DecodeErrors) -> OpenedSource:
+    width, selector = int(request.name.partition(":")[2]), request.selection.selector()
+
+    def frames() -> Iterator[Frame]:
+        for index in range(5):
+            if selector.choose(index, index / 10) == "end":
+                break
+            image = np.full((48, width, 3), 20 * index, np.uint8)
+            image[:, index * 4 : index * 4 + 16] = 200
+            yield Frame(index, index / 10, image, 0.1)
+        errors.stop("the slope ends")
+
+    info = VideoInfo(width, 48, 10.0, None, "slope", MILLISECOND)
+    return OpenedSource(info, frames(), ("is not a video",))
 
 
-SLOPE = SourceType(lambda name, format: name.startswith("slope:"), _read_slope, live=True)
+SLOPE = SourceType(lambda name, format: name.startswith("slope:"), _open_slope, live=True)
 
 
 class Areas(Sink):
@@ -170,28 +174,20 @@ def test_names_are_of_one_kind_each(video: Path, frame_folder: Path) -> None:
 
 
 class Three:
-    """An open source: three frames, held by nobody's thread."""
+    """A source of one's own: three frames."""
 
     info = VideoInfo(80, 48, 10.0, 3, "three", MILLISECOND)
-    notes = ()
-    damage = None
     closed = False
 
-    def __init__(self) -> None:
-        self._left: Iterator[int] = iter(range(3))
-
-    def __iter__(self) -> Three:
-        return self
-
-    def __next__(self) -> Frame:
-        index = next(self._left)
-        return Frame(index, index / 10, np.full((48, 80, 3), 60 * index, np.uint8), 0.1)
+    def frames(self) -> Iterator[Frame]:
+        for index in range(3):
+            yield Frame(index, index / 10, np.full((48, 80, 3), 60 * index, np.uint8), 0.1)
 
     def close(self) -> None:
         self.closed = True
 
 
-def test_a_source_that_is_open_already(segmenter: Segmenter, tmp_path: Path, output: Any) -> None:
+def test_a_source_of_ones_own(segmenter: Segmenter, tmp_path: Path, output: Any) -> None:
     source, out = Three(), output(tmp_path / "out")
     assert run(segmenter, source, [TEXT], out.folder, options=options()).frames == 3
     assert source.closed

@@ -11,8 +11,8 @@ from PIL import Image
 
 from rvos_deploy.errors import VideoError
 from rvos_deploy.video import open_video
-from rvos_deploy.video.sources.base import SourceOptions
 from rvos_deploy.video.sources.folder import natural_key
+from rvos_deploy.video.sources.options import SourceOptions
 
 
 def save(path: Path, grey: int = 100, size: tuple[int, int] = (40, 30), **options: object) -> Path:
@@ -91,7 +91,7 @@ def test_a_damaged_image_ends_the_video_or_is_left_out(tmp_path: Path) -> None:
     with open_video(tmp_path, on_damage="skip") as reader:
         frames = list(reader)
         assert "3.png" in str(reader.damage)
-    assert [f.index for f in frames] == [0, 1, 2, 3]
+    assert [f.index for f in frames] == [0, 1, 2, 4]
     assert frames[-1].pts == pytest.approx(0.16)
 
 
@@ -115,5 +115,7 @@ def test_what_is_no_file_is_told_and_never_waited_for(
         assert len(list(reader)) == 2
         assert "reading stopped after 2 frames: there is no file 5_broken" in str(reader.damage)
     with open_video(Path(), on_damage="skip") as reader:
-        assert [frame.index for frame in reader] == [0, 1, 2]
+        found = [(frame.index, frame.name) for frame in reader]
+        assert found[:2] == [(0, "1.png"), (1, "2.png")]
+        assert found[2] == (10, "9.png")  # the places of the 8 between stay free
         assert "7 more such problems" in str(reader.damage)

@@ -14,7 +14,7 @@ import pytest
 
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.iterator_thread import any_stuck
-from rvos_deploy.video import open_video
+from rvos_deploy.video import SourceOptions, open_video
 from rvos_deploy.video.sources.address import kind_of
 from rvos_deploy.video.sources.base import NETWORK_TIMEOUT
 from rvos_deploy.video.sources.registry import SOURCES, source_type
@@ -116,7 +116,8 @@ def test_a_server_that_sends_half_a_video_gives_half_its_frames(
 ) -> None:
     whole = make_video(tmp_path / "a.mkv", frames=200).read_bytes()
     server = stalled(http_answer(whole, 0.5))
-    with open_video(f"http:{server.host}/a.mkv", timeout=0.5) as reader:
+    once = SourceOptions(reconnect=0)
+    with open_video(f"http:{server.host}/a.mkv", timeout=0.5, options=once) as reader:
         frames = len(list(reader))
         assert 10 < frames < 200
         assert reader.damage
@@ -197,12 +198,12 @@ def test_a_reader_that_is_dropped_or_closed_leaves_no_thread(
 ) -> None:
     path = make_video(tmp_path / "a.mp4")
     reader = open_video(path)
-    thread = reader._thread._thread
+    thread = reader._thread._thread._thread
     del reader
     thread.join(20)
     assert not thread.is_alive()
     with open_video(path) as reader:
         next(reader)
     assert list(reader) == []
-    reader._thread._thread.join(20)
+    reader._thread._thread._thread.join(20)
     assert not any_stuck()

@@ -11,7 +11,13 @@ from ftfy.fixes import fix_surrogates
 from numpy.typing import NDArray
 
 from rvos_deploy.errors import BundleError
-from rvos_deploy.graph_io.tokenizer import BytePairs, TokenizerFile, check_text, enclose
+from rvos_deploy.graph_io.tokenizer import (
+    BytePairs,
+    TokenizerFile,
+    check_text,
+    enclose,
+    warn_of_unknown_words,
+)
 
 CONTEXT_LENGTH = 512
 """Maximum number of tokens for RoBERTa-base, with start and end of the sentence."""
@@ -86,10 +92,14 @@ class RobertaTokenizer:
 
         L is at most 512, or the fixed length of the text encoder.
 
-        Warns if the sentence is cut. Raises InputError: the sentence is empty or not a string.
+        Warns if the sentence is cut, or has words that the vocabulary spells in bytes.
+
+        Raises InputError: the sentence is empty or not a string.
         """
         check_text(text)
-        return enclose(text, self._file.encode(clean_text(text)), (START, END), self._length)
+        cleaned = clean_text(text)
+        warn_of_unknown_words(cleaned, self._file.pieces)
+        return enclose(text, self._file.encode(cleaned), (START, END), self._length)
 
 
 def clean_text(text: str) -> str:

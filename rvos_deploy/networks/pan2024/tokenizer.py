@@ -10,7 +10,7 @@ import ftfy
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.graph_io.tokenizer import TokenizerFile, check_text, enclose
+from rvos_deploy.graph_io.tokenizer import TokenizerFile, check_text, enclose, warn_of_unknown_words
 
 CONTEXT_LENGTH = 77
 """Maximum number of tokens for a CLIP text tower, with start and end of text."""
@@ -61,9 +61,13 @@ class ClipTokenizer:
 
         L is at most 77, or the fixed length of the text encoder.
 
-        Warns if the sentence is cut. Raises InputError: the sentence is empty or not a string.
+        Warns if the sentence is cut, or has words that the vocabulary spells in bytes.
+
+        Raises InputError: the sentence is empty or not a string.
         """
-        return enclose(text, self.encode(text), self._ends, self._length)
+        ids = self.encode(text)
+        warn_of_unknown_words(clean_text(text), self._file.pieces)
+        return enclose(text, ids, self._ends, self._length)
 
 
 def clean_text(text: str) -> str:

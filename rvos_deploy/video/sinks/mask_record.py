@@ -22,8 +22,13 @@ def describe_mask(mask: NDArray[np.bool_], score: float) -> dict[str, object]:
 
 
 def describe_frame(frame: Frame) -> dict[str, object]:
-    """Return the index, the time in seconds, and the source's own name of a frame, or None."""
-    return {"index": frame.index, "pts": frame.pts, "name": frame.name}
+    """Return a frame's index, time in seconds, own name or None, and dropped frames before it."""
+    return {
+        "index": frame.index,
+        "pts": frame.pts,
+        "name": frame.name,
+        "dropped": frame.dropped,
+    }
 
 
 def to_json(value: object) -> str:

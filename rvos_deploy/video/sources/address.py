@@ -13,7 +13,7 @@ from rvos_deploy.redaction import redact
 
 STANDARD_INPUT = "-"
 
-Kind = Literal["file", "folder", "pipe", "device", "url"]
+Kind = Literal["file", "folder", "glob", "pipe", "device", "url"]
 
 # Names that FFmpeg reads as a protocol when a colon follows, with or without "//": the names in
 # libavformat/protocols.c, and names that its demuxers (rtsp, sap) look for. Any other name before a
@@ -26,6 +26,8 @@ _NAMES = (
 )
 _PROTOCOLS = frozenset(_NAMES.split())
 _PIPES = frozenset(("pipe", "fd"))
+# Characters of a pattern of names. A name that exists is a path, whatever it contains.
+_PATTERN = frozenset("*?[")
 # FFmpeg finds the protocol in the same way (url_find_protocol): "crypto+http" means "crypto".
 _SCHEME = re.compile(r"([A-Za-z0-9.\-]+)(?:\+[A-Za-z0-9+.\-]*)?:|(subfile),.*:", re.DOTALL)
 
@@ -53,7 +55,8 @@ def kind_of(source: str, format: str | None = None) -> Kind:
     """Return the kind of ``source``. A name that exists is always a path.
 
     A name that does not exist is a "file" too, unless FFmpeg would read the text before its colon
-    as a protocol (``http:host/a.mp4``). With a ``format`` (of a demuxer) it is a "device".
+    as a protocol (``http:host/a.mp4``). With a ``format`` (of a demuxer) it is a "device". A small
+    number is the "device" of a camera, and a pattern (``*?[``) is a "glob".
     """
     if source == STANDARD_INPUT:
         return "pipe"
@@ -66,6 +69,11 @@ def kind_of(source: str, format: str | None = None) -> Kind:
     if stat.S_ISREG(mode):
         return "file"
     return "device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else "pipe"
+
+
+def camera_number(source: str) -> int | None:
+    """Return the number of a camera: "0" is the first one. None: the name is no such number."""
+    return int(source) if re.fullmatch(r"[0-9]{1,2}", source) else None
 
 
 def is_kind(kind: Kind) -> Callable[[str, str | None], bool]:
@@ -107,6 +115,10 @@ def _kind_by_name(source: str) -> Kind:
         return "pipe"
     if protocol in _PROTOCOLS or ("://" in source and protocol != "file"):
         return "url"
+    if camera_number(source) is not None:
+        return "device"
+    if protocol != "file" and _PATTERN.intersection(source):
+        return "glob"
     return "file"
 
 

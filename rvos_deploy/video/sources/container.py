@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -15,19 +14,26 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from rvos_deploy.errors import VideoError
+from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.redaction import redact
 from rvos_deploy.video.ffmpeg import READ_ERRORS, reason
 from rvos_deploy.video.frames import Frame, VideoInfo
-from rvos_deploy.video.sources.address import STANDARD_INPUT, hint, is_url, name_of
-from rvos_deploy.video.sources.base import Opened, SourceRequest, first_frame
+from rvos_deploy.video.sources.address import STANDARD_INPUT, hint, is_url, kind_of, name_of
+from rvos_deploy.video.sources.base import End, OpenedSource, SourceRequest, first_frame, joined
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
-from rvos_deploy.video.sources.decoding import decode, promised_end
+from rvos_deploy.video.sources.decoding import decode, is_untimed, promised_end
 from rvos_deploy.video.sources.demuxers import Origin, input_options
 from rvos_deploy.video.sources.notes import notes_on
+from rvos_deploy.video.sources.seek import SeekPoint, find_seek_point, seek
+from rvos_deploy.video.sources.timeline import Timeline
 
 # av.format.Flags.ts_discont: formats whose clock may start anywhere and jump.
 _TS_DISCONT = 512
+# Demuxers of streams that do not end by themselves, if they state no duration. A transport stream
+# over HTTP may end.
+_ENDLESS = {"rtsp", "rtp", "sdp", "sap", "mpjpeg", "live_flv"}
+# Time bases where times are those of arrival, and where a container states none.
+_ARRIVAL_TIMES, _TICKS = Fraction(1, 1000), Fraction(1, 90_000)
 # FFmpeg reads any .txt as terminal output, and draws a video of it.
 _NOT_VIDEO = {"tty"}
 
@@ -47,31 +53,74 @@ class FFmpegInput:
         file: its name for FFmpeg, or an object to read from.
         origin: where its bytes come from; decides which other files FFmpeg may open.
         format: the demuxer; None: FFmpeg finds it.
+        options: options of the demuxer and the protocol.
     """
 
     file: str | Readable
     origin: Origin
     format: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_container(
-    describe: Callable[[SourceRequest], FFmpegInput], request: SourceRequest, errors: DecodeErrors
-) -> Generator[Opened | Frame, None, None]:
-    """Open a source with FFmpeg and read it; ``describe`` makes this a ``SourceType.read``.
+def open_container(
+    describe: Callable[[SourceRequest], FFmpegInput],
+    request: SourceRequest,
+    errors: DecodeErrors,
+    timeline: Timeline | None = None,
+) -> OpenedSource:
+    """Open a source with FFmpeg; ``describe`` makes this a ``SourceType.open``.
+
+    Args:
+        describe: returns what FFmpeg opens.
+        request: the source.
+        errors: log of problems.
+        timeline: continues an earlier connection; None: this is the only one.
 
     Raises:
+        InputError: there is no such video stream, or no frame is selected.
         VideoError: the source cannot be opened, or no frame can be decoded.
     """
-    name, most = name_of(request.name), request.max_frames
-    container, stream = _open_container(request, describe(request))
-    frames = decode(container, stream, errors, skip=request.skip_damage)
-    with closing(container), closing(frames):
+    name, selection = name_of(request.name), request.selection
+    timeline = timeline or Timeline(selection.selector())
+    with ExitStack() as undo:
+        source = describe(request)
+        point = _seek_point(request, source)
+        container, stream = _open_container(request, source)
+        if point is not None and not seek(container, stream, point):
+            container.close()
+            container, stream = _open_container(request, source)
+            point = None
+        undo.callback(container.close)
+        if not _has_foreign_clock(container):
+            timeline.selector.zero = 0.0
+        elif point is not None and stream.time_base is not None:
+            timeline.selector.zero = float(point.first_ticks * stream.time_base)
+        if point is not None:
+            timeline.begin_at(point.index)
+        begin = None if point is None else point.ticks
+        skip = request.skip_damage
+        frames = decode(container, stream, errors, timeline, skip=skip, begin=begin)
+        undo.callback(frames.close)
         shown = f"{name} (codec {stream.codec_context.name})"
-        first = first_frame(frames, errors, shown, hint(request.name))
-        yield Opened(_stream_info(container, stream, first, name, most), notes_on(stream))
-        yield first
-        del first  # a frame is large
-        yield from islice(frames, None if most is None else most - 1)
+        first = first_frame(frames, errors, timeline.selector, shown, hint(request.name))
+        return OpenedSource(
+            _stream_info(container, stream, first, request),
+            joined(first, frames),
+            (*notes_on(stream), *_note_on_streams(container, stream, request)),
+            undo.pop_all().close,
+            _end_of(container),
+        )
+
+
+def _seek_point(request: SourceRequest, source: FFmpegInput) -> SeekPoint | None:
+    """Return the key frame from which a file is decoded, if frames before it are not wanted."""
+    start = request.selection.start
+    if start is None or source.origin != "local" or kind_of(request.name) != "file":
+        return None
+    container, stream = _open_container(request, source)
+    with closing(container):
+        zero = None if _has_foreign_clock(container) else 0.0
+        return find_seek_point(container, stream, start, zero)
 
 
 def _open_container(
@@ -85,14 +134,15 @@ def _open_container(
             source.file,
             "r",
             format=source.format,
-            options=input_options(source.origin, allow_playlists=request.allow_playlists),
+            options=input_options(source.origin, allow_playlists=request.allow_playlists)
+            | dict(source.options),
             metadata_errors="replace",  # a title in Latin-1 must not make a video unreadable
             timeout=request.network_timeout,
         )
     except (*READ_ERRORS, ValueError) as error:
         raise VideoError(_why_not_opened(name, shown, error)) from error
     try:
-        stream = _video_stream(container, shown)
+        stream = _video_stream(container, shown, request.video_stream)
     except BaseException:
         container.close()
         raise
@@ -100,25 +150,49 @@ def _open_container(
 
 
 def _stream_info(
-    container: InputContainer,
-    stream: VideoStream,
-    first: Frame,
-    name: str,
-    max_frames: int | None,
+    container: InputContainer, stream: VideoStream, first: Frame, request: SourceRequest
 ) -> VideoInfo:
-    rate = stream.average_rate or stream.guessed_rate
-    seconds = (promised_end(container, stream) or first.pts) - first.pts
-    count = max(stream.frames, 0) or round(max(seconds, 0) * float(rate or 0)) or None
-    # FFmpeg marks transport streams; a source without an end (a camera, RTSP) has no start either.
-    foreign_clock = not container.duration or bool(container.format.flags & _TS_DISCONT)
+    rate, selection = stream.average_rate or stream.guessed_rate, request.selection
+    fps = float(rate) if rate else None
+    begin = stream.start_time * stream.time_base if stream.start_time and stream.time_base else 0
+    seconds = float((promised_end(container, stream) or begin) - begin)
+    total = max(stream.frames, 0) or round(max(seconds, 0) * (fps or 0)) or None
+    late = selection.start is not None or _has_foreign_clock(container)
     return VideoInfo(
         width=first.width,
         height=first.height,
-        average_fps=float(rate) if rate else None,
-        frame_count=min(count, max_frames) if count and max_frames else count,
-        name=name,
-        time_base=stream.time_base or Fraction(1, 90_000),
-        clock_start=first.pts if foreign_clock else 0.0,
+        average_fps=None if is_untimed(container) else selection.rate(fps),
+        frame_count=selection.count(total, fps),
+        name=name_of(request.name),
+        time_base=_ARRIVAL_TIMES if is_untimed(container) else stream.time_base or _TICKS,
+        clock_start=first.pts if late else 0.0,
+    )
+
+
+def _has_foreign_clock(container: InputContainer) -> bool:
+    """Tell whether the clock of a source started earlier than its first frame.
+
+    FFmpeg marks transport streams; a source without an end (a camera, RTSP) has no start either.
+    """
+    return not container.duration or bool(container.format.flags & _TS_DISCONT)
+
+
+def _end_of(container: InputContainer) -> End:
+    if container.duration:
+        return "known"
+    return "unknown" if _ENDLESS.isdisjoint(container.format.name.split(",")) else "never"
+
+
+def _note_on_streams(
+    container: InputContainer, stream: VideoStream, request: SourceRequest
+) -> tuple[str, ...]:
+    """Say that there are further video streams, unless the user chose."""
+    videos = _pictures(container)
+    if len(videos) < 2 or request.video_stream is not None:
+        return ()
+    return (
+        f"has {len(videos)} video streams ({_described(videos)}); number {videos.index(stream)} is "
+        "read, choose another one by --video-stream N",
     )
 
 
@@ -146,19 +220,34 @@ def _why_not_opened(source: str, shown: str, error: Exception) -> str:
     )
 
 
-def _video_stream(container: InputContainer, shown: str) -> VideoStream:
+def _video_stream(container: InputContainer, shown: str, number: int | None) -> VideoStream:
     streams = container.streams
     if container.format.name in _NOT_VIDEO:
         raise VideoError(f"{shown} is a text file; a video is needed: give a video file instead")
-    # FFmpeg presents a song's cover art as a video stream.
-    videos = [s for s in streams.video if not s.disposition & Disposition.attached_pic]
+    videos = _pictures(container)
     if not videos:
         kinds = ", ".join(sorted({s.type for s in streams})) or "nothing"
         raise VideoError(f"{shown} has no video stream (found: {kinds}); give a file with pictures")
+    if number is not None and number >= len(videos):
+        raise InputError(
+            f"{shown} has no video stream {number}; there are: {_described(videos)} "
+            "(--video-stream counts from 0)"
+        )
     best = streams.best("video")
     stream = best if best in videos else videos[0]
+    if number is not None:
+        stream = videos[number]
     if getattr(stream, "codec_context", None) is None:
         raise VideoError(
             f"{shown} uses a codec that this FFmpeg cannot decode; convert it to H.264"
         )
     return stream
+
+
+def _pictures(container: InputContainer) -> list[VideoStream]:
+    """Return the video streams. FFmpeg presents a song's cover art as one, too."""
+    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
+def _described(videos: list[VideoStream]) -> str:
+    return ", ".join(f"{i}: {video.width}x{video.height}" for i, video in enumerate(videos))

@@ -10,18 +10,32 @@ class DecodeErrors:
     frames.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole: DecodeErrors | None = None) -> None:
+        """Start without errors; ``whole`` gets the remarks too: of all connections to a source."""
+        self._whole = whole
         self._stop: str | None = None
         self._first: str | None = None
         self._remarks = 0
+        self.lost = False
+        """Whether reading stopped because the source gave no more data, not because of bad data."""
+        self.reconnects = 0
+        """How often a lost connection was made again."""
 
     def remark(self, text: str) -> None:
         """Note a problem that did not stop the reading."""
         self._first = self._first or text
         self._remarks += 1
+        if self._whole is not None:
+            self._whole.remark(text)
 
-    def stop(self, text: str) -> None:
+    @property
+    def stopped(self) -> str | None:
+        """Return why no more frames follow, or None."""
+        return self._stop
+
+    def stop(self, text: str, *, lost: bool = False) -> None:
         """Note why no more frames follow."""
+        self.lost = lost if self._stop is None else self.lost
         self._stop = self._stop or text
 
     @property

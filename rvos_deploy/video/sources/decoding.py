@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import cast
@@ -20,6 +21,7 @@ from rvos_deploy.video.ffmpeg import FALLBACK_FPS, READ_ERRORS, reason
 from rvos_deploy.video.frames import Frame
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
 from rvos_deploy.video.sources.geometry import Display
+from rvos_deploy.video.sources.timeline import Timeline
 
 # FFmpeg's own decoders of VP8 and VP9 drop the transparency that WebM stores beside each frame.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -58,36 +60,64 @@ def alpha_decoder(codec: str) -> str | None:
 
 
 def decode(
-    container: InputContainer, stream: VideoStream, errors: DecodeErrors, *, skip: bool
+    container: InputContainer,
+    stream: VideoStream,
+    errors: DecodeErrors,
+    timeline: Timeline,
+    *,
+    skip: bool,
+    begin: int | None = None,
 ) -> Generator[Frame, None, None]:
-    """Yield the frames of ``stream``, converted for display; log problems in ``errors``.
+    """Yield the selected frames of ``stream`` for display; log problems in ``errors``.
 
-    Undecodable packets before the first frame are skipped, because a recording may begin between
-    two key frames. A later one ends the video, unless ``skip``; whole frames that the decoder still
-    holds are yielded first. Raises nothing for bad data.
+    Frames before and between the selected ones are decoded, because later ones are predicted from
+    them, but they are not converted. Undecodable packets before the first frame are skipped,
+    because a recording may begin between two key frames. A later one ends the video, unless
+    ``skip``; whole frames that the decoder still holds are yielded first. Raises nothing for bad
+    data.
+
+    ``begin``: time, in the stream's time base, of the key frame at which the container is
+    positioned; None: it is at its start.
     """
-    clock, display = Clock(stream), Display(stream.sample_aspect_ratio)
+    clock, selector = Clock(container, stream), timeline.selector
+    display = Display(stream.sample_aspect_ratio, timeline.size)
     if problem := oversize(stream.width, stream.height):
         errors.stop(problem)
         return
     end = None
-    for index, decoded in enumerate(_decoded(container, stream, errors, skip=skip)):
-        pts, duration = clock.read(decoded)
+    for decoded in _decoded(container, stream, errors, timeline, skip=skip):
+        if begin is not None and decoded.pts is not None and decoded.pts < begin:
+            continue  # predicted from frames before the key frame, which were not decoded
+        own_pts, duration = clock.read(decoded)
+        end = own_pts + (duration or 0)
+        placed = timeline.place(own_pts)
+        choice = "skip" if placed is None else selector.choose(placed.index, placed.pts)
+        if choice == "end":
+            return
+        if placed is None or choice == "skip":
+            continue
         try:
             image = display.to_rgb(decoded)
         except (*READ_ERRORS, VideoError) as error:
-            errors.stop(f"frame {index} could not be converted to RGB: {reason(error)}")
+            errors.stop(f"frame {placed.index} could not be converted to RGB: {reason(error)}")
             return
+        timeline.size = display.size
         if decoded.is_corrupt:
-            errors.remark(f"frame {index} at {pts:.3f} s is damaged")
-        yield Frame(index, pts, image, duration)
-        end = pts + (duration or 0)
+            errors.remark(f"frame {placed.index} at {placed.pts:.3f} s is damaged")
+        yield Frame(placed.index, placed.pts, image, duration)
+        if selector.done:
+            return
     if end is not None and not clock.estimated:
         _check_end(container, stream, end, errors)
 
 
 def _decoded(
-    container: InputContainer, stream: VideoStream, errors: DecodeErrors, *, skip: bool
+    container: InputContainer,
+    stream: VideoStream,
+    errors: DecodeErrors,
+    timeline: Timeline,
+    *,
+    skip: bool,
 ) -> Iterator[VideoFrame]:
     decoder, packets, count = open_decoder(stream), container.demux(stream), 0
     while True:
@@ -98,6 +128,10 @@ def _decoded(
                 return
             doing = "decoding"
             if packet.is_corrupt:
+                if timeline.may_recover:
+                    yield from _flush(decoder, before=packet.pts)
+                    errors.stop(f"a packet after {count} frames is incomplete", lost=True)
+                    return
                 errors.remark("a packet is incomplete")
             frames = decoder.decode(packet)
         except READ_ERRORS as error:
@@ -107,7 +141,8 @@ def _decoded(
             for frame in _flush(decoder, before=packet.pts if packet else None):
                 count += 1
                 yield frame
-            errors.stop(f"{doing} stopped after {count} frames: {reason(error)}")
+            lost = doing == "reading" and not isinstance(error, av.InvalidDataError)
+            errors.stop(f"{doing} stopped after {count} frames: {reason(error)}", lost=lost)
             return
         count += len(frames)
         yield from frames
@@ -125,16 +160,24 @@ def _flush(decoder: VideoCodecContext, before: int | None) -> list[VideoFrame]:
     return [f for f in frames if before is None or f.pts is None or f.pts < before]
 
 
+def is_untimed(container: InputContainer) -> bool:
+    """Tell whether FFmpeg makes up the times of a stream."""
+    return container.format.name == "mpjpeg"
+
+
 class Clock:
     """Compute presentation times in seconds that strictly increase.
 
     The container's pts is kept exactly. Where a pts is missing, or is not later than the previous
     one (as in streams joined end to end), the frame follows the previous frame by one frame
-    duration.
+    duration. A stream without times (JPEGs over HTTP, to which FFmpeg gives a rate that no camera
+    stated) gets the times at which its frames arrive.
     """
 
-    def __init__(self, stream: VideoStream) -> None:
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.time_base = stream.time_base or Fraction(1, 90_000)
+        self._untimed = is_untimed(container)
+        self._started: float | None = None
         rate = stream.average_rate or stream.guessed_rate or FALLBACK_FPS
         self._step = max(1, round(1 / (Fraction(rate) * self.time_base)))
         self._last: int | None = None
@@ -142,6 +185,11 @@ class Clock:
 
     def read(self, frame: VideoFrame) -> tuple[float, float | None]:
         """Return the (pts, duration) of a frame in seconds; an unknown duration is None."""
+        if self._untimed:
+            now = time.monotonic()
+            self._started = now if self._started is None else self._started
+            self.estimated = True
+            return now - self._started, None
         ticks, duration = frame.pts, max(frame.duration or 0, 0)
         if self._last is None:
             ticks, self.estimated = (ticks or 0), ticks is None
@@ -158,7 +206,8 @@ def _check_end(
     # are imprecise, so a loss counts from half a second and from a twentieth of the video.
     promised = promised_end(container, stream)
     if promised is not None and promised - end > max(0.5, 0.05 * promised):
-        errors.stop(f"the video ends at {end:.2f} s, its header promises {promised:.2f} s")
+        text = f"the video ends at {end:.2f} s, its header promises {promised:.2f} s"
+        errors.stop(text, lost=True)
 
 
 def promised_end(container: InputContainer, stream: VideoStream) -> float | None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.images import displayed_size, read_rgb
 from rvos_deploy.video.frames import Frame, VideoInfo
-from rvos_deploy.video.sources.address import is_kind
-from rvos_deploy.video.sources.base import Opened, SourceRequest, SourceType, first_frame
+from rvos_deploy.video.sources.address import is_kind, name_of
+from rvos_deploy.video.sources.base import (
+    OpenedSource,
+    SourceRequest,
+    SourceType,
+    first_frame,
+    joined,
+)
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif")
@@ -59,47 +66,73 @@ def check_sizes(files: Sequence[Path]) -> None:
             )
 
 
-def decode_images(
-    files: Sequence[Path], fps: Fraction, errors: DecodeErrors, *, skip: bool
-) -> Iterator[Frame]:
-    """Yield one frame per file, file i at i / ``fps`` seconds; log problems in ``errors``."""
-    index = 0
-    for position, path in enumerate(files):
-        try:
-            image = read_rgb(path)
-        except InputError as error:
-            if index and not skip:
-                errors.stop(f"reading stopped after {index} frames: {error}")
-                return
-            errors.remark(str(error))
-            continue
-        yield Frame(index, float(position / fps), image, float(1 / fps), path.name)
-        index += 1
+@dataclass(frozen=True)
+class _Picture:
+    index: int
+    name: str
+    path: Path
 
 
-def read_images(
-    request: SourceRequest, files: list[Path], errors: DecodeErrors
-) -> Generator[Opened | Frame, None, None]:
-    """Read pictures as the frames of a video, as ``SourceType.read`` requires.
+def open_images(
+    request: SourceRequest, files: Mapping[str, Path], errors: DecodeErrors
+) -> OpenedSource:
+    """Open pictures as the frames of a video: picture i is at i / ``fps`` seconds.
+
+    Args:
+        request: the source.
+        files: the pictures, by the names that their frames keep.
+        errors: log of problems.
 
     Raises:
+        InputError: no picture is selected.
         VideoError: sizes differ, or no picture can be decoded.
     """
     # As a fraction, the float 29.97 has a denominator of 15 digits, which no clock has.
-    path, fps = Path(request.name), request.fps.limit_denominator(1001)
-    files = files[: request.max_frames]
-    check_sizes(files)
-    frames = decode_images(files, fps, errors, skip=request.skip_damage)
-    first = first_frame(frames, errors, str(path))
-    name = path.resolve().name
-    yield Opened(VideoInfo(first.width, first.height, float(fps), len(files), name, 1 / fps))
-    yield first
-    del first  # a frame is large
-    yield from frames
+    shown, fps = request.name, request.fps.limit_denominator(1001)
+    selector = request.selection.selector()
+    selector.zero = 0.0
+    chosen = [
+        _Picture(index, name, path)
+        for index, (name, path) in enumerate(files.items())
+        if selector.choose(index, float(index / fps)) == "take"
+    ]
+    check_sizes([picture.path for picture in chosen])
+    frames = _decoded(chosen, fps, errors, skip=request.skip_damage)
+    first = first_frame(frames, errors, selector, shown)
+    info = VideoInfo(
+        first.width,
+        first.height,
+        request.selection.rate(float(fps)),
+        len(chosen),
+        name_of(request.name),
+        1 / fps,
+        first.pts if request.selection.start else 0.0,
+    )
+    return OpenedSource(info, joined(first, frames))
 
 
-def _read(request: SourceRequest, errors: DecodeErrors) -> Generator[Opened | Frame, None, None]:
-    yield from read_images(request, image_files(Path(request.name)), errors)
+def _decoded(
+    pictures: Sequence[_Picture], fps: Fraction, errors: DecodeErrors, *, skip: bool
+) -> Iterator[Frame]:
+    """Yield one frame per picture; log problems in ``errors``."""
+    count = 0
+    for picture in pictures:
+        try:
+            image = read_rgb(picture.path)
+        except InputError as error:
+            if count and not skip:
+                errors.stop(f"reading stopped after {count} frames: {error}")
+                return
+            errors.remark(str(error))
+            continue
+        pts = float(picture.index / fps)
+        yield Frame(picture.index, pts, image, float(1 / fps), picture.name)
+        count += 1
 
 
-FOLDER = SourceType(is_kind("folder"), _read)
+def _open(request: SourceRequest, errors: DecodeErrors) -> OpenedSource:
+    files = image_files(Path(request.name))
+    return open_images(request, {file.name: file for file in files}, errors)
+
+
+FOLDER = SourceType(is_kind("folder"), _open)

@@ -1,4 +1,4 @@
-"""Convert decoded pictures for display: aspect ratio, colour, transparency, rotation."""
+"""Convert decoded pictures for display: aspect, colour, dynamic range, transparency, rotation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy as np
 from av.sidedata.sidedata import SideData, Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
 
 from rvos_deploy.errors import VideoError
 from rvos_deploy.images import over_white, oversize
 from rvos_deploy.video.ffmpeg import SWSCALE_THREADS
 from rvos_deploy.video.frames import Image
+from rvos_deploy.video.sources.tone_mapping import HDR_TRANSFERS, tone_map
 
 # A larger ratio means a damaged header, and would need gigabytes per frame.
 _LARGEST_ASPECT = 16
@@ -80,11 +82,20 @@ class Display:
     does) is scaled to the first size, in the swscale call that converts colours.
     """
 
-    def __init__(self, sample_aspect_ratio: Fraction | None) -> None:
+    def __init__(
+        self, sample_aspect_ratio: Fraction | None, size: tuple[int, int] | None = None
+    ) -> None:
+        """Start with the stream's pixel aspect.
+
+        Args:
+            sample_aspect_ratio: of the stream.
+            size: displayed (width, height), if an earlier connection has set it.
+        """
         aspect = Fraction(sample_aspect_ratio or 1)
         believable = Fraction(1, _LARGEST_ASPECT) <= aspect <= _LARGEST_ASPECT
         self._aspect = aspect if believable else Fraction(1)
-        self._size: tuple[int, int] | None = None  # (width, height), displayed
+        self.size = size
+        """Displayed (width, height) of all frames; None before the first one."""
         # All frames share one reformatter, because each new one sets swscale up again.
         self._reformatter = VideoReformatter()
 
@@ -99,19 +110,27 @@ class Display:
         width, height = self._unturned_size(frame, orientation)
         if problem := oversize(width, height) or oversize(frame.width, frame.height):
             raise VideoError(problem)
+        transfer = HDR_TRANSFERS.get(int(frame.color_trc))
+        if transfer is not None:  # no format has both transparency and high dynamic range
+            signal = self._reformatter.reformat(
+                frame, width=width, height=height, format="rgb48le", threads=SWSCALE_THREADS
+            )
+            return orientation.apply(
+                tone_map(cast("NDArray[np.uint16]", signal.to_ndarray()), transfer)
+            )
         transparent = frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
-        pixels = self._reformatter.reformat(
+        converted = self._reformatter.reformat(
             frame,
             width=width,
             height=height,
             format="rgba" if transparent else "rgb24",
             threads=SWSCALE_THREADS,
         )
-        image = cast(Image, pixels.to_ndarray())
+        image = cast(Image, converted.to_ndarray())
         return orientation.apply(over_white(image) if transparent else image)
 
     def _unturned_size(self, frame: VideoFrame, orientation: Orientation) -> tuple[int, int]:
-        if self._size is None:
+        if self.size is None:
             size = max(1, round(frame.width * self._aspect)), frame.height
-            self._size = size[::-1] if orientation.transpose else size
-        return self._size[::-1] if orientation.transpose else self._size
+            self.size = size[::-1] if orientation.transpose else size
+        return self.size[::-1] if orientation.transpose else self.size

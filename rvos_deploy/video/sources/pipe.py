@@ -10,7 +10,7 @@ from typing import cast
 from rvos_deploy.errors import VideoError
 from rvos_deploy.video.sources.address import STANDARD_INPUT, ffmpeg_path, is_kind
 from rvos_deploy.video.sources.base import SourceRequest, SourceType
-from rvos_deploy.video.sources.container import FFmpegInput, read_container
+from rvos_deploy.video.sources.container import FFmpegInput, open_container
 
 
 class _StandardInput:
@@ -27,14 +27,17 @@ class _StandardInput:
         return self._read(size) or b""
 
 
+def standard_input() -> _StandardInput:
+    """Return standard input as a readable object. Raises VideoError: nothing is piped into it."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise VideoError("nothing is piped into standard input; use `... < VIDEO`, or a file name")
+    return _StandardInput(cast(BufferedReader, sys.stdin.buffer))
+
+
 def _input(request: SourceRequest) -> FFmpegInput:
     if request.name != STANDARD_INPUT:
         return FFmpegInput(ffmpeg_path(request.name), "local", request.format)
-    if sys.stdin is None or sys.stdin.isatty():
-        raise VideoError("nothing is piped into standard input; use `... < VIDEO`, or a file name")
-    return FFmpegInput(
-        _StandardInput(cast(BufferedReader, sys.stdin.buffer)), "pipe", request.format
-    )
+    return FFmpegInput(standard_input(), "pipe", request.format)
 
 
-PIPE = SourceType(is_kind("pipe"), partial(read_container, _input), live=True)
+PIPE = SourceType(is_kind("pipe"), partial(open_container, _input), live=True)

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import os
 
-from rvos_deploy.errors import VideoError
-from rvos_deploy.video.sources.address import name_of
+from rvos_deploy.errors import InputError, VideoError
+from rvos_deploy.video.sources.address import kind_of, name_of
 from rvos_deploy.video.sources.base import SourceType
 from rvos_deploy.video.sources.device import DEVICE
 from rvos_deploy.video.sources.file import FILE
 from rvos_deploy.video.sources.folder import FOLDER
+from rvos_deploy.video.sources.glob import GLOB
+from rvos_deploy.video.sources.options import SourceOptions
 from rvos_deploy.video.sources.pipe import PIPE
+from rvos_deploy.video.sources.raw import RAW, RAW_FORMAT
 from rvos_deploy.video.sources.url import URL
 
 SOURCES: dict[str, SourceType] = {
     "file": FILE,
     "folder": FOLDER,
+    "glob": GLOB,
     "pipe": PIPE,
     "url": URL,
     "device": DEVICE,
+    "raw": RAW,
 }
-"""Source types by name, asked from last to first. The five above match every name exactly once."""
+"""Source types by name, asked from last to first. The first six match every name exactly once;
+"raw" matches where the user gives the format of raw frames."""
 
 
 def source_type(name: str, format: str | None = None) -> SourceType:
@@ -39,6 +45,23 @@ def source_type(name: str, format: str | None = None) -> SourceType:
     raise VideoError(
         f"{name_of(name)} is not a known kind of source; give one of these: {', '.join(SOURCES)}"
     )
+
+
+def kind_for(source: str | os.PathLike[str], options: SourceOptions) -> SourceType:
+    """Return the kind of a source that is read with these options.
+
+    Raises:
+        InputError: the options do not fit the source.
+        VideoError: no kind matches.
+    """
+    name = os.fspath(source)
+    kind = source_type(name, RAW_FORMAT if options.raw else options.format)
+    if options.policy == "latest" and (not kind.live or kind_of(name) == "file"):
+        raise InputError(
+            f"--policy latest drops frames of live sources, and {name_of(name)} is none; leave it "
+            "out, or read fewer frames by --stride"
+        )
+    return kind
 
 
 def has_end(source: str | os.PathLike[str]) -> bool:
