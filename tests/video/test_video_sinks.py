@@ -382,7 +382,14 @@ def test_a_first_frame_that_fails_leaves_an_earlier_run(tmp_path: Path) -> None:
 def test_a_run_replaces_an_earlier_one_whatever_it_saved(tmp_path: Path) -> None:
     everything = list(SINKS.keys() - {"mpegts"})
     save(tmp_path, everything, results(["a.jpg", "b.jpg", "c.jpg", None]))
-    mine = ["masks/0/notes.png", "palette/photo.png", "alpha/mine.mov", "masks/x/1.png", "a.ndjson"]
+    mine = [
+        "masks/0/notes.png",
+        "palette/00017.png",
+        "cutouts/1/7.png",
+        "alpha/mine.mov",
+        "masks/x/1.png",
+        "a.ndjson",
+    ]
     for name in mine:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"mine")

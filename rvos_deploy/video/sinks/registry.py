@@ -60,7 +60,9 @@ def _json_file(name: str, schema: str) -> FileOutput:
 
 
 SINKS: dict[str, SinkType] = {
-    "masks": SinkType(_made_by("masks"), "PNGs, 0 and 255", (FolderOutput("masks"),)),
+    "masks": SinkType(
+        _made_by("masks"), "PNGs, 0 and 255", (FolderOutput("masks", numbered=True),)
+    ),
     "palette": SinkType(
         _made_by("palette"),
         "one PNG a frame",
@@ -95,7 +97,7 @@ SINKS: dict[str, SinkType] = {
     "alpha": SinkType(
         _made_by("alpha"),
         "transparent videos",
-        (FolderOutput("alpha", (".mov", ".webm")),),
+        (FolderOutput("alpha", (".mov", ".webm"), numbered=True),),
         target="prores|vp9",
     ),
     "cutouts": SinkType(
