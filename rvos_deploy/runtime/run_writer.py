@@ -121,9 +121,14 @@ class RunWriter:
 
     def _report(self, error: RvosError) -> None:
         """Complete the outputs for the frames so far, and say so in the error."""
-        complete = f"the masks of {self.frames} frames"
         self.stopped = f"error: {redact_text(str(error))}"
+        complete = (
+            f"the masks of {self.frames} frames" if "masks" in self.describe_outputs() else ""
+        )
         with suppress(RvosError):
             self._finish_sinks()
             complete = f"{self.frames} frames"
-        error.args = (f"{error}; {complete} are complete{self.place}",)
+        if self._out is None:
+            error.args = (f"{error}; {self.frames} frames were sent",)
+        elif complete:
+            error.args = (f"{error}; {complete} are complete{self.place}",)
