@@ -21,10 +21,7 @@ SaveOption = Annotated[
         "--save",
         metavar="NAME[=TARGET],...",
         help=f"What to write; may be repeated. Default: {','.join(DEFAULT_SINKS)}. "
-        + " ".join(
-            f"{name}: {kind.summary}" + (f" (={kind.target})." if kind.target else ".")
-            for name, kind in SINKS.items()
-        )
+        + " ".join(f"{kind.usage(name)}: {kind.summary}." for name, kind in SINKS.items())
         + " docs/running.md describes them.",
     ),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -86,8 +86,10 @@ class RunWriter:
             for sink in self._sinks:
                 written.append(sink)
                 sink.write(result)
-        first = self._out is not None and not self.frames
-        earlier = replacing_earlier_files(self._out) if first else nullcontext()
+        if self._out is None or self.frames:
+            earlier: AbstractContextManager[None] = nullcontext()
+        else:
+            earlier = replacing_earlier_files(self._out)
         # The inner block removes this frame's files before the outer block restores earlier files.
         with earlier, self._all_or_rolled_back(self._sinks):
             for sink in self._sinks:
@@ -121,9 +123,14 @@ class RunWriter:
 
     def _report(self, error: RvosError) -> None:
         """Complete the outputs for the frames so far, and say so in the error."""
-        complete = f"the masks of {self.frames} frames"
         self.stopped = f"error: {redact_text(str(error))}"
+        complete = (
+            f"the masks of {self.frames} frames" if "masks" in self.describe_outputs() else ""
+        )
         with suppress(RvosError):
             self._finish_sinks()
             complete = f"{self.frames} frames"
-        error.args = (f"{error}; {complete} are complete{self.place}",)
+        if self._out is None:
+            error.args = (f"{error}; {self.frames} frames were sent",)
+        elif complete:
+            error.args = (f"{error}; {complete} are complete{self.place}",)

@@ -144,6 +144,26 @@ def test_a_live_stream_in_a_pipe(start_piped: Callable, video: Path, tmp_path: P
     assert names(tmp_path / "out") == {"result.json"}
 
 
+@pytest.mark.parametrize("saved", ["mpegts=-", "mpegts=-,masks,json"])
+def test_a_viewer_that_leaves_ends_the_run(
+    start_piped: Callable, make_video: Callable, tmp_path: Path, saved: str
+) -> None:
+    source, out = make_video(tmp_path / "long.mp4", frames=40, size=(240, 400)), tmp_path / "out"
+    with start_piped(source, saved, out) as run:
+        run.stdout.read(188)
+        run.stdout.close()
+        (line,) = run.stderr.read().decode().splitlines()
+        assert run.wait(60) == 2
+    assert "Broken pipe; the program that reads it has ended; " in line
+    if "json" not in saved:
+        assert line.endswith(" frames were sent")
+        assert not out.exists()
+        return
+    frames = json.loads((out / "result.json").read_text())["frames"]
+    assert line.endswith(f" {len(frames)} frames are complete in {out}")
+    assert len(names(out / "masks" / "0")) == len(frames)
+
+
 def test_a_live_stream_in_a_fifo(save: Callable, video: Path, tmp_path: Path) -> None:
     fifo = tmp_path / "live"
     os.mkfifo(fifo)

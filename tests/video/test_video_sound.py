@@ -157,6 +157,39 @@ def test_damaged_sound_does_not_damage_the_video(tmp_path: Path) -> None:
         assert reader.damage is None
 
 
+def test_streams_that_were_joined(tmp_path: Path) -> None:
+    """Their times go back in the middle, which no container takes."""
+    part = clip(tmp_path / "a.ts", start=10.0).read_bytes()
+    (tmp_path / "joined.ts").write_bytes(part + part)
+    transcode(tmp_path / "joined.ts", tmp_path / "overlay.mp4")
+    with open_video(tmp_path / "overlay.mp4") as reader:
+        assert len(list(reader)) == 40
+    found = heard(tmp_path / "overlay.mp4")
+    assert found is not None
+    assert found.seconds == pytest.approx(4, abs=0.3)
+
+
+def test_a_packet_that_the_container_refuses_ends_the_sound_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: SoundTrack, seconds: float, *, last: bool = False) -> None:
+        output, self._output = self._output, Refuses()  # type: ignore[assignment]
+        mux_until(self, seconds, last=last)
+        self._output = output
+
+    class Refuses:
+        def mux(self, packet: object) -> None:
+            raise av.ArgumentError(22, "Invalid argument")
+
+    mux_until = SoundTrack.mux_until
+    monkeypatch.setattr(SoundTrack, "mux_until", refuse)
+    sound = transcode(clip(tmp_path / "a.mp4"), tmp_path / "overlay.mp4")
+    assert sound is not None
+    assert sound.described == "aac, copied, damaged"
+    with open_video(tmp_path / "overlay.mp4") as reader:
+        assert len(list(reader)) == 20
+
+
 def test_only_a_file_has_its_sound_taken(tmp_path: Path) -> None:
     source = clip(tmp_path / "a.mp4")
     assert sound_of(source) == sound_of(str(source)) == str(source)

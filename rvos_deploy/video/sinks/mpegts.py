@@ -119,9 +119,10 @@ class MpegTsSink(Sink):
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except InputError:
-            raise
-        except (*READ_ERRORS, ValueError) as error:
+        except (VideoError, *READ_ERRORS, ValueError) as error:
+            self.abort()  # nothing more can be sent
+            if isinstance(error, InputError):
+                raise
             raise VideoError(
                 f"{redact(self._target)} takes no more frames: {reason(error)}; check its reader"
             ) from error

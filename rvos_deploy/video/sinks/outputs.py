@@ -66,10 +66,13 @@ class FolderOutput:
     Args:
         name: name of the folder in the run's folder.
         suffixes: suffixes of its files.
+        numbered: whether a file with a number as name is a run's without a mark: videos have none,
+            and version 0.1 marked no mask.
     """
 
     name: str
     suffixes: tuple[str, ...] = (".png",)
+    numbered: bool = False
 
     def check(self, out: Path) -> None:
         """Refuse to write through a symlink. Raises InputError."""
@@ -86,13 +89,13 @@ class FolderOutput:
             )
 
     def earlier(self, out: Path) -> list[Path]:
-        """List the files that a run wrote: those with a number as name, and marked PNGs."""
+        """List the files that a run wrote: marked PNGs, and files with a number as name."""
         return [
             file
             for folder in self.folders(out)
             for suffix in self.suffixes
             for file in folder.glob(f"*{suffix}")
-            if file.stem.isdecimal() or _is_marked(file)
+            if (self.numbered and file.stem.isdecimal()) or _is_marked(file)
         ]
 
     def folders(self, out: Path) -> list[Path]:

@@ -26,7 +26,7 @@ class SinkType:
 
     Args:
         make: makes the sink of a run.
-        summary: what it writes, in two or three words.
+        summary: what it writes, in a few words.
         outputs: what it writes into the run's folder. A run replaces what an earlier run wrote.
         target: what the user may write after ``NAME=``, for people; "": nothing.
         needs_target: whether there must be a target.
@@ -37,6 +37,12 @@ class SinkType:
     outputs: tuple[Output, ...] = ()
     target: str = ""
     needs_target: bool = False
+
+    def usage(self, name: str) -> str:
+        """Return what the user may write for this kind: ``alpha[=prores|vp9]``."""
+        if not self.target:
+            return name
+        return f"{name}={self.target}" if self.needs_target else f"{name}[={self.target}]"
 
 
 def _made_by(module: str) -> Callable[[SinkRequest], Sink]:
@@ -54,7 +60,9 @@ def _json_file(name: str, schema: str) -> FileOutput:
 
 
 SINKS: dict[str, SinkType] = {
-    "masks": SinkType(_made_by("masks"), "PNGs, 0 and 255", (FolderOutput("masks"),)),
+    "masks": SinkType(
+        _made_by("masks"), "PNGs, 0 and 255", (FolderOutput("masks", numbered=True),)
+    ),
     "palette": SinkType(
         _made_by("palette"),
         "one PNG a frame",
@@ -72,9 +80,9 @@ SINKS: dict[str, SinkType] = {
     ),
     "rle": SinkType(
         _made_by("frame_lines"),
-        "frames.ndjson",
+        "frames.ndjson, or lines on standard output",
         (_json_file("frames.ndjson", "frame"),),
-        target="- (standard output)",
+        target="-",
     ),
     "coco": SinkType(
         _made_by("coco"),
@@ -89,8 +97,8 @@ SINKS: dict[str, SinkType] = {
     "alpha": SinkType(
         _made_by("alpha"),
         "transparent videos",
-        (FolderOutput("alpha", (".mov", ".webm")),),
-        target="prores or vp9",
+        (FolderOutput("alpha", (".mov", ".webm"), numbered=True),),
+        target="prores|vp9",
     ),
     "cutouts": SinkType(
         _made_by("cutouts"),
@@ -100,7 +108,7 @@ SINKS: dict[str, SinkType] = {
     "mpegts": SinkType(
         _made_by("mpegts"),
         "live overlay",
-        target="udp://HOST:PORT, FIFO or -",
+        target="udp://HOST:PORT|FIFO|-",
         needs_target=True,
     ),
 }

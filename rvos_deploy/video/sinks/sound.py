@@ -25,6 +25,8 @@ _BIT_RATE = 128_000
 _AHEAD = 1.0
 
 _DAMAGE = (*READ_ERRORS, ValueError)
+_REFUSED = (av.ArgumentError, av.InvalidDataError)
+"""Errors of a muxer about a packet itself, for example its times."""
 
 
 class SoundTrack:
@@ -34,8 +36,8 @@ class SoundTrack:
     last frame, is left out.
 
     Attributes:
-        described: ``aac, copied``, or ``pcm_s16le, encoded as aac``; with the reason if the sound
-            ended early.
+        described: ``aac, copied``, or ``pcm_s16le, encoded as aac``; with ``, damaged`` if the
+            sound ended early.
     """
 
     def __init__(self, container: InputContainer, stream: AudioStream) -> None:
@@ -81,7 +83,10 @@ class SoundTrack:
             self._packets = self._encoded(added, AudioResampler("fltp", layout, rate), origin)
 
     def mux_until(self, seconds: float, *, last: bool = False) -> None:
-        """Write the sound that begins before a time in the file. ``last``: nothing follows."""
+        """Write the sound that begins before a time in the file. ``last``: nothing follows.
+
+        Raises FFmpegError, OSError: the file cannot be written.
+        """
         while self._packets is not None:
             packet = self._waiting or next(self._packets, None)
             self._waiting = None
@@ -92,7 +97,10 @@ class SoundTrack:
                 self._waiting = packet
                 break
             assert self._output is not None
-            self._output.mux(packet)
+            try:
+                self._output.mux(packet)
+            except _REFUSED:
+                self._end_early()
         if last:
             self._packets = None
 
@@ -100,6 +108,10 @@ class SoundTrack:
         """Close the input. Safe to call twice."""
         self._packets = self._waiting = None
         self._input.close()
+
+    def _end_early(self) -> None:
+        self._packets = None
+        self.described += ", damaged"
 
     def _demuxed(self, origin: float) -> Generator[Packet[AudioStream], None, None]:
         """Yield the packets that end at ``origin`` or later; note damage."""
@@ -113,39 +125,44 @@ class SoundTrack:
                 if float((packet.pts + (packet.duration or 0)) * packet.time_base) >= origin:
                     yield packet
         except _DAMAGE:
-            self.described += ", damaged"
+            self._end_early()
 
     def _copied(
         self, added: AudioStream, origin: float
     ) -> Generator[Packet[AudioStream], None, None]:
+        last: int | None = None
         for packet in self._demuxed(origin):
             assert packet.pts is not None
             shift = round(Fraction(origin) / packet.time_base)
             packet.pts -= shift
             packet.dts = packet.pts if packet.dts is None else packet.dts - shift
+            if last is not None and packet.dts <= last:
+                continue  # no container takes times that go back
+            last = packet.dts
             packet.stream = added
             yield packet
 
     def _encoded(
         self, added: AudioStream, resampler: AudioResampler, origin: float
     ) -> Generator[Packet[AudioStream], None, None]:
-        base = Fraction(1, added.codec_context.sample_rate)
-        for frame in self._decoded(origin):
-            for piece in resampler.resample(frame):
-                piece.pts = self._shifted(piece, origin, base)
-                piece.time_base = base
-                yield from added.encode(piece)
-        yield from added.encode(None)
+        base, end = Fraction(1, added.codec_context.sample_rate), 0
+        try:
+            for frame in self._decoded(origin):
+                for piece in resampler.resample(frame):
+                    at = Fraction(piece.pts or 0) * Fraction(piece.time_base or base)
+                    # Where streams were joined, times go back; the sound goes on.
+                    piece.pts = max(end, round((at - Fraction(origin)) / base))
+                    piece.time_base = base
+                    end = piece.pts + piece.samples
+                    yield from added.encode(piece)
+            yield from added.encode(None)
+        except _DAMAGE:
+            self._end_early()
 
     def _decoded(self, origin: float) -> Generator[AudioFrame | None, None, None]:
-        try:
-            for packet in self._demuxed(origin):
+        for packet in self._demuxed(origin):
+            try:
                 yield from packet.decode()
-        except _DAMAGE:
-            self.described += ", damaged"
+            except _DAMAGE:
+                continue  # a packet that cannot be decoded is silent
         yield None  # the resampler holds samples
-
-    @staticmethod
-    def _shifted(piece: AudioFrame, origin: float, base: Fraction) -> int:
-        at = Fraction(piece.pts or 0) * Fraction(piece.time_base or base)
-        return round((at - Fraction(origin)) / base)
