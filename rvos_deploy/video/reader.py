@@ -24,6 +24,8 @@ from rvos_deploy.video.sources.registry import kind_for
 from rvos_deploy.video.sources.selection import Selection, Selector
 
 DEFAULT_OPTIONS = SourceOptions()
+LATE = 5.0
+"""Seconds behind a live source from which on the reader warns."""
 
 
 class VideoReader(Closeable):
@@ -51,12 +53,14 @@ class VideoReader(Closeable):
         self._policy = options.policy
         self._live = live or options.policy == "latest"
         self._lag = Lag()
+        self._warned = False
         self._left = most
         self._latest: LatestFrames | None = None
         weakref.finalize(self, thread.closing.set)
         if options.policy == "latest":
             self._latest = LatestFrames(thread.next_frame, options.max_latency or 0.0)
             weakref.finalize(self, self._latest.close)
+            weakref.finalize(self, thread.close, 0.0)  # wakes the thread of the frames
 
     @property
     def damage(self) -> str | None:
@@ -99,8 +103,22 @@ class VideoReader(Closeable):
             raise StopIteration
         frame = self._thread.next_frame() if self._latest is None else self._latest.next()
         self._lag.note(frame.pts)
+        self._warn_if_late()
         self._left = None if self._left is None else self._left - 1
         return frame
+
+    def _warn_if_late(self) -> None:
+        """Warn once when a live source is read too slowly, long before its end."""
+        if self._warned or self._lag.behind < LATE or self._latest is not None or not self._live:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{self.info.name} is read {self._lag.behind:.0f} s behind its clock, and every frame "
+            "waits longer; if it is live, --policy latest (SourceOptions(policy='latest')) drops "
+            "frames to keep up",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def __repr__(self) -> str:
         return f"VideoReader({self.info!r}, damage={self.damage!r})"
@@ -150,10 +168,13 @@ class _SourceThread:
         self._frames += 1
         return frame
 
-    def close(self) -> None:
-        """End the source; safe to call twice, and from any thread."""
+    def close(self, patience: float = 0.3) -> None:
+        """End the source; safe to call twice, and from any thread.
+
+        Wait for a frame in progress, but at most ``patience`` seconds.
+        """
         self.closing.set()
-        self._thread.close()
+        self._thread.close(patience)
 
 
 def _items(open_source: Callable[[], Source]) -> Generator[Source | Frame, None, None]:
@@ -211,10 +232,11 @@ def open_video(
     """
     _check_arguments(on_damage, timeout)
     selection = options.selection(max_frames)
+    most = None
     if options.policy == "latest":  # frames count when they are handed out
-        selection = replace(selection, max_frames=None)
+        selection, most = replace(selection, max_frames=None), max_frames
     if not isinstance(source, (str, os.PathLike)):
-        return _open_object(source, selection, timeout, options, max_frames)
+        return _open_object(source, selection, timeout, options, most)
     name, kind = os.fspath(source), kind_for(source, options)
     network_timeout, limit = kind.timeouts(timeout)
     request = SourceRequest(
@@ -239,7 +261,7 @@ def open_video(
     except NoItemError:
         raise VideoError(_why_silent(name, limit, network=kind.network)) from None
     live = kind.live and getattr(opened, "end", "unknown") != "known"
-    return _reader(opened, thread, options, live=live, most=max_frames)
+    return _reader(opened, thread, options, live=live, most=most)
 
 
 def _open_object(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from queue import Queue
@@ -198,9 +199,9 @@ def test_a_reader_that_is_dropped_leaves_no_thread() -> None:
     thread = reader._latest._thread
     del reader
     gc.collect()
-    camera._queue.put(frame_at(0))
-    thread.join(20)
+    thread.join(20)  # although the camera is silent
     assert not thread.is_alive()
+    camera.end()
 
 
 def test_selection_comes_before_the_policy() -> None:
@@ -238,6 +239,33 @@ def test_lag_is_measured_on_the_clock_of_the_source(monkeypatch: pytest.MonkeyPa
         now[0] = 50 + index / 10
         lag.note(1000 + index / 25)
     assert lag.behind == pytest.approx(99 / 10 - 99 / 25)
+
+
+def slow_reading(
+    monkeypatch: pytest.MonkeyPatch, camera: Camera, options: SourceOptions
+) -> list[str]:
+    """Read 100 frames of 25 a second, ten a second; return the warnings."""
+    now = [50.0]
+    monkeypatch.setattr(live_module.time, "monotonic", lambda: now[0])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with open_video(camera, options=options) as reader:
+            for index in range(100):
+                now[0] = 50 + index / 10
+                camera._queue.put(frame_at(index))
+                next(reader)
+            camera.end()
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_reader_that_falls_behind_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = slow_reading(monkeypatch, Camera(), SourceOptions())
+    assert line.startswith("camera is read 5 s behind its clock, and every frame waits longer; ")
+    assert "--policy latest" in line
+
+
+def test_a_reader_that_drops_frames_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert slow_reading(monkeypatch, Camera(), LATEST) == []
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -15,8 +15,8 @@ from video_clips import encode, moving_images
 
 from rvos_deploy.errors import VideoError
 from rvos_deploy.video import open_video
-from rvos_deploy.video.sources.base import SourceOptions
 from rvos_deploy.video.sources.demuxers import input_options
+from rvos_deploy.video.sources.options import SourceOptions
 
 FRAMES = 6
 SDP = (

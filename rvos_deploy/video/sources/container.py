@@ -83,21 +83,8 @@ def open_container(
     name, selection = name_of(request.name), request.selection
     timeline = timeline or Timeline(selection.selector())
     with ExitStack() as undo:
-        source = describe(request)
-        point = _seek_point(request, source)
-        container, stream = _open_container(request, source)
-        if point is not None and not seek(container, stream, point):
-            container.close()
-            container, stream = _open_container(request, source)
-            point = None
+        container, stream, begin = _open_near_start(request, describe(request), timeline)
         undo.callback(container.close)
-        if not _has_foreign_clock(container):
-            timeline.selector.zero = 0.0
-        elif point is not None and stream.time_base is not None:
-            timeline.selector.zero = float(point.first_ticks * stream.time_base)
-        if point is not None:
-            timeline.begin_at(point.index)
-        begin = None if point is None else point.ticks
         skip = request.skip_damage
         frames = decode(container, stream, errors, timeline, skip=skip, begin=begin)
         undo.callback(frames.close)
@@ -110,6 +97,31 @@ def open_container(
             undo.pop_all().close,
             _end_of(container),
         )
+
+
+def _open_near_start(
+    request: SourceRequest, source: FFmpegInput, timeline: Timeline
+) -> tuple[InputContainer, VideoStream, int | None]:
+    """Open a source, and position a file near the first frame that is wanted.
+
+    Returns:
+        The container, its video stream, and the time in ticks of the key frame where the container
+        is positioned; None: at its start.
+    """
+    point = _seek_point(request, source)
+    container, stream = _open_container(request, source)
+    if point is not None and not seek(container, stream, point):
+        container.close()
+        container, stream = _open_container(request, source)
+        point = None
+    if not _has_foreign_clock(container):
+        timeline.selector.zero = 0.0
+    if point is None:
+        return container, stream, None
+    if _has_foreign_clock(container) and stream.time_base is not None:
+        timeline.selector.zero = float(point.first_ticks * stream.time_base)
+    timeline.begin_at(point.index)
+    return container, stream, point.ticks
 
 
 def _seek_point(request: SourceRequest, source: FFmpegInput) -> SeekPoint | None:

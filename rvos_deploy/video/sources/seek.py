@@ -80,7 +80,7 @@ def find_seek_point(
     return _chosen(np.array(times, np.int64), keys, is_wanted)
 
 
-def _is_plain(packet: Packet) -> bool:
+def _is_plain(packet: Packet[VideoStream]) -> bool:
     return packet.pts is not None and not (packet.is_corrupt or packet.is_discard)
 
 

@@ -152,6 +152,7 @@ pieces = st.sampled_from([*SPECIAL, "the dog", " ", "'s", "</", "<", ">", "12", 
 sentences = st.lists(pieces | st.text(ASSIGNED, max_size=5), max_size=8).map("".join)
 
 
+@pytest.mark.filterwarnings("ignore:the network's vocabulary has no words:UserWarning")
 @settings(max_examples=300, deadline=None, database=None)
 @given(text=sentences.filter(str.strip))
 def test_generated_text_is_encoded_plainly(
