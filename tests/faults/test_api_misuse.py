@@ -274,7 +274,7 @@ def test_numbers_of_expressions(attempt: Attempt, segmenter: rvos.Segmenter, num
     ("image", "message"),
     [
         (None, r"NumPy array, uint8 \[H, W, 3\] \(RGB\), found NoneType"),
-        ("frame.png", r"NumPy array, uint8 .* found str; pass np\.asarray"),
+        ("frame.png", r"NumPy array, uint8 .* found str; read files with rvos_deploy\.read_video"),
         (IMAGE.astype(np.float32), r"found float32 \[32, 32, 3\]; pass \(image \* 255\)"),
         (IMAGE[..., 0], r"uint8 \[H, W, 3\] \(RGB\), found uint8 \[32, 32\]; pass np\.repeat"),
         (np.zeros((32, 32, 4), np.uint8), r"found uint8 \[32, 32, 4\]; pass image\[\.\.\., :3\]"),
