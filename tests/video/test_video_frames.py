@@ -138,9 +138,7 @@ def test_what_no_conversion_makes_an_image(shape: tuple[int, ...]) -> None:
 
 def test_an_image_of_pillow_is_told_its_conversion() -> None:
     image = Image.fromarray(np.full((4, 6), 9, np.uint8))
-    with pytest.raises(
-        InputError, match=r"found Image; pass np\.asarray\(image\.convert\('RGB'\)\)"
-    ):
+    with pytest.raises(InputError, match=r"found Image; pass .*image\.convert\('RGB'\)"):
         Frame(0, 0.0, image)  # type: ignore[arg-type]
     assert Frame(0, 0.0, np.asarray(image.convert("RGB"))).width == 6
 
