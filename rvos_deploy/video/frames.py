@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from os import PathLike
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
@@ -216,7 +217,7 @@ def check_image(image: object, size: tuple[int, int] | None = None) -> Image:
     if not isinstance(image, np.ndarray):
         raise InputError(
             f"an image must be a NumPy array, uint8 [H, W, 3] (RGB), found {type(image).__name__}; "
-            "pass np.asarray(image)"
+            f"{_to_array(image)}"
         )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(_refusal("an image", str(image.dtype), image.shape))
@@ -226,6 +227,15 @@ def check_image(image: object, size: tuple[int, int] | None = None) -> Image:
             f"{size[1]}x{size[0]}; resize it first"
         )
     return image
+
+
+def _to_array(image: object) -> str:
+    """Return how an object becomes an array."""
+    if isinstance(image, (str, bytes, PathLike)):
+        return "read files with rvos_deploy.read_video(file)"
+    if hasattr(image, "convert"):  # Pillow
+        return "pass np.asarray(image.convert('RGB'))"
+    return "pass np.asarray(image)" if hasattr(image, "__len__") else "pass an array"
 
 
 def _refusal(what: str, dtype: str, shape: Sequence[int] | None) -> str:

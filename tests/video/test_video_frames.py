@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.video import Frame
@@ -133,6 +134,13 @@ def test_the_line_about_another_form_holds_the_conversion(image: Any, conversion
 def test_what_no_conversion_makes_an_image(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"(push one image at a time|it has no pixels)$"):
         Frame(0, 0.0, np.zeros(shape, np.uint8))
+
+
+def test_an_image_of_pillow_is_told_its_conversion() -> None:
+    image = Image.fromarray(np.full((4, 6), 9, np.uint8))
+    with pytest.raises(InputError, match=r"found Image; pass .*image\.convert\('RGB'\)"):
+        Frame(0, 0.0, image)  # type: ignore[arg-type]
+    assert Frame(0, 0.0, np.asarray(image.convert("RGB"))).width == 6
 
 
 def test_images_of_opencv() -> None:
