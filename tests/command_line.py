@@ -227,9 +227,10 @@ class Output:
     def result(self) -> dict[str, Any]:
         return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
 
-    def mask(self, expression: int, frame: int) -> NDArray[np.uint8]:
-        """One PNG, which must be 8-bit grey, 0 and 255."""
-        with Image.open(self.folder / "masks" / str(expression) / f"{frame:05d}.png") as image:
+    def mask(self, expression: int, frame: int | str) -> NDArray[np.uint8]:
+        """One PNG, which must be 8-bit grey, 0 and 255; ``frame`` is its number, or its name."""
+        name = frame if isinstance(frame, str) else f"{frame:05d}"
+        with Image.open(self.folder / "masks" / str(expression) / f"{name}.png") as image:
             assert image.mode == "L"
             pixels = np.asarray(image)
         assert set(np.unique(pixels)) <= {0, 255}
@@ -255,15 +256,22 @@ class Output:
             if not path.is_dir()
         }
 
-    def check(self, frames: int, expressions: int, size: tuple[int, int]) -> None:
-        """Exactly the files of so many frames, each whole, and all telling the same."""
-        masks = {f"masks/{e}/{t:05d}.png" for e in range(expressions) for t in range(frames)}
+    def check(
+        self, frames: int, expressions: int, size: tuple[int, int], names: list[str] | None = None
+    ) -> None:
+        """Exactly the files of so many frames, each whole, and all telling the same.
+
+        ``names``: names of the frames' files; None: their numbers.
+        """
+        names = names or [f"{t:05d}" for t in range(frames)]
+        masks = {f"masks/{e}/{name}.png" for e in range(expressions) for name in names}
         assert self.files() == masks | {"overlay.mp4", "result.json"}
         assert [frame["index"] for frame in self.result["frames"]] == list(range(frames))
+        assert [frame["file"] for frame in self.result["frames"]] == names
         for frame in self.result["frames"]:
             assert len(frame["expressions"]) == expressions
             for number, entry in enumerate(frame["expressions"]):
-                mask = self.mask(number, frame["index"])
+                mask = self.mask(number, frame["file"])
                 assert mask.shape == size
                 _check_entry(entry, mask > 0)
         overlay = self.overlay

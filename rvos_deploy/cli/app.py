@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO
 
 from rvos_deploy import stopping
 
@@ -21,7 +22,7 @@ def main() -> None:
         # A thread that hangs in C (FFmpeg waits for a source) may return during the interpreter's
         # shutdown and crash it; another one (a graph is opened) would delay a stop. All files are
         # closed by now.
-        for stream in (sys.stdout, sys.stderr):
+        for stream in _streams():
             stream.flush()
         os._exit(code)
     sys.exit(code)
@@ -32,13 +33,18 @@ def _drop_unwritable_output() -> None:
 
     Otherwise the interpreter's last flush fails, and replaces the command's exit code by 120.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for stream in _streams():
         try:
             stream.flush()
         except (OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
+
+
+def _streams() -> list[TextIO]:
+    """Return standard output and error, but none that the caller has closed."""
+    return [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
 
 
 def run_command_line() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from rvos_deploy.console.options import (
     ThreadsOption,
     ThresholdOption,
 )
+from rvos_deploy.console.save_option import SaveOption, parse_save
 from rvos_deploy.console.source_options import (
     AllowPlaylistsOption,
     EndOption,
@@ -60,10 +62,9 @@ def run(
     bundle: BundleOption = PACKAGED,
     out: Annotated[
         Path,
-        typer.Option(
-            "--out", "-o", metavar="DIR", help="Folder for masks/, overlay.mp4 and result.json."
-        ),
+        typer.Option("--out", "-o", metavar="DIR", help="Folder for what --save names."),
     ] = Path("out"),
+    save: SaveOption = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -118,6 +119,7 @@ def run(
     from rvos_deploy.video.sources.registry import has_end, kind_for
 
     check_expressions(expressions)
+    saved = parse_save(save)
     if find_bundle(bundle) != bundle:
         typer.echo(
             "note: the packaged bundle knows only the world of Moving Sprites; for other videos, "
@@ -163,23 +165,25 @@ def run(
             command=redact_command(),
             progress=progress,
         )
-        report = run_video(segmenter, video, expressions, out, options=options)
-    typer.echo(
+        report = run_video(segmenter, video, expressions, out, sinks=saved.sinks, options=options)
+    echo = partial(typer.echo, err=saved.on_standard_output)
+    echo(
         f"{counted(report.frames, 'frame')}, {counted(len(expressions), 'expression')}, "
         f"{settings.mode}: "
-        f"{report.seconds:.1f} s, {report.frames_per_second:.1f} fps -> {out}"
+        f"{report.seconds:.1f} s, {report.frames_per_second:.1f} fps"
+        + (f" -> {out}" if report.place else "")
     )
     for line in (*live_lines(report.live), *choice_lines(segmenter.describe_backend())):
-        typer.echo(line)
+        echo(line)
     if report.stopped:
         stopping.print_last_line(
-            f"warning: {report.stopped}; {report.frames} frames are complete in {out}"
+            f"warning: {report.stopped}; {report.frames} frames are complete{report.place}"
         )
         raise typer.Exit(stopping.exit_code_of(report.stopped))
     if report.damage:
         typer.echo(
             f"warning: {redact(video)} is damaged ({report.damage}); the {report.frames} frames "
-            f"before the damage are complete in {out}",
+            f"before the damage are complete{report.place}",
             err=True,
         )
         raise typer.Exit(1)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.datasets.rle import decode, mask_size
 from rvos_deploy.errors import InputError
 from rvos_deploy.images import read_image
+from rvos_deploy.rle import decode, mask_size
 
 VOID = 255
 """Palette index of void pixels. They count as background, as in the code of DAVIS."""

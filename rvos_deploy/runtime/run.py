@@ -25,10 +25,15 @@ from rvos_deploy.video import VideoReader, open_video
 from rvos_deploy.video.live import LiveReport
 from rvos_deploy.video.pipeline import prefetch
 from rvos_deploy.video.sinks.base import Sink, SinkRequest
-from rvos_deploy.video.sinks.registry import DEFAULT_SINKS, make_sinks
+from rvos_deploy.video.sinks.registry import (
+    DEFAULT_SINKS,
+    chosen_outputs,
+    make_sinks,
+    writes_into_folder,
+)
 from rvos_deploy.video.sources.base import Source
 from rvos_deploy.video.sources.options import SourceOptions
-from rvos_deploy.video.sources.registry import has_end
+from rvos_deploy.video.sources.registry import has_end, sound_of
 
 FRAMES_AHEAD = 4
 """Number of frames that are decoded ahead of inference. It bounds the memory."""
@@ -65,6 +70,7 @@ class RunReport:
         seconds: from the first decoded frame to the last written one.
         damage: errors of the source in one line, or None.
         stopped: why the run ended early, or None.
+        place: `` in FOLDER`` for people; "" if no sink wrote into the folder.
         live: how a live source was read; None: the source has an end.
     """
 
@@ -73,6 +79,7 @@ class RunReport:
     seconds: float
     damage: str | None
     stopped: str | None
+    place: str
     live: LiveReport | None = None
 
     @property
@@ -85,7 +92,7 @@ def run(
     segmenter: Segmenter,
     source: str | os.PathLike[str] | Source | VideoReader,
     expressions: Sequence[str],
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     sinks: Sequence[str | Sink] = DEFAULT_SINKS,
     options: RunOptions | None = None,
@@ -101,27 +108,39 @@ def run(
         segmenter: from ``rvos_deploy.load``.
         source: a source of ``open_video``, or an open reader, which is closed at the end.
         expressions: at least one.
-        out: the output folder, which is locked against other runs.
-        sinks: names from the registry (``video/sinks/registry.py``), and your own sinks.
+        out: the output folder, which is locked against other runs. It is not touched if every sink
+            writes elsewhere (``rle=-``).
+        sinks: ``NAME`` or ``NAME=TARGET`` of the registry (``video/sinks/registry.py``), and your
+            own sinks.
         options: None: the defaults.
 
     Raises:
-        InputError: there is no expression, an empty one, or too many; masks stay on a device; or
-            ``out`` cannot be written, is locked by another run, or holds an input.
+        InputError: there is no expression, an empty one, or too many; masks stay on a device; a
+            sink is unknown or refuses its target; or ``out`` cannot be written, is locked by
+            another run, or holds an input or another program's file.
         VideoError: the source cannot be opened, or no frame can be decoded.
         BackendError: the network failed.
     """
-    options = options or RunOptions()
+    options, out = options or RunOptions(), Path(out)
     _check(expressions, options.settings)
     inputs = bundle_files(segmenter.bundle.path)
     if isinstance(source, (str, os.PathLike)):
         inputs = [*source_files(os.fspath(source)), *inputs]
-    check_run_folder(out, inputs)
+    outputs = chosen_outputs(sinks)
+    folder = out if writes_into_folder(sinks) else None
+    if folder is not None:
+        check_run_folder(folder, inputs, outputs)
     with ExitStack() as stack:
         reader = stack.enter_context(closing(_opened(source, options)))
         video = {"video": _name(source, options), **_reading(options)}
         record = RunRecord(segmenter, reader, expressions, video, options.command)
-        chosen = make_sinks(sinks, SinkRequest(out, record.summary))
+        request = SinkRequest(
+            out,
+            record.summary,
+            sound=sound_of(source),
+            allow_playlists=options.reading.allow_playlists,
+        )
+        chosen = make_sinks(sinks, request)
         stream = stack.enter_context(
             segmenter.stream(
                 expressions,
@@ -133,11 +152,12 @@ def run(
         info, graphs = reader.info, segmenter.bundle.graphs
         check_limits(graphs, stream.settings, len(expressions), info.frame_count)
         segmenter.geometry((info.height, info.width), stream.settings)
-        stack.enter_context(run_folder(out))
-        check_run_folder(out, inputs)  # again, because the lock now keeps others out
+        if folder is not None:
+            stack.enter_context(run_folder(folder))
+            check_run_folder(folder, inputs, outputs)  # again: the lock now keeps others out
         # From here on, a stop waits until the current frame is written and all files are complete.
         stack.enter_context(stopping.deferred())
-        writer = stack.enter_context(RunWriter(out, chosen, reader.info, expressions))
+        writer = stack.enter_context(RunWriter(folder, chosen, reader.info, expressions))
         record.begin(stream, writer)
         try:
             _drive(reader, stream, writer, options.progress)
@@ -145,9 +165,15 @@ def run(
             writer.stopped = stopping.reason_of(stop)
         writer.finish()
         if writer.stopped is None:
-            stopping.set_hint(f"all {writer.frames} frames are complete in {out}")
+            stopping.set_hint(f"all {writer.frames} frames are complete{writer.place}")
         return RunReport(
-            out, writer.frames, record.seconds, reader.damage, writer.stopped, reader.live
+            out,
+            writer.frames,
+            record.seconds,
+            reader.damage,
+            writer.stopped,
+            writer.place,
+            reader.live,
         )
 
 

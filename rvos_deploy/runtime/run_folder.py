@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,38 +16,28 @@ from rvos_deploy.files import (
     remove_empty,
 )
 from rvos_deploy.overlap import refuse_overlap
-from rvos_deploy.video.sinks.masks import MASKS
-from rvos_deploy.video.sinks.overlay import OVERLAY
-from rvos_deploy.video.sinks.result_file import RESULT, is_result_file
+from rvos_deploy.video.sinks.outputs import Output
+from rvos_deploy.video.sinks.registry import all_outputs
 
 _EARLIER = "earlier"
 
 
-def check_run_folder(out: Path, inputs: list[Path]) -> None:
+def check_run_folder(out: Path, inputs: list[Path], outputs: Sequence[Output]) -> None:
     """Refuse a folder whose files a run must not replace; change nothing.
 
     Args:
         out: the folder of the run, which need not exist.
         inputs: files and folders that the run reads.
+        outputs: what the run will write.
 
     Raises:
-        InputError: ``out`` is a file, another program wrote ``result.json``, masks would be written
-            through a symlink, or an input would be replaced.
+        InputError: ``out`` is a file, another program wrote a file of the same name, files would be
+            written through a symlink, or an input would be replaced.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; choose a folder for --out")
-    for folder in (out / MASKS, *_mask_folders(out)):
-        if folder.is_symlink():
-            raise InputError(
-                f"{folder} is a symlink, and masks are not written through one; remove it, or "
-                "choose another --out"
-            )
-    result = out / RESULT
-    if result.is_dir() or (result.is_file() and not is_result_file(result)):
-        raise InputError(
-            f"{result} was not written by a run, so it is not replaced; move it, or choose another "
-            "--out"
-        )
+    for output in outputs:
+        output.check(out)
     refuse_overlap(inputs, earlier_files(out))
 
 
@@ -64,14 +54,8 @@ def run_folder(out: Path) -> Iterator[None]:
 
 
 def earlier_files(out: Path) -> list[Path]:
-    """List the files of an earlier run, and no others."""
-    masks = [
-        file
-        for folder in _mask_folders(out)
-        for file in folder.glob("*.png")
-        if file.stem.isdecimal()
-    ]
-    return masks + [out / name for name in (OVERLAY, RESULT) if (out / name).is_file()]
+    """List the files of an earlier run, whatever it saved, and no others."""
+    return [file for output in all_outputs() for file in output.earlier(out)]
 
 
 @contextmanager
@@ -100,17 +84,12 @@ def replacing_earlier_files(out: Path) -> Iterator[None]:
         yield
         undo.pop_all()
     discard(aside)
-    for folder in _mask_folders(out):
-        remove_empty(folder)
-
-
-def _mask_folders(out: Path) -> list[Path]:
-    """List the folders ``masks/0``, ``masks/1``, and so on."""
-    return [folder for folder in (out / MASKS).glob("*") if folder.name.isdecimal()]
+    for output in all_outputs():
+        for folder in output.folders(out):
+            remove_empty(folder)
 
 
 def _discard_stale(out: Path) -> None:
-    for name in (OVERLAY, RESULT, _EARLIER):
-        discard_stale(out, name)
-    for folder in _mask_folders(out):
-        discard_stale(folder, "*.png")
+    discard_stale(out, _EARLIER)
+    for output in all_outputs():
+        output.discard_stale(out)

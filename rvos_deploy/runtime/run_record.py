@@ -46,6 +46,7 @@ class RunRecord:
         return {
             "expressions": list(self._expressions),
             "settings": {**self._video, **self._settings()},
+            "outputs": self._writer.describe_outputs(),
             "damage": self._reader.damage,
             "notes": list(self._reader.notes),
             "live": None if (live := self._reader.live) is None else asdict(live),

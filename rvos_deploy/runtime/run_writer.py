@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -32,8 +32,9 @@ class RunWriter:
     """
 
     def __init__(
-        self, out: Path, sinks: Sequence[Sink], info: VideoInfo, expressions: Sequence[str]
+        self, out: Path | None, sinks: Sequence[Sink], info: VideoInfo, expressions: Sequence[str]
     ) -> None:
+        """Open the sinks. ``out``: the run's folder; None: no sink writes there."""
         self._out = out
         self._sinks = sinks
         self.frames = 0
@@ -46,6 +47,11 @@ class RunWriter:
             undo.callback(self._background.abort)
             self._cleanup = undo.pop_all()
 
+    @property
+    def place(self) -> str:
+        """Return `` in FOLDER`` for people; "" if no sink writes there."""
+        return "" if self._out is None else f" in {self._out}"
+
     def submit(self, result: FrameMasks) -> None:
         """Queue one frame; wait while the queue is full."""
         self._background.submit(result)
@@ -56,30 +62,46 @@ class RunWriter:
         A run without a frame leaves the files of an earlier run unchanged.
         """
         self._background.close()
-        if self.frames or not earlier_files(self._out):
+        if self.frames or self._out is None or not earlier_files(self._out):
             self._finish_sinks()
 
+    def describe_outputs(self) -> dict[str, object]:
+        """Return what each sink says of its output, by name."""
+        return {name: said for sink in self._sinks for name, said in sink.describe().items()}
+
     def _finish_sinks(self) -> None:
+        """Finish every sink, also behind one that fails. Raises the first error."""
+        failed: RvosError | None = None
         for sink in self._sinks:
-            sink.finish()
+            try:
+                sink.finish()
+            except RvosError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def _write(self, result: FrameMasks) -> None:
-        with self._all_or_rolled_back():
+        written: list[Sink] = []  # a sink that has not begun the frame must not withdraw another
+        with self._all_or_rolled_back(written):
             for sink in self._sinks:
+                written.append(sink)
                 sink.write(result)
-        earlier = nullcontext() if self.frames else replacing_earlier_files(self._out)
+        if self._out is None or self.frames:
+            earlier: AbstractContextManager[None] = nullcontext()
+        else:
+            earlier = replacing_earlier_files(self._out)
         # The inner block removes this frame's files before the outer block restores earlier files.
-        with earlier, self._all_or_rolled_back():
+        with earlier, self._all_or_rolled_back(self._sinks):
             for sink in self._sinks:
                 sink.commit()
         self.frames += 1
 
     @contextmanager
-    def _all_or_rolled_back(self) -> Iterator[None]:
+    def _all_or_rolled_back(self, sinks: Sequence[Sink]) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            for sink in self._sinks:
+            for sink in sinks:
                 sink.rollback()
             raise
 
@@ -101,9 +123,14 @@ class RunWriter:
 
     def _report(self, error: RvosError) -> None:
         """Complete the outputs for the frames so far, and say so in the error."""
-        complete = f"the masks of {self.frames} frames"
         self.stopped = f"error: {redact_text(str(error))}"
+        complete = (
+            f"the masks of {self.frames} frames" if "masks" in self.describe_outputs() else ""
+        )
         with suppress(RvosError):
             self._finish_sinks()
             complete = f"{self.frames} frames"
-        error.args = (f"{error}; {complete} are complete in {self._out}",)
+        if self._out is None:
+            error.args = (f"{error}; {self.frames} frames were sent",)
+        elif complete:
+            error.args = (f"{error}; {complete} are complete{self.place}",)

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from rvos_deploy.video.frames import Frame, VideoInfo
     from rvos_deploy.video.reader import VideoReader, open_video, read_video
     from rvos_deploy.video.sinks.masks import MaskWriter
-    from rvos_deploy.video.sinks.mp4 import Mp4Writer
+    from rvos_deploy.video.sinks.video_file import VideoWriter
     from rvos_deploy.video.sources.base import Source
     from rvos_deploy.video.sources.options import SourceOptions
 
 __all__ = [
     "Frame",
     "MaskWriter",
-    "Mp4Writer",
     "Source",
     "SourceOptions",
     "VideoInfo",
     "VideoReader",
+    "VideoWriter",
     "draw_montage",
     "draw_overlay",
     "open_video",
@@ -40,11 +40,11 @@ __getattr__ = lazy_names(
     {
         "Frame": "rvos_deploy.video.frames",
         "MaskWriter": "rvos_deploy.video.sinks.masks",
-        "Mp4Writer": "rvos_deploy.video.sinks.mp4",
         "Source": "rvos_deploy.video.sources.base",
         "SourceOptions": "rvos_deploy.video.sources.options",
         "VideoInfo": "rvos_deploy.video.frames",
         "VideoReader": "rvos_deploy.video.reader",
+        "VideoWriter": "rvos_deploy.video.sinks.video_file",
         "draw_montage": "rvos_deploy.video.drawing.montage",
         "draw_overlay": "rvos_deploy.video.drawing.overlay",
         "open_video": "rvos_deploy.video.reader",

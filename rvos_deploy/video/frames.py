@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from os import PathLike
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
@@ -113,7 +114,7 @@ class Frame:
 
     def with_image(self, image: AnyImage) -> Frame:
         """Return the frame with other pixels."""
-        return Frame(self.index, self.pts, image, self.duration, self.name, self.dropped)
+        return replace(self, image=image)
 
     def with_dropped(self, dropped: int) -> Frame:
         """Return the frame with another number of dropped frames."""
@@ -151,7 +152,7 @@ class Frame:
     def __repr__(self) -> str:
         return (
             f"Frame(index={self.index}, pts={self.pts:.6g}, image={self._describe_image()}, "
-            f"duration={self.duration})"
+            f"duration={self.duration}" + (f", name={self.name!r})" if self.name else ")")
         )
 
     def _describe_image(self) -> str:
@@ -201,19 +202,80 @@ class VideoInfo:
             raise InputError(f"a time base must be above 0 s, found {self.time_base}")
 
 
+def bgr_to_rgb(image: Image) -> Image:
+    """Return an image of OpenCV, uint8 [H, W, 3] in BGR, as RGB.
+
+    The channels are reversed in a copy. ``image[..., ::-1]`` is the same without a copy.
+
+    Raises InputError: the image has another shape or type.
+    """
+    return np.ascontiguousarray(check_image(image)[..., ::-1])
+
+
 def check_image(image: object, size: tuple[int, int] | None = None) -> Image:
     """Return the image. Raises InputError: it is not uint8 [H, W, 3], or not of ``size`` (H, W)."""
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        found = getattr(image, "dtype", type(image).__name__)
-        raise InputError(f"an image must be a uint8 array, found {found}; convert it first")
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise InputError(f"an image must be [H, W, 3] (RGB), found {list(image.shape)}")
+    if not isinstance(image, np.ndarray):
+        raise InputError(
+            f"an image must be a NumPy array, uint8 [H, W, 3] (RGB), found {type(image).__name__}; "
+            f"{_to_array(image)}"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(_refusal("an image", str(image.dtype), image.shape))
     if size is not None and image.shape[:2] != size:
         raise InputError(
             f"an image of {image.shape[1]}x{image.shape[0]} was given to a video of "
             f"{size[1]}x{size[0]}; resize it first"
         )
     return image
+
+
+def _to_array(image: object) -> str:
+    """Return how an object becomes an array."""
+    if isinstance(image, (str, bytes, PathLike)):
+        return "read files with rvos_deploy.read_video(file)"
+    if hasattr(image, "convert"):  # Pillow
+        return "pass np.asarray(image.convert('RGB'))"
+    return "pass np.asarray(image)" if hasattr(image, "__len__") else "pass an array"
+
+
+def _refusal(what: str, dtype: str, shape: Sequence[int] | None) -> str:
+    """Return the line about an image of another form, with the expression that converts it."""
+    found = dtype if shape is None else f"{dtype} {list(shape)}"
+    line = f"{what} must be uint8 [H, W, 3] (RGB), found {found}"
+    if shape is not None and 0 in shape:
+        return f"{line}; it has no pixels"
+    if (converted := _reshaped(shape)) is None:
+        return f"{line}; push one image at a time"
+    note = ""
+    if dtype.startswith(("float", "bfloat")):
+        converted = f"({converted} * 255).round().astype(np.uint8)"
+        note = " if its values are 0 to 1"
+    elif dtype in ("uint16", "int16", "int32"):
+        converted = f"({converted} >> 8).astype(np.uint8)"
+        note = " if its values have 16 bits"
+    elif dtype == "bool":
+        converted = f"{converted} * np.uint8(255)"
+    elif dtype != "uint8":
+        converted = f"{converted}.astype(np.uint8)"
+    return f"{line}; pass {converted}{note}"
+
+
+def _reshaped(shape: Sequence[int] | None) -> str | None:
+    """Return the expression that makes [H, W, 3] of ``image``; None: it is not one image."""
+    channels = None if shape is None else shape[-1] if len(shape) == 3 else 0
+    if channels in (None, 3):
+        return "image"
+    if shape is not None and len(shape) == 2:
+        return "np.repeat(image[..., None], 3, axis=2)"  # grey
+    if shape is not None and len(shape) == 4 and shape[0] == 1:
+        return "image[0]"
+    if channels in (1, 2):  # grey, grey with transparency
+        return "np.repeat(image[..., :1], 3, axis=2)"
+    if channels == 4:
+        return "image[..., :3]"  # transparency is dropped
+    if shape is not None and len(shape) == 3 and shape[0] == 3:
+        return "image.transpose(1, 2, 0)"  # channels first
+    return None
 
 
 def is_foreign(image: object) -> TypeGuard[DLPackArray | CudaArray]:
@@ -243,5 +305,5 @@ def check_any_image(image: object) -> tuple[int, int] | None:
     shape = None if shape is None else [int(side) for side in shape]
     wrong = shape is not None and (len(shape) != 3 or shape[2] != 3 or 0 in shape)
     if dtype != "uint8" or wrong:
-        raise InputError(f"a frame must be uint8 [H, W, 3] (RGB), found {dtype} {shape or ''}")
+        raise InputError(_refusal("a frame", dtype, shape))
     return None if shape is None else (shape[0], shape[1])

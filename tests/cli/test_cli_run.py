@@ -95,7 +95,7 @@ def test_a_folder_of_images_of_odd_size(
     out = output(tmp_path / "out")
     result = rvos("run", frame_folder, "the ball", "-b", tiny_bundle, "-o", out.folder, *SMALL)
     assert (result.code, result.stderr) == (0, "")
-    out.check(frames=3, expressions=1, size=(49, 65))
+    out.check(frames=3, expressions=1, size=(49, 65), names=["0", "1", "2"])
 
 
 def test_standard_input_is_a_stream(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rvos_deploy.datasets.rle import encode
+from rvos_deploy.rle import encode
 
 SIZE = (6, 8)
 FRAMES = ("00000", "00002", "00001")  # unsorted; the masks are in this order

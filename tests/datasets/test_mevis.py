@@ -21,8 +21,8 @@ from rvos_deploy.datasets.moving_sprites import (
     render,
     write_mevis,
 )
-from rvos_deploy.datasets.rle import encode
 from rvos_deploy.errors import InputError
+from rvos_deploy.rle import encode
 
 Edit = Callable[[Path, Callable[[Any], None]], None]
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from rvos_deploy.datasets.rle import encode
+from rvos_deploy.rle import encode
 
 Mask = NDArray[np.bool_]
 SIZE = (32, 48)

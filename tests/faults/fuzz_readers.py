@@ -14,10 +14,10 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["rvos_deploy"]):
+    from rvos_deploy import rle
     from rvos_deploy.bundle.manifest import Manifest, decode
     from rvos_deploy.bundle.onnx_file import external_locations
     from rvos_deploy.bundle.parity_file import read_arrays
-    from rvos_deploy.datasets import rle
     from rvos_deploy.errors import RvosError
     from rvos_deploy.networks.pan2024.tokenizer import clean_text
     from rvos_deploy.redaction import redact_text

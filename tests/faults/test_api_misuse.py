@@ -273,12 +273,12 @@ def test_numbers_of_expressions(attempt: Attempt, segmenter: rvos.Segmenter, num
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (None, "uint8 array, found NoneType"),
-        ("frame.png", "uint8 array, found str"),
-        (IMAGE.astype(np.float32), "uint8 array, found float32"),
-        (IMAGE[..., 0], r"must be \[H, W, 3\] \(RGB\), found \[32, 32\]"),
-        (np.zeros((32, 32, 4), np.uint8), r"found \[32, 32, 4\]"),
-        (np.zeros((0, 32, 3), np.uint8), r"found \[0, 32, 3\]"),
+        (None, r"NumPy array, uint8 \[H, W, 3\] \(RGB\), found NoneType"),
+        ("frame.png", r"NumPy array, uint8 .* found str; read files with rvos_deploy\.read_video"),
+        (IMAGE.astype(np.float32), r"found float32 \[32, 32, 3\]; pass \(image \* 255\)"),
+        (IMAGE[..., 0], r"uint8 \[H, W, 3\] \(RGB\), found uint8 \[32, 32\]; pass np\.repeat"),
+        (np.zeros((32, 32, 4), np.uint8), r"found uint8 \[32, 32, 4\]; pass image\[\.\.\., :3\]"),
+        (np.zeros((0, 32, 3), np.uint8), r"found uint8 \[0, 32, 3\]; it has no pixels"),
     ],
 )
 def test_images(attempt: Attempt, segmenter: rvos.Segmenter, image: Any, message: str) -> None:

@@ -24,10 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rvos_deploy.datasets.rle import encode
 from rvos_deploy.errors import RvosError
 from rvos_deploy.evaluation.evaluate import evaluate
 from rvos_deploy.evaluation.report import report
+from rvos_deploy.rle import encode
 
 Attempt = Callable[[str], AbstractContextManager[None]]
 

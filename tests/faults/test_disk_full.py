@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -183,6 +184,77 @@ def test_run_with_every_limit_on_files(run_once: Callable[..., int]) -> None:
     """The overlay of three frames has some 3,000 bytes, its index another 1,000."""
     codes = [run_once("online", file_limit=limit) for limit in range(300, 6000, 100)]
     assert {0, 2} == set(codes)
+
+
+EVERYTHING = "masks,palette,overlay,json,rle,coco,ytvis,alpha,cutouts"
+
+
+def check_everything(out: Path, before: dict[str, bytes], code: int, stderr: str) -> None:
+    """Each output that is there is whole, and tells of as many frames as the line says."""
+    check_hidden(out)
+    if code == 0:
+        assert len(snapshot(out)) == 2 * 3 + 3 + 5 + 2 + 2 * 3
+        return
+    check_line(code, stderr)
+    if snapshot(out) == before:
+        return
+    (count,) = re.findall(r"(\d+) frames are complete in", stderr)
+    stems = {f"{t:05d}" for t in range(int(count))}
+    for folder in ("masks/0", "masks/1", "palette", "cutouts/0"):
+        assert {path.stem for path in (out / folder).glob("*")} == stems
+    frames = {
+        "frames.ndjson": lambda text: [json.loads(line) for line in text.splitlines()],
+        "result.json": lambda text: json.loads(text)["frames"],
+        "coco.json": lambda text: json.loads(text)["images"],
+        "ytvis.json": lambda text: json.loads(text)["videos"][0]["file_names"],
+    }
+    for name, read in frames.items():
+        if (out / name).exists():
+            assert len(read((out / name).read_text())) == int(count), name
+
+
+@pytest.fixture
+def run_everything(
+    server: Server, make_video: Callable, tiny_bundle: Path, tmp_path: Path, attempt: Callable
+) -> Callable[..., int]:
+    """Run with every output over an earlier run's, while the disk is full from an operation on."""
+    video, earlier, out = (
+        make_video(tmp_path / "clip.mp4", frames=3),
+        tmp_path / "a",
+        tmp_path / "b",
+    )
+    common = ("-b", tiny_bundle, *SMALL, "--mode", "online", "--save", EVERYTHING)
+    assert server("run", video, "the ball", "-o", earlier, *common, under=earlier)[0] == 0
+    before = snapshot(earlier)
+
+    def once(**how: Any) -> int:
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(earlier, out)
+        with attempt("disk full: run --save everything"):
+            code, stderr, count = server(
+                "run", video, "the dog", "the cat", "-o", out, *common, under=out, **how
+            )
+            check_everything(out, before, code, stderr)
+        return count
+
+    return once
+
+
+def test_every_output_at_a_few_operations(run_everything: Callable[..., int]) -> None:
+    count = run_everything()
+    assert count > 60
+    for fail_at in random.Random(3).sample(range(1, count), SAMPLE // 2):
+        run_everything(fail_at=fail_at)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("sticky", [True, False], ids=["stays full", "fails once"])
+def test_every_output_at_every_operation(
+    run_everything: Callable[..., int], sticky: bool, part: int
+) -> None:
+    for fail_at in range(1 + part, run_everything() + 1, 4):
+        run_everything(fail_at=fail_at, sticky=sticky)
 
 
 @pytest.fixture(scope="module")

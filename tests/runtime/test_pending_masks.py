@@ -51,7 +51,9 @@ def test_results_can_be_sent_and_shown_before_they_are_there() -> None:
     scores = np.array([0.5], np.float32)
     frame = Frame(4, 0.25, np.zeros((3, 3, 3), np.uint8)).without_image()
     result = FrameMasks(frame, (3, 3), scores, (7,), ("a dog",), PendingMasks(copy))
-    assert repr(result) == "FrameMasks(index=4, pts=0.250, masks=bool[1, 3, 3], expressions=[7])"
+    assert repr(result) == (
+        "FrameMasks(index=4, pts=0.250, masks=bool[1, 3, 3], scores=float32[1], expressions=[7])"
+    )
     assert copy.asked == 0
     sent = pickle.loads(pickle.dumps(result))
     assert (sent.masks == result.masks).all()

@@ -19,7 +19,8 @@ from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video import Frame, VideoInfo, open_video, read_video
 from rvos_deploy.video.sinks.base import FrameResult, Sink, SinkRequest
-from rvos_deploy.video.sinks.registry import SINKS
+from rvos_deploy.video.sinks.outputs import FileOutput
+from rvos_deploy.video.sinks.registry import SINKS, SinkType
 from rvos_deploy.video.sources.base import OpenedSource, SourceRequest, SourceType
 from rvos_deploy.video.sources.decode_errors import DecodeErrors
 from rvos_deploy.video.sources.file import FILE
@@ -113,7 +114,8 @@ class Areas(Sink):
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SOURCES, "slope", SLOPE)
-    monkeypatch.setitem(SINKS, "areas", Areas)
+    areas = SinkType(Areas, "areas.txt", (FileOutput("areas.txt"),))
+    monkeypatch.setitem(SINKS, "areas", areas)
 
 
 @pytest.mark.usefixtures("registered")
@@ -212,7 +214,10 @@ def test_what_is_written_can_be_chosen(
 
 @pytest.mark.parametrize(
     ("chosen", "message"),
-    [(["mask"], "no sink 'mask'; choose from masks, overlay, json"), (["json"] * 2, "given twice")],
+    [
+        (["mask"], "no sink 'mask'; choose from masks, palette, overlay, json, "),
+        (["json"] * 2, "given twice"),
+    ],
 )
 def test_sinks_that_cannot_be(
     segmenter: Segmenter, video: Path, tmp_path: Path, chosen: list[str], message: str

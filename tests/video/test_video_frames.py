@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rvos_deploy.errors import InputError
 from rvos_deploy.video import Frame
+from rvos_deploy.video.frames import bgr_to_rgb
 
 IMAGE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 
@@ -74,7 +76,7 @@ def test_other_librarys_arrays_are_checked_as_far_as_they_tell(make: Callable[[]
 
 @pytest.mark.parametrize("image", [None, [[1]], "picture.png", 3])
 def test_what_is_no_array_is_refused(image: Any) -> None:
-    with pytest.raises(InputError, match="an image must be a uint8 array, found"):
+    with pytest.raises(InputError, match=r"an image must be a NumPy array, uint8 .*, found"):
         Frame(0, 0.0, image)
 
 
@@ -104,3 +106,59 @@ def test_an_image_on_the_host_or_that_copies_itself_can_be_read_there() -> None:
     assert (Frame(0, 0.0, of_torch(IMAGE)).host_image() == IMAGE).all()
     with pytest.raises(InputError, match="is a OnGpu that cannot be read on the host; copy it"):
         Frame(0, 0.0, OnGpu()).host_image()
+
+
+@pytest.mark.parametrize(
+    ("image", "conversion"),
+    [
+        (np.full((4, 6), 9, np.uint8), "np.repeat(image[..., None], 3, axis=2)"),
+        (np.full((4, 6, 1), 9, np.uint8), "np.repeat(image[..., :1], 3, axis=2)"),
+        (np.full((4, 6, 2), 9, np.uint8), "np.repeat(image[..., :1], 3, axis=2)"),
+        (np.full((4, 6, 4), 9, np.uint8), "image[..., :3]"),
+        (np.full((3, 4, 6), 9, np.uint8), "image.transpose(1, 2, 0)"),
+        (np.full((1, 4, 6, 3), 9, np.uint8), "image[0]"),
+        (np.full((4, 6, 3), 9 / 255, np.float32), "(image * 255).round().astype(np.uint8)"),
+        (np.full((4, 6), 9 / 255), "(np.repeat(image[..., None], 3, axis=2) * 255).round()"),
+        (np.full((4, 6, 4), 9 / 255, np.float16), "(image[..., :3] * 255).round()"),
+        (np.full((4, 6, 3), 9 << 8, np.uint16), "(image >> 8).astype(np.uint8)"),
+        (np.full((4, 6, 3), 9, np.int64), "image.astype(np.uint8)"),
+    ],
+)
+def test_the_line_about_another_form_holds_the_conversion(image: Any, conversion: str) -> None:
+    with pytest.raises(InputError, match=r"must be uint8 \[H, W, 3\] \(RGB\), found ") as refused:
+        Frame(0, 0.0, image)
+    (line,) = str(refused.value).splitlines()
+    assert f"found {image.dtype} {list(image.shape)}; pass {conversion}" in line
+    code = line.split("; pass ")[1].split(" if its values")[0]
+    converted = eval(code, {"np": np, "image": image})
+    frame = Frame(0, 0.0, converted)
+    assert (frame.height, frame.width) == (4, 6)
+    assert np.array_equal(frame.host_image(), np.full((4, 6, 3), 9, np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 6, 3), (4, 6, 5), (7,), (0, 6, 3)])
+def test_what_no_conversion_makes_an_image(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"(push one image at a time|it has no pixels)$"):
+        Frame(0, 0.0, np.zeros(shape, np.uint8))
+
+
+def test_an_image_of_pillow_is_told_its_conversion() -> None:
+    image = Image.fromarray(np.full((4, 6), 9, np.uint8))
+    with pytest.raises(InputError, match=r"found Image; pass .*image\.convert\('RGB'\)"):
+        Frame(0, 0.0, image)  # type: ignore[arg-type]
+    assert Frame(0, 0.0, np.asarray(image.convert("RGB"))).width == 6
+
+
+def test_images_of_opencv() -> None:
+    image = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    rgb = bgr_to_rgb(image)
+    assert np.array_equal(rgb, image[..., ::-1])
+    assert rgb.flags["C_CONTIGUOUS"]
+    with pytest.raises(InputError, match=r"found uint8 \[4, 6\]; pass np.repeat"):
+        bgr_to_rgb(image[..., 0])
+
+
+def test_a_name_stays_with_its_frame() -> None:
+    frame = Frame(3, 1.5, IMAGE, 0.04, "00005.jpg")
+    assert frame.without_image().with_image(IMAGE).name == "00005.jpg"
+    assert repr(frame).endswith("duration=0.04, name='00005.jpg')")

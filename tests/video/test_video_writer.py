@@ -11,7 +11,7 @@ from PIL import Image
 from video_clips import encode, moving_images
 
 from rvos_deploy.errors import InputError, VideoError
-from rvos_deploy.video import MaskWriter, Mp4Writer, VideoInfo, open_video
+from rvos_deploy.video import MaskWriter, VideoInfo, VideoWriter, open_video
 
 # Seconds. Every time base up to one microsecond is kept exactly; finer ones to half a microsecond.
 TOLERANCE = 1e-6
@@ -38,7 +38,7 @@ def stream_facts(path: Path) -> dict[str, object]:
 
 
 def transcode(source: Path, target: Path) -> list[tuple[float, float | None]]:
-    with open_video(source) as reader, Mp4Writer(target, reader.info) as writer:
+    with open_video(source) as reader, VideoWriter(target, reader.info) as writer:
         times = []
         for frame in reader:
             writer.write(frame.image, frame.pts, frame.duration)
@@ -74,7 +74,7 @@ def test_variable_frame_rates_and_a_late_start_are_kept(tmp_path: Path, base: st
     step = max(1, round(Fraction(1, 1000) / time_base))
     ticks = [tick * step for tick in (7, 11, 12, 40, 1000, 1001)]
     path = tmp_path / "vfr.mp4"
-    with Mp4Writer(path, info(time_base=time_base)) as writer:
+    with VideoWriter(path, info(time_base=time_base)) as writer:
         for tick, image in zip(ticks, moving_images(6), strict=True):
             writer.write(image, float(tick * time_base), float(3 * step * time_base))
     facts = stream_facts(path)
@@ -105,7 +105,7 @@ def test_a_transport_stream_starts_at_once(tmp_path: Path) -> None:
 def test_the_last_duration_is_guessed_where_none_is_given(tmp_path: Path) -> None:
     for name, pts, expected in (("a", [0, 0.04, 0.12], 0.2), ("b", [0], 0.04)):
         path = tmp_path / f"{name}.mp4"
-        with Mp4Writer(path, info(time_base=Fraction(1, 1000))) as writer:
+        with VideoWriter(path, info(time_base=Fraction(1, 1000))) as writer:
             for time in pts:
                 writer.write(moving_images(1)[0], time)
         assert stream_facts(path)["duration"] == pytest.approx(expected)
@@ -116,7 +116,7 @@ def test_odd_sizes_are_padded_with_their_own_edge(tmp_path: Path, height: int, w
     image = np.full((height, width, 3), 60, np.uint8)
     image[:, -1] = image[-1] = 180
     path = tmp_path / "odd.mp4"
-    with Mp4Writer(path, info(height, width)) as writer:
+    with VideoWriter(path, info(height, width)) as writer:
         for i in range(3):
             writer.write(image, i / 25)
     assert stream_facts(path)["size"] == (width + width % 2, height + height % 2)
@@ -129,7 +129,7 @@ def test_odd_sizes_are_padded_with_their_own_edge(tmp_path: Path, height: int, w
 def test_colours_survive_the_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "red.mp4"
     image = np.full((720, 1280, 3), (200, 30, 60), np.uint8)
-    with Mp4Writer(path, info(720, 1280)) as writer:
+    with VideoWriter(path, info(720, 1280)) as writer:
         writer.write(image, 0.0)
     with open_video(path) as reader:
         assert np.abs(next(reader).image.astype(int) - image).max() <= 4
@@ -146,7 +146,7 @@ def test_an_interrupted_run_leaves_a_complete_overlay(tmp_path: Path) -> None:
 
 
 def interrupted_after_seven(path: Path) -> None:
-    with Mp4Writer(path, info()) as writer:
+    with VideoWriter(path, info()) as writer:
         for i, image in enumerate(moving_images(7)):
             writer.write(image, i / 25)
             assert not path.exists()
@@ -154,16 +154,16 @@ def interrupted_after_seven(path: Path) -> None:
 
 
 def test_without_a_frame_nothing_is_left_behind(tmp_path: Path) -> None:
-    with Mp4Writer(tmp_path / "none.mp4", info()):
+    with VideoWriter(tmp_path / "none.mp4", info()):
         pass
-    with pytest.raises(InputError), Mp4Writer(tmp_path / "bad.mp4", info()) as writer:
+    with pytest.raises(InputError), VideoWriter(tmp_path / "bad.mp4", info()) as writer:
         writer.write(np.zeros((1, 2, 3), np.uint8), 0.0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_misuse_is_told(tmp_path: Path) -> None:
     image = moving_images(1)[0]
-    writer = Mp4Writer(tmp_path / "a.mp4", info())
+    writer = VideoWriter(tmp_path / "a.mp4", info())
     writer.write(image, 0.04)
     with pytest.raises(InputError, match="pts must rise"):
         writer.write(image, 0.04)
@@ -181,7 +181,7 @@ def test_misuse_is_told(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(VideoError, match="cannot be written"):
-        Mp4Writer(tmp_path / "file" / "a.mp4", info()).write(moving_images(1)[0], 0.0)
+        VideoWriter(tmp_path / "file" / "a.mp4", info()).write(moving_images(1)[0], 0.0)
     with pytest.raises(VideoError, match="cannot be written"):
         MaskWriter(tmp_path / "file").write(0, 0, np.ones((2, 2), bool))
 

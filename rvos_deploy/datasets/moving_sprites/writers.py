@@ -43,12 +43,12 @@ from rvos_deploy.datasets.moving_sprites.world import (
     SpriteVideo,
     WorldConfig,
 )
-from rvos_deploy.datasets.rle import Rle, encode
 from rvos_deploy.errors import InputError
 from rvos_deploy.files import cannot_write, replacing_folder, sha256_file, writing
 from rvos_deploy.overlap import refuse_overlap
 from rvos_deploy.processes import WorkerPool
 from rvos_deploy.progress import CountProgress, ignore_counts
+from rvos_deploy.rle import Rle, encode
 
 _SETTINGS = "sprites.json"
 _NAMES = {FRAMES, MASKS, _SETTINGS, V1, V2}

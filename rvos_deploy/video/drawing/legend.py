@@ -40,18 +40,24 @@ class _Panel(NamedTuple):
 
 
 def draw_legend(
-    image: Image, labels: Sequence[str], present: Sequence[bool], scores: Sequence[float] | None
+    image: Image,
+    labels: Sequence[str],
+    present: Sequence[bool],
+    scores: Sequence[float] | None,
+    numbers: Sequence[int],
 ) -> None:
     """Draw the legend into ``image``, uint8 [H, W, 3], in place; skip images that are too small.
 
-    Expressions that are not ``present`` are dimmed. Everything but the scores is drawn once and
-    cached.
+    Expressions that are not ``present`` are dimmed; ``numbers`` choose the colours. Everything but
+    the scores is drawn once and cached.
     """
     layout = _layout(image.shape[0], image.shape[1], len(labels))
     if layout is None or not labels:
         return
     shown = layout.rows if len(labels) <= layout.rows else layout.rows - 1
-    panel = _panel(tuple(labels), tuple(present[:shown]), scores is not None, layout)
+    panel = _panel(
+        tuple(labels), tuple(present[:shown]), scores is not None, tuple(numbers[:shown]), layout
+    )
     _blend(image, panel, layout.pad, layout.pad)
     for row in range(shown if scores is not None else 0):
         tile = _score(f"{scores[row]:.2f}", present[row], layout)  # type: ignore[index]
@@ -74,7 +80,11 @@ def _layout(height: int, width: int, labels: int) -> _Layout | None:
 
 @lru_cache(maxsize=64)
 def _panel(
-    labels: tuple[str, ...], present: tuple[bool, ...], scored: bool, layout: _Layout
+    labels: tuple[str, ...],
+    present: tuple[bool, ...],
+    scored: bool,
+    numbers: tuple[int, ...],
+    layout: _Layout,
 ) -> _Panel:
     font = _font(layout.font)
     left = 2 * layout.pad + layout.chip
@@ -93,7 +103,7 @@ def _panel(
         middle = top + layout.row // 2
         draw.text((left, middle), text, fill=_TEXT if here else _DIMMED, font=font, anchor="lm")
         if row < len(present):
-            _draw_chip(draw, layout, middle, (*colour_of(row), 255), filled=here)
+            _draw_chip(draw, layout, middle, (*colour_of(numbers[row]), 255), filled=here)
     return _ready(canvas)
 
 

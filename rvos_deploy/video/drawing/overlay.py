@@ -12,6 +12,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.video.drawing.legend import draw_legend
 from rvos_deploy.video.drawing.palette import Colour, colour_of
 from rvos_deploy.video.frames import Image, check_image
+from rvos_deploy.video.mask_box import mask_box
 
 Mask = NDArray[np.bool_]
 _Box: TypeAlias = "tuple[slice[int, int, int], slice[int, int, int]]"
@@ -25,32 +26,36 @@ def draw_overlay(
     masks: NDArray[np.bool_],
     labels: Sequence[str],
     scores: Sequence[float] | NDArray[np.float32] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Image:
     """Return a copy of ``image`` with tinted and outlined masks, and a legend.
 
     ``image`` is uint8 [H, W, 3], RGB; ``masks`` is bool [E, H, W]; ``labels`` has E texts and
-    ``scores`` E numbers, which are printed with two decimals. Expression e always has the same
-    colour (``palette.colour_of``). The legend dims expressions whose mask is empty. Raises
-    InputError: shapes do not agree.
+    ``scores`` E numbers, which are printed with two decimals. ``numbers`` are those of the E
+    expressions (None: 0, 1, ...): an expression always has the colour of its number
+    (``palette.colour_of``). The legend dims expressions whose mask is empty. Raises InputError:
+    shapes do not agree.
     """
     check_image(image)
     _check_masks(masks, image, labels, scores)
     drawn: Image = image.copy()
-    boxes = [_bounding_box(mask) for mask in masks]
-    for index, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
+    boxes = [box and box.slices for box in map(mask_box, masks)]
+    numbers = range(len(labels)) if numbers is None else numbers
+    for number, mask, box in zip(numbers, masks, boxes, strict=True):
         if box is not None:
-            _tint(drawn[box], mask[box], colour_of(index))
+            _tint(drawn[box], mask[box], colour_of(number))
     thickness = max(1, round(min(image.shape[:2]) / 240))
     # Contours are drawn after all tints, so they stay crisp where masks overlap.
-    for index, (mask, box) in enumerate(zip(masks, boxes, strict=True)):
+    for number, mask, box in zip(numbers, masks, boxes, strict=True):
         if box is not None:
             around = _grow(box, mask.shape)
-            _outline(drawn[around], mask[around], colour_of(index), thickness)
+            _outline(drawn[around], mask[around], colour_of(number), thickness)
     draw_legend(
         drawn,
         labels,
         [box is not None for box in boxes],
         None if scores is None else [float(score) for score in scores],
+        numbers,
     )
     return drawn
 
@@ -69,15 +74,6 @@ def _check_masks(
         )
     if scores is not None and len(scores) != len(labels):
         raise InputError(f"{len(scores)} scores for {len(labels)} labels; give one a label")
-
-
-def _bounding_box(mask: Mask) -> _Box | None:
-    rows = np.flatnonzero(mask.any(axis=1))
-    if rows.size == 0:
-        return None
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
-    return slice(top, bottom), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def _grow(box: _Box, shape: tuple[int, ...]) -> _Box:

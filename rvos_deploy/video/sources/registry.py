@@ -67,3 +67,14 @@ def kind_for(source: str | os.PathLike[str], options: SourceOptions) -> SourceTy
 def has_end(source: str | os.PathLike[str]) -> bool:
     """Tell whether a source ends by itself; a pipe, URL or device may have no end."""
     return not source_type(os.fspath(source)).live
+
+
+def sound_of(source: object) -> str | None:
+    """Return the file whose sound belongs to a source, or None.
+
+    Only a file can be opened a second time for its sound; a pipe, URL or device cannot.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    name = os.fspath(source)
+    return name if isinstance(name, str) and source_type(name) is FILE else None

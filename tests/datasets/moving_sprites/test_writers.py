@@ -18,8 +18,8 @@ from rvos_deploy.datasets.moving_sprites import (
     sample_video,
     write_mevis,
 )
-from rvos_deploy.datasets.rle import decode
 from rvos_deploy.errors import InputError
+from rvos_deploy.rle import decode
 
 CONFIG = WorldConfig(height=96, width=160, frames=8, emoji=False)
 COUNT = 5

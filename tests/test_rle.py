@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rvos_deploy.datasets.rle import decode, encode
 from rvos_deploy.errors import InputError
+from rvos_deploy.rle import decode, encode
 
 
 def awkward_masks() -> list[np.ndarray]:

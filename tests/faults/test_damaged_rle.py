@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rvos_deploy.datasets.rle import MAX_PIXELS, decode, encode
 from rvos_deploy.errors import InputError
+from rvos_deploy.rle import MAX_PIXELS, decode, encode
 
 Attempt = Callable[[str], AbstractContextManager[None]]
 

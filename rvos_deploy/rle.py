@@ -1,4 +1,4 @@
-"""Encode and decode COCO run lengths in NumPy, the format of MeViS's mask_dict.json.
+"""Encode and decode masks as COCO run lengths in NumPy.
 
 Runs of 0 and 1 alternate down the columns, starting with 0. The runs are a list of numbers, or a
 compressed string. In a string, each run from the fourth on is stored as its difference to the run
