@@ -17,11 +17,10 @@ from typing import Any
 from rvos_deploy.benchmarks.timing import summarise
 from rvos_deploy.runtime.run import RunOptions, run
 from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.video import open_video
+from rvos_deploy.video import VideoReader, open_video
 from rvos_deploy.video.frames import Frame, VideoInfo
 from rvos_deploy.video.sinks.base import FrameResult, Sink
 from rvos_deploy.video.sinks.registry import DEFAULT_SINKS
-from rvos_deploy.video.sources.base import Source
 
 DECODE, MASKS_DOWN, ENCODE = "decode", "masks down", "encode"
 RESIZE = "resize and upload"
@@ -30,38 +29,29 @@ Times = dict[str, list[float]]
 
 
 class TimedSource:
-    """A source whose frames are timed while they are decoded."""
+    """A source of an open video's frames, which are timed while they are decoded."""
 
-    def __init__(self, source: Source, times: Times) -> None:
-        self._source, self._times = source, times
+    def __init__(self, reader: VideoReader, times: Times) -> None:
+        self._reader, self._times = reader, times
 
     @property
     def info(self) -> VideoInfo:
         """Return the header's information."""
-        return self._source.info
+        return self._reader.info
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Return the source's notes."""
-        return self._source.notes
-
-    @property
-    def damage(self) -> str | None:
-        """Return the source's errors."""
-        return self._source.damage
-
-    def __iter__(self) -> Iterator[Frame]:
-        return self
-
-    def __next__(self) -> Frame:
-        started = time.perf_counter()
-        frame = next(self._source)
-        self._times[DECODE].append(time.perf_counter() - started)
-        return frame
+    def frames(self) -> Iterator[Frame]:
+        """Yield the frames."""
+        while True:
+            started = time.perf_counter()
+            frame = next(self._reader, None)
+            if frame is None:
+                return
+            self._times[DECODE].append(time.perf_counter() - started)
+            yield frame
 
     def close(self) -> None:
-        """Close the source."""
-        self._source.close()
+        """Close the video."""
+        self._reader.close()
 
 
 @dataclass
