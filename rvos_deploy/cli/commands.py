@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -22,6 +23,7 @@ from rvos_deploy.cli import (
     train,
     verify,
 )
+from rvos_deploy.cli.examples import epilog
 
 app = typer.Typer(
     name="rvos-deploy",
@@ -53,17 +55,23 @@ def _options(
     pass
 
 
-app.command("demo")(demo.demo)
-app.command("run")(run.run)
-app.command("export")(export.export)
-app.command("build-engine")(build_engine.build_engine)
-app.command("verify")(verify.verify)
-app.command("inspect")(inspect.inspect)
-app.command("evaluate")(evaluate.evaluate)
-app.command("set-threshold")(set_threshold.set_threshold)
-app.command("benchmark")(benchmark_command.benchmark)
-app.command("choose-backend")(choose_backend.choose_backend)
-app.command("doctor")(doctor.doctor)
-app.command("make-data")(make_data.make_data)
-app.command("pretrain-clip")(pretrain_clip.pretrain_clip)
-app.command("train")(train.train)
+COMMANDS: dict[str, tuple[str, Callable[..., None]]] = {
+    "demo": ("Use a bundle", demo.demo),
+    "run": ("Use a bundle", run.run),
+    "evaluate": ("Use a bundle", evaluate.evaluate),
+    "benchmark": ("Use a bundle", benchmark_command.benchmark),
+    "choose-backend": ("Use a bundle", choose_backend.choose_backend),
+    "export": ("Make and check a bundle", export.export),
+    "build-engine": ("Make and check a bundle", build_engine.build_engine),
+    "verify": ("Make and check a bundle", verify.verify),
+    "inspect": ("Make and check a bundle", inspect.inspect),
+    "set-threshold": ("Make and check a bundle", set_threshold.set_threshold),
+    "train": ("Train", train.train),
+    "make-data": ("Train", make_data.make_data),
+    "pretrain-clip": ("Train", pretrain_clip.pretrain_clip),
+    "doctor": ("Installation", doctor.doctor),
+}
+"""By name, the group in the help, and the function."""
+
+for _name, (_group, _function) in COMMANDS.items():
+    app.command(_name, rich_help_panel=_group, epilog=epilog(_name))(_function)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rvos_deploy.console.options import (
+    OUTPUT_PANEL,
     PACKAGED,
     AnchorsOption,
     BackendOption,
@@ -62,7 +63,13 @@ def run(
     bundle: BundleOption = PACKAGED,
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="DIR", help="Folder for what --save names."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Folder for what --save names.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
     ] = Path("out"),
     save: SaveOption = None,
     backend: BackendOption = "auto",
@@ -93,6 +100,7 @@ def run(
             "--mask-budget",
             metavar="MIB",
             min=0,
+            rich_help_panel=OUTPUT_PANEL,
             help="Memory for data that waits for a decision or for writing; excess data goes to "
             "disk. Default: an eighth of the memory that this process may use, at most 1024. Frame "
             "tokens are not counted: offline, each frame and expression takes queries x width x 4 "

@@ -17,6 +17,9 @@ from rvos_deploy.stream_settings import Fallback, Mode
 PACKAGED = Path("tiny")
 """The bundle of commands without a bundle argument."""
 
+INFERENCE_PANEL, MASKS_PANEL, OUTPUT_PANEL = "Inference", "Masks", "Output"
+"""Groups of options in a command's help."""
+
 BundleArgument = Annotated[
     Path,
     typer.Argument(metavar="BUNDLE", help="Bundle from 'export', or name of a packaged bundle."),
@@ -36,6 +39,7 @@ BackendOption = Annotated[
         metavar="NAME",
         help=f"Inference library: {', '.join(BACKEND_NAMES)}. auto: what choose-backend recorded, "
         "or else onnxruntime.",
+        rich_help_panel=INFERENCE_PANEL,
     ),
 ]
 DeviceOption = Annotated[
@@ -46,6 +50,7 @@ DeviceOption = Annotated[
         callback=check_device,
         help="Device of the graphs: auto (CPU, but the first GPU for tensorrt), cpu, cuda, cuda:N, "
         "or a GPU's UUID.",
+        rich_help_panel=INFERENCE_PANEL,
     ),
 ]
 GpuOption = Annotated[
@@ -60,7 +65,11 @@ GpuOption = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
-        "--threads", metavar="N", min=1, help="CPU threads per graph. Default: all cores."
+        "--threads",
+        metavar="N",
+        min=1,
+        help="CPU threads per graph. Default: all cores.",
+        rich_help_panel=INFERENCE_PANEL,
     ),
 ]
 PrecisionHintOption = Annotated[
@@ -69,6 +78,7 @@ PrecisionHintOption = Annotated[
         "--precision-hint",
         help="For --backend openvino and fp32 bundles: multiply maps with weights in bfloat16. "
         "Faster; masks change a little. Default: float32.",
+        rich_help_panel=INFERENCE_PANEL,
     ),
 ]
 
@@ -79,6 +89,7 @@ ModeOption = Annotated[
         "--mode",
         help="online: decide each mask from the frames so far; offline: from the whole clip. "
         "Default: offline (OnlineRefer: online), but online for a live stream.",
+        rich_help_panel=MASKS_PANEL,
     ),
 ]
 LookaheadOption = Annotated[
@@ -88,12 +99,17 @@ LookaheadOption = Annotated[
         metavar="N",
         min=0,
         help="Online: frames to wait before deciding a mask. Default: 0.",
+        rich_help_panel=MASKS_PANEL,
     ),
 ]
 MemoryOption = Annotated[
     int | None,
     typer.Option(
-        "--memory", metavar="N", min=1, help="Frames to remember. Default: 64 online, all offline."
+        "--memory",
+        metavar="N",
+        min=1,
+        help="Frames to remember. Default: 64 online, all offline.",
+        rich_help_panel=MASKS_PANEL,
     ),
 ]
 AnchorsOption = Annotated[
@@ -103,6 +119,7 @@ AnchorsOption = Annotated[
         metavar="N",
         min=0,
         help="Older frames to remember as well, spread evenly. Default: 0.",
+        rich_help_panel=MASKS_PANEL,
     ),
 ]
 ThresholdOption = Annotated[
@@ -111,6 +128,7 @@ ThresholdOption = Annotated[
         "--threshold",
         metavar="SCORE",
         help="Score that a query must pass, 0 to 1. Default: the bundle's own.",
+        rich_help_panel=MASKS_PANEL,
     ),
 ]
 FallbackOption = Annotated[
@@ -119,6 +137,7 @@ FallbackOption = Annotated[
         "--fallback",
         help="Mask if no query passes the threshold. none: an empty mask; top1: the best query's "
         "mask. Default: none.",
+        rich_help_panel=MASKS_PANEL,
     ),
 ]
 SizeOption = Annotated[
@@ -128,6 +147,7 @@ SizeOption = Annotated[
         metavar="HxW",
         help="Box that frames are resized into, height and width in multiples of 32, for example "
         "256x448. Default: the model's own.",
+        rich_help_panel=MASKS_PANEL,
     ),
 ]
 ShortSideOption = Annotated[
@@ -138,6 +158,7 @@ ShortSideOption = Annotated[
         min=32,
         help="Length in pixels to scale the short side of frames to, instead of --size. Default: "
         "the model's own.",
+        rich_help_panel=MASKS_PANEL,
     ),
 ]
 

@@ -7,6 +7,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from rvos_deploy.console.options import OUTPUT_PANEL
 from rvos_deploy.errors import InputError
 from rvos_deploy.video.sinks.registry import (
     DEFAULT_SINKS,
@@ -20,6 +21,7 @@ SaveOption = Annotated[
     typer.Option(
         "--save",
         metavar="NAME[=TARGET],...",
+        rich_help_panel=OUTPUT_PANEL,
         help=f"What to write; may be repeated. Default: {','.join(DEFAULT_SINKS)}. "
         + " ".join(f"{kind.usage(name)}: {kind.summary}." for name, kind in SINKS.items())
         + " docs/running.md describes them.",

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-COMMANDS = (
-    "run",
-    "export",
-    "verify",
-    "inspect",
-    "evaluate",
-    "benchmark",
-    "choose-backend",
-    "build-engine",
-    "make-data",
-    "pretrain-clip",
-    "train",
-)
+from rvos_deploy.cli.commands import COMMANDS, app
+from rvos_deploy.cli.examples import EXAMPLES
+
 HEAVY = ("torch", "onnxruntime", "onnx", "open_clip", "av", "scipy", "numpy", "PIL")
 
 
@@ -43,6 +35,7 @@ def test_help_imports_nothing_heavy(process: Callable, command: tuple[str, ...])
 
 def test_help_lists_every_command(rvos: Callable) -> None:
     shown = rvos("--help").stdout
+    assert list(EXAMPLES.keys() ^ COMMANDS.keys()) == []
     for command in COMMANDS:
         assert re.search(rf"\b{command}\b", shown)
     assert rvos().stdout == shown
@@ -56,6 +49,22 @@ def test_help_fits_80_columns(
     shown = rvos(command, "--help").stdout
     assert max(map(len, shown.splitlines())) <= 80
     assert "…" not in shown
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_are_shown_whole_and_can_be_parsed(
+    rvos: Callable, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = rvos(name, "--help").stdout
+    assert "\n Examples:" in shown
+    command = get_command(app)
+    for example in EXAMPLES[name]:
+        assert f" {example} " in shown, "a line that was wrapped cannot be copied"
+        words = shlex.split(example)
+        arguments = words[words.index(name) + 1 :]
+        # Unknown options, missing arguments and wrong choices are refused here.
+        command.commands[name].make_context(name, arguments)
 
 
 def test_version(rvos: Callable) -> None:
