@@ -3,7 +3,7 @@
     python numpy_pan2024.py BUNDLE JOB.npz OUT.npz
 
 JOB holds frames uint8 [T,h,w,3] and ``job``, JSON as bytes: expressions [[text, first frame], ...],
-memory, anchors. OUT gets masks, mask_logits and scores of every frame, as "0/masks".
+memory, anchors, box. OUT gets masks, mask_logits and scores of every frame, as "0/masks".
 """
 
 import json

@@ -18,11 +18,11 @@ def encode(text, tokenizer, run, longest):
     ][0]
 
 
-def segment(bundle, frames, expressions, memory=None, anchors=None):
+def segment(bundle, frames, expressions, memory=None, anchors=None, box=None):
     """Yield masks, mask logits and scores of every frame."""
     manifest, tokenizer, run = open_bundle(bundle)
     model, display = manifest["model"], frames.shape[1:3]
-    sides = scaled(display, (model["short_side"], 2**40))
+    sides = scaled(display, box or (model["short_side"], 2**40))
     content = [max(32, math.floor(side / 32 + 0.5) * 32) for side in sides]
     sentences = []
     widths = {"content": model["dim"], "position": model["dim"], "box": 4}

@@ -99,11 +99,12 @@ class Expression:
         return memory, np.float32(ages), np.arange(len(ages)) >= len(self.held)
 
 
-def segment(bundle, frames, expressions, memory=64, anchors=0):
+def segment(bundle, frames, expressions, memory=64, anchors=0, box=None):
     """Yield masks, mask logits and scores of every frame."""
     manifest, tokenizer, run = open_bundle(bundle)
     display = frames.shape[1:3]
-    content = [max(1, round(side)) for side in scaled(display, manifest["model"]["input_size"])]
+    sides = scaled(display, box or manifest["model"]["input_size"])
+    content = [max(1, round(side)) for side in sides]
     padded = [-(-side // 32) * 32 for side in content]
     threshold = manifest.get("thresholds", {}).get("online", manifest["model"]["threshold"])
     present = []

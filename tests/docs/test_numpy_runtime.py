@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from rvos_deploy.bundle.folder import packaged_bundles
@@ -19,50 +15,15 @@ from rvos_deploy.runtime.decided_frame import DecidedFrame
 from rvos_deploy.runtime.segmenter import load
 from rvos_deploy.stream_settings import StreamSettings
 
-HERE = Path(__file__).parent
-FORBIDDEN = (
-    "import runpy, sys\n"
-    "sys.modules['rvos_deploy'] = None\n"  # importing it raises
-    "sys.path.insert(0, sys.argv[1])\n"
-    "name = sys.argv.pop(2)\n"
-    "del sys.argv[1]\n"
-    "runpy.run_path(name, run_name='__main__')\n"
-)
-
 Joined = Sequence[tuple[str, int]]
 Results = dict[str, NDArray[Any]]
-
-
-@pytest.fixture
-def numpy_runtime(tmp_path: Path) -> Callable[..., Results]:
-    """Segment frames by a program that cannot import rvos_deploy."""
-
-    def run(
-        program: str,
-        bundle: Path,
-        frames: NDArray[np.uint8],
-        expressions: Joined,
-        memory: int = 64,
-        anchors: int = 0,
-    ) -> Results:
-        job = {"expressions": expressions, "memory": memory, "anchors": anchors}
-        text = np.frombuffer(json.dumps(job).encode(), np.uint8)
-        np.savez(tmp_path / "job.npz", frames=frames, job=text)
-        files = [bundle, tmp_path / "job.npz", tmp_path / "out.npz"]
-        command = [sys.executable, "-c", FORBIDDEN, HERE, HERE / f"{program}.py", *files]
-        subprocess.run(list(map(str, command)), check=True)
-        with np.load(tmp_path / "out.npz") as file:
-            return dict(file)
-
-    return run
 
 
 def stream_results(
     bundle: Path,
     frames: NDArray[np.uint8],
     expressions: Joined,
-    memory: int | None = None,
-    anchors: int = 0,
+    **options: Any,
 ) -> Results:
     """Segment the same frames by the runtime's stream."""
     results: Results = {}
@@ -74,7 +35,7 @@ def stream_results(
         (masks,) = decided.ops.upsample_masks(logits, decided.geometry).arrays()
         return masks.astype(np.bool_, copy=False)
 
-    settings = StreamSettings(memory=memory, anchors=anchors, fallback="top1")
+    settings = StreamSettings(fallback="top1", **options)
     with (
         load(bundle, backend="onnxruntime") as segmenter,
         segmenter.stream([], settings, render=render) as stream,
