@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rvos_deploy.bundle.folder import GOLDEN, Bundle, open_bundle, packaged_bundles
+from rvos_deploy.bundle.folder import (
+    GOLDEN,
+    Bundle,
+    open_bundle,
+    packaged_bundles,
+    write_manifest,
+)
 from rvos_deploy.bundle.parity_file import read_arrays
+from rvos_deploy.errors import BundleError
 from rvos_deploy.graph_io.frame_geometry import upsample_all_logits
 from rvos_deploy.graph_io.probe import PROBE_BOX
 from rvos_deploy.networks.clip_probe import clip_probe
@@ -177,3 +184,24 @@ def test_other_forms_have_them_too(kind: str, request: pytest.FixtureRequest) ->
     np.testing.assert_array_equal(stream_masks(bundle, golden)[0], golden["masks"])
     capacity = 8 if kind == "static_bundle" else 4
     assert golden["memory_ages"].shape == (5, 2, capacity)
+
+
+def test_a_bundle_from_before_them_opens(tmp_path: Path) -> None:
+    packaged = open_bundle(packaged_bundles()["tiny"])
+    for name in packaged.manifest.files:
+        (tmp_path / name).symlink_to(packaged.path / name)
+    manifest = packaged.manifest.as_dict()
+    kept = {k: v for k, v in manifest.items() if k not in ("schema", "manifest_sha256", "golden")}
+    write_manifest(tmp_path, kept, set(kept.pop("files")) - {GOLDEN})
+    old = open_bundle(tmp_path, check_files=True)
+    assert GOLDEN not in old.manifest.files
+    with load(tmp_path) as segmenter, segmenter.stream(["the disc"]) as stream:
+        assert len(stream.push(np.zeros((32, 32, 3), np.uint8))) == 1
+    # Vectors that were changed are refused, as every other file is.
+    write_manifest(tmp_path, kept, packaged.manifest.files)
+    (tmp_path / GOLDEN).unlink()
+    content = bytearray((packaged.path / GOLDEN).read_bytes())
+    content[1000] ^= 1
+    (tmp_path / GOLDEN).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{GOLDEN} was changed since the export"):
+        open_bundle(tmp_path)

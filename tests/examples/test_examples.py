@@ -112,18 +112,19 @@ def test_pyav_keeps_sound_and_times(
 
 
 def with_sound(video: Path, out: Path) -> None:
-    """Copy the pictures at other times, and add a tone."""
-    with av.open(video) as reader, av.open(out, "w") as writer:
-        pictures = reader.streams.video[0]
-        copied = writer.add_stream_from_template(pictures)
+    """Write the pictures at uneven times, and a tone."""
+    with av.open(out, "w") as writer:
+        stream = writer.add_stream("libx264", rate=10, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 224, 128, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 100)
         sound = writer.add_stream("aac", rate=16000, layout="mono")
-        for packet in reader.demux(pictures):
-            if packet.dts is not None:
-                late = round(0.3 / packet.time_base) if packet.pts * packet.time_base > 0.2 else 0
-                packet.pts, packet.dts, packet.stream = packet.pts + late, packet.dts + late, copied
-                writer.mux(packet)
+        for index, image in enumerate(pictures(video)):
+            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+            picture.pts, picture.time_base = 10 * index + index % 3, Fraction(1, 100)
+            writer.mux(stream.encode(picture))
+        writer.mux(stream.encode())
         for start in range(0, 16000, 1024):
-            tone = np.sin(np.arange(start, start + 1024) / 8, dtype=np.float32)[None]
+            tone = np.sin(np.arange(start, start + 1024, dtype=np.float32) / 8)[None]
             samples = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
             samples.rate, samples.pts, samples.time_base = 16000, start, Fraction(1, 16000)
             writer.mux(sound.encode(samples))
