@@ -140,8 +140,8 @@ def packaged_bundles() -> dict[str, Path]:
 def bundle_files(folder: Path) -> list[Path]:
     """List the files in ``folder`` whose names belong to a bundle, engines included."""
     names = (MANIFEST, TOKENIZER, PARITY, PYTORCH, GOLDEN)
-    names += ("*.onnx", "*.onnx.data", "engines/**/*")
-    return [file for name in names for file in folder.glob(name) if file.is_file()]
+    patterns = (*names, "*.onnx", "*.onnx.data", "engines/**/*")
+    return [file for pattern in patterns for file in folder.glob(pattern) if file.is_file()]
 
 
 def find_bundle(path: str | Path) -> Path:
