@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from rvos_deploy.bundle.folder import (
+    GOLDEN,
     MANIFEST,
     PARITY,
     TOKENIZER,
@@ -43,6 +44,7 @@ from rvos_deploy.networks.clip_probe import clip_probe
 from rvos_deploy.networks.export_graph import ExportableNetwork
 from rvos_deploy.networks.network import Network
 from rvos_deploy.overlap import refuse_overlap
+from rvos_deploy.parity.golden_vectors import golden_vectors
 from rvos_deploy.parity.verification import (
     CLIP_LOGITS,
     CLIP_ORDER,
@@ -231,6 +233,11 @@ class _Export:
         bundle = open_bundle(self.folder)
         logits, choices = reference[CLIP_LOGITS], reference[CLIP_ORDER]
         results.append(check_masks(bundle, self.backend, logits, choices))
+        if all(result.passed for result in results):
+            self.progress("golden vectors")
+            golden = golden_vectors(bundle, self.backend)
+            np.savez_compressed(self.folder / GOLDEN, **golden)  # type: ignore[arg-type]
+            names.append(GOLDEN)
         self._write_manifest(names, results)
         return tuple(results)
 
@@ -300,6 +307,12 @@ class _Export:
                 "checks": [result.as_dict() for result in results],
             },
         }
+        if GOLDEN in names:
+            made_by = self.backend.describe()
+            manifest["golden"] = (
+                f"made by a stream with {made_by['name']} {made_by['version']}; an example of the "
+                "loop between the graphs, not the reference of the parity checks"
+            )
         if self.int8 is not None:
             manifest["quantization"] = plain(self.int8.record)
         write_manifest(self.folder, manifest, names)

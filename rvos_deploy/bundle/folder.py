@@ -37,7 +37,10 @@ PARITY = "parity.npz"
 PYTORCH = "pytorch.npz"
 """Where PyTorch's weights are in the graphs (``export/pytorch_weights.py``); not every bundle has
 it."""
-_MAXIMUM_BYTES = {TOKENIZER: 64 << 20, PARITY: 256 << 20, PYTORCH: 256 << 20}
+GOLDEN = "golden.npz"
+"""What a stream did with a small clip, step by step (``parity/golden_vectors.py``), for other
+people's runtimes; older bundles lack it."""
+_MAXIMUM_BYTES = {TOKENIZER: 64 << 20, PARITY: 256 << 20, PYTORCH: 256 << 20, GOLDEN: 256 << 20}
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _DIGEST_KEY = "manifest_sha256"
 _NO_DIGEST = "0" * 64
@@ -136,8 +139,9 @@ def packaged_bundles() -> dict[str, Path]:
 
 def bundle_files(folder: Path) -> list[Path]:
     """List the files in ``folder`` whose names belong to a bundle, engines included."""
-    names = (MANIFEST, TOKENIZER, PARITY, PYTORCH, "*.onnx", "*.onnx.data", "engines/**/*")
-    return [file for name in names for file in folder.glob(name) if file.is_file()]
+    names = (MANIFEST, TOKENIZER, PARITY, PYTORCH, GOLDEN)
+    patterns = (*names, "*.onnx", "*.onnx.data", "engines/**/*")
+    return [file for pattern in patterns for file in folder.glob(pattern) if file.is_file()]
 
 
 def find_bundle(path: str | Path) -> Path:

@@ -220,6 +220,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     # By graph. Bundles from before opsets could be chosen do not record them.
     opsets: Annotated[dict[Line, Count], Meta(max_length=16)] | UnsetType = UNSET
     parity: ParityRecord
+    # What made the golden vectors. Bundles from before golden vectors do not have it.
+    golden: Line | UnsetType = UNSET
     # int8 bundles alone.
     quantization: QuantizationRecord | UnsetType = UNSET
     files: Annotated[dict[Line, FileEntry], Meta(max_length=64)]

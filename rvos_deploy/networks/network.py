@@ -51,6 +51,8 @@ class Network(ABC):
     """Name of the quantity that ``choice_excess`` bounds, for people."""
     frame_graphs: tuple[str, ...]
     """Names of the graphs that depend only on frame and texts, not on mode, memory or threshold."""
+    golden_tensors: tuple[str, ...] = ()
+    """Names of the inputs and outputs of graphs that golden vectors record for every frame."""
 
     @property
     @abstractmethod

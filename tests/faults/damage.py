@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from rvos_deploy.bundle.folder import (
+    GOLDEN,
     MANIFEST,
     PARITY,
     PYTORCH,
@@ -178,8 +179,9 @@ def hollow_bundle(bundle: Path, folder: Path) -> Path:
     for name in manifest["graphs"]:
         (folder / f"{name}.onnx").write_bytes(b"a graph")
     (folder / TOKENIZER).write_bytes(b"a tokenizer")
-    for name in (PARITY, PYTORCH):
-        shutil.copy(bundle / name, folder)
+    for name in (PARITY, PYTORCH, GOLDEN):
+        if name in manifest["files"]:
+            shutil.copy(bundle / name, folder)
     checks = manifest["parity"]["checks"]
     manifest["parity"]["checks"] = [checks[0], checks[-1]]
     names = list(manifest.pop("files"))

@@ -43,6 +43,15 @@ class OnlineRefer(Network):
     frame_graphs = ("backbone", "frame_decoder")
     default_mode = "online"
     choice_excess_name = "excess score of another query"
+    golden_tensors = (
+        "joined",
+        "scores",
+        "boxes",
+        "next_content",
+        "next_position",
+        "next_box",
+        "mask_logits",
+    )
 
     @staticmethod
     def from_dict(model: Mapping[str, object]) -> OnlineRefer:

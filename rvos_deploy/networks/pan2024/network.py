@@ -40,6 +40,19 @@ class Pan2024(Network):
     graphs = GRAPHS
     frame_graphs = ("backbone", "frame_decoder")
     choice_excess_name = "excess cost of slots"
+    golden_tensors = (
+        "slot_position",
+        "slot_content",
+        "slot_score",
+        "slot_logits",
+        "slot_values",
+        "memory_ages",
+        "memory_empty",
+        "video_queries",
+        "scores",
+        "threshold",
+        "mask_logits",
+    )
 
     @staticmethod
     def from_dict(model: Mapping[str, object]) -> Pan2024:
