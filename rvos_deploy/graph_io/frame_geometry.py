@@ -166,7 +166,7 @@ def upsample_mask(logits: NDArray[np.float32], geometry: FrameGeometry) -> NDArr
     """
     mask = np.zeros(geometry.display, dtype=np.bool_)
     wide = _resize_columns(logits, geometry)
-    positive = np.flatnonzero(wide.max(axis=0) > 0)
+    positive = np.flatnonzero((wide > 0).any(axis=0))  # a NaN hides no other number
     if positive.size:
         columns = slice(positive[0], positive[-1] + 1)
         np.greater(_resize_rows(wide[:, columns], geometry), 0, out=mask[:, columns])

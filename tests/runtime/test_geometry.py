@@ -72,7 +72,9 @@ def test_columns_that_are_left_out_are_background(display: tuple[int, int], leve
     island = np.full(shape, -9.0, dtype=np.float32)
     island[shape[0] // 2, shape[1] // 2] = level + 9.1
     least = np.where(noise > -level, np.float32(1e-38), np.float32(-1e-38))
-    for logits in (noise + np.float32(level), island, least):
+    broken = noise.copy()
+    broken[::3, ::2], broken[1::3, 1::2] = np.nan, np.inf
+    for logits in (noise + np.float32(level), island, least, broken, -broken):
         mask = upsample_mask(logits, geometry)
         assert mask.dtype == np.bool_
         assert np.array_equal(mask, upsample_logits(logits, geometry) > 0)
