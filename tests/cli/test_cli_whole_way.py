@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 RECIPE = """
 model = "tiny"
 data = "sprites"
@@ -51,6 +53,7 @@ learning_rate = 1e-4
 """
 
 
+@pytest.mark.slow  # CI runs the README's commands, which go the same way
 def test_from_nothing_to_a_score(rvos: Callable, tmp_path: Path) -> None:
     recipe, clip, run, bundle = (tmp_path / n for n in ("recipe.toml", "clip", "run", "run-bundle"))
     recipe.write_text(RECIPE)
