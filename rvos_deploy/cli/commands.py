@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from rvos_deploy.cli import batch as batch_command
 from rvos_deploy.cli import benchmark as benchmark_command
 from rvos_deploy.cli import (
     build_engine,
@@ -55,6 +56,7 @@ def _options(
 
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
+app.command("batch")(batch_command.batch)
 app.command("export")(export.export)
 app.command("build-engine")(build_engine.build_engine)
 app.command("verify")(verify.verify)

@@ -1,0 +1,149 @@
+"""Start a private Ray on this machine, or connect to a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rvos_deploy import stopping
+from rvos_deploy.environment import usable_cores
+from rvos_deploy.errors import BackendError, InputError, one_line
+from rvos_deploy.files import create_temporary_folder, discard
+
+# The workers need little of it: only jobs and outcomes pass through it. Ray's minimum is 75 MiB.
+_OBJECT_STORE_BYTES = 100 * 2**20
+# A socket's path has at most 107 bytes, of which Ray's part takes 65.
+_LONGEST_TEMPORARY = 12
+_LOOPBACK = "127.0.0.1"
+
+_ENVIRONMENT = {
+    # Ray sends nothing to its makers.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A worker without a GPU sees what CUDA_VISIBLE_DEVICES allows; without it, Ray warns.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # The environment of this process is the one of the workers.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Say how many workers there are, and which share of the machine each has.
+
+    Args:
+        workers: None: as many as fit.
+        cpus: cores of a worker, at least 1.
+        gpus: GPUs of a worker; a fraction shares one.
+    """
+
+    workers: int | None
+    cpus: int
+    gpus: float
+
+
+def import_ray() -> ModuleType:
+    """Import Ray. Raises BackendError: it is not installed."""
+    try:
+        with _environment(_ENVIRONMENT):
+            import ray
+            import ray.exceptions
+    except ImportError as error:
+        raise BackendError(
+            "batch runs on Ray, which is not installed; pip install 'rvos-deploy[ray]'"
+        ) from error
+    return ray
+
+
+@contextmanager
+def connected(address: str | None, shares: Shares) -> Iterator[ModuleType]:
+    """Connect to Ray, and yield it; at the end, disconnect, and end what was started here.
+
+    Args:
+        address: of a cluster, which stays; None: a Ray on this machine that listens on loopback
+            only and ends with the block, or with this process.
+        shares: what the workers need.
+
+    Raises:
+        BackendError: Ray is not installed, does not start, or the cluster does not answer.
+        InputError: this machine has fewer GPUs than one worker needs.
+    """
+    ray = import_ray()
+    with ExitStack() as stack:
+        stack.enter_context(_environment(_ENVIRONMENT))
+        _start(ray, {"address": address} if address else _local_options(shares, stack), stack)
+        if not address and not count_workers(ray, shares):
+            found = ray.cluster_resources().get("GPU", 0)
+            raise InputError(
+                f"a worker needs {shares.gpus:g} GPU, and Ray finds {found:g}; lower --gpus, or "
+                "use --device cpu"
+            )
+        yield ray
+
+
+def count_workers(ray: ModuleType, shares: Shares) -> int:
+    """Return the number of workers that fit the connected machines."""
+    found = ray.cluster_resources()
+    counts = [int(found.get("CPU", 0) // shares.cpus)]
+    if shares.gpus:
+        counts.append(int(found.get("GPU", 0) // shares.gpus))
+    return min(counts)
+
+
+def _local_options(shares: Shares, stack: ExitStack) -> dict[str, Any]:
+    folder = create_temporary_folder(_temporary_root() / "rvos")
+    stack.callback(discard, folder)
+    return {
+        "address": "local",
+        # As many as the workers need, even if the machine has fewer.
+        "num_cpus": max(usable_cores(), (shares.workers or 1) * shares.cpus),
+        "num_gpus": None if shares.gpus else 0,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "include_dashboard": False,
+        "_node_ip_address": _LOOPBACK,
+        "_temp_dir": str(folder),
+    }
+
+
+def _temporary_root() -> Path:
+    root = Path(tempfile.gettempdir())
+    return root if len(os.fsencode(root)) <= _LONGEST_TEMPORARY else Path("/tmp")
+
+
+def _start(ray: ModuleType, options: dict[str, Any], stack: ExitStack) -> None:
+    """Initialise Ray, and keep this program's own handling of stops."""
+    # A stop in the midst of it would leave processes.
+    with stopping.deferred():
+        handlers = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+        stack.callback(ray.shutdown)
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            where = options["address"]
+            fix = "check --address" if where != "local" else "see --debug"
+            raise BackendError(f"Ray does not start ({where}): {one_line(error)}; {fix}") from error
+        finally:
+            for number, handler in handlers.items():
+                with suppress(ValueError):  # not in the main thread
+                    signal.signal(number, handler)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
