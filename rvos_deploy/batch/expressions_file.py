@@ -133,13 +133,19 @@ def _table_row(path: Path, row: Mapping[str, object], place: str) -> Row:
         raise InputError(
             f'{path}: {place}: more cells than columns; quote texts that hold a comma: "a, b"'
         )
-    texts = {}
-    for name in (VIDEO, EXPRESSION):
-        value = row.get(name)
-        if name in row and (not isinstance(value, str) or not value.strip()):
-            raise InputError(f"{path}: {place}: '{name}' is blank; fill it, or delete the row")
-        texts[name] = value if isinstance(value, str) else None
-    return Row(texts[VIDEO], texts[EXPRESSION] or "", place)
+    video = _cell(path, row, VIDEO, place) if VIDEO in row else None
+    return Row(video, _cell(path, row, EXPRESSION, place), place)
+
+
+def _cell(path: Path, row: Mapping[str, object], name: str, place: str) -> str:
+    value = row[name]
+    if value is not None and not isinstance(value, str):
+        raise InputError(
+            f"{path}: {place}: '{name}' is not text, but {type(value).__name__}; make it text"
+        )
+    if not value or not value.strip():
+        raise InputError(f"{path}: {place}: '{name}' is blank; fill it, or delete the row")
+    return value
 
 
 def _is_mevis(content: Entry) -> bool:

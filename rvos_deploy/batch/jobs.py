@@ -79,7 +79,7 @@ def _videos_by_row(given: Sequence[str], named: Iterable[str], folder: Path) -> 
     """Return the video of each name in the file, where there is one."""
     places = {os.path.realpath(video): video for video in given}
     names = {Path(video).name: video for video in given}
-    stems = {_output_name(video): video for video in given}
+    stems = {output_name(video): video for video in given}
     found = {}
     for name in named:
         here, there = os.path.realpath(folder / name), os.path.realpath(name)
@@ -97,7 +97,7 @@ def _output_names(videos: Sequence[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     taken = {STATUS.casefold(): "the status file"}
     for video in videos:
-        name = _output_name(video)
+        name = output_name(video)
         if not name or name.startswith("."):
             raise InputError(f"{video} gives no name to an output folder; rename it")
         other = taken.setdefault(name.casefold(), video)
@@ -110,7 +110,7 @@ def _output_names(videos: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _output_name(video: str) -> str:
+def output_name(video: str) -> str:
     """Return the name of a folder of frames, or of a file without its suffix."""
     path = Path(video)
     return Path(os.path.realpath(path)).name if path.is_dir() else path.stem

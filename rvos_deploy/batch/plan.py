@@ -42,21 +42,20 @@ def choose_shares(
 
 
 def plan_segmenter(
-    bundle: Path,
-    backend: str,
-    device: str,
-    threads: int | None,
-    settings: StreamSettings,
-    shares: Shares,
+    bundle: Path, backend: str, device: str, threads: int, settings: StreamSettings
 ) -> SegmenterOptions:
-    """Return what each worker loads: threads and memory are its part of the machine's."""
-    workers = shares.workers or max(1, usable_cores() // shares.cpus)
+    """Return what each worker loads, with its part of the machine's memory for waiting masks.
+
+    ``threads``: CPU threads of a graph. The machine is taken to hold as many workers as fit its
+    cores.
+    """
+    workers = max(1, usable_cores() // threads)
     budget = max(settings.mask_budget // workers, _LEAST_MASK_BUDGET)
     return SegmenterOptions(
         str(bundle.absolute()),
         replace(settings, mask_budget=budget),
         backend,
         device,
-        threads or shares.cpus,
+        threads,
         redact_command(),
     )

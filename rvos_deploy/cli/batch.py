@@ -34,9 +34,9 @@ def batch(
             "--expressions",
             "-e",
             metavar="FILE",
-            help="CSV or Parquet with the columns 'video' and 'expression', JSON "
-            "that maps videos to lists of texts, or a MeViS meta_expressions.json. Without a column 'video': every "
-            "expression for every video.",
+            help="CSV or Parquet with the columns 'video' and 'expression', JSON that maps videos "
+            "to lists of texts, or a MeViS meta_expressions.json. Without videos in FILE, every "
+            "expression belongs to every video.",
         ),
     ],
     out: Annotated[
@@ -132,7 +132,7 @@ def batch(
     for note in opened.network.notes(settings):
         typer.echo(f"note: {note}", err=True)
     shares = choose_shares(workers, cpus, gpus, backend, device)
-    segmenter = plan_segmenter(opened.path, backend, device, threads, settings, shares)
+    segmenter = plan_segmenter(opened.path, backend, device, threads or shares.cpus, settings)
     report = run_batch(
         found.jobs, out, BatchOptions(segmenter, shares, retries, address, [expressions])
     )
