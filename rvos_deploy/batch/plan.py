@@ -10,7 +10,6 @@ from rvos_deploy.batch.worker import SegmenterOptions
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import InputError
 from rvos_deploy.redaction import redact_command
-from rvos_deploy.runtime.backends.device_names import CPU
 from rvos_deploy.stream_settings import StreamSettings
 
 _DEFAULT_CPUS = 4
@@ -32,7 +31,7 @@ def choose_shares(
     """
     if ":" in device:
         raise InputError(f"--device {device}: Ray gives each worker its GPU; write --device cuda")
-    needs_gpu = device == "cuda" or (backend in _GPU_BACKENDS and device != CPU)
+    needs_gpu = device == "cuda" or (backend in _GPU_BACKENDS and device != "cpu")
     gpus = float(needs_gpu) if gpus is None else gpus
     if needs_gpu and not gpus:
         raise InputError("a worker on a GPU needs a share of one; give --gpus 1, or --gpus 0.5")

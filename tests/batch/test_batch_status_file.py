@@ -46,7 +46,7 @@ def test_no_file_is_no_video(tmp_path: Path) -> None:
 )
 def test_another_programs_file_stays(tmp_path: Path, content: str) -> None:
     (tmp_path / STATUS).write_text(content)
-    with pytest.raises(InputError, match="was not written by this version of batch .* move it"):
+    with pytest.raises(InputError, match=r"was not written by this version of batch .* move it"):
         StatusFile(tmp_path, "")
     assert (tmp_path / STATUS).read_text() == content
 
