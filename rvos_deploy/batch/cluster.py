@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,11 +20,10 @@ from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import BackendError, InputError, one_line
 from rvos_deploy.files import create_temporary_folder, discard
 
-# The workers need little of it: only jobs and outcomes pass through it. Ray's minimum is 75 MiB.
+# Only jobs and outcomes pass through it. Ray's minimum is 75 MiB.
 _OBJECT_STORE_BYTES = 100 * 2**20
-# A socket's path has at most 107 bytes, of which Ray's part takes 65.
+# A socket's path has at most 107 bytes, of which 12 are left for the folder of temporary files.
 _LONGEST_TEMPORARY = 12
-_LOOPBACK = "127.0.0.1"
 
 _ENVIRONMENT = {
     # Ray sends nothing to its makers.
@@ -32,6 +33,15 @@ _ENVIRONMENT = {
     # The environment of this process is the one of the workers.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
+_LOCAL = {
+    # Without clusters, Ray uses loopback addresses only; Linux needs this variable for that too,
+    # because Ray replaces a loopback address that it is given.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Other users of this machine reach loopback too. Ray would write a token into ~/.ray.
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
+"""Variables of a private Ray. Ray reads most of them once in a process."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +59,10 @@ class Shares:
     gpus: float
 
 
-def import_ray() -> ModuleType:
-    """Import Ray. Raises BackendError: it is not installed."""
+def _import_ray() -> ModuleType:
     try:
-        with _environment(_ENVIRONMENT):
-            import ray
-            import ray.exceptions
+        import ray
+        import ray.exceptions
     except ImportError as error:
         raise BackendError(
             "batch runs on Ray, which is not installed; pip install 'rvos-deploy[ray]'"
@@ -75,17 +83,29 @@ def connected(address: str | None, shares: Shares) -> Iterator[ModuleType]:
         BackendError: Ray is not installed, does not start, or the cluster does not answer.
         InputError: this machine has fewer GPUs than one worker needs.
     """
-    ray = import_ray()
     with ExitStack() as stack:
-        stack.enter_context(_environment(_ENVIRONMENT))
+        variables = _ENVIRONMENT if address else _ENVIRONMENT | _LOCAL
+        stack.enter_context(_environment(variables))
+        ray = _import_ray()
         _start(ray, {"address": address} if address else _local_options(shares, stack), stack)
-        if not address and not count_workers(ray, shares):
-            found = ray.cluster_resources().get("GPU", 0)
-            raise InputError(
-                f"a worker needs {shares.gpus:g} GPU, and Ray finds {found:g}; lower --gpus, or "
-                "use --device cpu"
-            )
+        if not address:
+            _check_local(ray, shares)
         yield ray
+
+
+def _check_local(ray: ModuleType, shares: Shares) -> None:
+    here = ray.util.get_node_ip_address()
+    if not ip_address(here).is_loopback:
+        raise BackendError(
+            f"Ray listens on {here} instead of loopback, because this process has used it before; "
+            "start a new process"
+        )
+    if not count_workers(ray, shares):
+        found = ray.cluster_resources().get("GPU", 0)
+        raise InputError(
+            f"a worker needs {shares.gpus:g} GPU, and Ray finds {found:g}; lower --gpus, or use "
+            "--device cpu"
+        )
 
 
 def count_workers(ray: ModuleType, shares: Shares) -> int:
@@ -100,6 +120,7 @@ def count_workers(ray: ModuleType, shares: Shares) -> int:
 def _local_options(shares: Shares, stack: ExitStack) -> dict[str, Any]:
     folder = create_temporary_folder(_temporary_root() / "rvos")
     stack.callback(discard, folder)
+    folder.chmod(0o700)  # Ray lets everybody write into its own folder
     return {
         "address": "local",
         # As many as the workers need, even if the machine has fewer.
@@ -107,8 +128,7 @@ def _local_options(shares: Shares, stack: ExitStack) -> dict[str, Any]:
         "num_gpus": None if shares.gpus else 0,
         "object_store_memory": _OBJECT_STORE_BYTES,
         "include_dashboard": False,
-        "_node_ip_address": _LOOPBACK,
-        "_temp_dir": str(folder),
+        "_temp_dir": str(folder / "ray"),
     }
 
 
