@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rvos_deploy.batch.cluster import Shares, connected
+from rvos_deploy.batch.jobs import Job
+from rvos_deploy.batch.schedule import Schedule
+from rvos_deploy.batch.status_file import StatusFile, VideoStatus
+from rvos_deploy.batch.worker import Outcome
+from rvos_deploy.errors import BackendError
 from rvos_deploy.files import holding
 
 pytest.importorskip("ray")
@@ -17,12 +31,21 @@ SMALL = ("--size", "64x96", "--fallback", "top1", "--backend", "onnxruntime")
 LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
-def states(out: Path) -> dict[str, str]:
+def status(out: Path) -> dict[str, Any]:
     try:
-        videos = json.loads((out / "batch.json").read_text())["videos"]
+        return json.loads((out / "batch.json").read_text())["videos"]
     except FileNotFoundError:
         return {}
-    return {name: video["state"] for name, video in videos.items()}
+
+
+def states(out: Path) -> dict[str, str]:
+    return {name: video["state"] for name, video in status(out).items()}
+
+
+def masks(folder: Path) -> dict[str, bytes]:
+    """Masks and overlay."""
+    files = [*folder.rglob("*.png"), folder / "overlay.mp4"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def ray_folders() -> set[Path]:
@@ -129,3 +152,193 @@ def test_refused_before_ray_starts(
         release.set()
         thread.join()
     assert f"another process is running a batch in {out}; wait for it" in error
+
+
+@pytest.mark.slow
+def test_twenty_videos_a_dead_worker_and_a_damaged_file(
+    batch: Callable,
+    clips: Callable,
+    damage: Callable,
+    same_as_single_runs: Callable,
+    tmp_path: Path,
+) -> None:
+    videos, out = clips(20, frames=8), tmp_path / "out"
+    damage(videos[5])
+    two = batch(videos, "--workers", 2)
+    two.wait_for(lambda: list(states(out).values()).count("done") >= 4 and two.workers())
+    os.kill(two.workers()[0], signal.SIGKILL)
+    code, stdout, stderr = two.end()
+    assert (code, stdout) == (1, f"20 videos: 19 done, 1 damaged -> {out}\n"), stderr
+    assert len(stderr.splitlines()) == 1
+    attempts = [video["attempts"] for video in status(out).values()]
+    assert sorted(attempts) in ([1] * 19 + [2], [1] * 20)  # the worker may have been between two
+    assert two.none_left()
+    same_as_single_runs(out, videos[:8])
+
+    one = batch(videos, "--workers", 1, out="alone")
+    assert one.end()[0] == 1
+    for video in videos:
+        assert masks(out / video.stem) == masks(tmp_path / "alone" / video.stem)
+
+
+@pytest.mark.slow
+def test_a_killed_batch_goes_on(
+    batch: Callable, clips: Callable, same_as_single_runs: Callable, tmp_path: Path
+) -> None:
+    videos, out = clips(8, frames=12), tmp_path / "out"
+    before = ray_folders()
+    first = batch(videos, "--workers", 2)
+    first.wait_for(lambda: list(states(out).values()).count("done") >= 2)
+    first.child.kill()
+    first.child.communicate()
+    killed_at = states(out)
+    assert "waiting" in killed_at.values()
+    # At once, as a person would: workers of the killed batch may still live.
+    second = batch(videos, "--workers", 2)
+    finished = [name for name, state in killed_at.items() if state == "done"]
+    written = {name: (out / name / "result.json").stat().st_mtime_ns for name in finished}
+    code, stdout, stderr = second.end()
+    assert (code, stderr) == (0, "")
+    assert stdout == f"8 videos: 8 done ({len(finished)} before) -> {out}\n"
+    assert {n: (out / n / "result.json").stat().st_mtime_ns for n in finished} == written
+    assert first.none_left()
+    assert second.none_left()
+    assert ray_folders() == before
+    assert not leftovers(out)
+    same_as_single_runs(out, videos[3:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_stop_ends_every_process(
+    batch: Callable, clips: Callable, tmp_path: Path, number: int, code: int, word: str
+) -> None:
+    videos, out, before = clips(6, frames=40), tmp_path / "out", ray_folders()
+    one = batch(videos, "--workers", 2)
+    one.wait_for(lambda: list(states(out).values()).count("done") >= 1)
+    if number == signal.SIGINT:  # as a terminal does: to all that run in it
+        os.killpg(one.child.pid, number)
+    else:
+        one.child.send_signal(number)
+    found, stdout, stderr = one.end()
+    assert (found, stdout) == (code, ""), stderr
+    hint = f"give the same command again, and it goes on ({out / 'batch.json'})"
+    assert stderr == f"error: {word}; {hint}\n"
+    assert one.none_left()
+    assert ray_folders() == before
+    assert not leftovers(out)
+    assert set(states(out).values()) == {"done", "waiting"}
+
+
+@pytest.mark.slow
+def test_a_stop_while_ray_starts(batch: Callable, clips: Callable, tmp_path: Path) -> None:
+    before = ray_folders()
+    one = batch(clips(2), "--workers", 1)
+    one.wait_for(lambda: any("gcs_server" in line for line in one.look().values()))
+    one.child.send_signal(signal.SIGTERM)
+    code, _, stderr = one.end()
+    assert code == 143
+    assert stderr.startswith("error: terminated; give the same command again")
+    assert len(stderr.splitlines()) == 1
+    assert one.none_left()
+    assert ray_folders() == before
+
+
+@pytest.mark.slow
+def test_on_a_cluster(
+    family: Callable, batch: Callable, clips: Callable, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        cluster = subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={port}",
+             "--node-ip-address=127.0.0.1", "--num-cpus=2", "--include-dashboard=false",
+             "--disable-usage-stats", f"--temp-dir={folder}"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 60
+            while not list(Path(folder).glob("session_latest/sockets/raylet")):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            code, stdout, stderr = batch(clips(2), "--address", f"127.0.0.1:{port}").end()
+            assert (code, stderr) == (0, "")
+            assert stdout == f"2 videos: 2 done -> {tmp_path / 'out'}\n"
+            assert cluster.poll() is None
+        finally:
+            cluster.terminate()
+            cluster.wait(60)
+    code, stdout, stderr = batch(clips(1), "--address", f"127.0.0.1:{port}", out="none").end()
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"error: Ray does not start (127.0.0.1:{port}): ")
+    assert len(stderr.splitlines()) == 1
+
+
+class _Trouble:
+    """A worker of which each video shows one trouble."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def segment(self, job: Job, out: Path) -> Outcome:
+        tries = self._folder / job.name
+        count = len(tries.read_text()) if tries.exists() else 0
+        tries.write_text("x" * (count + 1))
+        match job.name:
+            case "dies":
+                os._exit(1)
+            case "dies once" if not count:
+                os._exit(1)
+            case "fails once" if not count:
+                return Outcome("failed", error="the disk is gone", transient=True)
+            case "refused":
+                return Outcome("failed", error="it is empty")
+            case "bug":
+                raise ZeroDivisionError("in the worker")
+            case "unusable":
+                return Outcome("unusable", error="no back end")
+        return Outcome("done", 3, 0.5)
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_retries(tmp_path: Path) -> None:
+    names = ("good", "dies", "dies once", "fails once", "refused", "bug")
+    jobs = [Job(name, f"{name}.mp4", ("x",)) for name in names]
+    out = tmp_path / "out"
+    out.mkdir()
+    record = StatusFile(out, "")
+    due = VideoStatus(video="v", state="waiting", fingerprint="", expressions=1)
+    record.update({job.name: due for job in [*jobs, Job("unusable", "u", ())]})
+    with connected(None, Shares(1, 1, 0.0)) as ray:
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        make = partial(ray.remote(_Trouble).options(num_cpus=1).remote, tmp_path)
+        Schedule(ray, make, 1, 2, record).run(jobs, out)
+        found = {name: (s["state"], s.get("attempts")) for name, s in status(out).items()}
+        assert found == {
+            "good": ("done", 1),
+            "dies": ("failed", 3),
+            "dies once": ("done", 2),
+            "fails once": ("done", 2),
+            "refused": ("failed", 1),
+            "bug": ("failed", 3),
+            "unusable": ("waiting", None),
+        }
+        errors = {name: s.get("error") for name, s in status(out).items()}
+        assert "the worker process ended" in errors["dies"]
+        assert errors["refused"] == "it is empty"
+        assert "ZeroDivisionError: in the worker" in errors["bug"]
+        assert errors["dies once"] is None
+        with pytest.raises(BackendError, match="no back end"):
+            Schedule(ray, make, 1, 2, record).run([Job("unusable", "u", ()), jobs[0]], out)
+        assert states(out)["unusable"] == "waiting"

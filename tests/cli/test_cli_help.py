@@ -10,6 +10,7 @@ import pytest
 
 COMMANDS = (
     "run",
+    "batch",
     "export",
     "verify",
     "inspect",
