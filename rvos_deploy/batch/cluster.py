@@ -24,6 +24,8 @@ from rvos_deploy.files import create_temporary_folder, discard
 _OBJECT_STORE_BYTES = 100 * 2**20
 # A socket's path has at most 107 bytes, of which 12 are left for the folder of temporary files.
 _LONGEST_TEMPORARY = 12
+# Seconds until the thread that receives signals has seen one.
+_PATIENCE = 1.0
 
 _ENVIRONMENT = {
     # Ray sends nothing to its makers.
@@ -151,7 +153,7 @@ def _start(ray: ModuleType, options: dict[str, Any], stack: ExitStack) -> None:
             raise BackendError(f"Ray does not start ({where}): {one_line(error)}; {fix}") from error
         finally:
             for number, handler in handlers.items():
-                with suppress(ValueError):  # not in the main thread
+                with suppress(ValueError, TypeError):  # not in the main thread, or not Python's
                     signal.signal(number, handler)
 
 

@@ -57,4 +57,5 @@ def plan_segmenter(
         device,
         threads,
         redact_command(),
+        str(Path.cwd()),
     )

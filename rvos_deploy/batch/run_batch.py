@@ -113,7 +113,7 @@ def _run_due(
         workers = min(shares.workers or max(1, count_workers(ray, shares)), len(due))
         make = worker_factory(ray, options.segmenter, shares)
         with live_table(lambda: [_of(status, job) for job in jobs]) as show:
-            Schedule(ray, make, workers, options.retries, status, show).run(due, out)
+            Schedule(ray, make, workers, options.retries, status, show).run(due, out.absolute())
 
 
 def _of(status: StatusFile, job: Job) -> VideoStatus:

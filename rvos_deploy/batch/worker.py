@@ -9,6 +9,7 @@ from typing import Literal
 
 from rvos_deploy.batch.jobs import Job
 from rvos_deploy.errors import InputError, RvosError
+from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.run import RunOptions, run
 from rvos_deploy.runtime.segmenter import Segmenter, load
 from rvos_deploy.stream_settings import StreamSettings
@@ -16,7 +17,10 @@ from rvos_deploy.stream_settings import StreamSettings
 
 @dataclass(frozen=True)
 class SegmenterOptions:
-    """Say how a worker loads its segmenter and runs it; see ``load`` and ``RunOptions``."""
+    """Say how a worker loads its segmenter and runs it; see ``load`` and ``RunOptions``.
+
+    ``folder``: where relative paths of videos begin; a worker may have another working directory.
+    """
 
     bundle: str
     stream: StreamSettings
@@ -24,6 +28,7 @@ class SegmenterOptions:
     device: str = "auto"
     threads: int | None = None
     command: str = ""
+    folder: str = ""
 
     def load(self) -> Segmenter:
         """Load the segmenter. Raises as ``rvos_deploy.load``."""
@@ -83,9 +88,14 @@ class Worker:
 
     def _run(self, segmenter: Segmenter, job: Job, out: Path) -> Outcome:
         options = RunOptions(
-            self._options.stream, command=self._options.command, progress=self._count
+            self._options.stream,
+            command=self._options.command,
+            name=redact(job.video),
+            progress=self._count,
         )
-        report = run(segmenter, job.video, job.expressions, out, options=options)
+        local = Path(self._options.folder, job.video)
+        source = str(local) if local.exists() else job.video
+        report = run(segmenter, source, job.expressions, out, options=options)
         if report.stopped:
             return Outcome("stopped", report.frames, report.seconds)
         if report.damage:
