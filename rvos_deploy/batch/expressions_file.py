@@ -129,7 +129,7 @@ def _is_given(value: object) -> bool:
 
 
 def _table_row(path: Path, row: Mapping[str, object], place: str) -> Row:
-    if None in row:  # type: ignore[comparison-overlap]  # where DictReader puts surplus cells
+    if None in row:  # where DictReader puts surplus cells
         raise InputError(
             f'{path}: {place}: more cells than columns; quote texts that hold a comma: "a, b"'
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,8 @@ class SegmentVideos:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_worker": None}
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, NDArray[Any] | list[Any]]:
-        """Segment the videos of one batch, in NumPy's or Arrow's form.
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Segment the videos of one batch, in NumPy's form.
 
         Raises:
             InputError: a column is missing.

@@ -13,7 +13,7 @@ from rvos_deploy.errors import InputError
 from rvos_deploy.files import cannot_write, discard_stale, read_regular_file, replacing
 
 STATUS = "batch.json"
-SCHEMA = "rvos-deploy/batch/1"
+SCHEMA: Literal["rvos-deploy/batch/1"] = "rvos-deploy/batch/1"
 _MAX_BYTES = 2**30
 
 State = Literal["waiting", "running", "done", "damaged", "failed"]

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rvos_deploy.batch.schedule import Running, Show
-from rvos_deploy.batch.status_file import VideoStatus
+from rvos_deploy.batch.status_file import State, VideoStatus
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _MOST_RUNNING = 16
 _MOST_FAILED = 4
-_STATES = ("done", "damaged", "failed", "running", "waiting")
+_STATES: tuple[State, ...] = ("done", "damaged", "failed", "running", "waiting")
 
 
 @contextmanager

@@ -37,11 +37,11 @@ class Family:
                     status = (entry / "stat").read_text().rpartition(")")[2].split()
                     if status[0] != "Z":
                         parents[int(entry.name)] = int(status[1])
-        found = {pid for pid in self.seen if pid in parents}
-        added = {self.child.pid}
-        while added:
-            added = {pid for pid, parent in parents.items() if parent in added} - found
-            found |= added
+        found, count = {self.child.pid, *self.seen}, 0
+        while len(found) > count:
+            count = len(found)
+            found |= {pid for pid, parent in parents.items() if parent in found}
+        found = (found - {self.child.pid}) & set(parents)
         living = {}
         for pid in found:
             with suppress(OSError):
