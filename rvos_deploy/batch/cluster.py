@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -45,6 +46,8 @@ _LOCAL = {
 }
 """Variables of a private Ray. Ray reads most of them once in a process."""
 
+_imported_private = False
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -61,7 +64,16 @@ class Shares:
     gpus: float
 
 
-def _import_ray() -> ModuleType:
+def _import_ray(*, private: bool) -> ModuleType:
+    """Import Ray, which reads its variables now. Raises BackendError."""
+    global _imported_private
+    if "ray" not in sys.modules:
+        _imported_private = private
+    elif private and not _imported_private:
+        raise BackendError(
+            "this process has imported Ray, which is then not private; start the batch in another "
+            "process, or import Ray later"
+        )
     try:
         import ray
         import ray.exceptions
@@ -88,7 +100,7 @@ def connected(address: str | None, shares: Shares) -> Iterator[ModuleType]:
     with ExitStack() as stack:
         variables = _ENVIRONMENT if address else _ENVIRONMENT | _LOCAL
         stack.enter_context(_environment(variables))
-        ray = _import_ray()
+        ray = _import_ray(private=not address)
         _start(ray, {"address": address} if address else _local_options(shares, stack), stack)
         if not address:
             _check_local(ray, shares)
@@ -99,8 +111,7 @@ def _check_local(ray: ModuleType, shares: Shares) -> None:
     here = ray.util.get_node_ip_address()
     if not ip_address(here).is_loopback:
         raise BackendError(
-            f"Ray listens on {here} instead of loopback, because this process has used it before; "
-            "start a new process"
+            f"Ray {ray.__version__} listens on {here} instead of loopback; install another version"
         )
     if not count_workers(ray, shares):
         found = ray.cluster_resources().get("GPU", 0)
@@ -151,6 +162,8 @@ def _start(ray: ModuleType, options: dict[str, Any], stack: ExitStack) -> None:
             where = options["address"]
             fix = "check --address" if where != "local" else "see --debug"
             raise BackendError(f"Ray does not start ({where}): {one_line(error)}; {fix}") from error
+        except SystemExit as error:  # by Ray's own handler of SIGTERM, which it sets meanwhile
+            raise (stopping.requested(_PATIENCE) or error) from None
         finally:
             for number, handler in handlers.items():
                 with suppress(ValueError, TypeError):  # not in the main thread, or not Python's
