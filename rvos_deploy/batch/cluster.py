@@ -6,11 +6,13 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +29,8 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 _LONGEST_TEMPORARY = 12
 # Seconds until the thread that receives signals has seen one.
 _PATIENCE = 1.0
+# Seconds in which a cluster accepts a connection.
+_CONNECT_PATIENCE = 10.0
 
 _ENVIRONMENT = {
     # Ray sends nothing to its makers.
@@ -74,13 +78,9 @@ def _import_ray(*, private: bool) -> ModuleType:
             "this process has imported Ray, which is then not private; start the batch in another "
             "process, or import Ray later"
         )
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise BackendError(
-            "batch runs on Ray, which is not installed; pip install 'rvos-deploy[ray]'"
-        ) from error
+    import ray
+    import ray.exceptions
+
     return ray
 
 
@@ -94,17 +94,43 @@ def connected(address: str | None, shares: Shares) -> Iterator[ModuleType]:
         shares: what the workers need.
 
     Raises:
-        BackendError: Ray is not installed, does not start, or the cluster does not answer.
+        BackendError: Ray does not start, or does not connect.
         InputError: this machine has fewer GPUs than one worker needs.
     """
     with ExitStack() as stack:
         variables = _ENVIRONMENT if address else _ENVIRONMENT | _LOCAL
         stack.enter_context(_environment(variables))
         ray = _import_ray(private=not address)
+        # Ray prints there when a worker dies; our own outcome says so, and stdout is for the result.
+        stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
         _start(ray, {"address": address} if address else _local_options(shares, stack), stack)
         if not address:
             _check_local(ray, shares)
         yield ray
+
+
+def check_available(address: str | None) -> None:
+    """Check that Ray is installed, and that a cluster answers, before anything is written.
+
+    Raises:
+        InputError: the address has another form.
+        BackendError: Ray is not installed, or no cluster answers; Ray would try for minutes.
+    """
+    if find_spec("ray") is None:
+        raise BackendError(
+            "batch runs on Ray, which is not installed; pip install 'rvos-deploy[ray]'"
+        )
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"--address '{address}' is not of the form HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise BackendError(
+            f"no Ray cluster answers at {address} ({one_line(error)}); check --address"
+        ) from error
 
 
 def _check_local(ray: ModuleType, shares: Shares) -> None:

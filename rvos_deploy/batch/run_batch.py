@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rvos_deploy import stopping
-from rvos_deploy.batch.cluster import Shares, connected, count_workers
+from rvos_deploy.batch.cluster import Shares, check_available, connected, count_workers
 from rvos_deploy.batch.jobs import Job, fingerprint, refuse_replaced_inputs
 from rvos_deploy.batch.schedule import Schedule, worker_factory
 from rvos_deploy.batch.status_file import FINISHED, STATUS, StatusFile, VideoStatus
@@ -59,8 +59,10 @@ def run_batch(jobs: Sequence[Job], out: Path, options: BatchOptions) -> BatchRep
     Raises:
         InputError: an output would replace an input, ``out`` is locked by another batch or cannot
             be written, or a worker needs more GPUs than there are.
-        BackendError: Ray is not installed or does not start, or the segmenter cannot be loaded.
+        BackendError: Ray is not installed or does not start, the cluster does not answer, or
+            the segmenter cannot be loaded.
     """
+    check_available(options.address)
     bundle = find_bundle(options.segmenter.bundle)
     with holding(out, "running a batch in"):
         refuse_replaced_inputs(jobs, [*options.read, *bundle_files(bundle)], out)

@@ -120,11 +120,15 @@ class Schedule:
         exceptions = self._ray.exceptions
         try:
             return self._ray.get(reference), True
-        except exceptions.RayActorError as error:
-            why = f"the worker process ended, perhaps for lack of memory ({one_line(error)})"
+        except exceptions.RayActorError:  # Ray's own text tells no more of the reason
+            why = "the worker process ended, perhaps for lack of memory; fewer --workers need less"
             return Outcome("failed", error=why, transient=True), False
+        except exceptions.RayTaskError as error:
+            cause = error.cause
+            why = one_line(f"{type(cause).__name__}: {cause}")
+            return Outcome("failed", error=why, transient=True), True
         except exceptions.RayError as error:
-            return Outcome("failed", error=one_line(error), transient=True), True
+            return Outcome("failed", error=one_line(error), transient=True), False
 
     def _record(self, task: _Task, outcome: Outcome) -> None:
         if outcome.state == "unusable":

@@ -32,7 +32,8 @@ def live_table(statuses: Callable[[], Sequence[VideoStatus]]) -> Iterator[Show |
     from rich.console import Console
     from rich.live import Live
 
-    with Live(console=Console(stderr=True), transient=True, auto_refresh=False) as live:
+    console = Console(stderr=True)
+    with Live(console=console, transient=True, auto_refresh=False, redirect_stdout=False) as live:
         yield lambda running: live.update(draw(statuses(), running), refresh=True)
 
 

@@ -60,7 +60,8 @@ def main(folder: Path) -> None:
         try:
             Schedule(ray, make, 1, 2, record).run([jobs["unusable"], jobs["good"]], folder)
         except BackendError as error:
-            print(error)
+            refusal = error
+    print(refusal)
 
 
 if __name__ == "__main__":
