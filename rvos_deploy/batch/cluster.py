@@ -101,7 +101,7 @@ def connected(address: str | None, shares: Shares) -> Iterator[ModuleType]:
         variables = _ENVIRONMENT if address else _ENVIRONMENT | _LOCAL
         stack.enter_context(_environment(variables))
         ray = _import_ray(private=not address)
-        # Ray prints there when a worker dies; our own outcome says so, and stdout is for the result.
+        # Ray prints there when a worker dies, which the outcome of its video says, too.
         stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
         _start(ray, {"address": address} if address else _local_options(shares, stack), stack)
         if not address:
