@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rvos_deploy.batch.schedule import Running, Show
 from rvos_deploy.batch.status_file import State, VideoStatus
+from rvos_deploy.redaction import redact
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,11 +58,8 @@ def draw(statuses: Sequence[VideoStatus], running: Sequence[Running]) -> Rendera
     if more > 0:
         table.add_row(f"and {more} more")
     failed = [one for one in statuses if one.state in ("damaged", "failed")][-_MOST_FAILED:]
-    lines = [
-        Text(f"{one.state}: {one.video}: {one.error}", no_wrap=True, overflow="ellipsis")
-        for one in failed
-    ]
-    return Group(Text(count_line(statuses)), table, *lines)
+    lines = [Text(failure_line(one), no_wrap=True, overflow="ellipsis") for one in failed]
+    return Group(Text(count_line(statuses)), *([table] if running else []), *lines)
 
 
 def count_line(statuses: Sequence[VideoStatus]) -> str:
@@ -70,3 +68,9 @@ def count_line(statuses: Sequence[VideoStatus]) -> str:
     parts = [f"{counts[state]} {state}" for state in _STATES if counts[state]]
     noun = "video" if len(statuses) == 1 else "videos"
     return f"{len(statuses)} {noun}: " + ", ".join(parts)
+
+
+def failure_line(one: VideoStatus) -> str:
+    """Say in one line why a video is damaged or failed; most errors name it themselves."""
+    video, error = redact(one.video), one.error or "unknown"
+    return f"{one.state}: {error if video in error else f'{video}: {error}'}"

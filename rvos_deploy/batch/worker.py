@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from rvos_deploy.batch.jobs import Job
+from rvos_deploy.console.output import counted
 from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.run import RunOptions, run
@@ -99,7 +100,7 @@ class Worker:
         if report.stopped:
             return Outcome("stopped", report.frames, report.seconds)
         if report.damage:
-            text = f"{report.damage}; the {report.frames} frames before the damage are complete"
+            text = f"{report.damage}; complete before it: {counted(report.frames, 'frame')}"
             return Outcome("damaged", report.frames, report.seconds, text)
         return Outcome("done", report.frames, report.seconds)
 

@@ -140,14 +140,13 @@ def batch(
 
 
 def _print_report(report: BatchReport, out: Path) -> None:
-    from rvos_deploy.batch.table import count_line
-    from rvos_deploy.redaction import redact
+    from rvos_deploy.batch.table import count_line, failure_line
 
     already = f" ({report.already} before)" if report.already else ""
     typer.echo(f"{count_line(list(report.videos.values()))}{already} -> {out}")
     failed = report.having("damaged", "failed")
     for video in list(failed.values())[:_MOST_LINES]:
-        typer.echo(f"warning: {redact(video.video)}: {video.state}: {video.error}", err=True)
+        typer.echo(f"warning: {failure_line(video)}", err=True)
     if (more := len(failed) - _MOST_LINES) > 0:
         typer.echo(f"warning: {more} more; see {out / 'batch.json'}", err=True)
     if failed:

@@ -1,18 +1,13 @@
-"""How many workers there are, what each gets, and what the table says of them."""
+"""How many workers there are, and what each gets."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from rvos_deploy.batch.cluster import Shares
 from rvos_deploy.batch.plan import choose_shares, plan_segmenter
-from rvos_deploy.batch.schedule import Running
-from rvos_deploy.batch.status_file import VideoStatus
-from rvos_deploy.batch.table import count_line, draw
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import InputError
 from rvos_deploy.stream_settings import StreamSettings
@@ -54,41 +49,3 @@ def test_workers_share_cores_and_memory() -> None:
     assert (one.threads, many.threads) == (cores, 1)
     assert one.stream.mask_budget == 2**30
     assert many.stream.mask_budget == max(2**30 // cores, 64 * 2**20)
-
-
-def statuses(**counts: int) -> list[VideoStatus]:
-    return [
-        VideoStatus(
-            video=f"{state}{number}.mp4",
-            state=state,
-            fingerprint="",
-            expressions=1,
-            error="no frame can be decoded " * 9 if state == "failed" else None,
-        )
-        for state, count in counts.items()
-        for number in range(count)
-    ]
-
-
-def test_counts() -> None:
-    assert count_line(statuses(done=1)) == "1 video: 1 done"
-    every = statuses(waiting=5, failed=1, done=2, damaged=1, running=3)
-    assert count_line(every) == ("12 videos: 2 done, 1 damaged, 1 failed, 3 running, 5 waiting")
-
-
-def test_the_table_fits_a_terminal() -> None:
-    running = [
-        Running("clip" * 20, 2.0, "frames", 10, 40),
-        Running("[b]x[/b]", 2.0, "frames", 5, 4),  # a header that states too few frames
-        *(Running(f"v{number}", 0.0) for number in range(30)),
-    ]
-    file = io.StringIO()
-    Console(file=file, width=80).print(draw(statuses(failed=9, running=32), running))
-    lines = file.getvalue().splitlines()
-    assert max(map(len, lines)) <= 80
-    assert len(lines) < 24
-    assert "10/40" in lines[2]
-    assert "5.0" in lines[2]
-    assert "[b]x[/b]" in lines[3]
-    assert "5/?" in lines[3]
-    assert "and 16 more" in file.getvalue()
