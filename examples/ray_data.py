@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import sys
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray is imported
+# Before Ray is imported: it sends no statistics, and listens on loopback only, on Linux too.
+os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
 
 import pyarrow as pa
 import ray
@@ -27,7 +28,7 @@ def one_row_a_video(group: pa.Table) -> pa.Table:
 
 def main(table: str, out: str) -> None:
     """Segment every video of ``table`` into ``out``, and print what became of it."""
-    ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1")
+    ray.init(address="local", include_dashboard=False)
     rows = ray.data.read_parquet(table)
     videos = rows.groupby("video").map_groups(one_row_a_video, batch_format="pyarrow")
     results = videos.map_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 import subprocess
@@ -82,6 +83,7 @@ def test_the_example_runs(clips: Callable, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = subprocess.run(
         [sys.executable, EXAMPLE, tmp_path / "videos.parquet", out],
+        env={**os.environ, "HOME": str(tmp_path)},  # Ray writes its token there
         capture_output=True,
         text=True,
         check=False,
