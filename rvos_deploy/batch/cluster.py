@@ -81,7 +81,8 @@ def _import_ray(*, private: bool) -> ModuleType:
     import ray
     import ray.exceptions
 
-    return ray
+    module: ModuleType = ray
+    return module
 
 
 @contextmanager
