@@ -26,15 +26,18 @@ def refuse_overlap(inputs: Iterable[Path], replaced: Iterable[Path]) -> None:
     """
     read = [path for path in inputs if path.exists()]
     files = {_identity(path): path for path in read if not path.is_dir()}
-    folders = [path for path in read if path.is_dir()]
+    # Looked up by name, because a batch has thousands of inputs and of outputs.
+    folders = {os.path.realpath(path): path for path in read if path.is_dir()}
+    holders = {folder: path for path in reversed(read) for folder in _with_folders_above(path)}
     for target in replaced:
         if not target.exists():
             continue
         if target.is_dir():
-            found = next((path for path in read if _lies_in(path, target)), None)
+            found = holders.get(os.path.realpath(target))
         else:
-            inside = (folder for folder in folders if _lies_in(target, folder))
-            found = files.get(_identity(target)) or next(inside, None)
+            found = files.get(_identity(target)) or next(
+                (folders[name] for name in _with_folders_above(target) if name in folders), None
+            )
         if found is not None:
             what = f"{target} is" if found == target else f"{target} belongs to {found}, which is"
             raise InputError(
@@ -90,8 +93,7 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
-    """Tell whether ``path``, or the target of a symlink, is ``folder`` or lies in it."""
-    whole = os.path.realpath(folder)
-    name = Path(os.path.realpath(path.parent), path.name)
-    return name.is_relative_to(whole) or Path(os.path.realpath(path)).is_relative_to(whole)
+def _with_folders_above(path: Path) -> list[str]:
+    """List ``path`` and the folders above it, nearest first; of a symlink, its target's too."""
+    names = (Path(os.path.realpath(path.parent), path.name), Path(os.path.realpath(path)))
+    return [str(name) for one in names for name in (one, *one.parents)]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rvos_deploy.cli import batch as batch_command
 from rvos_deploy.cli import benchmark as benchmark_command
 from rvos_deploy.cli import (
     build_engine,
@@ -58,6 +59,7 @@ def _options(
 COMMANDS: dict[str, tuple[str, Callable[..., None]]] = {
     "demo": ("Use a bundle", demo.demo),
     "run": ("Use a bundle", run.run),
+    "batch": ("Use a bundle", batch_command.batch),
     "evaluate": ("Use a bundle", evaluate.evaluate),
     "benchmark": ("Use a bundle", benchmark_command.benchmark),
     "choose-backend": ("Use a bundle", choose_backend.choose_backend),

@@ -9,6 +9,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'rvos-deploy run street.mp4 "the dog" --start 10s --end 20s --save overlay,rle',
         'rvos-deploy run rtsp://camera/1 "a person" --policy latest --save rle=-',
     ),
+    "batch": (
+        "rvos-deploy batch videos/*.mp4 --expressions sentences.csv --out results",
+        "rvos-deploy batch a.mp4 --expressions s.json --out r --address ray://head:10001",
+    ),
     "export": (
         "rvos-deploy export my-run --out mine",
         "rvos-deploy export onlinerefer-r50 --out onlinerefer",

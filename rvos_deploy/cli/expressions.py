@@ -27,8 +27,9 @@ def check_expressions(texts: Sequence[str]) -> None:
         found = _something_else(text)
         if found is not None:
             raise InputError(
-                f"expression '{text}' {found}; give one video per run, and options before the "
-                f"video; if you mean these words, put a space before them: ' {text}'"
+                f"expression '{text}' {found}; give one video per run ('rvos-deploy batch' takes "
+                "many), and options before the video; if you mean these words, put a space before "
+                f"them: ' {text}'"
             )
 
 

@@ -1,0 +1,96 @@
+"""Segment the videos of a Ray data set: a callable for ``ray.data.Dataset.map_batches``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rvos_deploy.batch.jobs import Job, output_name
+from rvos_deploy.batch.plan import plan_segmenter
+from rvos_deploy.batch.worker import Outcome, Worker
+from rvos_deploy.bundle.folder import open_bundle
+from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.stream_settings import StreamSettings
+
+_COLUMNS = ("video", "expressions")
+
+
+class SegmentVideos:
+    """Segment each row's video into a folder of its own, and add what became of it.
+
+    Pass the class, so that each actor of Ray loads one segmenter::
+
+        dataset.map_batches(SegmentVideos, fn_constructor_args=["out"], concurrency=2, num_cpus=4)
+
+    Rows have ``video`` (a path that every machine sees) and ``expressions`` (a list of texts); no
+    two videos may have one name. Added are ``folder``, ``state`` ("done", "damaged" or "failed"),
+    ``frames``, ``seconds`` and ``error`` ("" if there is none). A video that fails stops no other.
+    An instance can be pickled.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        bundle: str | Path = "tiny",
+        *,
+        backend: str = "auto",
+        device: str = "auto",
+        threads: int = 1,
+        settings: StreamSettings | None = None,
+    ) -> None:
+        """Check the bundle; the first batch loads it.
+
+        Args:
+            out: folder for one folder a video, named after the video.
+            bundle: as in ``rvos_deploy.load``.
+            backend: as in ``rvos_deploy.load``.
+            device: as in ``rvos_deploy.load``.
+            threads: CPU threads of a graph; give as many as ``num_cpus``.
+            settings: None: the defaults in the bundle's own mode.
+
+        Raises:
+            BundleError: the bundle cannot be read.
+        """
+        opened = open_bundle(bundle, check_files=False)
+        stream = settings or StreamSettings(mode=opened.network.default_mode)
+        self._out = Path(out).absolute()
+        self._options = plan_segmenter(opened.path, backend, device, threads, stream)
+        self._worker: Worker | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_worker": None}
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Segment the videos of one batch, in NumPy's form.
+
+        Raises:
+            InputError: a column is missing.
+            BackendError: the segmenter cannot be loaded.
+        """
+        for name in _COLUMNS:
+            if name not in batch:
+                raise InputError(f"the column '{name}' is missing; found {', '.join(batch)}")
+        videos, texts = (list(batch[name]) for name in _COLUMNS)
+        folders = [self._out / output_name(str(video)) for video in videos]
+        outcomes = [
+            self._segment(Job(folder.name, str(video), tuple(map(str, some))), folder)
+            for video, some, folder in zip(videos, texts, folders, strict=True)
+        ]
+        return {
+            **batch,
+            "folder": np.array([str(folder) for folder in folders]),
+            "state": np.array([one.state for one in outcomes]),
+            "frames": np.array([one.frames for one in outcomes], dtype=np.int64),
+            "seconds": np.array([one.seconds for one in outcomes]),
+            "error": np.array([one.error or "" for one in outcomes]),
+        }
+
+    def _segment(self, job: Job, folder: Path) -> Outcome:
+        self._worker = self._worker or Worker(self._options)
+        outcome = self._worker.segment(job, folder)
+        if outcome.state == "unusable":
+            raise BackendError(outcome.error or "the segmenter cannot be loaded")
+        return outcome

@@ -1,0 +1,51 @@
+"""How many workers there are, and what each gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rvos_deploy.batch.cluster import Shares
+from rvos_deploy.batch.plan import choose_shares, plan_segmenter
+from rvos_deploy.environment import usable_cores
+from rvos_deploy.errors import InputError
+from rvos_deploy.stream_settings import StreamSettings
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "gpus", "share"),
+    [
+        ("auto", "auto", None, 0.0),
+        ("onnxruntime", "cpu", None, 0.0),
+        ("onnxruntime", "cuda", None, 1.0),
+        ("tensorrt", "auto", None, 1.0),
+        ("tensorrt-rtx", "auto", 0.5, 0.5),
+        ("auto", "auto", 2.0, 2.0),
+    ],
+)
+def test_shares_of_gpus(backend: str, device: str, gpus: float | None, share: float) -> None:
+    assert choose_shares(3, 2, gpus, backend, device) == Shares(3, 2, share)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "found"),
+    [
+        ("cuda:1", None, "write --device cuda"),
+        ("cuda", 0.0, "give --gpus 1"),
+        ("cuda", 1.5, "neither a whole number nor below 1"),
+    ],
+)
+def test_refused_shares(device: str, gpus: float | None, found: str) -> None:
+    with pytest.raises(InputError, match=found):
+        choose_shares(None, None, gpus, "onnxruntime", device)
+
+
+def test_workers_share_cores_and_memory() -> None:
+    cores = usable_cores()
+    assert choose_shares(None, None, None, "auto", "auto") == Shares(None, min(4, cores), 0.0)
+    settings = StreamSettings(mode="offline", mask_budget=2**30)
+    one, many = (plan_segmenter(Path("b"), "auto", "cpu", n, settings) for n in (cores, 1))
+    assert (one.threads, many.threads) == (cores, 1)
+    assert one.stream.mask_budget == 2**30
+    assert many.stream.mask_budget == max(2**30 // cores, 64 * 2**20)
