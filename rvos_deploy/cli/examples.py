@@ -11,7 +11,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "batch": (
         "rvos-deploy batch videos/*.mp4 --expressions sentences.csv --out results",
-        "rvos-deploy batch a.mp4 --expressions s.json --out r --address ray://head:10001",
+        "rvos-deploy batch a.mp4 --expressions s.json --out r --address head:6379",
     ),
     "export": (
         "rvos-deploy export my-run --out mine",
