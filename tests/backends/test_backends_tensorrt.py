@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -1025,6 +1026,9 @@ def test_half_installed_libraries_are_one_line(
     (tmp_path / "pycuda/driver.py").write_text(f"raise {kind.__name__}({reason!r})")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "pycuda.driver")
+    # The end of the test removes the broken package, too, which its import adds.
+    monkeypatch.setitem(sys.modules, "pycuda", ModuleType("pycuda"))
+    del sys.modules["pycuda"]
     with pytest.warns(RuntimeWarning, match=rf"^cuda-bindings is used: pycuda is .*\({reason}\)"):
         backend = make_backend("tensorrt")
     assert backend.describe()["cuda"] == "cuda-bindings"
