@@ -59,7 +59,9 @@ def kept(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-@pytest.mark.parametrize("which", ["tiny_bundle", "tiny_bundle_fp16"])
+@pytest.mark.parametrize(
+    "which", ["tiny_bundle", pytest.param("tiny_bundle_fp16", marks=pytest.mark.slow)]
+)
 def test_a_kept_model_gives_the_same_bits(
     request: pytest.FixtureRequest, folder: Path, parsed: list[bytes], which: str
 ) -> None:

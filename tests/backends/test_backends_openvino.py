@@ -47,7 +47,16 @@ def test_all_checks_of_a_bundle_pass(tiny_bundle: Path, attention: str) -> None:
     assert all(result.passed for result in verify(open_bundle(tiny_bundle), backend))
 
 
-@pytest.mark.parametrize("name", ["tiny_bundle_fp16", "static_bundle", "online_refer_bundle"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "online_refer_bundle",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("tiny_bundle_fp16", "static_bundle")
+        ),
+    ],
+)
 def test_all_checks_of_other_bundles_pass(name: str, request: pytest.FixtureRequest) -> None:
     bundle = open_bundle(request.getfixturevalue(name))
     assert all(result.passed for result in verify(bundle, make_backend("openvino")))

@@ -97,6 +97,7 @@ def test_half_masks_are_those_of_float32(tiny_bundle: Path, tiny_bundle_fp16: Pa
     np.testing.assert_allclose(half_scores, wide_scores, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_the_network_in_half_is_near_the_network(tiny_network: RvosNetwork) -> None:
     """Each of some tens of operators rounds to 2^-11, which is a few thousandths of the scale."""
     half = set_precision(copy.deepcopy(tiny_network), "fp16")

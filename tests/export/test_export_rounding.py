@@ -140,6 +140,7 @@ def test_how_many_queries_may_differ_and_how_far(moved: int, by: float, passed: 
     assert check_tensor("others", 1e-2, reference, measured).passed is (by < 1e-2)
 
 
+@pytest.mark.slow
 def test_rounding_passes_the_check_of_the_trained_network(trained_half: RvosNetwork) -> None:
     """At this size another CPU failed the check.
 
