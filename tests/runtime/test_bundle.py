@@ -28,7 +28,7 @@ def test_a_whole_bundle_opens(tiny_bundle: Path) -> None:
 
 def test_one_changed_byte_in_any_file_is_refused(copy: Path) -> None:
     names = [file.name for file in copy.iterdir()]
-    assert len(names) == 9
+    assert len(names) == 10
     for name in names:
         file = copy / name
         original = file.read_bytes()
