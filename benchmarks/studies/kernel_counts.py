@@ -26,6 +26,7 @@ from rvos_deploy.benchmarks.studies.kernel_traffic import (
     memory_bytes,
     traffic,
 )
+from rvos_deploy.benchmarks.studies.readme_part import with_part
 from rvos_deploy.benchmarks.studies.sass import (
     KINDS,
     OTHER,
@@ -48,7 +49,6 @@ from rvos_deploy.engines.plugins.ms_deform_attn.spec import (
     block_shape,
 )
 from rvos_deploy.environment import versions
-from rvos_deploy.errors import InputError
 from rvos_deploy.files import write_text
 from rvos_deploy.json_file import write_json
 from rvos_deploy.runtime.backends.cuda.nvrtc import version_text
@@ -407,11 +407,7 @@ def with_tables(readme: str, record: Mapping[str, Any]) -> str:
     Raises:
         InputError: the comments are missing.
     """
-    before, found, rest = readme.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not (found and ended):
-        raise InputError(f"the README has no lines '{BEGIN}' and '{END}'; put them back")
-    return f"{before}{BEGIN}\n{markdown(record)}\n{END}{after}"
+    return with_part(readme, BEGIN, END, markdown(record))
 
 
 @with_error_lines

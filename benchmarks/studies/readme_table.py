@@ -15,8 +15,8 @@ from rvos_deploy.benchmarks.cpu_contenders import CONTENDERS, REFERENCE
 from rvos_deploy.benchmarks.cpu_findings import counts, disturbance, median
 from rvos_deploy.benchmarks.cpu_plots import as_png, stage_bars
 from rvos_deploy.benchmarks.cpu_report import main_streams
+from rvos_deploy.benchmarks.studies.readme_part import with_part
 from rvos_deploy.console.error_lines import with_error_lines
-from rvos_deploy.errors import InputError
 from rvos_deploy.files import replacing, sha256_file, write_text
 
 ROOT = Path(__file__).parents[2]
@@ -73,11 +73,7 @@ def with_table(readme: str, record: Mapping[str, Any]) -> str:
     Raises:
         InputError: the comments are missing.
     """
-    before, found, rest = readme.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not (found and ended):
-        raise InputError(f"{README} has no lines '{BEGIN}' and '{END}'; put them back")
-    return f"{before}{BEGIN}\n{readme_table(record)}\n{END}{after}"
+    return with_part(readme, BEGIN, END, readme_table(record), str(README))
 
 
 def plot(record: Mapping[str, Any], source: Path, file: Path) -> None:

@@ -9,7 +9,7 @@ from rvos_deploy.video.frames import VideoInfo
 from rvos_deploy.video.mask_box import mask_box
 from rvos_deploy.video.sinks.base import FrameResult, Sink, SinkRequest
 from rvos_deploy.video.sinks.growing_file import GrowingFile
-from rvos_deploy.video.sinks.mask_record import to_json
+from rvos_deploy.video.sinks.mask_record import annotations_head, to_json
 
 COCO = "coco.json"
 """Name of a run's COCO file."""
@@ -36,14 +36,7 @@ class CocoSink(Sink):
 
     def open(self, info: VideoInfo, expressions: Sequence[str]) -> None:
         """Begin the files under temporary names."""
-        categories = [
-            {"id": number, "name": text, "supercategory": "expression"}
-            for number, text in enumerate(expressions, start=1)
-        ]
-        self._file.open(
-            f'{{"schema": "{SCHEMA}",\n"info": {to_json({"description": info.name})},\n'
-            f'"categories": {to_json(categories)},\n"annotations": ['
-        )
+        self._file.open(annotations_head(SCHEMA, info, expressions))
         self._images.open()
 
     def write(self, result: FrameResult) -> None:

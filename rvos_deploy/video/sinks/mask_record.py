@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.video.frames import Frame
+from rvos_deploy.video.frames import Frame, VideoInfo
 from rvos_deploy.video.mask_box import mask_box
 
 
@@ -29,6 +30,21 @@ def describe_frame(frame: Frame) -> dict[str, object]:
         "name": frame.name,
         "dropped": frame.dropped,
     }
+
+
+def annotations_head(schema: str, info: VideoInfo, expressions: Sequence[str]) -> str:
+    """Return the beginning of an annotation file, up to its open list of annotations.
+
+    Category e + 1 is expression e, in the form that COCO and YouTube-VIS share.
+    """
+    categories = [
+        {"id": number, "name": text, "supercategory": "expression"}
+        for number, text in enumerate(expressions, start=1)
+    ]
+    return (
+        f'{{"schema": {to_json(schema)},\n"info": {to_json({"description": info.name})},\n'
+        f'"categories": {to_json(categories)},\n"annotations": ['
+    )
 
 
 def to_json(value: object) -> str:

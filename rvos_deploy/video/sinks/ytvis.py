@@ -10,7 +10,7 @@ from rvos_deploy.video.frames import VideoInfo
 from rvos_deploy.video.mask_box import mask_box
 from rvos_deploy.video.sinks.base import FrameResult, Sink, SinkRequest
 from rvos_deploy.video.sinks.growing_file import GrowingFile
-from rvos_deploy.video.sinks.mask_record import to_json
+from rvos_deploy.video.sinks.mask_record import annotations_head, to_json
 
 YTVIS = "ytvis.json"
 """Name of a run's YouTube-VIS file."""
@@ -45,14 +45,7 @@ class YtvisSink(Sink):
         self._size = {"width": info.width, "height": info.height}
         self._places = [array("q") for _ in expressions]
         self._scores = [array("d") for _ in expressions]
-        categories = [
-            {"id": number, "name": text, "supercategory": "expression"}
-            for number, text in enumerate(expressions, start=1)
-        ]
-        self._file.open(
-            f'{{"schema": "{SCHEMA}",\n"info": {to_json({"description": info.name})},\n'
-            f'"categories": {to_json(categories)},\n"annotations": ['
-        )
+        self._file.open(annotations_head(SCHEMA, info, expressions))
         self._masks.open()
 
     def write(self, result: FrameResult) -> None:
