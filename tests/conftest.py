@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +37,13 @@ SHARED = Path(__file__).parents[2] / "shared"
 for _stop in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
     if signal.getsignal(_stop) is signal.SIG_IGN:
         signal.signal(_stop, lambda number, frame: None)
+
+
+# Some tests look for temporary files that a process left. They must not find those of tests that
+# another worker of pytest-xdist runs at the same time.
+if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix=f"{_worker}-")
+    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

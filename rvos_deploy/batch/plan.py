@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from rvos_deploy.batch.cluster import Shares
 from rvos_deploy.batch.worker import SegmenterOptions
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import InputError
-from rvos_deploy.redaction import redact_command
+from rvos_deploy.graph_io.precision_hint import PrecisionHint
 from rvos_deploy.stream_settings import StreamSettings
+from rvos_deploy.video.sinks.registry import STANDARD_OUTPUT, parse_choices
 
 _DEFAULT_CPUS = 4
 _LEAST_MASK_BUDGET = 64 * 2**20
@@ -40,8 +42,30 @@ def choose_shares(
     return Shares(workers, cpus or min(_DEFAULT_CPUS, usable_cores()), gpus)
 
 
+def batch_sinks(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the sinks of every video: those that are asked for, and "json".
+
+    A video counts as finished only if its result file is there.
+
+    Raises:
+        InputError: a sink is unknown, or writes into one place that all videos would share.
+    """
+    for choice in parse_choices(names):
+        if choice.target == STANDARD_OUTPUT or not choice.kind.outputs:
+            raise InputError(
+                f"sink '{choice.name}={choice.target}' is one place for all videos; choose sinks "
+                "that write into each video's folder, or use 'rvos-deploy run'"
+            )
+    return (*names,) if "json" in names else (*names, "json")
+
+
 def plan_segmenter(
-    bundle: Path, backend: str, device: str, threads: int, settings: StreamSettings
+    bundle: Path,
+    backend: str,
+    device: str,
+    threads: int,
+    settings: StreamSettings,
+    precision_hint: PrecisionHint | None = None,
 ) -> SegmenterOptions:
     """Return what each worker loads, with its part of the machine's memory for waiting masks.
 
@@ -56,6 +80,5 @@ def plan_segmenter(
         backend,
         device,
         threads,
-        redact_command(),
-        str(Path.cwd()),
+        precision_hint,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.batch.jobs import Job, output_name
-from rvos_deploy.batch.plan import plan_segmenter
-from rvos_deploy.batch.worker import Outcome, Worker
+from rvos_deploy.batch.plan import batch_sinks, plan_segmenter
+from rvos_deploy.batch.worker import Outcome, VideoOptions, Worker
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.graph_io.precision_hint import PrecisionHint
+from rvos_deploy.redaction import redact_command
 from rvos_deploy.stream_settings import StreamSettings
+from rvos_deploy.video.sinks.registry import DEFAULT_SINKS
 
 _COLUMNS = ("video", "expressions")
 
@@ -40,6 +44,8 @@ class SegmentVideos:
         device: str = "auto",
         threads: int = 1,
         settings: StreamSettings | None = None,
+        precision_hint: PrecisionHint | None = None,
+        sinks: Sequence[str] = DEFAULT_SINKS,
     ) -> None:
         """Check the bundle; the first batch loads it.
 
@@ -50,14 +56,22 @@ class SegmentVideos:
             device: as in ``rvos_deploy.load``.
             threads: CPU threads of a graph; give as many as ``num_cpus``.
             settings: None: the defaults in the bundle's own mode.
+            precision_hint: as in ``rvos_deploy.load``.
+            sinks: names as in ``rvos_deploy.run`` of what each folder gets beside result.json.
 
         Raises:
             BundleError: the bundle cannot be read.
+            InputError: a sink is unknown, or writes into one place that all videos would share.
         """
         opened = open_bundle(bundle, check_files=False)
         stream = settings or StreamSettings(mode=opened.network.default_mode)
         self._out = Path(out).absolute()
-        self._options = plan_segmenter(opened.path, backend, device, threads, stream)
+        self._options = plan_segmenter(
+            opened.path, backend, device, threads, stream, precision_hint
+        )
+        self._videos = VideoOptions(
+            sinks=batch_sinks(sinks), command=redact_command(), folder=str(Path.cwd())
+        )
         self._worker: Worker | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,7 +103,7 @@ class SegmentVideos:
         }
 
     def _segment(self, job: Job, folder: Path) -> Outcome:
-        self._worker = self._worker or Worker(self._options)
+        self._worker = self._worker or Worker(self._options, self._videos)
         outcome = self._worker.segment(job, folder)
         if outcome.state == "unusable":
             raise BackendError(outcome.error or "the segmenter cannot be loaded")

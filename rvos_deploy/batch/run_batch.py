@@ -13,7 +13,7 @@ from rvos_deploy.batch.jobs import Job, fingerprint, refuse_replaced_inputs
 from rvos_deploy.batch.schedule import Schedule, worker_factory
 from rvos_deploy.batch.status_file import FINISHED, STATUS, StatusFile, VideoStatus
 from rvos_deploy.batch.table import live_table
-from rvos_deploy.batch.worker import SegmenterOptions
+from rvos_deploy.batch.worker import SegmenterOptions, VideoOptions
 from rvos_deploy.bundle.folder import bundle_files, find_bundle
 from rvos_deploy.files import holding, sha256_file
 from rvos_deploy.video.sinks.result_file import RESULT
@@ -25,6 +25,7 @@ class BatchOptions:
 
     Args:
         segmenter: how workers load their segmenters.
+        videos: how they read videos, and what they write.
         shares: number of workers, and what each has.
         retries: how often a video is begun again after a failure that may not repeat.
         address: of a Ray cluster; None: this machine.
@@ -32,6 +33,7 @@ class BatchOptions:
     """
 
     segmenter: SegmenterOptions
+    videos: VideoOptions
     shares: Shares
     retries: int = 2
     address: str | None = None
@@ -66,19 +68,21 @@ def run_batch(jobs: Sequence[Job], out: Path, options: BatchOptions) -> BatchRep
     bundle = find_bundle(options.segmenter.bundle)
     with holding(out, "running a batch in"):
         refuse_replaced_inputs(jobs, [*options.read, *bundle_files(bundle)], out)
-        status = StatusFile(out, options.segmenter.command)
-        due = _record_due(jobs, out, status, _settings(options.segmenter, bundle))
+        status = StatusFile(out, options.videos.command)
+        due = _record_due(jobs, out, status, describe_settings(options, bundle))
         if due:
             _run_due(due, jobs, out, options, status)
     return BatchReport({job.name: _of(status, job) for job in jobs}, len(jobs) - len(due))
 
 
-def _settings(options: SegmenterOptions, bundle: Path) -> str:
-    """Describe in one text what decides the masks of a video beside the video itself."""
-    stream = asdict(options.stream)
-    del stream["mask_budget"]
+def describe_settings(options: BatchOptions, bundle: Path) -> str:
+    """Describe in one text what decides the files of a video beside the video itself."""
+    segmenter, videos = asdict(options.segmenter), asdict(options.videos)
+    # The same masks come from another place, from other threads, and with another memory.
+    del segmenter["bundle"], segmenter["threads"], segmenter["stream"]["mask_budget"]
+    del videos["command"], videos["folder"]
     manifest = sha256_file(bundle / "manifest.json")
-    return json.dumps([manifest, options.backend, options.device, stream], sort_keys=True)
+    return json.dumps([manifest, segmenter, videos], sort_keys=True)
 
 
 def _record_due(
@@ -113,7 +117,7 @@ def _run_due(
     stopping.set_hint(f"give the same command again, and it goes on ({out / STATUS})")
     with connected(options.address, shares) as ray:
         workers = min(shares.workers or max(1, count_workers(ray, shares)), len(due))
-        make = worker_factory(ray, options.segmenter, shares)
+        make = worker_factory(ray, (options.segmenter, options.videos), shares)
         with live_table(lambda: [_of(status, job) for job in jobs]) as show:
             Schedule(ray, make, workers, options.retries, status, show).run(due, out.absolute())
 

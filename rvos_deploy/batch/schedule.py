@@ -17,7 +17,7 @@ from rvos_deploy import stopping
 from rvos_deploy.batch.cluster import Shares
 from rvos_deploy.batch.jobs import Job
 from rvos_deploy.batch.status_file import FINISHED, StatusFile, VideoStatus
-from rvos_deploy.batch.worker import Outcome, SegmenterOptions, Worker
+from rvos_deploy.batch.worker import Outcome, SegmenterOptions, VideoOptions, Worker
 from rvos_deploy.errors import BackendError, RvosError, one_line
 
 # Seconds between two looks at the workers.
@@ -202,11 +202,13 @@ class Schedule:
         task.progress = None
 
 
-def worker_factory(ray: ModuleType, options: SegmenterOptions, shares: Shares) -> Callable[[], Any]:
+def worker_factory(
+    ray: ModuleType, options: tuple[SegmenterOptions, VideoOptions], shares: Shares
+) -> Callable[[], Any]:
     """Return a function that starts an actor with its share of processors and GPUs."""
     actor = ray.remote(Worker).options(
         num_cpus=shares.cpus,
         num_gpus=shares.gpus,
         max_concurrency=2,  # one thread works, the other answers ``progress`` and ``stop``
     )
-    return lambda: actor.remote(options)
+    return lambda: actor.remote(*options)

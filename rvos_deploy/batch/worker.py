@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from rvos_deploy.batch.jobs import Job
 from rvos_deploy.console.output import counted
 from rvos_deploy.errors import InputError, RvosError
+from rvos_deploy.graph_io.precision_hint import PrecisionHint
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.run import RunOptions, run
 from rvos_deploy.runtime.segmenter import Segmenter, load
 from rvos_deploy.stream_settings import StreamSettings
+from rvos_deploy.video.sinks.registry import DEFAULT_SINKS
+from rvos_deploy.video.sources.options import SourceOptions
 
 
 @dataclass(frozen=True)
 class SegmenterOptions:
-    """Say how a worker loads its segmenter and runs it; see ``load`` and ``RunOptions``.
-
-    ``folder``: where relative paths of videos begin; a worker may have another working directory.
-    """
+    """Say how a worker loads its segmenter; see ``load``."""
 
     bundle: str
     stream: StreamSettings
     backend: str = "auto"
     device: str = "auto"
     threads: int | None = None
-    command: str = ""
-    folder: str = ""
+    precision_hint: PrecisionHint | None = None
 
     def load(self) -> Segmenter:
         """Load the segmenter. Raises as ``rvos_deploy.load``."""
@@ -39,7 +38,22 @@ class SegmenterOptions:
             device=self.device,
             threads=self.threads,
             settings=self.stream,
+            precision_hint=self.precision_hint,
         )
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """Say how a worker reads each video and what it writes; see ``RunOptions`` and ``run``.
+
+    ``folder``: where relative paths of videos begin; a worker may have another working directory.
+    """
+
+    reading: SourceOptions = field(default_factory=SourceOptions)
+    max_frames: int | None = None
+    sinks: tuple[str, ...] = DEFAULT_SINKS
+    command: str = ""
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,8 +79,8 @@ class Outcome:
 class Worker:
     """Hold one segmenter, which the first video loads. Two threads may call the methods."""
 
-    def __init__(self, options: SegmenterOptions) -> None:
-        self._options = options
+    def __init__(self, options: SegmenterOptions, videos: VideoOptions) -> None:
+        self._options, self._videos = options, videos
         self._segmenter: Segmenter | None = None
         self._stop = threading.Event()
         self._progress: tuple[str, int, int | None] = ("loading", 0, None)
@@ -90,13 +104,17 @@ class Worker:
     def _run(self, segmenter: Segmenter, job: Job, out: Path) -> Outcome:
         options = RunOptions(
             self._options.stream,
-            command=self._options.command,
+            max_frames=self._videos.max_frames,
+            reading=self._videos.reading,
+            command=self._videos.command,
             name=redact(job.video),
             progress=self._count,
         )
-        local = Path(self._options.folder, job.video)
+        local = Path(self._videos.folder, job.video)
         source = str(local) if local.exists() else job.video
-        report = run(segmenter, source, job.expressions, out, options=options)
+        report = run(
+            segmenter, source, job.expressions, out, sinks=self._videos.sinks, options=options
+        )
         if report.stopped:
             return Outcome("stopped", report.frames, report.seconds)
         if report.damage:

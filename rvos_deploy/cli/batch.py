@@ -9,15 +9,28 @@ import typer
 
 from rvos_deploy.console.options import (
     PACKAGED,
+    AnchorsOption,
     BackendOption,
     BundleOption,
     DeviceOption,
     FallbackOption,
+    LookaheadOption,
     MemoryOption,
     ModeOption,
+    PrecisionHintOption,
+    ShortSideOption,
     SizeOption,
     ThreadsOption,
     ThresholdOption,
+)
+from rvos_deploy.console.save_option import SaveOption, parse_save
+from rvos_deploy.console.source_options import (
+    AllowPlaylistsOption,
+    EndOption,
+    MaxFramesOption,
+    StartOption,
+    StrideOption,
+    VideoStreamOption,
 )
 from rvos_deploy.console.stream_options import StreamOptions
 
@@ -101,25 +114,50 @@ def batch(
         ),
     ] = None,
     bundle: BundleOption = PACKAGED,
+    save: SaveOption = None,
     backend: BackendOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    precision_hint: PrecisionHintOption = None,
     mode: ModeOption = None,
+    lookahead: LookaheadOption = None,
     memory: MemoryOption = None,
+    anchors: AnchorsOption = None,
     size: SizeOption = None,
+    short_side: ShortSideOption = None,
     threshold: ThresholdOption = None,
     fallback: FallbackOption = None,
+    start: StartOption = None,
+    end: EndOption = None,
+    stride: StrideOption = None,
+    max_frames: MaxFramesOption = None,
+    video_stream: VideoStreamOption = None,
+    allow_playlists: AllowPlaylistsOption = False,
 ) -> None:
     """Segment many videos on Ray; given again, it goes on where it stopped."""
     from rvos_deploy.batch.expressions_file import read_expressions
     from rvos_deploy.batch.jobs import make_jobs
-    from rvos_deploy.batch.plan import choose_shares, plan_segmenter
+    from rvos_deploy.batch.plan import batch_sinks, choose_shares, plan_segmenter
     from rvos_deploy.batch.run_batch import BatchOptions, run_batch
+    from rvos_deploy.batch.worker import VideoOptions
     from rvos_deploy.bundle.folder import open_bundle
-    from rvos_deploy.console.output import counted
+    from rvos_deploy.console.output import counted, note_precision_hint
+    from rvos_deploy.redaction import redact_command
+    from rvos_deploy.video.sources.options import SourceOptions
 
-    chosen = StreamOptions(
-        mode=mode, memory=memory, threshold=threshold, fallback=fallback, size=size
+    chosen = StreamOptions(mode, lookahead, memory, anchors, threshold, fallback, size, short_side)
+    read_and_written = VideoOptions(
+        SourceOptions(
+            allow_playlists=allow_playlists,
+            start=start,
+            end=end,
+            stride=stride,
+            video_stream=video_stream,
+        ),
+        max_frames,
+        batch_sinks(parse_save(save).sinks),
+        redact_command(),
+        str(Path.cwd()),
     )
     chosen.settings("offline")  # refuses wrong settings before anything is read
     found = make_jobs(videos or (), read_expressions(expressions))
@@ -131,11 +169,13 @@ def batch(
     settings = chosen.settings(opened.network.default_mode)
     for note in opened.network.notes(settings):
         typer.echo(f"note: {note}", err=True)
+    note_precision_hint(precision_hint, bundle)
     shares = choose_shares(workers, cpus, gpus, backend, device)
-    segmenter = plan_segmenter(opened.path, backend, device, threads or shares.cpus, settings)
-    report = run_batch(
-        found.jobs, out, BatchOptions(segmenter, shares, retries, address, [expressions])
+    segmenter = plan_segmenter(
+        opened.path, backend, device, threads or shares.cpus, settings, precision_hint
     )
+    options = BatchOptions(segmenter, read_and_written, shares, retries, address, [expressions])
+    report = run_batch(found.jobs, out, options)
     _print_report(report, out)
 
 

@@ -152,12 +152,12 @@ def texts(tmp_path: Path) -> Path:
 def same_as_single_runs(rvos: Callable, tiny_bundle: Path, tmp_path: Path) -> Callable[..., None]:
     """Compare a batch's folders with what ``run`` writes, byte by byte."""
 
-    def compare(out: Path, videos: list[Path], threads: int = 1) -> None:
+    def compare(out: Path, videos: list[Path], *options: object, threads: int = 1) -> None:
         for video in videos:
             single = tmp_path / "single"
             done = rvos(
                 *("run", video, *TEXTS, "-b", tiny_bundle, "-o", single, *SMALL),
-                *("--threads", threads),
+                *("--threads", threads, *options),
             )
             assert done.code in (0, 1), done.stderr
             assert tree(out / video.stem) == tree(single)

@@ -75,7 +75,10 @@ def test_three_videos(
     videos = clips(3)
     damage(videos[1])
     before, home_of_ray = ray_folders(), (Path.home() / ".ray").exists()
-    one = batch(videos, "--workers", 1)
+    # As for a run; the result file is always there.
+    chosen = ("--mode", "online", "--lookahead", 1, "--max-frames", 3)
+    chosen = (*chosen, "--save", "overlay,masks", "--save", "rle")
+    one = batch(videos, "--workers", 1, *chosen)
     one.wait_for(one.workers)
     (session,) = ray_folders() - before
     assert session.stat().st_mode & 0o077 == 0
@@ -97,7 +100,7 @@ def test_three_videos(
     assert str(videos[1]) in warning
     assert warning.endswith("; complete before it: 1 frame")
     assert states(out) == {"clip00": "done", "clip01": "damaged", "clip02": "done"}
-    same_as_single_runs(out, videos)
+    same_as_single_runs(out, videos, *chosen, "--save", "json")
     assert not leftovers(out)
 
     assert listening <= LOOPBACK
@@ -114,7 +117,7 @@ def test_three_videos(
 
     # Nothing is due, so Ray does not start.
     written = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
-    code, stdout, _ = batch(videos, "--workers", 1).end()
+    code, stdout, _ = batch(videos, "--workers", 1, *chosen).end()
     assert (code, stdout) == (1, f"3 videos: 2 done, 1 damaged (3 before) -> {out}\n")
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == written
 
@@ -133,6 +136,10 @@ def test_refused_before_ray_starts(
     for arguments, found in (
         ((*videos, other, *call), f"{videos[0]} and {other} would both be written into 'clip00'"),
         ((*videos, *call, "--device", "cuda:1"), "write --device cuda"),
+        ((*videos, *call, "--save", "rle=-"), "'rle=-' is one place for all videos"),
+        ((*videos, *call, "--save", "mpegts=udp://127.0.0.1:9"), "is one place for all videos"),
+        ((*videos, *call, "--save", "video"), "there is no sink 'video'"),
+        ((*videos, *call, "--start", "soon"), "soon"),
         ((*videos, *call, "--address", "127.0.0.1"), "not of the form HOST:PORT"),
         ((*videos, *call, "--address", "127.0.0.1:9"), "no Ray cluster answers at 127.0.0.1:9"),
         ((*videos, *call, "-b", tmp_path / "none"), "none"),

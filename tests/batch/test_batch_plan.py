@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rvos_deploy.batch.cluster import Shares
-from rvos_deploy.batch.plan import choose_shares, plan_segmenter
+from rvos_deploy.batch.plan import batch_sinks, choose_shares, plan_segmenter
+from rvos_deploy.batch.run_batch import BatchOptions, describe_settings
+from rvos_deploy.batch.worker import SegmenterOptions, VideoOptions
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import InputError
 from rvos_deploy.stream_settings import StreamSettings
+from rvos_deploy.video.sources.options import SourceOptions
 
 
 @pytest.mark.parametrize(
@@ -49,3 +53,35 @@ def test_workers_share_cores_and_memory() -> None:
     assert (one.threads, many.threads) == (cores, 1)
     assert one.stream.mask_budget == 2**30
     assert many.stream.mask_budget == max(2**30 // cores, 64 * 2**20)
+
+
+def test_sinks_of_every_video() -> None:
+    assert batch_sinks(("masks", "json")) == ("masks", "json")
+    assert batch_sinks(("alpha=vp9", "rle")) == ("alpha=vp9", "rle", "json")
+    for shared in ("rle=-", "mpegts=udp://127.0.0.1:9", "mpegts=-"):
+        with pytest.raises(InputError, match=f"'{shared}' is one place for all videos"):
+            batch_sinks(("masks", shared))
+
+
+@pytest.mark.parametrize(
+    ("segmenter", "videos", "repeated"),
+    [
+        ({"threads": 3, "stream": StreamSettings(mask_budget=7)}, {"command": "x"}, False),
+        ({}, {"folder": "/elsewhere"}, False),
+        ({}, {"sinks": ("masks", "json")}, True),
+        ({}, {"reading": SourceOptions(stride="2f")}, True),
+        ({}, {"max_frames": 3}, True),
+        ({"precision_hint": "bf16"}, {}, True),
+        ({"backend": "openvino"}, {}, True),
+        ({"stream": StreamSettings(lookahead=1)}, {}, True),
+    ],
+)
+def test_what_makes_videos_due_again(
+    segmenter: dict[str, Any], videos: dict[str, Any], repeated: bool, tiny_bundle: Path
+) -> None:
+    def text(segmenter: dict[str, Any], videos: dict[str, Any]) -> str:
+        loading = SegmenterOptions("b", **{"stream": StreamSettings(), **segmenter})
+        shares = Shares(None, 1, 0.0)
+        return describe_settings(BatchOptions(loading, VideoOptions(**videos), shares), tiny_bundle)
+
+    assert (text(segmenter, videos) != text({}, {})) is repeated

@@ -98,6 +98,16 @@ def test_opencv(
     assert_drawn(tmp_path / "out.avi", video, masks)
 
 
+def test_supervision(
+    run_example: Callable[..., str], video: Path, masks: NDArray[np.bool_], tmp_path: Path
+) -> None:
+    pytest.importorskip("supervision")
+    printed = run_example("supervision_annotators.py", video, "out.mp4", *SENTENCES).splitlines()
+    found = masks.any(axis=(2, 3)).sum(axis=1)
+    assert printed == [f"{t} {count}" for t, count in enumerate(found)]
+    assert_drawn(tmp_path / "out.mp4", video, masks)
+
+
 def test_pyav_keeps_sound_and_times(
     run_example: Callable[..., str], video: Path, masks: NDArray[np.bool_], tmp_path: Path
 ) -> None:
