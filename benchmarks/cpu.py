@@ -71,7 +71,7 @@ def main(
             "--accuracy",
             metavar=NAME_AND_PATH,
             help="J&F that a contender loses, for all models: a file of studies.bundle_parity or "
-            "studies.precision_hint. Without it, a speed in bf16 or int8 counts only if the masks "
+            "studies.lower_precision. Without it, a speed in bf16 or int8 counts only if the masks "
             "here agree with those of fp32.",
         ),
     ] = None,

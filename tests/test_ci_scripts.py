@@ -28,7 +28,8 @@ def test_the_dockerfile_is_linted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "last"), [("run", "rvos-deploy demo"), ("test", "python -m pytest")]
+    ("name", "last"),
+    [("run", "rvos-deploy demo"), ("test", "python -m pytest -n 2 --dist loadfile")],
 )
 def test_the_readme_says_what_ci_does(name: str, last: str) -> None:
     lines = _call("readme_command", name).stdout.splitlines()

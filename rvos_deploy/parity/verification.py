@@ -46,7 +46,7 @@ The clip is hard on purpose, and rounding alone moves single queries of it: of t
 trained ``tiny``, products in bfloat16 move one to another object, and the others keep 0.95 and
 more. On another CPU it may be two. A wrong operator keeps none. A query that moves takes the cost
 of its slot along, so that cost is reported and has no limit. What a hint costs is measured by J&F
-over a data set (``benchmarks/studies/precision_hint.py``)."""
+over a data set (``benchmarks/studies/lower_precision.py``)."""
 TIE = {"fp32": 2.0**-10, "fp16": 2.0**-10, "bf16": 2.0**-7, "int8": 2.0**-7}
 """A pixel is undecided, and not compared, if its logit is nearer to 0 than this share of the clip's
 largest logit: then rounding decides its side (two roundings of float16, or of bfloat16; int8 in the

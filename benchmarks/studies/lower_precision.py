@@ -1,11 +1,15 @@
-"""Measure the J&F that OpenVINO's ``--precision-hint`` costs, in pairs: float32 and the hint.
+"""Measure the J&F that a lower precision costs, in pairs: float32 and the lower one.
 
-``python -m rvos_deploy.benchmarks.studies.precision_hint tiny --data DIR --json FILE``
+``python -m rvos_deploy.benchmarks.studies.lower_precision tiny --hint bf16 --data DIR --json FILE``
+measures OpenVINO's ``--precision-hint``;
+``... tiny --bundle INT8 --backend onnxruntime --limit 0.005 --data DIR --json FILE``
+measures another bundle of the same weights.
 
-A hint is allowed where the mean J&F of at least 500 expressions falls by at most 0.002; otherwise
-the exit code is 1. A few expressions in which another object was chosen dominate that mean, so its
-95 % interval is recorded beside it. It comes from resampling whole videos, because the expressions
-of one depend on each other. FILE is written after every video, and the command continues there.
+A precision is allowed where the mean J&F of at least 500 expressions falls by at most ``--limit``;
+otherwise the exit code is 1. A few expressions in which another object was chosen dominate that
+mean, so its 95 % interval is recorded beside it. It comes from resampling whole videos, because the
+expressions of one depend on each other. FILE is written after every video, and the command
+continues there.
 """
 
 from __future__ import annotations
@@ -35,13 +39,13 @@ from rvos_deploy.runtime.segmenter import Segmenter, load
 from rvos_deploy.stream_settings import Mode, StreamSettings
 
 LIMIT = 0.002
-"""J&F, 0 to 1, that the mean over expressions may lose."""
+"""J&F, 0 to 1, that the mean over expressions may lose by default."""
 FEWEST_EXPRESSIONS = 500
 """Fewer expressions decide nothing."""
 RESAMPLES = 9999
 
 ByVideo = dict[str, list[dict[str, Any]]]
-"""By video, one row for each expression: id, kind, J&F in float32 and with the hint."""
+"""By video, one row for each expression: id, kind, J&F in float32 and in the lower precision."""
 
 
 def measure_video(
@@ -61,19 +65,19 @@ def measure_video(
     return rows, seconds
 
 
-def summarise(by_video: ByVideo, hint: str) -> dict[str, Any]:
+def summarise(by_video: ByVideo, lower: str) -> dict[str, Any]:
     """Return means, the mean loss with its interval, and how many expressions moved."""
     rows = [row for rows in by_video.values() for row in rows]
-    losses = np.array([row["fp32"] - row[hint] for row in rows])
+    losses = np.array([row["fp32"] - row[lower] for row in rows])
     kinds: dict[str, list[float]] = defaultdict(list)
     for row, loss in zip(rows, losses, strict=True):
         kinds[row["kind"] or "none"].append(float(loss))
     return {
         "expressions": len(rows),
         "videos": len(by_video),
-        "j_and_f": {name: float(np.mean([row[name] for row in rows])) for name in ("fp32", hint)},
+        "j_and_f": {name: float(np.mean([row[name] for row in rows])) for name in ("fp32", lower)},
         "lost": float(losses.mean()),
-        "lost_interval_95": interval(by_video, hint),
+        "lost_interval_95": interval(by_video, lower),
         "lost_by_kind": {kind: float(np.mean(kinds[kind])) for kind in sorted(kinds)},
         "moved": {
             "worse": int((losses > MOVED).sum()),
@@ -84,13 +88,13 @@ def summarise(by_video: ByVideo, hint: str) -> dict[str, Any]:
     }
 
 
-def interval(by_video: ByVideo, hint: str) -> list[float] | None:
+def interval(by_video: ByVideo, lower: str) -> list[float] | None:
     """Return the 95 % bootstrap interval (BCa) of the mean loss; None: fewer than two videos, or no
     two that differ.
     """
     from scipy.stats import bootstrap
 
-    sums = np.array([sum(row["fp32"] - row[hint] for row in rows) for rows in by_video.values()])
+    sums = np.array([sum(row["fp32"] - row[lower] for row in rows) for rows in by_video.values()])
     counts = np.array([len(rows) for rows in by_video.values()])
     if len(sums) < 2 or not np.ptp(sums / counts):
         return None
@@ -107,44 +111,61 @@ def interval(by_video: ByVideo, hint: str) -> list[float] | None:
     return [float(found.low), float(found.high)]
 
 
-def require_allowed(found: Mapping[str, Any]) -> None:
-    """Raise ParityError unless enough expressions lose at most ``LIMIT`` on average."""
+def require_allowed(found: Mapping[str, Any], limit: float = LIMIT) -> None:
+    """Raise ParityError unless enough expressions lose at most ``limit`` on average."""
     if found["expressions"] < FEWEST_EXPRESSIONS:
         raise ParityError(
             f"{found['expressions']} expressions decide nothing, at least {FEWEST_EXPRESSIONS} are "
             "needed; rvos-deploy make-data sprites --split valid --videos 110 --out DIR"
         )
-    if not found["lost"] <= LIMIT:
+    if not found["lost"] <= limit:
         raise ParityError(
-            f"the hint loses {found['lost']:.4f} J&F, at most {LIMIT} is allowed; compute more "
-            "operators in float32 (rvos_deploy/runtime/backends/openvino/bf16_products.py)"
+            f"the lower precision loses {found['lost']:.4f} J&F, at most {limit:g} is allowed; "
+            "compute more in float32: for a hint, operators of "
+            "rvos_deploy/runtime/backends/openvino/bf16_products.py; for int8, export with a "
+            "smaller --maximum-int8-error"
         )
 
 
 @with_error_lines
 def main(
-    bundle: Annotated[str, typer.Argument(help="Folder, or the name of a packaged one.")],
+    reference: Annotated[str, typer.Argument(help="Bundle in fp32: folder or packaged name.")],
     data: Annotated[Path, typer.Option(help="Folder of a split in MeViS's layout.")],
     json_file: Annotated[Path, typer.Option("--json", help="Result, also of a stopped run.")],
-    hint: Annotated[PrecisionHint, typer.Option(help="The hint to measure.")] = "bf16",
+    hint: Annotated[
+        PrecisionHint | None, typer.Option(help="The hint to measure, in openvino.")
+    ] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="The bundle to measure: the same weights in int8 or half.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Of both.")] = "openvino",
+    limit: Annotated[float, typer.Option(help="J&F that may be lost, 0 to 1.")] = LIMIT,
     mode: Annotated[Mode, typer.Option(help="As of 'run'.")] = "offline",
     videos: Annotated[int | None, typer.Option(help="Only the first so many.")] = None,
 ) -> None:
-    """Compare J&F in float32 with J&F under a precision hint, in pairs of expressions."""
-    folder, split = find_bundle(bundle), read_mevis(data)
-    run = {
-        "bundle": bundle,
-        "manifest_sha256": sha256_file(folder / MANIFEST),
-        "data_sha256": sha256_file(split.meta),
-        "hint": hint,
-        "mode": mode,
-    }
-    by_video, seconds = _continued(json_file, run)
+    """Compare J&F in float32 with J&F in a lower precision, in pairs of expressions."""
+    if (hint is None) == (bundle is None):
+        raise InputError("there must be exactly one thing to measure; pass --hint or --bundle")
+    split = read_mevis(data)
+    folder, other = find_bundle(reference), find_bundle(bundle or reference)
+    chosen = f"--hint {hint}" if hint else f"--bundle {bundle}"
     with (
-        load(folder, backend="openvino") as wide,
-        load(folder, backend="openvino", precision_hint=hint) as narrow,
+        load(folder, backend=backend) as wide,
+        load(other, backend=backend, precision_hint=hint) as narrow,
     ):
-        segmenters = {"fp32": wide, hint: narrow}
+        precision = narrow.bundle.precision
+        lower = hint or (precision if precision != "fp32" else "measured")
+        run = {
+            "bundle": reference,
+            "manifest_sha256": sha256_file(folder / MANIFEST),
+            "measured": chosen,
+            "measured_sha256": sha256_file(other / MANIFEST),
+            "data_sha256": sha256_file(split.meta),
+            "backend": backend,
+            "mode": mode,
+        }
+        by_video, seconds = _continued(json_file, run)
+        segmenters = {"fp32": wide, lower: narrow}
         for video in split.videos[:videos]:
             if video.name in by_video or not video.expressions:
                 continue
@@ -152,15 +173,16 @@ def main(
             by_video[video.name], took = measure_video(segmenters, part, mode)
             for name, value in took.items():
                 seconds[name] = seconds.get(name, 0.0) + value
-            found = summarise(by_video, hint)
+            found = summarise(by_video, lower)
             write_json(
                 json_file,
                 {
-                    "schema": "rvos-deploy/benchmark/precision-hint/1",
-                    "command": "python -m rvos_deploy.benchmarks.studies.precision_hint "
-                    f"{bundle} --data {data} --json {json_file} --hint {hint} --mode {mode}",
+                    "schema": "rvos-deploy/benchmark/lower-precision/1",
+                    "command": "python -m rvos_deploy.benchmarks.studies.lower_precision "
+                    f"{reference} {chosen} --backend {backend} --data {data} --json {json_file} "
+                    f"--limit {limit:g} --mode {mode}",
                     "run": run,
-                    "limit": LIMIT,
+                    "limit": limit,
                     **found,
                     "seconds": seconds,
                     "versions": {**versions(), "backend": narrow.backend.describe()},
@@ -169,9 +191,9 @@ def main(
                 },
             )
             typer.echo(f"{video.name}: {_line(found)}", err=True)
-    found = summarise(by_video, hint)
+    found = summarise(by_video, lower)
     typer.echo(_line(found))
-    require_allowed(found)
+    require_allowed(found, limit)
 
 
 def _continued(file: Path, run: Mapping[str, str]) -> tuple[ByVideo, dict[str, float]]:
@@ -188,10 +210,10 @@ def _continued(file: Path, run: Mapping[str, str]) -> tuple[ByVideo, dict[str, f
 
 
 def _line(found: Mapping[str, Any]) -> str:
-    wide, narrow = found["j_and_f"].values()
+    (_, wide), (lower, narrow) = found["j_and_f"].items()
     low, high = found["lost_interval_95"] or (float("nan"), float("nan"))
     return (
-        f"{found['expressions']} expressions, J&F {wide:.4f} in fp32, {narrow:.4f} with the hint, "
+        f"{found['expressions']} expressions, J&F {wide:.4f} in fp32, {narrow:.4f} in {lower}, "
         f"lost {found['lost']:+.5f} (95 %: {low:+.5f} to {high:+.5f}); "
         f"{found['moved']['worse']} worse, {found['moved']['better']} better by more than {MOVED}"
     )
