@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -40,10 +41,12 @@ for _stop in (signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGINT)):
 
 
 # Some tests look for temporary files that a process left. They must not find those of tests that
-# another worker of pytest-xdist runs at the same time.
-if _worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix=f"{_worker}-")
-    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
+# another worker of pytest-xdist runs at the same time. The name is short, as sockets need it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    _temporary = Path(tempfile.gettempdir(), secrets.token_hex(3))
+    _temporary.mkdir(mode=0o700)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(_temporary)
+    atexit.register(shutil.rmtree, _temporary, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
