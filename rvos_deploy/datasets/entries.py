@@ -120,11 +120,13 @@ def read_json(file: Path) -> Entry:
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except RecursionError:
-        raise InputError(f"{file} is nested too deeply; download it again") from None
+        raise InputError(f"{file} is nested too deeply; correct it, or download it again") from None
     except MemoryError:
         raise InputError(f"{file} does not fit in this machine's memory") from None
     except ValueError as error:
-        raise InputError(f"{file} is not valid JSON: {error}; download it again") from error
+        raise InputError(
+            f"{file} is not valid JSON: {error}; correct it, or download it again"
+        ) from error
 
 
 def _check_kind(file: Path, status: os.stat_result) -> None:
