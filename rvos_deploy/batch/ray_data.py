@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rvos_deploy.batch.jobs import Job, output_name
-from rvos_deploy.batch.plan import batch_sinks, plan_segmenter
+from rvos_deploy.batch.sinks import batch_sinks
 from rvos_deploy.batch.worker import Outcome, VideoOptions, Worker
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.errors import BackendError, InputError
 from rvos_deploy.graph_io.precision_hint import PrecisionHint
 from rvos_deploy.redaction import redact_command
+from rvos_deploy.runtime.segmenter_options import plan_segmenter
 from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video.sinks.registry import DEFAULT_SINKS
 

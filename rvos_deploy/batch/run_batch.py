@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rvos_deploy import stopping
-from rvos_deploy.batch.cluster import Shares, check_available, connected, count_workers
 from rvos_deploy.batch.jobs import Job, fingerprint, refuse_replaced_inputs
 from rvos_deploy.batch.schedule import Schedule, worker_factory
 from rvos_deploy.batch.status_file import FINISHED, STATUS, StatusFile, VideoStatus
 from rvos_deploy.batch.table import live_table
-from rvos_deploy.batch.worker import SegmenterOptions, VideoOptions
+from rvos_deploy.batch.worker import VideoOptions
 from rvos_deploy.bundle.folder import bundle_files, find_bundle
 from rvos_deploy.files import holding, sha256_file
+from rvos_deploy.ray_cluster import Shares, check_available, connected, count_workers
+from rvos_deploy.runtime.segmenter_options import SegmenterOptions
 from rvos_deploy.video.sinks.result_file import RESULT
 
 

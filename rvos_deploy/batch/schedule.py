@@ -14,11 +14,12 @@ from typing import Any
 import msgspec
 
 from rvos_deploy import stopping
-from rvos_deploy.batch.cluster import Shares
 from rvos_deploy.batch.jobs import Job
 from rvos_deploy.batch.status_file import FINISHED, StatusFile, VideoStatus
-from rvos_deploy.batch.worker import Outcome, SegmenterOptions, VideoOptions, Worker
+from rvos_deploy.batch.worker import Outcome, VideoOptions, Worker
 from rvos_deploy.errors import BackendError, RvosError, one_line
+from rvos_deploy.ray_cluster import Shares
+from rvos_deploy.runtime.segmenter_options import SegmenterOptions
 
 # Seconds between two looks at the workers.
 _POLL = 0.2

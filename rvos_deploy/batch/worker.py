@@ -10,36 +10,12 @@ from typing import Literal
 from rvos_deploy.batch.jobs import Job
 from rvos_deploy.console.output import counted
 from rvos_deploy.errors import InputError, RvosError
-from rvos_deploy.graph_io.precision_hint import PrecisionHint
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.run import RunOptions, run
-from rvos_deploy.runtime.segmenter import Segmenter, load
-from rvos_deploy.stream_settings import StreamSettings
+from rvos_deploy.runtime.segmenter import Segmenter
+from rvos_deploy.runtime.segmenter_options import SegmenterOptions
 from rvos_deploy.video.sinks.registry import DEFAULT_SINKS
 from rvos_deploy.video.sources.options import SourceOptions
-
-
-@dataclass(frozen=True)
-class SegmenterOptions:
-    """Say how a worker loads its segmenter; see ``load``."""
-
-    bundle: str
-    stream: StreamSettings
-    backend: str = "auto"
-    device: str = "auto"
-    threads: int | None = None
-    precision_hint: PrecisionHint | None = None
-
-    def load(self) -> Segmenter:
-        """Load the segmenter. Raises as ``rvos_deploy.load``."""
-        return load(
-            self.bundle,
-            backend=self.backend,
-            device=self.device,
-            threads=self.threads,
-            settings=self.stream,
-            precision_hint=self.precision_hint,
-        )
 
 
 @dataclass(frozen=True)

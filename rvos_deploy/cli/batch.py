@@ -137,12 +137,14 @@ def batch(
     """Segment many videos on Ray; given again, it goes on where it stopped."""
     from rvos_deploy.batch.expressions_file import read_expressions
     from rvos_deploy.batch.jobs import make_jobs
-    from rvos_deploy.batch.plan import batch_sinks, choose_shares, plan_segmenter
     from rvos_deploy.batch.run_batch import BatchOptions, run_batch
+    from rvos_deploy.batch.sinks import batch_sinks
     from rvos_deploy.batch.worker import VideoOptions
     from rvos_deploy.bundle.folder import open_bundle
     from rvos_deploy.console.output import counted, note_precision_hint
+    from rvos_deploy.ray_cluster import choose_shares
     from rvos_deploy.redaction import redact_command
+    from rvos_deploy.runtime.segmenter_options import plan_segmenter
     from rvos_deploy.video.sources.options import SourceOptions
 
     chosen = StreamOptions(mode, lookahead, memory, anchors, threshold, fallback, size, short_side)

@@ -148,9 +148,11 @@ def test_refused_before_ray_starts(
         assert found in rvos("batch", *arguments).error
         assert not out.exists()
     with monkeypatch.context() as absent:
-        absent.setattr("rvos_deploy.batch.cluster.find_spec", lambda name: None)
+        absent.setattr("rvos_deploy.ray_cluster.find_spec", lambda name: None)
         error = rvos("batch", *videos, *call).error
-    assert error == "batch runs on Ray, which is not installed; pip install 'rvos-deploy[ray]'"
+    assert (
+        error == "this command runs on Ray, which is not installed; pip install 'rvos-deploy[ray]'"
+    )
     assert not out.exists()
     held, release = threading.Event(), threading.Event()
 

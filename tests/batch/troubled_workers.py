@@ -10,12 +10,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from rvos_deploy.batch.cluster import Shares, connected
 from rvos_deploy.batch.jobs import Job
 from rvos_deploy.batch.schedule import Schedule
 from rvos_deploy.batch.status_file import StatusFile, VideoStatus
 from rvos_deploy.batch.worker import Outcome
 from rvos_deploy.errors import BackendError
+from rvos_deploy.ray_cluster import Shares, connected
 
 NAMES = ("good", "dies", "dies once", "fails once", "refused", "bug", "unusable")
 

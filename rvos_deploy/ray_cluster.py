@@ -37,6 +37,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A worker without a GPU sees what CUDA_VISIBLE_DEVICES allows; without it, Ray warns.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Errors of Ray Serve come as exceptions.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
     # The environment of this process is the one of the workers.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
@@ -49,6 +51,9 @@ _LOCAL = {
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
 """Variables of a private Ray. Ray reads most of them once in a process."""
+
+_DEFAULT_CPUS = 4
+_GPU_BACKENDS = ("tensorrt", "tensorrt-rtx")
 
 _imported_private = False
 
@@ -68,6 +73,29 @@ class Shares:
     gpus: float
 
 
+def choose_shares(
+    workers: int | None,
+    cpus: int | None,
+    gpus: float | None,
+    backend: str,
+    device: str,
+) -> Shares:
+    """Return the number of workers (None: as many as fit) and their shares; None: the default.
+
+    Raises:
+        InputError: the device is a certain GPU, or a GPU without a share of one.
+    """
+    if ":" in device:
+        raise InputError(f"--device {device}: Ray gives each worker its GPU; write --device cuda")
+    needs_gpu = device == "cuda" or (backend in _GPU_BACKENDS and device != "cpu")
+    gpus = float(needs_gpu) if gpus is None else gpus
+    if needs_gpu and not gpus:
+        raise InputError("a worker on a GPU needs a share of one; give --gpus 1, or --gpus 0.5")
+    if gpus > 1 and gpus != int(gpus):
+        raise InputError(f"--gpus {gpus:g} is neither a whole number nor below 1")
+    return Shares(workers, cpus or min(_DEFAULT_CPUS, usable_cores()), gpus)
+
+
 def _import_ray(*, private: bool) -> ModuleType:
     """Import Ray, which reads its variables now. Raises BackendError."""
     global _imported_private
@@ -75,8 +103,8 @@ def _import_ray(*, private: bool) -> ModuleType:
         _imported_private = private
     elif private and not _imported_private:
         raise BackendError(
-            "this process has imported Ray, which is then not private; start the batch in another "
-            "process, or import Ray later"
+            "this process has imported Ray, which is then not private; start another process, or "
+            "import Ray later"
         )
     import ray
     import ray.exceptions
@@ -110,8 +138,12 @@ def connected(address: str | None, shares: Shares) -> Iterator[ModuleType]:
         yield ray
 
 
-def check_available(address: str | None) -> None:
+def check_available(address: str | None, extra: str = "ray") -> None:
     """Check that Ray is installed, and that a cluster answers, before anything is written.
+
+    Args:
+        address: HOST:PORT of a cluster; None: Ray is started on this machine.
+        extra: the one that installs what the command needs.
 
     Raises:
         InputError: the address has another form.
@@ -119,7 +151,7 @@ def check_available(address: str | None) -> None:
     """
     if find_spec("ray") is None:
         raise BackendError(
-            "batch runs on Ray, which is not installed; pip install 'rvos-deploy[ray]'"
+            f"this command runs on Ray, which is not installed; pip install 'rvos-deploy[{extra}]'"
         )
     if address is None:
         return

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from rvos_deploy.batch.cluster import Shares
-from rvos_deploy.batch.plan import batch_sinks, choose_shares, plan_segmenter
 from rvos_deploy.batch.run_batch import BatchOptions, describe_settings
-from rvos_deploy.batch.worker import SegmenterOptions, VideoOptions
+from rvos_deploy.batch.sinks import batch_sinks
+from rvos_deploy.batch.worker import VideoOptions
 from rvos_deploy.environment import usable_cores
 from rvos_deploy.errors import InputError
+from rvos_deploy.ray_cluster import Shares, choose_shares
+from rvos_deploy.runtime.segmenter_options import SegmenterOptions, plan_segmenter
 from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video.sources.options import SourceOptions
 
