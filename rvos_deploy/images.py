@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO
@@ -98,6 +99,22 @@ def read_rgb(path: Path) -> Pixels:
         return _displayed(file)
 
 
+def decode_rgb(data: bytes, name: str, most_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode the bytes of an image file as :func:`read_rgb`. ``name``: of the image, for errors.
+
+    Raises:
+        InputError: the bytes are not an image, too large or damaged.
+    """
+    with _errors(name), Image.open(BytesIO(data), formats=FORMATS) as file:
+        width, height = file.size
+        if width * height > most_pixels:
+            raise InputError(
+                f"{name} has {width}x{height} pixels, at most {most_pixels} are accepted; make it "
+                "smaller"
+            )
+        return _displayed(file)
+
+
 def read_pictures(path: Path) -> Iterator[tuple[Pixels, float | None]]:
     """Decode the pictures of an animation or a file of pages, one after the other.
 
@@ -142,25 +159,31 @@ def over_white(rgba: Pixels) -> Pixels:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image; turn errors of Pillow, here and in the block, into InputError."""
+    with _errors(path), _regular_file(path) as file, Image.open(file, formats=FORMATS) as image:
+        if problem := oversize(*image.size):
+            raise InputError(f"{path}: {problem}; make it smaller")
+        yield image
+
+
+@contextmanager
+def _errors(name: object) -> Iterator[None]:
+    """Turn errors of Pillow in the block into InputError."""
     try:
-        with _regular_file(path) as file, Image.open(file, formats=FORMATS) as image:
-            if problem := oversize(*image.size):
-                raise InputError(f"{path}: {problem}; make it smaller")
-            yield image
+        yield
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"there is no file {path}; check the path") from error
+        raise InputError(f"there is no file {name}; check the path") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"{path} is too large: {_LIMITS}; make it smaller") from error
+        raise InputError(f"{name} is too large: {_LIMITS}; make it smaller") from error
     except UnidentifiedImageError as error:
         kinds = ", ".join(FORMATS)
         raise InputError(
-            f"{path} is not an image that can be read ({kinds}); convert it to one of these"
+            f"{name} is not an image that can be read ({kinds}); convert it to one of these"
         ) from error
     except Exception as error:  # Pillow's parsers raise nearly anything for hostile bytes
         text = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise InputError(f"{path} is damaged or unreadable: {text}; copy it again") from error
+        raise InputError(f"{name} is damaged or unreadable: {text}; copy it again") from error
 
 
 def _regular_file(path: Path) -> BinaryIO:

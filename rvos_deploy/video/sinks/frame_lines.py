@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
 from rvos_deploy.errors import InputError, VideoError
 from rvos_deploy.files import cannot_write
@@ -19,9 +20,36 @@ from rvos_deploy.video.sinks.standard_output import StandardOutput
 FRAME_LINES = "frames.ndjson"
 """Name of a run's lines."""
 SCHEMA = "rvos-deploy/frame/1"
+Texts: TypeAlias = Sequence[str] | Mapping[int, str]
 
 
-class _Lines(Sink):
+def frame_line(result: FrameResult, texts: Texts, file: str) -> bytes:
+    """Describe one frame in a line of JSON, which ends with a line break.
+
+    Args:
+        result: the frame's result; its masks are waited for.
+        texts: texts of the expressions by number.
+        file: name of the frame's files, without suffix.
+    """
+    rows = zip(result.expressions, result.masks, result.scores, strict=True)
+    entry = {
+        "schema": SCHEMA,
+        **describe_frame(result.frame),
+        "file": file,
+        "expressions": [
+            {
+                "expression": number,
+                "text": texts[number],
+                **describe_mask(mask, float(score)),
+                "rle": encode(mask),
+            }
+            for number, mask, score in rows
+        ],
+    }
+    return to_json(entry).encode() + b"\n"
+
+
+class LineSink(Sink):
     """Describe each frame in one line; a kind says where the line goes (``commit``)."""
 
     needs_images = False
@@ -37,25 +65,10 @@ class _Lines(Sink):
 
     def write(self, result: FrameResult) -> None:
         """Describe one frame."""
-        rows = zip(result.expressions, result.masks, result.scores, strict=True)
-        entry = {
-            "schema": SCHEMA,
-            **describe_frame(result.frame),
-            "file": self._names.of(result.frame),
-            "expressions": [
-                {
-                    "expression": number,
-                    "text": self._expressions[number],
-                    **describe_mask(mask, float(score)),
-                    "rle": encode(mask),
-                }
-                for number, mask, score in rows
-            ],
-        }
-        self._line = to_json(entry).encode() + b"\n"
+        self._line = frame_line(result, self._expressions, self._names.of(result.frame))
 
 
-class FrameLineSink(_Lines):
+class FrameLineSink(LineSink):
     """Append a whole line to the file for each frame, so that other programs can follow it.
 
     The file appears with the first frame, after the files of an earlier run are out of the way.
@@ -121,7 +134,7 @@ class FrameLineSink(_Lines):
         return {"rle": {"files": FRAME_LINES}}
 
 
-class PrintedLineSink(_Lines):
+class PrintedLineSink(LineSink):
     """Print a line to standard output for each frame."""
 
     irrevocable = True

@@ -1,0 +1,100 @@
+"""Read the fields of a request: of a form, of JSON, or of a live stream's first message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from rvos_deploy.errors import InputError
+from rvos_deploy.serving.limits import RequestError
+from rvos_deploy.stream_settings import StreamSettings
+from rvos_deploy.video.sources.options import SourceOptions
+
+
+class StreamFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Hold the fields that both kinds of requests share; see ``StreamSettings``."""
+
+    expressions: list[str] = []
+    lookahead: int = 0
+    memory: int | None = None
+    anchors: int = 0
+    threshold: float | None = None
+    fallback: Literal["none", "top1"] = "none"
+    size: str | None = None
+    short_side: int | None = None
+
+    def settings(self, mode: Literal["online", "offline"] = "online") -> StreamSettings:
+        """Return the settings. Raises InputError: a value is out of range."""
+        return StreamSettings(
+            mode=mode,
+            lookahead=self.lookahead,
+            memory=self.memory,
+            anchors=self.anchors,
+            threshold=self.threshold,
+            fallback=self.fallback,
+            size=_sides(self.size),
+            short_side=self.short_side,
+        )
+
+
+class VideoFields(StreamFields, forbid_unknown_fields=True, kw_only=True):
+    """Hold the fields of a request for a whole video; see ``SourceOptions``."""
+
+    url: str | None = None
+    mode: Literal["online", "offline"] = "online"
+    start: str | None = None
+    end: str | None = None
+    stride: str | None = None
+    video_stream: int | None = None
+    max_frames: int | None = None
+
+    def reading(self) -> SourceOptions:
+        """Return how the video is read. Raises InputError: a value has another form."""
+        return SourceOptions(
+            start=self.start, end=self.end, stride=self.stride, video_stream=self.video_stream
+        )
+
+
+class LiveFields(StreamFields, forbid_unknown_fields=True, kw_only=True):
+    """Hold the first message of a live stream.
+
+    Args:
+        type: names the message.
+        rgb: (width, height) of frames that come as plain RGB; None: as JPEG, PNG or WebP.
+        fps: frames a second, which gives frames their times; None: the time of arrival.
+    """
+
+    type: Literal["start"]
+    rgb: tuple[int, int] | None = None
+    fps: float | None = None
+
+
+def video_fields(values: Mapping[str, Any]) -> VideoFields:
+    """Return the fields of a form (texts) or of JSON. Raises RequestError."""
+    try:
+        return msgspec.convert(values, VideoFields, strict=False)
+    except msgspec.ValidationError as error:
+        raise _wrong(error) from error
+
+
+def live_fields(message: str) -> LiveFields:
+    """Return the fields of the first message of a live stream. Raises RequestError."""
+    try:
+        return msgspec.json.decode(message, type=LiveFields)
+    except msgspec.DecodeError as error:
+        raise _wrong(error) from error
+
+
+def _wrong(error: msgspec.DecodeError | msgspec.ValidationError) -> RequestError:
+    return RequestError(422, "wrong_field", f"a field is wrong: {error}; see docs/serving.md")
+
+
+def _sides(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise InputError(f"size '{text}' is not of the form HxW, for example 256x448")
+    return int(parts[0]), int(parts[1])

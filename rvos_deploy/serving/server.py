@@ -1,0 +1,149 @@
+"""Start Ray Serve with the replicas of a bundle, wait for a stop, and end everything."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from rvos_deploy import stopping
+from rvos_deploy.errors import BackendError, InputError, one_line
+from rvos_deploy.listening import free_port, is_loopback
+from rvos_deploy.ray_cluster import Shares, check_available, connected
+from rvos_deploy.serving.app import ServerOptions, make_app
+from rvos_deploy.serving.measurements import Board
+
+_BOARD, _NAMESPACE = "rvos-measurements", "rvos"
+# A replica takes requests beyond its streams, to refuse them and to answer about its health.
+_SPARE_REQUESTS = 32
+_READY_SECONDS = 600.0
+_WAIT = 0.2
+
+
+@dataclass(frozen=True)
+class Place:
+    """Say where a server listens and how it ends.
+
+    Args:
+        host: name or address.
+        port: 0 takes a free one.
+        grace: seconds that open streams get to end after a stop.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    grace: float = 5.0
+
+
+def serve_forever(
+    options: ServerOptions, shares: Shares, place: Place, on_ready: Callable[[int], None]
+) -> None:
+    """Serve until a stop.
+
+    Args:
+        options: of the replicas.
+        shares: number of replicas, and what each has.
+        place: where to listen.
+        on_ready: called with the port once every replica can segment.
+
+    Raises:
+        InputError: the place is taken, or others reach it and there is no token.
+        BackendError: Ray is not installed or does not start, or the bundle cannot be loaded.
+    """
+    if not is_loopback(place.host) and options.token is None:
+        raise InputError(
+            f"--host {place.host} lets other machines in, so a token is needed; set "
+            "RVOS_SERVE_TOKEN, or pass --token-file FILE"
+        )
+    check_available(None, "serve")
+    port = free_port(place.host, place.port)
+    replicas = shares.workers or 1
+    with connected(None, Shares(replicas, shares.cpus, shares.gpus)) as ray, stopping.deferred():
+        from ray import serve
+
+        try:
+            board = ray.remote(Board).options(name=_BOARD, namespace=_NAMESPACE, num_cpus=0)
+            kept = board.remote()  # the actor ends with its last reference
+            _deploy(serve, options, shares, Place(place.host, port, place.grace))
+            _wait_until_ready(options, place.host, port, replicas)
+            on_ready(port)
+            while kept:
+                stopping.check()
+                time.sleep(_WAIT)
+        except ray.exceptions.RayError as error:
+            raise BackendError(f"Ray failed: {one_line(error)}; see --debug") from error
+        finally:
+            serve.shutdown()
+
+
+def _deploy(serve: ModuleType, options: ServerOptions, shares: Shares, place: Place) -> None:
+    logging = {"log_level": "ERROR", "enable_access_log": False}
+
+    def build() -> Any:  # in the replica
+        import ray
+        from ray import serve
+
+        board = ray.get_actor(_BOARD, namespace=_NAMESPACE)
+
+        async def exchange(replica: str, text: str) -> list[str]:
+            texts: list[str] = await board.put.remote(replica, text)
+            return texts
+
+        return make_app(options, serve.get_replica_context().replica_id.unique_id, exchange)
+
+    deployment = serve.deployment(serve.ingress(build)()).options(
+        name="segmenter",
+        num_replicas=shares.workers or 1,
+        max_ongoing_requests=options.limits.streams + _SPARE_REQUESTS,
+        ray_actor_options={"num_cpus": shares.cpus, "num_gpus": shares.gpus},
+        graceful_shutdown_timeout_s=place.grace,
+        graceful_shutdown_wait_loop_s=0.5,
+        logging_config=logging,
+    )
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": place.host, "port": place.port},
+        logging_config=logging,
+    )
+    try:
+        serve.run(deployment.bind(), name="rvos", route_prefix="/", logging_config=logging)
+    except RuntimeError as error:
+        raise BackendError(f"Ray Serve does not start: {one_line(error)}; see --debug") from error
+
+
+def _wait_until_ready(options: ServerOptions, host: str, port: int, replicas: int) -> None:
+    """Ask until as many answers in turn as there are replicas say that they are ready."""
+    target = "127.0.0.1" if host in ("0.0.0.0", "localhost") else "::1" if host == "::" else host
+    headers = {} if options.token is None else {"authorization": f"Bearer {options.token}"}
+    deadline, good = time.monotonic() + _READY_SECONDS, 0
+    while good < replicas:
+        stopping.check()
+        if time.monotonic() > deadline:
+            raise BackendError(f"the server is not ready after {_READY_SECONDS:g} s; see --debug")
+        try:
+            connection = http.client.HTTPConnection(target, port, timeout=_READY_SECONDS)
+            connection.request("GET", "/readyz", headers=headers)
+            answer = connection.getresponse()
+            content = json.loads(answer.read())
+            connection.close()
+        except (OSError, ValueError, http.client.HTTPException):
+            time.sleep(_WAIT)
+            continue
+        if answer.status == 200:
+            good += 1
+        elif "message" in content:
+            raise BackendError(content["message"])
+        else:
+            time.sleep(_WAIT)
+
+
+def print_line(text: str) -> None:
+    """Print to the true standard output, which Ray's is not (see ``connected``)."""
+    assert sys.__stdout__ is not None
+    sys.__stdout__.write(text + "\n")
+    sys.__stdout__.flush()
