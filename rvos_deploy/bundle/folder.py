@@ -162,7 +162,20 @@ def open_bundle(path: str | Path, *, check_files: bool = True) -> Bundle:
         BundleError: ``path`` is not a bundle, or the bundle is damaged, incomplete or of another
             schema. The message says what to do.
     """
-    folder = find_bundle(path)
+    bundle = open_contracts(find_bundle(path))
+    for name, entry in bundle.manifest.files.items():
+        _check_size(bundle.path / name, entry)
+    if check_files:
+        bundle.check_files()
+    return bundle
+
+
+def open_contracts(folder: Path) -> Bundle:
+    """Read and check the manifest alone, for graphs that another program runs.
+
+    Raises:
+        BundleError: as in :func:`open_bundle`; a missing file is seen only when it is read.
+    """
     manifest = read_manifest(folder)
     _check_names(folder / MANIFEST, manifest.files)
     try:
@@ -174,13 +187,8 @@ def open_bundle(path: str | Path, *, check_files: bool = True) -> Bundle:
     _require_files(folder / MANIFEST, manifest.files, network)
     _check_repeated(folder / MANIFEST, manifest, network.config)
     network.check_contracts(manifest.graphs)
-    for name, entry in manifest.files.items():
-        _check_size(folder / name, entry)
     graphs = {name: manifest.graphs[name] for name in network.graphs}
-    bundle = Bundle(folder, network, graphs, manifest)
-    if check_files:
-        bundle.check_files()
-    return bundle
+    return Bundle(folder, network, graphs, manifest)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -7,13 +7,16 @@ example of the loop between the graphs. The reference of parity is PyTorch's, in
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.bundle.folder import TOKENIZER, Bundle
+from rvos_deploy.bundle.folder import GOLDEN, TOKENIZER, Bundle
+from rvos_deploy.bundle.parity_file import read_arrays
+from rvos_deploy.errors import BundleError
 from rvos_deploy.graph_io.frame_geometry import FrameGeometry
 from rvos_deploy.graph_io.probe import PROBE_EXPRESSIONS, probe_clip
 from rvos_deploy.graph_io.tensors import Tensor
@@ -66,6 +69,43 @@ def golden_vectors(bundle: Bundle, backend: Backend) -> Golden:
         "choices": orders.swapaxes(0, 1),
         **{name: np.stack([step[name] for step in steps]) for name in steps[0]},
     }
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenClip:
+    """Hold the golden clip of a bundle.
+
+    Args:
+        frames: uint8 [T,H,W,3].
+        texts: [E].
+        masks: bool [T,E,H,W], of the bundle's stream.
+        settings: of that stream, ready for JSON.
+    """
+
+    frames: NDArray[np.uint8]
+    texts: list[str]
+    masks: NDArray[np.bool_]
+    settings: dict[str, Any]
+
+
+def read_golden_clip(bundle: Bundle) -> GoldenClip:
+    """Return the clip that a bundle brings. Raises BundleError: it brings none."""
+    if GOLDEN not in bundle.manifest.files:
+        raise BundleError(f"{bundle.path} has no {GOLDEN}; export it again")
+    arrays = read_arrays(bundle.read(GOLDEN), bundle.path / GOLDEN)
+    settings = _settings(bundle, clip_probe(bundle.network, bundle.graphs).box)
+    return GoldenClip(
+        arrays["frames"],
+        [bytes(arrays[f"sentence_{row}"]).decode() for row in range(arrays["masks"].shape[1])],
+        arrays["masks"],
+        {
+            "memory": settings.memory,
+            "anchors": settings.anchors,
+            "fallback": settings.fallback,
+            "size": settings.size,
+            "threshold": settings.threshold,
+        },
+    )
 
 
 def _settings(bundle: Bundle, box: tuple[int, int]) -> StreamSettings:
