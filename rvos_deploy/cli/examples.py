@@ -13,10 +13,19 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "rvos-deploy batch videos/*.mp4 --expressions sentences.csv --out results",
         "rvos-deploy batch a.mp4 --expressions s.json --out r --address head:6379",
     ),
+    "serve": (
+        "rvos-deploy serve mine --max-streams 8",
+        "RVOS_SERVE_TOKEN=... rvos-deploy serve mine --host 0.0.0.0 --replicas 2",
+    ),
+    "ui": ("rvos-deploy ui", "rvos-deploy ui mine --port 8080 --no-browser"),
     "export": (
         "rvos-deploy export my-run --out mine",
         "rvos-deploy export onlinerefer-r50 --out onlinerefer",
         "rvos-deploy export my-run --precision int8 --calibration a.mp4 --out b",
+    ),
+    "export-triton": (
+        "rvos-deploy export-triton mine --out models",
+        "rvos-deploy export-triton mine --out models --graphs plans --device gpu",
     ),
     "build-engine": (
         "rvos-deploy build-engine mine",
