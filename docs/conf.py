@@ -98,6 +98,8 @@ def _write_commands(app: Any) -> None:
     from rvos_deploy.cli.commands import app as commands
 
     click_command = typer.main.get_command(commands)
+    for command in click_command.commands.values():  # type: ignore[attr-defined]
+        command.short_help = (command.help or "").partition("\n")[0]  # otherwise cut at 45 letters
     context = click_command.make_context("rvos-deploy", [], resilient_parsing=True)
     text = get_docs_for_click(obj=click_command, ctx=context, name="rvos-deploy", title="Commands")
     (ROOT / "docs" / "commands.md").write_text(text, encoding="utf-8")
