@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -128,7 +129,7 @@ class LiveSession:
         self._inbox = Inbox(self.fields.fps)
         self._deadline = time.monotonic() + served.limits.seconds
 
-    def receive(self, message: dict[str, object]) -> None:
+    def receive(self, message: Mapping[str, object]) -> None:
         """Take a message of ASGI. Raises RequestError: it is wrong."""
         if time.monotonic() > self._deadline:
             raise RequestError(

@@ -72,13 +72,18 @@ def serve_forever(
             _deploy(serve, options, shares, Place(place.host, port, place.grace))
             _wait_until_ready(options, place.host, port, replicas)
             on_ready(port)
-            while kept:
-                stopping.check()
-                time.sleep(_WAIT)
+            _wait_for_stop(kept)
         except ray.exceptions.RayError as error:
             raise BackendError(f"Ray failed: {one_line(error)}; see --debug") from error
         finally:
-            serve.shutdown()
+            serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _wait_for_stop(kept: object) -> None:
+    """Wait until a stop is raised; ``kept`` lives as long."""
+    while True:
+        stopping.check()
+        time.sleep(_WAIT)
 
 
 def _deploy(serve: ModuleType, options: ServerOptions, shares: Shares, place: Place) -> None:
@@ -88,7 +93,7 @@ def _deploy(serve: ModuleType, options: ServerOptions, shares: Shares, place: Pl
         import ray
         from ray import serve
 
-        board = ray.get_actor(_BOARD, namespace=_NAMESPACE)
+        board: Any = ray.get_actor(_BOARD, namespace=_NAMESPACE)
 
         async def exchange(replica: str, text: str) -> list[str]:
             texts: list[str] = await board.put.remote(replica, text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def _suffix(name: str | None) -> str:
     return suffix if suffix[1:].isalnum() and len(suffix) <= 6 and suffix.isascii() else ""
 
 
-async def _bounded(request: Request, most: int, limits: Limits) -> AsyncIterator[bytes]:
+async def _bounded(request: Request, most: int, limits: Limits) -> AsyncGenerator[bytes, None]:
     """Yield a body's parts. Raises RequestError: it is too large, or stops coming."""
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated) > most:

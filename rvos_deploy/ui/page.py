@@ -49,7 +49,8 @@ def make_page(
     """
     actions = _Actions(visitors)
     video, sentences = (str(example[0]), "\n".join(example[1])) if example else (None, "")
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600))
+    with page:
         gr.Markdown(f"# {TITLE}\nFind in a video what a sentence says. {note}")
         with gr.Row():
             with gr.Column(min_width=320):
@@ -91,7 +92,7 @@ def make_page(
                 table = gr.HTML("", elem_classes="found")
                 make = gr.Button("Make files to download", visible=False)
                 files = gr.File(label="Results", file_count="multiple", visible=False)
-        running = run.click(
+        run.click(
             actions.segment,
             [source, texts, slider],
             [shown, line, table, place, run, stop, make, files],
@@ -126,7 +127,6 @@ def make_page(
             show_progress="hidden",
         )
         page.unload(actions.leave)
-        del running
     return page
 
 

@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import gradio as gr
 
 from rvos_deploy import stopping
-from rvos_deploy.datasets.moving_sprites import sample_video
+from rvos_deploy.datasets.moving_sprites import Kind, sample_video
 from rvos_deploy.errors import BackendError, InputError, one_line
 from rvos_deploy.listening import free_port, is_loopback
 from rvos_deploy.runtime.segmenter import Segmenter
@@ -26,7 +26,7 @@ from rvos_deploy.ui.video_session import Limits
 from rvos_deploy.ui.visitors import Visitors
 
 EXAMPLE_SEED = 2024
-EXAMPLE_KINDS = ("motion", "appearance", "plural")
+EXAMPLE_KINDS: tuple[Kind, ...] = ("motion", "appearance", "plural")
 EXAMPLE_FRAMES = 48
 PACKAGED_NOTE = (
     "The packaged network knows **only rendered videos of moving shapes**, such as this one; on "
