@@ -24,6 +24,7 @@ from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.files import sha256_file
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.runtime.segmenter_options import SegmenterOptions
+from rvos_deploy.serving.admission import Admission
 from rvos_deploy.serving.downloads import fetch
 from rvos_deploy.serving.fields import VideoFields
 from rvos_deploy.serving.limits import ClientGoneError, Limits, RequestError, Slots, check_texts
@@ -31,7 +32,6 @@ from rvos_deploy.serving.lines import Lines, describe_error, json_line, status_o
 from rvos_deploy.serving.live import LiveSession
 from rvos_deploy.serving.measurements import CONTENT_TYPE, Measurements, joined
 from rvos_deploy.serving.segmentation import Served, segment_file
-from rvos_deploy.serving.tokens import RequireToken
 from rvos_deploy.serving.uploads import VIDEO, receive
 
 POLICY_VIOLATION = 1008
@@ -79,7 +79,7 @@ def make_app(options: ServerOptions, replica: str, exchange: Exchange) -> ASGIAp
         ],
         lifespan=made.running,
     )
-    return app if options.token is None else RequireToken(app, options.token)
+    return Admission(app, options.token)
 
 
 class Replica:

@@ -45,7 +45,7 @@ def lines_of(tmp_path: Path, rvos: Callable[..., Any]) -> Callable[..., list[dic
         out = tmp_path / "single"
         done = rvos(
             *("run", video, *TEXTS, "-o", out, "--save", "rle", "--backend", "onnxruntime"),
-            *("--mode", "online", *options),
+            *("--mode", "online", "--threads", 1, *options),
         )
         assert done.code in (0, 1), done.stderr
         return [json.loads(line) for line in (out / "frames.ndjson").read_text().splitlines()]

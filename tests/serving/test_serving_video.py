@@ -20,6 +20,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from served import FRAMES, PATIENCE, TEXTS, Server
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from rvos_deploy.datasets.moving_sprites import sample_video
 
@@ -109,7 +111,7 @@ def web(clip: Path) -> Any:
     site.shutdown()
 
 
-def by_url(server: Server, url: str, **fields: object) -> httpx.Response:
+def by_url(server: Server, url: str | None, **fields: object) -> httpx.Response:
     body = {"url": url, "expressions": list(TEXTS), **fields}
     return httpx.post(f"{server.address}/v1/segment", json=body, timeout=PATIENCE)
 
@@ -134,13 +136,45 @@ def test_wrong_requests(server: Server, clip: Path, tmp_path: Path) -> None:
     refused(post(server, clip, start="soon"), 422, "wrong_field", "soon")
     refused(post(server, clip, size="3x3"), 422, "wrong_field", "multiple")
     refused(post(server), 415, "wrong_type", "x-www-form-urlencoded")
-    refused(by_url(server, "http://a/", url=None), 422, "no_video", "exactly one video")
+    refused(by_url(server, None), 422, "no_video", "exactly one video")
     raw = httpx.post(
         f"{server.address}/v1/segment", content=b"{", headers={"content-type": "application/json"}
     )
     refused(raw, 422, "wrong_field", "not valid JSON")
     assert httpx.get(f"{server.address}/v1/segment").status_code == 405
     assert httpx.get(f"{server.address}/elsewhere").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n",
+        "ffconcat version 1.0\nfile '{clip}'\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["list.mp4", "list.m3u8", "list.ffconcat", "list.sdp"])
+def test_an_upload_that_names_other_files_is_refused(
+    server: Server, clip: Path, tmp_path: Path, content: str, name: str
+) -> None:
+    (tmp_path / name).write_text(content.replace("{clip}", str(clip)))
+    assert post(server, tmp_path / name).status_code == 422
+
+
+def test_pages_of_other_sites_are_refused(server: Server) -> None:
+    url = f"{server.address}/readyz"
+    for headers, status in (
+        ({"origin": "https://example.org"}, 403),
+        ({"origin": "null"}, 403),
+        ({"host": "rebound.example.org"}, 403),
+        ({"host": f"localhost:{server.port}"}, 200),
+        ({"origin": server.address}, 200),
+    ):
+        answer = httpx.get(url, headers=headers)
+        assert answer.status_code == status, headers
+    live = f"ws{server.address.removeprefix('http')}/v1/live"
+    with pytest.raises(InvalidStatus):
+        connect(live, origin="https://example.org")
 
 
 def test_limits(server: Server, clip: Path, tmp_path: Path) -> None:
@@ -154,7 +188,7 @@ def test_limits(server: Server, clip: Path, tmp_path: Path) -> None:
     assert frame["index"] == 11
     assert (last["code"], last["schema"]) == ("too_many_frames", "rvos-deploy/error/1")
     assert len(lines(post(server, tmp_path / "long.mp4", max_frames=12))) == 14
-    sample_video(tmp_path / "wide.mp4", seed=0, frames=1, size=(320, 384))
+    sample_video(tmp_path / "wide.mp4", seed=0, frames=8, size=(320, 384))
     refused(post(server, tmp_path / "wide.mp4"), 413, "frame_too_large", "at most 100000")
 
 
@@ -180,7 +214,8 @@ def wait_for_no_stream(server: Server) -> None:
 def test_streams_are_counted_and_freed(server: Server, clip: Path) -> None:
     """A body that never ends holds a stream; a client that leaves frees it."""
     head = (
-        b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b"POST /v1/segment HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        b"Content-Type: multipart/form-data; boundary=x\r\n"
         b"Content-Length: 1000\r\n\r\n--x\r\n"
     )
     wait_for_no_stream(server)
@@ -202,7 +237,7 @@ def test_streams_are_counted_and_freed(server: Server, clip: Path) -> None:
 def test_a_client_that_stops_sending_is_told(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as one:
         one.sendall(
-            b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"POST /v1/segment HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             b"Content-Length: 1000\r\n\r\n{"
         )
         one.settimeout(PATIENCE)
