@@ -1,6 +1,7 @@
 """Write ``config.pbtxt`` files, which configure the models of a Triton repository.
 
-The texts need no protobuf to be written. The tests parse them by Triton's own schema.
+They are written as text, so an export needs neither protobuf nor tritonclient. The tests parse
+them by Triton's own schema.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from rvos_deploy.errors import BundleError
 from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
 
 _TYPES: Mapping[str, str] = {
@@ -58,33 +61,55 @@ of their expressions."""
 START, END, CORRELATION = "START", "END", "CORRID"
 
 
-def graph_config(name: str, spec: GraphSpec, backend: Mapping[str, str], kind: str | None) -> str:
+Device = Literal["auto", "cpu", "gpu"]
+"""Where a graph runs; ``auto``: as Triton decides."""
+_KINDS: Mapping[Device, str] = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
+
+
+def graph_config(
+    name: str, spec: GraphSpec, backend: Mapping[str, str], device: Device, profiles: int = 1
+) -> str:
     """Return the configuration of a model that is one graph.
 
     Args:
         name: of the model.
-        spec: contract of the graph.
-        backend: ``backend`` or ``platform`` with its name, and ``default_model_filename``.
-        kind: ``KIND_CPU`` or ``KIND_GPU``; None: Triton decides.
+        spec: contract of the graph. Its axes are Triton's dynamic dimensions, with sizes of -1.
+        backend: ``backend`` with its name, and ``default_model_filename``.
+        device: where it runs.
+        profiles: number of optimisation profiles of a plan. Triton uses only those that are named.
+
+    Raises:
+        BundleError: the graph has a tensor that Triton cannot pass on.
     """
+    named = ", ".join(f'"{number}"' for number in range(profiles))
+    chosen = f" profile: [ {named} ]" if profiles > 1 else ""
     return _text(
         name,
         backend,
         _tensors("input", spec.inputs, spec.fixed),
         _tensors("output", spec.outputs, spec.fixed),
-        "" if kind is None else f"instance_group [ {{ count: 1 kind: {kind} }} ]",
+        f"instance_group [ {{ count: 1 kind: {_KINDS[device]}{chosen} }} ]",
     )
 
 
 def stream_config(
-    name: str, parameters: Mapping[str, str], *, streams: int, idle_seconds: float
+    name: str,
+    parameters: Mapping[str, str],
+    *,
+    streams: int,
+    instances: int,
+    idle_seconds: float,
 ) -> str:
     """Return the configuration of the sequence model.
+
+    A request brings one frame, so there is no batch, and Triton gives all requests of a sequence to
+    the same instance in their order.
 
     Args:
         name: of the model.
         parameters: that the model reads when it is loaded.
-        streams: at a time.
+        streams: of an instance at a time.
+        instances: processes of the model.
         idle_seconds: without a request, after which a stream ends.
     """
     controls = "\n".join(
@@ -110,7 +135,7 @@ def stream_config(
         {"backend": "python"},
         _ports("input", STREAM_INPUTS),
         _ports("output", STREAM_OUTPUTS),
-        "instance_group [ { count: 1 kind: KIND_CPU } ]",
+        f"instance_group [ {{ count: {instances} kind: KIND_CPU }} ]",
         batching,
         values,
     )
@@ -126,10 +151,14 @@ def _tensors(field: str, tensors: Iterable[TensorSpec], fixed: Mapping[str, int]
     ports = []
     for tensor in tensors:
         dims = [dim if isinstance(dim, int) else -1 for dim in tensor.fixed_shape(fixed)]
-        # Triton has no scalars: it sees one number, and the graph none.
-        shape = f"dims: [ {_joined(dims)} ]" if dims else "dims: [ 1 ] reshape { shape: [ ] }"
+        if not dims:
+            raise BundleError(
+                f"{tensor.name} is a scalar, and Triton passes none without a batch; give it a "
+                "dimension in the graph"
+            )
         ports.append(
-            f"  {{ name: {json.dumps(tensor.name)} data_type: {_TYPES[tensor.dtype]} {shape} }}"
+            f"  {{ name: {json.dumps(tensor.name)} data_type: {_TYPES[tensor.dtype]} "
+            f"dims: [ {_joined(dims)} ] }}"
         )
     return f"{field} [\n" + ",\n".join(ports) + "\n]"
 

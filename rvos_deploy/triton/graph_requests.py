@@ -52,26 +52,26 @@ class RequestedGraph(Graph):
             model_name=self._model,
             requested_output_names=[tensor.name for tensor in self.spec.outputs],
             inputs=[
-                pb_utils.Tensor(tensor.name, _sent(inputs[tensor.name]))
+                pb_utils.Tensor(tensor.name, np.ascontiguousarray(np.asarray(inputs[tensor.name])))
                 for tensor in self.spec.inputs
             ],
+            # Otherwise a model on a GPU leaves its outputs there.
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         )
         response = request.exec()
         if response.has_error():
             reason = one_line(response.error().message())
             raise BackendError(f"Triton's model {self._model} failed: {reason}")
-        found = {}
-        for tensor in self.spec.outputs:
-            output = pb_utils.get_output_tensor_by_name(response, tensor.name)
-            array = output.as_numpy()
-            found[tensor.name] = array if tensor.shape else array.reshape(())
-        return found
+        return {tensor.name: self._output(response, tensor.name) for tensor in self.spec.outputs}
+
+    def _output(self, response: Any, name: str) -> Tensor:
+        tensor = self._pb_utils.get_output_tensor_by_name(response, name)
+        if tensor is None:
+            raise BackendError(
+                f"Triton's model {self._model} has no output {name}; run export-triton again"
+            )
+        array: Tensor = tensor.as_numpy()
+        return array
 
     def _close(self) -> None:
         pass
-
-
-def _sent(tensor: Tensor) -> np.ndarray[Any, Any]:
-    array = np.ascontiguousarray(np.asarray(tensor))
-    return array if array.ndim else array.reshape(1)

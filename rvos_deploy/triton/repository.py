@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rvos_deploy.bundle.engine_sidecar import EngineSidecar, plan_file, sidecar_file
 from rvos_deploy.bundle.folder import MANIFEST, TOKENIZER, Bundle, bundle_files, open_bundle
-from rvos_deploy.errors import BundleError, InputError
-from rvos_deploy.files import cannot_write, replacing_folder
+from rvos_deploy.errors import InputError, ParityError
+from rvos_deploy.files import cannot_write, replacing_folder, sha256_file
 from rvos_deploy.overlap import refuse_overlap
-from rvos_deploy.triton.config_text import graph_config, stream_config
+from rvos_deploy.triton.config_text import Device, graph_config, stream_config
+from rvos_deploy.triton.plans import TARGET, servable_plans, server_needs
 
 Graphs = Literal["onnx", "plans", "in-process"]
 """Where graphs run: as models of Triton's ONNX Runtime or TensorRT back end, or in the stream model
@@ -23,14 +26,28 @@ itself."""
 VERSION = "1"
 BUNDLE = "bundle"
 STREAM = "stream"
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-MARK = ".rvos-deploy-triton"
-"""An empty file by which a repository is known as ours."""
-MODEL = """\"\"\"The sequence model of this repository; rvos-deploy holds its code.\"\"\"
+FORM = "rvos-deploy/triton/1"
+"""What ``stream_model.py`` of the server's rvos-deploy must know of a repository."""
+MARK = "rvos-deploy.json"
+"""A file by which a repository is known as ours. It names our models; Triton ignores it."""
+MODEL = '''\
+"""The sequence model of this repository. Its code is rvos_deploy.triton.stream_model."""
 
-from rvos_deploy.triton.stream_model import TritonPythonModel  # noqa: F401
-"""
-_KINDS: Mapping[str, str | None] = {"auto": None, "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
+import sys
+
+# Folders on the server that hold rvos-deploy and what it needs.
+sys.path[:0] = {packages!r}
+
+try:
+    from rvos_deploy.triton.stream_model import TritonPythonModel  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"{{error}}: the Python of Triton's Python back end "
+        f"({{sys.version_info.major}}.{{sys.version_info.minor}}) needs {needed}; "
+        "pip install it there, or run export-triton with --packages DIR (docs/triton.md)"
+    ) from error
+'''
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -40,120 +57,226 @@ class RepositoryOptions:
     Args:
         graphs: where graphs run.
         prefix: of the models' names.
-        device: of the graphs' models: ``auto`` (Triton decides), ``cpu`` or ``gpu``.
-        streams: at a time.
+        device: of the graphs: ``auto`` (Triton decides), ``cpu`` or ``gpu``.
+        streams: of an instance at a time.
+        instances: processes of the stream model.
+        expressions: of a stream, at most.
         idle_seconds: without a request, after which a stream ends.
         backend: of graphs in process.
+        packages: folders on the server that hold rvos-deploy and what it needs; none: the server's
+            Python has them.
         overwrite: replace a repository that was written before.
     """
 
     graphs: Graphs = "onnx"
     prefix: str = "rvos"
-    device: Literal["auto", "cpu", "gpu"] = "auto"
+    device: Device = "auto"
     streams: int = 16
+    instances: int = 1
+    expressions: int = 16
     idle_seconds: float = 60.0
     backend: str = "auto"
+    packages: tuple[str, ...] = ()
     overwrite: bool = False
 
 
-def export_repository(source: str | Path, out: Path, options: RepositoryOptions) -> list[str]:
-    """Write a repository, and return the names of its models; the stream's is the last one.
+@dataclass(frozen=True)
+class ExportedRepository:
+    """Describe what was written.
 
-    The bundle's files are hashed before they are copied, and the copies after it.
+    Args:
+        models: names; the stream's is the last one.
+        needs: lines that say what the server must have.
+    """
+
+    models: tuple[str, ...]
+    needs: tuple[str, ...]
+
+
+def export_repository(
+    source: str | Path, out: Path, options: RepositoryOptions
+) -> ExportedRepository:
+    """Write a repository, complete or not at all.
+
+    The bundle's files are hashed before they are copied, and the copies afterwards.
 
     Raises:
-        InputError: the name is wrong, or ``out`` exists and is not a repository of ours.
-        BundleError: the bundle cannot be read, or has no engines for ``plans``.
+        InputError: an option is wrong, or ``out`` holds something that export-triton did not write.
+        BundleError: the bundle cannot be read, or its plans must not be served.
+        ParityError: a copy differs from the bundle's file.
     """
-    if not _NAME.fullmatch(options.prefix):
-        raise InputError(
-            f"--name '{options.prefix}' must begin with a letter, and hold letters, digits, - and _"
-        )
+    _check_options(options)
     bundle = open_bundle(source)
     refuse_overlap(bundle_files(bundle.path), [out])
+    plans = servable_plans(bundle) if options.graphs == "plans" else {}
     _check_target(out, options.overwrite)
-    with _errors(out), replacing_folder(out, overwrite=options.overwrite) as staging:
-        (staging / MARK).touch()
-        names = []
-        if options.graphs != "in-process":
-            for graph in bundle.graphs:
-                name = f"{options.prefix}_{graph}"
-                _write_graph(bundle, graph, staging / name, name, options)
-                names.append(name)
-        name = f"{options.prefix}_{STREAM}"
-        _write_stream(bundle, staging / name, name, options)
-        return [*names, name]
+    with _writing(out, overwrite=options.overwrite) as staging:
+        models = tuple(_write_models(bundle, plans, staging, options))
+        mark = {
+            "schema": FORM,
+            "models": models,
+            "graphs": options.graphs,
+            "manifest_sha256": sha256_file(bundle.path / MANIFEST),
+        }
+        (staging / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+    return ExportedRepository(models, _needs(plans, options))
+
+
+def _check_options(options: RepositoryOptions) -> None:
+    if not _NAME.fullmatch(options.prefix):
+        raise InputError(
+            f"--name '{options.prefix}' must begin with a letter, and hold at most 64 letters, "
+            "digits, - and _"
+        )
+    if options.graphs == "plans" and options.device == "cpu":
+        raise InputError("--graphs plans run on GPUs; leave --device out, or use --graphs onnx")
+    if options.graphs != "in-process" and options.backend != "auto":
+        raise InputError(
+            f"--backend {options.backend} is of graphs in process; add --graphs in-process, or "
+            "leave it out"
+        )
+    for folder in options.packages:
+        if not Path(folder).is_absolute():
+            raise InputError(
+                f"--packages {folder} must be an absolute path, because the server has another "
+                "working folder"
+            )
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
-    if out.is_dir() and not any(out.iterdir()):
-        out.rmdir()
-    if not os.path.lexists(out):
-        return
-    if not (out / MARK).is_file():
+    """Refuse to replace what export-triton did not write, models that were added to it included."""
+    try:
+        if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+            return
+        mark = json.loads((out / MARK).read_text(encoding="utf-8"))
+        ours = {MARK, *mark["models"]}
+        strange = sorted(path.name for path in out.iterdir() if path.name not in ours)
+    except (OSError, ValueError, KeyError, TypeError):
         raise InputError(
             f"{out} was not written by export-triton, so it is not replaced; choose another --out"
-        )
+        ) from None
     if not overwrite:
         raise InputError(f"{out} exists; pass --overwrite, or choose another --out")
+    if strange:
+        raise InputError(
+            f"{out} also holds {strange[0]}, which export-triton did not write, so it is not "
+            "replaced; choose another --out, and give both to tritonserver (--model-repository may "
+            "be repeated)"
+        )
 
 
 @contextmanager
-def _errors(out: Path) -> Iterator[None]:
+def _writing(out: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
-        yield
+        with replacing_folder(out, overwrite=overwrite) as staging:
+            yield staging
     except OSError as error:
         raise InputError(cannot_write(out, error)) from error
 
 
+def _write_models(
+    bundle: Bundle,
+    plans: Mapping[str, EngineSidecar],
+    staging: Path,
+    options: RepositoryOptions,
+) -> Iterator[str]:
+    """Write every model, and yield its name."""
+    if options.graphs != "in-process":
+        for graph in bundle.graphs:
+            name = f"{options.prefix}_{graph}"
+            folder = staging / name
+            (folder / VERSION).mkdir(parents=True)
+            _write_graph(bundle, graph, plans.get(graph), folder, options)
+            yield name
+    name = f"{options.prefix}_{STREAM}"
+    _write_stream(bundle, plans, staging / name, name, options)
+    yield name
+
+
 def _write_graph(
-    bundle: Bundle, graph: str, folder: Path, name: str, options: RepositoryOptions
+    bundle: Bundle,
+    graph: str,
+    plan: EngineSidecar | None,
+    folder: Path,
+    options: RepositoryOptions,
 ) -> None:
-    version = folder / VERSION
-    version.mkdir(parents=True)
-    if options.graphs == "plans":
-        _copy_plan(bundle, graph, version)
-        backend = {"backend": "tensorrt", "default_model_filename": "model.plan"}
-    else:
+    if plan is None:
         for file in bundle.onnx_entries(graph):
             # A model with weights beside it names their file.
             target = "model.onnx" if file == f"{graph}.onnx" else file
-            (version / target).write_bytes(bundle.read(file))
+            _copy(bundle, file, folder / VERSION / target)
         backend = {"backend": "onnxruntime", "default_model_filename": "model.onnx"}
-    text = graph_config(name, bundle.graphs[graph], backend, _KINDS[options.device])
+    else:
+        target = folder / VERSION / "model.plan"
+        shutil.copyfile(plan_file(bundle.path, TARGET, graph), target)
+        _require_hash(target, plan.plan_sha256)
+        backend = {"backend": "tensorrt", "default_model_filename": "model.plan"}
+    profiles = 1 if plan is None else len(plan.profiles)
+    text = graph_config(folder.name, bundle.graphs[graph], backend, options.device, profiles)
     (folder / "config.pbtxt").write_text(text, encoding="utf-8")
 
 
-def _copy_plan(bundle: Bundle, graph: str, version: Path) -> None:
-    plan = bundle.path / "engines" / "tensorrt" / f"{graph}.plan"
-    if not plan.is_file():
-        raise BundleError(
-            f"{bundle.path} has no TensorRT plan of {graph}; run 'rvos-deploy build-engine "
-            f"{bundle.path}' on the GPU of the server"
-        )
-    shutil.copyfile(plan, version / "model.plan")
-    sidecar = plan.with_suffix(".plan.json")
-    if sidecar.is_file():
-        shutil.copyfile(sidecar, version / "model.plan.json")
-
-
-def _write_stream(bundle: Bundle, folder: Path, name: str, options: RepositoryOptions) -> None:
-    version = folder / VERSION
-    (version / BUNDLE).mkdir(parents=True)
+def _write_stream(
+    bundle: Bundle,
+    plans: Mapping[str, EngineSidecar],
+    folder: Path,
+    name: str,
+    options: RepositoryOptions,
+) -> None:
+    inner = folder / VERSION / BUNDLE
+    inner.mkdir(parents=True)
     in_process = options.graphs == "in-process"
-    files = list(bundle.manifest.files) if in_process else [TOKENIZER]
-    for file in files:
-        (version / BUNDLE / file).write_bytes(bundle.read(file))
-    shutil.copyfile(bundle.path / MANIFEST, version / BUNDLE / MANIFEST)
-    (version / "model.py").write_text(MODEL, encoding="utf-8")
+    for file in bundle.manifest.files if in_process else (TOKENIZER,):
+        _copy(bundle, file, inner / file)
+    shutil.copyfile(bundle.path / MANIFEST, inner / MANIFEST)
+    for graph in plans:
+        # The sizes that the plans accept.
+        sidecar = sidecar_file(plan_file(inner, TARGET, graph))
+        sidecar.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(sidecar_file(plan_file(bundle.path, TARGET, graph)), sidecar)
+    needed = "rvos-deploy[cpu]" if in_process else "rvos-deploy"
+    model = MODEL.format(packages=list(options.packages), needed=needed)
+    (folder / VERSION / "model.py").write_text(model, encoding="utf-8")
     parameters = {
+        "schema": FORM,
         "graphs": options.graphs,
         "prefix": options.prefix,
         "streams": str(options.streams),
+        "expressions": str(options.expressions),
+        "instances": str(options.instances),
         "idle_seconds": f"{options.idle_seconds:g}",
         "backend": options.backend,
+        "device": options.device,
     }
     text = stream_config(
-        name, parameters, streams=options.streams, idle_seconds=options.idle_seconds
+        name,
+        parameters,
+        streams=options.streams,
+        instances=options.instances,
+        idle_seconds=options.idle_seconds,
     )
     (folder / "config.pbtxt").write_text(text, encoding="utf-8")
+
+
+def _copy(bundle: Bundle, file: str, target: Path) -> None:
+    target.write_bytes(bundle.read(file))
+    _require_hash(target, bundle.manifest.files[file].sha256)
+
+
+def _require_hash(target: Path, needed: str) -> None:
+    if sha256_file(target) != needed:
+        raise ParityError(
+            f"{target.name} of {target.parent.parent.name} was not written as it is in the bundle; "
+            "check the disk, and export again"
+        )
+
+
+def _needs(plans: Mapping[str, EngineSidecar], options: RepositoryOptions) -> tuple[str, ...]:
+    package = "rvos-deploy[cpu]" if options.graphs == "in-process" else "rvos-deploy"
+    place = f"{package} in the Python of its Python back end"
+    if options.packages:
+        place = f"{package} in {', '.join(options.packages)}"
+    lines = [f"the server needs {place}"]
+    if plans:
+        lines.append(server_needs(plans))
+    return tuple(lines)

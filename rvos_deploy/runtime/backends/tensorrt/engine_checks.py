@@ -140,10 +140,17 @@ def check_loadable(
             f"{machine.gpu}, which is here (engines of --hardware-compatible run on both)",
             command,
         )
-    _require_parity(sidecar, name, command)
+    require_parity(bundle, sidecar)
 
 
-def _require_parity(sidecar: EngineSidecar, name: str, command: str) -> None:
+def require_parity(bundle: Bundle, sidecar: EngineSidecar) -> None:
+    """Check that an engine was compared with ONNX Runtime, and that every check passed.
+
+    Raises:
+        EngineError: a check failed, or none was run.
+    """
+    name = f"the {sidecar.target} engine of {sidecar.graph}"
+    command = rebuild_command(bundle.path, sidecar.target, sidecar.options)
     needed = "checks against ONNX Runtime, all passed (on the machine with the GPU)"
     if not sidecar.parity:
         reason = sidecar.parity_reason or "no reason recorded"
