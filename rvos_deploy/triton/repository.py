@@ -149,9 +149,11 @@ def _check_target(out: Path, overwrite: bool) -> None:
         if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
             return
         mark = json.loads((out / MARK).read_text(encoding="utf-8"))
+        if not mark["schema"].startswith(FORM.rpartition("/")[0]):
+            raise ValueError("another program's file")
         ours = {MARK, *mark["models"]}
         strange = sorted(path.name for path in out.iterdir() if path.name not in ours)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise InputError(
             f"{out} was not written by export-triton, so it is not replaced; choose another --out"
         ) from None
@@ -203,8 +205,8 @@ def _write_graph(
     if plan is None:
         for file in bundle.onnx_entries(graph):
             # A model with weights beside it names their file.
-            target = "model.onnx" if file == f"{graph}.onnx" else file
-            _copy(bundle, file, folder / VERSION / target)
+            copied = "model.onnx" if file == f"{graph}.onnx" else file
+            _copy(bundle, file, folder / VERSION / copied)
         backend = {"backend": "onnxruntime", "default_model_filename": "model.onnx"}
     else:
         target = folder / VERSION / "model.plan"

@@ -1,287 +1,182 @@
-"""A Triton repository: its configurations, its files, and its sequence model."""
+"""A Triton repository: its configurations, its files, and what is never replaced."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
+import msgspec
 import pytest
+from fake_server import OUTPUTS, Server, read_config
+from stand_in_engines import add_engines
 
-from rvos_deploy.bundle.folder import open_bundle
-from rvos_deploy.errors import BundleError, InputError
+from rvos_deploy.bundle.engine_sidecar import EngineError, plan_file, read_sidecar, sidecar_file
+from rvos_deploy.bundle.folder import Bundle, open_bundle
+from rvos_deploy.errors import BundleError, InputError, ParityError, RvosError
 from rvos_deploy.files import sha256_file
-from rvos_deploy.parity.golden_vectors import read_golden_clip
-from rvos_deploy.rle import decode
-from rvos_deploy.triton.repository import RepositoryOptions, export_repository
+from rvos_deploy.graph_io.graph_spec import GraphSpec, TensorSpec
+from rvos_deploy.json_file import write_json
+from rvos_deploy.triton import repository
+from rvos_deploy.triton.config_text import graph_config
+from rvos_deploy.triton.plans import within_profiles
+from rvos_deploy.triton.repository import MARK, RepositoryOptions, export_repository
 
-sys.path.insert(0, str(Path(__file__).parent))
-import triton_python_backend_utils as pb_utils
-
-OUTPUTS = ["DECIDED", "INDEX", "EXPRESSION", "TEXT", "SCORE", "BOX", "RLE", "MASK"]
-
-
-def read_config(folder: Path) -> Any:
-    """Parse a configuration by Triton's own schema."""
-    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
-    from google.protobuf import text_format
-
-    return text_format.Parse((folder / "config.pbtxt").read_text(), schema.ModelConfig())
+TYPES = {"bool": "BOOL", "uint8": "UINT8", "int64": "INT64", "float32": "FP32", "float16": "FP16"}
 
 
-@pytest.fixture(scope="module", params=["pan2024", "online_refer"])
-def source(request: pytest.FixtureRequest) -> Path:
-    if request.param == "pan2024":
-        return open_bundle("tiny").path
-    return request.getfixturevalue("online_refer_bundle")
+def check_ports(config: Any, spec: GraphSpec) -> None:
+    """Compare a configuration's inputs and outputs with the contract of its graph."""
+    for ports, tensors in ((config.input, spec.inputs), (config.output, spec.outputs)):
+        assert [port.name for port in ports] == [tensor.name for tensor in tensors]
+        for port, tensor in zip(ports, tensors, strict=True):
+            kind = type(port).DESCRIPTOR.fields_by_name["data_type"].enum_type
+            assert kind.values_by_number[port.data_type].name == f"TYPE_{TYPES[tensor.dtype]}"
+            shape = tensor.fixed_shape(spec.fixed)
+            assert list(port.dims) == [dim if isinstance(dim, int) else -1 for dim in shape]
 
 
 def test_every_config_has_the_form_of_the_schema(source: Path, tmp_path: Path) -> None:
-    names = export_repository(source, tmp_path / "r", RepositoryOptions(device="gpu", prefix="m"))
+    options = RepositoryOptions(device="gpu", prefix="m", instances=2)
+    written = export_repository(source, tmp_path / "r", options)
     bundle = open_bundle(source)
-    assert names == [*(f"m_{graph}" for graph in bundle.graphs), "m_stream"]
-    types = {"bool": "BOOL", "uint8": "UINT8", "int64": "INT64", "float32": "FP32"}
+    assert written.models == (*(f"m_{graph}" for graph in bundle.graphs), "m_stream")
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {*written.models, MARK}
     for graph, spec in bundle.graphs.items():
         folder = tmp_path / "r" / f"m_{graph}"
         config = read_config(folder)
-        assert (config.name, config.backend, config.max_batch_size) == (
-            f"m_{graph}", "onnxruntime", 0,
-        )  # fmt: skip
-        for ports, tensors in ((config.input, spec.inputs), (config.output, spec.outputs)):
-            assert [port.name for port in ports] == [tensor.name for tensor in tensors]
-            for port, tensor in zip(ports, tensors, strict=True):
-                kind = type(port).DESCRIPTOR.fields_by_name["data_type"].enum_type
-                name = kind.values_by_number[port.data_type].name
-                assert name == f"TYPE_{types[tensor.dtype]}"
-                dims = [dim if isinstance(dim, int) else -1 for dim in tensor.shape]
-                assert list(port.dims) == (dims or [1])
-                assert port.HasField("reshape") is (not dims)
-        assert config.instance_group[0].count == 1
+        assert (config.name, config.backend) == (f"m_{graph}", "onnxruntime")
+        assert config.max_batch_size == 0
+        check_ports(config, spec)
+        (group,) = config.instance_group
+        assert (group.count, group.kind) == (1, type(group).KIND_GPU)
         for file, entry in bundle.onnx_entries(graph).items():
             copied = "model.onnx" if file.endswith(".onnx") else file
             assert sha256_file(folder / "1" / copied) == entry.sha256
 
     stream = read_config(tmp_path / "r" / "m_stream")
     assert stream.backend == "python"
+    assert stream.instance_group[0].count == 2
     batching = stream.sequence_batching
     assert batching.oldest.max_candidate_sequences == 16
     assert batching.max_sequence_idle_microseconds == 60_000_000
     assert [control.name for control in batching.control_input] == ["START", "END", "CORRID"]
+    assert not stream.model_transaction_policy.decoupled
     assert [port.name for port in stream.output] == OUTPUTS
     assert all(port.optional for port in stream.input)
     assert stream.parameters["graphs"].string_value == "onnx"
 
 
-def test_names_in_a_config_are_escaped(tmp_path: Path) -> None:
-    for wrong in ("", "a b", 'a"', "1a", "../a"):
+@pytest.mark.parametrize("kind", ["tiny_bundle_fp16", "static_bundle"])
+def test_half_precision_and_fixed_sizes_have_their_types_and_sizes(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    bundle = open_bundle(request.getfixturevalue(kind))
+    export_repository(bundle.path, tmp_path / "r", RepositoryOptions())
+    for graph, spec in bundle.graphs.items():
+        check_ports(read_config(tmp_path / "r" / f"rvos_{graph}"), spec)
+    found = read_config(tmp_path / "r" / "rvos_frame_decoder").input[0]
+    if kind == "static_bundle":
+        assert list(found.dims) == [1, 40, 16, 24]
+    else:
+        assert found.data_type == 10  # TYPE_FP16
+
+
+def test_a_scalar_is_refused_because_triton_passes_none() -> None:
+    spec = GraphSpec("g", (TensorSpec("x", "float32", ()),), (), (), 1e-4)
+    with pytest.raises(BundleError, match="x is a scalar"):
+        graph_config("m", spec, {"backend": "onnxruntime"}, "auto")
+
+
+def test_wrong_options_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    for name in ("", "a b", 'a"', "1a", "../a", "a" * 65):
         with pytest.raises(InputError, match="must begin with a letter"):
-            export_repository("tiny", tmp_path / "r", RepositoryOptions(prefix=wrong))
-
-
-class Server:
-    """What a server does with a repository, one request after the other."""
-
-    def __init__(self, repository: Path, prefix: str = "rvos") -> None:
-        self.config = read_config(repository / f"{prefix}_stream")
-        pb_utils.models.clear()
-        for folder in repository.glob(f"{prefix}_*"):
-            if (folder / "1" / "model.onnx").is_file():
-                pb_utils.models[folder.name] = _runner(folder / "1" / "model.onnx")
-        folder = repository / f"{prefix}_stream"
-        spec = importlib.util.spec_from_file_location("model", folder / "1" / "model.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        self.model = module.TritonPythonModel()
-        parameters = {
-            key: {"string_value": one.string_value} for key, one in self.config.parameters.items()
-        }
-        self.model.initialize(
-            {
-                "model_config": json.dumps({"parameters": parameters}),
-                "model_repository": str(folder),
-                "model_version": "1",
-            }
-        )
-
-    def ask(
-        self,
-        correlation: int,
-        frame: np.ndarray | None = None,
-        texts: list[str] | None = None,
-        *,
-        start: bool = False,
-        end: bool = False,
-        settings: object = None,
-        outputs: list[str] = OUTPUTS,
-    ) -> dict[str, np.ndarray]:
-        """Send a request; return the outputs, or raise the error's text."""
-        inputs = [
-            pb_utils.Tensor("START", np.array([start], np.int32)),
-            pb_utils.Tensor("END", np.array([end], np.int32)),
-            pb_utils.Tensor("CORRID", np.array([correlation], np.uint64)),
-        ]
-        if frame is not None:
-            inputs.append(pb_utils.Tensor("FRAME", frame))
-        if texts is not None:
-            encoded = np.empty(len(texts), dtype=np.object_)
-            encoded[:] = [text.encode() for text in texts]
-            inputs.append(pb_utils.Tensor("EXPRESSIONS", encoded))
-        if settings is not None:
-            text = settings if isinstance(settings, str) else json.dumps(settings)
-            inputs.append(pb_utils.Tensor("SETTINGS", np.array([text.encode()], np.object_)))
-        request = pb_utils.InferenceRequest("", outputs, inputs)
-        (response,) = self.model.execute([request])
-        if response.has_error():
-            raise ValueError(response.error().message())
-        return {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
-
-
-def _runner(path: Path) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
-
-
-@pytest.fixture(params=["onnx", "in-process"])
-def server(request: pytest.FixtureRequest, source: Path, tmp_path: Path) -> Iterator[Server]:
-    options = RepositoryOptions(graphs=request.param, backend="onnxruntime", streams=2)
-    export_repository(source, tmp_path / "models", options)
-    one = Server(tmp_path / "models")
-    yield one
-    one.model.finalize()
-
-
-def test_masks_are_the_golden_ones(server: Server, source: Path) -> None:
-    clip = read_golden_clip(open_bundle(source))
-    for number, frame in enumerate(clip.frames):
-        first = number == 0
-        found = server.ask(
-            7,
-            frame,
-            clip.texts if first else None,
-            start=first,
-            settings=clip.settings if first else None,
-        )
-        assert list(found["DECIDED"]) == [number]
-        assert list(found["INDEX"]) == [number] * len(clip.texts)
-        assert list(found["EXPRESSION"]) == list(range(len(clip.texts)))
-        assert [text.decode() for text in found["TEXT"]] == clip.texts
-        # A file's own ONNX Runtime session may sum in another order: pixels at edges.
-        assert (found["MASK"] != clip.masks[number]).mean() < 1e-3
-        for mask, rle, box in zip(found["MASK"], found["RLE"], found["BOX"], strict=True):
-            assert (decode(json.loads(rle)) == mask).all()
-            left, top, width, height = box
-            assert mask[top : top + height, left : left + width].any() == mask.any()
-    assert clip.masks.any()
-
-
-@pytest.fixture(scope="module")
-def frames() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (4, 64, 96, 3), np.uint8)
+            export_repository("tiny", out, RepositoryOptions(prefix=name))
+    with pytest.raises(InputError, match="must be an absolute path"):
+        export_repository("tiny", out, RepositoryOptions(packages=("site",)))
+    with pytest.raises(InputError, match="--graphs plans run on GPUs"):
+        export_repository("tiny", out, RepositoryOptions(graphs="plans", device="cpu"))
+    with pytest.raises(InputError, match="add --graphs in-process"):
+        export_repository("tiny", out, RepositoryOptions(backend="openvino"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
-def tiny_server(tmp_path: Path) -> Iterator[Server]:
-    options = RepositoryOptions(backend="onnxruntime", streams=2)
-    export_repository("tiny", tmp_path / "models", options)
-    one = Server(tmp_path / "models")
-    yield one
-    one.model.finalize()
+def planned(tiny_bundle: Path, tmp_path: Path) -> Bundle:
+    """A bundle of links with a plan of each graph, which nothing can load."""
+    return add_engines(tiny_bundle, tmp_path / "planned")
 
 
-SMALL = {"size": [64, 96], "fallback": "top1"}
+def change(bundle: Bundle, graph: str, **fields: Any) -> None:
+    sidecar = msgspec.structs.replace(read_sidecar(bundle.path, "tensorrt", graph), **fields)
+    write_json(sidecar_file(plan_file(bundle.path, "tensorrt", graph)), sidecar.as_dict())
 
 
-def test_expressions_come_and_go(tiny_server: Server, frames: np.ndarray) -> None:
-    first = tiny_server.ask(1, frames[0], ["a", "b"], start=True, settings=SMALL)
-    assert list(first["EXPRESSION"]) == [0, 1]
-    second = tiny_server.ask(1, frames[1], ["b", "c"])
-    assert list(second["EXPRESSION"]) == [1, 2]
-    third = tiny_server.ask(1, frames[2])
-    assert [text.decode() for text in third["TEXT"]] == ["b", "c"]
-    nothing = tiny_server.ask(1, frames[3], [])
-    assert list(nothing["DECIDED"]) == [3]
-    assert nothing["MASK"].shape[0] == len(nothing["SCORE"]) == 0
+PLANS = RepositoryOptions(graphs="plans")
 
 
-def test_waiting_frames_come_at_the_end(tiny_server: Server, frames: np.ndarray) -> None:
-    settings = {**SMALL, "lookahead": 2}
-    decided = []
-    for number, frame in enumerate(frames):
-        texts = ["a"] if not number else None
-        found = tiny_server.ask(1, frame, texts, start=not number, settings=settings)
-        decided.append(list(found["DECIDED"]))
-    assert decided == [[], [], [0], [1]]
-    last = tiny_server.ask(1, end=True, outputs=["DECIDED", "MASK", "RLE"])
-    assert set(last) == {"DECIDED", "MASK", "RLE"}
-    assert list(last["DECIDED"]) == [2, 3]
-    assert last["MASK"].shape == (2, 64, 96)
-    with pytest.raises(ValueError, match="sequence 1 is not open"):
-        tiny_server.ask(1, frames[0])
+def test_plans_are_copied_with_the_sizes_that_they_accept(planned: Bundle, tmp_path: Path) -> None:
+    two = read_sidecar(planned.path, "tensorrt", "mask_head").profiles * 2
+    change(planned, "mask_head", profiles=two)
+    written = export_repository(planned.path, tmp_path / "r", PLANS)
+    assert written.needs[1] == "the plans need TensorRT 11.4.0.106, and stand-in"
+    for graph, spec in planned.graphs.items():
+        folder = tmp_path / "r" / f"rvos_{graph}"
+        config = read_config(folder)
+        assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
+        check_ports(config, spec)
+        profiles = ["0", "1"] if graph == "mask_head" else []
+        assert list(config.instance_group[0].profile) == profiles
+        sidecar = read_sidecar(planned.path, "tensorrt", graph)
+        assert sha256_file(folder / "1" / "model.plan") == sidecar.plan_sha256
+    server = Server(tmp_path / "r").load()
+    try:
+        with pytest.raises(Exception, match="sides up to 256"):
+            server.ask(1, start=True, settings={"size": [288, 288]})
+    finally:
+        server.model.finalize()
 
 
-def test_sequences_do_not_mix(tiny_server: Server, frames: np.ndarray) -> None:
-    def alone(order: list[int]) -> list[np.ndarray]:
-        found = []
-        for number, index in enumerate(order):
-            texts = ["a", "b"] if not number else None
-            answer = tiny_server.ask(9, frames[index], texts, start=not number, settings=SMALL)
-            found.append(answer["MASK"])
-        tiny_server.ask(9, end=True)
-        return found
-
-    orders = ([0, 1, 2], [3, 2, 1])
-    expected = [alone(order) for order in orders]
-    for number in range(3):
-        for sequence, order in enumerate(orders):
-            texts = ["a", "b"] if not number else None
-            answer = tiny_server.ask(
-                sequence, frames[order[number]], texts, start=not number, settings=SMALL
-            )
-            assert (answer["MASK"] == expected[sequence][number]).all()
-    with pytest.raises(ValueError, match="2 streams are open"):
-        tiny_server.ask(5, frames[0], ["a"], start=True)
-    tiny_server.ask(0, end=True)
-    tiny_server.ask(5, frames[0], ["a"], start=True, settings=SMALL)
+def test_a_stream_pads_to_the_least_sizes_of_the_plans(planned: Bundle) -> None:
+    profile = dict(read_sidecar(planned.path, "tensorrt", "text_encoder").profiles[0])
+    wider = ({**profile, "L": (8, 16, 32)}, {**profile, "L": (16, 16, 64)})
+    change(planned, "text_encoder", profiles=wider)
+    axis = within_profiles(planned).graphs["text_encoder"].axis("L")
+    assert axis is not None
+    assert (axis.minimum, axis.maximum) == (8, 64)
 
 
-def test_an_error_ends_its_own_sequence_only(tiny_server: Server, frames: np.ndarray) -> None:
-    tiny_server.ask(1, frames[0], ["a"], start=True, settings=SMALL)
-    for settings, found in (
-        ({"colour": 1}, "colour"),
-        ("{", "SETTINGS is wrong"),
-        ({"threshold": 2}, "threshold must lie in 0..1"),
-        ({"size": [3, 3]}, "multiple"),
-    ):
-        with pytest.raises(ValueError, match=found):
-            tiny_server.ask(2, frames[0], ["a"], start=True, settings=settings)
-    with pytest.raises(ValueError, match="empty"):
-        tiny_server.ask(2, frames[0], [" "], start=True, settings=SMALL)
-    with pytest.raises(ValueError, match="uint8"):
-        tiny_server.ask(2, frames[0].astype(np.float32), ["a"], start=True, settings=SMALL)
-    assert list(tiny_server.ask(1, frames[1])["DECIDED"]) == [1]
-    pb_utils.models.clear()
-    with pytest.raises(ValueError, match="Triton's model rvos_backbone failed: unknown model"):
-        tiny_server.ask(1, frames[2])
-
-
-def test_idle_sequences_are_freed(
-    tiny_server: Server, frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"parity": None, "parity_reason": "no GPU"}, "no parity results"),
+        ({"parity": ({"name": "x", "passed": False},)}, "failed 1 of 1 parity checks"),
+        ({"stripped": True}, "lacks its weights"),
+        ({"tensorrt_version": "10.9.0.34"}, "TensorRT 10.9.0.34 and 11.4.0.106"),
+        ({"onnx_sha256": {"mask_head.onnx": "0" * 64}}, "was built from another mask_head.onnx"),
+        ({"plan_sha256": "0" * 64}, "was changed since it was built"),
+    ],
+)
+def test_plans_that_must_not_be_served_are_refused(
+    planned: Bundle, tmp_path: Path, fields: dict[str, Any], found: str
 ) -> None:
-    tiny_server.ask(1, frames[0], ["a"], start=True, settings=SMALL)
-    tiny_server.ask(2, frames[0], ["a"], start=True, settings=SMALL)
-    monkeypatch.setattr(tiny_server.model, "_idle_seconds", -1.0)
-    with pytest.raises(ValueError, match="sequence 1 is not open"):
-        tiny_server.ask(1, frames[1])
+    change(planned, "mask_head", **fields)
+    with pytest.raises(BundleError, match=found) as error:
+        export_repository(planned.path, tmp_path / "r", PLANS)
+    assert "run: rvos-deploy build-engine" in str(error.value)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_missing_plan_names_the_command(planned: Bundle, tmp_path: Path) -> None:
+    plan = plan_file(planned.path, "tensorrt", "backbone")
+    plan.unlink()
+    with pytest.raises(EngineError, match=r"backbone.plan is missing.*build-engine"):
+        export_repository(planned.path, tmp_path / "r", PLANS)
+    with pytest.raises(EngineError, match="no tensorrt engine of backbone"):
+        export_repository("tiny", tmp_path / "r", PLANS)
 
 
 def test_what_is_never_replaced(tmp_path: Path, rvos: Callable) -> None:
@@ -294,26 +189,104 @@ def test_what_is_never_replaced(tmp_path: Path, rvos: Callable) -> None:
     assert again.code == 0
     assert [path.name for path in out.glob("rvos_*")] == ["rvos_stream"]
     assert "python -m rvos_deploy.triton.check tiny localhost:8001 --name rvos" in again.stdout
+
+    # A model of somebody else in our repository.
+    (out / "theirs").mkdir()
+    done = rvos("export-triton", "tiny", "--out", out, "--overwrite")
+    assert (done.code, done.stderr.count("\n")) == (2, 1)
+    assert "also holds theirs, which export-triton did not write" in done.stderr
+    assert (out / "theirs").is_dir()
+
     other = tmp_path / "mine"
     other.mkdir()
     (other / "notes.txt").write_text("mine")
-    done = rvos("export-triton", "tiny", "--out", other, "--overwrite")
-    assert "was not written by export-triton" in done.stderr
+    for options in ([], ["--overwrite"]):
+        done = rvos("export-triton", "tiny", "--out", other, *options)
+        assert "was not written by export-triton" in done.stderr
     assert (other / "notes.txt").read_text() == "mine"
+    file = tmp_path / "file"
+    file.write_text("mine")
+    done = rvos("export-triton", "tiny", "--out", file, "--overwrite")
+    assert (done.code, file.read_text()) == (2, "mine")
     done = rvos("export-triton", "tiny", "--out", tmp_path / "plans", "--graphs", "plans")
-    assert "run 'rvos-deploy build-engine" in done.stderr
-    assert not (tmp_path / "plans").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"models", "mine"}
+    assert "run: rvos-deploy build-engine" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "mine", "file"}
 
 
-def test_a_changed_bundle_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    import shutil
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"schema": "x", "models": []}', '{"schema": 1}', "\\xff"]
+)
+def test_a_folder_with_another_mark_is_not_replaced(tmp_path: Path, content: str) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / MARK).write_text(content)
+    with pytest.raises(InputError, match="not written by export-triton"):
+        export_repository("tiny", tmp_path / "r", RepositoryOptions(overwrite=True))
 
+
+def test_an_empty_folder_and_a_link_are_used(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    options = RepositoryOptions(graphs="in-process")
+    export_repository("tiny", tmp_path / "link", options)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "empty" / "rvos_stream" / "config.pbtxt").is_file()
+
+
+def test_nothing_stays_of_an_export_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "r"
+    export_repository("tiny", out, RepositoryOptions(graphs="in-process"))
+    before = sorted(out.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(repository, "sha256_file", lambda path: "0" * 64)
+        with pytest.raises(ParityError, match="was not written as it is in the bundle"):
+            export_repository("tiny", out, RepositoryOptions(overwrite=True))
+    assert sorted(out.rglob("*")) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(repository, "graph_config", lambda *_: (_ for _ in ()).throw(OSError(28, "")))
+        with pytest.raises(InputError, match="cannot be written"):
+            export_repository("tiny", out, RepositoryOptions(overwrite=True))
+    assert sorted(out.rglob("*")) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+def test_a_repository_is_not_written_over_its_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_bundle, copy)
+    with pytest.raises(RvosError):
+        export_repository(copy, copy, RepositoryOptions(overwrite=True))
+    open_bundle(copy)
+
+
+@pytest.mark.parametrize("file", ["backbone.onnx", "tokenizer.json", "manifest.json"])
+def test_a_changed_bundle_is_refused(tiny_bundle: Path, tmp_path: Path, file: str) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(tiny_bundle, changed)
-    with (changed / "backbone.onnx").open("r+b") as file:
-        file.seek(100)
-        file.write(b"x")
+    with (changed / file).open("r+b") as opened:
+        opened.seek(100)
+        opened.write(b"\x00x")
     with pytest.raises(BundleError):
         export_repository(changed, tmp_path / "models", RepositoryOptions())
     assert not (tmp_path / "models").exists()
+
+
+def test_the_model_says_what_the_servers_python_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    export_repository("tiny", tmp_path / "r", RepositoryOptions(packages=("/opt/rvos",)))
+    text = (tmp_path / "r" / "rvos_stream" / "1" / "model.py").read_text()
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "rvos_deploy.triton.stream_model", None)
+    with pytest.raises(ImportError, match=r"needs rvos-deploy; pip install it there, or"):
+        exec(compile(text, "model.py", "exec"), {})
+    assert sys.path[0] == "/opt/rvos"
+
+
+def test_the_mark_names_what_was_written(tmp_path: Path) -> None:
+    written = export_repository("tiny", tmp_path / "r", RepositoryOptions())
+    mark = json.loads((tmp_path / "r" / MARK).read_text())
+    assert tuple(mark["models"]) == written.models
+    assert mark["manifest_sha256"] == sha256_file(open_bundle("tiny").path / "manifest.json")

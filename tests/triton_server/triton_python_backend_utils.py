@@ -8,7 +8,7 @@ https://github.com/triton-inference-server/python_backend
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ class Tensor:
         assert isinstance(array, np.ndarray)
         assert array.flags.c_contiguous
         self._name, self._array = name, array
+
+    @staticmethod
+    def from_dlpack(name: str, array: Any) -> Tensor:
+        return Tensor(name, np.from_dlpack(array))
 
     def name(self) -> str:
         return self._name
@@ -55,6 +59,16 @@ class InferenceResponse:
         return self._outputs
 
 
+class Logger:
+    lines: ClassVar[list[str]] = []
+
+    @staticmethod
+    def log_info(text: str) -> None:
+        Logger.lines.append(text)
+
+    log_error = log_info
+
+
 class PreferredMemory:
     def __init__(self, memory_type: int, memory_id: int) -> None:
         self.memory_type, self.memory_id = memory_type, memory_id
@@ -71,8 +85,9 @@ class InferenceRequest:
         self._model, self._names = model_name, list(requested_output_names)
         self._inputs = {tensor.name(): tensor for tensor in inputs}
 
-    def requested_output_names(self) -> list[str]:
-        return self._names
+    def requested_output_names(self) -> set[str]:
+        # The server's own request gives a set, in no order.
+        return set(self._names)
 
     def inputs(self) -> list[Tensor]:
         return list(self._inputs.values())
