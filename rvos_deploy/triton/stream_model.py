@@ -164,10 +164,31 @@ class TritonPythonModel:
         return one
 
     def _begin(self, correlation: int, given: NDArray[Any] | None) -> None:
-        if len(self._sequences) >= self._most:
-            raise InputError(f"{self._most} streams are open, the most; end one, or try later")
+        self._make_place()
         stream = self._segmenter.stream((), _settings(given))
         self._sequences[correlation] = _Sequence(stream, time.monotonic())
+
+    def _make_place(self) -> None:
+        """Free the sequence that was idle the longest, if there are as many as Triton admits.
+
+        Triton lets further sequences wait until one ends or is idle, so then it has forgotten one.
+
+        Raises:
+            InputError: every sequence was used a short time ago.
+        """
+        if len(self._sequences) < self._most:
+            return
+        correlation = min(self._sequences, key=lambda number: self._sequences[number].used)
+        if self._idle(correlation) < self._idle_seconds / 2:
+            raise InputError(f"{self._most} streams are open, the most; end one, or try later")
+        self._free(correlation)
+
+    def _idle(self, correlation: int) -> float:
+        return time.monotonic() - self._sequences[correlation].used
+
+    def _free(self, correlation: int) -> None:
+        self._end(correlation)
+        pb_utils.Logger.log_info(f"freed sequence {correlation}, which was idle")
 
     def _follow(self, one: _Sequence, texts: Sequence[str]) -> None:
         """Follow exactly these expressions from the next frame on, or change nothing."""
@@ -195,13 +216,13 @@ class TritonPythonModel:
 
     def _sweep(self) -> None:
         """Free idle sequences. Triton forgets them without telling the model."""
-        while not self._stop.wait(min(self._idle_seconds / 4, 5.0)):
+        period = min(self._idle_seconds / 4, 5.0)
+        while not self._stop.wait(period):
             with self._lock:
-                before = time.monotonic() - self._idle_seconds
-                idle = [number for number, one in self._sequences.items() if one.used < before]
-                for correlation in idle:
-                    self._end(correlation)
-                    pb_utils.Logger.log_info(f"freed sequence {correlation}, which was idle")
+                # Triton measures from the arrival of a request. A period later, none can wait.
+                patience = self._idle_seconds + period
+                for correlation in [n for n in self._sequences if self._idle(n) > patience]:
+                    self._free(correlation)
 
 
 def _open(folder: Path, parameters: Mapping[str, str]) -> Segmenter:

@@ -168,6 +168,14 @@ def test_sequences_do_not_mix(tiny_server: Server, frames: np.ndarray) -> None:
     tiny_server.ask(5, frames[0], ["a"], start=True, settings=SMALL)
 
 
+def test_a_sequence_that_triton_forgot_makes_place(tiny_server: Server, frames: np.ndarray) -> None:
+    for sequence in (1, 2):
+        tiny_server.ask(sequence, frames[0], ["a"], start=True, settings=SMALL)
+    tiny_server.model._sequences[1].used -= 40.0  # of 60
+    tiny_server.ask(3, frames[0], ["a"], start=True, settings=SMALL)
+    assert list(tiny_server.model._sequences) == [2, 3]
+
+
 def test_a_new_start_replaces_a_sequence(tiny_server: Server, frames: np.ndarray) -> None:
     tiny_server.ask(1, frames[0], ["a"], start=True, settings=SMALL)
     tiny_server.ask(1, frames[1])
