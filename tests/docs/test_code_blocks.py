@@ -223,7 +223,6 @@ def run_int8(place: Path) -> None:
 
 
 def run_other_runtimes(place: Path) -> None:
-    make_run(place)
     assert "ONNX opset 17, fixed at H=256" in run_page("other-runtimes.md", place)
 
 
