@@ -136,6 +136,30 @@ def test_without_a_fixed_memory_only_its_axis_is_dynamic(
     assert all(check.passed for check in checks)
 
 
+def check_fixed(network: RvosNetwork, name: str, expressions: int, folder: Path) -> None:
+    graph = graph_of(network, name, StaticShapes(64, 96, expressions, 6, 3).axes())
+    (file,) = export_graph(graph, folder)
+    checks = check_graph(graph, Pan2024(network.config), file, make_backend(), {})
+    assert [check.name for check in checks if not check.passed] == []
+
+
+def test_as_many_expressions_as_heads(tiny_network: RvosNetwork, tmp_path: Path) -> None:
+    """A rewriting rule of onnxscript took the axis of heads for that of expressions."""
+    heads = tiny_network.encoder.layers[0].fusion.num_heads
+    check_fixed(tiny_network, "frame_decoder", heads, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("expressions", [1, 3, 6, 8, 20])
+@pytest.mark.parametrize("name", ["text_encoder", "frame_decoder", "video_decoder", "mask_head"])
+def test_as_many_expressions_as_another_axis_has(
+    tiny_network: RvosNetwork, tmp_path: Path, name: str, expressions: int
+) -> None:
+    """One, levels and memory, tokens, attention heads, queries."""
+    check_fixed(tiny_network, name, expressions, tmp_path)
+
+
 @pytest.mark.parametrize("opset", [17, 21, 25])
 def test_a_small_graph_in_another_opset(
     tiny_network: RvosNetwork, tmp_path: Path, opset: int

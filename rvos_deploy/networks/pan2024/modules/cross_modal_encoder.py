@@ -80,12 +80,14 @@ class BidirectionalAttention(nn.Module):
         offset = key @ query.bias.unflatten(0, (self.num_heads, -1, 1))
         similarity = (v @ directions.flatten(1, 2).transpose(1, 2)).transpose(1, 2)
         similarity = similarity.unflatten(1, (self.num_heads, -1)) + offset
-        to_text = softmax(similarity)
+        # Flat before the softmax: onnxscript turns reshape, matmul, reshape into one product, which
+        # is wrong where the expressions are as many as the heads (tests/export).
+        to_text = softmax(similarity.flatten(1, 2))
         to_image = softmax(similarity.transpose(-2, -1) + text_bias.to(similarity.dtype))
         # [B,heads,L,C]: what each token writes into the image.
         written = value @ self.image_output.weight.T.unflatten(0, (self.num_heads, -1))
         image_read = to_image.transpose(1, 2).flatten(2) @ written.flatten(1, 2)
-        pixels = (to_text.flatten(1, 2) @ v).unflatten(1, (self.num_heads, -1))
+        pixels = (to_text @ v).unflatten(1, (self.num_heads, -1))
         # The weights of a token's pixels sum to 1, so the bias is added once.
         weight = self.image_value.weight.unflatten(0, (self.num_heads, -1)).transpose(1, 2)
         text_read = (pixels @ weight).transpose(1, 2).flatten(2) + self.image_value.bias
