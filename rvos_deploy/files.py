@@ -191,6 +191,20 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """Yield a folder among the system's temporary files that only this user reads.
+
+    It is removed with the block; where the process is killed, by the next one of this ``name``.
+    """
+    folder = create_temporary_folder(Path(tempfile.gettempdir()) / name)
+    try:
+        folder.chmod(0o700)
+        yield folder
+    finally:
+        discard(folder)
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Yield a temporary file, for an output file that the user named.
 

@@ -52,12 +52,14 @@ class ServerOptions:
         limits: of a replica.
         allow_private_urls: fetch videos from addresses that are not public, too.
         token: that requests must carry; None: every request is admitted.
+        folder: for videos while they are segmented; None: the system's temporary folder.
     """
 
     segmenter: SegmenterOptions
     limits: Limits = field(default_factory=Limits)
     allow_private_urls: bool = False
     token: str | None = None
+    folder: str | None = None
 
 
 def make_app(options: ServerOptions, replica: str, exchange: Exchange) -> ASGIApp:
@@ -133,7 +135,7 @@ class Replica:
         try:
             served = self._ready()
             self._slots.take()
-            folder = Path(tempfile.mkdtemp(prefix="rvos-serve-"))
+            folder = Path(tempfile.mkdtemp(prefix="request-", dir=self._options.folder))
             fields, video = await self._receive(request, folder)
         except BaseException as error:
             if folder is not None:

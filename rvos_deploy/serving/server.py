@@ -7,12 +7,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 from rvos_deploy import stopping
 from rvos_deploy.errors import BackendError, InputError, one_line
+from rvos_deploy.files import temporary_folder
 from rvos_deploy.listening import free_port, is_loopback
 from rvos_deploy.ray_cluster import Shares, check_available, connected
 from rvos_deploy.serving.app import ServerOptions, make_app
@@ -63,7 +64,12 @@ def serve_forever(
     check_available(None, "serve")
     port = free_port(place.host, place.port)
     replicas = shares.workers or 1
-    with connected(None, Shares(replicas, shares.cpus, shares.gpus)) as ray, stopping.deferred():
+    with (
+        temporary_folder("rvos-serve") as folder,
+        connected(None, Shares(replicas, shares.cpus, shares.gpus)) as ray,
+        stopping.deferred(),
+    ):
+        options = replace(options, folder=str(folder))
         from ray import serve
 
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import gradio as gr
 from rvos_deploy import stopping
 from rvos_deploy.datasets.moving_sprites import Kind, sample_video
 from rvos_deploy.errors import BackendError, InputError, one_line
+from rvos_deploy.files import temporary_folder
 from rvos_deploy.listening import free_port, is_loopback
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.ui.page import CSS, make_page
@@ -81,15 +81,15 @@ def show_forever(
             "--auth-file FILE with 'name:password'"
         )
     port = free_port(options.host, options.port)
-    visitors = Visitors(segmenter, options.limits, options.most_visitors)
     threshold = segmenter.bundle.threshold("online")
     note = PACKAGED_NOTE if packaged else OWN_NOTE.format(segmenter.bundle.path.name)
-    with tempfile.TemporaryDirectory(prefix="rvos-ui-") as folder, stopping.deferred():
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
-        example = _example(Path(folder)) if packaged else None
+    with temporary_folder("rvos-ui") as folder, stopping.deferred():
+        _set_environment(folder / "gradio")
+        visitors = Visitors(segmenter, options.limits, options.most_visitors, folder)
+        example = _example(folder) if packaged else None
         page = make_page(visitors, threshold, note, example)
         try:
-            _launch(page, options, port, folder)
+            _launch(page, options, port)
             on_ready(page.local_url or f"http://{options.host}:{port}")
             while True:
                 stopping.check()
@@ -99,7 +99,18 @@ def show_forever(
             page.close(verbose=False)
 
 
-def _launch(page: gr.Blocks, options: PageOptions, port: int, folder: str) -> None:
+def _set_environment(uploads: Path) -> None:
+    """Let no variable widen what the page serves, and no proxy stand before it."""
+    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
+        del os.environ[name]
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own server whether it answers
+        known = filter(None, (os.environ.get(name), "127.0.0.1", "localhost", "::1"))
+        os.environ[name] = ",".join(known)
+
+
+def _launch(page: gr.Blocks, options: PageOptions, port: int) -> None:
     stdout, sys.stdout = sys.stdout, sys.stderr  # Gradio prints lines of its own
     try:
         page.launch(
@@ -123,7 +134,7 @@ def _launch(page: gr.Blocks, options: PageOptions, port: int, folder: str) -> No
             mcp_server=False,
             enable_monitoring=False,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Gradio raises all kinds
         raise BackendError(f"the page does not start: {one_line(error)}; see --debug") from error
     finally:
         sys.stdout = stdout

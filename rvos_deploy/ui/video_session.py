@@ -75,9 +75,17 @@ class VideoSession(Closeable):
     """
 
     def __init__(
-        self, segmenter: Segmenter, source: Path, expressions: Sequence[str], limits: Limits
+        self,
+        segmenter: Segmenter,
+        source: Path,
+        expressions: Sequence[str],
+        limits: Limits,
+        folder: Path | None = None,
     ) -> None:
-        """Open the video, and start. Raises RvosError: it cannot be read."""
+        """Open the video, and start; its pictures lie in a new folder of ``folder``.
+
+        Raises RvosError: the video cannot be read.
+        """
         self.expressions, self.source = tuple(expressions), source
         self._limits = limits
         reader = open_video(source, max_frames=limits.frames)
@@ -91,7 +99,7 @@ class VideoSession(Closeable):
         except BaseException:
             reader.close()
             raise
-        self._folder = Path(tempfile.mkdtemp(prefix="rvos-ui-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="video-", dir=folder))
         self._frames: list[Kept] = []
         self._levels: dict[int, tuple[Levels, ...]] = {}
         self._changed = threading.Condition()

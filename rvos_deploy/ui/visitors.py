@@ -30,7 +30,9 @@ class Visitor:
             raise InputError("Choose a video first: drop a file into the box on the left")
         self.close_video()
         self._visitors.admit(self)
-        self.video = VideoSession(self._visitors.segmenter, Path(source), texts, limits)
+        self.video = VideoSession(
+            self._visitors.segmenter, Path(source), texts, limits, self._visitors.folder
+        )
         return self.video
 
     def open_camera(self) -> CameraSession:
@@ -44,7 +46,7 @@ class Visitor:
         """Return an empty folder for downloads; the one before is removed."""
         if self._folder is not None:
             discard(self._folder)
-        self._folder = Path(mkdtemp(prefix="rvos-ui-"))
+        self._folder = Path(mkdtemp(prefix="files-", dir=self._visitors.folder))
         return self._folder
 
     @property
@@ -75,9 +77,10 @@ class Visitor:
 class Visitors:
     """Hold the visitors by the name of their session. Threads may share it."""
 
-    def __init__(self, segmenter: Segmenter, limits: Limits, most: int) -> None:
-        """``most``: streams at a time."""
-        self.segmenter, self.limits, self._most = segmenter, limits, most
+    def __init__(self, segmenter: Segmenter, limits: Limits, most: int, folder: Path) -> None:
+        """``most``: streams at a time; ``folder``: for their files."""
+        self.segmenter, self.limits, self.folder = segmenter, limits, folder
+        self._most = most
         self._visitors: dict[str, Visitor] = {}
         self._lock = threading.Lock()
 

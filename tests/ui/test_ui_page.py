@@ -31,7 +31,13 @@ def address() -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "GRADIO_SERVER_NAME": "", "HTTPS_PROXY": "http://127.0.0.1:9"},
+        env={
+            **os.environ,
+            "GRADIO_ALLOWED_PATHS": "/",  # it must not widen what is served
+            "GRADIO_SHARE": "True",
+            "HTTP_PROXY": "http://127.0.0.1:9",  # nobody answers there
+            "HTTPS_PROXY": "http://127.0.0.1:9",
+        },
     )
     assert child.stdout is not None
     found = re.search(r"http://\S+?(?=;|/;)", child.stdout.readline())

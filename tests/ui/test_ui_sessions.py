@@ -175,11 +175,12 @@ def test_a_camera_follows_what_the_text_says(segmenter: Segmenter, clip: Path) -
 
 
 def test_visitors_are_apart_and_leave_nothing(
-    segmenter: Segmenter, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    segmenter: Segmenter, clip: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = tmp_path / "files"
+    folder.mkdir()
     sample_video(tmp_path / "long.mp4", seed=0, frames=60)
-    visitors = Visitors(segmenter, LIMITS, 1)
+    visitors = Visitors(segmenter, LIMITS, 1, folder)
     one, two = visitors.of("one"), visitors.of("two")
     assert visitors.of("one") is one
     assert one is not two
@@ -199,6 +200,6 @@ def test_visitors_are_apart_and_leave_nothing(
     visitors.close()
     assert len(visitors) == 0
     deadline = time.monotonic() + 60
-    while left := list(tmp_path.glob("rvos-ui-*")):
+    while left := list(folder.iterdir()):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
