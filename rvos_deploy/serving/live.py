@@ -46,6 +46,9 @@ class End(msgspec.Struct, tag="end", forbid_unknown_fields=True):
 
 Command = Add | Remove | End
 
+_MOST_WAITING = 100
+"""Most commands that wait; each is done at the next frame at the latest."""
+
 
 @dataclass(frozen=True)
 class Arrived:
@@ -86,8 +89,15 @@ class Inbox:
             self._changed.notify()
 
     def put(self, command: Command) -> None:
-        """Add a command."""
+        """Add a command. Raises RequestError: too many wait."""
         with self._changed:
+            if len(self._items) > _MOST_WAITING:
+                raise RequestError(
+                    413,
+                    "too_many_messages",
+                    f"more than {_MOST_WAITING} commands wait; read the answers before you send "
+                    "more",
+                )
             self._items.append(command)
             self._changed.notify()
 

@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from rvos_deploy.runtime.segmenter import load
+from rvos_deploy.serving.limits import RequestError
 from rvos_deploy.serving.live import Inbox, Remove
 from rvos_deploy.video import read_video
 from rvos_deploy.video.sinks.frame_lines import frame_line
@@ -180,6 +181,15 @@ def test_a_silent_client_is_told_and_its_stream_freed(server: Server) -> None:
             while "code" in (head := answer(socket)):  # the one before ends now
                 assert head["code"] == "too_many_streams"
                 break
+
+
+def test_an_inbox_refuses_a_flood_of_commands() -> None:
+    inbox = Inbox(fps=None)
+    for number in range(101):
+        inbox.put(Remove(number))
+    with pytest.raises(RequestError, match="more than 100 commands wait; read the answers"):
+        inbox.put(Remove(101))
+    assert inbox.next() == Remove(0)
 
 
 def test_an_inbox_keeps_the_newest_frame_and_every_command() -> None:
