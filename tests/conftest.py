@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -49,12 +49,31 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     atexit.register(shutil.rmtree, _temporary, ignore_errors=True)
 
 
+_started_in = str(Path.cwd())
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Give tests, and the processes that they start, an empty cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None]:
+    """Blame a test that leaves the process elsewhere: its folder goes, and others would fail."""
+    yield
+    if _started_in != (found := _working_folder()):
+        os.chdir(_started_in)
+        pytest.fail(f"the test left the process in {found}; use monkeypatch.chdir")
+
+
+def _working_folder() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return "a folder that is gone"
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -297,7 +298,12 @@ def test_damaged_sidecars(
 @pytest.mark.parametrize("name", [MANIFEST, "mask_head.onnx", TOKENIZER, PARITY])
 @pytest.mark.parametrize("kind", ["fifo", "folder", "socket", "loop", "dangling", "device"])
 def test_files_that_are_no_files(
-    tiny_bundle: Path, tmp_path: Path, attempt: Attempt, name: str, kind: str
+    tiny_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    attempt: Attempt,
+    name: str,
+    kind: str,
 ) -> None:
     folder = linked(tiny_bundle, tmp_path / "bundle")
     file = folder / name
@@ -307,10 +313,9 @@ def test_files_that_are_no_files(
     elif kind == "folder":
         file.mkdir()
     elif kind == "socket":
-        import socket
-
-        os.chdir(folder)  # a socket's path has 108 bytes at most
-        socket.socket(socket.AF_UNIX).bind(name)
+        monkeypatch.chdir(folder)  # a socket's path has 108 bytes at most
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(name)  # the file stays
     else:
         file.symlink_to({"loop": file, "dangling": "nowhere", "device": "/dev/zero"}[kind])
     with attempt("files that are no files"):
