@@ -61,7 +61,9 @@ def ui(
     ] = True,
     max_visitors: Annotated[
         int,
-        typer.Option(metavar="N", min=1, rich_help_panel=_LIMITS, help="Busy ones at a time."),
+        typer.Option(
+            metavar="N", min=1, rich_help_panel=_LIMITS, help="Visitors that are busy at a time."
+        ),
     ] = 4,
     max_upload: Annotated[
         int, typer.Option(metavar="MIB", min=1, rich_help_panel=_LIMITS, help="Size of a video.")

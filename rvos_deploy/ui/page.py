@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as Picture
 
 from rvos_deploy.errors import RvosError
 from rvos_deploy.ui.downloads import write_downloads
@@ -34,6 +36,7 @@ CSS = """
   margin-right: .5em; border: 1px solid #0006}
 """
 Update = Any
+_pictures = itertools.count()
 
 
 def make_page(
@@ -153,7 +156,7 @@ class _Actions:
             last, number = time.monotonic(), session.count - 1
             now = self._thresholds.get(request.session_hash, threshold)
             yield (
-                session.overlay(number, now),
+                _picture(session.overlay(number, now)),
                 session.progress(),
                 _table(session, number, now),
                 *(gr.update() for _ in range(5)),
@@ -164,7 +167,7 @@ class _Actions:
             return
         now, number = self._thresholds.get(request.session_hash, threshold), session.count - 1
         yield (
-            session.overlay(number, now),
+            _picture(session.overlay(number, now)),
             session.progress(),
             _table(session, number, now),
             gr.update(maximum=max(number, 1), value=number, visible=number > 0),
@@ -184,7 +187,8 @@ class _Actions:
         if session is None or not session.count or not session.ended:
             return gr.update(), gr.update()  # the running video takes the threshold itself
         number = min(int(place), session.count - 1)
-        return session.overlay(number, threshold), _table(session, number, threshold)
+        picture = _picture(session.overlay(number, threshold))
+        return picture, _table(session, number, threshold)
 
     def download(self, threshold: float, request: gr.Request) -> tuple[Update, ...]:
         visitor = self._visitors.of(request.session_hash)
@@ -216,7 +220,7 @@ class _Actions:
         skipped = max(0, round(session.seconds / STREAM_EVERY) - session.frames)
         line = f"{session.rate:.1f} frames a second, about {skipped} skipped: the newest frame wins"
         rows = [(text, score, None) for text, score in zip(found.texts, found.scores, strict=True)]
-        return found.picture, line, _rows(rows)
+        return _picture(found.picture), line, _rows(rows)
 
     def leave(self, request: gr.Request) -> None:
         self._thresholds.pop(request.session_hash, None)
@@ -229,6 +233,17 @@ def _errors_on_the_page() -> Iterator[None]:
         yield
     except RvosError as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
+
+
+def _picture(image: NDArray[np.uint8]) -> Picture.Image:
+    """Return a picture that no other one equals, byte by byte.
+
+    Gradio names files by their bytes and writes them again each time, also while a browser reads
+    the same picture, which then ends too early.
+    """
+    picture = Picture.fromarray(image)
+    picture.info["comment"] = f"picture {next(_pictures)}".encode()
+    return picture
 
 
 def _active(value: bool) -> Update:
