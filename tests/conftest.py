@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,46 +77,83 @@ def _working_folder() -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny network at random weights, exported once (or RVOS_TEST_BUNDLE, when that is set)."""
-    if ready := os.environ.get("RVOS_TEST_BUNDLE"):
-        return Path(ready)
-    pytest.importorskip("torch")
-    from rvos_deploy.export.pan2024 import export_bundle
-    from rvos_deploy.export.weights import Weights
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a bundle that is exported once, also for the other workers of pytest-xdist.
 
-    out = tmp_path_factory.mktemp("bundle") / "tiny"
-    return export_bundle(preset("tiny"), out, Weights(random=True)).path
-
-
-@pytest.fixture(scope="session")
-def tiny_bundle_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same network computing in float16 (or RVOS_TEST_BUNDLE_FP16, when that is set)."""
-    if ready := os.environ.get("RVOS_TEST_BUNDLE_FP16"):
-        return Path(ready)
-    pytest.importorskip("torch")
-    from rvos_deploy.export.pan2024 import export_bundle
-    from rvos_deploy.export.weights import Weights
-
-    out = tmp_path_factory.mktemp("bundle") / "tiny-fp16"
-    return export_bundle(preset("tiny"), out, Weights(random=True, precision="fp16")).path
-
-
-@pytest.fixture(scope="session")
-def static_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same network, every size fixed: 64x96, 2 expressions, 16 tokens, 8 frames (or
-    RVOS_TEST_BUNDLE_STATIC, when that is set).
+    An environment variable may name a ready one.
     """
-    if ready := os.environ.get("RVOS_TEST_BUNDLE_STATIC"):
-        return Path(ready)
-    pytest.importorskip("torch")
-    from rvos_deploy.export.graph_form import GraphForm, StaticShapes
-    from rvos_deploy.export.pan2024 import export_bundle
-    from rvos_deploy.export.weights import Weights
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
 
-    out = tmp_path_factory.mktemp("bundle") / "tiny-static"
-    form = GraphForm(static=StaticShapes(64, 96, 2, 16, 8))
-    return export_bundle(preset("tiny"), out, Weights(random=True), form=form).path
+    def find(name: str, variable: str, export: Callable[[Path], object]) -> Path:
+        if ready := os.environ.get(variable):
+            return Path(ready)
+        pytest.importorskip("torch")
+        from filelock import FileLock  # torch brings it
+
+        out = root / "bundles" / name
+        out.parent.mkdir(exist_ok=True)
+        with FileLock(f"{out}.lock"):
+            if not out.exists():
+                export(out)
+        return out
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(exported: Callable[..., Path]) -> Path:
+    """The tiny network at random weights."""
+
+    def export(out: Path) -> None:
+        from rvos_deploy.export.pan2024 import export_bundle
+        from rvos_deploy.export.weights import Weights
+
+        export_bundle(preset("tiny"), out, Weights(random=True))
+
+    return exported("tiny", "RVOS_TEST_BUNDLE", export)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle_fp16(exported: Callable[..., Path]) -> Path:
+    """The same network computing in float16."""
+
+    def export(out: Path) -> None:
+        from rvos_deploy.export.pan2024 import export_bundle
+        from rvos_deploy.export.weights import Weights
+
+        export_bundle(preset("tiny"), out, Weights(random=True, precision="fp16"))
+
+    return exported("tiny-fp16", "RVOS_TEST_BUNDLE_FP16", export)
+
+
+@pytest.fixture(scope="session")
+def static_bundle(exported: Callable[..., Path]) -> Path:
+    """The same network, every size fixed: 64x96, 2 expressions, 16 tokens, 8 frames."""
+
+    def export(out: Path) -> None:
+        from rvos_deploy.export.graph_form import GraphForm, StaticShapes
+        from rvos_deploy.export.pan2024 import export_bundle
+        from rvos_deploy.export.weights import Weights
+
+        form = GraphForm(static=StaticShapes(64, 96, 2, 16, 8))
+        export_bundle(preset("tiny"), out, Weights(random=True), form=form)
+
+    return exported("tiny-static", "RVOS_TEST_BUNDLE_STATIC", export)
+
+
+@pytest.fixture(scope="session")
+def online_refer_bundle(exported: Callable[..., Path]) -> Path:
+    """OnlineRefer's small configuration at random weights."""
+
+    def export(out: Path) -> None:
+        from rvos_deploy.export.online_refer import OnlineReferWeights, export_bundle
+        from rvos_deploy.networks.online_refer import config
+
+        export_bundle(config.preset("onlinerefer-tiny"), out, OnlineReferWeights())
+
+    return exported("online-refer", "RVOS_TEST_BUNDLE_ONLINE_REFER", export)
 
 
 @pytest.fixture(scope="session")
@@ -126,19 +163,6 @@ def tiny_network():  # type: ignore[no-untyped-def]
     from rvos_deploy.export.weights import Weights, load_network
 
     return load_network(preset("tiny"), Weights(random=True))
-
-
-@pytest.fixture(scope="session")
-def online_refer_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OnlineRefer's small configuration at random weights (or RVOS_TEST_BUNDLE_ONLINE_REFER)."""
-    if ready := os.environ.get("RVOS_TEST_BUNDLE_ONLINE_REFER"):
-        return Path(ready)
-    pytest.importorskip("torch")
-    from rvos_deploy.export.online_refer import OnlineReferWeights, export_bundle
-    from rvos_deploy.networks.online_refer import config
-
-    out = tmp_path_factory.mktemp("bundle") / "online-refer"
-    return export_bundle(config.preset("onlinerefer-tiny"), out, OnlineReferWeights()).path
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -72,6 +73,8 @@ def serve_forever(
         options = replace(options, folder=str(folder))
         from ray import serve
 
+        # Serve's own lines at its start; what goes wrong is raised.
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
             board = ray.remote(Board).options(name=_BOARD, namespace=_NAMESPACE, num_cpus=0)
             kept = board.remote()  # the actor ends with its last reference
@@ -93,7 +96,7 @@ def _wait_for_stop(kept: object) -> None:
 
 
 def _deploy(serve: ModuleType, options: ServerOptions, shares: Shares, place: Place) -> None:
-    logging = {"log_level": "ERROR", "enable_access_log": False}
+    quiet = {"log_level": "ERROR", "enable_access_log": False}
 
     def build() -> Any:  # in the replica
         import ray
@@ -114,15 +117,15 @@ def _deploy(serve: ModuleType, options: ServerOptions, shares: Shares, place: Pl
         ray_actor_options={"num_cpus": shares.cpus, "num_gpus": shares.gpus},
         graceful_shutdown_timeout_s=place.grace,
         graceful_shutdown_wait_loop_s=0.5,
-        logging_config=logging,
+        logging_config=quiet,
     )
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": place.host, "port": place.port},
-        logging_config=logging,
+        logging_config=quiet,
     )
     try:
-        serve.run(deployment.bind(), name="rvos", route_prefix="/", logging_config=logging)
+        serve.run(deployment.bind(), name="rvos", route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
         raise BackendError(f"Ray Serve does not start: {one_line(error)}; see --debug") from error
 
