@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -99,14 +100,45 @@ def serve(
     max_frames: Annotated[
         int, typer.Option(metavar="N", min=1, rich_help_panel=_LIMITS, help="Frames of a video.")
     ] = 18_000,
+    max_offline_frames: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=_LIMITS,
+            help="Frames of a video in mode offline, where all wait for the last.",
+        ),
+    ] = 1000,
     max_pixels: Annotated[
         int,
         typer.Option(metavar="N", min=1, rich_help_panel=_LIMITS, help="Pixels of a frame."),
     ] = 4096 * 2304,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            "--max-size",
+            metavar="HxW",
+            rich_help_panel=_LIMITS,
+            help="Largest size that a request may choose for the network's input. Default: twice "
+            "the sides of --size.",
+        ),
+    ] = None,
+    max_memory: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=_LIMITS,
+            help="Frames that a stream may remember for its decisions, anchors included.",
+        ),
+    ] = 256,
     max_seconds: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", min=1.0, rich_help_panel=_LIMITS, help="Time of a request."
+            metavar="SECONDS",
+            min=1.0,
+            rich_help_panel=_LIMITS,
+            help="Time of a request, from its first byte to its last line.",
         ),
     ] = 3600.0,
     idle_seconds: Annotated[
@@ -152,12 +184,16 @@ def serve(
     segmenter = plan_segmenter(
         opened.path, backend, device, threads or shares.cpus, settings, precision_hint
     )
+    height, width = parse_size(max_size) or _twice(settings.size or opened.config.input_size)
     limits = Limits(
-        max_upload * 2**20,
-        max_frames,
-        max_pixels,
-        max_streams,
-        max_expressions,
+        upload_bytes=max_upload * 2**20,
+        frames=max_frames,
+        offline_frames=max_offline_frames,
+        pixels=max_pixels,
+        input_pixels=height * width,
+        memory=max_memory,
+        streams=max_streams,
+        expressions=max_expressions,
         seconds=max_seconds,
         idle_seconds=idle_seconds,
     )
@@ -165,14 +201,30 @@ def serve(
     options = ServerOptions(segmenter, limits, allow_private_urls, token)
 
     def ready(port: int) -> None:
-        address = f"http://{host}:{port}"
-        admitted = f' -H "Authorization: Bearer ${TOKEN_VARIABLE}"' if token else ""
+        address = f"http://{_callable(host)}:{port}"
+        shown = (
+            f"${TOKEN_VARIABLE}"
+            if token_file is None
+            else f"$(head -n 1 {shlex.quote(str(token_file))})"
+        )
+        admitted = f' -H "Authorization: Bearer {shown}"' if token else ""
         print_line(f"{opened.path.name} is served at {address}; Ctrl-C ends it. For example:")
         print_line(
             f"  curl -N{admitted} -F video=@video.mp4 -F expression='the dog' {address}/v1/segment"
         )
 
     serve_forever(options, shares, Place(host, port, grace), ready)
+
+
+def _twice(size: tuple[int, int]) -> tuple[int, int]:
+    return 2 * size[0], 2 * size[1]
+
+
+def _callable(host: str) -> str:
+    """Return the host of an address that a client on this machine can call."""
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1" if host == "0.0.0.0" else "[::1]"
+    return f"[{host}]" if ":" in host else host
 
 
 def _token(file: Path | None) -> str | None:

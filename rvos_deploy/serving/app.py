@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +25,19 @@ from rvos_deploy.files import sha256_file
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.runtime.segmenter_options import SegmenterOptions
 from rvos_deploy.serving.admission import Admission
-from rvos_deploy.serving.downloads import fetch
-from rvos_deploy.serving.fields import VideoFields
-from rvos_deploy.serving.limits import ClientGoneError, Limits, RequestError, Slots, check_texts
+from rvos_deploy.serving.limits import (
+    ClientGoneError,
+    Deadline,
+    Limits,
+    RequestError,
+    Slots,
+    check_settings,
+    check_texts,
+)
 from rvos_deploy.serving.lines import Lines, describe_error, json_line, status_of
 from rvos_deploy.serving.live import LiveSession
 from rvos_deploy.serving.measurements import CONTENT_TYPE, Measurements, joined
-from rvos_deploy.serving.segmentation import Served, segment_file
+from rvos_deploy.serving.segmentation import Served, VideoRequest, known_error, segment_file
 from rvos_deploy.serving.uploads import VIDEO, receive
 
 POLICY_VIOLATION = 1008
@@ -41,6 +47,8 @@ _PUSH_SECONDS = 2.0
 
 Exchange = Callable[[str, str], Awaitable[list[str]]]
 """Gives a replica's measurements to the others, and returns those of all."""
+Report = Callable[[str], None]
+"""Gives a text to the server's operator."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +70,25 @@ class ServerOptions:
     folder: str | None = None
 
 
-def make_app(options: ServerOptions, replica: str, exchange: Exchange) -> ASGIApp:
+def make_app(
+    options: ServerOptions, replica: str, exchange: Exchange, report: Report, *, again: bool = False
+) -> ASGIApp:
     """Load the segmenter, run it once, and return the application of a replica.
 
     Args:
         options: of the server.
         replica: name of the replica, for its measurements.
         exchange: gives its measurements to the others.
+        report: takes tracebacks of errors that nobody expected.
+        again: whether the server was ready before.
+
+    Raises:
+        RvosError: the bundle cannot be loaded, ``again``: Ray Serve then tries another replica.
+            At first the replica says why instead, for the command to print.
     """
-    made = Replica(options, replica, exchange)
+    made = Replica(options, replica, exchange, report)
+    if again and made.failure is not None:
+        raise made.failure
     app: ASGIApp = Starlette(
         routes=[
             Route("/healthz", made.alive),
@@ -87,21 +105,33 @@ def make_app(options: ServerOptions, replica: str, exchange: Exchange) -> ASGIAp
 class Replica:
     """Answer requests with one loaded segmenter; its methods run in the event loop."""
 
-    def __init__(self, options: ServerOptions, replica: str, exchange: Exchange) -> None:
+    def __init__(
+        self, options: ServerOptions, replica: str, exchange: Exchange, report: Report
+    ) -> None:
         """Load the segmenter. A bundle that cannot be loaded makes the replica unready."""
         self._options, self._name, self._exchange = options, replica, exchange
+        self._report_text = report
         self._measurements = Measurements(replica)
         self._slots = Slots(options.limits.streams)
         # One thread for each stream, and one for a stream that ends.
         self._threads = ThreadPoolExecutor(options.limits.streams + 1, "stream")
         self._served: Served | None = None
-        self._failure: RvosError | None = None
+        self.failure: RvosError | None = None
         try:
             segmenter = options.segmenter.load()
             _warm_up(segmenter)
-            self._served = Served(segmenter, options.limits, self._measurements)
         except RvosError as error:
-            self._failure = error
+            self.failure = error
+            return
+        budget = options.segmenter.stream.mask_budget // options.limits.streams
+        self._served = Served(
+            segmenter,
+            options.limits,
+            self._measurements,
+            replace(options.segmenter.stream, mask_budget=budget),
+            options.allow_private_urls,
+            self._report,
+        )
 
     async def alive(self, request: Request) -> Response:
         """Answer that the process runs."""
@@ -110,12 +140,13 @@ class Replica:
     async def ready(self, request: Request) -> Response:
         """Answer whether streams can be opened, and of what."""
         if self._served is None:
-            error = self._failure or InputError("the bundle is not loaded")
+            error = self.failure or InputError("the bundle is not loaded")
             return JSONResponse(describe_error(error), 503)
         bundle = self._served.segmenter.bundle
         return JSONResponse(
             {
                 "ready": True,
+                "replica": self._name,
                 "model": bundle.config.name,
                 "manifest_sha256": sha256_file(bundle.path / "manifest.json"),
                 "backend": self._served.segmenter.describe_backend(),
@@ -131,22 +162,25 @@ class Replica:
 
     async def segment(self, request: Request) -> Response:
         """Segment a video that is uploaded or named by its address."""
-        folder = None
+        deadline = Deadline(self._options.limits.seconds)
         try:
             served = self._ready()
             self._slots.take()
+        except RvosError as error:
+            return self._refuse(error)
+        folder = None
+        try:
             folder = Path(tempfile.mkdtemp(prefix="request-", dir=self._options.folder))
-            fields, video = await self._receive(request, folder)
-        except BaseException as error:
-            if folder is not None:
-                self._release(folder)
-            known = isinstance(error, RvosError)
-            self._measurements.request("segment", _code(error) if known else "client_gone")
-            if not known:
-                raise
-            return _answer(error)
+            asked = await self._receive(request, folder, served, deadline)
+        except Exception as error:
+            self._release(folder)
+            return self._refuse(known_error(error, self._report))
+        except BaseException:
+            self._release(folder)
+            self._measurements.request("segment", "client_gone")
+            raise
         lines = Lines(self._options.limits.idle_seconds)
-        work = self._threads.submit(segment_file, served, video, fields, lines)
+        work = self._threads.submit(segment_file, served, asked, lines)
         loop = asyncio.get_running_loop()
         work.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ended, done, folder))
         try:
@@ -158,10 +192,12 @@ class Replica:
             return _answer(await asyncio.to_thread(work.exception))
         return StreamingResponse(_body(first, lines), media_type="application/x-ndjson")
 
-    async def _receive(self, request: Request, folder: Path) -> tuple[VideoFields, Path]:
-        """Return the checked fields of a request, and its video on disk. Raises RvosError."""
+    async def _receive(
+        self, request: Request, folder: Path, served: Served, deadline: Deadline
+    ) -> VideoRequest:
+        """Receive and check a request. Raises RvosError."""
         limits = self._options.limits
-        fields, video = await receive(request, folder, limits)
+        fields, video = await receive(request, folder, limits, deadline)
         if (video is None) == (fields.url is None):
             raise RequestError(
                 422,
@@ -169,43 +205,47 @@ class Replica:
                 f"there must be exactly one video; send it in the field '{VIDEO}', or its 'url'",
             )
         check_texts(fields.expressions, limits)
-        fields.settings(fields.mode)  # refuses wrong values before any work
-        fields.reading()
-        if video is None:
-            allow = self._options.allow_private_urls
-            work = partial(fetch, str(fields.url), folder, limits, allow_private=allow)
-            video = await asyncio.to_thread(work)
-        return fields, video
+        check_settings(fields.settings(served.defaults, fields.mode), limits)
+        fields.reading()  # refuses wrong values before any work
+        return VideoRequest(fields, folder, video, deadline)
 
     async def live(self, socket: WebSocket) -> None:
         """Segment live frames."""
         await socket.accept()
         limits = self._options.limits
+        deadline = Deadline(limits.seconds)
         try:
             served = self._ready()
-            with self._slots.one():
-                lines = Lines(limits.idle_seconds)
-                first = await asyncio.wait_for(socket.receive(), limits.idle_seconds)
-                session = LiveSession(served, str(first.get("text")), lines)
-                await self._run_live(socket, session, lines)
-        except TimeoutError:
-            await self._end_live(socket, _idle(limits))
+            self._slots.take()
         except RvosError as error:
             await self._end_live(socket, error)
+            return
+        try:
+            lines = Lines(limits.idle_seconds)
+            first = await asyncio.wait_for(socket.receive(), limits.idle_seconds)
+            session = LiveSession(served, first, deadline, lines)
+            await self._run_live(socket, session, deadline, lines)
+        except TimeoutError:
+            await self._end_live(socket, _idle(limits))
         except WebSocketDisconnect:
             self._measurements.request("live", "client_gone")
+        except Exception as error:
+            await self._end_live(socket, known_error(error, self._report))
+        finally:
+            self._slots.free()
 
-    async def _run_live(self, socket: WebSocket, session: LiveSession, lines: Lines) -> None:
+    async def _run_live(
+        self, socket: WebSocket, session: LiveSession, deadline: Deadline, lines: Lines
+    ) -> None:
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._threads, session.work)
         sending = asyncio.create_task(_send(socket, lines))
         try:
-            error = await self._receive_live(socket, session, sending)
+            error = await self._receive_live(socket, session, deadline, sending)
         finally:
             session.close()
-            if not sending.done():
-                lines.close()
-                sending.cancel()
+            lines.close()
+            sending.cancel()
             outcome = await asyncio.shield(work)
         if error is None:
             self._measurements.request("live", outcome)
@@ -215,23 +255,27 @@ class Replica:
             await self._end_live(socket, error)
 
     async def _receive_live(
-        self, socket: WebSocket, session: LiveSession, sending: asyncio.Task[None]
+        self,
+        socket: WebSocket,
+        session: LiveSession,
+        deadline: Deadline,
+        sending: asyncio.Task[None],
     ) -> RvosError | None:
         """Take messages until the last line is sent; return an error of the client."""
         limits = self._options.limits
         while True:
             receiving = asyncio.create_task(socket.receive())
+            # A client that has ended its stream sends nothing, and waits for the last lines.
+            idle = deadline.left if session.ended else limits.idle_seconds
             await asyncio.wait(
-                {receiving, sending},
-                timeout=limits.idle_seconds,
-                return_when=asyncio.FIRST_COMPLETED,
+                {receiving, sending}, timeout=idle, return_when=asyncio.FIRST_COMPLETED
             )
             if sending.done():
                 receiving.cancel()
                 return None
             if not receiving.done():
                 receiving.cancel()
-                return _idle(limits)
+                return _over(deadline) if session.ended else _idle(limits)
             message = receiving.result()
             if message["type"] == "websocket.disconnect":
                 return ClientGoneError()
@@ -251,7 +295,7 @@ class Replica:
 
     def _ready(self) -> Served:
         if self._served is None:
-            raise RequestError(503, "not_ready", str(self._failure))
+            raise RequestError(503, "not_ready", str(self.failure))
         return self._served
 
     def _ended(self, done: Future[str], folder: Path) -> None:
@@ -260,9 +304,17 @@ class Replica:
         self._measurements.request("segment", done.result() if error is None else _code(error))
         self._release(folder)
 
-    def _release(self, folder: Path) -> None:
+    def _release(self, folder: Path | None) -> None:
         self._slots.free()
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _refuse(self, error: RvosError) -> Response:
+        self._measurements.request("segment", _code(error))
+        return _answer(error)
+
+    def _report(self, error: BaseException) -> None:
+        self._report_text("".join(traceback.format_exception(error)))
 
     @asynccontextmanager
     async def running(self, app: Starlette) -> AsyncIterator[None]:
@@ -276,7 +328,8 @@ class Replica:
     async def _push(self) -> None:
         while True:
             self._measurements.streams(self._slots.taken)
-            await self._exchange(self._name, self._measurements.text())
+            with suppress(Exception):  # the board is being restarted; the next round finds it
+                await self._exchange(self._name, self._measurements.text())
             await asyncio.sleep(_PUSH_SECONDS)
 
 
@@ -284,6 +337,14 @@ def _idle(limits: Limits) -> RequestError:
     return RequestError(
         408, "slow_client", f"no message came for {limits.idle_seconds:g} s; open another stream"
     )
+
+
+def _over(deadline: Deadline) -> RvosError | None:
+    try:
+        deadline.check()
+    except RequestError as error:
+        return error
+    return None
 
 
 def _warm_up(segmenter: Segmenter) -> None:
@@ -310,7 +371,7 @@ async def _send(socket: WebSocket, lines: Lines) -> None:
 
 def _answer(error: BaseException | None) -> Response:
     if not isinstance(error, RvosError):
-        error = RequestError(500, "internal", "the server failed; its log says more")
+        error = RequestError(500, "internal", "the server failed; its operator sees why")
     headers = {}
     if isinstance(error, RequestError) and error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -26,13 +27,21 @@ _CONNECT_SECONDS = 10.0
 _MAX_LENGTH = 4096
 
 
-def fetch(url: str, folder: Path, limits: Limits, *, allow_private: bool = False) -> Path:
+def fetch(
+    url: str,
+    folder: Path,
+    limits: Limits,
+    check: Callable[[], None],
+    *,
+    allow_private: bool = False,
+) -> Path:
     """Fetch a video into ``folder``, and return its file.
 
     Args:
         url: http or https.
         folder: belongs to this request.
         limits: of the server.
+        check: called for every part; what it raises ends the transfer.
         allow_private: also fetch from loopback, private and link-local addresses.
 
     Raises:
@@ -48,6 +57,7 @@ def fetch(url: str, folder: Path, limits: Limits, *, allow_private: bool = False
     with httpcore.ConnectionPool(network_backend=backend) as pool:
         for _ in range(_REDIRECTS + 1):
             _check(url)
+            check()
             try:
                 with pool.stream("GET", url, extensions={"timeout": timeout}) as response:
                     if response.status in _REDIRECT_CODES:
@@ -57,7 +67,7 @@ def fetch(url: str, folder: Path, limits: Limits, *, allow_private: bool = False
                         raise RequestError(
                             422, "url", f"{redact(url)} answers with status {response.status}"
                         )
-                    return _save(response.iter_stream(), folder / "video", limits)
+                    return _save(response.iter_stream(), folder / "video", limits, check)
             except (httpcore.NetworkError, httpcore.TimeoutException) as error:
                 raise _unreachable(url, error) from error
             except (httpcore.ProtocolError, OSError, ValueError) as error:
@@ -91,10 +101,11 @@ def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
     raise RequestError(422, "url", "a redirect names no address")
 
 
-def _save(parts: Iterable[bytes], path: Path, limits: Limits) -> Path:
+def _save(parts: Iterable[bytes], path: Path, limits: Limits, check: Callable[[], None]) -> Path:
     size = 0
     with path.open("xb") as file:
         for part in parts:
+            check()
             size += len(part)
             if size > limits.upload_bytes:
                 raise RequestError(
@@ -128,7 +139,16 @@ class _CheckedBackend(httpcore.NetworkBackend):
                     f"{host} is not an address of the public internet; upload the file, or start "
                     "the server with --allow-private-urls",
                 )
-        return self._backend.connect_tcp(addresses[0], port, timeout, *args, **options)
+        for address in addresses[:-1]:
+            with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+                return self._backend.connect_tcp(address, port, timeout, *args, **options)
+        return self._backend.connect_tcp(addresses[-1], port, timeout, *args, **options)
+
+
+_HOLD_IPV4 = ipaddress.IPv6Network("64:ff9b::/96")
+"""RFC 6052: a NAT64 gateway connects to the IPv4 address in the last 32 bits."""
+_GLOBAL = ipaddress.IPv6Network("2000::/3")
+"""RFC 4291: the addresses that the public internet uses."""
 
 
 def is_public(address: str) -> bool:
@@ -137,6 +157,10 @@ def is_public(address: str) -> bool:
     if isinstance(ip, ipaddress.IPv6Address):
         # An address that holds another one leads there.
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
+        if ip in _HOLD_IPV4:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
         if inner is not None:
             return is_public(str(inner))
+        if ip not in _GLOBAL:
+            return False
     return ip.is_global and not ip.is_multicast

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from rvos_deploy.errors import InputError
+from rvos_deploy.errors import InputError, one_line
 from rvos_deploy.serving.limits import RequestError
 from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video.sources.options import SourceOptions
@@ -25,8 +25,18 @@ class StreamFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     size: str | None = None
     short_side: int | None = None
 
-    def settings(self, mode: Literal["online", "offline"] = "online") -> StreamSettings:
-        """Return the settings. Raises InputError: a value is out of range."""
+    def settings(
+        self, defaults: StreamSettings, mode: Literal["online", "offline"] = "online"
+    ) -> StreamSettings:
+        """Return the settings.
+
+        Args:
+            defaults: the server's, for the size and the memory of waiting frames.
+            mode: of the stream.
+
+        Raises InputError: a value is out of range.
+        """
+        named = self.size is not None or self.short_side is not None
         return StreamSettings(
             mode=mode,
             lookahead=self.lookahead,
@@ -34,8 +44,9 @@ class StreamFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             anchors=self.anchors,
             threshold=self.threshold,
             fallback=self.fallback,
-            size=_sides(self.size),
-            short_side=self.short_side,
+            size=_sides(self.size) if named else defaults.size,
+            short_side=self.short_side if named else defaults.short_side,
+            mask_budget=defaults.mask_budget,
         )
 
 
@@ -75,7 +86,7 @@ def video_fields(values: Mapping[str, Any]) -> VideoFields:
     """Return the fields of a form (texts) or of JSON. Raises RequestError."""
     try:
         return msgspec.convert(values, VideoFields, strict=False)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         raise _wrong(error) from error
 
 
@@ -83,11 +94,11 @@ def live_fields(message: str) -> LiveFields:
     """Return the fields of the first message of a live stream. Raises RequestError."""
     try:
         return msgspec.json.decode(message, type=LiveFields)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise _wrong(error) from error
 
 
-def _wrong(error: msgspec.DecodeError | msgspec.ValidationError) -> RequestError:
+def _wrong(error: Exception) -> RequestError:
     return RequestError(422, "wrong_field", f"a field is wrong: {error}; see docs/serving.md")
 
 
@@ -95,6 +106,6 @@ def _sides(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise InputError(f"size '{text}' is not of the form HxW, for example 256x448")
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 6 for part in parts):
+        raise InputError(f"size '{one_line(text, 40)}' is not of the form HxW, for example 256x448")
     return int(parts[0]), int(parts[1])

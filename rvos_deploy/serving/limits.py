@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from dataclasses import dataclass
 
 from rvos_deploy.errors import RvosError
+from rvos_deploy.stream_settings import StreamSettings
+
+LOOKAHEAD = 256
+"""Most frames that may wait for their decision online."""
 
 
 @dataclass(frozen=True)
@@ -16,17 +19,23 @@ class Limits:
     Args:
         upload_bytes: of a video, uploaded or fetched.
         frames: of a video.
+        offline_frames: of a video in mode offline, where all wait for the last.
         pixels: of a frame.
+        input_pixels: of what a frame is resized to, for the network.
+        memory: frames that the video decoder may read, anchors included.
         streams: at the same time.
         expressions: of a stream.
         letters: of an expression.
-        seconds: of a request.
+        seconds: of a request, from its first byte to its last line.
         idle_seconds: without a message from a client, or without reading what it asked for.
     """
 
     upload_bytes: int = 512 * 2**20
     frames: int = 18_000
+    offline_frames: int = 1000
     pixels: int = 4096 * 2304
+    input_pixels: int = 4 * 360 * 640
+    memory: int = 256
     streams: int = 4
     expressions: int = 16
     letters: int = 500
@@ -55,6 +64,28 @@ class ClientGoneError(RequestError):
         super().__init__(499, "client_gone", "the client has closed the connection")
 
 
+class Deadline:
+    """Hold the end of a request's time. Threads may share it."""
+
+    def __init__(self, seconds: float) -> None:
+        """Start now."""
+        self._seconds, self._end = seconds, time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Return the seconds that are left; at least 0."""
+        return max(0.0, self._end - time.monotonic())
+
+    def check(self) -> None:
+        """Raise RequestError if the time is over."""
+        if not self.left:
+            raise RequestError(
+                408,
+                "too_long",
+                f"the request took more than {self._seconds:g} s; send a shorter part",
+            )
+
+
 class Slots:
     """Count the streams of a replica. Call it from the event loop only."""
 
@@ -76,15 +107,6 @@ class Slots:
     def free(self) -> None:
         """Free one."""
         self.taken -= 1
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Hold one for the block. Raises RequestError: all are taken."""
-        self.take()
-        try:
-            yield
-        finally:
-            self.free()
 
 
 def check_texts(texts: list[str], limits: Limits, already: int = 0) -> None:
@@ -110,6 +132,37 @@ def check_texts(texts: list[str], limits: Limits, already: int = 0) -> None:
                 f"an expression has {len(text)} letters, at most {limits.letters} are accepted; "
                 "shorten it",
             )
+
+
+def check_settings(settings: StreamSettings, limits: Limits) -> None:
+    """Check how much a stream would remember. Raises RequestError."""
+    if settings.lookahead > LOOKAHEAD:
+        raise RequestError(
+            413,
+            "too_much_memory",
+            f"lookahead is {settings.lookahead}, at most {LOOKAHEAD} frames may wait; give a "
+            "smaller one",
+        )
+    remembered = (settings.window or 0) + settings.anchors
+    if remembered > limits.memory:
+        raise RequestError(
+            413,
+            "too_much_memory",
+            f"memory and anchors are {remembered} frames, at most {limits.memory} are accepted; "
+            "give smaller ones",
+        )
+
+
+def check_input(size: tuple[int, int], limits: Limits) -> None:
+    """Check the (height, width) that a frame is resized to. Raises RequestError."""
+    height, width = size
+    if height * width > limits.input_pixels:
+        raise RequestError(
+            413,
+            "input_too_large",
+            f"frames are resized to {width}x{height}, at most {limits.input_pixels} pixels are "
+            "accepted; give a smaller size or short_side",
+        )
 
 
 def check_pixels(width: int, height: int, limits: Limits) -> None:

@@ -23,21 +23,21 @@ class Lines:
 
     def __init__(self, idle_seconds: float) -> None:
         """``idle_seconds``: time in which a client must take a line."""
-        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue(LINES_AHEAD)
+        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._room = asyncio.Semaphore(LINES_AHEAD)
         self._loop = asyncio.get_running_loop()
         self._idle_seconds = idle_seconds
         self._closed = False
 
-    def put(self, line: bytes | None) -> None:
-        """Add a line, and wait while too many wait; None ends them.
+    def put(self, line: bytes) -> None:
+        """Add a line, and wait while too many wait.
 
         Raises:
             ClientGoneError: nobody will read it.
             RequestError: nobody has read for too long.
         """
-        if self._closed:
-            raise ClientGoneError
-        future = asyncio.run_coroutine_threadsafe(self._queue.put(line), self._loop)
+        self.check()
+        future = asyncio.run_coroutine_threadsafe(self._put(line), self._loop)
         deadline = time.monotonic() + self._idle_seconds
         while True:
             try:
@@ -45,8 +45,7 @@ class Lines:
             except concurrent.futures.TimeoutError:
                 if self._closed or time.monotonic() > deadline:
                     future.cancel()
-                    if self._closed:
-                        raise ClientGoneError from None
+                    self.check()
                     raise RequestError(
                         408,
                         "slow_client",
@@ -54,18 +53,34 @@ class Lines:
                         "answer while it comes",
                     ) from None
 
+    def end(self) -> None:
+        """Say that no line follows; it never waits."""
+        self._loop.call_soon_threadsafe(self._queue.put_nowait, None)
+
+    def check(self) -> None:
+        """Raise ClientGoneError if nobody reads anymore."""
+        if self._closed:
+            raise ClientGoneError
+
+    def close(self) -> None:
+        """Say that nobody reads anymore; ``put`` and ``check`` raise from now on."""
+        self._closed = True
+
     async def next(self) -> bytes | None:
         """Return the next line; None behind the last one."""
-        return await self._queue.get()
+        line = await self._queue.get()
+        if line is not None:
+            self._room.release()
+        return line
+
+    async def _put(self, line: bytes) -> None:
+        await self._room.acquire()
+        self._queue.put_nowait(line)
 
     async def rest(self) -> AsyncIterator[bytes]:
         """Yield the lines to their end."""
         while (line := await self.next()) is not None:
             yield line
-
-    def close(self) -> None:
-        """Say that nobody reads anymore; ``put`` raises from now on."""
-        self._closed = True
 
 
 def describe_error(error: RvosError) -> dict[str, object]:

@@ -10,20 +10,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from rvos_deploy.errors import InputError, RvosError
+from rvos_deploy.errors import InputError
 from rvos_deploy.images import decode_rgb
 from rvos_deploy.runtime.frame_masks import FrameMasks
 from rvos_deploy.runtime.stream import Stream
 from rvos_deploy.serving.fields import LiveFields, live_fields
-from rvos_deploy.serving.limits import ClientGoneError, RequestError, check_pixels, check_texts
+from rvos_deploy.serving.limits import (
+    ClientGoneError,
+    Deadline,
+    RequestError,
+    check_pixels,
+    check_settings,
+    check_texts,
+)
 from rvos_deploy.serving.lines import Lines, describe_error, json_line
-from rvos_deploy.serving.segmentation import SUMMARY_SCHEMA, Served
+from rvos_deploy.serving.segmentation import SUMMARY_SCHEMA, Served, known_error
 from rvos_deploy.video.frames import Frame
 from rvos_deploy.video.sinks.frame_lines import frame_line
 
@@ -120,10 +128,18 @@ class Inbox:
 class LiveSession:
     """Run one live stream. ``receive`` is called in the event loop, ``work`` in a thread."""
 
-    def __init__(self, served: Served, message: str, lines: Lines) -> None:
-        """Read the first message. Raises RvosError: it is wrong."""
-        self._served, self._lines = served, lines
-        self.fields: LiveFields = live_fields(message)
+    def __init__(
+        self, served: Served, message: Mapping[str, object], deadline: Deadline, lines: Lines
+    ) -> None:
+        """Read the first message. Raises RvosError: it is wrong, or the client is gone."""
+        if message["type"] == "websocket.disconnect":
+            raise ClientGoneError
+        if not isinstance(text := message.get("text"), str):
+            raise RequestError(
+                422, "wrong_message", "the first message is not text; send 'start' as JSON first"
+            )
+        self._served, self._deadline, self._lines = served, deadline, lines
+        self.fields: LiveFields = live_fields(text)
         if self.fields.fps is not None and not 0 < self.fields.fps < 1000:
             raise RequestError(
                 422, "wrong_field", f"fps must lie in 0..1000, found {self.fields.fps}"
@@ -135,25 +151,26 @@ class LiveSession:
             check_pixels(width, height, served.limits)
         if self.fields.expressions:
             check_texts(self.fields.expressions, served.limits)
-        self._settings = self.fields.settings()
+        self._settings = self.fields.settings(served.defaults)
+        check_settings(self._settings, served.limits)
         self._inbox = Inbox(self.fields.fps)
-        self._deadline = time.monotonic() + served.limits.seconds
+        self.ended = False
+        """Whether the client has said that nothing follows."""
 
     def receive(self, message: Mapping[str, object]) -> None:
-        """Take a message of ASGI. Raises RequestError: it is wrong."""
-        if time.monotonic() > self._deadline:
-            raise RequestError(
-                408, "too_long", f"the stream took more than {self._served.limits.seconds:g} s"
-            )
+        """Take a message of ASGI. Raises RequestError: it is wrong, or the time is over."""
+        self._deadline.check()
         if isinstance(data := message.get("bytes"), bytes):
             self._inbox.put_frame(data)
             return
         try:
-            self._inbox.put(msgspec.json.decode(str(message.get("text")), type=Command))
-        except msgspec.DecodeError as error:
+            command = msgspec.json.decode(str(message.get("text")), type=Command)
+        except (msgspec.DecodeError, RecursionError) as error:
             raise RequestError(
                 422, "wrong_message", f"a message is neither a frame nor known: {error}"
             ) from error
+        self._inbox.put(command)
+        self.ended = self.ended or isinstance(command, End)
 
     def close(self) -> None:
         """Say that the client is gone."""
@@ -163,21 +180,16 @@ class LiveSession:
         """Segment until the end, in this thread; return what became of it, for measurements."""
         try:
             self._work()
-            outcome = "done"
+            return "done"
         except ClientGoneError:
             return "client_gone"
-        except RvosError as error:
-            described = describe_error(error)
-            outcome = str(described["code"])
-            self._send_last(json_line(described))
-        self._send_last(None)
-        return outcome
-
-    def _send_last(self, line: bytes | None) -> None:
-        try:
-            self._lines.put(line)
-        except RequestError:
-            self._lines.close()
+        except Exception as error:
+            described = describe_error(known_error(error, self._served.report))
+            with suppress(RequestError):
+                self._lines.put(json_line(described))
+            return str(described["code"])
+        finally:
+            self._lines.end()
 
     def _work(self) -> None:
         began, frames, last = time.perf_counter(), 0, time.perf_counter()
@@ -188,6 +200,8 @@ class LiveSession:
                     dropped = self._inbox.dropped
                     image = self._decode(item.data)
                     frame = Frame(item.index, item.pts, image).with_dropped(dropped)
+                    height, width = image.shape[:2]
+                    self._served.check_frame(height, width, self._settings)
                     for result in stream.push(frame):
                         self._lines.put(frame_line(result, _texts(result), f"{result.index:05d}"))
                         now = time.perf_counter()
@@ -196,6 +210,7 @@ class LiveSession:
                 else:
                     self._change(stream, item)
             for result in stream.flush():
+                self._deadline.check()
                 self._lines.put(frame_line(result, _texts(result), f"{result.index:05d}"))
                 frames += 1
         self._served.measurements.dropped(self._inbox.dropped)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import (
@@ -16,6 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# A replica sends its text every two seconds; a dead one must not count for ever.
+_STALE_SECONDS = 10.0
+_MOST_REPORTS = 20
 _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -94,12 +99,36 @@ class _Families(Collector):
 
 
 class Board:
-    """Hold the newest text of every replica; an actor of its own."""
+    """Hold the newest text of every replica, and what went wrong; an actor of its own."""
 
     def __init__(self) -> None:
-        self._texts: dict[str, str] = {}
+        self._texts: dict[str, tuple[float, str]] = {}
+        self._reports: deque[str] = deque(maxlen=_MOST_REPORTS)
+        self._ready = False
 
     def put(self, replica: str, text: str) -> list[str]:
-        """Replace a replica's text, and return the texts of all."""
-        self._texts[replica] = text
-        return list(self._texts.values())
+        """Replace a replica's text, and return the texts of all that still send theirs."""
+        now = time.monotonic()
+        self._texts[replica] = now, text
+        self._texts = {
+            name: kept for name, kept in self._texts.items() if now - kept[0] < _STALE_SECONDS
+        }
+        return [kept for _, kept in self._texts.values()]
+
+    def report(self, text: str) -> None:
+        """Keep a text for the operator; of many, the newest ones."""
+        self._reports.append(text)
+
+    def take_reports(self) -> list[str]:
+        """Return the texts for the operator, once."""
+        reports = list(self._reports)
+        self._reports.clear()
+        return reports
+
+    def set_ready(self) -> None:
+        """Say that all replicas were ready."""
+        self._ready = True
+
+    def was_ready(self) -> bool:
+        """Tell whether all replicas were ready once."""
+        return self._ready

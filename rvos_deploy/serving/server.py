@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -76,23 +77,33 @@ def serve_forever(
         # Serve's own lines at its start; what goes wrong is raised.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
-            board = ray.remote(Board).options(name=_BOARD, namespace=_NAMESPACE, num_cpus=0)
-            kept = board.remote()  # the actor ends with its last reference
+            actor = ray.remote(Board).options(
+                name=_BOARD, namespace=_NAMESPACE, num_cpus=0, max_restarts=-1
+            )
+            board = actor.remote()  # it ends with its last reference
             _deploy(serve, options, shares, Place(place.host, port, place.grace))
             _wait_until_ready(options, place.host, port, replicas)
+            ray.get(board.set_ready.remote())
             on_ready(port)
-            _wait_for_stop(kept)
+            _wait_for_stop(ray, board)
         except ray.exceptions.RayError as error:
             raise BackendError(f"Ray failed: {one_line(error)}; see --debug") from error
         finally:
             serve.shutdown()  # type: ignore[no-untyped-call]
 
 
-def _wait_for_stop(kept: object) -> None:
-    """Wait until a stop is raised; ``kept`` lives as long."""
+def _wait_for_stop(ray: ModuleType, board: Any) -> None:
+    """Wait until a stop is raised, and print what went wrong in the replicas."""
+    asked = board.take_reports.remote()
     while True:
         stopping.check()
         time.sleep(_WAIT)
+        done, _ = ray.wait([asked], timeout=0)
+        if done:
+            with suppress(ray.exceptions.RayActorError):  # the board is being restarted
+                for report in ray.get(asked):
+                    print(report, file=sys.stderr, end="", flush=True)
+            asked = board.take_reports.remote()
 
 
 def _deploy(serve: ModuleType, options: ServerOptions, shares: Shares, place: Place) -> None:
@@ -108,7 +119,12 @@ def _deploy(serve: ModuleType, options: ServerOptions, shares: Shares, place: Pl
             texts: list[str] = await board.put.remote(replica, text)
             return texts
 
-        return make_app(options, serve.get_replica_context().replica_id.unique_id, exchange)
+        def report(text: str) -> None:
+            board.report.remote(text)
+
+        name = serve.get_replica_context().replica_id.unique_id
+        again = ray.get(board.was_ready.remote())
+        return make_app(options, name, exchange, report, again=again)
 
     deployment = serve.deployment(serve.ingress(build)()).options(
         name="segmenter",
@@ -131,11 +147,11 @@ def _deploy(serve: ModuleType, options: ServerOptions, shares: Shares, place: Pl
 
 
 def _wait_until_ready(options: ServerOptions, host: str, port: int, replicas: int) -> None:
-    """Ask until as many answers in turn as there are replicas say that they are ready."""
+    """Ask until every replica has said that it is ready. Raises BackendError."""
     target = "127.0.0.1" if host in ("0.0.0.0", "localhost") else "::1" if host == "::" else host
     headers = {} if options.token is None else {"authorization": f"Bearer {options.token}"}
-    deadline, good = time.monotonic() + _READY_SECONDS, 0
-    while good < replicas:
+    deadline, ready = time.monotonic() + _READY_SECONDS, set[str]()
+    while len(ready) < replicas:
         stopping.check()
         if time.monotonic() > deadline:
             raise BackendError(f"the server is not ready after {_READY_SECONDS:g} s; see --debug")
@@ -149,7 +165,7 @@ def _wait_until_ready(options: ServerOptions, host: str, port: int, replicas: in
             time.sleep(_WAIT)
             continue
         if answer.status == 200:
-            good += 1
+            ready.add(content["replica"])
         elif "message" in content:
             raise BackendError(content["message"])
         else:

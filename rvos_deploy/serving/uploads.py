@@ -14,17 +14,18 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from rvos_deploy.serving.fields import VideoFields, video_fields
-from rvos_deploy.serving.limits import ClientGoneError, Limits, RequestError
+from rvos_deploy.serving.limits import ClientGoneError, Deadline, Limits, RequestError
 
 VIDEO = "video"
 """Name of the form's field that holds the video."""
 _MAX_JSON = 2**20
-_MAX_FIELDS = 1000
+# A form's texts are held in memory until its end.
+_MAX_FIELDS, _MAX_FIELD = 300, 2**14
 _TEXT_FIELDS = ("expression", "expressions")
 
 
 async def receive(
-    request: Request, folder: Path, limits: Limits
+    request: Request, folder: Path, limits: Limits, deadline: Deadline
 ) -> tuple[VideoFields, Path | None]:
     """Return a request's fields, and the file with its video; None: the fields name a URL.
 
@@ -35,6 +36,7 @@ async def receive(
         request: its body is read to the end.
         folder: for the video; it belongs to this request.
         limits: of the server.
+        deadline: of the request.
 
     Raises:
         RequestError: the body has another form, is too large, or stops coming.
@@ -42,9 +44,10 @@ async def receive(
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind == "application/json":
-            return await _receive_json(request, limits), None
+            return await _receive_json(_bounded(request, _MAX_JSON, limits, deadline)), None
         if kind == "multipart/form-data":
-            return await _receive_form(request, folder, limits)
+            body = _bounded(request, limits.upload_bytes, limits, deadline)
+            return await _receive_form(request, body, folder)
     except ClientDisconnect as error:
         raise ClientGoneError from error
     raise RequestError(
@@ -55,11 +58,11 @@ async def receive(
     )
 
 
-async def _receive_json(request: Request, limits: Limits) -> VideoFields:
-    body = b"".join([part async for part in _bounded(request, _MAX_JSON, limits)])
+async def _receive_json(parts: AsyncGenerator[bytes, None]) -> VideoFields:
+    body = b"".join([part async for part in parts])
     try:
         values = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise RequestError(422, "wrong_field", f"the body is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise RequestError(422, "wrong_field", "the body must be a JSON object")
@@ -67,10 +70,11 @@ async def _receive_json(request: Request, limits: Limits) -> VideoFields:
 
 
 async def _receive_form(
-    request: Request, folder: Path, limits: Limits
+    request: Request, body: AsyncGenerator[bytes, None], folder: Path
 ) -> tuple[VideoFields, Path | None]:
-    body = _bounded(request, limits.upload_bytes, limits)
-    parser = MultiPartParser(request.headers, body, max_files=1, max_fields=_MAX_FIELDS)
+    parser = MultiPartParser(
+        request.headers, body, max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD
+    )
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -112,8 +116,10 @@ def _suffix(name: str | None) -> str:
     return suffix if suffix[1:].isalnum() and len(suffix) <= 6 and suffix.isascii() else ""
 
 
-async def _bounded(request: Request, most: int, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """Yield a body's parts. Raises RequestError: it is too large, or stops coming."""
+async def _bounded(
+    request: Request, most: int, limits: Limits, deadline: Deadline
+) -> AsyncGenerator[bytes, None]:
+    """Yield a body's parts. Raises RequestError: it is too large, too slow, or stops coming."""
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated) > most:
         raise _too_large(most)
@@ -121,10 +127,11 @@ async def _bounded(request: Request, most: int, limits: Limits) -> AsyncGenerato
     parts = request.stream().__aiter__()
     while True:
         try:
-            part = await asyncio.wait_for(anext(parts), limits.idle_seconds)
+            part = await asyncio.wait_for(anext(parts), min(limits.idle_seconds, deadline.left))
         except StopAsyncIteration:
             return
         except TimeoutError:
+            deadline.check()
             raise RequestError(
                 408, "slow_client", f"nothing came for {limits.idle_seconds:g} s; send it again"
             ) from None

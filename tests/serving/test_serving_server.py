@@ -49,6 +49,12 @@ OPTIONS = ServerOptions(SegmenterOptions("tiny", StreamSettings()))
         ("::ffff:127.0.0.1", False),
         ("::ffff:8.8.8.8", True),
         ("2002:7f00:1::", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b::808:808", True),
+        ("64:ff9b:1::7f00:1", False),
+        ("::7f00:1", False),
+        ("::ffff:0:7f00:1", False),
+        ("fec0::1", False),
     ],
 )
 def test_which_addresses_are_fetched(address: str, public: bool) -> None:
@@ -100,6 +106,24 @@ def test_measurements_of_two_replicas_stand_in_one_text() -> None:
     assert 'rvos_frame_interval_seconds_bucket{le="0.5",replica="b"} 1.0' in text
     two.frame(0.1)
     assert 'rvos_frames_total{replica="b"} 2.0' in joined(board.put("b", two.text())).decode()
+
+
+def test_a_dead_replica_counts_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    board, now = Board(), [100.0]
+    monkeypatch.setattr("rvos_deploy.serving.measurements.time.monotonic", lambda: now[0])
+    assert board.put("dead", "old") == ["old"]
+    now[0] += 9
+    assert board.put("new", "1") == ["old", "1"]
+    now[0] += 9
+    assert board.put("new", "2") == ["2"]
+
+
+def test_what_an_operator_sees_is_bounded() -> None:
+    board = Board()
+    for number in range(100):
+        board.report(str(number))
+    assert board.take_reports() == [str(number) for number in range(80, 100)]
+    assert board.take_reports() == []
 
 
 def post(address: str, clip: Path, **options: object) -> httpx.Response:

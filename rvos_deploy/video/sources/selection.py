@@ -11,12 +11,12 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from rvos_deploy.errors import InputError
+from rvos_deploy.errors import InputError, one_line
 
 Choice = Literal["take", "skip", "end"]
 
-_NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(s|f)")
-_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)")
+_NUMBER = re.compile(r"(\d{1,12}(?:\.\d*)?|\.\d+)(s|f)")
+_CLOCK = re.compile(r"(?:(\d{1,6}):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)")
 # Times of a container are rounded to its ticks: "0.2s" must not miss the frame at 0.19999 s.
 _ROUNDING = 1e-6
 
@@ -45,8 +45,8 @@ def parse_place(option: str, text: str) -> Place:
     number = _NUMBER.fullmatch(text)
     if number is None:
         raise InputError(
-            f"{option} '{text}' is neither a time nor a number of frames; write seconds as 10s, a "
-            "time as 1:30, frames as 250f"
+            f"{option} '{one_line(text, 60)}' is neither a time nor a number of frames; write "
+            "seconds as 10s, a time as 1:30, frames as 250f"
         )
     value, unit = float(number[1]), number[2]
     if unit == "s":
