@@ -1,9 +1,17 @@
-"""Check where a server is about to listen."""
+"""Check where a server is about to listen, and which requests of browsers it may answer.
+
+A page of any site may send this machine a request from the browser of somebody who works here, and
+its name may lead to this machine. So a request that names another site as its origin is refused,
+and a server without a password answers only under names of this machine.
+"""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable
 from ipaddress import ip_address
+from typing import Literal
+from urllib.parse import urlsplit
 
 from rvos_deploy.errors import InputError, one_line
 
@@ -33,3 +41,36 @@ def free_port(host: str, port: int) -> int:
             f"nothing can listen on {host}:{port} ({one_line(error)}); choose another --port, or "
             "check --host"
         ) from error
+
+
+def foreign(
+    headers: Iterable[tuple[bytes, bytes]], *, any_name: bool
+) -> Literal["other_name", "other_site"] | None:
+    """Tell whether a request comes from another site, or under a name that is not allowed.
+
+    Args:
+        headers: of the request, with names in lower case, as ASGI has them.
+        any_name: whether the server answers under every name, because it asks for a password.
+    """
+    found = dict(headers)
+    host = found.get(b"host", b"").decode("latin-1")
+    if not any_name and not is_loopback(_name(f"//{host}")):
+        return "other_name"
+    origin = found.get(b"origin")
+    if origin is not None and _place(origin.decode("latin-1")) != host:
+        return "other_site"
+    return None
+
+
+def _name(address: str) -> str:
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _place(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""

@@ -1,20 +1,14 @@
-"""Admit only requests that may use the server.
-
-A page of any site may open a WebSocket to this machine, or send it a form, from the browser of
-somebody who works here. So a request that names another site as its origin is refused, and without
-a token the server answers only under names of this machine.
-"""
+"""Admit only requests that may use the server: with its token, and of no other site."""
 
 from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rvos_deploy.listening import is_loopback
+from rvos_deploy.listening import foreign
 from rvos_deploy.serving.lines import ERROR_SCHEMA
 
 OPEN_PATHS = ("/healthz",)
@@ -35,14 +29,16 @@ _NO_TOKEN = _Reason(
     "unauthorized",
     "this server needs its token; send 'Authorization: Bearer TOKEN'",
 )
-_OTHER_SITE = _Reason(
-    403, "other_site", "the request comes from a page of another site; send it from a program"
-)
-_OTHER_NAME = _Reason(
-    403,
-    "other_name",
-    "without a token this server answers under names of this machine only; use 127.0.0.1",
-)
+_FOREIGN = {
+    "other_site": _Reason(
+        403, "other_site", "the request comes from a page of another site; send it from a program"
+    ),
+    "other_name": _Reason(
+        403,
+        "other_name",
+        "without a token this server answers under names of this machine only; use 127.0.0.1",
+    ),
+}
 
 
 class Admission:
@@ -73,17 +69,5 @@ class Admission:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, self._expected):
                 return _NO_TOKEN
-        host = headers.get(b"host", b"").decode("latin-1")
-        if self._expected is None and not is_loopback(_name(f"//{host}")):
-            return _OTHER_NAME
-        origin = headers.get(b"origin")
-        if origin is not None and urlsplit(origin.decode("latin-1")).netloc != host:
-            return _OTHER_SITE
-        return None
-
-
-def _name(address: str) -> str:
-    try:
-        return urlsplit(address).hostname or ""
-    except ValueError:
-        return ""
+        reason = foreign(scope["headers"], any_name=self._expected is not None)
+        return None if reason is None else _FOREIGN[reason]

@@ -41,7 +41,7 @@ class CameraSession(Closeable):
         self._stream = segmenter.stream((), settings, render=render)
         self._numbers: dict[str, int] = {}
         self._busy = threading.Lock()
-        self._began = time.monotonic()
+        self._began = self._last = time.monotonic()
         self.frames = 0
         """Number of frames that were segmented."""
 
@@ -52,6 +52,7 @@ class CameraSession(Closeable):
 
         Raises RvosError: the frame is too large, the stream is closed, or the network failed.
         """
+        self._last = time.monotonic()
         if not self._busy.acquire(blocking=False):
             return None
         try:
@@ -94,9 +95,14 @@ class CameraSession(Closeable):
         """Return segmented frames a second."""
         return self.frames / max(self.seconds, 1e-9)
 
+    def silent(self, seconds: float) -> bool:
+        """Tell whether no frame has come for so long."""
+        return time.monotonic() - self._last > seconds
+
     def close(self) -> None:
-        """Free the stream."""
-        self._stream.close()
+        """Free the stream, behind the frame in hand."""
+        with self._busy:
+            self._stream.close()
 
     def _keep(self, index: int, levels: tuple[Levels, ...]) -> None:
         self._levels = levels

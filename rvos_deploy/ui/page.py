@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,18 +12,19 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Picture
 
-from rvos_deploy.errors import RvosError
+from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.ui.downloads import write_downloads
 from rvos_deploy.ui.levels import LEAST_THRESHOLD
 from rvos_deploy.ui.video_session import VideoSession, read_expressions
-from rvos_deploy.ui.visitors import Visitors
+from rvos_deploy.ui.visitors import Visitor, Visitors
 from rvos_deploy.video.drawing.palette import colour_of
 
 TITLE = "rvos-deploy"
 STREAM_EVERY = 0.1
 """Seconds between two frames of a camera."""
+CAMERA = {"video": {"width": {"ideal": 1280}, "height": {"ideal": 720}}}
+"""What the page asks of a camera; Gradio itself asks for more pixels than are of use here."""
 # Seconds between two pictures of a running video: more than a browser shows costs time only.
 _SHOW_EVERY = 0.08
 CSS = """
@@ -35,8 +35,9 @@ CSS = """
 .found .dot {display: inline-block; width: .9em; height: .9em; border-radius: 50%;
   margin-right: .5em; border: 1px solid #0006}
 """
+# Every so many seconds, uploads that are older than so many are removed; a session has a copy.
+_UPLOADS_LIVE = (60, 900)
 Update = Any
-_pictures = itertools.count()
 
 
 def make_page(
@@ -52,7 +53,7 @@ def make_page(
     """
     actions = _Actions(visitors)
     video, sentences = (str(example[0]), "\n".join(example[1])) if example else (None, "")
-    page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600))
+    page: gr.Blocks = gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_UPLOADS_LIVE)
     with page:
         gr.Markdown(f"# {TITLE}\nFind in a video what a sentence says. {note}")
         with gr.Row():
@@ -66,7 +67,11 @@ def make_page(
                         stop = gr.Button("Stop", interactive=False)
                 with gr.Tab("Camera"):
                     camera = gr.Image(
-                        sources=["webcam"], streaming=True, label="Camera", height=260
+                        sources=["webcam"],
+                        streaming=True,
+                        label="Camera",
+                        height=260,
+                        webcam_options=gr.WebcamOptions(constraints=CAMERA),
                     )
                     camera_line = gr.Markdown("Start the camera above. The newest frame wins.")
                 texts = gr.Textbox(
@@ -156,7 +161,7 @@ class _Actions:
             last, number = time.monotonic(), session.count - 1
             now = self._thresholds.get(request.session_hash, threshold)
             yield (
-                _picture(session.overlay(number, now)),
+                _drawn(visitor, session, number, now),
                 session.progress(),
                 _table(session, number, now),
                 *(gr.update() for _ in range(5)),
@@ -167,7 +172,7 @@ class _Actions:
             return
         now, number = self._thresholds.get(request.session_hash, threshold), session.count - 1
         yield (
-            _picture(session.overlay(number, now)),
+            _drawn(visitor, session, number, now),
             session.progress(),
             _table(session, number, now),
             gr.update(maximum=max(number, 1), value=number, visible=number > 0),
@@ -183,11 +188,12 @@ class _Actions:
 
     def redraw(self, place: float, threshold: float, request: gr.Request) -> tuple[Update, ...]:
         self._thresholds[request.session_hash] = threshold
-        session = self._visitors.of(request.session_hash).video
+        visitor = self._visitors.of(request.session_hash)
+        session = visitor.video
         if session is None or not session.count or not session.ended:
             return gr.update(), gr.update()  # the running video takes the threshold itself
         number = min(int(place), session.count - 1)
-        picture = _picture(session.overlay(number, threshold))
+        picture = _drawn(visitor, session, number, threshold)
         return picture, _table(session, number, threshold)
 
     def download(self, threshold: float, request: gr.Request) -> tuple[Update, ...]:
@@ -213,14 +219,19 @@ class _Actions:
             expressions = read_expressions(texts, self._visitors.limits)
             session = visitor.open_camera()
             found = session.segment(image, expressions, threshold)
-        except RvosError as error:
+            picture = gr.update() if found is None else visitor.show(found.picture)
+        except InputError as error:
             return gr.update(), f"**{error}**", ""
+        except Exception as error:
+            visitor.close_camera()  # the next frame opens another stream
+            text = str(error) if isinstance(error, RvosError) else type(error).__name__
+            return gr.update(), f"**{text}**", ""
         if found is None:
             return gr.update(), gr.update(), gr.update()
         skipped = max(0, round(session.seconds / STREAM_EVERY) - session.frames)
         line = f"{session.rate:.1f} frames a second, about {skipped} skipped: the newest frame wins"
         rows = [(text, score, None) for text, score in zip(found.texts, found.scores, strict=True)]
-        return _picture(found.picture), line, _rows(rows)
+        return picture, line, _rows(rows)
 
     def leave(self, request: gr.Request) -> None:
         self._thresholds.pop(request.session_hash, None)
@@ -235,15 +246,12 @@ def _errors_on_the_page() -> Iterator[None]:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
 
 
-def _picture(image: NDArray[np.uint8]) -> Picture.Image:
-    """Return a picture that no other one equals, byte by byte.
-
-    Gradio names files by their bytes and writes them again each time, also while a browser reads
-    the same picture, which then ends too early.
-    """
-    picture = Picture.fromarray(image)
-    picture.info["comment"] = f"picture {next(_pictures)}".encode()
-    return picture
+def _drawn(visitor: Visitor, session: VideoSession, number: int, threshold: float) -> str:
+    """Return a picture of a frame. Raises gr.Error: the visitor left meanwhile."""
+    try:
+        return visitor.show(session.overlay(number, threshold))
+    except (InputError, FileNotFoundError) as error:
+        raise gr.Error("This page was closed; reload it", print_exception=False) from error
 
 
 def _active(value: bool) -> Update:

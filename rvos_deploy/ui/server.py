@@ -14,6 +14,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from rvos_deploy import stopping
 from rvos_deploy.datasets.moving_sprites import Kind, sample_video
@@ -21,6 +22,7 @@ from rvos_deploy.errors import BackendError, InputError, one_line
 from rvos_deploy.files import temporary_folder
 from rvos_deploy.listening import free_port, is_loopback
 from rvos_deploy.runtime.segmenter import Segmenter
+from rvos_deploy.ui.admission import Admission
 from rvos_deploy.ui.page import CSS, make_page
 from rvos_deploy.ui.video_session import Limits
 from rvos_deploy.ui.visitors import Visitors
@@ -84,8 +86,10 @@ def show_forever(
     threshold = segmenter.bundle.threshold("online")
     note = PACKAGED_NOTE if packaged else OWN_NOTE.format(segmenter.bundle.path.name)
     with temporary_folder("rvos-ui") as folder, stopping.deferred():
-        _set_environment(folder / "gradio")
-        visitors = Visitors(segmenter, options.limits, options.most_visitors, folder)
+        served = folder / "served"
+        served.mkdir()
+        _set_environment(served)
+        visitors = Visitors(segmenter, options.limits, options.most_visitors, folder, served)
         example = _example(folder) if packaged else None
         page = make_page(visitors, threshold, note, example)
         try:
@@ -93,24 +97,28 @@ def show_forever(
             on_ready(page.local_url or f"http://{options.host}:{port}")
             while True:
                 stopping.check()
+                visitors.sweep()
                 time.sleep(0.2)
         finally:
             visitors.close()
             page.close(verbose=False)
 
 
-def _set_environment(uploads: Path) -> None:
+def _set_environment(served: Path) -> None:
     """Let no variable widen what the page serves, and no proxy stand before it."""
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    os.environ["GRADIO_TEMP_DIR"] = str(served)
     for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own server whether it answers
         known = filter(None, (os.environ.get(name), "127.0.0.1", "localhost", "::1"))
         os.environ[name] = ",".join(known)
 
 
 def _launch(page: gr.Blocks, options: PageOptions, port: int) -> None:
+    middleware = []
+    if not options.share:  # a shared page is for other sites' names; it has a password
+        middleware = [Middleware(Admission, any_name=options.auth is not None)]
     stdout, sys.stdout = sys.stdout, sys.stderr  # Gradio prints lines of its own
     try:
         page.launch(
@@ -124,6 +132,7 @@ def _launch(page: gr.Blocks, options: PageOptions, port: int) -> None:
             show_error=True,
             max_file_size=options.upload_bytes,
             allowed_paths=[],
+            app_kwargs={"middleware": middleware},
             theme=gr.themes.Default(
                 font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
             ),

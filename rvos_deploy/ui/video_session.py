@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 import threading
 import time
@@ -19,7 +21,7 @@ from rvos_deploy.files import discard
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.ui.levels import Levels, levels_render, masks_at
-from rvos_deploy.video import open_video
+from rvos_deploy.video import VideoReader, open_video
 from rvos_deploy.video.drawing.overlay import draw_overlay
 from rvos_deploy.video.frames import Frame, Image, VideoInfo
 
@@ -40,7 +42,7 @@ class Limits:
     """
 
     frames: int = 2000
-    pixels: int = 1920 * 1088
+    pixels: int = 3840 * 2160
     expressions: int = 8
     letters: int = 300
 
@@ -71,7 +73,7 @@ class VideoSession(Closeable):
 
     Attributes:
         expressions: the sentences.
-        source: the video's file.
+        source: a copy of the video's file, which lives as long as the session.
     """
 
     def __init__(
@@ -86,20 +88,20 @@ class VideoSession(Closeable):
 
         Raises RvosError: the video cannot be read.
         """
-        self.expressions, self.source = tuple(expressions), source
+        self.expressions = tuple(expressions)
         self._limits = limits
-        reader = open_video(source, max_frames=limits.frames)
-        try:
-            self.info: VideoInfo = reader.info
-            if self.info.width * self.info.height > limits.pixels:
-                raise InputError(
-                    f"The video has {self.info.width}x{self.info.height} pixels: at most "
-                    f"{limits.pixels} are accepted here"
-                )
-        except BaseException:
-            reader.close()
-            raise
         self._folder = Path(tempfile.mkdtemp(prefix="video-", dir=folder))
+        try:
+            # What was uploaded is removed after a while, and downloads read the video again.
+            self.source = self._folder / f"video{source.suffix}"
+            _link_or_copy(source, self.source)
+            reader = self._opened()
+        except RvosError as error:
+            discard(self._folder)
+            raise InputError(str(error).replace(str(self.source), source.name)) from error
+        except BaseException:
+            discard(self._folder)
+            raise
         self._frames: list[Kept] = []
         self._levels: dict[int, tuple[Levels, ...]] = {}
         self._changed = threading.Condition()
@@ -113,6 +115,17 @@ class VideoSession(Closeable):
         threading.Thread(
             target=self._work, args=(segmenter, reader), name="ui video", daemon=True
         ).start()
+
+    def _opened(self) -> VideoReader:
+        reader = open_video(self.source, max_frames=self._limits.frames)
+        self.info: VideoInfo = reader.info
+        if self.info.width * self.info.height > self._limits.pixels:
+            reader.close()
+            raise InputError(
+                f"The video has {self.info.width}x{self.info.height} pixels: at most "
+                f"{self._limits.pixels} are accepted here"
+            )
+        return reader
 
     @property
     def size(self) -> tuple[int, int]:
@@ -181,7 +194,7 @@ class VideoSession(Closeable):
         if self._ended:
             discard(self._folder)
 
-    def _work(self, segmenter: Segmenter, reader: object) -> None:
+    def _work(self, segmenter: Segmenter, reader: VideoReader) -> None:
         try:
             self._segment(segmenter, reader)
         except RvosError as error:
@@ -195,21 +208,21 @@ class VideoSession(Closeable):
         if self._closed:
             discard(self._folder)
 
-    def _segment(self, segmenter: Segmenter, reader: object) -> None:
+    def _segment(self, segmenter: Segmenter, reader: VideoReader) -> None:
         settings = StreamSettings(mode="online")
         render = levels_render(0.5, self._levels.__setitem__)
         with (
-            reader,  # type: ignore[attr-defined]
+            reader,
             segmenter.stream(self.expressions, settings, render=render, keep_images=True) as stream,
         ):
-            for frame in reader:  # type: ignore[attr-defined]
+            for frame in reader:
                 for result in stream.push(frame):
                     self._keep(result.frame)
                 if self._stopping:
                     self.stopped = True
                     return
-            if reader.damage and not self.count:  # type: ignore[attr-defined]
-                raise InputError(reader.damage)  # type: ignore[attr-defined]
+            if reader.damage and not self.count:
+                raise InputError(reader.damage)
 
     def _keep(self, frame: Frame) -> None:
         image = frame.host_image()
@@ -223,3 +236,12 @@ class VideoSession(Closeable):
 
     def _picture(self, number: int) -> Path:
         return self._folder / f"{number:06d}.jpg"
+
+
+def _link_or_copy(source: Path, copy: Path) -> None:
+    try:
+        os.link(source, copy)
+    except FileNotFoundError as error:
+        raise InputError("The video is here no longer; drop it into the box again") from error
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, copy)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from rvos_deploy.datasets.moving_sprites import sample_video
@@ -177,6 +178,34 @@ def test_only_what_a_visitor_has_is_served(tab: Tab, address: str) -> None:
     """Neither a file of the machine, nor one of the working directory."""
     for name in ("/etc/passwd", str(Path.cwd() / "pyproject.toml"), "pyproject.toml", __file__):
         assert tab.context.request.get(f"{address}/gradio_api/file={name}").status == 403
+
+
+def test_a_tab_that_is_closed_in_the_middle(browser: Any, address: str) -> None:
+    """The page's process prints no traceback: see the end of ``address``."""
+    one = Tab(browser, address)
+    one.segment()
+    expect(one.progress).to_contain_text(re.compile(r"Frame \d+ of 48"), timeout=PATIENCE)
+    one.context.close()
+
+
+def test_pages_of_other_sites_are_refused(address: str) -> None:
+    own = address.removeprefix("http://")
+    port = own.rpartition(":")[2]
+    for path in ("/config", "/gradio_api/queue/join", "/gradio_api/upload"):
+        for host, origin, expected in (
+            (own, None, True),
+            (own, f"http://{own}", True),
+            (f"localhost:{port}", f"http://localhost:{port}", True),
+            (own, "http://evil.example", False),
+            (own, "null", False),
+            (f"x.localhost:{port}", "http://evil.example", False),
+            (f"x.localhost:{port}", None, False),
+            ("evil.example", "http://evil.example", False),
+        ):
+            headers = {"host": host} | ({} if origin is None else {"origin": origin})
+            for method in ("GET", "POST"):
+                answer = httpx.request(method, f"{address}{path}", headers=headers, trust_env=False)
+                assert (answer.status_code != 403) == expected, (path, host, origin, method)
 
 
 def test_two_tabs_are_apart(tab: Tab, browser: Any, address: str) -> None:

@@ -20,7 +20,7 @@ from rvos_deploy.ui.camera_session import CameraSession
 from rvos_deploy.ui.downloads import write_downloads
 from rvos_deploy.ui.levels import Levels, levels_render, masks_at
 from rvos_deploy.ui.video_session import Limits, VideoSession, read_expressions
-from rvos_deploy.ui.visitors import Visitors
+from rvos_deploy.ui.visitors import CAMERA_SECONDS, IDLE_SECONDS, Visitors
 from rvos_deploy.video import read_video
 
 TEXTS = ["the star that moves to the left", "everything that moves", "the disc"]
@@ -165,8 +165,8 @@ def test_a_camera_follows_what_the_text_says(segmenter: Segmenter, clip: Path) -
         third = camera.segment(images[2], TEXTS[1:], 0.3)
         assert third is not None
         assert third.texts == tuple(TEXTS[1:])
-        with pytest.raises(InputError, match="2000x2000 pixels"):
-            camera.segment(np.zeros((2000, 2000, 3), np.uint8), TEXTS, 0.3)
+        with pytest.raises(InputError, match="4000x2100 pixels"):
+            camera.segment(np.zeros((2100, 4000, 3), np.uint8), TEXTS, 0.3)
         with ThreadPoolExecutor(4) as threads:  # the newest frame wins
             several = list(threads.map(lambda image: camera.segment(image, TEXTS, 0.3), images))
         done = [one for one in several if one is not None]
@@ -174,13 +174,29 @@ def test_a_camera_follows_what_the_text_says(segmenter: Segmenter, clip: Path) -
         assert camera.frames == 3 + len(done)
 
 
+@pytest.fixture
+def make_visitors(segmenter: Segmenter, tmp_path: Path) -> Callable[[int], Visitors]:
+    def make(most: int) -> Visitors:
+        folders = tmp_path / "own", tmp_path / "served"
+        for folder in folders:
+            folder.mkdir()
+        return Visitors(segmenter, LIMITS, most, *folders)
+
+    return make
+
+
+def wait_until_empty(*folders: Path) -> None:
+    deadline = time.monotonic() + 60
+    while left := [file for folder in folders for file in folder.iterdir()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
 def test_visitors_are_apart_and_leave_nothing(
-    segmenter: Segmenter, clip: Path, tmp_path: Path
+    make_visitors: Callable[[int], Visitors], clip: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "files"
-    folder.mkdir()
     sample_video(tmp_path / "long.mp4", seed=0, frames=60)
-    visitors = Visitors(segmenter, LIMITS, 1, folder)
+    visitors = make_visitors(1)
     one, two = visitors.of("one"), visitors.of("two")
     assert visitors.of("one") is one
     assert one is not two
@@ -197,9 +213,105 @@ def test_visitors_are_apart_and_leave_nothing(
     assert one.new_folder() != one.new_folder()
     visitors.leave("one")
     visitors.leave("unknown")
+    with pytest.raises(InputError, match="reload it"):
+        one.start_video(str(clip), "a")  # a request that was on its way
     visitors.close()
     assert len(visitors) == 0
-    deadline = time.monotonic() + 60
-    while left := list(folder.iterdir()):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    wait_until_empty(visitors.folder, visitors.served)
+
+
+def test_many_starts_of_one_visitor_leave_one_session(
+    make_visitors: Callable[[int], Visitors], clip: Path, tmp_path: Path
+) -> None:
+    sample_video(tmp_path / "long.mp4", seed=0, frames=60)
+    visitors = make_visitors(1)
+    one = visitors.of("one")
+    with ThreadPoolExecutor(4) as threads:
+        source = str(tmp_path / "long.mp4")
+        sessions = list(threads.map(lambda number: one.start_video(source, "a"), range(4)))
+    (kept,) = [session for session in sessions if session is one.video]
+    for session in sessions:
+        if session is not kept:
+            wait(session)
+            assert session.count < 60
+    with pytest.raises(InputError, match="1 visitors are busy"):
+        visitors.of("two").start_video(str(clip), "a")
+    visitors.close()
+    wait_until_empty(visitors.folder, visitors.served)
+
+
+def test_a_place_is_free_again_when_a_start_fails(
+    make_visitors: Callable[[int], Visitors], clip: Path, tmp_path: Path
+) -> None:
+    visitors = make_visitors(1)
+    (tmp_path / "no.mp4").write_bytes(b"no video")
+    for source, found in (("no.mp4", "no.mp4 is not a video"), ("gone.mp4", "here no longer")):
+        with pytest.raises(InputError, match=found) as refused:
+            visitors.of("one").start_video(str(tmp_path / source), "a")
+        assert str(visitors.folder) not in str(refused.value)
+    wait(visitors.of("two").start_video(str(clip), "a"))
+    visitors.close()
+    wait_until_empty(visitors.folder, visitors.served)
+
+
+def test_a_silent_camera_frees_its_place(
+    make_visitors: Callable[[int], Visitors], clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visitors, ahead = make_visitors(1), [0.0]
+    clock = time.monotonic
+    monkeypatch.setattr("rvos_deploy.ui.camera_session.time.monotonic", lambda: clock() + ahead[0])
+    one, two = visitors.of("one"), visitors.of("two")
+    camera = one.open_camera()
+    visitors.sweep()
+    with pytest.raises(InputError, match="1 visitors are busy"):
+        two.open_camera()
+    ahead[0] = CAMERA_SECONDS + 0.1
+    two.open_camera()
+    assert camera.silent(CAMERA_SECONDS)
+    visitors.sweep()
+    assert one.camera is None
+    assert two.camera is not None
+    visitors.close()
+
+
+def test_what_a_silent_visitor_left_is_removed(
+    make_visitors: Callable[[int], Visitors], clip: Path
+) -> None:
+    visitors = make_visitors(1)
+    for name in ("gone", "here"):
+        wait(visitors.of(name).start_video(str(clip), "a"))
+        visitors.of(name).show(np.zeros((8, 8, 3), np.uint8))
+    visitors.sweep()
+    assert len(visitors) == 2
+    visitors.of("gone").used -= IDLE_SECONDS
+    visitors.sweep()
+    assert len(visitors) == 1
+    assert len(list(visitors.folder.iterdir())) == len(list(visitors.served.iterdir())) == 1
+    visitors.close()
+    wait_until_empty(visitors.folder, visitors.served)
+
+
+def test_few_visitors_keep_results(make_visitors: Callable[[int], Visitors], clip: Path) -> None:
+    visitors = make_visitors(1)
+    for number in range(6):  # as from a program that invents names
+        wait(visitors.of(str(number)).start_video(str(clip), "a"))
+    visitors.sweep()
+    assert len(visitors) == 4
+    assert len(list(visitors.folder.iterdir())) == 4
+    assert visitors.of("0").video is None  # the oldest
+    assert visitors.of("5").video is not None
+    visitors.close()
+
+
+def test_shown_pictures_are_files_of_their_own_and_few(
+    make_visitors: Callable[[int], Visitors],
+) -> None:
+    visitors = make_visitors(1)
+    image = np.full((8, 12, 3), 90, dtype=np.uint8)
+    files = [Path(visitors.of("one").show(image)) for _ in range(200)]
+    assert len(set(files)) == 200
+    left = [file for file in files if file.exists()]
+    assert left == files[-50:]
+    assert visitors.served in files[0].parents
+    visitors.leave("one")
+    wait_until_empty(visitors.served)
