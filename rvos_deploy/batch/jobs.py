@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rvos_deploy.batch.expressions_file import ExpressionsFile
-from rvos_deploy.batch.status_file import STATUS
+from rvos_deploy.batch.status_file import JOURNAL, STATUS
 from rvos_deploy.errors import InputError
 from rvos_deploy.overlap import refuse_overlap, source_files
 from rvos_deploy.redaction import redact
@@ -193,7 +193,7 @@ def _output_names(videos: Sequence[str]) -> dict[str, str]:
     Names are compared without case, because some file systems do so.
     """
     names: dict[str, str] = {}
-    taken = {STATUS.casefold(): "the status file"}
+    taken = dict.fromkeys((STATUS.casefold(), JOURNAL.casefold()), "the status file")
     for video in videos:
         name = output_name(video)
         if not name or name.startswith("."):
@@ -223,7 +223,9 @@ def refuse_replaced_inputs(jobs: Sequence[Job], others: Iterable[Path], out: Pat
         InputError: an input lies in an output folder of the batch, or contains one.
     """
     inputs = [path for job in jobs for path in _inputs(job.video)]
-    refuse_overlap([*inputs, *others], [out / STATUS, *(out / job.name for job in jobs)])
+    refuse_overlap(
+        [*inputs, *others], [out / STATUS, out / JOURNAL, *(out / job.name for job in jobs)]
+    )
 
 
 def _inputs(video: str) -> list[Path]:

@@ -85,11 +85,15 @@ class Schedule:
                     self._assign(out)
                     self._collect(_POLL)
                     self._show_running()
+                    self._status.write_if_due()
                     stopping.check()
+                self._status.write()
             except self._ray.exceptions.RayError as error:
                 raise BackendError(f"Ray failed: {one_line(error)}; see --debug") from error
             finally:
                 self._stop_running()
+                with suppress(RvosError):  # the first error is the one
+                    self._status.write()
 
     def _assign(self, out: Path) -> None:
         changes = {}

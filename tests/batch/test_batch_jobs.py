@@ -146,6 +146,7 @@ def test_some_videos_of_the_file(files: list[str], tmp_path: Path) -> None:
         (("a.mp4", "A.mp4"), "a.mp4 and A.mp4 would both"),  # some file systems ignore case
         (("a.mp4", "a.mp4"), "a.mp4 and a.mp4 would both"),
         (("batch.json.mp4",), "the status file and batch.json.mp4 would both"),
+        (("batch.journal.mp4",), "the status file and batch.journal.mp4 would both"),
         ((".mp4",), "gives no name"),
         (("-",), "may have no end; .* use 'rvos-deploy run'"),
         (("rtsp://host/live",), "may have no end"),
@@ -165,7 +166,7 @@ def test_a_video_without_an_expression(files: list[str], tmp_path: Path) -> None
 def test_no_output_replaces_an_input(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "a").mkdir(parents=True)
-    for name in ("clip.mp4", "a/overlay.mp4", "batch.json"):
+    for name in ("clip.mp4", "a/overlay.mp4", "batch.json", "batch.journal"):
         (out / name).write_bytes(b"x")
 
     def check(video: Path, *others: Path) -> None:
@@ -181,6 +182,8 @@ def test_no_output_replaces_an_input(tmp_path: Path) -> None:
             check(video)
     with pytest.raises(InputError, match=r"batch\.json is an input of this command"):
         check(out / "clip.mp4", out / "batch.json")
+    with pytest.raises(InputError, match=r"batch\.journal is an input of this command"):
+        check(out / "clip.mp4", out / "batch.journal")
 
 
 def test_what_makes_a_video_due_again(tmp_path: Path) -> None:

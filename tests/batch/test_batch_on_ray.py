@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -16,8 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from rvos_deploy.batch.status_file import read_status
 from rvos_deploy.files import holding
 
 # Found, not imported: a batch sets Ray's variables before.
@@ -27,10 +28,8 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 
 
 def status(out: Path) -> dict[str, Any]:
-    try:
-        return json.loads((out / "batch.json").read_text())["videos"]
-    except FileNotFoundError:
-        return {}
+    """What a batch knows that begins now."""
+    return {name: msgspec.to_builtins(one) for name, one in read_status(out).items()}
 
 
 def states(out: Path) -> dict[str, str]:
