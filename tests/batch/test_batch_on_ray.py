@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -291,6 +292,18 @@ def test_on_a_cluster(
             assert (code, stderr) == (0, "")
             assert stdout == f"2 videos: 2 done -> {tmp_path / 'out'}\n"
             assert cluster.poll() is None
+
+            # No machine has the cores of one worker: Ray would wait and say nothing.
+            where = ("--address", f"127.0.0.1:{port}")
+            starved = batch(videos, *where, "--cpus", 3, out="starved")
+            stderr = starved.child.stderr
+            assert select.select([stderr], [], [], 120)[0]
+            line = stderr.readline()
+            assert line.startswith("warning: a worker needs 3 CPUs and 0 GPUs, and no machine of ")
+            assert "(machines: 2 CPUs and 0 GPUs); nothing runs until one joins" in line
+            starved.child.send_signal(signal.SIGTERM)
+            assert starved.end()[0] == 143
+            assert set(states(tmp_path / "starved").values()) == {"waiting"}
         finally:
             cluster.terminate()
             cluster.wait(60)
