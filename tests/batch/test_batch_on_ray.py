@@ -278,9 +278,9 @@ def test_on_a_cluster(
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         cluster = subprocess.Popen(
-            [Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={port}",
-             "--node-ip-address=127.0.0.1", "--num-cpus=2", "--include-dashboard=false",
-             "--disable-usage-stats", f"--temp-dir={folder}"],
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
+             f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2",
+             "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
