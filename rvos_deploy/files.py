@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -378,15 +378,7 @@ def sync(path: Path) -> None:
     """
     if sys.platform == "win32" and path.is_dir():  # folders cannot be opened there
         return
-    # Windows flushes only what may be written.
-    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise
-    finally:
-        os.close(descriptor)
+    _synced(path, os.fsync)
 
 
 def sync_file_system(folder: Path) -> None:
@@ -407,12 +399,26 @@ def sync_file_system(folder: Path) -> None:
     if wait is None:
         os.sync()
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if wait(descriptor) != 0 and (number := ctypes.get_errno()) not in _NO_SYNC:
+
+    def sync_all(descriptor: int) -> None:
+        if wait(descriptor) != 0:
+            number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(folder))
-    finally:
-        os.close(descriptor)
+
+    _synced(folder, sync_all)
+
+
+def _synced(path: Path, wait: Callable[[int], None]) -> None:
+    try:
+        # Windows flushes only what may be written.
+        descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+        try:
+            wait(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def sha256_file(path: Path) -> str:

@@ -358,3 +358,20 @@ def test_waiting_for_the_disk_ignores_only_file_systems_that_cannot_wait(
         else:
             with pytest.raises(OSError, match="Input/output error"):
                 files.sync(tmp_path)
+
+
+def test_what_may_not_be_opened_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, flags: int) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    files.sync(tmp_path)
+    files.sync_file_system(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError):
+        files.sync(tmp_path / "none")
+    if sys.platform.startswith("linux"):
+        with pytest.raises(FileNotFoundError):
+            files.sync_file_system(tmp_path / "none")

@@ -141,8 +141,9 @@ class StatusFile:
         self._next = time.monotonic() + max(_PAUSE, len(text) / _RATE)
 
     def _append(self, ended: Mapping[str, VideoStatus]) -> None:
+        # The first line break ends a line that a full disk cut off.
         lines = [
-            msgspec.json.encode(_Line(schema=SCHEMA, name=name, status=one)) + b"\n"
+            b"\n" + msgspec.json.encode(_Line(schema=SCHEMA, name=name, status=one)) + b"\n"
             for name, one in ended.items()
         ]
         # The first update removed what stood there, so the lines follow lines of this batch.
@@ -180,17 +181,14 @@ def _read_whole(path: Path) -> dict[str, VideoStatus]:
 
 
 def _read_journal(path: Path) -> dict[str, VideoStatus]:
-    """Read the lines of a journal; a kill or a power cut may have cut off the last one."""
+    """Read the lines of a journal; a kill, a power cut or a full disk may have cut some off."""
     found: dict[str, VideoStatus] = {}
-    lines = (_read(path) or b"").split(b"\n")
-    while lines and not lines[-1]:
-        lines.pop()
-    for number, text in enumerate(lines, start=1):
+    for text in (_read(path) or b"").split(b"\n"):
         try:
             line = msgspec.json.decode(text, type=_Line)
         except msgspec.DecodeError as error:
-            if number == len(lines) and _is_cut(text):
-                break
+            if _is_cut(text):
+                continue
             raise _strange(path, error) from error
         found[line.name] = line.status
     return found

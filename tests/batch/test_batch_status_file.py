@@ -141,7 +141,7 @@ def test_what_ended_is_read_after_a_kill_at_any_moment(tmp_path: Path, clock: Cl
     for name in "ab":
         file.update({name: of_state("done")})
     lines = (tmp_path / JOURNAL).read_bytes()
-    first = lines.index(b"\n") + 1
+    first = lines.index(b"\n", 1) + 1
     for length in range(first, len(lines) + 1):
         for rest in (b"", b"\0" * 8):
             (tmp_path / JOURNAL).write_bytes(
@@ -150,6 +150,10 @@ def test_what_ended_is_read_after_a_kill_at_any_moment(tmp_path: Path, clock: Cl
             found = {name: one.state for name, one in read_status(tmp_path).items()}
             last = "done" if length >= len(lines) - (not rest) else "waiting"
             assert found == {"a": "done", "b": last, "c": "waiting"}, (length, rest)
+    # A full disk cuts off a line, and later ones fit.
+    (tmp_path / JOURNAL).write_bytes(lines[: first - 9] + lines[first:])
+    assert [one.state for one in read_status(tmp_path).values()] == ["waiting", "done", "waiting"]
+    (tmp_path / JOURNAL).write_bytes(lines)
     # The next batch takes the lines into the whole file, even if nothing is due.
     StatusFile(tmp_path, "").update({})
     assert whole(tmp_path) == {"a": "done", "b": "done", "c": "waiting"}
