@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -32,7 +32,10 @@ _SUFFIX = ".part"
 _RANDOM = 12  # hex digits in a temporary's name
 _LONGEST = 40  # characters kept of a name, so that the whole name fits the system's 255 bytes
 _STREAM = re.compile(r"/(?:dev|proc/(?:self|thread-self))/fd/(\d+)|/dev/(stdin|stdout|stderr)")
+_TRIES = 100  # names for a temporary folder; another process rarely takes even one
 _NO_LOCKS = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+# What a file system answers that has nothing to wait for, or does not let this user wait.
+_NO_SYNC = {errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EROFS, errno.EACCES}
 
 _temporaries: dict[Path, int | None] = {}
 """Temporary paths; a folder has the descriptor that holds its lock while the process lives."""
@@ -75,20 +78,38 @@ def create_temporary_folder(path: Path) -> Path:
             if stale.is_dir() and (lock := _lock(stale, only=True)) is not None:
                 discard(stale)  # its process has ended
                 os.close(lock)
-    temporary = _temporary_name(path)
-    with _creating:
-        _temporaries[temporary] = None
-        try:
-            temporary.mkdir()
-        except OSError:
-            _forget(temporary)
-            raise
+    for _ in range(_TRIES):
+        temporary = _temporary_name(path)
+        with _creating:
+            _temporaries[temporary] = None
+            try:
+                temporary.mkdir()
+            except OSError:
+                _forget(temporary)
+                raise
+        if _keep(temporary):
+            return temporary
+        discard(temporary)
+    raise OSError(errno.EBUSY, "other processes removed each new temporary folder", str(path))
+
+
+def _keep(temporary: Path) -> bool:
+    """Lock a new temporary folder; return False where another process takes it for a stale one.
+
+    Until the lock is there, the folder looks like that of a process that has ended.
+    """
     try:
-        _temporaries[temporary] = _lock(temporary)
+        lock = _lock(temporary)
+    except FileNotFoundError:
+        return False
     except OSError:
         discard(temporary)
         raise
-    return temporary
+    if lock is None:
+        return False
+    _temporaries[temporary] = lock
+    # The other process may have removed the folder before the lock of what was opened.
+    return temporary.is_dir()
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
@@ -160,16 +181,21 @@ def discard_stale(folder: Path, name: str) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary file, which becomes ``path`` if the block succeeds, else is removed.
 
     A symlink at ``path`` is replaced, never followed. For an output file that a user named, use
-    ``writing``.
+    ``writing``. ``durable``: after a power cut, ``path`` is the old file or the new one; at the end
+    of the block, the new one is on the disk.
     """
     temporary = create_temporary(path)
     try:
         yield temporary
+        if durable:
+            sync(temporary)  # first the content, so that the name never leads to an empty file
         put_in_place(temporary, path)
+        if durable:
+            sync(path.parent)
     finally:
         discard(temporary)
 
@@ -343,6 +369,56 @@ def holding(folder: Path, purpose: str) -> Iterator[None]:
         except OSError as error:
             raise InputError(cannot_write(folder, error)) from error
         yield
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Raises OSError: the disk failed. File systems that cannot wait are not waited for.
+    """
+    if sys.platform == "win32" and path.is_dir():  # folders cannot be opened there
+        return
+    _synced(path, os.fsync)
+
+
+def sync_file_system(folder: Path) -> None:
+    """Wait until all that was written to a folder's file system is on the disk.
+
+    For hundreds of small files this is far faster than ``sync`` of each. Systems other than Linux
+    begin to write, and may not wait.
+
+    Raises OSError: the disk failed.
+    """
+    if not sys.platform.startswith("linux"):
+        if hasattr(os, "sync"):
+            os.sync()
+        return
+    import ctypes
+
+    wait = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if wait is None:
+        os.sync()
+        return
+
+    def sync_all(descriptor: int) -> None:
+        if wait(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+
+    _synced(folder, sync_all)
+
+
+def _synced(path: Path, wait: Callable[[int], None]) -> None:
+    try:
+        # Windows flushes only what may be written.
+        descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+        try:
+            wait(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def sha256_file(path: Path) -> str:

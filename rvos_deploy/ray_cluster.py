@@ -31,6 +31,8 @@ _LONGEST_TEMPORARY = 12
 _PATIENCE = 1.0
 # Seconds in which a cluster accepts a connection.
 _CONNECT_PATIENCE = 10.0
+# Kinds of machines that a warning lists.
+_MOST_LISTED = 3
 
 _ENVIRONMENT = {
     # Ray sends nothing to its makers.
@@ -181,12 +183,42 @@ def _check_local(ray: ModuleType, shares: Shares) -> None:
 
 
 def count_workers(ray: ModuleType, shares: Shares) -> int:
-    """Return the number of workers that fit the connected machines."""
-    found = ray.cluster_resources()
-    counts = [int(found.get("CPU", 0) // shares.cpus)]
+    """Return the number of workers that fit the connected machines; none is spread over two."""
+    return sum(_fitting(cpus, gpus, shares) for cpus, gpus in _machines(ray))
+
+
+def describe_lack(ray: ModuleType, shares: Shares) -> str | None:
+    """Say in one line why no worker fits any machine; None: one fits.
+
+    Ray lets such a worker wait for a machine that joins later, and says nothing.
+    """
+    if count_workers(ray, shares):
+        return None
+    found = sorted({_amounts(cpus, gpus) for cpus, gpus in _machines(ray)})
+    listed = ", ".join(found[:_MOST_LISTED]) or "none"
+    more = f", and {len(found) - _MOST_LISTED} more kinds" if len(found) > _MOST_LISTED else ""
+    return (
+        f"a worker needs {_amounts(shares.cpus, shares.gpus)}, and no machine of the cluster has "
+        f"that (machines: {listed}{more}); nothing runs until one joins: add it, or stop this and "
+        "lower --cpus or --gpus"
+    )
+
+
+def _machines(ray: ModuleType) -> list[tuple[float, float]]:
+    """List the CPUs and GPUs of each machine."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(machine.get("CPU", 0), machine.get("GPU", 0)) for machine in found]
+
+
+def _fitting(cpus: float, gpus: float, shares: Shares) -> int:
+    counts = [int(cpus // shares.cpus)]
     if shares.gpus:
-        counts.append(int(found.get("GPU", 0) // shares.gpus))
+        counts.append(int(gpus // shares.gpus))
     return min(counts)
+
+
+def _amounts(cpus: float, gpus: float) -> str:
+    return f"{cpus:g} CPU{'' if cpus == 1 else 's'} and {gpus:g} GPU{'' if gpus == 1 else 's'}"
 
 
 def _local_options(shares: Shares, stack: ExitStack) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -274,3 +275,103 @@ def test_a_private_file_is_one_that_nobody_else_can_have_written(tmp_path: Path)
         os.chown(file, 12345, -1)
         with pytest.raises(PermissionError, match="another user may have written it"):
             read_regular_file(file, 10, private=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+@pytest.mark.parametrize("moment", ["while it is locked", "before it is opened", "before the lock"])
+def test_a_new_folder_that_another_process_takes_for_a_stale_one_gets_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Between the creation of a folder and its lock, it looks like one of a dead process."""
+    import fcntl
+
+    lock, flock, taken = files._lock, fcntl.flock, []
+
+    def lock_late(folder: Path, *, only: bool = False) -> int | None:
+        if not taken and not only:
+            taken.append(folder)
+            if moment == "before it is opened":
+                folder.rmdir()
+            elif moment == "while it is locked":
+                with locked(folder, "removing"):
+                    return lock(folder, only=only)
+        return lock(folder, only=only)
+
+    def flock_late(descriptor: int, operation: int) -> None:
+        if moment == "before the lock" and taken and taken[0].exists():
+            taken[0].rmdir()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(files, "_lock", lock_late)
+    monkeypatch.setattr(fcntl, "flock", flock_late)
+    folder = files.create_temporary_folder(tmp_path / "work")
+    monkeypatch.undo()
+    assert len(taken) == 1
+    assert folder != taken[0]
+    assert names(tmp_path) == [folder.name]
+    assert lock(folder, only=True) is None  # it is ours, so nobody removes it
+    discard(folder)
+    assert taken[0] not in files._temporaries
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+def test_folders_that_are_always_taken_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_lock", lambda folder, *, only=False: None)
+    with pytest.raises(OSError, match="removed each new temporary folder"):
+        files.create_temporary_folder(tmp_path / "work")
+    assert not names(tmp_path)
+
+
+def test_a_durable_file_is_on_the_disk_before_its_name_leads_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, steps, sync = tmp_path / "a.json", [], files.sync
+
+    def note(path: Path) -> None:
+        steps.append((path == tmp_path, file.read_text()))
+        sync(path)
+
+    file.write_text("before")
+    monkeypatch.setattr(files, "sync", note)
+    with replacing(file, durable=True) as temporary:
+        temporary.write_text("after")
+    assert steps == [(False, "before"), (True, "after")]
+    with replacing(file) as temporary:
+        temporary.write_text("later")
+    assert len(steps) == 2
+
+
+def test_waiting_for_the_disk_ignores_only_file_systems_that_cannot_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.sync_file_system(tmp_path)
+    for number, passes in ((errno.EINVAL, True), (errno.EIO, False)):
+
+        def fail(descriptor: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fail)
+        if passes:
+            files.sync(tmp_path)
+        else:
+            with pytest.raises(OSError, match="Input/output error"):
+                files.sync(tmp_path)
+
+
+def test_what_may_not_be_opened_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, flags: int) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    files.sync(tmp_path)
+    files.sync_file_system(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError):
+        files.sync(tmp_path / "none")
+    if sys.platform.startswith("linux"):
+        with pytest.raises(FileNotFoundError):
+            files.sync_file_system(tmp_path / "none")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rvos_deploy.batch.expressions_file import ExpressionsFile
-from rvos_deploy.batch.status_file import STATUS
+from rvos_deploy.batch.status_file import JOURNAL, STATUS
 from rvos_deploy.errors import InputError
 from rvos_deploy.overlap import refuse_overlap, source_files
 from rvos_deploy.redaction import redact
 from rvos_deploy.video.sources.registry import has_end
+
+_PATTERN = set("%*?[")
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,16 @@ def make_jobs(videos: Sequence[str], file: ExpressionsFile) -> Jobs:
     """Return one job for each video, in the order of ``videos``.
 
     The file names a video by its path (from its own folder or the working directory), by its file
-    name, or by its file name without suffix. Without ``videos``, all videos of the file are taken.
+    name, or by its file name without suffix. Without ``videos``, all videos of the file are taken;
+    each must exist.
 
     Raises:
         InputError: a video has no expression, has no end, or would share its output folder with
-            another one; or there is no video.
+            another one; a name of the file leads to no video or to several; or there is no video.
     """
-    named = {row.video: None for row in file.rows if row.video is not None}
-    given = list(videos) or [str(file.folder / name) for name in named]
+    named = list({row.video: None for row in file.rows if row.video is not None})
+    used = {} if videos else _existing_videos(named, file)
+    given = list(videos) or list(dict.fromkeys(used.values()))
     if not given:
         raise InputError(
             f"no video given, and {file.path} names none; give videos, or a column 'video'"
@@ -57,7 +61,7 @@ def make_jobs(videos: Sequence[str], file: ExpressionsFile) -> Jobs:
                 "'rvos-deploy run' for it, or copy it into a file"
             )
     names = _output_names(given)
-    used = _videos_by_row(given, named, file.folder)
+    used = used or _videos_by_row(given, named, file.folder)
     texts: dict[str, list[str]] = {video: [] for video in given}
     for row in file.rows:
         if row.video is None:
@@ -76,17 +80,111 @@ def make_jobs(videos: Sequence[str], file: ExpressionsFile) -> Jobs:
 
 
 def _videos_by_row(given: Sequence[str], named: Iterable[str], folder: Path) -> dict[str, str]:
-    """Return the video of each name in the file, where there is one."""
-    places = {os.path.realpath(video): video for video in given}
-    names = {Path(video).name: video for video in given}
-    stems = {output_name(video): video for video in given}
+    """Return the video of each name in the file, where there is one.
+
+    Raises:
+        InputError: a name leads to the target of several links, all of which are given.
+    """
+    places = _by_key(given, _place)
+    targets = _by_key(given, os.path.realpath)
+    names = _by_key(given, lambda video: Path(video).name)
+    stems = _by_key(given, output_name)
     found = {}
     for name in named:
-        here, there = os.path.realpath(folder / name), os.path.realpath(name)
-        video = places.get(here) or places.get(there) or names.get(name) or stems.get(name)
-        if video is not None:
-            found[name] = video
+        here, there = str(folder / name), name
+        # A link's own place comes first, because several links may lead to one file.
+        videos = (
+            places.get(_place(here))
+            or places.get(_place(there))
+            or targets.get(os.path.realpath(here))
+            or targets.get(os.path.realpath(there))
+            or names.get(name)
+            or stems.get(name)
+        )
+        if videos is None:
+            continue
+        if len(videos) > 1:
+            raise InputError(
+                f"'{name}' of the expressions may be {videos[0]} or {videos[1]}; write one of "
+                "these in its place"
+            )
+        found[name] = videos[0]
     return found
+
+
+def _by_key(videos: Sequence[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for video in videos:
+        found.setdefault(key(video), []).append(video)
+    return found
+
+
+def _place(video: str) -> str:
+    """Return the absolute path of a video, of which the last part may be a link."""
+    path = Path(video)
+    return str(Path(os.path.realpath(path.parent), path.name))
+
+
+def _existing_videos(named: Sequence[str], file: ExpressionsFile) -> dict[str, str]:
+    """Return what each name in the file leads to, when no video is given.
+
+    Raises:
+        InputError: a name leads to nothing, or, without its suffix, to several files.
+    """
+    listings: dict[Path, dict[str, list[str]]] = {}
+    found: dict[str, str] = {}
+    places: dict[str, str] = {}
+    missing = []
+    for name in named:
+        video = _existing_video(name, file, listings)
+        if video is None:
+            missing.append(name)
+        else:
+            # Two spellings of one place are one video.
+            found[name] = places.setdefault(_place(video), video)
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise InputError(
+            f"{file.path} names {redact(missing[0])}{more}, which is neither in {file.folder} nor "
+            "in the working folder; correct the name, or give the videos"
+        )
+    return found
+
+
+def _existing_video(
+    name: str, file: ExpressionsFile, listings: dict[Path, dict[str, list[str]]]
+) -> str | None:
+    candidates = [str(file.folder / name), name]
+    for candidate in candidates:
+        if os.path.exists(candidate):  # noqa: PTH110 (Path.exists raises for names that are too long)
+            return candidate
+    for candidate in candidates:
+        path = Path(candidate)
+        if path.parent not in listings:
+            listings[path.parent] = _files_by_stem(path.parent, file.path)
+        files = listings[path.parent].get(path.name, [])
+        if len(files) > 1:
+            raise InputError(
+                f"'{name}' of {file.path} may be {files[0]} or {files[1]}; write it with its suffix"
+            )
+        if files:
+            return files[0]
+    for candidate in candidates:
+        # Patterns of file names; and what may have no end, which has its own refusal.
+        if (_PATTERN & set(candidate) and source_files(candidate)) or not has_end(candidate):
+            return candidate
+    return None
+
+
+def _files_by_stem(folder: Path, expressions: Path) -> dict[str, list[str]]:
+    """Return a folder's files by their names without suffix; the expressions are no video."""
+    itself = os.path.realpath(expressions)
+    try:
+        found = sorted(str(path) for path in folder.iterdir() if path.is_file())
+    except (OSError, ValueError):  # no folder, or a name that no file may have
+        return {}
+    videos = [path for path in found if os.path.realpath(path) != itself]
+    return _by_key(videos, lambda video: Path(video).stem)
 
 
 def _output_names(videos: Sequence[str]) -> dict[str, str]:
@@ -95,7 +193,7 @@ def _output_names(videos: Sequence[str]) -> dict[str, str]:
     Names are compared without case, because some file systems do so.
     """
     names: dict[str, str] = {}
-    taken = {STATUS.casefold(): "the status file"}
+    taken = dict.fromkeys((STATUS.casefold(), JOURNAL.casefold()), "the status file")
     for video in videos:
         name = output_name(video)
         if not name or name.startswith("."):
@@ -125,7 +223,9 @@ def refuse_replaced_inputs(jobs: Sequence[Job], others: Iterable[Path], out: Pat
         InputError: an input lies in an output folder of the batch, or contains one.
     """
     inputs = [path for job in jobs for path in _inputs(job.video)]
-    refuse_overlap([*inputs, *others], [out / STATUS, *(out / job.name for job in jobs)])
+    refuse_overlap(
+        [*inputs, *others], [out / STATUS, out / JOURNAL, *(out / job.name for job in jobs)]
+    )
 
 
 def _inputs(video: str) -> list[Path]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,13 +16,16 @@ from rvos_deploy.batch.sinks import batch_sinks
 from rvos_deploy.batch.worker import Outcome, VideoOptions, Worker
 from rvos_deploy.bundle.folder import open_bundle
 from rvos_deploy.errors import BackendError, InputError
+from rvos_deploy.files import holding, read_regular_file
 from rvos_deploy.graph_io.precision_hint import PrecisionHint
-from rvos_deploy.redaction import redact_command
+from rvos_deploy.redaction import redact, redact_command
 from rvos_deploy.runtime.segmenter_options import plan_segmenter
 from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video.sinks.registry import DEFAULT_SINKS
+from rvos_deploy.video.sinks.result_file import RESULT
 
 _COLUMNS = ("video", "expressions")
+_MAX_BYTES = 2**30
 
 
 class SegmentVideos:
@@ -30,8 +35,9 @@ class SegmentVideos:
 
         dataset.map_batches(SegmentVideos, fn_constructor_args=["out"], concurrency=2, num_cpus=4)
 
-    Rows have ``video`` (a path that every machine sees) and ``expressions`` (a list of texts); no
-    two videos may have one name. Added are ``folder``, ``state`` ("done", "damaged" or "failed"),
+    Rows have ``video`` (a path that every machine sees) and ``expressions`` (a list of texts). No
+    two videos may have one name: the second one fails, and so does a video whose folder holds the
+    results of another one. Added are ``folder``, ``state`` ("done", "damaged" or "failed"),
     ``frames``, ``seconds`` and ``error`` ("" if there is none). A video that fails stops no other.
     An instance can be pickled.
     """
@@ -89,11 +95,21 @@ class SegmentVideos:
             if name not in batch:
                 raise InputError(f"the column '{name}' is missing; found {', '.join(batch)}")
         videos, texts = (list(batch[name]) for name in _COLUMNS)
-        folders = [self._out / output_name(str(video)) for video in videos]
-        outcomes = [
-            self._segment(Job(folder.name, str(video), tuple(map(str, some))), folder)
-            for video, some, folder in zip(videos, texts, folders, strict=True)
+        jobs = [
+            self._job(str(video), tuple(map(str, some)))
+            for video, some in zip(videos, texts, strict=True)
         ]
+        folders = [self._out / job.name for job in jobs]
+        taken: dict[str, int] = {}
+        outcomes = []
+        for number, (job, folder) in enumerate(zip(jobs, folders, strict=True)):
+            # Names are compared without case, because some file systems do so.
+            first = taken.setdefault(job.name.casefold(), number)
+            if first == number:
+                outcomes.append(self._segment(job, folder))
+            else:
+                other = redact(jobs[first].video)
+                outcomes.append(Outcome("failed", error=_taken(folder, other, job.video)))
         return {
             **batch,
             "folder": np.array([str(folder) for folder in folders]),
@@ -103,9 +119,52 @@ class SegmentVideos:
             "error": np.array([one.error or "" for one in outcomes]),
         }
 
+    def _job(self, video: str, texts: tuple[str, ...]) -> Job:
+        """Name a file by its absolute path, which the result records and tells it from others."""
+        path = Path(self._videos.folder, video)
+        chosen = str(path) if path.exists() else video
+        return Job(output_name(chosen), chosen, texts)
+
     def _segment(self, job: Job, folder: Path) -> Outcome:
         self._worker = self._worker or Worker(self._options, self._videos)
-        outcome = self._worker.segment(job, folder)
+        try:
+            # Locked before the look, because another actor may write there meanwhile.
+            with holding(folder, "writing into"):
+                other = self._other_video(job, folder)
+                if other is not None:
+                    return Outcome("failed", error=_taken(folder, other, job.video))
+                outcome = self._worker.segment(job, folder)
+        except InputError as error:
+            return Outcome("failed", error=str(error))
         if outcome.state == "unusable":
             raise BackendError(outcome.error or "the segmenter cannot be loaded")
         return outcome
+
+    def _other_video(self, job: Job, folder: Path) -> str | None:
+        """Return the video whose results lie in a folder, if it is another one than the job's."""
+        try:
+            content = read_regular_file(folder / RESULT, _MAX_BYTES)
+            recorded = msgspec.json.decode(content, type=_Result).settings.video
+        except (OSError, msgspec.DecodeError):  # a run of the worker says what is wrong there
+            return None
+        # ``run`` records the path that it was given.
+        places = {
+            os.path.realpath(Path(self._videos.folder, video))
+            for video in (recorded, redact(job.video))
+        }
+        return recorded if len(places) > 1 else None
+
+
+class _Settings(msgspec.Struct):
+    video: str
+
+
+class _Result(msgspec.Struct):
+    settings: _Settings
+
+
+def _taken(folder: Path, other: str, video: str) -> str:
+    return (
+        f"{folder} is for the results of {other}, and {redact(video)} has the same name; rename "
+        "one of them, or give each an out of its own"
+    )

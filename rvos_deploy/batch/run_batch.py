@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +16,13 @@ from rvos_deploy.batch.table import live_table
 from rvos_deploy.batch.worker import VideoOptions
 from rvos_deploy.bundle.folder import bundle_files, find_bundle
 from rvos_deploy.files import holding, sha256_file
-from rvos_deploy.ray_cluster import Shares, check_available, connected, count_workers
+from rvos_deploy.ray_cluster import (
+    Shares,
+    check_available,
+    connected,
+    count_workers,
+    describe_lack,
+)
 from rvos_deploy.runtime.segmenter_options import SegmenterOptions
 from rvos_deploy.video.sinks.result_file import RESULT
 
@@ -63,7 +70,7 @@ def run_batch(jobs: Sequence[Job], out: Path, options: BatchOptions) -> BatchRep
         InputError: an output would replace an input, ``out`` is locked by another batch or cannot
             be written, or a worker needs more GPUs than there are.
         BackendError: Ray is not installed or does not start, the cluster does not answer, or
-            the segmenter cannot be loaded.
+            no worker can load the segmenter.
     """
     check_available(options.address)
     bundle = find_bundle(options.segmenter.bundle)
@@ -117,10 +124,19 @@ def _run_due(
     shares = options.shares
     stopping.set_hint(f"give the same command again, and it goes on ({out / STATUS})")
     with connected(options.address, shares) as ray:
+        if (lack := describe_lack(ray, shares)) is not None:
+            _warn(lack)
         workers = min(shares.workers or max(1, count_workers(ray, shares)), len(due))
         make = worker_factory(ray, (options.segmenter, options.videos), shares)
         with live_table(lambda: [_of(status, job) for job in jobs]) as show:
-            Schedule(ray, make, workers, options.retries, status, show).run(due, out.absolute())
+            schedule = Schedule(ray, make, workers, options.retries, status, show, _warn)
+            schedule.run(due, out.absolute())
+
+
+def _warn(line: str) -> None:
+    """Print at once, while the batch runs; a live table stays below it."""
+    if sys.stderr is not None:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def _of(status: StatusFile, job: Job) -> VideoStatus:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,6 +41,9 @@ class Running:
 Show = Callable[[Sequence[Running]], None]
 """Called with the running videos, a few times a second."""
 
+Warn = Callable[[str], None]
+"""Called with one line for people."""
+
 
 @dataclass
 class _Task:
@@ -64,19 +67,23 @@ class Schedule:
         retries: int,
         status: StatusFile,
         show: Show | None = None,
+        warn: Warn = lambda line: None,
     ) -> None:
         """``make_worker``: from ``worker_factory``; ``show``: None asks workers no progress."""
+        self._warn = warn
         self._ray, self._make_worker, self._workers = ray, make_worker, workers
         self._retries, self._status, self._show = retries, status, show
         self._waiting: deque[Job] = deque()
         self._running: dict[Any, _Task] = {}
         self._idle: list[Any] = []
+        self._failures: Counter[str] = Counter()
+        """How often a video failed for a reason that may pass."""
 
     def run(self, jobs: Sequence[Job], out: Path) -> None:
         """Run the jobs to their end. After a stop or an error, running videos are due again.
 
         Raises:
-            BackendError: the segmenter cannot be loaded, or Ray itself failed.
+            BackendError: no worker can load the segmenter, or Ray itself failed.
         """
         self._waiting.extend(jobs)
         with stopping.deferred():
@@ -85,11 +92,15 @@ class Schedule:
                     self._assign(out)
                     self._collect(_POLL)
                     self._show_running()
+                    self._status.write_if_due()
                     stopping.check()
+                self._status.write()
             except self._ray.exceptions.RayError as error:
                 raise BackendError(f"Ray failed: {one_line(error)}; see --debug") from error
             finally:
                 self._stop_running()
+                with suppress(RvosError):  # the first error is the one
+                    self._status.write()
 
     def _assign(self, out: Path) -> None:
         changes = {}
@@ -110,39 +121,45 @@ class Schedule:
         ended, _ = self._ray.wait(list(self._running), timeout=patience)
         for reference in ended:
             task = self._running.pop(reference)
-            outcome, alive = self._outcome(reference)
+            outcome = self._outcome(reference)
             self._record(task, outcome)
-            # A worker without work ends with its last reference, and frees its share for others.
-            if alive and self._waiting:
+            # A worker without work ends with its last reference, and frees its share for others. So
+            # does one that failed for a reason that may pass: its GPU's context may be broken, and
+            # then every later video would fail on it.
+            sound = outcome.state != "unusable" and not outcome.transient
+            if sound and self._waiting:
                 self._idle.append(task.worker)
 
-    def _outcome(self, reference: Any) -> tuple[Outcome, bool]:
-        """Return what became of a video, and whether its worker lives."""
+    def _outcome(self, reference: Any) -> Outcome:
+        """Return what became of a video."""
         exceptions = self._ray.exceptions
         try:
-            return self._ray.get(reference), True
+            outcome: Outcome = self._ray.get(reference)
+            return outcome
         except exceptions.RayActorError:  # Ray's own text tells no more of the reason
             why = "the worker process ended, perhaps for lack of memory; fewer --workers need less"
-            return Outcome("failed", error=why, transient=True), False
+            return Outcome("failed", error=why, transient=True)
         except exceptions.RayTaskError as error:
             cause = error.cause
             why = one_line(f"{type(cause).__name__}: {cause}")
-            return Outcome("failed", error=why, transient=True), True
+            return Outcome("failed", error=why, transient=True)
         except exceptions.RayError as error:
-            return Outcome("failed", error=one_line(error), transient=True), False
+            return Outcome("failed", error=one_line(error), transient=True)
 
     def _record(self, task: _Task, outcome: Outcome) -> None:
         if outcome.state == "unusable":
             self._change(task.job, state="waiting")
-            raise BackendError(outcome.error or "the segmenter cannot be loaded")
+            self._leave_out(task.job, outcome.error or "the segmenter cannot be loaded")
+            return
         if outcome.state == "stopped":
             self._change(task.job, state="waiting")
             return
-        before = self._of(task.job)
-        if outcome.state == "failed" and outcome.transient and before.attempts <= self._retries:
-            self._change(task.job, state="waiting", error=outcome.error)
-            self._waiting.append(task.job)
-            return
+        if outcome.state == "failed" and outcome.transient:
+            self._failures[task.job.name] += 1
+            if self._failures[task.job.name] <= self._retries:
+                self._change(task.job, state="waiting", error=outcome.error)
+                self._waiting.append(task.job)
+                return
         self._change(
             task.job,
             state=outcome.state,
@@ -150,6 +167,18 @@ class Schedule:
             seconds=round(outcome.seconds, 3),
             error=outcome.error,
         )
+
+    def _leave_out(self, job: Job, why: str) -> None:
+        """Go on with one worker less, because the machine of this one may lack memory.
+
+        Raises:
+            BackendError: no worker is left.
+        """
+        self._workers -= 1
+        if not self._workers:
+            raise BackendError(why)
+        self._waiting.appendleft(job)
+        self._warn(f"a worker cannot start and is left out, {self._workers} left: {why}")
 
     def _stop_running(self) -> None:
         """After a stop or an error, let workers complete their files; the videos are due again."""
@@ -164,7 +193,7 @@ class Schedule:
             )
             for reference in references:
                 task = self._running.pop(reference)
-                outcome = self._outcome(reference)[0] if reference in ended else None
+                outcome = self._outcome(reference) if reference in ended else None
                 if outcome is not None and outcome.state in FINISHED:
                     self._record(task, outcome)
                 else:

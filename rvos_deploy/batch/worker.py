@@ -10,6 +10,7 @@ from typing import Literal
 from rvos_deploy.batch.jobs import Job
 from rvos_deploy.console.output import counted
 from rvos_deploy.errors import InputError, RvosError
+from rvos_deploy.files import sync_file_system
 from rvos_deploy.redaction import redact
 from rvos_deploy.runtime.run import RunOptions, run
 from rvos_deploy.runtime.segmenter import Segmenter
@@ -93,6 +94,8 @@ class Worker:
         )
         if report.stopped:
             return Outcome("stopped", report.frames, report.seconds)
+        # A video that counts as finished is never repeated, so its files must outlive a power cut.
+        sync_file_system(out)
         if report.damage:
             text = f"{report.damage}; complete before it: {counted(report.frames, 'frame')}"
             return Outcome("damaged", report.frames, report.seconds, text)

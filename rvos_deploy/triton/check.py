@@ -71,6 +71,7 @@ def ask(url: str, model: str, clip: GoldenClip, seconds: float) -> NDArray[np.bo
     Raises:
         InputError: the client is not installed.
         BackendError: the server does not answer, or refuses.
+        ParityError: an answer holds no masks, or those of another size than the first.
     """
     try:
         import tritonclient.grpc as client
@@ -101,8 +102,30 @@ def ask(url: str, model: str, clip: GoldenClip, seconds: float) -> NDArray[np.bo
                 sequence_end=number == last,
                 client_timeout=seconds,
             )
-            masks.append(answer.as_numpy("MASK"))
+            masks.append(_mask_of(answer, number))
+            if masks[-1].shape != masks[0].shape:
+                raise ParityError(
+                    f"the server returned masks {list(masks[0].shape)} for frame 0, and "
+                    f"{list(masks[-1].shape)} for frame {number}, though all frames have one size; "
+                    "export-triton this bundle again"
+                )
     return np.stack(masks)
+
+
+def _mask_of(answer: Any, frame: int) -> NDArray[np.bool_]:
+    """Return the masks of one answer. Raises ParityError: it holds none."""
+    try:
+        mask = answer.as_numpy("MASK")
+    except (ValueError, TypeError) as error:
+        found = f"a MASK that cannot be read ({one_line(error)})"
+    else:
+        if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
+            return mask
+        found = "no MASK" if mask is None else f"a MASK of {getattr(mask, 'dtype', type(mask))}"
+    raise ParityError(
+        f"the server returned {found} for frame {frame}, and bool [E, H, W] is needed; "
+        "export-triton this bundle again"
+    )
 
 
 @contextmanager

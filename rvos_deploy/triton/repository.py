@@ -17,6 +17,7 @@ from rvos_deploy.bundle.folder import MANIFEST, TOKENIZER, Bundle, bundle_files,
 from rvos_deploy.errors import InputError, ParityError
 from rvos_deploy.files import cannot_write, replacing_folder, sha256_file
 from rvos_deploy.overlap import refuse_overlap
+from rvos_deploy.triton.changes import hash_files, list_changes
 from rvos_deploy.triton.config_text import Device, graph_config, stream_config
 from rvos_deploy.triton.plans import TARGET, servable_plans, server_needs
 
@@ -29,7 +30,9 @@ STREAM = "stream"
 FORM = "rvos-deploy/triton/1"
 """What ``stream_model.py`` of the server's rvos-deploy must know of a repository."""
 MARK = "rvos-deploy.json"
-"""A file by which a repository is known as ours. It names our models; Triton ignores it."""
+"""A file by which a repository is known as ours. It names our models, and holds the hashes of our
+files, so that changes are seen. Triton ignores it."""
+_MOST_LISTED = 3
 MODEL = '''\
 """The sequence model of this repository. Its code is rvos_deploy.triton.stream_model."""
 
@@ -101,7 +104,8 @@ def export_repository(
     The bundle's files are hashed before they are copied, and the copies afterwards.
 
     Raises:
-        InputError: an option is wrong, or ``out`` holds something that export-triton did not write.
+        InputError: an option is wrong, or ``out`` holds something that export-triton did not write,
+            or that was changed since.
         BundleError: the bundle cannot be read, or its plans must not be served.
         ParityError: a copy differs from the bundle's file.
     """
@@ -117,6 +121,7 @@ def export_repository(
             "models": models,
             "graphs": options.graphs,
             "manifest_sha256": sha256_file(bundle.path / MANIFEST),
+            "files": hash_files(staging),
         }
         (staging / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
     return ExportedRepository(models, _needs(plans, options))
@@ -144,7 +149,7 @@ def _check_options(options: RepositoryOptions) -> None:
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
-    """Refuse to replace what export-triton did not write, models that were added to it included."""
+    """Refuse to replace what export-triton did not write, additions and changes included."""
     try:
         if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
             return
@@ -153,6 +158,9 @@ def _check_target(out: Path, overwrite: bool) -> None:
             raise ValueError("another program's file")
         ours = {MARK, *mark["models"]}
         strange = sorted(path.name for path in out.iterdir() if path.name not in ours)
+        hashes = mark.get("files")
+        if hashes is not None:
+            hashes = dict(hashes)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise InputError(
             f"{out} was not written by export-triton, so it is not replaced; choose another --out"
@@ -164,6 +172,18 @@ def _check_target(out: Path, overwrite: bool) -> None:
             f"{out} also holds {strange[0]}, which export-triton did not write, so it is not "
             "replaced; choose another --out, and give both to tritonserver (--model-repository may "
             "be repeated)"
+        )
+    if hashes is None:
+        raise InputError(
+            f"{out} was written by an older export-triton, which kept no hashes, so changes in it "
+            "would be lost unseen; move it away or delete it, or choose another --out"
+        )
+    if changes := list_changes(out, hashes, MARK):
+        more = f" and {len(changes) - _MOST_LISTED} more" if len(changes) > _MOST_LISTED else ""
+        raise InputError(
+            f"{out} was changed by hand, so it is not replaced: "
+            f"{', '.join(changes[:_MOST_LISTED])}{more}; move it away and put your changes into "
+            "the new one, or choose another --out"
         )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -16,8 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from rvos_deploy.batch.status_file import read_status
 from rvos_deploy.files import holding
 
 # Found, not imported: a batch sets Ray's variables before.
@@ -27,10 +29,8 @@ LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFF
 
 
 def status(out: Path) -> dict[str, Any]:
-    try:
-        return json.loads((out / "batch.json").read_text())["videos"]
-    except FileNotFoundError:
-        return {}
+    """What a batch knows that begins now."""
+    return {name: msgspec.to_builtins(one) for name, one in read_status(out).items()}
 
 
 def states(out: Path) -> dict[str, str]:
@@ -278,9 +278,9 @@ def test_on_a_cluster(
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         cluster = subprocess.Popen(
-            [Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={port}",
-             "--node-ip-address=127.0.0.1", "--num-cpus=2", "--include-dashboard=false",
-             "--disable-usage-stats", f"--temp-dir={folder}"],
+            [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block",
+             f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2",
+             "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
@@ -292,6 +292,18 @@ def test_on_a_cluster(
             assert (code, stderr) == (0, "")
             assert stdout == f"2 videos: 2 done -> {tmp_path / 'out'}\n"
             assert cluster.poll() is None
+
+            # No machine has the cores of one worker: Ray would wait and say nothing.
+            where = ("--address", f"127.0.0.1:{port}")
+            starved = batch(videos, *where, "--cpus", 3, out="starved")
+            stderr = starved.child.stderr
+            assert select.select([stderr], [], [], 120)[0]
+            line = stderr.readline()
+            assert line.startswith("warning: a worker needs 3 CPUs and 0 GPUs, and no machine of ")
+            assert "(machines: 2 CPUs and 0 GPUs); nothing runs until one joins" in line
+            starved.child.send_signal(signal.SIGTERM)
+            assert starved.end()[0] == 143
+            assert set(states(tmp_path / "starved").values()) == {"waiting"}
         finally:
             cluster.terminate()
             cluster.wait(60)

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from rvos_deploy.batch import SegmentVideos
 from rvos_deploy.errors import BackendError, BundleError, InputError
+from rvos_deploy.files import holding
 from rvos_deploy.stream_settings import StreamSettings
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_data.py"
@@ -55,6 +57,60 @@ def test_a_batch_of_rows(rows: dict[str, np.ndarray], tiny_bundle: Path, tmp_pat
     again = pickle.loads(pickle.dumps(segment))
     assert list(again(rows)["state"]) == ["done", "failed"]
     assert [mask.read_bytes() for mask in masks] == before
+
+
+def as_rows(*videos: object) -> dict[str, np.ndarray]:
+    expressions = np.empty(len(videos), dtype=object)
+    expressions[:] = [["the dog"]] * len(videos)
+    return {"video": np.array(list(map(str, videos))), "expressions": expressions}
+
+
+def test_no_video_replaces_the_results_of_another(
+    clips: Callable, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "a" / "x.mp4", tmp_path / "b" / "x.mp4"
+    for clip, place in zip(clips(2), (first, second), strict=True):
+        place.parent.mkdir()
+        clip.rename(place)
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    segment = SegmentVideos(out, tiny_bundle, backend="onnxruntime", settings=SETTINGS)
+
+    both = segment(as_rows("a/x.mp4", second, first))
+    assert list(both["state"]) == ["done", "failed", "failed"]
+    assert list(both["frames"]) == [4, 0, 0]
+    assert both["error"][1] == (
+        f"{out / 'x'} is for the results of {first}, and {second} has the same name; rename one of "
+        "them, or give each an out of its own"
+    )
+    written = (out / "x" / "result.json").read_bytes()
+
+    # In another batch, of another actor, which began somewhere else.
+    monkeypatch.chdir(tmp_path / "b")
+    other = SegmentVideos(out, tiny_bundle, backend="onnxruntime", settings=SETTINGS)
+    later = other(as_rows("x.mp4"))
+    assert (later["state"][0], later["error"][0]) == ("failed", both["error"][1])
+    assert (out / "x" / "result.json").read_bytes() == written
+    # The same video again, by another path.
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "a")
+    assert list(other(as_rows(link / "x.mp4"))["state"]) == ["done"]
+    assert (out / "x" / "result.json").read_bytes() != written
+
+
+def test_two_actors_do_not_write_into_one_folder(
+    clips: Callable, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (video,) = clips(1)
+    out = tmp_path / "out"
+    segment = SegmentVideos(out, tiny_bundle, backend="onnxruntime", settings=SETTINGS)
+    results = {}
+    with holding(out / video.stem, "writing into"):
+        thread = threading.Thread(target=lambda: results.update(segment(as_rows(video))))
+        thread.start()
+        thread.join()
+    assert results["state"][0] == "failed"
+    assert "another process is writing into" in results["error"][0]
 
 
 def test_what_is_refused(rows: dict[str, np.ndarray], tiny_bundle: Path, tmp_path: Path) -> None:

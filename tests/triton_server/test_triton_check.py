@@ -26,14 +26,21 @@ class GoldenServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, clip: GoldenClip) -> None:
         self.masks = clip.masks.copy()
         self.requests: list[Any] = []
+        self.third = ("BOOL", "MASK")
+        """Kind and name of the output from the third request on."""
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         if request.model_name != "rvos_stream":
             context.abort(grpc.StatusCode.NOT_FOUND, f"no model '{request.model_name}'")
         masks = self.masks[len(self.requests)]
         self.requests.append(request)
+        kind, name = ("BOOL", "MASK") if len(self.requests) < 3 else self.third
+        if kind == "half":
+            masks = masks[:, ::2]
         answer = service_pb2.ModelInferResponse(raw_output_contents=[masks.tobytes()])
-        answer.outputs.add(name="MASK", datatype="BOOL", shape=masks.shape)
+        shape = (*masks.shape[:2], masks.shape[2] + (kind == "cut"))
+        datatype = "UINT8" if kind == "UINT8" else "BOOL"
+        answer.outputs.add(name=name, datatype=datatype, shape=shape)
         return answer
 
 
@@ -95,6 +102,28 @@ def test_masks_of_another_shape_exit_with_1(golden: tuple[GoldenServer, str]) ->
     done = check("tiny", url)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "the server returned masks [5, 1, " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("third", "found"),
+    [
+        (("half", "MASK"), "for frame 0, and [2, "),
+        (
+            ("BOOL", "OTHER"),
+            "the server returned no MASK for frame 2, and bool [E, H, W] is needed",
+        ),
+        (("UINT8", "MASK"), "the server returned a MASK of uint8 for frame 2"),
+        (("cut", "MASK"), "the server returned a MASK that cannot be read (cannot reshape"),
+    ],
+)
+def test_answers_of_another_size_or_without_masks_exit_with_1(
+    golden: tuple[GoldenServer, str], third: tuple[str, str], found: str
+) -> None:
+    service, url = golden
+    service.third = third
+    done = check("tiny", url)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert found in done.stderr
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:1", "nowhere.invalid:8001", "::"])

@@ -213,6 +213,60 @@ def test_what_is_never_replaced(tmp_path: Path, rvos: Callable) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"models", "mine", "file"}
 
 
+def test_what_was_changed_by_hand_is_never_replaced(tmp_path: Path, rvos: Callable) -> None:
+    out = tmp_path / "models"
+    call = ("export-triton", "tiny", "--out", out, "--graphs", "in-process", "--overwrite")
+    assert rvos(*call).code == 0
+    config, second = out / "rvos_stream" / "config.pbtxt", out / "rvos_stream" / "2"
+
+    def refused(*found: str) -> None:
+        done = rvos(*call)
+        assert (done.code, done.stderr.count("\n")) == (2, 1)
+        for text in (*found, "was changed by hand, so it is not replaced", "choose another --out"):
+            assert text in done.stderr
+
+    written = config.read_text()
+    edited = written + '\nparameters { key: "EXECUTION_ENV_PATH" value { string_value: "/e" } }\n'
+    config.write_text(edited)
+    refused("rvos_stream/config.pbtxt (changed); move it away")
+    assert config.read_text() == edited
+    config.write_text(written)
+
+    second.mkdir()
+    for name in ("model.py", "a", "b", "c"):
+        (second / name).write_text("mine")
+    refused("rvos_stream/2/a (added), rvos_stream/2/b (added), rvos_stream/2/c (added) and 1 more;")
+    assert (second / "model.py").read_text() == "mine"
+    shutil.rmtree(second)
+
+    # Links: a version folder, and a file of ours that lies elsewhere now.
+    (tmp_path / "elsewhere").mkdir()
+    second.symlink_to(tmp_path / "elsewhere")
+    refused("rvos_stream/2 (added)")
+    second.unlink()
+    config.rename(tmp_path / "elsewhere" / "config.pbtxt")
+    config.symlink_to(tmp_path / "elsewhere" / "config.pbtxt")
+    refused("rvos_stream/config.pbtxt (changed)")
+    config.unlink()
+
+    # A missing file is not lost, and Python itself writes its cache.
+    (out / "rvos_stream" / "1" / "__pycache__").mkdir()
+    (out / "rvos_stream" / "1" / "__pycache__" / "model.cpython-312.pyc").write_bytes(b"x")
+    assert rvos(*call).code == 0
+    assert config.read_text() == written
+
+
+def test_a_repository_of_an_older_version_has_no_hashes(tmp_path: Path) -> None:
+    out, options = tmp_path / "r", RepositoryOptions(graphs="in-process", overwrite=True)
+    export_repository("tiny", out, options)
+    mark = json.loads((out / MARK).read_text())
+    for files, found in ((None, "an older export-triton"), (1, "not written by export-triton")):
+        changed = {**mark, "files": files}
+        (out / MARK).write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=found):
+            export_repository("tiny", out, options)
+
+
 @pytest.mark.parametrize(
     "content", ["", "{}", "[]", '{"schema": "x", "models": []}', '{"schema": 1}', "\\xff"]
 )
@@ -289,4 +343,8 @@ def test_the_mark_names_what_was_written(tmp_path: Path) -> None:
     written = export_repository("tiny", tmp_path / "r", RepositoryOptions())
     mark = json.loads((tmp_path / "r" / MARK).read_text())
     assert tuple(mark["models"]) == written.models
+    files = {file: tmp_path / "r" / file for file in mark["files"]}
+    assert mark["files"] == {name: sha256_file(file) for name, file in files.items()}
+    found = {path for path in (tmp_path / "r").rglob("*") if path.is_file()}
+    assert {*files.values()} == found - {tmp_path / "r" / MARK}
     assert mark["manifest_sha256"] == sha256_file(open_bundle("tiny").path / "manifest.json")
