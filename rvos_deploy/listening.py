@@ -52,12 +52,12 @@ def foreign(
         headers: of the request, with names in lower case, as ASGI has them.
         any_name: whether the server answers under every name, because it asks for a password.
     """
-    found = dict(headers)
-    host = found.get(b"host", b"").decode("latin-1")
+    found = {name: value.decode("latin-1").lower() for name, value in headers}
+    host = found.get(b"host", "")
     if not any_name and not is_loopback(_name(f"//{host}")):
         return "other_name"
     origin = found.get(b"origin")
-    if origin is not None and _place(origin.decode("latin-1")) != host:
+    if origin is not None and _place(origin) != host:
         return "other_site"
     return None
 
