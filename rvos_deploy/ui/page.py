@@ -31,7 +31,7 @@ CSS = """
 .found table {width: 100%; border-collapse: collapse; border-width: 0 !important}
 .found td, .found th {padding: 4px 8px; text-align: left}
 .found tr, .found td, .found th {border-width: 0 0 1px 0 !important; border-color: #8884 !important}
-.found .number {text-align: right; font-variant-numeric: tabular-nums}
+.found .number {text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums}
 .found .dot {display: inline-block; width: .9em; height: .9em; border-radius: 50%;
   margin-right: .5em; border: 1px solid #0006}
 """
@@ -71,7 +71,8 @@ def make_page(
                         streaming=True,
                         label="Camera",
                         height=260,
-                        webcam_options=gr.WebcamOptions(constraints=CAMERA),
+                        # Not mirrored: left is where it is for run, too.
+                        webcam_options=gr.WebcamOptions(mirror=False, constraints=CAMERA),
                     )
                     camera_line = gr.Markdown("Start the camera above. The newest frame wins.")
                 texts = gr.Textbox(

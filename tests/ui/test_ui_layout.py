@@ -22,6 +22,7 @@ def test_a_camera_that_sends_more_than_it_is_asked_for_is_accepted(tmp_path: Pat
         for one in page.config["components"]
         if (found := one["props"].get("webcam_options")) and one["props"]["label"] == "Camera"
     ]
+    assert camera["mirror"] is False  # "to the left" is what the camera sees
     asked = camera["constraints"]["video"]
     assert (asked["width"]["ideal"], asked["height"]["ideal"]) == (1280, 720)
     # "ideal" binds no browser; 1920x1440 is what Gradio asks for by itself.
