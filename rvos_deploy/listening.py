@@ -24,6 +24,17 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def callable_host(host: str) -> str:
+    """Return the host that a client on this machine calls, where a server listens on ``host``."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def url_of(host: str, port: int) -> str:
+    """Return the address that a client on this machine calls."""
+    called = callable_host(host)
+    return f"http://[{called}]:{port}" if ":" in called else f"http://{called}:{port}"
+
+
 def free_port(host: str, port: int) -> int:
     """Return the port, and check that it is free; 0: find a free one.
 

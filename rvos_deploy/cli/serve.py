@@ -168,6 +168,7 @@ def serve(
     from rvos_deploy.bundle.folder import open_bundle
     from rvos_deploy.console.extras import needs_extra
     from rvos_deploy.console.options import parse_size
+    from rvos_deploy.listening import url_of
     from rvos_deploy.ray_cluster import choose_shares
     from rvos_deploy.runtime.segmenter_options import plan_segmenter
     from rvos_deploy.stream_settings import StreamSettings
@@ -201,7 +202,7 @@ def serve(
     options = ServerOptions(segmenter, limits, allow_private_urls, token)
 
     def ready(port: int) -> None:
-        address = f"http://{_callable(host)}:{port}"
+        address = url_of(host, port)
         shown = (
             f"${TOKEN_VARIABLE}"
             if token_file is None
@@ -218,13 +219,6 @@ def serve(
 
 def _twice(size: tuple[int, int]) -> tuple[int, int]:
     return 2 * size[0], 2 * size[1]
-
-
-def _callable(host: str) -> str:
-    """Return the host of an address that a client on this machine can call."""
-    if host in ("0.0.0.0", "::"):
-        return "127.0.0.1" if host == "0.0.0.0" else "[::1]"
-    return f"[{host}]" if ":" in host else host
 
 
 def _token(file: Path | None) -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,12 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from rvos_deploy.admission import Admission
 from rvos_deploy.errors import InputError, RvosError
 from rvos_deploy.files import sha256_file
 from rvos_deploy.runtime.segmenter import Segmenter
 from rvos_deploy.runtime.segmenter_options import SegmenterOptions
-from rvos_deploy.serving.admission import Admission
+from rvos_deploy.serving.admission import refusal
 from rvos_deploy.serving.limits import (
     ClientGoneError,
     Deadline,
@@ -99,7 +101,7 @@ def make_app(
         ],
         lifespan=made.running,
     )
-    return Admission(app, options.token)
+    return Admission(app, partial(refusal, token=options.token))
 
 
 class Replica:

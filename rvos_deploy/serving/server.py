@@ -16,7 +16,7 @@ from typing import Any
 from rvos_deploy import stopping
 from rvos_deploy.errors import BackendError, InputError, one_line
 from rvos_deploy.files import temporary_folder
-from rvos_deploy.listening import free_port, is_loopback
+from rvos_deploy.listening import callable_host, free_port, is_loopback
 from rvos_deploy.ray_cluster import Shares, check_available, connected
 from rvos_deploy.serving.app import ServerOptions, make_app
 from rvos_deploy.serving.measurements import Board
@@ -148,7 +148,7 @@ def _deploy(serve: ModuleType, options: ServerOptions, shares: Shares, place: Pl
 
 def _wait_until_ready(options: ServerOptions, host: str, port: int, replicas: int) -> None:
     """Ask until every replica has said that it is ready. Raises BackendError."""
-    target = "127.0.0.1" if host in ("0.0.0.0", "localhost") else "::1" if host == "::" else host
+    target = callable_host(host)
     headers = {} if options.token is None else {"authorization": f"Bearer {options.token}"}
     deadline, ready = time.monotonic() + _READY_SECONDS, set[str]()
     while len(ready) < replicas:

@@ -144,13 +144,12 @@ class _Actions:
 
     def __init__(self, visitors: Visitors) -> None:
         self._visitors = visitors
-        self._thresholds: dict[str | None, float] = {}
 
     def segment(
         self, source: str | None, texts: str, threshold: float, request: gr.Request
     ) -> Iterator[tuple[Update, ...]]:
         visitor = self._visitors.of(request.session_hash)
-        self._thresholds[request.session_hash] = threshold
+        visitor.threshold = threshold
         with _errors_on_the_page():
             session = visitor.start_video(source, texts)
         hidden, off, on = gr.update(visible=False), _active(False), _active(True)
@@ -160,7 +159,7 @@ class _Actions:
             if (left := last + _SHOW_EVERY - time.monotonic()) > 0:
                 time.sleep(left)
             last, number = time.monotonic(), session.count - 1
-            now = self._thresholds.get(request.session_hash, threshold)
+            now = visitor.threshold
             yield (
                 _drawn(visitor, session, number, now),
                 session.progress(),
@@ -171,7 +170,7 @@ class _Actions:
             message = session.error or "no frame could be read"
             yield gr.update(), f"**{message}**", "", hidden, on, off, hidden, hidden
             return
-        now, number = self._thresholds.get(request.session_hash, threshold), session.count - 1
+        now, number = visitor.threshold, session.count - 1
         yield (
             _drawn(visitor, session, number, now),
             session.progress(),
@@ -188,8 +187,8 @@ class _Actions:
             session.stop()
 
     def redraw(self, place: float, threshold: float, request: gr.Request) -> tuple[Update, ...]:
-        self._thresholds[request.session_hash] = threshold
         visitor = self._visitors.of(request.session_hash)
+        visitor.threshold = threshold
         session = visitor.video
         if session is None or not session.count or not session.ended:
             return gr.update(), gr.update()  # the running video takes the threshold itself
@@ -235,7 +234,6 @@ class _Actions:
         return picture, line, _rows(rows)
 
     def leave(self, request: gr.Request) -> None:
-        self._thresholds.pop(request.session_hash, None)
         self._visitors.leave(request.session_hash)
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 # Before Gradio is imported: it sends no statistics, and asks for no newer version.
@@ -15,14 +16,16 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import Scope
 
 from rvos_deploy import stopping
+from rvos_deploy.admission import Admission
 from rvos_deploy.datasets.moving_sprites import Kind, sample_video
 from rvos_deploy.errors import BackendError, InputError, one_line
 from rvos_deploy.files import temporary_folder
-from rvos_deploy.listening import free_port, is_loopback
+from rvos_deploy.listening import foreign, free_port, is_loopback, url_of
 from rvos_deploy.runtime.segmenter import Segmenter
-from rvos_deploy.ui.admission import Admission
 from rvos_deploy.ui.page import CSS, make_page
 from rvos_deploy.ui.video_session import Limits
 from rvos_deploy.ui.visitors import Visitors
@@ -34,6 +37,11 @@ PACKAGED_NOTE = (
     "The packaged network knows **only rendered videos of moving shapes**, such as this one; on "
     "real videos its masks mean nothing."
 )
+_FOREIGN = {
+    "other_site": "refused: the request comes from a page of another site",
+    "other_name": "refused: without --auth-file this page answers under names of this machine "
+    "only; use 127.0.0.1",
+}
 OWN_NOTE = "This page shows your bundle, **{}**."
 
 
@@ -94,7 +102,7 @@ def show_forever(
         page = make_page(visitors, threshold, note, example)
         try:
             _launch(page, options, port)
-            on_ready(page.local_url or f"http://{options.host}:{port}")
+            on_ready(page.local_url or url_of(options.host, port))
             while True:
                 stopping.check()
                 visitors.sweep()
@@ -118,7 +126,8 @@ def _set_environment(served: Path) -> None:
 def _launch(page: gr.Blocks, options: PageOptions, port: int) -> None:
     middleware = []
     if not options.share:  # a shared page is for other sites' names; it has a password
-        middleware = [Middleware(Admission, any_name=options.auth is not None)]
+        refuse = partial(_refusal, any_name=options.auth is not None)
+        middleware = [Middleware(Admission, refusal=refuse)]
     stdout, sys.stdout = sys.stdout, sys.stderr  # Gradio prints lines of its own
     try:
         page.launch(
@@ -147,6 +156,12 @@ def _launch(page: gr.Blocks, options: PageOptions, port: int) -> None:
         raise BackendError(f"the page does not start: {one_line(error)}; see --debug") from error
     finally:
         sys.stdout = stdout
+
+
+def _refusal(scope: Scope, any_name: bool) -> PlainTextResponse | None:
+    """Return the answer to what a page of another site sends; Gradio itself allows most of it."""
+    reason = foreign(scope["headers"], any_name=any_name)
+    return None if reason is None else PlainTextResponse(_FOREIGN[reason], 403)
 
 
 def _example(folder: Path) -> tuple[Path, list[str]]:

@@ -39,6 +39,8 @@ class Visitor:
         self._shown: deque[Path] = deque()
         self._numbers = itertools.count()
         self._starting = self._closed = False
+        self.threshold = 0.5
+        """The newest one that the visitor chose; a running video follows it."""
         self.used = time.monotonic()
         """When the visitor last did something, by ``time.monotonic``."""
         self.video: VideoSession | None = None
@@ -81,6 +83,7 @@ class Visitor:
         """
         with self._lock:
             self._check_open()
+            self.used = time.monotonic()
             file = self._own_folder() / f"{next(self._numbers)}.jpeg"
             Picture.fromarray(image).save(file, "JPEG", quality=_QUALITY)
             self._shown.append(file)

@@ -17,7 +17,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from rvos_deploy.errors import InputError
-from rvos_deploy.listening import is_loopback
+from rvos_deploy.listening import is_loopback, url_of
 from rvos_deploy.ray_cluster import Shares
 from rvos_deploy.runtime.segmenter_options import SegmenterOptions
 from rvos_deploy.serving.app import ServerOptions
@@ -67,6 +67,20 @@ def test_other_machines_need_a_token() -> None:
     assert is_loopback("::1")
     assert is_loopback("localhost")
     assert not is_loopback("192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("fd00::1", "http://[fd00::1]:80"),
+        ("localhost", "http://localhost:80"),
+    ],
+)
+def test_the_address_that_is_printed_can_be_called(host: str, url: str) -> None:
+    assert url_of(host, 80) == url
 
 
 def test_refused_before_ray_starts(rvos: Callable, tmp_path: Path) -> None:
