@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rvos_deploy.errors import InputError
+from rvos_deploy.errors import InputError, one_line
 from rvos_deploy.graph_io.input_size import check_size
 from rvos_deploy.graph_io.precision_hint import PrecisionHint
 from rvos_deploy.runtime.backends.device_names import check_device, check_gpu
@@ -200,6 +200,8 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 def read_sides(text: str, example: str) -> tuple[int, int]:
     """Parse any ``HxW`` as (height, width). Raises InputError, which names ``example``."""
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise InputError(f"size '{text}' is not of the form HxW, for example {example}")
+    # Python refuses to read thousands of digits, and no side has six.
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 6 for part in parts):
+        shown = one_line(text, 40)
+        raise InputError(f"size '{shown}' is not of the form HxW, for example {example}")
     return int(parts[0]), int(parts[1])

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from rvos_deploy.errors import InputError, one_line
+from rvos_deploy.console.options import read_sides
 from rvos_deploy.serving.limits import RequestError
 from rvos_deploy.stream_settings import StreamSettings
 from rvos_deploy.video.sources.options import SourceOptions
@@ -37,6 +37,7 @@ class StreamFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         Raises InputError: a value is out of range.
         """
         named = self.size is not None or self.short_side is not None
+        size = None if self.size is None else read_sides(self.size, "256x448")
         return StreamSettings(
             mode=mode,
             lookahead=self.lookahead,
@@ -44,7 +45,7 @@ class StreamFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             anchors=self.anchors,
             threshold=self.threshold,
             fallback=self.fallback,
-            size=_sides(self.size) if named else defaults.size,
+            size=size if named else defaults.size,
             short_side=self.short_side if named else defaults.short_side,
             mask_budget=defaults.mask_budget,
         )
@@ -100,12 +101,3 @@ def live_fields(message: str) -> LiveFields:
 
 def _wrong(error: Exception) -> RequestError:
     return RequestError(422, "wrong_field", f"a field is wrong: {error}; see docs/serving.md")
-
-
-def _sides(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 6 for part in parts):
-        raise InputError(f"size '{one_line(text, 40)}' is not of the form HxW, for example 256x448")
-    return int(parts[0]), int(parts[1])

@@ -121,6 +121,12 @@ def test_a_size_that_cannot_be(refused: Callable[..., str], size: str, message: 
     assert message in error
 
 
+def test_a_size_of_thousands_of_digits(refused: Callable[..., str]) -> None:
+    error = refused("--size", "9" * 5000 + "x64")
+    assert "is not of the form HxW, for example 256x448" in error
+    assert len(error) < 200
+
+
 @pytest.mark.parametrize("threshold", ["1.01", "-0.1", "nan"])
 def test_a_threshold_out_of_range(refused: Callable[..., str], threshold: str) -> None:
     assert "threshold must lie in 0..1" in refused(f"--threshold={threshold}")
